@@ -1,0 +1,37 @@
+"""The operator's errors.
+
+Purpose: one exception that carries every problem found in a configuration, so that all are shown at once. Called by everything that
+reads, checks or resolves what the operator wrote. Never raised by the datapath: what the kernel refuses is counted there, not raised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong (or doubtful) in what the operator wrote.
+
+    file: path as the operator gave it, or "command line". line: 1-based, 0 when the problem has no line.
+    key: the dotted path, e.g. `receiver[0].to`, "" when there is none. why: what is wrong and how to mend it.
+    """
+
+    file: str
+    line: int
+    key: str
+    why: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.key}: {self.why}" if self.key else f"{where}: {self.why}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `problems` holds every problem found, in file order; never empty."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        if not problems:
+            raise ValueError("ConfigError needs at least one problem")
+        self.problems = problems
+        super().__init__("\n".join(str(p) for p in problems))
