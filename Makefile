@@ -1,0 +1,154 @@
+# The entry points. `make run` and `make test` are all that a newcomer needs: both install what is missing (with apt when root;
+# otherwise they say what is missing and stop), build into .venv and do nothing twice.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+CC ?= gcc
+
+V := .venv
+BIN := $(CURDIR)/$(V)/bin
+STAMPS := $(V)/stamps
+LOG := build/build.log
+
+# ---- what a change of which file rebuilds
+
+SOURCES := $(shell find fastpath -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h')
+PROBE_SOURCES := $(wildcard tests/ext/*.pyx tests/ext/*.pxd)
+PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
+TOOLS := $(patsubst bench/tools/%.c,build/tools/%,$(wildcard bench/tools/*.c))
+
+# ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
+
+TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
+	systemd man-db groff mandoc libcap2-bin
+
+.PHONY: all run build test lint asan tools bench clean build-needs test-needs
+.DELETE_ON_ERROR:
+
+all: build
+
+# ---- run
+
+run: build
+	@$(BIN)/samplicator demo
+
+# ---- build
+
+build: $(STAMPS)/ext
+
+# Packages of the build, by what is found to be missing; a wrong Python version is said, not repaired.
+define find_build_needs
+missing=; \
+command -v $(PYTHON) >/dev/null || missing="$$missing python3"; \
+command -v $(CC) >/dev/null || missing="$$missing gcc"; \
+printf '#include <stdio.h>\n#include <linux/udp.h>\n' | $(CC) -E - >/dev/null 2>&1 || missing="$$missing libc6-dev"; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+$(PYTHON) -c 'import os, sysconfig as s; os.stat(os.path.join(s.get_path("include"), "Python.h"))' 2>/dev/null || \
+	missing="$$missing python3-dev"
+endef
+
+# Installs $$missing with apt when that is possible; otherwise says what to install and stops. Test daemons are not started.
+define install_missing
+if [ -n "$$missing" ]; then \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "Missing packages (Debian names). Install them and run make again:" >&2; \
+		for package in $$missing; do echo "    $$package" >&2; done; exit 1; \
+	fi; \
+	policy=/usr/sbin/policy-rc.d; \
+	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
+fi
+endef
+
+build-needs:
+	@$(find_build_needs); $(install_missing)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one with PYTHON=python3.x" >&2; exit 1; }
+
+$(V)/bin/python: | build-needs
+	$(PYTHON) -m venv $(V)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade pip
+
+$(STAMPS)/build-tools: pyproject.toml | $(V)/bin/python
+	@mkdir -p $(STAMPS)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		>$(STAMPS)/build-requirements
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/build-requirements
+	@touch $@
+
+# The compiled module is built here, apart from pip, so that its whole log is kept: the loop runs without the GIL, and a line
+# that would take it back, or any other warning, ends the build. $(1) is SAMPLICATOR_PROBE.
+define compile
+@mkdir -p build
+@rm -rf build/cython
+@echo "Compiling the datapath (log: $(LOG))"
+@SAMPLICATOR_PROBE=$(1) $(BIN)/python setup.py build_ext --inplace >$(LOG) 2>&1 || { cat $(LOG); exit 1; }
+@! grep -nEi 'performance hint|warning: ' $(LOG) || { rm -rf build/cython; echo "The build log has hints or warnings." >&2; exit 1; }
+endef
+
+$(STAMPS)/ext: $(SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
+	$(call compile,0)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/ext-probe: $(PROBE_SOURCES) $(STAMPS)/ext
+	$(call compile,1)
+	@touch $@
+
+# ---- test
+
+# Debian packages of the tests that are not installed yet.
+define find_test_needs
+missing=; \
+for package in $(TEST_PACKAGES); do \
+	[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || missing="$$missing $$package"; \
+done
+endef
+
+test-needs: build-needs
+	@$(find_test_needs); $(install_missing)
+
+$(STAMPS)/test-tools: pyproject.toml $(STAMPS)/ext
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
+	@touch $@
+
+test: test-needs $(STAMPS)/test-tools $(STAMPS)/ext-probe tools
+	@$(MAKE) --no-print-directory lint
+	$(if $(ASAN),@$(MAKE) --no-print-directory asan)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/test-tools
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PATH=$(BIN):$$PATH $(BIN)/cython-lint fastpath tests/ext
+
+# ---- the suites that touch memory, under ASan and UBSan, in a build of its own
+
+ASAN_LIB := build/asan/lib
+ASAN_PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
+
+$(STAMPS)/asan: $(SOURCES) $(PROBE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject.toml $(STAMPS)/test-tools
+	@mkdir -p build
+	@rm -rf build/asan build/cython-asan
+	@echo "Compiling the datapath with ASan and UBSan (log: build/asan.log)"
+	@SAMPLICATOR_SANITIZE=1 SAMPLICATOR_PROBE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib $(ASAN_LIB) \
+		>build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
+	@touch $@
+
+asan: test-needs $(STAMPS)/asan
+	LD_PRELOAD="$(ASAN_PRELOAD)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+		PYTHONPATH=$(CURDIR)/$(ASAN_LIB) $(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/engine $(PYTEST_ARGS)
+
+# ---- traffic tools (C) and benchmarks
+
+tools: $(TOOLS)
+
+build/tools/%: bench/tools/%.c $(wildcard bench/tools/*.h)
+	@mkdir -p build/tools
+	$(CC) -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -o $@ $<
+
+bench: build tools
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf build dist $(STAMPS) pysrc/*.egg-info pysrc/samplicator/*.so
