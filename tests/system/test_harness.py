@@ -1,0 +1,73 @@
+"""The laboratory itself, proven with real parts and without our daemon: a fault of the harness must not look like
+one of the product.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from witness import checksum_state
+
+
+def test_every_pair_talks_over_both_families(lab: Lab) -> None:
+    for link, family, address in ((1, socket.AF_INET, lab.peer4(1)), (2, socket.AF_INET6, lab.peer6(2))):
+        receiver = lab.collector_socket(link, 9995, six=family == socket.AF_INET6)
+        sender = lab.relay.socket(family)
+        sender.sendto(b"hello", (address, 9995))
+        assert receiver.recv(100) == b"hello"
+
+
+@pytest.mark.parametrize("size", [0, 1, 1472, 1473, 9000, 65507])
+@pytest.mark.parametrize("six", [False, True])
+def test_witness_sees_what_the_kernel_sends(lab: Lab, size: int, six: bool) -> None:
+    tap = lab.tap(1)
+    address = lab.peer6(1) if six else lab.peer4(1)
+    lab.collector_socket(1, 9995, six=six)
+    sender = lab.relay.socket(socket.AF_INET6 if six else socket.AF_INET)
+    payload = os.urandom(size)
+    sender.sendto(payload, (address, 9995))
+    (seen,) = tap.collect(1)
+    assert (seen.payload, seen.checksum, seen.port, seen.ttl) == (payload, "good", 9995, 64)
+    assert seen.fragments == (1 if size + (48 if six else 28) <= 1500 else seen.fragments)
+
+
+def test_exporter_pool_is_local(lab: Lab) -> None:
+    receiver = lab.relay.socket(socket.AF_INET)
+    receiver.bind(("0.0.0.0", 2055))
+    receiver.settimeout(5)
+    for address in ("198.18.64.1", "198.18.200.7", "198.19.255.254"):
+        lab.exporter_socket(address, 50001).sendto(b"x", (lab.relay4(), 2055))
+        assert receiver.recvfrom(10)[1] == (address, 50001)
+
+
+def test_tshark_tells_good_checksums_from_bad_ones(lab: Lab) -> None:
+    shark = lab.tshark(1)
+    lab.collector_socket(1, 9995)
+    sender = lab.relay.socket(socket.AF_INET)
+    sender.sendto(b"good", (lab.peer4(1), 9995))
+    sender.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
+    sender.sendto(b"none", (lab.peer4(1), 9995))
+    raw = lab.relay.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    raw.sendto(bytes.fromhex("07d0270b000b1234") + b"bad", (lab.peer4(1), 9995))
+    rows = {bytes.fromhex(row["udp.payload"]): row["udp.checksum.status"] for row in shark.rows()}
+    assert rows == {b"good": "1", b"none": "3", b"bad": "0"}
+
+
+def test_checksum_oracle() -> None:
+    datagram = bytes.fromhex("07d0270b000b0000") + b"abc"
+    assert checksum_state(bytes(4), bytes(4), datagram) == "zero"
+    assert checksum_state(bytes(16), bytes(16), datagram) == "bad"
+
+
+def test_nothing_is_left_behind() -> None:
+    lab = Lab()
+    names, directory = lab.names, lab.directory
+    sleeper = lab.start(["sleep", "1000"], lab.relay, "sleeper")
+    lab.close()
+    assert not sleeper.alive
+    assert not directory.exists()
+    assert not any(Path("/run/netns", name).exists() for name in names)
