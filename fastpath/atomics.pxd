@@ -1,0 +1,23 @@
+# cython: language_level=3
+"""Single-writer counters and the published pointer.
+
+A counter has one writer, its worker, which adds with a relaxed load and store: no lock prefix, no tearing. A scrape loads relaxed.
+A pointer is published with release and taken with acquire. Source: C11 7.17.3; HOUSE.md, "Life of a scrape".
+"""
+
+from uapi.net cimport u32, u64
+
+cdef extern from "uapi/compat.h" nogil:
+    u64 atomic_load64 "smp_load64"(const u64 *p)
+    void atomic_store64 "smp_store64"(u64 *p, u64 v)
+    u32 atomic_load32 "smp_load32"(const u32 *p)
+    void atomic_store32 "smp_store32"(u32 *p, u32 v)
+    void *atomic_load_acquire "smp_load_acquire"(void **p)
+    void *atomic_exchange "smp_exchange"(void **p, void *v)
+    u64 atomic_load64_acquire "smp_load64_acquire"(const u64 *p)
+    void atomic_store64_release "smp_store64_release"(u64 *p, u64 v)
+
+
+cdef inline void atomics_add(u64 *counter, u64 n) noexcept nogil:
+    """Adds n; the caller is the counter's only writer."""
+    atomic_store64(counter, atomic_load64(counter) + n)

@@ -1,0 +1,30 @@
+# cython: language_level=3
+"""One receive batch: what every later stage reads. Filled by rx/, read by match, sample and tx/.
+
+Invariants: entries 0..n-1 are whole datagrams (none truncated) of one listener; IPv4 exporters are held in IPv4-mapped form with
+family 4, unmapped once, at the door; `data` points into the arena of the worker and is valid until the next receive.
+"""
+
+from uapi.net cimport u8, u16, u32, u64
+
+cdef enum:
+    BATCH_LIMIT = 512              # datagrams a receive call at most
+
+ctypedef struct exporter_t:
+    u8 address[16]
+    u16 port_be
+    u8 family                      # 4 or 6
+    u8 ttl                         # as received, 0 = unknown
+    u8 tos                         # as received
+    u8 spare[3]
+
+ctypedef struct batch_t:
+    u32 n
+    u32 listener                   # index of the listener in the plan
+    const u8 *data[BATCH_LIMIT]
+    u32 length[BATCH_LIMIT]        # UDP payload bytes
+    u64 arrival_ns[BATCH_LIMIT]    # CLOCK_REALTIME in the kernel, 0 = unknown
+    exporter_t exporter[BATCH_LIMIT]
+    u32 sum[BATCH_LIMIT]           # payload sum, shared by all copies
+    u8 sum_known[BATCH_LIMIT]
+    u32 route[BATCH_LIMIT]         # route of each datagram, index into the plan's routes

@@ -1,0 +1,77 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""Per-worker cache of exporter sessions (address, port, listener) -> route. Bounded: forged sources evict, they never grow it.
+
+8-way set associative: a session lives in one set; the least recently seen of the set goes first. Entries of an older epoch (plan or memo of
+routes replaced) are free. Called by: the worker, one look-up per datagram. Must never allocate.
+"""
+
+from libc.string cimport memcmp, memcpy
+from match cimport match_hash
+from uapi.net cimport u8, u16, u32, u64
+
+cdef enum:
+    SESSION_WAYS = 8
+
+ctypedef struct session_t:
+    u8 address[16]
+    u16 port_be
+    u16 listener
+    u32 epoch                      # 0 = never used
+    u32 seen                       # batch number of the last datagram
+    u32 route
+
+ctypedef struct session_cache_t:
+    session_t *entries             # sets of SESSION_WAYS, 32 bytes an entry
+    u32 set_mask
+    u32 epoch                      # entries of another epoch are void
+    u32 now                        # batch number
+    u64 used
+    u64 misses
+    u64 evictions
+
+
+cdef inline session_t *session_find(session_cache_t *cache, const u8 *address, u16 port_be, u16 listener,
+                                    bint *hit) noexcept nogil:
+    """The session's entry (hit), or the entry it may take (not hit): the caller fills the route, session_take() the rest."""
+    cdef u32 h = match_hash(address) ^ (<u32>port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
+    cdef session_t *entry = &cache.entries[<size_t>((h ^ (h >> 15)) & cache.set_mask) * SESSION_WAYS]
+    cdef session_t *victim = entry
+    cdef u32 age, oldest = 0
+    cdef u32 i
+    for i in range(SESSION_WAYS):
+        if (entry.port_be == port_be and entry.listener == listener and entry.epoch == cache.epoch
+                and memcmp(entry.address, address, 16) == 0):
+            entry.seen = cache.now
+            hit[0] = True
+            return entry
+        age = 0xFFFFFFFF if entry.epoch != cache.epoch else cache.now - entry.seen
+        if age > oldest:
+            oldest = age
+            victim = entry
+        entry += 1
+    hit[0] = False
+    return victim
+
+
+cdef inline void session_take(session_cache_t *cache, session_t *entry, const u8 *address, u16 port_be, u16 listener,
+                              u32 route) noexcept nogil:
+    """Makes the entry this session's; what lived there is evicted."""
+    cache.misses += 1
+    if entry.epoch == cache.epoch:
+        cache.evictions += 1
+    else:
+        cache.used += 1
+    memcpy(entry.address, address, 16)
+    entry.port_be = port_be
+    entry.listener = listener
+    entry.epoch = cache.epoch
+    entry.seen = cache.now
+    entry.route = route
+
+
+cdef inline void session_void(session_cache_t *cache) noexcept nogil:
+    """Forgets all sessions at once by beginning a new epoch."""
+    cache.epoch += 1
+    if cache.epoch == 0:
+        cache.epoch = 1
+    cache.used = 0

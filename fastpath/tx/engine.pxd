@@ -1,0 +1,244 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""The engine seam: what a way out is, the ring its copies wait in, and the one function that sends them and owns every error.
+
+An engine's emit writes messages into the ring: it cannot fail, it accounts. tx_flush() hands them to the kernel through `tx.send`, a function
+pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it returns how many messages
+the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
+
+Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most, then count that copy, and do not wait
+again for this receiver until it has been clean for a while. Reports of the network about earlier copies (IP_RECVERR queue): booked against the
+receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next. No path drops the rest of a
+vector, no path exits.
+"""
+
+from libc.string cimport memcpy, memset
+from atomics cimport atomics_add
+from counters cimport (
+    REASON_COUNT, REASON_MESSAGE_TOO_LONG, REASON_NO_BUFFER_SPACE, REASON_NO_NEIGHBOR, REASON_NO_ROUTE, REASON_OTHER,
+    REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
+)
+from uapi.net cimport (
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EACCES, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EMSGSIZE, ENETDOWN,
+    ENETUNREACH, ENOBUFS, ENOMEM, EPERM, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, MSG_DONTWAIT, MSG_ERRQUEUE,
+    POLLOUT, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, cmsghdr, get_errno, iovec, mmsghdr, msghdr, nanosleep, poll, pollfd, recvmsg,
+    sendmmsg, sock_extended_err, timespec, u8, u16, u32, u64,
+)
+
+cdef enum:
+    TX_ENGINE_UDP = 0
+    TX_ENGINE_RAW = 1
+    TX_RING = 2048                 # messages; more than the 1365 fragments of the largest datagram at the smallest MTU
+    TX_HEADER = 64                 # header bytes reserved a message
+    TX_CONTROL = 64                # control bytes reserved a message
+    TX_WAITS = 2                   # waits for a full queue before a copy is given up
+    TX_WAIT_MS = 1
+    TX_CLEAN_FLUSHES = 64          # flushes without a full queue before waiting is tried again
+    TX_REPEATS = 4                 # repeats of one copy after reports about earlier ones
+    TX_REPORTS = 64                # reports read at one go
+
+ctypedef struct tx_copy_t:         # what a message of the ring stands for
+    u32 bytes                      # payload bytes of the copies that are complete with this message
+    u16 copies                     # how many they are; 0 = a fragment that is not the last
+    u16 rest                       # messages of the same copy that follow
+
+ctypedef struct tx_ring_t:
+    u32 n
+    mmsghdr *messages
+    iovec *vectors                 # two a message: header, payload
+    u8 *headers
+    u8 *control
+    tx_copy_t *copies
+
+ctypedef struct tx_t
+
+ctypedef int (*tx_send_t)(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil
+
+ctypedef struct tx_t:
+    tx_send_t send
+    void *script                   # of a scripted engine
+    tx_counters_t *counters
+    int fd
+    u32 mtu                        # path MTU in bytes; written by the control plane, relaxed
+    u32 freq
+    u32 pause_us                   # after each copy (the ancestor's -x)
+    int tos                        # -1 = as received
+    u8 engine
+    u8 family                      # of the receiver, 4 or 6
+    u8 ttl                         # 0 = as received
+    u8 checksum                    # 0 = UDP checksum zero (IPv4)
+    u8 reports                     # the socket has IP_RECVERR and can carry reports of ICMP
+    u8 has_source
+    u16 source_port_be             # 0 = the exporter's
+    u16 port_be
+    u8 source[16]                  # 4 bytes used for IPv4
+    u8 address[16]
+    u64 random_state               # of IP identifications
+    u32 clean                      # flushes since the last full queue; >= TX_CLEAN_FLUSHES: waiting is worth it
+    u64 debt                       # sum of owed
+    u64 owed[REASON_COUNT]         # copies reported as undelivered after they were counted as accepted
+
+
+cdef inline int tx_send_kernel(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
+    cdef int got = sendmmsg(tx.fd, messages, n, MSG_DONTWAIT)
+    return got if got > 0 else -get_errno()
+
+
+cdef inline u32 tx_random(tx_t *tx) noexcept nogil:
+    """Next IP identification, never 0 (the kernel replaces 0). xorshift64*, seeded from the system at creation."""
+    cdef u64 x = tx.random_state
+    cdef u32 value
+    x ^= x >> 12
+    x ^= x << 25
+    x ^= x >> 27
+    tx.random_state = x
+    value = <u32>((x * <u64>0x2545F4914F6CDD1D) >> 32)
+    return value if (value & 0xFFFF) else value + 1
+
+
+cdef inline u32 tx_reason(int error) noexcept nogil:
+    """Reason of a send call's own error."""
+    if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
+        return REASON_NO_BUFFER_SPACE
+    if error == ENETUNREACH or error == EHOSTUNREACH or error == ENETDOWN:
+        return REASON_NO_ROUTE
+    if error == EMSGSIZE:
+        return REASON_MESSAGE_TOO_LONG
+    if error == ECONNREFUSED:
+        return REASON_REFUSED
+    if error == EPERM or error == EACCES:
+        return REASON_PERMISSION
+    return REASON_OTHER
+
+
+cdef inline u32 tx_report_reason(u32 error) noexcept nogil:
+    """Reason of a report about an earlier copy (ICMP): host unreachable is what the kernel says of a neighbour that does not answer."""
+    if error == <u32>EHOSTUNREACH or error == <u32>EHOSTDOWN:
+        return REASON_NO_NEIGHBOR
+    return tx_reason(<int>error)
+
+
+cdef inline u32 tx_read_reports(tx_t *tx) noexcept nogil:
+    """Books the reports waiting in the socket's error queue (ip(7), IP_RECVERR); returns how many were taken, those not from ICMP too."""
+    cdef msghdr message
+    cdef cmsghdr *cmsg
+    cdef sock_extended_err report
+    cdef u8 control[512]
+    cdef u32 n = 0
+    cdef u32 reason
+    while n < TX_REPORTS:
+        memset(&message, 0, sizeof(message))
+        message.msg_control = control
+        message.msg_controllen = sizeof(control)
+        if recvmsg(tx.fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0:
+            break
+        n += 1
+        cmsg = CMSG_FIRSTHDR(&message)
+        while cmsg != NULL:
+            if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
+                    or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
+                memcpy(&report, CMSG_DATA(cmsg), sizeof(report))
+                if report.ee_origin == SO_EE_ORIGIN_ICMP or report.ee_origin == SO_EE_ORIGIN_ICMP6:
+                    reason = tx_report_reason(report.ee_errno)
+                    tx.owed[reason] += 1
+                    tx.debt += 1
+            cmsg = CMSG_NXTHDR(&message, cmsg)
+    return n
+
+
+cdef inline u64 tx_pay(tx_t *tx, u64 copies) noexcept nogil:
+    """Counts accepted copies under the reasons of earlier ones reported undelivered; returns how many. Keeps the law exact, counters rising."""
+    cdef u64 paid = 0
+    cdef u64 part
+    cdef u32 reason
+    for reason in range(REASON_COUNT):
+        part = tx.owed[reason]
+        if part > copies - paid:
+            part = copies - paid
+        tx.owed[reason] -= part
+        tx.debt -= part
+        paid += part
+        atomics_add(&tx.counters.dropped[reason], part)
+    return paid
+
+
+cdef inline void tx_account(tx_t *tx, tx_ring_t *ring, u32 first, u32 n) noexcept nogil:
+    """Counts the copies that are complete with the n messages the kernel took."""
+    cdef u64 copies = 0
+    cdef u64 octets = 0
+    cdef u64 paid
+    cdef u32 i
+    for i in range(first, first + n):
+        copies += ring.copies[i].copies
+        octets += ring.copies[i].bytes
+    if tx.debt and copies:
+        paid = tx_pay(tx, copies)
+        octets -= octets // copies * paid
+        copies -= paid
+    atomics_add(&tx.counters.sent, copies)
+    atomics_add(&tx.counters.sent_bytes, octets)
+
+
+cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept nogil:
+    """Gives up the copy that message i belongs to; returns the first message of the next copy."""
+    cdef u32 last = i + ring.copies[i].rest
+    atomics_add(&tx.counters.dropped[reason], ring.copies[last].copies)
+    return last + 1
+
+
+cdef inline void tx_wait(tx_t *tx, int error) noexcept nogil:
+    """Waits a little for room: in the socket's buffer (poll) or in the device's queue (no event tells, so a nap of 50 us)."""
+    cdef pollfd ready
+    cdef timespec nap
+    if error == EAGAIN:
+        ready.fd = tx.fd
+        ready.events = POLLOUT
+        ready.revents = 0
+        poll(&ready, 1, TX_WAIT_MS)
+    else:
+        nap.tv_sec = 0
+        nap.tv_nsec = 50000
+        nanosleep(&nap, NULL)
+
+
+cdef inline bint tx_again(tx_t *tx, int error, u32 tries) noexcept nogil:
+    """Whether the copy is to be sent again after its `tries`-th failure (from 1)."""
+    if error == EINTR:
+        return tries < 16
+    if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
+        if tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS:
+            tx.clean = 0
+            return False
+        tx_wait(tx, error)
+        return True
+    return tx.reports and tx_read_reports(tx) > 0 and tries <= TX_REPEATS
+
+
+cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
+    """Sends the ring and empties it: every copy in it is counted exactly once, as sent or dropped."""
+    cdef u32 i = 0
+    cdef u32 tries = 0
+    cdef int got
+    cdef timespec pause
+    if tx.clean < TX_CLEAN_FLUSHES:
+        tx.clean += 1
+    while i < ring.n:
+        got = tx.send(tx, &ring.messages[i], 1 if tx.pause_us else ring.n - i)
+        atomics_add(&tx.counters.calls, 1)
+        if got > 0:
+            tx_account(tx, ring, i, <u32>got)
+            i += <u32>got
+            tries = 0
+            if i < ring.n and tx.reports:
+                tx_read_reports(tx)
+            if tx.pause_us:
+                pause.tv_sec = tx.pause_us // 1000000
+                pause.tv_nsec = <long>(tx.pause_us % 1000000) * 1000
+                nanosleep(&pause, NULL)
+            continue
+        tries += 1
+        if tx_again(tx, -got, tries):
+            atomics_add(&tx.counters.retries, 1)
+            continue
+        i = tx_drop(tx, ring, i, tx_reason(-got))
+        tries = 0
+    ring.n = 0

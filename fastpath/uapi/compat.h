@@ -1,0 +1,50 @@
+/* What Cython cannot say: compiler built-ins, static asserts on what the kernel ABI promises, constants that old libc headers lack.
+ * Called by: atomics.pxd and the .pxd files of uapi/. Must never hold logic: a function here is one built-in with a name. */
+#ifndef SAMPLICATOR_COMPAT_H
+#define SAMPLICATOR_COMPAT_H
+
+#include <errno.h>
+#include <linux/errqueue.h>
+#include <linux/sock_diag.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103 /* include/uapi/linux/udp.h, 4.18 */
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104 /* include/uapi/linux/udp.h, 5.0 */
+#endif
+
+_Static_assert(sizeof(struct sockaddr_in) == 16, "ip(7)");
+_Static_assert(sizeof(struct sockaddr_in6) == 28, "ipv6(7)");
+_Static_assert(sizeof(struct iovec) == 2 * sizeof(void *), "readv(2)");
+_Static_assert(sizeof(struct sock_extended_err) == 16, "ip(7), IP_RECVERR");
+_Static_assert(sizeof(struct timespec) == 16, "64-bit time only");
+_Static_assert(sizeof(size_t) == 8, "64-bit only: counters are single stores");
+
+#define smp_likely(x) __builtin_expect(!!(x), 1)
+#define smp_unlikely(x) __builtin_expect(!!(x), 0)
+
+static inline uint64_t smp_load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void smp_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline uint32_t smp_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void smp_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void *smp_load_acquire(void *const *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void smp_store_release(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void *smp_exchange(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
+static inline uint64_t smp_load64_acquire(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void smp_store64_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int smp_errno(void) { return errno; }
+
+#endif
