@@ -1,7 +1,7 @@
 """What the Grafana dashboard shows: rows of panels, each with its PromQL and a sentence for the person who looks at it.
 
-Read by generate.py only. A query must return a series on a quiet, healthy instance too (no `> 0` filters): an empty panel
-looks like a broken one.
+Read by generate.py only. A query must return a series on a quiet, healthy instance too (no `> 0` filters): an empty
+panel looks like a broken one.
 """
 
 from __future__ import annotations
