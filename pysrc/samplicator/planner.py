@@ -10,8 +10,16 @@ as Capabilities) or import the compiled module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ipaddress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
+
+from samplicator.config.address import MAPPED, Endpoint, ParsedSource, address_text, endpoint_text
+from samplicator.config.model import Config, Loaded, Path, Receiver
+from samplicator.errors import ConfigError, Problem
+
+FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +36,18 @@ class ResolvedAddress:
         return 4 if len(self.address) == 4 else 6
 
 
+NameKey = tuple[str, int]
+"""A host name and the address family wanted: 0 (any), 4 or 6."""
+Resolved = Mapping[NameKey, tuple[ResolvedAddress, ...]]
+"""Where each host name points: its addresses, the one to use first. Missing or empty: it does not resolve."""
+
+
 def _nothing_is_local(address: bytes) -> bool:
     return False
+
+
+def _no_interface_is_missing(name: str) -> int:
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +62,7 @@ class Capabilities:
     net_admin: bool = False
     is_local: Callable[[bytes], bool] = field(default=_nothing_is_local, compare=False)
     cpus: tuple[int, ...] = (0,)
+    interface_index: Callable[[str], int] = field(default=_no_interface_is_missing, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +119,12 @@ class ReceiverSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceSpec:
-    """A source of a rule: family 0 (any) | 4 | 6, address and mask in IPv4-mapped form (16 bytes each), text as
-    written.
-    """
-
-    family: int
-    address: bytes
-    mask: bytes
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class RuleSpec:
     """A rule: sources, listener indexes (None = all), receiver indexes, whether later rules are skipped; text for
     people.
     """
 
-    sources: tuple[SourceSpec, ...]
+    sources: tuple[ParsedSource, ...]
     listeners: tuple[int, ...] | None
     receivers: tuple[int, ...]
     stop: bool
@@ -140,13 +147,303 @@ class PlanSpec:
     warnings: tuple[str, ...] = ()
 
 
-__all__ = [
-    "Capabilities",
-    "ListenerSpec",
-    "PlanSpec",
-    "ReceiverSpec",
-    "ResolvedAddress",
-    "RuleSpec",
-    "SocketSpec",
-    "SourceSpec",
-]
+NEEDS_NET_RAW: Final = (
+    "needs CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
+    'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
+)
+_MAPPED_MASK: Final = b"\xff" * 12
+
+
+def names_of(config: Config) -> dict[NameKey, Path]:
+    """Every host name the configuration uses, with the wanted family and the first place it stands at."""
+    found: dict[NameKey, Path] = {}
+    for index, listener in enumerate(config.listener):
+        for number, endpoint in enumerate(listener.endpoints):
+            if not endpoint.literal:
+                found.setdefault((endpoint.host, FAMILIES[listener.family]), ("listener", index, "listen", number))
+    for index, receiver in enumerate(config.receiver):
+        if not receiver.endpoint.literal:
+            found.setdefault((receiver.endpoint.host, FAMILIES[receiver.family]), ("receiver", index, "to"))
+    return found
+
+
+def source_names_of(loaded: Loaded) -> dict[NameKey, Path]:
+    """Every host name that a rule's `from` uses."""
+    return {
+        (source.host, source.family): ("rule", index, "from", number)
+        for index, sources in loaded.sources.items()
+        for number, source in enumerate(sources)
+        if source.host
+    }
+
+
+def compile(loaded: Loaded, resolved: Resolved, capabilities: Capabilities) -> PlanSpec:
+    """The plan of a configuration. Raises ConfigError with every problem: unknown names, missing rights, loops."""
+    return _Compiler(loaded, resolved, capabilities).run()
+
+
+class _Compiler:
+    def __init__(self, loaded: Loaded, resolved: Resolved, capabilities: Capabilities) -> None:
+        self.loaded = loaded
+        self.config = loaded.config
+        self.resolved = resolved
+        self.capabilities = capabilities
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+
+    def run(self) -> PlanSpec:
+        listeners = self.listeners()
+        ports: dict[int, list[SocketSpec]] = {}
+        for listener in listeners:
+            for socket in listener.sockets:
+                ports.setdefault(socket.port, []).append(socket)
+        receivers = tuple(
+            spec
+            for index, receiver in enumerate(self.config.receiver)
+            if (spec := self.receiver(index, receiver, ports)) is not None
+        )
+        workers, cpus = self.workers()
+        if self.problems:
+            raise ConfigError(self.problems)
+        datapath = self.config.datapath
+        return PlanSpec(
+            listeners=listeners,
+            receivers=receivers,
+            rules=self.rules(),
+            workers=workers,
+            cpus=cpus,
+            receive_buffer=datapath.receive_buffer,
+            send_buffer=datapath.send_buffer,
+            max_datagram=datapath.max_datagram,
+            batch=datapath.batch,
+            warnings=tuple(self.warnings),
+        )
+
+    def problem(self, path: Path, why: str) -> None:
+        self.problems.append(self.loaded.problem(path, why))
+
+    def lookup(self, endpoint: Endpoint, family: str, path: Path) -> ResolvedAddress | None:
+        if endpoint.literal:
+            return ResolvedAddress(endpoint.address, self.scope(endpoint.scope, path))
+        found = self.resolved.get((endpoint.host, FAMILIES[family]), ())
+        if not found:
+            self.problem(path, f"the host name {endpoint.host!r} does not resolve")
+            return None
+        return found[0]
+
+    def scope(self, scope: str, path: Path) -> int:
+        if not scope:
+            return 0
+        if scope.isdigit():
+            return int(scope)
+        index = self.capabilities.interface_index(scope)
+        if not index:
+            self.problem(path, f"there is no interface {scope!r}")
+        return index
+
+    # ------------------------------------------------------------------ listeners
+
+    def listeners(self) -> tuple[ListenerSpec, ...]:
+        bound: list[list[tuple[ResolvedAddress, int, str]]] = []
+        for index, listener in enumerate(self.config.listener):
+            if listener.interface and not self.capabilities.interface_index(listener.interface):
+                self.problem(("listener", index, "interface"), f"there is no interface {listener.interface!r}")
+            entries: list[tuple[ResolvedAddress, int, str]] = []
+            for number, endpoint in enumerate(listener.endpoints):
+                address = self.lookup(endpoint, listener.family, ("listener", index, "listen", number))
+                if address is not None:
+                    ports = range(endpoint.port, endpoint.last_port + 1)
+                    entries.extend((address, port, endpoint.scope) for port in ports)
+            bound.append(entries)
+        ports_v4 = {port for entries in bound for address, port, _ in entries if address.family == 4}
+        taken: dict[tuple[bytes, int, str], str] = {}
+        specs = []
+        for index, (listener, entries) in enumerate(zip(self.config.listener, bound, strict=True)):
+            sockets: list[SocketSpec] = []
+            for address, port, scope in entries:
+                text = address_text(address.address)
+                key = (address.address, port, scope or listener.interface)
+                if key in taken:
+                    why = f"{endpoint_text(text, port)} is already taken by listener {taken[key]!r}"
+                    self.problem(("listener", index, "listen"), why)
+                    continue
+                taken[key] = listener.name
+                groups = (group for group in listener.multicast if (":" in group) == (address.family == 6))
+                sockets.append(
+                    SocketSpec(
+                        listener=index,
+                        address=f"{text}%{scope}" if scope else text,
+                        port=port,
+                        family=address.family,
+                        v6only=address.family == 6 and not any(address.address) and port in ports_v4,
+                        interface=listener.interface,
+                        groups=tuple(groups),
+                    )
+                )
+            specs.append(ListenerSpec(index=index, name=listener.name, sockets=tuple(sockets)))
+        return tuple(specs)
+
+    # ------------------------------------------------------------------ receivers
+
+    def receiver(self, index: int, receiver: Receiver, ports: dict[int, list[SocketSpec]]) -> ReceiverSpec | None:
+        path: Path = ("receiver", index)
+        endpoint = receiver.endpoint
+        address = self.lookup(endpoint, receiver.family, (*path, "to"))
+        if address is None:
+            return None
+        self.guard_loop(path, receiver, address, endpoint.port, ports)
+        source: tuple[bytes, int] | None = None
+        if receiver.own_source is not None:
+            family, own, port = receiver.own_source
+            source = (own, port)
+            if family != address.family:
+                where = address_text(address.address)
+                self.problem((*path, "source"), f"an IPv{family} source cannot send to {where} (IPv{address.family})")
+                return None
+        engine, why = self.engine(path, receiver, address, source)
+        if engine == "udp" and source is not None and source[1]:
+            for socket in ports.get(source[1], []):
+                if parse_ip_bytes(socket.address) in (source[0], bytes(len(source[0]))):
+                    self.problem(
+                        (*path, "source"),
+                        f"port {source[1]} is a listener's own: a socket bound to it would take its datagrams; leave "
+                        'the port out, or use engine = "raw"',
+                    )
+        if not receiver.checksum and address.family == 6:
+            self.warnings.append(
+                f"receiver {receiver.name!r}: checksum = false has no effect over IPv6, where a UDP checksum is a must "
+                "(RFC 8200 section 8.1)"
+            )
+        return ReceiverSpec(
+            name=receiver.name,
+            address=address.address,
+            port=endpoint.port,
+            family=address.family,
+            scope_id=address.scope_id,
+            host=endpoint.host,
+            engine=engine,
+            engine_why=why,
+            spoof=receiver.spoof,
+            source=source,
+            checksum=receiver.checksum or address.family == 6,
+            freq=receiver.freq,
+            ttl=0 if receiver.ttl == "keep" else receiver.ttl,
+            tos=-1 if receiver.tos == "keep" else receiver.tos,
+            pause_us=receiver.pause_us,
+        )
+
+    def engine(
+        self, path: Path, receiver: Receiver, address: ResolvedAddress, source: tuple[bytes, int] | None
+    ) -> tuple[str, str]:
+        """The engine and, in one sentence, why."""
+        wanted = receiver.engine
+        foreign = source is not None and not self.capabilities.is_local(source[0])
+        if receiver.spoof and source is not None:
+            self.problem(
+                (*path, "source"), "spoof keeps the exporter's source: leave `source` out, or set spoof = false"
+            )
+        if wanted == "udp":
+            if receiver.spoof:
+                self.problem((*path, "engine"), 'engine "udp" cannot spoof; use "raw" or "auto"')
+            elif foreign and source is not None:
+                self.problem(
+                    (*path, "source"),
+                    f'{address_text(source[0])} is not an address of this host; engine "udp" can only bind to one',
+                )
+            return "udp", "configured: a UDP socket connected to the receiver, the kernel writes the headers"
+        if wanted == "raw":
+            reason = "configured: headers are written here, one raw socket per receiver"
+        elif receiver.spoof:
+            reason = "spoofed: the exporter's address and port are written into headers made here"
+        elif foreign and source is not None:
+            reason = f"the source {address_text(source[0])} is not an address of this host, so headers are made here"
+        else:
+            return "udp", "not spoofed: a UDP socket connected to the receiver is the cheapest way"
+        if not self.capabilities.net_raw:
+            key = "spoof" if receiver.spoof else "source" if wanted == "auto" else "engine"
+            self.problem((*path, key), f"a raw socket {NEEDS_NET_RAW}")
+        return "raw", reason
+
+    def guard_loop(
+        self,
+        path: Path,
+        receiver: Receiver,
+        address: ResolvedAddress,
+        port: int,
+        ports: dict[int, list[SocketSpec]],
+    ) -> None:
+        """A receiver that is one of our listeners would send us our own copies, for ever."""
+        sockets = [s for s in ports.get(port, []) if s.interface in ("", "lo")]
+        if not sockets:
+            return
+        text = address_text(address.address)
+        if text in {group for socket in sockets for group in socket.groups}:
+            hit: SocketSpec | None = next(s for s in sockets if text in s.groups)
+        elif not self.capabilities.is_local(address.address):
+            return
+        else:
+            hit = next((s for s in sockets if _takes(s, address)), None)
+        if hit is not None:
+            listener = self.config.listener[hit.listener].name
+            self.problem(
+                (*path, "to"),
+                f"receiver {receiver.name!r} at {endpoint_text(text, port)} is this host's own listener {listener!r} "
+                f"({endpoint_text(hit.address, hit.port)}): every datagram would come back for ever",
+            )
+
+    # ------------------------------------------------------------------ rules, workers
+
+    def rules(self) -> tuple[RuleSpec, ...]:
+        listener_index = {listener.name: index for index, listener in enumerate(self.config.listener)}
+        receiver_index = {receiver.name: index for index, receiver in enumerate(self.config.receiver)}
+        specs = []
+        for index, rule in enumerate(self.config.rule):
+            sources = tuple(s for source in self.loaded.sources[index] for s in self.expand(source))
+            listeners = tuple(dict.fromkeys(listener_index[name] for name in rule.listener)) if rule.listener else None
+            receivers = tuple(dict.fromkeys(receiver_index[name] for name in rule.to))
+            from_text = ", ".join(rule.from_) or "everything"
+            text = f"{from_text} -> {', '.join(rule.to) or 'nobody'}{' (stop)' if rule.stop else ''}"
+            specs.append(RuleSpec(sources, listeners, receivers, rule.stop, text))
+        return tuple(specs)
+
+    def expand(self, source: ParsedSource) -> list[ParsedSource]:
+        """A source as literals: a host name becomes each of its addresses, one that can never match becomes nothing."""
+        if not source.host:
+            return [] if source.never else [source]
+        literals = []
+        for address in self.resolved.get((source.host, source.family), ()):
+            full = address.address if address.family == 6 else MAPPED + address.address
+            mask = source.mask
+            if address.family == 4 and mask[:12] != _MAPPED_MASK:
+                continue
+            masked = bytes(a & m for a, m in zip(full, mask, strict=True))
+            literals.append(ParsedSource(address.family, masked, mask, source.text, source.host))
+        return literals
+
+    def workers(self) -> tuple[int, tuple[int, ...]]:
+        """Number of workers and the CPUs to pin them to. A fixed number without `cpus` is left to the scheduler."""
+        datapath = self.config.datapath
+        allowed = self.capabilities.cpus
+        for number, cpu in enumerate(datapath.cpus):
+            if cpu not in allowed:
+                may = ", ".join(map(str, allowed))
+                self.problem(("datapath", "cpus", number), f"CPU {cpu} is not one this process may run on ({may})")
+        cpus = tuple(dict.fromkeys(datapath.cpus))
+        if datapath.workers == "auto":
+            cpus = cpus or allowed
+            return len(cpus), cpus
+        if cpus and datapath.workers > len(cpus):
+            self.warnings.append(f"{datapath.workers} workers share {len(cpus)} CPUs: some will wait for each other")
+        return datapath.workers, cpus
+
+
+def parse_ip_bytes(text: str) -> bytes:
+    """4 or 16 bytes of an address text, scope ignored."""
+    return ipaddress.ip_address(text.partition("%")[0]).packed
+
+
+def _takes(socket: SocketSpec, address: ResolvedAddress) -> bool:
+    bound = parse_ip_bytes(socket.address)
+    if any(bound):
+        return bound == address.address
+    return socket.family == address.family or (socket.family == 6 and not socket.v6only)

@@ -1,0 +1,401 @@
+"""Sockets: every socket option of the datapath, and what the kernel must be asked about this host, in one place.
+
+Purpose: opens listener sockets, the sockets copies leave by, and short-lived probes. Invariants: a function either
+returns a ready, non-blocking, close-on-exec socket or raises OSError and has closed what it opened; a granted buffer
+size is always read back. Called by engines, supervisor and service. It must never block, and never keep a socket of
+its own.
+
+Option numbers that Python does not name are those of Linux (include/uapi/asm-generic/socket.h, linux/in.h,
+linux/in6.h).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from samplicator.planner import Capabilities, ReceiverSpec, SocketSpec
+
+SO_NO_CHECK: Final = 11
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
+SO_TIMESTAMPNS: Final = 35
+SO_MEMINFO: Final = 55
+IP_MTU_DISCOVER: Final = 10
+IP_RECVERR: Final = 11
+IP_RECVTTL: Final = 12
+IP_RECVTOS: Final = 13
+IP_MTU: Final = 14
+IP_MULTICAST_ALL: Final = 49
+IP_PMTUDISC_DONT: Final = 0
+IPV6_MTU_DISCOVER: Final = 23
+IPV6_MTU: Final = 24
+IPV6_RECVERR: Final = 25
+IPV6_MULTICAST_ALL: Final = 29
+IPV6_RECVHOPLIMIT: Final = 51
+IPV6_RECVTCLASS: Final = 66
+IPV6_TCLASS: Final = 67
+
+CAP_NET_ADMIN: Final = 12
+
+# What a way to a receiver may queue of what comes back (ICMP errors, stray answers): nobody reads it.
+TX_RECEIVE_BUFFER: Final = 4096
+
+NO_ROUTE_YET: Final = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EINVAL}
+)
+"""connect() failures that a later route, link or address mends: the receiver starts as down and is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemInfo:
+    """SO_MEMINFO of a socket: bytes queued for reading, its receive buffer limit, datagrams dropped (32 bits,
+    wraps).
+    """
+
+    queue_bytes: int
+    buffer_bytes: int
+    drops: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathProbe:
+    """What the route to a receiver is now. mtu: 0 = no route. source: our own address towards it, b"" = none."""
+
+    mtu: int
+    source: bytes
+    error: int = 0
+
+
+def _bool(sock: socket.socket, level: int, option: int, value: bool) -> None:
+    sock.setsockopt(level, option, 1 if value else 0)
+
+
+def _family(family: int) -> socket.AddressFamily:
+    return socket.AF_INET if family == 4 else socket.AF_INET6
+
+
+def _scoped(address: str) -> tuple[str, int]:
+    """ "fe80::1%eth0" -> ("fe80::1", index of eth0)."""
+    text, _, zone = address.partition("%")
+    if not zone:
+        return text, 0
+    return text, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+
+
+def endpoint(address: bytes, port: int, scope_id: int = 0) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The sockaddr of an address in network order."""
+    if len(address) == 4:
+        return socket.inet_ntop(socket.AF_INET, address), port
+    return socket.inet_ntop(socket.AF_INET6, address), port, 0, scope_id
+
+
+def text_of(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+
+
+# ---------------------------------------------------------------------------------------------------- listeners
+
+
+def open_listener(
+    spec: SocketSpec,
+    *,
+    receive_buffer: int,
+    ttl: bool,
+    tos: bool,
+    beside: Sequence[socket.socket] = (),
+    join: bool = True,
+) -> socket.socket:
+    """Opens and binds a listener socket.
+
+    beside: our other sockets on this port. With none the port is taken without SO_REUSEPORT, so that another process
+    that has it is found out (EADDRINUSE) instead of silently sharing the traffic; with some, SO_REUSEPORT is set on
+    all of them. join: only one of the sockets of a listener joins multicast groups, because the kernel copies
+    multicast to every member socket.
+    """
+    sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        if beside:
+            for other in beside:
+                _bool(other, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+            _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+        if spec.family == 6:
+            _bool(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.v6only)
+        if spec.interface:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, spec.interface.encode() + b"\0")
+        set_receive_buffer(sock, receive_buffer)
+        _bool(sock, socket.SOL_SOCKET, SO_TIMESTAMPNS, True)
+        set_kept_fields(sock, spec, ttl=ttl, tos=tos)
+        sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
+        if spec.family == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+        address, scope_id = _scoped(spec.address)
+        sock.bind((address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id))
+        if join:
+            for group in spec.groups:
+                _join(sock, group, spec.interface)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _join(sock: socket.socket, group: str, interface: str) -> None:
+    index = socket.if_nametoindex(interface) if interface else 0
+    if ":" in group:
+        request = socket.inet_pton(socket.AF_INET6, group) + struct.pack("@I", index)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
+    else:  # struct ip_mreqn
+        request = socket.inet_aton(group) + bytes(4) + struct.pack("@i", index)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+
+
+def set_receive_buffer(sock: socket.socket, size: int) -> int:
+    """Asks for `size` bytes, past net.core.rmem_max where the process may; returns what the kernel granted of it, in
+    the same unit.
+    """
+    with contextlib.suppress(PermissionError):
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+        return granted_receive_buffer(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    return granted_receive_buffer(sock)
+
+
+def granted_receive_buffer(sock: socket.socket) -> int:
+    """socket(7): the kernel doubles the value for its bookkeeping and returns the double; here it is in the unit
+    asked for.
+    """
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+def set_kept_fields(sock: socket.socket, spec: SocketSpec, *, ttl: bool, tos: bool) -> None:
+    """Has the kernel hand over TTL and TOS of each datagram when some receiver keeps them. Works on a live socket."""
+    if spec.family == 4 or not spec.v6only:  # a dual-stack socket receives IPv4 datagrams with IPv4 control messages
+        _bool(sock, socket.IPPROTO_IP, IP_RECVTTL, ttl)
+        _bool(sock, socket.IPPROTO_IP, IP_RECVTOS, tos)
+    if spec.family == 6:
+        _bool(sock, socket.IPPROTO_IPV6, IPV6_RECVHOPLIMIT, ttl)
+        _bool(sock, socket.IPPROTO_IPV6, IPV6_RECVTCLASS, tos)
+
+
+def meminfo(sock: socket.socket) -> MemInfo:
+    """Reads SO_MEMINFO (net/core/sock.c, sk_get_meminfo): nine u32, [0] rmem_alloc, [1] rcvbuf, [8] drops."""
+    fields = struct.unpack("@9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
+    return MemInfo(queue_bytes=fields[0], buffer_bytes=fields[1], drops=fields[8])
+
+
+# ---------------------------------------------------------------------------------------------------- ways out
+
+
+def _open_tx(family: int, kind: int, protocol: int, send_buffer: int) -> socket.socket:
+    sock = socket.socket(_family(family), kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TX_RECEIVE_BUFFER)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        _bool(sock, socket.SOL_SOCKET, socket.SO_BROADCAST, True)
+        if family == 4:
+            _bool(sock, socket.IPPROTO_IP, IP_RECVERR, True)
+        else:
+            _bool(sock, socket.IPPROTO_IPV6, IPV6_RECVERR, True)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
+    """The socket of the `udp` engine: bound when a source is set, connected when there is a route (see connect)."""
+    sock = _open_tx(spec.family, socket.SOCK_DGRAM, 0, send_buffer)
+    try:
+        ttl, tos = spec.ttl, spec.tos
+        if spec.family == 4:
+            sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)  # the kernel fragments, DF clear
+            _bool(sock, socket.SOL_SOCKET, SO_NO_CHECK, not spec.checksum)
+            if ttl:
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
+            if tos >= 0:
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_DONT)
+            if ttl:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
+            if tos >= 0:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TCLASS, tos)
+        if spec.source is not None:
+            address, port = spec.source
+            if port:  # one socket per worker, all from this port
+                _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+            sock.bind(endpoint(address, port, spec.scope_id))
+        connect(sock, spec)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def open_raw(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
+    """The socket of the `raw` engine: whole packets, header included (raw(7): IPPROTO_RAW implies IP_HDRINCL)."""
+    sock = _open_tx(spec.family, socket.SOCK_RAW, socket.IPPROTO_RAW, send_buffer)
+    try:
+        if spec.family == 4:
+            _bool(sock, socket.IPPROTO_IP, socket.IP_HDRINCL, True)
+        connect(sock, spec)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
+    """Connects to the receiver; False when there is no route yet (the supervisor tries again), OSError on anything
+    else.
+    """
+    port = spec.port if sock.type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) == socket.SOCK_DGRAM else 0
+    try:
+        sock.connect(endpoint(spec.address, port, spec.scope_id))
+    except OSError as error:
+        if error.errno in NO_ROUTE_YET:
+            return False
+        raise
+    return True
+
+
+def probe_path(address: bytes, port: int, scope_id: int = 0) -> PathProbe:
+    """Asks the routing table, through a connected socket, for path MTU and own source address. Sends nothing."""
+    family = 4 if len(address) == 4 else 6
+    with socket.socket(_family(family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        _bool(sock, socket.SOL_SOCKET, socket.SO_BROADCAST, True)
+        try:
+            sock.connect(endpoint(address, port, scope_id))
+            if family == 4:
+                mtu = sock.getsockopt(socket.IPPROTO_IP, IP_MTU)
+            else:
+                mtu = sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
+        except OSError as error:
+            return PathProbe(mtu=0, source=b"", error=error.errno or errno.EIO)
+        own = sock.getsockname()[0].partition("%")[0]
+    return PathProbe(
+        mtu=min(max(mtu, 68 if family == 4 else 1280), 65535), source=socket.inet_pton(_family(family), own)
+    )
+
+
+def reserve_source(spec: ReceiverSpec) -> tuple[socket.socket, tuple[bytes, int]]:
+    """An own address and port for raw copies that are not spoofed, held by a socket so that nobody else sends from
+    that port.
+    """
+    sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TX_RECEIVE_BUFFER)
+        wanted = spec.source[0] if spec.source else bytes(len(spec.address))
+        try:
+            sock.bind(endpoint(wanted, 0, spec.scope_id))
+        except OSError:  # not an address of this host: raw may write it all the same, only the port is ours
+            sock.bind(endpoint(bytes(len(spec.address)), 0))
+        port = sock.getsockname()[1]
+        if any(wanted):
+            return sock, (wanted, port)
+        probe = probe_path(spec.address, spec.port, spec.scope_id)
+        return sock, (probe.source or wanted, port)
+    except BaseException:
+        sock.close()
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------- the host
+
+
+def is_local(address: bytes) -> bool:
+    """Whether datagrams to this address come back to this host."""
+    if len(address) == 16 and address[:12] == bytes(10) + b"\xff\xff":
+        address = address[12:]
+    if not any(address):
+        return True
+    if len(address) == 4:
+        if address[0] == 127:
+            return True
+        if address[0] >= 224:
+            return False
+    elif address[0] == 0xFF:
+        return False
+    name = "ipv4" if len(address) == 4 else "ipv6"
+    if (
+        _sysctl(f"net/{name}/ip_nonlocal_bind") == 1
+    ):  # bind() proves nothing here; the source towards an own address is itself
+        return probe_path(address, 9).source == address
+    with socket.socket(_family(4 if len(address) == 4 else 6), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.bind(endpoint(address, 0))
+        except OSError as error:
+            # a link-local address cannot be bound without its interface
+            return error.errno == errno.EINVAL and probe_path(address, 9).source == address
+    return True
+
+
+def _sysctl(name: str) -> int:
+    try:
+        with open(f"/proc/sys/{name}", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def rmem_max() -> int:
+    """net.core.rmem_max, 0 when unknown."""
+    return _sysctl("net/core/rmem_max")
+
+
+def capabilities() -> Capabilities:
+    """What this process may do here, found by trying (NET_RAW) and by its effective set (NET_ADMIN)."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).close()
+        net_raw = True
+    except OSError:
+        net_raw = False
+    return Capabilities(
+        net_raw=net_raw,
+        net_admin=bool(_effective() >> CAP_NET_ADMIN & 1),
+        is_local=is_local,
+        cpus=tuple(sorted(os.sched_getaffinity(0))),
+        interface_index=interface_index,
+    )
+
+
+def interface_index(name: str) -> int:
+    """0 when there is no such interface."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
+def _effective() -> int:
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("CapEff:"):
+                    return int(line.split()[1], 16)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def raise_descriptor_limit() -> int:
+    """Raises RLIMIT_NOFILE to its hard limit; returns what holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard or hard == resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30
