@@ -1,0 +1,31 @@
+"""The files of the repository, for the guard tests: what git tracks or would track, never what a build left behind."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def files() -> tuple[Path, ...]:
+    """Paths relative to ROOT, sorted; deleted and ignored files are not among them."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")
+    return tuple(sorted(Path(name) for name in set(listed) if name and (ROOT / name).is_file()))
+
+
+def with_suffix(*suffixes: str) -> list[Path]:
+    return [path for path in files() if path.suffix in suffixes]
+
+
+def text(path: Path) -> str | None:
+    """The file's text, None when it is not text (captures, pictures)."""
+    data = (ROOT / path).read_bytes()
+    if b"\0" in data:
+        return None
+    return data.decode()

@@ -1,0 +1,71 @@
+"""Names, sizes and first lines of files; and that no file knows the machine it was written on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from guard_tree import ROOT, files, text, with_suffix
+
+FORBIDDEN_STEMS = {"utils", "util", "common", "helpers", "helper", "misc"}
+LONGEST = 450  # of the product; a test or a traffic tool may be a little longer
+LONGEST_ELSEWHERE = 500
+CODE = (".py", ".pyi", ".pyx", ".pxd", ".pxi", ".c", ".h", ".sh")
+TOP_LEVEL = {
+    ".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile",
+    "README.md", "bench", "deploy", "fastpath", "pyproject.toml", "pysrc", "setup.py", "tests",
+}  # fmt: skip
+
+# In pieces, or this file would be its own finding.
+MACHINE = re.compile("|".join(["/" + "work/", "/" + "tmp/contract", r"\." + "library/", "/" + "root/", "/" + "home/[a-z]"]))
+
+
+def test_top_level_is_the_agreed_one() -> None:
+    assert {path.parts[0] for path in files()} == TOP_LEVEL
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    assert [path for path in files() if path.stem.lower() in FORBIDDEN_STEMS] == []
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {str(path): len((ROOT / path).read_text().splitlines()) for path in with_suffix(*CODE)}
+    limit = {name: LONGEST_ELSEWHERE if name.startswith(("tests/", "bench/")) else LONGEST for name in lengths}
+    assert {name: lines for name, lines in lengths.items() if lines > limit[name]} == {}
+
+
+def test_no_path_of_a_machine() -> None:
+    found = []
+    for path in files():
+        for number, line in enumerate((text(path) or "").splitlines(), 1):
+            if MACHINE.search(line):
+                found.append(f"{path}:{number}: {line.strip()}")
+    assert found == []
+
+
+def opens_with_purpose(path: Path) -> bool:
+    """A docstring or comment of a sentence or more before the first code."""
+    lines = [line for line in (text(path) or "").splitlines() if line.strip()]
+    if lines and lines[0].startswith("#!"):
+        lines = lines[1:]
+    if lines and re.match(r"#\s*cython:", lines[0]):
+        lines = lines[1:]
+    return not lines or re.match(r'(r?"""|#\s*\S|/\*|//)', lines[0]) is not None
+
+
+@pytest.mark.parametrize("path", [str(p) for p in with_suffix(*CODE) if (ROOT / p).stat().st_size])
+def test_file_opens_with_its_purpose(path: str) -> None:
+    assert opens_with_purpose(Path(path)), f"{path}: says nothing about its purpose in its first line"
+
+
+@pytest.mark.parametrize("path", [str(p) for p in with_suffix(".pxd") if (ROOT / p).stat().st_size])
+def test_header_states_its_own_directives(path: str) -> None:
+    """A .pxd does not take over the directives of the file that cimports it."""
+    assert (ROOT / path).read_text().startswith("# cython: language_level=3"), path
+
+
+def test_licence_is_whole() -> None:
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence

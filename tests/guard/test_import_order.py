@@ -1,0 +1,190 @@
+"""One direction of imports, in Python and in Cython, and a fixed address for every third-party package.
+
+What is imported for types only (`if TYPE_CHECKING:`) does not count for the direction: it does not exist at run time.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guard_tree import ROOT, files
+
+PACKAGE = ROOT / "pysrc" / "samplicator"
+
+# From the ground up. A module imports at run time only from layers below its own; config/ also within itself.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"", "errors", "catalogue"}),
+    frozenset({"config"}),
+    frozenset({"logs", "notify", "watch", "planner"}),
+    frozenset({"resolve", "sockets"}),
+    frozenset({"engines"}),
+    frozenset({"supervisor"}),
+    frozenset({"explain"}),
+    frozenset({"reload", "metrics"}),
+    frozenset({"http"}),
+    frozenset({"service"}),
+    frozenset({"demo"}),
+    frozenset({"cli"}),
+)
+USES_FASTPATH = {"supervisor", "engines", "metrics"}
+THIRD_PARTY: dict[str, set[str]] = {
+    "uvloop": {"service"},
+    "aiohttp": {"http", "service"},
+    "prometheus_client": {"metrics"},
+    "orjson": {"http"},
+    "pydantic": {"config"},
+    "pydantic_core": {"config"},
+    "tomlkit": {"config"},
+    "rich": {"demo", "cli"},
+}
+CONFIG_NEVER = {"socket", "asyncio", "uvloop", "threading", "ctypes"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(ROOT / p): ROOT / p for p in files() if p.suffix == ".py" and p.is_relative_to("pysrc/samplicator")}
+
+
+def top(module: str) -> str:
+    """The word that LAYERS knows a module by: `config.model` is `config`."""
+    return module.split(".")[0]
+
+
+def layer(module: str) -> int:
+    for number, names in enumerate(LAYERS):
+        if top(module) in names:
+            return number
+    raise AssertionError(f"module {module} is in no layer: give it one in LAYERS")
+
+
+def walk(node: ast.AST, typing_only: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, typing_only
+        elif isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for statement in child.body:
+                if isinstance(statement, ast.Import | ast.ImportFrom):
+                    yield statement, True
+        else:
+            yield from walk(child, typing_only)
+
+
+def imported(module: str) -> Iterator[tuple[str, bool]]:
+    """(dotted name, for types only) of everything the module imports; relative imports made absolute."""
+    path = MODULES[module]
+    package = ("samplicator." + module).split(".") if path.stem == "__init__" else ("samplicator." + module).split(".")[:-1]
+    for node, typing_only in walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, typing_only
+        else:
+            base = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                submodule = f"{start}.{alias.name}".removeprefix("samplicator.")
+                is_module = start.startswith("samplicator") and (submodule in MODULES or submodule == "_fastpath")
+                yield (f"{start}.{alias.name}" if is_module else start), typing_only
+
+
+def own(name: str) -> str | None:
+    """`samplicator.config.model` -> `config.model`; None for what is not ours."""
+    if name == "samplicator":
+        return ""
+    return name.removeprefix("samplicator.") if name.startswith("samplicator.") else None
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down(module: str) -> None:
+    for name, typing_only in imported(module):
+        target = own(name)
+        if target is None or typing_only or top(target) == "_fastpath" or top(target) == top(module):
+            continue
+        assert layer(target) < layer(module), f"{module} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_fastpath_has_three_users(module: str) -> None:
+    if any(own(name) == "_fastpath" for name, _ in imported(module)):
+        assert top(module) in USES_FASTPATH, f"{module} imports _fastpath"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_third_party_packages_have_an_address(module: str) -> None:
+    for name, _ in imported(module):
+        package = name.split(".")[0]
+        if own(name) is not None or package in sys.stdlib_module_names:
+            continue
+        assert package in THIRD_PARTY, f"{module} imports {package}, which has no address"
+        assert top(module) in THIRD_PARTY[package], f"{module} imports {package}, which lives in {THIRD_PARTY[package]}"
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if top(m) == "config"))
+def test_config_does_no_io_but_files(module: str) -> None:
+    assert {name.split(".")[0] for name, _ in imported(module)} & CONFIG_NEVER == set()
+
+
+# ---- Cython
+
+FASTPATH_LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"uapi"}),
+    frozenset({"atomics"}),
+    frozenset({"counters", "wire", "batch", "plan"}),
+    frozenset({"match", "sample", "flow"}),
+    frozenset({"session"}),
+    frozenset({"rx", "tx"}),
+    frozenset({"worker", "_fastpath"}),
+)
+FASTPATH = {
+    str(p.relative_to("fastpath")): ROOT / p for p in files() if p.suffix in (".pxd", ".pyx") and p.is_relative_to("fastpath")
+}
+CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport|cimport\s+([\w.]+))", re.MULTILINE)
+PURE = {"wire.pxd", "match.pxd", "sample.pxd", "flow.pxd", "session.pxd", "batch.pxd", "plan.pxd"}
+# What a file that does no I/O takes from the kernel's declarations: integer types and byte order.
+PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|htobe\d+|be\d+toh)$")
+
+
+def fastpath_layer(name: str) -> int | None:
+    first = name.split(".")[0]
+    return next((number for number, names in enumerate(FASTPATH_LAYERS) if first in names), None)
+
+
+@pytest.mark.parametrize("name", sorted(FASTPATH))
+def test_cimports_go_down(name: str) -> None:
+    here = fastpath_layer(name.replace("/", ".").removesuffix(Path(name).suffix))
+    assert here is not None, f"{name} is in no layer: give it one in FASTPATH_LAYERS"
+    for match in CIMPORT.finditer(FASTPATH[name].read_text()):
+        target = match[1] or match[2]
+        if target.startswith(("libc", "cpython", "posix")):
+            continue
+        there = fastpath_layer(target)
+        assert there is not None, f"{name} cimports {target}, which is in no layer"
+        same = there == here and target.split(".")[0] == name.split("/")[0]
+        assert there < here or same, f"{name} cimports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("name", sorted(PURE & set(FASTPATH)))
+def test_pure_files_do_no_io(name: str) -> None:
+    """Bytes in, bytes out: they take types and byte order from uapi, never a system call."""
+    source = FASTPATH[name].read_text()
+    taken = re.findall(r"^from uapi\.\w+ cimport\s+(\([^)]*\)|[^\n]*)", source, re.MULTILINE)
+    names = {word for group in taken for word in re.findall(r"\w+", group)}
+    assert {word for word in names if not PURE_FROM_UAPI.match(word)} == set()
+
+
+def test_the_datapath_sees_no_python_below_its_handles() -> None:
+    """Headers hold no Python objects: no `object`, no `def`, and every function says noexcept nogil."""
+    for name, path in FASTPATH.items():
+        if not name.endswith(".pxd"):
+            continue
+        source = path.read_text()
+        assert not re.search(r"^\s*def\s", source, re.MULTILINE), name
+        for match in re.finditer(r"^cdef inline [^\n]*\((?:[^()]|\([^()]*\))*\)([^\n]*):", source, re.MULTILINE):
+            assert "noexcept nogil" in match[1], f"{name}: {match[0].splitlines()[0]}"
