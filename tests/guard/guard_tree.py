@@ -14,7 +14,10 @@ def files() -> tuple[Path, ...]:
     """Paths relative to ROOT, sorted; deleted and ignored files are not among them."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split("\0")
     return tuple(sorted(Path(name) for name in set(listed) if name and (ROOT / name).is_file()))
 

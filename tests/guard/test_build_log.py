@@ -1,6 +1,7 @@
 """The build said nothing: no hint that a line takes the GIL, no warning. And the stub is true to what was built.
 
-`make` keeps the log of the last full build in build/build.log and stops at the same findings; this is the second pair of eyes.
+`make` keeps the log of the last full build in build/build.log and stops at the same findings; this is the second
+pair of eyes.
 """
 
 from __future__ import annotations
@@ -36,8 +37,17 @@ def test_build_is_silent(log: str) -> None:
 def test_stub_is_true() -> None:
     allowlist = Path(__file__).with_name("stubtest.allow")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy.stubtest", "samplicator._fastpath", "--allowlist", str(allowlist),
-         "--ignore-unused-allowlist"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "mypy.stubtest",
+            "samplicator._fastpath",
+            "--allowlist",
+            str(allowlist),
+            "--ignore-unused-allowlist",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,12 +13,28 @@ LONGEST = 450  # of the product; a test or a traffic tool may be a little longer
 LONGEST_ELSEWHERE = 500
 CODE = (".py", ".pyi", ".pyx", ".pxd", ".pxi", ".c", ".h", ".sh")
 TOP_LEVEL = {
-    ".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile",
-    "README.md", "bench", "deploy", "fastpath", "pyproject.toml", "pysrc", "setup.py", "tests",
-}  # fmt: skip
+    ".ci",
+    ".gitignore",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "bench",
+    "deploy",
+    "fastpath",
+    "pyproject.toml",
+    "pysrc",
+    "setup.py",
+    "tests",
+}
 
 # In pieces, or this file would be its own finding.
-MACHINE = re.compile("|".join(["/" + "work/", "/" + "tmp/contract", r"\." + "library/", "/" + "root/", "/" + "home/[a-z]"]))
+MACHINE = re.compile(
+    "|".join(["/" + "work/", "/" + "tmp/contract", r"\." + "library/", "/" + "root/", "/" + "home/[a-z]"])
+)
 
 
 def test_top_level_is_the_agreed_one() -> None:

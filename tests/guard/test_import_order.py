@@ -50,7 +50,9 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-MODULES = {module_name(ROOT / p): ROOT / p for p in files() if p.suffix == ".py" and p.is_relative_to("pysrc/samplicator")}
+MODULES = {
+    module_name(ROOT / p): ROOT / p for p in files() if p.suffix == ".py" and p.is_relative_to("pysrc/samplicator")
+}
 
 
 def top(module: str) -> str:
@@ -80,7 +82,9 @@ def walk(node: ast.AST, typing_only: bool = False) -> Iterator[tuple[ast.Import 
 def imported(module: str) -> Iterator[tuple[str, bool]]:
     """(dotted name, for types only) of everything the module imports; relative imports made absolute."""
     path = MODULES[module]
-    package = ("samplicator." + module).split(".") if path.stem == "__init__" else ("samplicator." + module).split(".")[:-1]
+    package = (
+        ("samplicator." + module).split(".") if path.stem == "__init__" else ("samplicator." + module).split(".")[:-1]
+    )
     for node, typing_only in walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -143,7 +147,9 @@ FASTPATH_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"worker", "_fastpath"}),
 )
 FASTPATH = {
-    str(p.relative_to("fastpath")): ROOT / p for p in files() if p.suffix in (".pxd", ".pyx") and p.is_relative_to("fastpath")
+    str(p.relative_to("fastpath")): ROOT / p
+    for p in files()
+    if p.suffix in (".pxd", ".pyx") and p.is_relative_to("fastpath")
 }
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport|cimport\s+([\w.]+))", re.MULTILINE)
 PURE = {"wire.pxd", "match.pxd", "sample.pxd", "flow.pxd", "session.pxd", "batch.pxd", "plan.pxd"}
