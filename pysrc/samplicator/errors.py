@@ -28,10 +28,12 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. `problems` holds every problem found, in file order; never empty."""
+    """The configuration cannot be used. `problems` holds every problem found, in file order; never empty.
+    `warnings`: what was doubtful besides, shown with the problems by `check`."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], warnings: list[Problem] | None = None) -> None:
         if not problems:
             raise ValueError("ConfigError needs at least one problem")
         self.problems = problems
+        self.warnings = warnings or []
         super().__init__("\n".join(str(p) for p in problems))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,9 +23,7 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
-    model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from samplicator.config.address import (
     EVERYTHING,
@@ -66,11 +64,6 @@ MAX_SOCKET_BUFFER = 2**31 - 1
 
 Path = tuple[str | int, ...]
 """Where a value stands in the configuration, as ("receiver", 0, "to")."""
-
-
-def field_error(key: str, why: str) -> PydanticCustomError:
-    """An error of one key raised by a check of the whole table; the loaders put `key` into the path they report."""
-    return PydanticCustomError("table_check", cast(Any, why.replace("{", "{{").replace("}", "}}")), {"key": key})
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -262,16 +255,6 @@ class Listener(Table):
     def endpoints(self) -> list[Endpoint]:
         """`listen`, parsed, in order."""
         return [parse_listen(text) for text in self.listen]
-
-    @model_validator(mode="after")
-    def _groups_have_sockets(self) -> Listener:
-        families = {endpoint.family for endpoint in self.endpoints}
-        for group in self.multicast:
-            literal = parse_ip(group)
-            if literal is not None and 0 not in families and literal[0] not in families:
-                want = "0.0.0.0:PORT" if literal[0] == 4 else "[::]:PORT"
-                raise field_error("multicast", f"{group}: no `listen` entry of its address family; add {want}")
-        return self
 
 
 class Receiver(Table):

@@ -1,0 +1,320 @@
+"""Checks of how the values of a configuration go together.
+
+Purpose: everything that one value alone cannot tell: names, references, addresses used twice, rules that cannot fire.
+Works on a Draft, whose tables may be missing where they are broken, so that these findings come in the same run as the
+broken values. Called by config.toml and config.legacy. Never raises, never reads a file, never resolves a name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from samplicator.config.address import EVERYTHING, ParsedSource, parse_ip, parse_source
+from samplicator.config.model import Config, Datapath, Listener, Path, Receiver, Rule
+
+IPFIX_PORTS = (4739, 4740)
+MAX_SUGGESTIONS = 20
+"""Similar names are looked for this often in one run; with thousands of unknown names it would take long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong (error) or doubtful (not error) at a path."""
+
+    path: Path
+    why: str
+    error: bool = True
+
+
+@dataclass
+class Draft:
+    """A configuration on its way in. None stands for a table that is too broken to look at; names keep what could be
+    read."""
+
+    datapath: Datapath
+    listener: Sequence[Listener | None]
+    receiver: Sequence[Receiver | None]
+    rule: Sequence[Rule | None]
+    listener_names: Sequence[str | None]
+    receiver_names: Sequence[str | None]
+    sources: dict[int, tuple[ParsedSource, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Config, sources: dict[int, tuple[ParsedSource, ...]]) -> Draft:
+        """The draft of a complete configuration."""
+        return cls(
+            config.datapath,
+            config.listener,
+            config.receiver,
+            config.rule,
+            [listener.name for listener in config.listener],
+            [receiver.name for receiver in config.receiver],
+            sources,
+        )
+
+
+class Suggest:
+    """The nearest known word, a bounded number of times."""
+
+    def __init__(self) -> None:
+        self.left = MAX_SUGGESTIONS
+
+    def __call__(self, word: str, known: Iterable[str]) -> str:
+        """`; did you mean 'x'?`, or nothing."""
+        if self.left <= 0:
+            return ""
+        self.left -= 1
+        near = difflib.get_close_matches(word, list(known), 1)
+        return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
+    """Every finding of a TOML file's draft."""
+    suggest = suggest or Suggest()
+    findings: list[Finding] = []
+    findings += _presence(draft)
+    findings += _duplicates("listener", draft.listener_names)
+    findings += _duplicates("receiver", draft.receiver_names)
+    findings += _datapath(draft.datapath)
+    findings += check_listeners(draft.listener)
+    for index, receiver in enumerate(draft.receiver):
+        if receiver is not None:
+            findings += _receiver(index, receiver)
+    findings += _host_bits(draft)
+    findings += _references(draft, suggest)
+    findings += _unused(draft)
+    findings += never_fires(draft)
+    findings += check_loops(draft.listener, draft.receiver)
+    findings += check_ipfix(draft.listener, draft.receiver)
+    return findings
+
+
+def _presence(draft: Draft) -> Iterator[Finding]:
+    if not draft.listener:
+        yield Finding(("listener",), 'no listener: add [[listener]] with name = "netflow", listen = ["0.0.0.0:2055"]')
+    if not draft.receiver:
+        yield Finding(("receiver",), 'no receiver: add [[receiver]] with name = "nfdump", to = "192.0.2.10:9995"')
+    elif not draft.rule:
+        why = "no rule: every datagram would be dropped; add [[rule]] with to = [...]"
+        yield Finding(("rule",), why, error=False)
+
+
+def _duplicates(table: str, names: Sequence[str | None]) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name is None:
+            continue
+        if name in first:
+            yield Finding((table, index, "name"), f"{name!r} is already the name of {table}[{first[name]}]")
+        else:
+            first[name] = index
+
+
+def _datapath(datapath: Datapath) -> Iterator[Finding]:
+    if len(set(datapath.cpus)) < len(datapath.cpus):
+        yield Finding(("datapath", "cpus"), "a CPU is listed twice; each worker needs its own")
+    elif datapath.cpus and datapath.workers != "auto" and datapath.workers > len(datapath.cpus):
+        why = f"{len(datapath.cpus)} CPUs for {datapath.workers} workers: some will share a CPU"
+        yield Finding(("datapath", "cpus"), why, error=False)
+
+
+def check_listeners(listeners: Sequence[Listener | None]) -> Iterator[Finding]:
+    """Sockets that would be bound twice, multicast groups without a socket of their family."""
+    bound: dict[tuple[str, str, int], tuple[int, int]] = {}
+    for index, listener in enumerate(listeners):
+        if listener is None:
+            continue
+        for entry, endpoint in enumerate(listener.endpoints):
+            interface = listener.interface or endpoint.scope
+            clash: tuple[int, int, int] | None = None
+            for port in range(endpoint.port, endpoint.last_port + 1):
+                other = bound.setdefault((endpoint.host, interface, port), (index, entry))
+                if other != (index, entry) and clash is None:
+                    clash = (*other, port)
+            if clash:
+                where = f"listener[{clash[0]}].listen[{clash[1]}]"
+                why = f"{endpoint.host} port {clash[2]} is bound by {where} already; leave one of them out"
+                yield Finding(("listener", index, "listen", entry), why)
+            if endpoint.scope and endpoint.family == 6 and listener.interface not in ("", endpoint.scope):
+                why = f"the address is on {endpoint.scope!r}, but interface = {listener.interface!r}"
+                yield Finding(("listener", index, "listen", entry), why)
+        families = {endpoint.family for endpoint in listener.endpoints}
+        for entry, group in enumerate(listener.multicast):
+            literal = parse_ip(group)
+            if literal and 0 not in families and literal[0] not in families:
+                want = "0.0.0.0:PORT" if literal[0] == 4 else "[::]:PORT"
+                why = f"{group}: `listen` has no entry of its address family; add {want}"
+                yield Finding(("listener", index, "multicast", entry), why)
+
+
+def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
+    endpoint, own = receiver.endpoint, receiver.own_source
+    family = endpoint.family or {"any": 0, "ipv4": 4, "ipv6": 6}[receiver.family]
+    if not receiver.checksum and family == 6:
+        why = "illegal over IPv6 (RFC 8200 section 8.1), the collector would drop every copy; write checksum = true"
+        yield Finding(("receiver", index, "checksum"), why)
+    if receiver.spoof and own:
+        why = "a spoofed copy has the exporter's source; leave out `source`, or write spoof = false"
+        yield Finding(("receiver", index, "source"), why)
+    if receiver.spoof and receiver.engine == "udp":
+        why = 'the udp engine sends from our own address; with spoof = true write engine = "auto" or "raw"'
+        yield Finding(("receiver", index, "engine"), why)
+    if own and family and own[0] != family:
+        why = f"an IPv{own[0]} source for a receiver that is reached over IPv{family}"
+        yield Finding(("receiver", index, "source"), why)
+    if receiver.family != "any" and endpoint.literal and endpoint.family != int(receiver.family[-1]):
+        yield Finding(("receiver", index, "family"), f"`to` is an IPv{endpoint.family} address; leave `family` out")
+    if endpoint.family == 6 and endpoint.address[:2] == b"\xfe\x80" and not endpoint.scope:
+        why = f"a link-local address needs its interface, as [{endpoint.host}%eth0]:{endpoint.port}"
+        yield Finding(("receiver", index, "to"), why)
+    if receiver.pause_us:
+        why = "the worker waits after each copy: all receivers are delayed, and datagrams may be lost"
+        yield Finding(("receiver", index, "pause_us"), why, error=False)
+
+
+def _host_bits(draft: Draft) -> Iterator[Finding]:
+    for index, rule in enumerate(draft.rule):
+        if rule is None:
+            continue
+        if not rule.from_ and "from_" in rule.model_fields_set:
+            why = "an empty list selects no exporter; leave `from` out to select every exporter"
+            yield Finding(("rule", index, "from"), why)
+        for entry, source in enumerate(draft.sources.get(index, ())):
+            if source.never:
+                why = f"{source.text}: bits are set outside the mask, so it would never match; write {source.corrected}"
+                yield Finding(("rule", index, "from", entry), why)
+
+
+def _references(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
+    known = {"to": {name for name in draft.receiver_names if name}, "listener": {n for n in draft.listener_names if n}}
+    for index, rule in enumerate(draft.rule):
+        if rule is None:
+            continue
+        for key, names, kind in (("to", rule.to, "receiver"), ("listener", rule.listener, "listener")):
+            seen: set[str] = set()
+            for entry, name in enumerate(names):
+                if name not in known[key]:
+                    hint = suggest(name, known[key])
+                    if not hint and 0 < len(known[key]) <= 10:
+                        hint = f" (known: {', '.join(sorted(known[key]))})"
+                    yield Finding(("rule", index, key, entry), f"unknown {kind} {name!r}{hint}")
+                elif name in seen:
+                    why = f"{name!r} is named twice" + ("; it gets one copy" if key == "to" else "")
+                    yield Finding(("rule", index, key, entry), why, error=False)
+                seen.add(name)
+        if not rule.to and not rule.stop:
+            why = "the rule does nothing; name receivers, or write stop = true to drop what it matches"
+            yield Finding(("rule", index, "to"), why, error=False)
+
+
+def _unused(draft: Draft) -> Iterator[Finding]:
+    if not draft.rule or None in draft.rule:
+        return
+    rules = [rule for rule in draft.rule if rule is not None]
+    used = {name for rule in rules for name in rule.to}
+    for index, name in enumerate(draft.receiver_names):
+        if name is not None and name not in used:
+            yield Finding(("receiver", index), f"no rule sends to {name!r}: it gets nothing", error=False)
+    heard = {name for rule in rules for name in rule.listener}
+    if all(rule.listener for rule in rules):
+        for index, name in enumerate(draft.listener_names):
+            if name is not None and name not in heard:
+                why = f"no rule takes datagrams of {name!r}: all of them are dropped"
+                yield Finding(("listener", index), why, error=False)
+
+
+class _Stopped:
+    """What earlier rules with `stop` cover, per listener: (family, mask) -> address -> the rule. "" is every
+    listener."""
+
+    def __init__(self, listeners: Sequence[str]) -> None:
+        self.listeners = listeners
+        self.cover: dict[str, dict[tuple[int, int], dict[int, int]]] = {}
+
+    def add(self, index: int, rule: Rule, sources: Iterable[ParsedSource]) -> None:
+        for name in rule.listener or [""]:
+            masks = self.cover.setdefault(name, {})
+            for source in sources:
+                if not source.host and not source.never:
+                    key = (source.family, int.from_bytes(source.mask, "big"))
+                    masks.setdefault(key, {}).setdefault(int.from_bytes(source.address, "big"), index)
+
+    def stopper(self, source: ParsedSource, name: str) -> int | None:
+        """The rule that stops this source on this listener."""
+        address, mask = int.from_bytes(source.address, "big"), int.from_bytes(source.mask, "big")
+        for masks in (self.cover.get("", {}), self.cover.get(name, {}) if name else {}):
+            for (family, cover), addresses in masks.items():
+                if source.host:
+                    matches = cover == 0 and family == 0
+                else:
+                    matches = family in (0, source.family) and cover & mask == cover
+                if matches and (address & cover) in addresses:
+                    return addresses[address & cover]
+        return None
+
+    def stoppers(self, rule: Rule, sources: Iterable[ParsedSource]) -> set[int] | None:
+        """The rules that together stop everything this rule matches; None when something is left."""
+        found: set[int] = set()
+        for source in sources:
+            halves = (source,) if not source.any else (source, *BOTH_FAMILIES)
+            for name in rule.listener or ["", *self.listeners]:
+                stoppers = [self.stopper(half, name) for half in halves]
+                if stoppers[0] is None and (len(stoppers) == 1 or None in stoppers[1:]):
+                    if name == "" and self.listeners:
+                        continue  # no rule for every listener stops it; perhaps one for each does
+                    return None
+                found.update(
+                    index for index in (stoppers[:1] if stoppers[0] is not None else stoppers) if index is not None
+                )
+                if name == "":
+                    break
+        return found or None
+
+
+BOTH_FAMILIES = (parse_source("0.0.0.0/0"), parse_source("::/0"))
+
+
+def never_fires(draft: Draft) -> Iterator[Finding]:
+    """Rules that an earlier `stop` keeps from ever being looked at."""
+    stopped = _Stopped([name for name in draft.listener_names if name])
+    for index, rule in enumerate(draft.rule):
+        if rule is None:
+            continue
+        sources = draft.sources.get(index, (EVERYTHING,))
+        if stopped.cover and (stoppers := stopped.stoppers(rule, sources)):
+            names = ", ".join(f"rule[{earlier}]" for earlier in sorted(stoppers)[:3])
+            why = f"this rule never fires: what it matches is stopped by {names} before it"
+            yield Finding(("rule", index), why, error=False)
+        if rule.stop:
+            stopped.add(index, rule, sources)
+
+
+def check_loops(listeners: Sequence[Listener | None], receivers: Sequence[Receiver | None]) -> Iterator[Finding]:
+    """Copies that come straight back to a listener."""
+    ears: dict[int, list[tuple[range, bytes, int]]] = {}
+    for index, listener in enumerate(listeners):
+        for endpoint in listener.endpoints if listener else ():
+            ports = range(endpoint.port, endpoint.last_port + 1)
+            ears.setdefault(endpoint.family, []).append((ports, endpoint.address, index))
+    for number, receiver in enumerate(receivers):
+        if receiver is None:
+            continue
+        target = receiver.endpoint
+        loopback = target.address[:1] == b"\x7f" if target.family == 4 else target.address == bytes(15) + b"\1"
+        for ports, address, index in ears.get(target.family, []) if target.literal else ():
+            if target.port in ports and (address == target.address or (loopback and not any(address))):
+                why = f"{receiver.to} is where listener[{index}] listens: copies would come back, again and again"
+                yield Finding(("receiver", number, "to"), why, error=False)
+                break
+
+
+def check_ipfix(listeners: Sequence[Listener | None], receivers: Sequence[Receiver | None]) -> Iterator[Finding]:
+    """IPFIX with zero checksums."""
+    ports = {e.port for listener in listeners if listener for e in listener.endpoints if e.port == e.last_port}
+    ipfix = bool(ports) and all(port in IPFIX_PORTS for port in ports)
+    for index, receiver in enumerate(receivers):
+        if receiver and not receiver.checksum and (ipfix or receiver.endpoint.port in IPFIX_PORTS):
+            why = "IPFIX over UDP needs its checksum: nothing else would notice a damaged message"
+            yield Finding(("receiver", index, "checksum"), why, error=False)
