@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+PREFIX ?= /opt/samplicator
 CC ?= gcc
 
 V := .venv
@@ -20,9 +21,9 @@ TOOLS := $(patsubst bench/tools/%.c,build/tools/%,$(wildcard bench/tools/*.c))
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
 
 TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
-	systemd man-db groff mandoc libcap2-bin
+	systemd man-db groff mandoc libcap2-bin util-linux
 
-.PHONY: all run build test lint asan tools bench clean build-needs test-needs
+.PHONY: all run build install test lint asan tools bench clean build-needs test-needs
 .DELETE_ON_ERROR:
 
 all: build
@@ -94,6 +95,19 @@ $(STAMPS)/ext: $(SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
 $(STAMPS)/ext-probe: $(PROBE_SOURCES) $(STAMPS)/ext
 	$(call compile,1)
 	@touch $@
+
+# ---- install: the program into PREFIX, unit, sysctl drop-in, man pages and (if there is none) a first configuration
+
+install: build-needs
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/python -m pip install -q --disable-pip-version-check .
+	for name in samplicator samplicate; do ln -sf $(PREFIX)/bin/$$name /usr/local/bin/$$name; done
+	for page in deploy/man/*.8; do install -D -m 644 -t /usr/local/share/man/man8 $$page; done
+	install -D -m 644 -t /usr/local/share/man/man5 deploy/man/samplicator.toml.5
+	install -D -m 644 -t /etc/systemd/system deploy/systemd/samplicator.service
+	install -D -m 644 -t /etc/sysctl.d deploy/systemd/60-samplicator.conf
+	[ -e /etc/samplicator/samplicator.toml ] || install -D -m 644 -t /etc/samplicator deploy/samplicator.toml
+	@echo "Edit /etc/samplicator/samplicator.toml, then: sysctl --system; systemctl enable --now samplicator"
 
 # ---- test
 
