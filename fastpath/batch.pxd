@@ -27,4 +27,3 @@ ctypedef struct batch_t:
     exporter_t exporter[BATCH_LIMIT]
     u32 sum[BATCH_LIMIT]           # payload sum, shared by all copies
     u8 sum_known[BATCH_LIMIT]
-    u32 route[BATCH_LIMIT]         # route of each datagram, index into the plan's routes

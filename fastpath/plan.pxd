@@ -8,7 +8,7 @@ that worker writes. Everything is allocated when the plan is built: a full memo 
 from uapi.net cimport u8, u32, u64
 
 cdef enum:
-    PLAN_NONE = 0xFFFFFFFF         # end of a chain
+    PLAN_NONE = 0xFFFFFFFFU        # end of a chain
     PLAN_ROUTE_UNMATCHED = 0       # no rule matched: nobody gets a copy
     PLAN_ROUTE_DENIED = 1          # a rule with stop matched and nobody gets a copy
     PLAN_ROUTE_FIRST = 2

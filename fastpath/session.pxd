@@ -38,13 +38,13 @@ cdef inline session_t *session_find(session_cache_t *cache, const u8 *address, u
     cdef session_t *victim = entry
     cdef u32 age, oldest = 0
     cdef u32 i
-    for i in range(SESSION_WAYS):
+    for i in range(<u32>SESSION_WAYS):
         if (entry.port_be == port_be and entry.listener == listener and entry.epoch == cache.epoch
                 and memcmp(entry.address, address, 16) == 0):
             entry.seen = cache.now
             hit[0] = True
             return entry
-        age = 0xFFFFFFFF if entry.epoch != cache.epoch else cache.now - entry.seen
+        age = 0xFFFFFFFFU if entry.epoch != cache.epoch else cache.now - entry.seen
         if age > oldest:
             oldest = age
             victim = entry

@@ -24,8 +24,8 @@ cdef enum:
 
 cdef inline u32 wire_fold(u64 acc) noexcept nogil:
     """Folds a 64-bit accumulation of words into 16 bits, end-around carry."""
-    acc = (acc & 0xFFFFFFFF) + (acc >> 32)
-    acc = (acc & 0xFFFFFFFF) + (acc >> 32)
+    acc = (acc & 0xFFFFFFFFU) + (acc >> 32)
+    acc = (acc & 0xFFFFFFFFU) + (acc >> 32)
     acc = (acc & 0xFFFF) + (acc >> 16)
     acc = (acc & 0xFFFF) + (acc >> 16)
     return <u32>((acc & 0xFFFF) + (acc >> 16))
@@ -42,13 +42,13 @@ cdef inline u32 wire_sum(const u8 *p, size_t n) noexcept nogil:
     while n >= 16:
         memcpy(&v, p, 8)
         memcpy(&w, p + 8, 8)
-        a += (v & 0xFFFFFFFF) + (v >> 32)
-        b += (w & 0xFFFFFFFF) + (w >> 32)
+        a += (v & 0xFFFFFFFFU) + (v >> 32)
+        b += (w & 0xFFFFFFFFU) + (w >> 32)
         p += 16
         n -= 16
     if n >= 8:
         memcpy(&v, p, 8)
-        a += (v & 0xFFFFFFFF) + (v >> 32)
+        a += (v & 0xFFFFFFFFU) + (v >> 32)
         p += 8
         n -= 8
     while n >= 2:

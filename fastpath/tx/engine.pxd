@@ -150,7 +150,7 @@ cdef inline u64 tx_pay(tx_t *tx, u64 copies) noexcept nogil:
     cdef u64 paid = 0
     cdef u64 part
     cdef u32 reason
-    for reason in range(REASON_COUNT):
+    for reason in range(<u32>REASON_COUNT):
         part = tx.owed[reason]
         if part > copies - paid:
             part = copies - paid
@@ -217,12 +217,14 @@ cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
     """Sends the ring and empties it: every copy in it is counted exactly once, as sent or dropped."""
     cdef u32 i = 0
     cdef u32 tries = 0
+    cdef u32 want, reason
     cdef int got
     cdef timespec pause
     if tx.clean < TX_CLEAN_FLUSHES:
         tx.clean += 1
     while i < ring.n:
-        got = tx.send(tx, &ring.messages[i], 1 if tx.pause_us else ring.n - i)
+        want = 1 if tx.pause_us else ring.n - i
+        got = tx.send(tx, &ring.messages[i], want)
         atomics_add(&tx.counters.calls, 1)
         if got > 0:
             tx_account(tx, ring, i, <u32>got)
@@ -239,6 +241,7 @@ cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
         if tx_again(tx, -got, tries):
             atomics_add(&tx.counters.retries, 1)
             continue
-        i = tx_drop(tx, ring, i, tx_reason(-got))
+        reason = tx_reason(-got)
+        i = tx_drop(tx, ring, i, reason)
         tries = 0
     ring.n = 0

@@ -16,11 +16,12 @@ cdef inline u32 tx_raw_header(tx_t *tx, batch_t *batch, u32 d, u8 *out, u32 offs
     cdef exporter_t *exporter = &batch.exporter[d]
     cdef u8 ttl = tx.ttl if tx.ttl else (exporter.ttl if exporter.ttl else 64)
     cdef u8 tos = exporter.tos if tx.tos < 0 else <u8>tx.tos
-    cdef const u8 *source = tx.source if tx.has_source else &exporter.address[12 if tx.family == 4 else 0]
+    cdef const u8 *source = &tx.source[0] if tx.has_source else &exporter.address[12 if tx.family == 4 else 0]
     cdef u16 port_be = tx.source_port_be if tx.source_port_be else exporter.port_be
     cdef bint more = offset + chunk < udp_length
     cdef u32 length
-    cdef u32 pseudo
+    cdef u32 pseudo = 0
+    cdef u32 payload = 0
     if tx.family == 4:
         length = WIRE_IPV4_HEADER
         wire_ipv4(out, <u16>(length + chunk), <u16>id, <u16>((offset >> 3) | (WIRE_MORE_FRAGMENTS if more else 0)), ttl, tos, source,
@@ -33,8 +34,10 @@ cdef inline u32 tx_raw_header(tx_t *tx, batch_t *batch, u32 d, u8 *out, u32 offs
         wire_ipv6(out, <u16>(chunk + WIRE_FRAGMENT_HEADER), WIRE_NEXT_FRAGMENT, ttl, tos, source, tx.address)
         wire_ipv6_fragment(out + WIRE_IPV6_HEADER, offset, more, id)
     if offset == 0:
-        pseudo = wire_pseudo(source, tx.address, 4 if tx.family == 4 else 16, udp_length) if tx.checksum else 0
-        wire_udp(out + length, port_be, tx.port_be, udp_length, pseudo, tx_raw_payload_sum(batch, d) if tx.checksum else 0, tx.checksum)
+        if tx.checksum:
+            pseudo = wire_pseudo(source, tx.address, 4 if tx.family == 4 else 16, udp_length)
+            payload = tx_raw_payload_sum(batch, d)
+        wire_udp(out + length, port_be, tx.port_be, udp_length, pseudo, payload, tx.checksum)
         length += WIRE_UDP_HEADER
     return length
 
@@ -81,7 +84,7 @@ cdef inline void tx_raw_fragments(tx_t *tx, batch_t *batch, u32 d, u32 udp_lengt
 cdef inline void tx_raw_emit(tx_t *tx, batch_t *batch, const u16 *selection, u32 n, tx_ring_t *ring) noexcept nogil:
     """Writes the packets of the selected datagrams; sends the ring in between when it is full. A datagram that the header's length field
     cannot hold (an IPv6 payload over 65,507 bytes to IPv4 cannot come here: one family) is counted as too long."""
-    cdef u32 k, d, udp_length
+    cdef u32 k, d, id, udp_length
     cdef u32 mtu = atomic_load32(&tx.mtu)
     cdef u32 header = WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER
     for k in range(n):
@@ -97,4 +100,5 @@ cdef inline void tx_raw_emit(tx_t *tx, batch_t *batch, const u16 *selection, u32
             ring.copies[ring.n].bytes = batch.length[d]
             ring.copies[ring.n].copies = 1
             ring.copies[ring.n].rest = 0
-            tx_raw_packet(tx, batch, d, 0, udp_length, udp_length, tx_random(tx), ring)
+            id = tx_random(tx)
+            tx_raw_packet(tx, batch, d, 0, udp_length, udp_length, id, ring)

@@ -1,0 +1,54 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
+"""samplicator._fastpath: the compiled datapath. This file only gathers its parts; README.md says in which order to read them.
+
+The public face (signatures, units, errors raised) is documented in pysrc/samplicator/_fastpath.pyi.
+"""
+
+cimport cython
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from posix.stdlib cimport posix_memalign
+
+from atomics cimport (
+    atomic_exchange, atomic_load32, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store64,
+    atomic_store64_release, atomics_add,
+)
+from batch cimport BATCH_LIMIT, batch_t, exporter_t
+from counters cimport (
+    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
+    counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
+)
+from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
+from plan cimport PLAN_NONE, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, route_t, rule_t, source_group_t, source_t
+from rx.socket cimport RX_CONTROL, rx_arena_t, rx_socket_t
+from sample cimport sample_keep
+from session cimport SESSION_WAYS, session_cache_t, session_find, session_t, session_take, session_void
+from tx.engine cimport (
+    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_RAW, TX_ENGINE_UDP, TX_HEADER, TX_RING, tx_copy_t, tx_flush, tx_random, tx_ring_t,
+    tx_send_kernel, tx_t,
+)
+from uapi.net cimport (
+    AF_INET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE,
+    EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, IPPROTO_IP,
+    IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IP_TOS, IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT,
+    MSG_TRUNC, PROT_READ, PROT_WRITE, SCM_TIMESTAMPNS, SOL_SOCKET, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl,
+    epoll_event, epoll_wait, eventfd, get_errno, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, ntohs, read, recvmmsg,
+    sockaddr_in, sockaddr_in6, timespec, u8, u16, u32, u64, unlikely, write,
+)
+from wire cimport (
+    WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
+    WIRE_UDP_HEADER, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment, wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo,
+    wire_sum, wire_udp,
+)
+
+from os import urandom
+
+cdef extern from "Python.h":
+    void PyErr_Print() noexcept
+
+include "snapshot.pxi"
+include "plan.pxi"
+include "rx/recvmmsg.pxi"
+include "tx/udp.pxi"
+include "tx/raw.pxi"
+include "worker.pxi"
