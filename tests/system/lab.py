@@ -304,6 +304,8 @@ class Lab:
                 ipv6__conf__default__accept_dad=0,
                 ipv6__conf__default__router_solicitations=0,
                 ipv4__icmp_ratelimit=0,
+                ipv4__ip_forward=1,
+                ipv6__conf__all__forwarding=1,
             )
             namespace.ip("link", "set", "lo", "up")
         outer = self.relay.name
@@ -336,8 +338,8 @@ link set {device} txqueuelen 10000 up
         self.relay.ip("-6", "route", "add", "2001:db8:8000::/33", "via", self.peer6(0))
 
     def tap(self, link: int, wanted: Callable[[Seen], bool] | None = None) -> Tap:
-        """A witness at the far end of `link` (1 = first collector)."""
-        tap = Tap(self.collectors[link - 1], "e0", wanted)
+        """A witness of what arrives at the far end of `link` (1 = first collector); 0 = what arrives at the relay."""
+        tap = Tap(self.collectors[link - 1], "e0", wanted) if link else Tap(self.relay, "r0", wanted)
         self.closers.append(tap.close)
         return tap
 
