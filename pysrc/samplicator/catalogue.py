@@ -1,0 +1,306 @@
+"""The catalogue: every metric this program exports, in one table.
+
+Purpose: name, kind, labels, help and origin of each series in one place; metrics renders from it, the guard tests
+hold the compiled field tuples, the dashboard, the alert rules and the documents against it. Invariants: pure data,
+imports nothing of ours; a counter ends in `_total`, a unit is in the name, no label is unbounded (listeners,
+receivers and workers are configured, reasons are fixed). Called by metrics, http and the tests. It must never hold a
+value.
+
+`origin` says where the number comes from: `rx.FIELD`, `tx.FIELD`, `worker.FIELD` are fields of the compiled counters
+(RX_FIELDS, TX_FIELDS, WORKER_FIELDS); `listener.ATTR`, `receiver.ATTR`, `reader.ATTR`, `plan.ATTR` are attributes of
+the supervisor's readings (ListenerReading, ReceiverReading, WorkerReading, Readings); `reload.ATTR` of the Reloader;
+`state.ATTR` of ServiceState; `here` = made while collecting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+PREFIX: Final = "samplicator_"
+FOREIGN: Final = ("process_", "python_gc_")
+"""Prefixes of the series that prometheus_client's own collectors add."""
+
+Kind = Literal["counter", "gauge", "histogram", "info"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family. name: without PREFIX, with `_total` or `_info`. labels: in order. split: (value of the last label,
+    field) for a family whose last label names a cause, the fields being of the compiled counters `origin` names.
+    scale: unit of the name / unit of the field.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    help: str
+    origin: str
+    split: tuple[tuple[str, str], ...] = ()
+    scale: float = 1
+
+    @property
+    def full_name(self) -> str:
+        return PREFIX + self.name
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names a query can use."""
+        if self.kind == "histogram":
+            return tuple(f"{self.full_name}_{part}" for part in ("bucket", "count", "sum"))
+        return (self.full_name,)
+
+
+SEND_REASONS: Final = (
+    "no_route",
+    "no_neighbor",
+    "message_too_long",
+    "no_buffer_space",
+    "refused",
+    "permission",
+    "other",
+)
+"""Why a copy was not sent; the same words, in the same order, as the compiled REASONS (a guard test compares)."""
+
+_L = ("listener",)
+_R = ("receiver",)
+_W = ("worker",)
+_NS = 1e-9
+
+CATALOGUE: Final[tuple[Metric, ...]] = (
+    # ---- received
+    Metric("receive_datagrams_total", "counter", _L, "Datagrams read from the listener's sockets.", "rx.datagrams"),
+    Metric("receive_bytes_total", "counter", _L, "UDP payload bytes of the datagrams read.", "rx.bytes"),
+    Metric(
+        "receive_matched_datagrams_total",
+        "counter",
+        _L,
+        "Datagrams read that at least one receiver gets (before sampling).",
+        "rx.matched",
+    ),
+    Metric(
+        "receive_truncated_datagrams_total",
+        "counter",
+        _L,
+        "Datagrams longer than datapath.max_datagram, dropped: half a datagram is a corrupt one.",
+        "rx.truncated",
+    ),
+    Metric(
+        "receive_truncated_bytes_total",
+        "counter",
+        _L,
+        "Bytes read of the datagrams dropped as too long (what fitted into datapath.max_datagram).",
+        "rx.truncated_bytes",
+    ),
+    Metric(
+        "receive_rejected_datagrams_total",
+        "counter",
+        (*_L, "reason"),
+        "Datagrams read and sent to nobody: a rule that denies (acl), no rule that matches (no_route_rule).",
+        "rx",
+        split=(("acl", "denied"), ("no_route_rule", "unmatched")),
+    ),
+    Metric(
+        "receive_errors_total",
+        "counter",
+        (*_L, "reason"),
+        "Receive calls that failed, by errno.",
+        "rx",
+        split=(
+            ("again", "errors_again"),
+            ("intr", "errors_intr"),
+            ("nomem", "errors_nomem"),
+            ("other", "errors_other"),
+        ),
+    ),
+    Metric(
+        "receive_kernel_drops_total",
+        "counter",
+        _L,
+        "Datagrams the kernel dropped, the listener's buffer being full (SO_MEMINFO); in no other series.",
+        "listener.kernel_drops",
+    ),
+    Metric(
+        "receive_batch_datagrams",
+        "histogram",
+        _L,
+        "Datagrams a receive call; its count is the number of calls.",
+        "listener.batch_counts",
+    ),
+    Metric(
+        "receive_buffer_bytes",
+        "gauge",
+        _L,
+        "Receive buffer the kernel granted, sum of the listener's sockets.",
+        "listener.buffer_bytes",
+    ),
+    Metric(
+        "receive_queue_bytes",
+        "gauge",
+        _L,
+        "Kernel memory of the datagrams that wait to be read.",
+        "listener.queue_bytes",
+    ),
+    Metric("listener_up", "gauge", _L, "1 when all sockets of the listener are bound and read.", "listener.up"),
+    Metric(
+        "listener_info",
+        "info",
+        (*_L, "address", "port"),
+        "A bound socket of the listener.",
+        "listener.sockets",
+    ),
+    # ---- sent
+    Metric(
+        "send_offered_datagrams_total",
+        "counter",
+        _R,
+        "Copies that rules made for the receiver: skipped + sent + errors.",
+        "tx.offered",
+    ),
+    Metric("send_datagrams_total", "counter", _R, "Copies the kernel accepted.", "tx.sent"),
+    Metric("send_bytes_total", "counter", _R, "UDP payload bytes of the copies the kernel accepted.", "tx.sent_bytes"),
+    Metric(
+        "send_skipped_datagrams_total",
+        "counter",
+        (*_R, "reason"),
+        "Copies left out on purpose: sampled_out by the receiver's freq.",
+        "tx",
+        split=(("sampled_out", "sampled_out"),),
+    ),
+    Metric(
+        "send_errors_total",
+        "counter",
+        (*_R, "reason"),
+        "Copies that could not be sent, by reason.",
+        "tx",
+        split=tuple((reason, f"dropped_{reason}") for reason in SEND_REASONS),
+    ),
+    Metric("send_calls_total", "counter", _R, "Send system calls.", "tx.calls"),
+    Metric(
+        "send_retries_total",
+        "counter",
+        _R,
+        "Send calls made again after the kernel had no room.",
+        "tx.retries",
+    ),
+    Metric("receiver_up", "gauge", _R, "1 when the receiver can be reached, as far as known.", "receiver.up"),
+    Metric(
+        "receiver_info",
+        "info",
+        (*_R, "address", "port", "source", "engine"),
+        "Where copies go, whose source they carry (own, spoof) and the engine that sends them.",
+        "receiver",
+    ),
+    Metric(
+        "forward_latency_seconds",
+        "histogram",
+        (),
+        "From the kernel's receive time stamp to the end of the send call that took the last copy.",
+        "plan.latency_counts",
+        scale=_NS,
+    ),
+    # ---- workers
+    Metric("worker_cpu_seconds_total", "counter", _W, "CPU time of the worker's thread.", "worker.cpu_ns", scale=_NS),
+    Metric(
+        "worker_busy_seconds_total",
+        "counter",
+        _W,
+        "Time the worker spent outside its wait for datagrams.",
+        "worker.busy_ns",
+        scale=_NS,
+    ),
+    Metric("worker_wakeups_total", "counter", _W, "Times the worker's wait ended.", "worker.wakeups"),
+    Metric("worker_stalls_total", "counter", _W, "Times a send had to wait for the kernel.", "worker.stalls"),
+    Metric(
+        "worker_heartbeat_timestamp_seconds",
+        "gauge",
+        _W,
+        "Unix time of the worker's last pass.",
+        "worker.heartbeat_ns",
+        scale=_NS,
+    ),
+    Metric("worker_sessions", "gauge", _W, "Exporter sessions in the worker's cache.", "worker.sessions"),
+    Metric(
+        "worker_session_misses_total",
+        "counter",
+        _W,
+        "Datagrams whose exporter was not in the cache: its rules were walked.",
+        "worker.session_misses",
+    ),
+    Metric(
+        "worker_session_evictions_total",
+        "counter",
+        _W,
+        "Exporter sessions that made room for another in the cache.",
+        "worker.session_evictions",
+    ),
+    Metric("worker_generation", "gauge", _W, "Generation of the plan the worker runs.", "reader.generation"),
+    # ---- configuration
+    Metric("config_generation", "gauge", (), "Generation of the plan published last.", "plan.generation"),
+    Metric("config_reloads_total", "counter", (), "Reloads tried.", "reload.reloads_total"),
+    Metric(
+        "config_reload_failures_total",
+        "counter",
+        (),
+        "Reloads that failed and left the running configuration untouched.",
+        "reload.failures_total",
+    ),
+    Metric(
+        "config_last_reload_successful",
+        "gauge",
+        (),
+        "1 when the last reload (or the start) succeeded.",
+        "reload.last_successful",
+    ),
+    Metric(
+        "config_last_reload_success_timestamp_seconds",
+        "gauge",
+        (),
+        "Unix time of the last configuration that was taken over.",
+        "reload.last_success_timestamp",
+    ),
+    Metric(
+        "config_hash",
+        "gauge",
+        (),
+        "48 bits of the SHA-256 of the running configuration's text; differs where a fleet drifts apart.",
+        "reload.config_hash",
+    ),
+    # ---- the process
+    Metric("control_loop_lag_seconds", "histogram", (), "How late the control loop's timer fires.", "state.loop_lag"),
+    Metric("log_messages_total", "counter", ("level",), "Log lines written.", "state.log_messages"),
+    Metric(
+        "build_info",
+        "info",
+        ("version", "revision", "python", "cython"),
+        "What was built.",
+        "here",
+    ),
+    Metric("collector_duration_seconds", "gauge", (), "Time it took to collect these samples.", "here"),
+)
+
+BY_NAME: Final = {metric.name: metric for metric in CATALOGUE}
+
+
+def series_names() -> Iterator[str]:
+    """Every series name of ours that a query may use."""
+    for metric in CATALOGUE:
+        yield from metric.series
+
+
+def used_fields(counters: str) -> set[str]:
+    """The fields of the compiled counters `rx`, `tx` or `worker` that are exported."""
+    fields = {metric.origin.partition(".")[2] for metric in CATALOGUE if metric.origin.startswith(f"{counters}.")}
+    return fields | {field for metric in CATALOGUE if metric.origin == counters for _, field in metric.split}
+
+
+def markdown() -> str:
+    """The catalogue as a Markdown table, for the documents."""
+    rows = ["| name | type | labels | help |", "|---|---|---|---|"]
+    for metric in CATALOGUE:
+        labels = ", ".join(metric.labels) or "–"
+        if metric.split:
+            labels = f"{', '.join(metric.labels)} = {', '.join(value for value, _ in metric.split)}"
+        rows.append(f"| {metric.full_name} | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(rows) + "\n"
