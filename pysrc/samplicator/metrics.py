@@ -134,10 +134,8 @@ class StateCollector(Collector):
             bounds = [bound / 1e9 for bound in _fastpath.LATENCY_BOUNDS_NS]
             yield (), bounds, readings.latency_counts, readings.latency_sum_ns / 1e9
         elif metric.name == "control_loop_lag_seconds":
-            from samplicator.service import LOOP_LAG_BOUNDS  # service imports http, and http this module
-
             lag = self._state.loop_lag
-            yield (), LOOP_LAG_BOUNDS, tuple(lag.counts), lag.sum_seconds
+            yield (), lag.bounds, tuple(lag.counts), lag.sum_seconds
         else:  # pragma: no cover
             raise LookupError(f"nothing fills {metric.name}")
 

@@ -30,6 +30,10 @@ class LoopLag:
     counts: list[int] = field(default_factory=lambda: [0] * (len(LOOP_LAG_BOUNDS) + 1))
     sum_seconds: float = 0.0
 
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        return LOOP_LAG_BOUNDS
+
     def observe(self, seconds: float) -> None:
         self.sum_seconds += seconds
         for index, bound in enumerate(LOOP_LAG_BOUNDS):
