@@ -23,6 +23,7 @@ MAX_LISTEN_PORTS = 4096
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)", re.ASCII)
 _NUMERIC = re.compile(r"(0[xX][0-9A-Fa-f]*|\d+)(\.(0[xX][0-9A-Fa-f]*|\d+))*\.?", re.ASCII)
 _OCTAL = re.compile(r"(\d+\.)*0\d+(\.\d+)*", re.ASCII)
+_SCOPE = re.compile(r"[!-~]{1,15}", re.ASCII)
 _DIGITS = re.compile(r"\d{1,18}", re.ASCII)
 _SIZE = re.compile(r"(\d{1,18}) ?([A-Za-z]*)", re.ASCII)
 _UNITS = {
@@ -112,6 +113,8 @@ def parse_ip(text: str) -> tuple[int, bytes, str] | None:
             raise ValueError(f"{text!r} is not an IPv6 address") from None
         if six.ipv4_mapped is not None and not six.scope_id:
             return 4, six.ipv4_mapped.packed, ""
+        if six.scope_id and not _SCOPE.fullmatch(six.scope_id):
+            raise ValueError(f"{text!r}: {six.scope_id!r} is not an interface name")
         return 6, six.packed, six.scope_id or ""
     if not _NUMERIC.fullmatch(text):
         return None
@@ -199,6 +202,11 @@ def parse_target(text: str) -> Endpoint:
     if endpoint.unspecified:
         raise ValueError(f"{text!r}: {endpoint.host} is no address one can send to")
     return endpoint
+
+
+def parse_bind(text: str) -> Endpoint:
+    """The address of a TCP service: HOST:PORT or [v6]:PORT, 0.0.0.0 and [::] allowed."""
+    return _endpoint(text, "HOST:PORT, as 127.0.0.1:9420 or [::1]:9420", port_range=False)
 
 
 def parse_own_source(text: str) -> tuple[int, bytes, int]:

@@ -29,6 +29,7 @@ from samplicator.config.address import (
     EVERYTHING,
     Endpoint,
     ParsedSource,
+    parse_bind,
     parse_ip,
     parse_listen,
     parse_own_source,
@@ -82,7 +83,7 @@ def _name(value: str) -> str:
 
 def _http(value: str) -> str:
     if value:
-        parse_target(value) if not value.startswith(("0.0.0.0:", "[::]:")) else parse_listen(value)
+        parse_bind(value)
     return value
 
 
