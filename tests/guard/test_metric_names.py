@@ -164,4 +164,4 @@ def test_documented_metrics_exist() -> None:
 
 
 def test_table_of_metrics_is_the_catalogue() -> None:
-    assert markdown() in METRICS.read_text(), "copy the output of samplicator.catalogue.markdown() into METRICS.md"
+    assert markdown() in METRICS.read_text(), "run .venv/bin/python deploy/prometheus/generate.py"

@@ -1,0 +1,37 @@
+"""Writes METRICS.md from samplicator.catalogue. Run after a change of the catalogue; a guard test says when it was forgotten.
+
+.venv/bin/python deploy/prometheus/generate.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samplicator.catalogue import markdown
+
+HEAD = """\
+# Metrics
+
+`GET /metrics`, Prometheus text or OpenMetrics. Every series that is known exists from the start, with 0. Beside these the Python
+client's own `process_*` and `python_gc_*` are there; what the host knows (`node_netstat_Udp_*`, `node_softnet_*`) is not repeated.
+
+Two laws hold exactly whenever nothing is under way, and tests assert them after every run:
+
+- per listener: `samplicator_receive_datagrams_total` = `samplicator_receive_truncated_datagrams_total`
+  + `samplicator_receive_matched_datagrams_total` + the sum of `samplicator_receive_rejected_datagrams_total`
+- per receiver: `samplicator_send_offered_datagrams_total` = `samplicator_send_datagrams_total`
+  + the sum of `samplicator_send_skipped_datagrams_total` + the sum of `samplicator_send_errors_total`
+
+`samplicator_receive_kernel_drops_total` counts what was lost before it could be read; it is in no other series.
+
+The table is written by generate.py from the one in `pysrc/samplicator/catalogue.py`.
+
+"""
+
+
+def text() -> str:
+    return HEAD + markdown()
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("METRICS.md").write_text(text())
