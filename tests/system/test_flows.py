@@ -1,8 +1,9 @@
 """Real exporter, real collectors: what nfcapd and nfacctd decode behind the relay is what they decode without it.
 
-One softflowd reads a capture of real traffic and exports it three times at once: to the relay, and directly (routed) to
-a second nfcapd and a second nfacctd. Relayed and direct collectors must then have the same flows, from the same
-exporter address. tshark at the collectors tells source address and port, checksums and TTL of every relayed datagram.
+One softflowd reads a capture of real traffic and exports it three times at once: to the relay, and directly (routed)
+to a second nfcapd and a second nfacctd. Relayed and direct collectors must then have the same flows, from the same
+exporter address. tshark at the collectors tells source address and port, checksums and TTL of every relayed
+datagram.
 """
 
 from __future__ import annotations
