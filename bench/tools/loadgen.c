@@ -25,7 +25,8 @@ static const char USAGE[] =
     "  --run K              consecutive datagrams of one exporter (1)\n"
     "  --segment            send each run as one UDP_SEGMENT send (fixed size only)\n"
     "  --timed              put the send time into each payload\n"
-    "  --pcap FILE          replay the UDP payloads of a pcap from every exporter (--count default: once per exporter)\n"
+    "  --pcap FILE          replay the UDP payloads of a pcap from every exporter (--count default: once per\n"
+    "                       exporter); may be repeated, the files are played one after the other\n"
     "  --pcap-port P        only those sent to port P\n"
     "  --per-exporter       list the datagrams sent per exporter\n"
     "  --buffer BYTES       send buffer (4 MiB)     --json: accepted, the output is always JSON\n";
@@ -38,7 +39,8 @@ typedef struct {
 	uint64_t count, seed;
 	double seconds, rate;
 	uint64_t tick_ns;
-	const char *pcap;
+	const char *pcap[64];
+	uint32_t pcaps;
 	uint32_t pcap_port;
 	int buffer;
 } options;
@@ -146,8 +148,6 @@ static void replay_read(const char *path)
 	}
 	fclose(f);
 	free(packet);
-	if (!replay_count)
-		die("%s: no UDP datagrams in it", path);
 }
 
 /* ---- sockets ---- */
@@ -398,7 +398,11 @@ static void parse_options(int argc, char **argv)
 		case JSON: break;
 		case TIMED: o.timed = 1; break;
 		case SEGMENT: o.segment = 1; break;
-		case PCAP: o.pcap = optarg; break;
+		case PCAP:
+			if (o.pcaps == 64)
+				die("too many --pcap");
+			o.pcap[o.pcaps++] = optarg;
+			break;
 		case PCAP_PORT: o.pcap_port = (uint32_t)strtoul(optarg, NULL, 10); break;
 		case PER: o.per_exporter = 1; break;
 		case BUFFER: o.buffer = atoi(optarg); break;
@@ -412,11 +416,11 @@ static void parse_options(int argc, char **argv)
 		die("--source-base and --to are of different address families");
 	if (o.size_max < o.size_min || o.size_max > 65535)
 		die("--size: 0..65535, MIN not above MAX");
-	if (o.segment && (o.size_min != o.size_max || !o.size_min || o.pcap))
+	if (o.segment && (o.size_min != o.size_max || !o.size_min || o.pcaps))
 		die("--segment needs one fixed --size above 0 and no --pcap");
 	if (o.port_step && !o.source_port)
 		die("--port-step needs --source-port");
-	if (!o.count && !o.seconds && !o.pcap)
+	if (!o.count && !o.seconds && !o.pcaps)
 		die("one of --count, --seconds or --pcap is needed");
 }
 
@@ -424,8 +428,12 @@ int main(int argc, char **argv)
 {
 	parse_options(argc, argv);
 	random_state = o.seed * PAYLOAD_STEP | 1;
-	if (o.pcap) {
-		replay_read(o.pcap);
+	if (o.pcaps) {
+		uint32_t k;
+		for (k = 0; k < o.pcaps; k++)
+			replay_read(o.pcap[k]);
+		if (!replay_count)
+			die("no UDP datagrams in the captures");
 		if (!o.count && !o.seconds)
 			o.count = (uint64_t)replay_count * o.exporters;
 	}

@@ -1,0 +1,130 @@
+"""What is measured: traffic shapes, relays, and the tables of cases that combine them.
+
+The one place to add to: a new engine or receive mode is one line in RELAYS, a new traffic shape one line in TRAFFICS,
+a new comparison one line in TABLES. Pure data; `run` reads it, `lab` and `measure` know how to carry it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the exporters send. `size` is MIN or MIN-MAX payload bytes; `pcap` replays a folder of captures instead."""
+
+    name: str
+    about: str
+    exporters: int
+    run: int
+    size: str = "1400"
+    pcap: str = ""
+
+
+@dataclass(frozen=True)
+class Relay:
+    """One way to relay. `kind`: classic, bare, samplicator, pmacct, nfcapd.
+
+    `spoof` lists the modes it can do. For samplicator, `receiver`, `listener` and `datapath` are extra TOML settings of
+    those tables; for the C tools `options` are extra arguments.
+    """
+
+    name: str
+    kind: str
+    spoof: tuple[bool, ...] = (True, False)
+    options: tuple[str, ...] = ()
+    receiver: dict[str, object] = field(default_factory=dict)
+    listener: dict[str, object] = field(default_factory=dict)
+    datapath: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Every relay in `relays` gets the same traffic, interleaved run by run. `datagrams` is the drain's fill."""
+
+    traffic: str
+    spoof: bool
+    receivers: int
+    relays: tuple[str, ...]
+    datagrams: int = 60000
+    offload: bool = True
+    ipv6: bool = False
+    rules: int = 1
+    exporters: int = 0
+
+    @property
+    def name(self) -> str:
+        parts = [self.traffic, "spoofed" if self.spoof else "unspoofed", f"{self.receivers}r"]
+        if self.ipv6:
+            parts.append("ipv6")
+        if not self.offload:
+            parts.append("no-offload")
+        if self.rules > 1:
+            parts.append(f"{self.rules}rules")
+        if self.exporters:
+            parts.append(f"{self.exporters}exporters")
+        return "-".join(parts)
+
+
+TRAFFICS = {
+    t.name: t
+    for t in (
+        Traffic("bursts", "16 exporters, runs of 16, 1400 bytes", 16, 16),
+        Traffic("bursts46", "4 exporters, runs of 46, 1400 bytes", 4, 46),
+        Traffic("worst", "500 exporters one by one, sizes 60-1468 at random", 500, 1, "60-1468"),
+        Traffic("mix", "the repo's captures from 50 exporters", 50, 8, pcap="pysrc/samplicator/captures"),
+    )
+}
+
+# samplicator relays use the engine named; "auto" is what an operator gets by default.
+RELAYS = {
+    r.name: r
+    for r in (
+        Relay("classic", "classic"),
+        Relay("bare-plain", "bare", options=("--send", "plain")),
+        Relay("bare-segment", "bare", options=("--send", "segment")),
+        Relay("udp", "samplicator", (False,), receiver={"engine": "udp"}),
+        Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}),
+        Relay("auto", "samplicator"),
+        Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": [0, 1]}),
+        Relay("pmacct", "pmacct"),
+        Relay("nfcapd", "nfcapd", (False,)),
+    )
+}
+
+# The drain's fill is chosen so that a run takes a tenth of a second at least and the receive queue stays under 512 MiB.
+_BURSTS = (
+    Case("bursts", True, 4, ("classic", "raw", "bare-plain", "bare-segment"), 80000),
+    Case("bursts", True, 16, ("classic", "raw", "bare-plain", "bare-segment"), 40000),
+    Case("bursts", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
+    Case("bursts", False, 16, ("classic", "udp", "bare-plain", "bare-segment"), 40000),
+)
+_WORST = (
+    Case("worst", True, 4, ("classic", "raw", "bare-plain"), 80000),
+    Case("worst", False, 4, ("classic", "udp", "bare-plain"), 80000),
+)
+
+TABLES: dict[str, tuple[Case, ...]] = {
+    "default": _BURSTS + _WORST,
+    "tools": tuple(
+        replace(c, relays=tuple(r for r in c.relays if RELAYS[r].kind != "samplicator")) for c in _BURSTS + _WORST
+    ),
+    "no-offload": tuple(replace(c, offload=False) for c in _BURSTS),
+    "ipv6": tuple(replace(c, ipv6=True) for c in _BURSTS),
+    "mix": (
+        Case("mix", True, 4, ("classic", "raw")),
+        Case("mix", False, 4, ("classic", "udp")),
+    ),
+    "fan-out": tuple(
+        Case("bursts", True, n, ("classic", "raw"), max(4000, 240000 // n)) for n in (1, 2, 4, 8, 16, 32, 64, 128)
+    ),
+    "scale": (
+        Case("bursts", True, 4, ("raw",)),
+        Case("bursts", True, 4, ("raw",), rules=10000, exporters=100000, datagrams=200000),
+    ),
+    "workers": (Case("bursts", False, 4, ("auto", "auto-2-workers"), 120000),),
+    "versus": (
+        Case("bursts", True, 4, ("classic", "pmacct", "raw")),
+        Case("bursts", False, 4, ("classic", "pmacct", "nfcapd", "udp")),
+    ),
+}

@@ -1,0 +1,321 @@
+"""The measurements: drain (the one to trust), paced load, zero-loss rate, latency. Each returns a plain dict.
+
+Every function starts fresh processes in the lab, warms the path up (neighbours, sessions, sockets), measures, stops
+them. The relay runs alone on its CPU; generator, sink and this script share the other one. A measurement that cannot be
+trusted (the receive queue overflowed, copies missing) raises LabError: no figure is printed for it. Called by `run`;
+knows nothing of tables and medians.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, Lab, LabError, Process
+from matrix import RELAYS, TRAFFICS, Case, Relay
+
+RECEIVE_BUFFER = 512 << 20
+POLL_S = 0.002
+SETTLE_S = 0.1
+
+
+# -- starting a relay --
+
+
+def toml_value(value: object) -> str:
+    return json.dumps(value)
+
+
+def samplicator_config(case: Case, relay: Relay, ipv6: bool) -> str:
+    """One listener, N receivers, one rule that fires (and case.rules - 1 before it that do not match)."""
+    lines = ["[service]", 'http = ""', 'control = ""', 'log_level = "warning"', "", "[datapath]"]
+    datapath = {"workers": 1, "cpus": [1], "receive_buffer": RECEIVE_BUFFER, **relay.datapath}
+    lines += [f"{key} = {toml_value(value)}" for key, value in datapath.items()]
+    lines += ["", "[[listener]]", 'name = "in"', f'listen = ["{Lab.listen(ipv6)}"]']
+    lines += [f"{key} = {toml_value(value)}" for key, value in relay.listener.items()]
+    names = []
+    for i in range(case.receivers):
+        names.append(f"r{i}")
+        lines += ["", "[[receiver]]", f'name = "r{i}"', f'to = "{Lab.receiver(i, ipv6)}"']
+        lines += [f"spoof = {toml_value(case.spoof)}"]
+        lines += [f"{key} = {toml_value(value)}" for key, value in relay.receiver.items()]
+    for i in range(case.rules - 1):
+        prefix = f"10.{i >> 16 & 255}.{i >> 8 & 255}.{i & 255}/32"
+        lines += ["", "[[rule]]", f'from = ["{prefix}"]', 'to = ["r0"]']
+    lines += ["", "[[rule]]", f"to = {toml_value(names)}"]
+    return "\n".join(lines) + "\n"
+
+
+def pmacct_config(lab: Lab, case: Case, ipv6: bool) -> Path:
+    """pmacct's nfacctd with the tee plugin; tee_transparent keeps the exporter's address."""
+    to = ",".join(Lab.receiver(i, ipv6) for i in range(case.receivers))
+    receivers, path = lab.directory / "tee.lst", lab.directory / "nfacctd.conf"
+    receivers.write_text(f"id=1 ip={to}\n")
+    path.write_text(
+        f"nfacctd_ip: {Lab.listen(ipv6).rsplit(':', 1)[0].strip('[]')}\nnfacctd_port: {LISTEN_PORT}\n"
+        f"nfacctd_pipe_size: {RECEIVE_BUFFER}\nplugins: tee[a]\ntee_receivers[a]: {receivers}\n"
+        f"tee_transparent: {str(case.spoof).lower()}\nplugin_pipe_size: 536870912\nplugin_buffer_size: 65536\n"
+    )
+    return path
+
+
+def start_relay(lab: Lab, case: Case, relay: Relay) -> Process:
+    ipv6, pin = case.ipv6, lab.relay_cpu
+    to = [word for i in range(case.receivers) for word in ("--to", Lab.receiver(i, ipv6))]
+    if relay.kind in ("classic", "bare"):
+        argv = [str(TOOLS / relay.kind), "--listen", Lab.listen(ipv6), "--buffer", str(RECEIVE_BUFFER), *relay.options]
+        argv += ["--segment-max", "1452" if ipv6 else "1472"] if relay.kind == "bare" else []
+        argv += ["--spoof"] * case.spoof + to
+    elif relay.kind == "samplicator":
+        path = lab.directory / f"{relay.name}.toml"
+        path.write_text(samplicator_config(case, relay, ipv6))
+        argv = [str(REPO / ".venv" / "bin" / "samplicator"), "run", "-c", str(path)]
+        if relay.datapath.get("workers", 1) != 1:
+            pin = None
+    elif relay.kind == "pmacct":
+        argv = ["nfacctd", "-f", str(pmacct_config(lab, case, ipv6))]
+    elif relay.kind == "nfcapd":
+        spool = lab.directory / "spool"
+        spool.mkdir(exist_ok=True)
+        host = Lab.listen(ipv6).rsplit(":", 1)[0].strip("[]")
+        argv = ["nfcapd", "-b", host, "-p", str(LISTEN_PORT), "-w", str(spool), "-B", str(RECEIVE_BUFFER)]
+        argv += [w for i in range(case.receivers) for w in ("-R", f"{Lab.receiver_address(i, ipv6)}/{RECEIVER_PORT}")]
+    else:
+        raise LabError(f"unknown kind of relay: {relay.kind}")
+    process = lab.start_relay(argv, relay.name, pin)
+    end = time.monotonic() + 20
+    while process.udp_queue(LISTEN_PORT)[0] == 0:
+        if not process.alive() or time.monotonic() > end:
+            raise LabError(f"{relay.name} does not listen: {process.errors() or process.out.read_text()[-500:]}")
+        time.sleep(0.01)
+    return process
+
+
+# -- traffic --
+
+
+def traffic_options(case: Case) -> list[str]:
+    traffic = TRAFFICS[case.traffic]
+    options = ["--exporters", str(case.exporters or traffic.exporters), "--run", str(traffic.run)]
+    if traffic.pcap:
+        captures = sorted((REPO / traffic.pcap).glob("*.pcap"))
+        if not captures:
+            raise LabError(f"no captures (*.pcap) in {traffic.pcap}")
+        return options + [word for path in captures for word in ("--pcap", str(path))]
+    low, _, high = traffic.size.partition("-")
+    if case.ipv6 and high:  # the largest payload that fits MTU 1500 is 20 bytes shorter
+        high = str(min(int(high), 1448))
+    return [*options, "--size", low + (f"-{high}" if high else "")]
+
+
+def sink_options(case: Case) -> list[str]:
+    if not case.spoof:
+        return []
+    return ["--source-base", Lab.source_base(case.ipv6), "--source-port", str(SOURCE_PORT)]
+
+
+def warm_up(lab: Lab, case: Case, relay: Process) -> None:
+    """A few paced rounds through the relay, until copies arrive: neighbours known, sessions and sockets made."""
+    before = lab.witness.device_bytes("c0")
+    exporters = case.exporters or TRAFFICS[case.traffic].exporters
+    count = str(min(2 * exporters, 2000) * TRAFFICS[case.traffic].run)
+    sent = lab.start_loadgen(case.ipv6, *traffic_options(case), "--count", count, "--rate", "20000").result(60)
+    end = time.monotonic() + 5
+    while lab.witness.device_bytes("c0") - before < sent["bytes"] * case.receivers:
+        if not relay.alive() or time.monotonic() > end:
+            raise LabError(f"{relay.name} forwards nothing or not all in the warm-up: {relay.errors()}")
+        time.sleep(0.02)
+    time.sleep(SETTLE_S)
+
+
+def fill(lab: Lab, case: Case, relay: Process) -> dict:
+    """Stops the relay and fills its receive queue."""
+    drops_before = relay.udp_queue(LISTEN_PORT)[2]
+    relay.signal(signal.SIGSTOP)
+    sent = lab.start_loadgen(case.ipv6, *traffic_options(case), "--count", str(case.datagrams)).result(120)
+    time.sleep(0.02)
+    _, waiting, drops = relay.udp_queue(LISTEN_PORT)
+    if drops != drops_before:
+        raise LabError(f"the receive queue overflowed: {drops - drops_before} dropped, {waiting} bytes waiting")
+    return sent
+
+
+def release(lab: Lab, relay: Process) -> dict:
+    """Lets the relay run until nothing leaves it any more; CPU time and wall time up to its last copy."""
+    before, base = relay.cpu_ns(), lab.witness.device_bytes("c0")
+    samples: list[tuple[float, int, dict[int, int]]] = []
+    start = time.monotonic()
+    relay.signal(signal.SIGCONT)
+    last_change, seen = start, base
+    while True:
+        time.sleep(POLL_S)
+        now, arrived, cpu = time.monotonic(), lab.witness.device_bytes("c0"), relay.cpu_ns()
+        samples.append((now, arrived, cpu))
+        if arrived != seen:
+            seen, last_change = arrived, now
+        empty = relay.udp_queue(LISTEN_PORT)[1] == 0
+        if now - last_change > (SETTLE_S if empty else 3) or not relay.alive():
+            break
+    # The first sample at which all had left, and one more: the relay has gone to sleep by then.
+    index = next(i for i, sample in enumerate(samples) if sample[1] == seen)
+    at, _, cpu = samples[min(index + 1, len(samples) - 1)]
+    threads = sorted((cpu[t] - before.get(t, 0) for t in cpu), reverse=True)
+    return {"threads_ns": threads, "process_ns": sum(threads), "wall_s": round(at - start, 4)}
+
+
+def worker_cpu(relay: Relay, threads: list[int]) -> int:
+    """CPU time of the datapath threads: the busiest ones, as many as there are workers. A C tool has one thread."""
+    workers = relay.datapath.get("workers", 1)
+    return sum(threads[: workers if isinstance(workers, int) else len(threads)])
+
+
+# -- the measurements --
+
+
+def drain(lab: Lab, case: Case, relay_name: str) -> dict:
+    """Copies per CPU-second, collector dropping at ingress. The bytes that arrived must be exactly those expected."""
+    relay = RELAYS[relay_name]
+    lab.offload(case.offload)
+    lab.drop_at_ingress(True)
+    process = start_relay(lab, case, relay)
+    try:
+        warm_up(lab, case, process)
+        packets_before, payload_before = lab.ingress_counters()
+        sent = fill(lab, case, process)
+        released = release(lab, process)
+        packets, payload = lab.ingress_counters()
+        rss = process.rss_kib()
+    finally:
+        process.stop()
+    expected = sent["bytes"] * case.receivers
+    if payload - payload_before != expected:
+        raise LabError(f"{relay_name}: {payload - payload_before} payload bytes left, {expected} expected")
+    copies = sent["sent"] * case.receivers
+    worker = worker_cpu(relay, released["threads_ns"])
+    return {
+        "copies": copies,
+        "worker_ns": worker,
+        "process_ns": released["process_ns"],
+        "wall_s": released["wall_s"],
+        "copies_per_cpu_s": round(copies * 1e9 / worker),
+        "copies_per_process_cpu_s": round(copies * 1e9 / released["process_ns"]),
+        "copies_per_packet": round(copies / (packets - packets_before), 2),
+        "rss_kib": rss,
+    }
+
+
+def verified(lab: Lab, case: Case, relay_name: str) -> dict:
+    """The same drain with a sink that checks every copy. Raises when anything is lost, repeated or damaged."""
+    relay = RELAYS[relay_name]
+    lab.offload(case.offload)
+    lab.drop_at_ingress(False)
+    process = start_relay(lab, case, relay)
+    try:
+        sink = lab.start_sink(case.receivers, case.ipv6, "--max-seconds", "5", "--idle-ms", "300")
+        warm_up(lab, case, process)
+        sink.result(10)
+        sink = lab.start_sink(
+            case.receivers, case.ipv6, "--max-seconds", "60", "--idle-ms", "3000", *sink_options(case)
+        )
+        sent = fill(lab, case, process)
+        released = release(lab, process)
+        got = sink.result(90)
+    finally:
+        process.stop()
+    check(got, sent, case, relay_name)
+    copies = sent["sent"] * case.receivers
+    return {"copies": copies, "copies_per_cpu_s": round(copies * 1e9 / worker_cpu(relay, released["threads_ns"]))}
+
+
+def check(got: dict, sent: dict, case: Case, relay_name: str) -> None:
+    """Every copy at every receiver, once, right, from the right source. Reordering is an error too."""
+    copies = sent["sent"] * case.receivers
+    wrong = {k: got[k] for k in ("lost", "repeated", "reordered", "corrupt", "truncated", "wrong_source") if got[k]}
+    if "digest" in sent:
+        for receiver in got["receivers"]:
+            if receiver["digest"] != sent["digest"]:
+                wrong[f"digest at {receiver['listen']}"] = receiver["digest"]
+    elif got["foreign"]:
+        wrong["foreign"] = got["foreign"]
+    if got["sink_drops"]:
+        raise LabError(f"{relay_name}: the sink was too slow, {got['sink_drops']} dropped at its own socket")
+    if got["received"] != copies or wrong:
+        raise LabError(f"{relay_name}: {got['received']} of {copies} copies arrived, wrong: {wrong or 'nothing else'}")
+
+
+def paced(lab: Lab, case: Case, relay_name: str, rate: float, seconds: float, latency: bool = False) -> dict:
+    """A steady load with the verifying sink: loss, CPU per copy, and with `latency` the time from send to arrival."""
+    relay = RELAYS[relay_name]
+    lab.offload(case.offload)
+    lab.drop_at_ingress(False)
+    process = start_relay(lab, case, relay)
+    options = ["--rate", f"{rate:.0f}", "--seconds", str(seconds)] + (["--timed", "--tick-us", "50"] if latency else [])
+    try:
+        sink = lab.start_sink(case.receivers, case.ipv6, "--max-seconds", "5", "--idle-ms", "300")
+        warm_up(lab, case, process)
+        sink.result(10)
+        limit = str(seconds + 20)
+        extra = sink_options(case) + (["--latency"] if latency else [])
+        sink = lab.start_sink(case.receivers, case.ipv6, "--max-seconds", limit, "--idle-ms", "1500", *extra)
+        before = process.cpu_ns()
+        sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(seconds + 30)
+        got = sink.result(seconds + 40)
+        cpu = process.cpu_ns()
+        drops = process.udp_queue(LISTEN_PORT)[2]
+        rss = process.rss_kib()
+    finally:
+        process.stop()
+    copies = sent["sent"] * case.receivers
+    threads = sorted((cpu[t] - before.get(t, 0) for t in cpu), reverse=True)
+    figures = {
+        "rate": sent["rate"],
+        "copies": copies,
+        "received": got["received"],
+        "lost": copies - got["received"],
+        "relay_queue_drops": drops,
+        "sink_drops": got["sink_drops"],
+        "repeated": got["repeated"],
+        "reordered": got["reordered"],
+        "corrupt": got["corrupt"],
+        "wrong_source": got["wrong_source"],
+        "copies_per_cpu_s": round(got["received"] * 1e9 / max(1, worker_cpu(relay, threads))),
+        "busy": round(worker_cpu(relay, threads) * 1e-9 / sent["seconds"], 3),
+        "rss_kib": rss,
+    }
+    if latency:
+        figures["latency_ns"] = got["latency_ns"]
+    return figures
+
+
+def zero_loss(lab: Lab, case: Case, relay_name: str, seconds: float, low: float, high: float) -> dict:
+    """The highest load (datagrams/s) with nothing lost, by bisection to 3 %. The collector drops at ingress and counts,
+    so that the sink does not compete with the generator; the generator must reach the rate it was asked for."""
+    relay = RELAYS[relay_name]
+    lab.offload(case.offload)
+    lab.drop_at_ingress(True)
+    tries = []
+    while high / low > 1.03:
+        rate = (low * high) ** 0.5
+        process = start_relay(lab, case, relay)
+        try:
+            warm_up(lab, case, process)
+            before = lab.ingress_counters()[1]
+            options = ["--rate", f"{rate:.0f}", "--seconds", str(seconds)]
+            sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(seconds + 30)
+            deadline = time.monotonic() + 3
+            expected = sent["bytes"] * case.receivers
+            while (arrived := lab.ingress_counters()[1] - before) < expected and time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:
+            process.stop()
+        reached, lost = sent["rate"] > 0.98 * rate, expected - arrived
+        tries.append({"rate": sent["rate"], "lost_bytes": lost})
+        if not reached and lost == 0:
+            return {"zero_loss_rate": sent["rate"], "limited_by_generator": True, "tries": tries}
+        if lost:
+            high = rate
+        else:
+            low = rate
+    return {"zero_loss_rate": low, "limited_by_generator": False, "tries": tries}
