@@ -12,6 +12,7 @@ linux/in6.h).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import resource
@@ -45,8 +46,10 @@ IPV6_TCLASS: Final = 67
 
 CAP_NET_ADMIN: Final = 12
 
-# What a way to a receiver may queue of what comes back (ICMP errors, stray answers): nobody reads it.
-TX_RECEIVE_BUFFER: Final = 4096
+SO_ATTACH_FILTER: Final = 26
+
+TX_RECEIVE_BUFFER: Final = 65536
+"""Room for ICMP reports in the error queue of a way out. Datagrams never get in, see _refuse_all."""
 
 NO_ROUTE_YET: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EINVAL}
@@ -194,9 +197,23 @@ def meminfo(sock: socket.socket) -> MemInfo:
 # ---------------------------------------------------------------------------------------------------- ways out
 
 
+_RETURN_NOTHING = ctypes.create_string_buffer(
+    struct.pack("@HBBI", 0x06, 0, 0, 0)
+)  # struct sock_filter: BPF_RET|BPF_K 0
+
+
+def _refuse_all(sock: socket.socket) -> None:
+    """Drops whatever a receiver answers before it takes memory from the error queue; reports of ICMP pass by the
+    filter.
+    """
+    program = struct.pack("@HP", 1, ctypes.addressof(_RETURN_NOTHING))  # struct sock_fprog
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
 def _open_tx(family: int, kind: int, protocol: int, send_buffer: int) -> socket.socket:
     sock = socket.socket(_family(family), kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     try:
+        _refuse_all(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TX_RECEIVE_BUFFER)
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
@@ -214,7 +231,7 @@ def _open_tx(family: int, kind: int, protocol: int, send_buffer: int) -> socket.
 
 
 def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
-    """The socket of the `udp` engine: bound when a source is set, connected when there is a route (see connect)."""
+    """The socket of the `udp` engine, bound when a source is set; still to be connected."""
     sock = _open_tx(spec.family, socket.SOCK_DGRAM, 0, send_buffer)
     try:
         ttl, tos = spec.ttl, spec.tos
@@ -238,7 +255,6 @@ def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
             if port:  # one socket per worker, all from this port
                 _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
             sock.bind(endpoint(address, port, spec.scope_id))
-        connect(sock, spec)
     except BaseException:
         sock.close()
         raise
@@ -246,12 +262,13 @@ def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
 
 
 def open_raw(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
-    """The socket of the `raw` engine: whole packets, header included (raw(7): IPPROTO_RAW implies IP_HDRINCL)."""
+    """The socket of the `raw` engine: whole packets, header included (raw(7): IPPROTO_RAW implies IP_HDRINCL); still
+    to be connected.
+    """
     sock = _open_tx(spec.family, socket.SOCK_RAW, socket.IPPROTO_RAW, send_buffer)
     try:
         if spec.family == 4:
             _bool(sock, socket.IPPROTO_IP, socket.IP_HDRINCL, True)
-        connect(sock, spec)
     except BaseException:
         sock.close()
         raise
@@ -291,13 +308,18 @@ def probe_path(address: bytes, port: int, scope_id: int = 0) -> PathProbe:
     )
 
 
+def own_address(sock: socket.socket) -> bytes:
+    """The local address of a connected or bound socket."""
+    return socket.inet_pton(sock.family, str(sock.getsockname()[0]).partition("%")[0])
+
+
 def reserve_source(spec: ReceiverSpec) -> tuple[socket.socket, tuple[bytes, int]]:
     """An own address and port for raw copies that are not spoofed, held by a socket so that nobody else sends from
     that port.
     """
     sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TX_RECEIVE_BUFFER)
+        _refuse_all(sock)
         wanted = spec.source[0] if spec.source else bytes(len(spec.address))
         try:
             sock.bind(endpoint(wanted, 0, spec.scope_id))

@@ -1,0 +1,339 @@
+"""Engines: from specs to the handles the compiled datapath works with: sockets that take in, ways that lead out, and
+plans of them.
+
+Purpose: pairs every _fastpath object with the Python sockets it lives on, so that nothing is closed too early or
+forgotten. Invariants: a function either returns a whole object or raises and has closed what it opened; counters come
+from the caller, who keeps them. Called by supervisor, and by the command line for a dry plan. It must never publish,
+and never decide what runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from samplicator import _fastpath, sockets
+from samplicator._fastpath import Plan, RxCounters, RxSocket, Tx, TxCounters
+from samplicator.planner import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
+from samplicator.readings import ListenerReading, ReceiverReading
+
+DEFAULT_MTU: Final = 1500
+_UNREACHABLE: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{r}") for r in ("no_route", "no_neighbor", "refused"))
+_SENT: Final = _fastpath.TX_FIELDS.index("sent")
+_NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
+FastRule = tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]
+
+
+class Intake:
+    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = nobody yet)."""
+
+    __slots__ = ("_drops_read", "counters", "drops", "granted", "owner", "requested", "rx", "sock", "spec")
+
+    def __init__(self, sock: socket.socket, spec: SocketSpec, slot: int, requested: int) -> None:
+        self.sock = sock
+        self.spec = spec
+        self.requested = requested
+        self.counters = RxCounters()
+        self.rx = RxSocket(sock.fileno(), self.counters, slot)
+        self.owner: int | None = None
+        self.granted = sockets.granted_receive_buffer(sock)
+        self.drops = 0
+        self._drops_read = 0
+
+    def resize(self, receive_buffer: int) -> None:
+        """Asks the kernel for another receive buffer."""
+        self.requested = receive_buffer
+        with contextlib.suppress(OSError):
+            self.granted = sockets.set_receive_buffer(self.sock, receive_buffer)
+
+    def memory(self) -> sockets.MemInfo:
+        """SO_MEMINFO now; adds what the kernel dropped since the last call to `drops`. One caller at a time."""
+        info = sockets.meminfo(self.sock)
+        self.drops += (info.drops - self._drops_read) & 0xFFFFFFFF
+        self._drops_read = info.drops
+        return info
+
+
+def socket_key(spec: SocketSpec) -> SocketSpec:
+    """What makes two socket specs the same socket: all but the listener's position in the file."""
+    return replace(spec, listener=0)
+
+
+def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
+    """What makes two receiver specs the same way out: all but what is only text for people."""
+    return replace(spec, host="", engine_why="")
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """One Tx of one worker with the sockets it lives on. unconnected: those that had no route when they were opened."""
+
+    tx: Tx
+    sockets: list[socket.socket] = field(default_factory=list)
+    unconnected: list[socket.socket] = field(default_factory=list)
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+
+
+class Path:
+    """What all workers' ways to one receiver share: the probed path, and the reserved own source of unspoofed raw
+    copies.
+    """
+
+    __slots__ = ("mtu", "reservation", "routed", "source", "spec")
+
+    def __init__(self, spec: ReceiverSpec) -> None:
+        self.spec = spec
+        probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
+        self.mtu = probe.mtu or DEFAULT_MTU
+        self.routed = probe.mtu > 0
+        self.reservation: socket.socket | None = None
+        self.source = spec.source
+        if spec.engine == "raw" and not spec.spoof and (spec.source is None or spec.source[1] == 0):
+            self.reservation, self.source = sockets.reserve_source(spec)
+
+    def close(self) -> None:
+        if self.reservation is not None:
+            self.reservation.close()
+
+    def open_way(self, counters: TxCounters, send_buffer: int) -> Way:
+        """A way for one more worker."""
+        if self.spec.engine == "udp":
+            return _udp_way(self.spec, counters, send_buffer)
+        return self._raw_way(counters, send_buffer)
+
+    def _raw_way(self, counters: TxCounters, send_buffer: int) -> Way:
+        spec = self.spec
+        fallback: Way | None = None
+        sock = sockets.open_raw(spec, send_buffer)
+        try:
+            if spec.spoof:  # an exporter of the other family cannot be the source here: its copies leave unspoofed
+                fallback = _udp_way(spec, counters, send_buffer)
+            tx = Tx(
+                _fastpath.ENGINE_RAW,
+                sock.fileno(),
+                counters,
+                spec.address,
+                spec.port,
+                ttl=spec.ttl,
+                tos=spec.tos,
+                freq=spec.freq,
+                checksum=spec.checksum,
+                mtu=self.mtu,
+                source=None if spec.spoof else self.source,
+                scope_id=spec.scope_id,
+                pause_us=spec.pause_us,
+                fallback=fallback.tx if fallback else None,
+            )
+            way = Way(tx, [sock], [] if sockets.connect(sock, spec) else [sock])
+            if fallback is not None:
+                way.sockets += fallback.sockets
+                way.unconnected += fallback.unconnected
+        except BaseException:
+            sock.close()
+            if fallback is not None:
+                fallback.close()
+            raise
+        return way
+
+    def refresh(self, ways: Sequence[Way]) -> bool:
+        """Reads the path again: MTU into the ways, connects what had no route. False when our source address is gone
+        for good and the ways must be opened anew.
+        """
+        spec = self.spec
+        probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
+        self.routed = probe.mtu > 0
+        if not self.routed:
+            return True
+        if spec.engine == "raw" and probe.mtu != self.mtu:
+            self.mtu = probe.mtu
+            for way in ways:
+                way.tx.mtu = probe.mtu
+        for way in ways:
+            way.unconnected = [sock for sock in way.unconnected if not _try_connect(sock, spec)]
+        return not self._source_lost(ways, probe.source)
+
+    def _source_lost(self, ways: Sequence[Way], source: bytes) -> bool:
+        spec = self.spec
+        if spec.source is not None or spec.spoof or not ways:
+            return False
+        if spec.engine == "raw":
+            own = self.source[0] if self.source else source
+            return own != source and not sockets.is_local(own)
+        if ways[0].unconnected:
+            return False
+        own = sockets.own_address(ways[0].sockets[0])
+        return own != source and not sockets.is_local(own)
+
+
+def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int) -> Way:
+    sock = sockets.open_udp(spec, send_buffer)
+    try:
+        tx = Tx(
+            _fastpath.ENGINE_UDP,
+            sock.fileno(),
+            counters,
+            spec.address,
+            spec.port,
+            ttl=spec.ttl,
+            tos=spec.tos,
+            freq=spec.freq,
+            checksum=spec.checksum,
+            scope_id=spec.scope_id,
+            pause_us=spec.pause_us,
+        )
+        return Way(tx, [sock], [] if sockets.connect(sock, spec) else [sock])
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _try_connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
+    try:
+        return sockets.connect(sock, spec)
+    except OSError:
+        return False
+
+
+@dataclass(slots=True, eq=False)
+class ListenerState:
+    """A listener that runs. slot: the index its sockets carry in plans, the same as long as it lives. leaving:
+    sockets that the workers are about to let go. retired_*: what closed sockets had counted.
+    """
+
+    name: str
+    slot: int
+    intakes: dict[SocketSpec, list[Intake]] = field(default_factory=dict)
+    leaving: list[Intake] = field(default_factory=list)
+    retired: tuple[int, ...] = (0,) * len(_fastpath.RX_FIELDS)
+    retired_batches: tuple[int, ...] = (0,) * (len(_fastpath.BATCH_BOUNDS) + 1)
+    retired_drops: int = 0
+
+    def open(self) -> list[Intake]:
+        return [intake for group in self.intakes.values() for intake in group]
+
+    def retire(self) -> list[Intake]:
+        """Keeps the counts of the sockets that left; returns them, to be closed."""
+        gone, self.leaving = self.leaving, []
+        for intake in gone:
+            with contextlib.suppress(OSError):
+                intake.memory()
+            self.retired_drops += intake.drops
+        self.retired = add_up([self.retired, *(intake.counters.read() for intake in gone)])
+        self.retired_batches = add_up([self.retired_batches, *(intake.counters.batches() for intake in gone)])
+        return gone
+
+    def read(self) -> ListenerReading:
+        known = [*self.open(), *self.leaving]
+        memory = []
+        for intake in known:
+            with contextlib.suppress(OSError):
+                memory.append(intake.memory())
+        return ListenerReading(
+            name=self.name,
+            sockets=tuple((spec.address, spec.port) for spec in self.intakes),
+            counters=dict(
+                zip(_fastpath.RX_FIELDS, add_up([self.retired, *(i.counters.read() for i in known)]), strict=True)
+            ),
+            batch_counts=add_up([self.retired_batches, *(i.counters.batches() for i in known)]),
+            buffer_bytes=sum(info.buffer_bytes for info in memory),
+            queue_bytes=sum(info.queue_bytes for info in memory),
+            kernel_drops=self.retired_drops + sum(intake.drops for intake in known),
+            up=bool(self.intakes) and all(i.owner is not None for i in self.open()) and len(memory) == len(known),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class ReceiverState:
+    """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
+    opened anew.
+    """
+
+    spec: ReceiverSpec
+    path: Path
+    send_buffer: int
+    generation_added: int
+    counters: dict[int, TxCounters]
+    ways: list[Way]
+    up: bool
+    lost: bool = False
+    seen: tuple[int, ...] = _NOTHING_SENT
+
+    def totals(self) -> tuple[int, ...]:
+        return add_up([_NOTHING_SENT, *(counters.read() for counters in list(self.counters.values()))])
+
+    def close_but(self, kept: ReceiverState | None) -> None:
+        """Closes every way, and the path, that `kept` does not share."""
+        still = {id(way) for way in kept.ways} if kept else set()
+        for way in self.ways:
+            if id(way) not in still:
+                way.close()
+        if kept is None or kept.path is not self.path:
+            self.path.close()
+
+    def refresh(self) -> None:
+        """Looks at the path again, and at what became of the copies since the last look."""
+        if not self.path.refresh(self.ways):
+            self.lost = True
+        now = self.totals()
+        failed = sum(now[i] - self.seen[i] for i in _UNREACHABLE)
+        moved = now[_SENT] > self.seen[_SENT]
+        self.seen = now
+        if not self.path.routed or failed:
+            self.up = False
+        elif moved or not any(now[i] for i in _UNREACHABLE):
+            self.up = True
+
+    def read(self) -> ReceiverReading:
+        spec = self.spec
+        return ReceiverReading(
+            name=spec.name,
+            host=spec.host,
+            address=sockets.text_of(spec.address),
+            port=spec.port,
+            source="spoof" if spec.spoof else "own",
+            engine=spec.engine,
+            engine_why=spec.engine_why,
+            counters=dict(zip(_fastpath.TX_FIELDS, self.totals(), strict=True)),
+            up=self.up,
+            generation_added=self.generation_added,
+        )
+
+
+def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Column sums of rows of one length."""
+    return tuple(map(sum, zip(*rows, strict=True)))
+
+
+def fast_rules(rules: Sequence[RuleSpec], slots: Mapping[int, int] | None = None) -> list[FastRule]:
+    """Rules as a Plan wants them. slots: listener index of the plan -> index the sockets carry; None = the same."""
+    return [
+        (
+            [(source.family, source.address, source.mask) for source in rule.sources],
+            None if rule.listeners is None else [slots[i] if slots else i for i in rule.listeners],
+            rule.receivers,
+            rule.stop,
+        )
+        for rule in rules
+    ]
+
+
+def dry_plan(spec: PlanSpec) -> Plan:
+    """A plan that is never published: for `route()` on a configuration that does not run. Opens nothing."""
+    return Plan(0, [], [_dry_tx(receiver) for receiver in spec.receivers], fast_rules(spec.rules))
+
+
+def _dry_tx(spec: ReceiverSpec) -> Tx:
+    counters = TxCounters()
+    address, port = spec.address, spec.port
+    if spec.engine == "udp":
+        return Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
+    if spec.spoof:
+        other = Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
+        return Tx(_fastpath.ENGINE_RAW, -1, counters, address, port, fallback=other)
+    return Tx(_fastpath.ENGINE_RAW, -1, counters, address, port, source=spec.source or (address, port))

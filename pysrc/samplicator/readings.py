@@ -1,0 +1,84 @@
+"""Readings: what the datapath has counted, copied out at one moment. Pure data.
+
+Made by supervisor, read by metrics, http and service. A counter's sum over workers and sockets is already taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerReading:
+    """One listener. counters: keyed by _fastpath.RX_FIELDS. batch_counts: one per _fastpath.BATCH_BOUNDS and +Inf
+    last, not cumulative.
+
+    buffer_bytes: what the kernel really grants, sum of the sockets. queue_bytes: waiting to be read. kernel_drops:
+    dropped by the kernel because the buffer was full. sockets: (address, port) pairs, one per configured socket,
+    whatever the number of workers.
+    """
+
+    name: str
+    sockets: tuple[tuple[str, int], ...]
+    counters: Mapping[str, int]
+    batch_counts: tuple[int, ...]
+    buffer_bytes: int
+    queue_bytes: int
+    kernel_drops: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverReading:
+    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text. source: "own" | "spoof". up: reachable as
+    far as known.
+    """
+
+    name: str
+    host: str
+    address: str
+    port: int
+    source: str
+    engine: str
+    engine_why: str
+    counters: Mapping[str, int]
+    up: bool
+    generation_added: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReading:
+    """One worker. counters: keyed by _fastpath.WORKER_FIELDS. cpu: None when not pinned."""
+
+    index: int
+    cpu: int | None
+    counters: Mapping[str, int]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All counters at one moment, summed over workers. latency_counts: one per _fastpath.LATENCY_BOUNDS_NS and +Inf
+    last.
+    """
+
+    generation: int
+    listeners: tuple[ListenerReading, ...]
+    receivers: tuple[ReceiverReading, ...]
+    workers: tuple[WorkerReading, ...]
+    latency_counts: tuple[int, ...]
+    latency_sum_ns: int
+    plan_started_unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Answer to "who gets the datagrams of this exporter": rule texts in order, receiver names, denied by a stop
+    rule.
+    """
+
+    rules: tuple[str, ...]
+    rule_indexes: tuple[int, ...]
+    receivers: tuple[str, ...]
+    denied: bool

@@ -1,0 +1,66 @@
+"""Startup: the honest paragraph a start prints: what runs, by which engines and why, what was asked for and not
+granted.
+
+Pure text from a plan and readings. Called by service; the same text is in the status page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from samplicator.config.address import endpoint_text, size_text
+from samplicator.planner import PlanSpec
+from samplicator.readings import Readings
+
+SHOWN = 12
+"""Receivers and listeners named one by one; more are counted."""
+
+
+def paragraph(
+    version: str, spec: PlanSpec, readings: Readings, grants: Mapping[str, tuple[int, int]], degraded: Sequence[str]
+) -> str:
+    """The whole paragraph, one fact a line."""
+    lines = [f"samplicator {version}: generation {readings.generation}"]
+    lines += _listeners(spec, grants)
+    lines.append("workers: " + ", ".join(_worker(worker.index, worker.cpu) for worker in readings.workers))
+    lines += _receivers(readings)
+    lines += [f"degraded: {why}" for why in [*short_buffers(grants), *degraded]]
+    return "\n".join(lines)
+
+
+def short_buffers(grants: Mapping[str, tuple[int, int]]) -> list[str]:
+    """One line per listener that got less receive buffer than it asked for."""
+    return [
+        f"listener {name!r} asked for {size_text(asked)} of receive buffer per socket, the kernel grants "
+        f"{size_text(got)}; raise it with: sysctl -w net.core.rmem_max={asked} (or grant CAP_NET_ADMIN)"
+        for name, (asked, got) in grants.items()
+        if got < asked
+    ]
+
+
+def _listeners(spec: PlanSpec, grants: Mapping[str, tuple[int, int]]) -> list[str]:
+    lines = []
+    for listener in spec.listeners[:SHOWN]:
+        places = [endpoint_text(s.address, s.port) for s in listener.sockets]
+        more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+        asked, got = grants.get(listener.name, (0, 0))
+        buffer = f"receive buffer {size_text(got)} of {size_text(asked)}"
+        lines.append(f"listener {listener.name}: {', '.join(places[:4])}{more}; {buffer}")
+    if len(spec.listeners) > SHOWN:
+        lines.append(f"and {len(spec.listeners) - SHOWN} more listeners")
+    return lines
+
+
+def _receivers(readings: Readings) -> list[str]:
+    lines = []
+    for receiver in readings.receivers[:SHOWN]:
+        place = endpoint_text(receiver.address, receiver.port)
+        down = "" if receiver.up else "; NO ROUTE to it now, tried again"
+        lines.append(f"receiver {receiver.name}: {place} by {receiver.engine} ({receiver.engine_why}){down}")
+    if len(readings.receivers) > SHOWN:
+        lines.append(f"and {len(readings.receivers) - SHOWN} more receivers")
+    return lines
+
+
+def _worker(index: int, cpu: int | None) -> str:
+    return f"{index} on {'any CPU' if cpu is None else f'CPU {cpu}'}"
