@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 PREFIX ?= /opt/samplicator
 CC ?= gcc
 
@@ -16,7 +17,6 @@ LOG := build/build.log
 SOURCES := $(shell find fastpath -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h')
 PROBE_SOURCES := $(wildcard tests/ext/*.pyx tests/ext/*.pxd)
 PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
-TOOLS := $(patsubst bench/tools/%.c,build/tools/%,$(wildcard bench/tools/*.c))
 
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
 
@@ -57,7 +57,9 @@ if [ -n "$$missing" ]; then \
 	fi; \
 	policy=/usr/sbin/policy-rc.d; \
 	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; fi; \
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
+	echo "Installing:$$missing (log: build/apt.log)"; mkdir -p build; \
+	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; } \
+		>build/apt.log 2>&1 || { cat build/apt.log; exit 1; }; \
 fi
 endef
 
@@ -155,14 +157,11 @@ asan: test-needs $(STAMPS)/asan
 
 # ---- traffic tools (C) and benchmarks
 
-tools: $(TOOLS)
-
-build/tools/%: bench/tools/%.c $(wildcard bench/tools/*.h)
-	@mkdir -p build/tools
-	$(CC) -std=gnu11 -O2 -g -Wall -Wextra -Werror -pthread -o $@ $<
+tools:
+	@$(MAKE) --no-print-directory -s -C bench/tools OUT=$(CURDIR)/build/tools CC=$(CC)
 
 bench: build tools
-	$(BIN)/python bench/run.py
+	$(BIN)/python bench/run $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist $(STAMPS) pysrc/*.egg-info pysrc/samplicator/*.so

@@ -51,3 +51,15 @@ def test_stub_is_true() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_function_takes_the_gil() -> None:
+    """The trace of `samplicate -d`, on request. Anything else in the loop that did would show here."""
+    source = (ROOT / "build" / "cython" / "fastpath" / "_fastpath.c").read_text()
+    takers = re.findall(
+        r"^static \w[\w *]*?__pyx_f_\w+?_fastpath_(\w+)\([^\n]*\) \{\n(?:(?!^\}).*\n)*?.*__Pyx_PyGILState_Ensure\(\)",
+        source,
+        re.M,
+    )
+    assert takers == ["worker_trace"]
+    assert source.count("= __Pyx_PyGILState_Ensure()") == 1
