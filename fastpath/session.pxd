@@ -37,8 +37,8 @@ cdef inline session_t *session_find(session_cache_t *cache, const u8 *address, u
     cdef session_t *entry = &cache.entries[<size_t>((h ^ (h >> 15)) & cache.set_mask) * SESSION_WAYS]
     cdef session_t *victim = entry
     cdef u32 age, oldest = 0
-    cdef u32 i
-    for i in range(<u32>SESSION_WAYS):
+    cdef u32 _way
+    for _way in range(<u32>SESSION_WAYS):
         if (entry.port_be == port_be and entry.listener == listener and entry.epoch == cache.epoch
                 and memcmp(entry.address, address, 16) == 0):
             entry.seen = cache.now

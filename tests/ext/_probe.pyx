@@ -1,0 +1,191 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
+"""samplicator._probe: the whole datapath once more, with doors that production does not have. For tests only; never shipped.
+
+It includes _fastpath.pyx itself, so that what is tested is the very source, and its Tx, Plan, Worker and counters are classes of their own.
+The doors: pure functions on bytes, a worker's session cache and ring, and a scripted engine: `tx.send` replaced by a player of a list of
+positive counts and -errno values that records which messages it took. Called by tests/unit. Must never hold logic that a test relies on to be
+right about: it hands in, it hands out.
+"""
+
+include "_fastpath.pyx"
+
+from counters cimport counters_latency_bucket
+
+SESSIONS_WAYS = SESSION_WAYS
+RING = TX_RING
+CLEAN = TX_CLEAN_FLUSHES
+UNMATCHED, DENIED, FIRST = 0, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST
+
+
+def checksum_sum(bytes data not None, size_t offset):
+    """wire_sum() of the data laid at an address of this offset from a cache line, in memory that ends with the last byte."""
+    cdef const u8 *octets = data
+    cdef void *p = NULL
+    if posix_memalign(&p, 64, offset + len(data) or 1):
+        raise MemoryError
+    memcpy(<u8 *>p + offset, octets, len(data))
+    value = wire_sum(<u8 *>p + offset, len(data))
+    free(p)
+    return value
+
+
+def latency_bucket(u64 ns):
+    return counters_latency_bucket(ns)
+
+
+def batch_bucket(u32 n):
+    return counters_batch_bucket(n)
+
+
+def keep(TxCounters counters not None, u32 freq):
+    return bool(sample_keep(counters.c, freq))
+
+
+def identifications(Tx tx not None, int n):
+    return [tx_random(tx.tx) for _ in range(n)]
+
+
+def memo_route(Plan plan not None, bytes address not None, int listener):
+    """match_route(): (route number, owners of its ways as the memo holds them, whether the memo was emptied)."""
+    cdef bint forgot
+    cdef const u8 *octets = address
+    cdef plan_t *p = &plan.work.routing
+    cdef u32 i, number
+    if len(address) != 16:
+        raise ValueError("16 bytes")
+    number = match_route(p, octets, 4 if wire_is_ipv4_mapped(octets) else 6, <u32>listener, &forgot)
+    if number < PLAN_ROUTE_FIRST:
+        return number, (), bool(forgot)
+    ways = [p.pool[p.routes[number].first + i] for i in range(p.routes[number].count)]
+    return number, tuple([plan.work.owner[way] for way in ways]), bool(forgot)
+
+
+def memo_ways(Plan plan not None, u32 number):
+    """What the memo holds under a route number now."""
+    cdef route_t *route = &plan.work.routing.routes[number]
+    cdef u32 i
+    return tuple([plan.work.owner[plan.work.routing.pool[route.first + i]] for i in range(route.count)])
+
+
+def session(Worker worker not None, bytes address not None, int port, int listener, u32 route):
+    """One look-up as the worker does it, the route given by the caller on a miss: (hit, route)."""
+    cdef bint hit
+    cdef const u8 *octets = address
+    cdef session_t *entry
+    if len(address) != 16:
+        raise ValueError("16 bytes")
+    entry = session_find(&worker.w.sessions, octets, htons(<u16>port), <u16>listener, &hit)
+    if not hit:
+        session_take(&worker.w.sessions, entry, octets, htons(<u16>port), <u16>listener, route)
+    return bool(hit), entry.route
+
+
+def session_numbers(Worker worker not None):
+    """(used, misses, evictions, capacity)."""
+    cdef session_cache_t *cache = &worker.w.sessions
+    return cache.used, cache.misses, cache.evictions, (cache.set_mask + 1) * SESSION_WAYS
+
+
+def session_batch(Worker worker not None, u32 now):
+    """Makes `now` the batch number."""
+    worker.w.sessions.now = now
+
+
+def session_epoch(Worker worker not None, u32 epoch):
+    """Sets the epoch, then begins the next one; returns it."""
+    worker.w.sessions.epoch = epoch
+    session_void(&worker.w.sessions)
+    return worker.w.sessions.epoch
+
+
+cdef enum:
+    SCRIPT_RAISED = -9999
+
+ctypedef int (*script_tell_t)(tx_t *tx, mmsghdr *messages, u32 n) noexcept    # so that the error indicator carries the exception
+
+
+cdef class Script:
+    """The scripted engine: each call of send takes the next step: n > 0 = the kernel takes n messages (all that are offered, if fewer),
+    -errno = it fails. After the last step everything is taken. accepted: (packet or payload, control bytes) of each message taken, in
+    order; calls: (messages offered, result) of each call."""
+    cdef public list steps
+    cdef public list accepted
+    cdef public list calls
+
+    def __init__(self, steps=()):
+        self.steps = list(steps)
+        self.accepted = []
+        self.calls = []
+
+    def take(self, want):
+        step = self.steps.pop(0) if self.steps else want
+        result = min(step, want)
+        self.calls.append((want, result))
+        return result
+
+
+cdef bytes message_bytes(msghdr *message):
+    cdef size_t i
+    return b"".join([(<char *>message.msg_iov[i].iov_base)[:message.msg_iov[i].iov_len] for i in range(message.msg_iovlen)])
+
+
+cdef int script_play(tx_t *tx, mmsghdr *messages, u32 n) noexcept with gil:
+    cdef int result = (<script_tell_t>script_tell)(tx, messages, n)
+    if result == SCRIPT_RAISED:
+        PyErr_Print()
+    return result
+
+
+cdef int script_tell(tx_t *tx, mmsghdr *messages, u32 n) except? SCRIPT_RAISED:
+    cdef int result, i
+    script = <Script>tx.script
+    result = script.take(n)
+    for i in range(result):
+        message = &messages[i].msg_hdr
+        control = (<char *>message.msg_control)[:message.msg_controllen] if message.msg_controllen else b""
+        script.accepted.append((message_bytes(message), control))
+    return result
+
+
+def play(Worker worker not None, Tx tx not None, list datagrams not None, Script script not None):
+    """Emits the datagrams, (exporter address 4|16 bytes, port, ttl, tos, payload), as one batch through the way out and flushes it, with the
+    script in the kernel's place. The worker is not to run. Counts `offered` as the worker would."""
+    cdef batch_t *batch = worker.w.batch
+    cdef u16 selection[BATCH_LIMIT]
+    cdef bytes address, payload            # kept alive by the list
+    cdef const u8 *octets
+    cdef u32 d
+    if len(datagrams) > BATCH_LIMIT:
+        raise ValueError(f"more than {BATCH_LIMIT} datagrams")
+    for d, (address, port, ttl, tos, payload) in enumerate(datagrams):
+        octets = address
+        if len(address) == 4:
+            wire_map_ipv4(batch.exporter[d].address, octets)
+        else:
+            memcpy(batch.exporter[d].address, octets, 16)
+        batch.exporter[d].family = 4 if len(address) == 4 else 6
+        batch.exporter[d].port_be = htons(<u16>port)
+        batch.exporter[d].ttl = ttl
+        batch.exporter[d].tos = tos
+        octets = payload
+        batch.data[d] = octets
+        batch.length[d] = len(payload)
+        batch.sum_known[d] = 0
+        selection[d] = <u16>d
+    batch.n = len(datagrams)
+    tx.tx.script = <void *>script
+    tx.tx.send = script_play
+    atomics_add(&tx.tx.counters.offered, batch.n)
+    with nogil:
+        if tx.tx.engine == TX_ENGINE_RAW:
+            tx_raw_emit(tx.tx, batch, selection, batch.n, &worker.w.ring)
+        else:
+            tx_udp_emit(tx.tx, batch, selection, batch.n, &worker.w.ring)
+        tx_flush(tx.tx, &worker.w.ring)
+    tx.tx.send = tx_send_kernel
+    tx.tx.script = NULL
+
+
+def clean(Tx tx not None):
+    """Flushes since the last full queue."""
+    return tx.tx.clean
