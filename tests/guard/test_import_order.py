@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"resolve", "sockets"}),
     frozenset({"engines"}),
     frozenset({"supervisor"}),
-    frozenset({"explain"}),
+    frozenset({"explain", "startup"}),
     frozenset({"reload", "metrics"}),
     frozenset({"http"}),
     frozenset({"service"}),

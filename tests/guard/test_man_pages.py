@@ -1,0 +1,133 @@
+"""The manual says what the program does: every option, every key with its default, and nothing that is not there.
+
+Also clean under mandoc and man: no warning, no page that refers to one that does not exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tomllib
+
+import pytest
+from guard_tree import ROOT
+from samplicator.cli.parser import make_parser
+from samplicator.config import legacy
+from samplicator.config.model import Config, Datapath, Listener, Receiver, Rule, Service, Table
+
+MAN = ROOT / "deploy" / "man"
+PAGES = sorted(MAN.glob("*.[0-9]"))
+TABLES: dict[str, type[Table]] = {
+    "[service]": Service,
+    "[datapath]": Datapath,
+    "[[listener]]": Listener,
+    "[[receiver]]": Receiver,
+    "[[rule]]": Rule,
+}
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES])
+def test_pages_are_clean(page: str) -> None:
+    for command in (["mandoc", "-Tlint", "-Wwarning", page], ["man", "--warnings", "-l", page]):
+        done = subprocess.run(command, cwd=MAN, capture_output=True, text=True)
+        complaints = done.stderr if command[0] == "man" else done.stdout + done.stderr
+        assert (done.returncode, complaints) == (0, ""), command
+
+
+def test_pages_refer_to_pages_that_exist() -> None:
+    names = {page.name for page in PAGES}
+    assert names == {"samplicate.8", "samplicator.8", "samplicator.toml.5"}
+    for page in PAGES:
+        for name, section in re.findall(r"^\.Xr (\S+) (\d)", page.read_text(), re.MULTILINE):
+            assert f"{name}.{section}" in names, page
+
+
+# ---- samplicator.toml(5)
+
+
+def sections(text: str) -> dict[str, str]:
+    parts = re.split(r"^\.S[sh] (.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def items(section: str) -> dict[str, tuple[str, str]]:
+    """Key -> (what stands after the equals sign, the text below)."""
+    found = re.split(r"^\.It Ic (\w+) = (.*)\n", section, flags=re.MULTILINE)
+    return {key: (value, text) for key, value, text in zip(found[1::3], found[2::3], found[3::3], strict=True)}
+
+
+TOML_5 = sections((MAN / "samplicator.toml.5").read_text())
+
+
+def test_every_table_is_described() -> None:
+    assert set(TABLES) == {name for name in TOML_5 if name.startswith("[")}
+    assert len(TABLES) == len(Config.model_fields)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_key_is_described_in_order(table: str) -> None:
+    assert list(items(TOML_5[table])) == [info.alias or key for key, info in TABLES[table].model_fields.items()]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_defaults_and_reload_classes_are_true(table: str) -> None:
+    described = items(TOML_5[table])
+    for field, info in TABLES[table].model_fields.items():
+        value, text = described[info.alias or field]
+        if info.is_required():
+            assert value.endswith("Pq required"), field
+        else:
+            assert tomllib.loads("value = " + value.replace(r"\(dq", '"'))["value"] == info.get_default(), field
+        restart = info.json_schema_extra == {"reload": "restart"}
+        assert ("Changed only by a restart." in text) == restart, field
+
+
+# ---- samplicator(8)
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    for action in make_parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("no commands")
+
+
+def long_options(text: str) -> set[str]:
+    return {f"--{name}" for name in re.findall(r"\bFl Fl ([a-z][\w-]*)", text)}
+
+
+SAMPLICATOR_8 = sections((MAN / "samplicator.8").read_text())
+
+
+def test_commands_are_those_of_the_program() -> None:
+    assert set(commands()) == set(re.findall(r"^\.Nm\n\.Cm (\w+)", SAMPLICATOR_8["SYNOPSIS"], re.MULTILINE))
+    assert set(commands()) <= set(SAMPLICATOR_8)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_options_are_those_of_the_command(command: str) -> None:
+    known = {option for action in commands()[command]._actions for option in action.option_strings}
+    long = {option for option in known if option.startswith("--")} - {"--help", "--config"}
+    assert long_options(SAMPLICATOR_8[command]) - {"--config"} == long
+    synopsis = re.search(rf"^\.Nm\n\.Cm {command}\n((?:\.(?!Nm).*\n)*)", SAMPLICATOR_8["SYNOPSIS"], re.MULTILINE)
+    assert synopsis is not None
+    assert long_options(synopsis[1]) == long
+    assert (".Op Fl c Ar file" in synopsis[1]) == ("-c" in known)
+
+
+# ---- samplicate(8)
+
+
+def test_options_of_samplicate() -> None:
+    text = (MAN / "samplicate.8").read_text()
+    described = sections(text)["DESCRIPTION"]
+    heads = re.findall(r"^\.It (Fl .*)$", described, re.MULTILINE)
+    letters = {letter for head in heads for letter in re.findall(r"\bFl ([a-zA-Z46])(?![\w-])", head)}
+    assert letters == set(legacy.WITH_ARGUMENT + legacy.FLAGS)
+    assert long_options(described) == {f"--{name}" for name in (*legacy.LONG_WITH_ARGUMENT, *legacy.LONG_FLAGS)}
+    synopsis = sections(text)["SYNOPSIS"]
+    flags = re.search(r"^\.Op Fl (\w+)$", synopsis, re.MULTILINE)
+    assert flags is not None
+    assert set(flags[1]) == set(legacy.FLAGS)
+    assert set(re.findall(r"^\.Op Fl (\w) Ar", synopsis, re.MULTILINE)) == set(legacy.WITH_ARGUMENT)
