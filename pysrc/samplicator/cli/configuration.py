@@ -1,0 +1,216 @@
+"""The commands that look at a configuration and run nothing: check, explain, convert, schema.
+
+Called by cli.main, each with the parsed options; each returns the exit status. They must never open a listener or a
+raw socket that outlives the question, and never talk to a running daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from samplicator.config.address import ParsedSource, address_text
+from samplicator.config.model import Loaded
+from samplicator.errors import ConfigError, Problem
+from samplicator.planner import (
+    NEEDS_NET_RAW,
+    PlanSpec,
+    Resolved,
+    ResolvedAddress,
+    compile,
+    names_of,
+    source_names_of,
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A configuration held against this machine. plan is None when there are problems."""
+
+    loaded: Loaded | None
+    plan: PlanSpec | None
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+
+def judge(path: str) -> Judged:
+    """Reads, validates, resolves and compiles the file; every problem of every stage that can still be looked at."""
+    from samplicator.config.toml import load_toml
+
+    try:
+        loaded = load_toml(path)
+    except ConfigError as error:
+        return Judged(None, None, tuple(error.problems), tuple(map(str, error.warnings)))
+    return judge_loaded(loaded)
+
+
+def judge_loaded(loaded: Loaded) -> Judged:
+    """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
+    from samplicator import sockets
+
+    warnings = [str(warning) for warning in loaded.warnings]
+    host = sockets.capabilities()
+    resolved, problems = _resolve(loaded)
+    try:
+        plan = compile(loaded, resolved, replace(host, net_raw=True))
+    except ConfigError as error:
+        return Judged(loaded, None, (*problems, *error.problems), (*warnings, *map(str, error.warnings)))
+    warnings += plan.warnings
+    raw = [receiver.name for receiver in plan.receivers if receiver.engine == "raw"]
+    if raw and not host.net_raw:
+        warnings.append(
+            f"this user may not open raw sockets, which {', '.join(raw)} {NEEDS_NET_RAW.partition(':')[0]} for"
+        )
+    return Judged(loaded, None if problems else plan, tuple(problems), tuple(warnings))
+
+
+def _resolve(loaded: Loaded) -> tuple[Resolved, list[Problem]]:
+    """Where the names point. With names that do not resolve: their problems, and stand-ins so that the rest can be
+    judged.
+    """
+    from samplicator.resolve import Resolver
+
+    try:
+        return Resolver().resolve(loaded), []
+    except ConfigError as error:
+        stand_in = {4: bytes([192, 0, 2, 1]), 6: bytes.fromhex("20010db8") + bytes(11) + b"\1"}
+        names = {**source_names_of(loaded), **names_of(loaded.config)}
+        return {key: (ResolvedAddress(stand_in[key[1] or 4]),) for key in names}, error.problems
+
+
+def _report(problems: Iterable[Problem | str], warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def check(options: Namespace) -> int:
+    """All errors and warnings of a configuration; with --dump-plan also what would run."""
+    judged = judge(options.config)
+    _report(judged.problems, judged.warnings)
+    if judged.plan is None:
+        found = f"{_count(len(judged.problems), 'error')}, {_count(len(judged.warnings), 'warning')}"
+        print(f"{options.config}: {found}", file=sys.stderr)
+        return 2
+    if options.dump_plan:
+        print(json.dumps(plan_json(judged.plan), indent=2))
+    else:
+        print(f"{options.config}: ok: {summary(judged.plan)}")
+    return 0
+
+
+def summary(plan: PlanSpec) -> str:
+    """What would run, in one line."""
+    engines: dict[str, int] = {}
+    for receiver in plan.receivers:
+        engines[receiver.engine] = engines.get(receiver.engine, 0) + 1
+    by_engine = ", ".join(f"{number} {engine}" for engine, number in sorted(engines.items()))
+    sockets = sum(len(listener.sockets) for listener in plan.listeners)
+    parts = (
+        f"{_count(len(plan.listeners), 'listener')} ({_count(sockets, 'port')})",
+        _count(len(plan.receivers), "receiver") + (f" ({by_engine})" if by_engine else ""),
+        _count(len(plan.rules), "rule"),
+        _count(plan.workers, "worker"),
+    )
+    return ", ".join(parts)
+
+
+def plan_json(plan: PlanSpec) -> dict[str, Any]:
+    """The plan with addresses as text; sources as {family, address, mask}."""
+    receivers = []
+    for receiver in plan.receivers:
+        source = receiver.source
+        receivers.append(
+            {
+                **asdict(receiver),
+                "address": address_text(receiver.address),
+                "source": None if source is None else {"address": address_text(source[0]), "port": source[1]},
+            }
+        )
+    rules = [
+        {
+            "text": rule.text,
+            "sources": [_source_json(source) for source in rule.sources],
+            "listeners": None if rule.listeners is None else list(rule.listeners),
+            "receivers": list(rule.receivers),
+            "stop": rule.stop,
+        }
+        for rule in plan.rules
+    ]
+    return {**asdict(plan), "receivers": receivers, "rules": rules}
+
+
+def _source_json(source: ParsedSource) -> dict[str, Any]:
+    cut = 12 if source.family == 4 else 0
+    return {
+        "text": source.text,
+        "family": source.family,
+        "address": address_text(source.address[cut:]),
+        "mask": address_text(source.mask[cut:]),
+    }
+
+
+def explain(options: Namespace) -> int:
+    """Which rules match, which copies leave."""
+    from samplicator import explain as explaining
+
+    try:
+        exporter, port = explaining.parse_exporter(options.exporter)
+    except ValueError as error:
+        print(f"error: --from: {error}", file=sys.stderr)
+        return 2
+    judged = judge(options.config)
+    _report(judged.problems, ())
+    if judged.plan is None or judged.loaded is None:
+        return 2
+    places = []
+    for index in range(len(judged.plan.rules)):
+        file, line = judged.loaded.locate(("rule", index))
+        places.append(f"{file}:{line}" if line else "")
+    answers = explaining.explain(judged.plan, exporter, port, options.to_port, places)
+    if options.json:
+        print(json.dumps([asdict(answer) for answer in answers], indent=2))
+    else:
+        print("\n".join(explaining.lines(answers, exporter, port, options.to_port)))
+    return 0
+
+
+def convert(options: Namespace) -> int:
+    """Rule file or command line to TOML."""
+    from samplicator.config.convert import to_toml
+    from samplicator.config.legacy import parse_command_line
+
+    if (options.rule_file is None) == (options.passed_on is None):
+        print(
+            "error: want a rule file, or -- and the samplicate options; see samplicator convert --help", file=sys.stderr
+        )
+        return 2
+    words = options.passed_on if options.passed_on is not None else ["-c", options.rule_file]
+    try:
+        parsed = parse_command_line(words)
+    except ConfigError as error:
+        _report(error.problems, map(str, error.warnings))
+        return 2
+    if parsed.loaded is None:
+        print("error: -h and --version make no configuration", file=sys.stderr)
+        return 2
+    _report((), map(str, parsed.loaded.warnings))
+    sys.stdout.write(to_toml(parsed.loaded))
+    return 0
+
+
+def schema(options: Namespace) -> int:
+    """The JSON Schema."""
+    from samplicator.config.model import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0

@@ -1,0 +1,105 @@
+"""The client of the control socket: one HTTP request over a local socket, with errors that say what to do.
+
+Called by cli.running and the demo. Standard library only, so that `samplicator status` is quick. It must never change
+anything but by asking the daemon to.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import pwd
+import socket
+import tomllib
+from typing import Any
+
+from samplicator.cli.parser import DEFAULT_CONTROL
+
+
+class Unreachable(Exception):
+    """The daemon cannot be asked; the text says why and what to do."""
+
+
+class _Local(http.client.HTTPConnection):
+    """HTTP over a local socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def control_path(control: str, config: str) -> str:
+    """The path to use: given, or service.control of the configuration, or the default. Raises Unreachable."""
+    if control:
+        return control
+    if not config:
+        return DEFAULT_CONTROL
+    try:
+        with open(config, "rb") as file:
+            path = tomllib.load(file).get("service", {}).get("control", DEFAULT_CONTROL)
+    except OSError as error:
+        raise Unreachable(f"{config}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise Unreachable(f"{config}: cannot be read ({error}); try samplicator check -c {config}") from error
+    if not path:
+        raise Unreachable(f'{config} has service.control = "": this daemon has no control socket')
+    return str(path)
+
+
+def request(path: str, method: str, page: str, *, timeout: float = 10.0) -> tuple[int, bytes]:
+    """(status, body) of one request. Raises Unreachable."""
+    connection = _Local(path, timeout)
+    try:
+        connection.request(method, page, headers={"Accept": "*/*"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except FileNotFoundError:
+        why = "there is no such socket: is the daemon running, with service.control set to this path?"
+    except PermissionError:
+        why = f"not permitted: {_owner(path)}; run this as root or as a member of that group"
+    except ConnectionRefusedError:
+        why = "nobody answers there: left over by a daemon that is gone"
+    except TimeoutError:
+        why = f"no answer within {timeout:g} s"
+    except (OSError, http.client.HTTPException) as error:
+        why = str(error) or type(error).__name__
+    finally:
+        connection.close()
+    raise Unreachable(f"control socket {path}: {why}")
+
+
+def get_json(path: str, page: str) -> Any:
+    """The JSON value of a page. Raises Unreachable."""
+    status, body = request(path, "GET", page)
+    if status != 200:
+        raise Unreachable(
+            f"control socket {path}: {page} answered {status}: {body[:200].decode(errors='replace').strip()}"
+        )
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise Unreachable(f"control socket {path}: {page} answered something else than JSON") from error
+
+
+def _owner(path: str) -> str:
+    import grp
+
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return "the directory is closed to this user"
+    try:
+        user = pwd.getpwuid(facts.st_uid).pw_name
+    except KeyError:
+        user = str(facts.st_uid)
+    try:
+        group = grp.getgrgid(facts.st_gid).gr_name
+    except KeyError:
+        group = str(facts.st_gid)
+    return f"it belongs to user {user}, group {group}, mode {facts.st_mode & 0o777:o}"

@@ -1,0 +1,193 @@
+"""The arguments of `samplicator`, with help that shows how each command is used.
+
+Called by cli.main. Imports argparse and nothing of ours but the version, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Final
+
+from samplicator import __version__
+
+DEFAULT_CONFIG: Final = "/etc/samplicator/samplicator.toml"
+DEFAULT_CONTROL: Final = "/run/samplicator/control.sock"
+
+ABOUT: Final = """\
+Receives NetFlow, IPFIX, sFlow, syslog or any other UDP telemetry and resends every datagram to any number of receivers,
+with the exporter's own source address if wanted. Nothing is lost uncounted.
+"""
+
+EPILOG: Final = """\
+first steps:
+  samplicator demo                          see it work on this machine, nothing to configure
+  samplicator check -c samplicator.toml     look for mistakes, all at once
+  samplicator run -c samplicator.toml       the daemon
+  samplicate -S -p 2055 192.0.2.10/9995     the same with the classic command line
+
+`samplicator COMMAND --help` shows a command's options and examples.
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps examples as they are, on lines of a fixed width: the output does not depend on the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `command` names the one asked for."""
+    parser = argparse.ArgumentParser(
+        prog="samplicator", description=ABOUT, epilog=EPILOG, formatter_class=_Help, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"samplicator {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=textwrap.fill(description, 98),
+            epilog=f"examples:\n{examples}",
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+
+    run = command(
+        "run",
+        "run the daemon",
+        "Runs in the foreground until SIGTERM or SIGINT (then forwards what is queued and ends). SIGHUP, a changed "
+        "file or `samplicator reload` bring in a new configuration without losing a datagram; one with errors "
+        "changes nothing.",
+        "  samplicator run -c /etc/samplicator/samplicator.toml\n",
+    )
+    _config(run)
+
+    check = command(
+        "check",
+        "look for mistakes in a configuration",
+        "Reports every error and warning of a configuration at once, as FILE:LINE: KEY: WHY. Nothing is opened or "
+        "changed. Host names are resolved, addresses and interfaces are held against this machine. Exit status 0 = "
+        "it can run, 2 = errors.",
+        "  samplicator check -c samplicator.toml\n"
+        "  samplicator check -c samplicator.toml --dump-plan | jq .receivers\n",
+    )
+    _config(check)
+    check.add_argument("--dump-plan", action="store_true", help="print what would run, as JSON")
+
+    explain = command(
+        "explain",
+        "show what happens to an exporter's datagrams",
+        "Shows which rules match an exporter's datagrams and why the others do not, which copies leave, with which "
+        "source address and by which engine. Works on the file; the daemon need not run. Exit status 0, or 2 for "
+        "errors.",
+        "  samplicator explain -c samplicator.toml --from 10.1.2.3 --to-port 2055\n"
+        "  samplicator explain -c samplicator.toml --from '[2001:db8::7]:50000' --to-port 2055 --json\n",
+    )
+    _config(explain)
+    explain.add_argument(
+        "--from",
+        dest="exporter",
+        metavar="ADDR[:PORT]",
+        required=True,
+        help="the exporter, IPv6 with a port in brackets",
+    )
+    explain.add_argument("--to-port", type=_port, metavar="PORT", required=True, help="the port it sends to")
+    explain.add_argument("--json", action="store_true", help="print JSON")
+
+    convert = command(
+        "convert",
+        "turn a samplicate rule file or command line into TOML",
+        "Prints the TOML configuration that does what a `samplicate` rule file, or a whole `samplicate` command "
+        "line after --, does. Warnings go to standard error. Exit status 0, or 2 for errors.",
+        "  samplicator convert /etc/samplicator.rules > samplicator.toml\n"
+        "  samplicator convert -- -S -p 2055 -c /etc/samplicator.rules 192.0.2.10/9995 > samplicator.toml\n",
+    )
+    convert.add_argument("rule_file", nargs="?", metavar="RULEFILE", help="a rule file (samplicate -c)")
+
+    reload_ = command(
+        "reload",
+        "have the running daemon read its configuration again",
+        "Tells the daemon to read its files again and waits for the outcome. A configuration with errors changes "
+        "nothing. Exit status 0 = it runs now, 1 = it was refused or the daemon cannot be reached.",
+        "  samplicator reload\n  samplicator reload --control /run/samplicator/control.sock\n",
+    )
+    _control(reload_)
+
+    status = command(
+        "status",
+        "show what the running daemon does",
+        "Shows listeners, receivers and counters of the running daemon. Exit status 0 = it is ready, 3 = it runs "
+        "but is not ready, 1 = it cannot be reached.",
+        "  samplicator status\n  samplicator status --json | jq '.receivers[] | {name, errors}'\n",
+    )
+    _control(status)
+    status.add_argument("--json", action="store_true", help="print JSON")
+
+    demo = command(
+        "demo",
+        "see it work, on this machine only",
+        "Starts the real daemon on loopback, feeds it NetFlow v5, v9, IPFIX and sFlow datagrams of real exporters "
+        "from several addresses, to two receivers that verify every copy. Exit status 0 only when nothing was lost "
+        "or changed.",
+        "  samplicator demo\n"
+        "  samplicator demo --seconds 60 --rate 5000\n"
+        "  samplicator demo --forever --http 127.0.0.1:9420\n",
+    )
+    demo.add_argument("--seconds", type=_positive, default=10.0, metavar="S", help="how long to feed it (default 10)")
+    demo.add_argument("--forever", action="store_true", help="until Ctrl-C")
+    demo.add_argument("--rate", type=_rate, default=2000, metavar="N", help="datagrams a second (default 2000)")
+    demo.add_argument(
+        "--http", default="", metavar="ADDR:PORT", help="where the daemon serves its metrics (default: a free port)"
+    )
+
+    command(
+        "schema",
+        "print the JSON Schema of the configuration",
+        "Prints the JSON Schema of the configuration, for editors and for checks elsewhere.",
+        "  samplicator schema > samplicator.schema.json\n"
+        "  check-jsonschema --default-filetype toml --schemafile samplicator.schema.json samplicator.toml\n",
+    )
+    return parser
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", default=DEFAULT_CONFIG, help=f"the configuration (default {DEFAULT_CONFIG})"
+    )
+
+
+def _control(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--control",
+        metavar="PATH",
+        default="",
+        help=f"the daemon's control socket (default {DEFAULT_CONTROL}, or what -c says)",
+    )
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", default="", help="take service.control from this configuration"
+    )
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port 1..65535")
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if 0 < value <= 1e7:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+
+
+def _rate(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a rate 1..1000000")

@@ -1,0 +1,157 @@
+"""The commands around a running daemon: run, reload, status, demo.
+
+Called by cli.main, each with the parsed options; each returns the exit status.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from samplicator.cli.control import Unreachable, control_path, get_json, request
+
+RELOAD_SECONDS = 130.0
+NOT_READY = 3
+
+
+def run(options: Namespace) -> int:
+    """The daemon, in the foreground."""
+    from samplicator.config.toml import load_toml
+    from samplicator.service import run_service
+
+    path = options.config
+    return run_service(lambda: load_toml(path))
+
+
+def reload(options: Namespace) -> int:
+    """Asks the daemon for a reload and shows the outcome."""
+    try:
+        path = control_path(options.control, options.config)
+        status, body = request(path, "POST", "/-/reload", timeout=RELOAD_SECONDS)
+        answer: dict[str, Any] = json.loads(body)
+    except Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError:
+        print(f"error: answer {status} is no JSON", file=sys.stderr)
+        return 1
+    if status == 200:
+        print(f"reloaded: generation {answer['generation']}, {answer['diff'] or 'nothing changed'}")
+        return 0
+    problems = answer.get("problems") or [answer.get("error", f"status {status}")]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if "generation" in answer:
+        print(f"not reloaded: generation {answer['generation']} runs on unchanged", file=sys.stderr)
+    return 1
+
+
+def status(options: Namespace) -> int:
+    """What the daemon does, for people or as JSON."""
+    try:
+        path = control_path(options.control, options.config)
+        value = {page: get_json(path, f"/api/v1/{page}") for page in ("status", "listeners", "receivers")}
+    except Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(value, indent=2))
+    else:
+        print("\n".join(status_lines(value)))
+    return 0 if value["status"]["ready"] and value["status"]["healthy"] else NOT_READY
+
+
+def status_lines(value: Mapping[str, Any]) -> list[str]:
+    """The human form: state, two tables, notes on what needs attention."""
+    state, listeners, receivers = value["status"], value["listeners"], value["receivers"]
+    config = state["config"]
+    up = duration(state["uptime_seconds"])
+    ready = "ready" if state["ready"] else f"NOT READY: {state['ready_why']}"
+    lines = [
+        f"samplicator {state['version']}, pid {state['pid']}, up {up}, {ready}",
+        f"configuration: {', '.join(config['files']) or 'command line'}, generation {config['generation']}, "
+        f"{config['reloads']} reloads ({config['reload_failures']} failed)",
+        f"workers: {len(state['workers'])}",
+    ]
+    if not state["healthy"]:
+        lines.append(f"NOT HEALTHY: {state['healthy_why']}")
+    if not config["last_reload_successful"]:
+        lines.append("the last reload FAILED; the configuration before it runs on")
+    lines += [
+        "",
+        *table(
+            ["listener", "listens on", "received", "matched", "rejected", "truncated", "kernel drops"],
+            [
+                [
+                    item["name"],
+                    ", ".join(item["sockets"][:3])
+                    + (f" and {len(item['sockets']) - 3} more" if len(item["sockets"]) > 3 else ""),
+                    item["counters"]["datagrams"],
+                    item["counters"]["matched"],
+                    item["counters"]["unmatched"] + item["counters"]["denied"],
+                    item["counters"]["truncated"],
+                    item["kernel_drops"],
+                ]
+                for item in listeners
+            ],
+        ),
+    ]
+    lines += [
+        "",
+        *table(
+            ["receiver", "to", "source", "engine", "state", "sent", "skipped", "errors"],
+            [
+                [
+                    item["name"],
+                    f"[{item['address']}]:{item['port']}"
+                    if ":" in item["address"]
+                    else f"{item['address']}:{item['port']}",
+                    item["source"],
+                    item["engine"],
+                    "up" if item["up"] else "DOWN",
+                    item["counters"]["sent"],
+                    item["counters"]["sampled_out"],
+                    item["errors"],
+                ]
+                for item in receivers
+            ],
+        ),
+    ]
+    for item in receivers:
+        reasons = [
+            f"{count} {field.removeprefix('dropped_')}"
+            for field, count in item["counters"].items()
+            if field.startswith("dropped_") and count
+        ]
+        if reasons:
+            lines.append(f"  {item['name']}: not sent: {', '.join(reasons)}")
+    return lines
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Columns padded with blanks; numbers to the right."""
+    text = [list(head), *([f"{cell}" for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in text) for column in range(len(head))]
+    right = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(head))]
+    return [
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in text
+    ]
+
+
+def duration(seconds: float) -> str:
+    """90061 -> "1d 1h 1m"."""
+    whole = int(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m")]
+    told = " ".join(f"{number}{unit}" for number, unit in parts if number)
+    return told or f"{whole}s"
+
+
+def demo(options: Namespace) -> int:
+    """The main job on this machine, verified."""
+    from samplicator.demo import run_demo
+
+    return run_demo(seconds=None if options.forever else options.seconds, rate=options.rate, http=options.http)
