@@ -6,7 +6,7 @@ The public face (signatures, units, errors raised) is documented in pysrc/sampli
 
 cimport cython
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
@@ -20,20 +20,23 @@ from counters cimport (
 )
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport PLAN_NONE, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, route_t, rule_t, source_group_t, source_t
+from run cimport run_make, runs_t
 from rx.socket cimport RX_CONTROL, rx_arena_t, rx_socket_t
 from sample cimport sample_keep
-from session cimport SESSION_WAYS, session_cache_t, session_find, session_t, session_take, session_void
+from session cimport SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
-    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_RAW, TX_ENGINE_UDP, TX_HEADER, TX_RING, tx_copy_t, tx_flush, tx_random, tx_ring_t,
-    tx_send_kernel, tx_t,
+    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT,
+    TX_HEADER, TX_RING, tx_copy_t, tx_flush, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
 )
 from uapi.net cimport (
-    AF_INET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE,
-    EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, IPPROTO_IP,
-    IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IP_TOS, IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT,
-    MSG_TRUNC, PROT_READ, PROT_WRITE, SCM_TIMESTAMPNS, SOL_SOCKET, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl,
-    epoll_event, epoll_wait, eventfd, get_errno, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, ntohs, read, recvmmsg,
-    sockaddr_in, sockaddr_in6, timespec, u8, u16, u32, u64, unlikely, write,
+    AF_INET, AF_INET6, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE,
+    EACCES, EADDRNOTAVAIL, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPERM, IPPROTO_IP,
+    IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TRANSPARENT, IP_MTU_DISCOVER,
+    IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT,
+    MSG_TRUNC, PROT_READ, PROT_WRITE, SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
+    SOL_UDP, SO_RCVBUF, SO_REUSEADDR, SO_SNDBUF, SO_SNDBUFFORCE, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl,
+    epoll_event, epoll_wait, eventfd, get_errno, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, ntohs, read, recvmmsg, setsockopt, sockaddr,
+    sockaddr_in, sockaddr_in6, socket, timespec, u8, u16, u32, u64, unlikely, write,
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
@@ -51,4 +54,5 @@ include "plan.pxi"
 include "rx/recvmmsg.pxi"
 include "tx/udp.pxi"
 include "tx/raw.pxi"
+include "tx/transparent.pxi"
 include "worker.pxi"

@@ -27,3 +27,5 @@ ctypedef struct batch_t:
     exporter_t exporter[BATCH_LIMIT]
     u32 sum[BATCH_LIMIT]           # payload sum, shared by all copies
     u8 sum_known[BATCH_LIMIT]
+    u32 groups                     # exporter sessions in this batch
+    u16 group[BATCH_LIMIT]         # number of each datagram's session in this batch, 0..groups-1, in order of first arrival

@@ -10,6 +10,9 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u16 *selections                    # BATCH_LIMIT datagram indexes a way
     u32 *selected                      # how many of them, 0 outside a batch
     u32 *active                        # ways with selected > 0 in this batch
+    u32 *shared                        # of these, those that leave by a shared socket
+    u16 *leftovers                     # BATCH_LIMIT a way: what the shared socket did not take
+    u32 *left                          # how many, 0 outside a batch
 
 
 cdef void *plan_alloc(size_t count, size_t size) except NULL:
@@ -107,7 +110,7 @@ cdef class Tx:
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
                   u32 freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, u32 pause_us=0, Tx fallback=None):
         cdef const u8 *octets = address
-        if engine != TX_ENGINE_UDP and engine != TX_ENGINE_RAW:
+        if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT):
             raise ValueError(f"engine {engine} is unknown")
         if len(address) != 4 and len(address) != 16:
             raise ValueError(f"address has {len(address)} bytes, not 4 or 16")
@@ -141,12 +144,27 @@ cdef class Tx:
         self.tx.clean = TX_CLEAN_FLUSHES
         self.tx.random_state = int.from_bytes(urandom(8), "little") | 1
         memcpy(self.tx.address, octets, len(address))
+        self._set_name(scope_id)
         self.mtu = mtu
+        if source is not None and engine == TX_ENGINE_TRANSPARENT:
+            raise ValueError("a fixed source cannot leave by the exporters' sockets")
         if source is not None:
             self._set_source(source[0], source[1])
 
     def __dealloc__(self):
         free(self.tx)
+
+    cdef _set_name(self, u32 scope_id):
+        cdef sockaddr_in *ipv4 = <sockaddr_in *>&self.tx.name
+        if self.tx.family == 4:
+            ipv4.sin_family = AF_INET
+            ipv4.sin_port = self.tx.port_be
+            memcpy(&ipv4.sin_addr, self.tx.address, 4)
+        else:
+            self.tx.name.sin6_family = AF_INET6
+            self.tx.name.sin6_port = self.tx.port_be
+            self.tx.name.sin6_scope_id = scope_id
+            memcpy(&self.tx.name.sin6_addr, self.tx.address, 16)
 
     cdef _set_source(self, bytes address, int port):
         cdef const u8 *octets = address
@@ -161,6 +179,10 @@ cdef class Tx:
     @property
     def fd(self):
         return self.tx.fd
+
+    @property
+    def gave_up(self):
+        return self.tx.gave_up
 
     @property
     def mtu(self):
@@ -211,6 +233,9 @@ cdef class Plan:
         self.work.selections = <u16 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
         self.work.selected = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         self.work.active = <u32 *>plan_arena(&self.arena, p.way_count, 4)
+        self.work.shared = <u32 *>plan_arena(&self.arena, p.way_count, 4)
+        self.work.leftovers = <u16 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
+        self.work.left = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         p.way_family = <u8 *>plan_arena(&self.arena, p.way_count, 1)
         p.way_other = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         p.way_bits = <u64 *>plan_arena(&self.arena, (p.way_count + 63) // 64, 8)

@@ -6,6 +6,7 @@ routes replaced) are free. Called by: the worker, one look-up per datagram. Must
 """
 
 from libc.string cimport memcmp, memcpy
+from batch cimport batch_t
 from match cimport match_hash
 from uapi.net cimport u8, u16, u32, u64
 
@@ -19,9 +20,10 @@ ctypedef struct session_t:
     u32 epoch                      # 0 = never used
     u32 seen                       # batch number of the last datagram
     u32 route
+    u32 group                      # in that batch
 
 ctypedef struct session_cache_t:
-    session_t *entries             # sets of SESSION_WAYS, 32 bytes an entry
+    session_t *entries             # sets of SESSION_WAYS, 36 bytes an entry
     u32 set_mask
     u32 epoch                      # entries of another epoch are void
     u32 now                        # batch number
@@ -41,7 +43,6 @@ cdef inline session_t *session_find(session_cache_t *cache, const u8 *address, u
     for _way in range(<u32>SESSION_WAYS):
         if (entry.port_be == port_be and entry.listener == listener and entry.epoch == cache.epoch
                 and memcmp(entry.address, address, 16) == 0):
-            entry.seen = cache.now
             hit[0] = True
             return entry
         age = 0xFFFFFFFFU if entry.epoch != cache.epoch else cache.now - entry.seen
@@ -65,8 +66,17 @@ cdef inline void session_take(session_cache_t *cache, session_t *entry, const u8
     entry.port_be = port_be
     entry.listener = listener
     entry.epoch = cache.epoch
-    entry.seen = cache.now
+    entry.seen = cache.now - 1
     entry.route = route
+
+
+cdef inline void session_group(session_cache_t *cache, session_t *entry, batch_t *batch, u32 d) noexcept nogil:
+    """Notes that datagram d of the batch is this session's. A session evicted within a batch begins a second group there: order holds."""
+    if entry.seen != cache.now:
+        entry.seen = cache.now
+        entry.group = batch.groups
+        batch.groups += 1
+    batch.group[d] = <u16>entry.group
 
 
 cdef inline void session_void(session_cache_t *cache) noexcept nogil:

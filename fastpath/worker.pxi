@@ -23,6 +23,12 @@ ctypedef struct worker_t:
     batch_t *batch
     tx_ring_t ring
     session_cache_t sessions
+    ports_t ports
+    runs_t *runs_grouped               # of the whole batch, by exporter session
+    runs_t *runs_plain                 # of the whole batch as one group
+    runs_t *runs_own                   # of one receiver's own selection
+    bint grouped_known
+    bint plain_known
     epoll_event events[WORKER_EVENTS]
 
 
@@ -42,13 +48,13 @@ cdef inline u32 worker_route(worker_t *w, u32 d) noexcept nogil:
     cdef bint hit, forgot
     cdef u32 route
     cdef session_t *session = session_find(&w.sessions, exporter.address, exporter.port_be, <u16>batch.listener, &hit)
-    if likely(hit):
-        return session.route
-    route = match_route(&w.work.routing, exporter.address, exporter.family, batch.listener, &forgot)
-    if forgot:
-        session_void(&w.sessions)
-    session_take(&w.sessions, session, exporter.address, exporter.port_be, <u16>batch.listener, route)
-    return route
+    if unlikely(not hit):
+        route = match_route(&w.work.routing, exporter.address, exporter.family, batch.listener, &forgot)
+        if forgot:
+            session_void(&w.sessions)
+        session_take(&w.sessions, session, exporter.address, exporter.port_be, <u16>batch.listener, route)
+    session_group(&w.sessions, session, batch, d)
+    return session.route
 
 
 cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
@@ -73,22 +79,56 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcep
     return active
 
 
+cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selection, u32 n, bint grouped) noexcept nogil:
+    """The runs of a selection; those of the whole batch are made once and shared by all receivers that take it."""
+    cdef runs_t *runs = w.runs_grouped if grouped else w.runs_plain
+    cdef bint *known = &w.grouped_known if grouped else &w.plain_known
+    if n != w.batch.n or tx.ttl == 0:
+        runs = w.runs_own
+        run_make(runs, w.batch, selection, n, grouped, tx.ttl == 0)
+    elif not known[0]:
+        run_make(runs, w.batch, selection, n, grouped, False)
+        known[0] = True
+    return runs
+
+
+cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
+    """A receiver's selection by its own socket: one emit, one flush."""
+    if tx.engine == TX_ENGINE_UDP:
+        tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection, n, False), &w.ring)
+    else:
+        tx_raw_emit(tx, w.batch, selection, n, &w.ring)
+    tx_flush(tx, &w.ring)
+
+
 cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
-    """One emit and one flush for each active way."""
+    """One emit and one flush for each active way; ways that share the exporters' sockets together, what is left of them by their own."""
+    cdef work_t *work = w.work
     cdef u32 a, way, n
+    cdef u32 shared = 0
     cdef tx_t *tx
-    cdef u16 *selection
+    w.plain_known = w.grouped_known = False
     for a in range(active):
-        way = w.work.active[a]
-        n = w.work.selected[way]
-        tx = w.work.ways[way]
-        selection = &w.work.selections[<size_t>way * BATCH_LIMIT]
+        way = work.active[a]
+        n = work.selected[way]
+        tx = work.ways[way]
         atomics_add(&tx.counters.offered, n)
-        if tx.engine == TX_ENGINE_RAW:
-            tx_raw_emit(tx, w.batch, selection, n, &w.ring)
+        if tx.engine == TX_ENGINE_TRANSPARENT and n == w.batch.n and tx.ttl:
+            work.shared[shared] = way
+            shared += 1
         else:
-            tx_udp_emit(tx, w.batch, selection, n, &w.ring)
-        tx_flush(tx, &w.ring)
+            worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
+    if shared:
+        way = work.shared[0]
+        transparent_send(work, &w.ports, w.batch,
+                         worker_runs(w, work.ways[way], &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True),
+                         w.sessions.now, shared, &w.ring)
+        for a in range(shared):
+            way = work.shared[a]
+            if work.left[way]:
+                n = work.left[way]
+                work.left[way] = 0
+                worker_send_one(w, work.ways[way], &work.leftovers[<size_t>way * BATCH_LIMIT], n)
 
 
 cdef inline void worker_latency(worker_t *w) noexcept nogil:
@@ -109,6 +149,7 @@ cdef void worker_batch(worker_t *w, rx_counters_t *c) noexcept nogil:
     cdef u64 unmatched = 0
     cdef u64 denied = 0
     w.sessions.now += 1
+    w.batch.groups = 0
     for d in range(w.batch.n):
         route = worker_route(w, d)
         if route >= PLAN_ROUTE_FIRST:
@@ -221,6 +262,7 @@ cdef void worker_beat(worker_t *w, u64 now_ns) noexcept nogil:
     atomic_store64(&c.sessions, w.sessions.used)
     atomic_store64(&c.session_misses, w.sessions.misses)
     atomic_store64(&c.session_evictions, w.sessions.evictions)
+    atomic_store64(&c.stalls, w.ring.stalls)
     if now_ns - w.cpu_read_ns >= WORKER_CPU_CLOCK_NS:
         w.cpu_read_ns = now_ns
         atomic_store64(&c.cpu_ns, worker_clock(CLOCK_THREAD_CPUTIME_ID))
@@ -266,7 +308,7 @@ cdef class Worker:
     cdef bint running
     cdef void *arena
 
-    def __cinit__(self, *, u32 batch=256, u32 max_datagram=65535, u32 sessions=131072):
+    def __cinit__(self, *, u32 batch=256, u32 max_datagram=65535, u32 sessions=131072, int send_buffer=4194304):
         if not 1 <= batch <= BATCH_LIMIT:
             raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
         if not 1 <= max_datagram <= 65535:
@@ -281,6 +323,12 @@ cdef class Worker:
         self.w.batch = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
         self._make_arena(batch, max_datagram)
         self._make_ring()
+        self.w.runs_grouped = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_plain = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_own = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
+        self.w.ports.send_buffer = send_buffer
+        self.w.ports.way.send = tx_send_kernel
         self.w.sessions.set_mask = plan_power_of_two((sessions + SESSION_WAYS - 1) // SESSION_WAYS) - 1
         self.w.sessions.entries = <session_t *>plan_arena(&self.arena, (<size_t>self.w.sessions.set_mask + 1) * SESSION_WAYS, sizeof(session_t))
         session_void(&self.w.sessions)
@@ -336,6 +384,7 @@ cdef class Worker:
             close(self.w.epoll)
         if self.w.wake >= 0:
             close(self.w.wake)
+        ports_close(&self.w.ports)
         if self.w.arena.bytes != NULL:
             munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
         plan_free(self.arena)

@@ -6,7 +6,8 @@ pointer so that a scripted engine can play back errno and partial counts in test
 the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
 
 Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most, then count that copy, and do not wait
-again for this receiver until it has been clean for a while. Reports of the network about earlier copies (IP_RECVERR queue): booked against the
+again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for good for this receiver,
+send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR queue): booked against the
 receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next. No path drops the rest of a
 vector, no path exits.
 """
@@ -18,38 +19,49 @@ from counters cimport (
     REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
 )
 from uapi.net cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EACCES, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EMSGSIZE, ENETDOWN,
-    ENETUNREACH, ENOBUFS, ENOMEM, EPERM, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, MSG_DONTWAIT, MSG_ERRQUEUE,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, CMSG_SPACE, EACCES, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO,
+    EMSGSIZE, ENETDOWN,
+    ENETUNREACH, ENOBUFS, ENOMEM, EOPNOTSUPP, EPERM, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, MSG_DONTWAIT, MSG_ERRQUEUE,
     POLLOUT, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, cmsghdr, get_errno, iovec, mmsghdr, msghdr, nanosleep, poll, pollfd, recvmsg,
-    sendmmsg, sock_extended_err, timespec, u8, u16, u32, u64,
+    sendmmsg, sockaddr_in6, sock_extended_err, timespec, unlikely, u8, u16, u32, u64,
 )
 
 cdef enum:
     TX_ENGINE_UDP = 0
     TX_ENGINE_RAW = 1
+    TX_ENGINE_TRANSPARENT = 2
+    TX_ENGINE_PACKET = 3
+    TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, for good
+    TX_GAVE_UP_TRANSPARENT = 2
+    TX_GAVE_UP_PACKET = 4
     TX_RING = 2048                 # messages; more than the 1365 fragments of the largest datagram at the smallest MTU
     TX_HEADER = 64                 # header bytes reserved a message
-    TX_CONTROL = 64                # control bytes reserved a message
+    TX_CONTROL = 96                # control bytes reserved a message: segment size first, then TOS, TTL
     TX_WAITS = 2                   # waits for a full queue before a copy is given up
     TX_WAIT_MS = 1
     TX_CLEAN_FLUSHES = 64          # flushes without a full queue before waiting is tried again
     TX_REPEATS = 4                 # repeats of one copy after reports about earlier ones
     TX_REPORTS = 64                # reports read at one go
 
+ctypedef struct tx_t
+
 ctypedef struct tx_copy_t:         # what a message of the ring stands for
     u32 bytes                      # payload bytes of the copies that are complete with this message
-    u16 copies                     # how many they are; 0 = a fragment that is not the last
+    u16 copies                     # how many they are: a run's datagrams; 0 = a fragment that is not the last
     u16 rest                       # messages of the same copy that follow
+    tx_t *tx                       # whose copies, where the socket is shared (transparent, packet)
+    u32 way                        # its place in the plan, there
+    u16 first                      # its first datagram in the runs' order, there
 
 ctypedef struct tx_ring_t:
     u32 n
+    u64 stalls                     # waits for a full queue, for the worker's counters
     mmsghdr *messages
+    u32 vectors_used               # by engines that lay out headers and payloads one after the other (packet)
     iovec *vectors                 # two a message: header, payload
     u8 *headers
     u8 *control
     tx_copy_t *copies
-
-ctypedef struct tx_t
 
 ctypedef int (*tx_send_t)(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil
 
@@ -68,10 +80,13 @@ ctypedef struct tx_t:
     u8 checksum                    # 0 = UDP checksum zero (IPv4)
     u8 reports                     # the socket has IP_RECVERR and can carry reports of ICMP
     u8 has_source
+    u8 blocked                     # within a batch: the shared socket failed this receiver, the rest goes by its own
+    u8 gave_up                     # TX_GAVE_UP bits, sticky; read by the control plane
     u16 source_port_be             # 0 = the exporter's
     u16 port_be
     u8 source[16]                  # 4 bytes used for IPv4
     u8 address[16]
+    sockaddr_in6 name              # the receiver as a socket address; sockaddr_in for family 4
     u64 random_state               # of IP identifications
     u32 clean                      # flushes since the last full queue; >= TX_CLEAN_FLUSHES: waiting is worth it
     u64 debt                       # sum of owed
@@ -161,21 +176,26 @@ cdef inline u64 tx_pay(tx_t *tx, u64 copies) noexcept nogil:
     return paid
 
 
-cdef inline void tx_account(tx_t *tx, tx_ring_t *ring, u32 first, u32 n) noexcept nogil:
-    """Counts the copies that are complete with the n messages the kernel took."""
-    cdef u64 copies = 0
-    cdef u64 octets = 0
+cdef inline void tx_settle(tx_t *tx, u64 copies, u64 octets) noexcept nogil:
+    """Counts accepted copies as sent, but for those that earlier reports are owed."""
     cdef u64 paid
-    cdef u32 i
-    for i in range(first, first + n):
-        copies += ring.copies[i].copies
-        octets += ring.copies[i].bytes
-    if tx.debt and copies:
+    if unlikely(tx.debt and copies):
         paid = tx_pay(tx, copies)
         octets -= octets // copies * paid
         copies -= paid
     atomics_add(&tx.counters.sent, copies)
     atomics_add(&tx.counters.sent_bytes, octets)
+
+
+cdef inline void tx_account(tx_t *tx, tx_ring_t *ring, u32 first, u32 n) noexcept nogil:
+    """Counts the copies that are complete with the n messages the kernel took."""
+    cdef u64 copies = 0
+    cdef u64 octets = 0
+    cdef u32 i
+    for i in range(first, first + n):
+        copies += ring.copies[i].copies
+        octets += ring.copies[i].bytes
+    tx_settle(tx, copies, octets)
 
 
 cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept nogil:
@@ -200,7 +220,7 @@ cdef inline void tx_wait(tx_t *tx, int error) noexcept nogil:
         nanosleep(&nap, NULL)
 
 
-cdef inline bint tx_again(tx_t *tx, int error, u32 tries) noexcept nogil:
+cdef inline bint tx_again(tx_t *tx, tx_ring_t *ring, int error, u32 tries) noexcept nogil:
     """Whether the copy is to be sent again after its `tries`-th failure (from 1)."""
     if error == EINTR:
         return tries < 16
@@ -208,16 +228,61 @@ cdef inline bint tx_again(tx_t *tx, int error, u32 tries) noexcept nogil:
         if tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS:
             tx.clean = 0
             return False
+        ring.stalls += 1
         tx_wait(tx, error)
         return True
     return tx.reports and tx_read_reports(tx) > 0 and tries <= TX_REPEATS
+
+
+cdef inline bint tx_refuses_segments(int error) noexcept nogil:
+    """What udp_send_skb() (net/ipv4/udp.c) answers to a segmented send that it cannot do at all."""
+    return error == EIO or error == EINVAL or error == EOPNOTSUPP
+
+
+cdef inline void tx_flush_plain(tx_t *tx, tx_ring_t *ring, u32 i) noexcept nogil:
+    """Sends the datagrams of run message i one by one: each is counted exactly once."""
+    cdef msghdr *run = &ring.messages[i].msg_hdr
+    cdef mmsghdr one
+    cdef u32 k, tries, reason
+    cdef int got
+    one = ring.messages[i]
+    one.msg_hdr.msg_iovlen = 1
+    one.msg_hdr.msg_control = <u8 *>run.msg_control + CMSG_SPACE(sizeof(u16))
+    one.msg_hdr.msg_controllen = run.msg_controllen - CMSG_SPACE(sizeof(u16))
+    for k in range(<u32>run.msg_iovlen):
+        one.msg_hdr.msg_iov = &run.msg_iov[k]
+        tries = 0
+        while True:
+            got = tx.send(tx, &one, 1)
+            atomics_add(&tx.counters.calls, 1)
+            if got > 0:
+                tx_settle(tx, 1, run.msg_iov[k].iov_len)
+                break
+            tries += 1
+            if not tx_again(tx, ring, -got, tries):
+                reason = tx_reason(-got)
+                atomics_add(&tx.counters.dropped[reason], 1)
+                break
+            atomics_add(&tx.counters.retries, 1)
+
+
+cdef inline u32 tx_failed(tx_t *tx, tx_ring_t *ring, u32 i, int error) noexcept nogil:
+    """Message i is not to be sent again as it is: a run goes out plain where that can help, else the copy is dropped. Returns the next message."""
+    cdef u32 reason
+    if ring.copies[i].copies > 1 and (tx_refuses_segments(error) or error == EMSGSIZE):
+        if error != EMSGSIZE:
+            tx.gave_up |= TX_GAVE_UP_SEGMENT
+        tx_flush_plain(tx, ring, i)
+        return i + 1
+    reason = tx_reason(error)
+    return tx_drop(tx, ring, i, reason)
 
 
 cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
     """Sends the ring and empties it: every copy in it is counted exactly once, as sent or dropped."""
     cdef u32 i = 0
     cdef u32 tries = 0
-    cdef u32 want, reason
+    cdef u32 want
     cdef int got
     cdef timespec pause
     if tx.clean < TX_CLEAN_FLUSHES:
@@ -238,10 +303,9 @@ cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
                 nanosleep(&pause, NULL)
             continue
         tries += 1
-        if tx_again(tx, -got, tries):
+        if tx_again(tx, ring, -got, tries):
             atomics_add(&tx.counters.retries, 1)
             continue
-        reason = tx_reason(-got)
-        i = tx_drop(tx, ring, i, reason)
+        i = tx_failed(tx, ring, i, -got)
         tries = 0
     ring.n = 0

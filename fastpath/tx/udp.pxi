@@ -1,51 +1,83 @@
-# Engine `udp`: copies leave from our own address through a UDP socket connected to the receiver; the kernel builds headers and fragments.
-# The socket's TTL and TOS are set by whoever opened it; a copy carries control messages only where it must differ from them.
+# Engine `udp`: copies leave from our own address through a UDP socket connected to the receiver; the kernel builds headers and fragments. Runs of
+# equal-size datagrams leave as one segmented send (UDP_SEGMENT, udp(7)), whoever sent them: all come from us.
+# The socket's TTL and TOS are set by whoever opened it; a message carries control messages only where it must differ from them.
 # Called by worker.pxi (emit) for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
 
+cdef enum:
+    UDP_DEFAULT_TTL = 64               # of a new UDP socket (net.ipv4.ip_default_ttl, net.ipv6.conf.*.hop_limit as shipped)
 
-cdef inline u8 *tx_udp_control(u8 *control, u8 family, int ip_type, int ipv6_type, int value) noexcept nogil:
-    """Appends one control message with an int; returns the place of the next."""
+
+cdef inline u8 *tx_udp_control(u8 *control, int level, int kind, const void *value, u32 octets) noexcept nogil:
+    """Appends one control message (cmsg(3)); returns the place of the next."""
     cdef cmsghdr header
-    header.cmsg_len = CMSG_LEN(sizeof(int))
-    header.cmsg_level = IPPROTO_IP if family == 4 else IPPROTO_IPV6
-    header.cmsg_type = ip_type if family == 4 else ipv6_type
-    memset(control, 0, CMSG_SPACE(sizeof(int)))
+    header.cmsg_len = CMSG_LEN(octets)
+    header.cmsg_level = level
+    header.cmsg_type = kind
+    memset(control, 0, CMSG_SPACE(octets))
     memcpy(control, &header, sizeof(header))
-    memcpy(control + CMSG_LEN(0), &value, sizeof(int))
-    return control + CMSG_SPACE(sizeof(int))
+    memcpy(control + CMSG_LEN(0), value, octets)
+    return control + CMSG_SPACE(octets)
 
 
-cdef inline void tx_udp_emit(tx_t *tx, batch_t *batch, const u16 *selection, u32 n, tx_ring_t *ring) noexcept nogil:
-    """Writes one message per selected datagram. n: at most TX_RING."""
-    cdef u32 k, d
+cdef inline void tx_udp_ancillary(tx_t *tx, const exporter_t *exporter, u16 segment, bint own, u8 *control, msghdr *message) noexcept nogil:
+    """Control messages of one send: segment size (0 = none) first, then TOS and TTL where the socket's will not do:
+    those of the receiver's own socket (own) are set to the configured ones, a shared one has the kernel's defaults."""
+    cdef u8 *end = control
+    cdef int level = IPPROTO_IP if tx.family == 4 else IPPROTO_IPV6
+    cdef int tos_type = IP_TOS if tx.family == 4 else IPV6_TCLASS
+    cdef int ttl_type = IP_TTL if tx.family == 4 else IPV6_HOPLIMIT
+    cdef int tos = exporter.tos if tx.tos < 0 else tx.tos
+    cdef int ttl = tx.ttl if tx.ttl else exporter.ttl
+    cdef int socket_tos = tx.tos if own and tx.tos > 0 else 0
+    cdef int socket_ttl = tx.ttl if own else UDP_DEFAULT_TTL
+    if segment:
+        end = tx_udp_control(end, SOL_UDP, UDP_SEGMENT, &segment, sizeof(segment))
+    if tos != socket_tos:
+        end = tx_udp_control(end, level, tos_type, &tos, sizeof(tos))
+    if ttl and ttl != socket_ttl:
+        end = tx_udp_control(end, level, ttl_type, &ttl, sizeof(ttl))
+    message.msg_control = control if end != control else NULL
+    message.msg_controllen = end - control
+
+
+cdef inline bint tx_udp_segments(tx_t *tx, const batch_t *batch, const runs_t *runs, u32 run) noexcept nogil:
+    """Whether a run may leave this receiver's way as one segmented send."""
+    cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
+    if runs.count[run] < 2 or not tx.checksum or tx.pause_us or tx.gave_up & TX_GAVE_UP_SEGMENT:
+        return False
+    return batch.length[runs.order[runs.first[run]]] + overhead <= atomic_load32(&tx.mtu)
+
+
+cdef inline void tx_udp_message(tx_t *tx, const batch_t *batch, runs_t *runs, u32 first, u32 count, bint own, tx_ring_t *ring) noexcept nogil:
+    """Appends one send of `count` datagrams from place `first` of the runs' order; more than one: segmented."""
+    cdef u32 m = ring.n
+    cdef msghdr *message = &ring.messages[m].msg_hdr
+    cdef u32 d = runs.order[first]
+    cdef u16 segment = <u16>batch.length[d] if count > 1 else 0
+    cdef u32 i
+    cdef tx_copy_t *copy = &ring.copies[m]
+    message.msg_iov = &runs.vectors[first]
+    message.msg_iovlen = count
+    tx_udp_ancillary(tx, &batch.exporter[d], segment, own, ring.control + <size_t>m * TX_CONTROL, message)
+    copy.bytes = 0
+    for i in range(first, first + count):
+        copy.bytes += <u32>runs.vectors[i].iov_len
+    copy.copies = <u16>count
+    copy.rest = 0
+    copy.tx = tx
+    ring.n = m + 1
+
+
+cdef inline void tx_udp_emit(tx_t *tx, const batch_t *batch, runs_t *runs, tx_ring_t *ring) noexcept nogil:
+    """Writes the messages of all runs: at most one per datagram, so the ring has room."""
+    cdef u32 run, i, step
     cdef msghdr *message
-    cdef exporter_t *exporter
-    cdef u8 *control
-    cdef u8 *end
-    if ring.n + n > TX_RING:
-        tx_flush(tx, ring)
-    for k in range(n):
-        d = selection[k]
-        exporter = &batch.exporter[d]
-        message = &ring.messages[ring.n].msg_hdr
-        message.msg_name = NULL
-        message.msg_namelen = 0
-        ring.vectors[2 * ring.n].iov_base = <void *>batch.data[d]
-        ring.vectors[2 * ring.n].iov_len = batch.length[d]
-        message.msg_iov = &ring.vectors[2 * ring.n]
-        message.msg_iovlen = 1
-        message.msg_control = NULL
-        message.msg_controllen = 0
-        if (tx.tos < 0 and exporter.tos) or (tx.ttl == 0 and exporter.ttl):
-            control = ring.control + <size_t>ring.n * TX_CONTROL
-            end = control
-            if tx.tos < 0 and exporter.tos:
-                end = tx_udp_control(end, tx.family, IP_TOS, IPV6_TCLASS, exporter.tos)
-            if tx.ttl == 0 and exporter.ttl:
-                end = tx_udp_control(end, tx.family, IP_TTL, IPV6_HOPLIMIT, exporter.ttl)
-            message.msg_control = control
-            message.msg_controllen = end - control
-        ring.copies[ring.n].bytes = batch.length[d]
-        ring.copies[ring.n].copies = 1
-        ring.copies[ring.n].rest = 0
-        ring.n += 1
+    for run in range(runs.n):
+        step = runs.count[run] if tx_udp_segments(tx, batch, runs, run) else 1
+        i = runs.first[run]
+        while i < runs.first[run] + runs.count[run]:
+            message = &ring.messages[ring.n].msg_hdr
+            message.msg_name = NULL
+            message.msg_namelen = 0
+            tx_udp_message(tx, batch, runs, i, step, True, ring)
+            i += step

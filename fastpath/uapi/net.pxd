@@ -81,7 +81,9 @@ cdef extern from "uapi/compat.h" nogil:
     int POLLOUT
     int CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID
     int EINTR, EAGAIN, ENOBUFS, ENOMEM, EMSGSIZE, EPERM, EACCES, ENETUNREACH, EHOSTUNREACH, ECONNREFUSED, ENETDOWN
-    int EINVAL, EIO, ENOTCONN, EHOSTDOWN, EPROTO
+    int EINVAL, EIO, ENOTCONN, EHOSTDOWN, EPROTO, EOPNOTSUPP, EADDRNOTAVAIL
+    int SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SO_REUSEADDR, SO_SNDBUF, SO_SNDBUFFORCE, SO_RCVBUF
+    int SOL_UDP, UDP_SEGMENT, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT
     int SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
     void *MAP_FAILED
@@ -89,6 +91,9 @@ cdef extern from "uapi/compat.h" nogil:
     int recvmmsg(int fd, mmsghdr *vec, unsigned int vlen, int flags, timespec *timeout)
     int sendmmsg(int fd, mmsghdr *vec, unsigned int vlen, int flags)
     ssize_t recvmsg(int fd, msghdr *msg, int flags)
+    int socket(int family, int kind, int protocol)
+    int bind(int fd, const sockaddr *address, socklen_t length)
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *length)
     cmsghdr *CMSG_FIRSTHDR(msghdr *msg)
     cmsghdr *CMSG_NXTHDR(msghdr *msg, cmsghdr *cmsg)
