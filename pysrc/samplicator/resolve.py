@@ -8,12 +8,14 @@ command line (`check`, `explain`). It must never be called on the control loop's
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from typing import Final
 
 from samplicator.config.model import Loaded, Path
@@ -43,6 +45,30 @@ def getaddrinfo(host: str, family: int) -> tuple[ResolvedAddress, ...]:
     return tuple(found)
 
 
+class _Threads:
+    """A few daemon threads: a name server that does not answer must not keep the process from ending."""
+
+    def __init__(self, lookup: Lookup, count: int = 8) -> None:
+        self._lookup = lookup
+        self._work: queue.SimpleQueue[tuple[NameKey, Future[tuple[ResolvedAddress, ...]]]] = queue.SimpleQueue()
+        for _ in range(count):
+            threading.Thread(target=self._run, name="resolve", daemon=True).start()
+
+    def submit(self, key: NameKey) -> Future[tuple[ResolvedAddress, ...]]:
+        future: Future[tuple[ResolvedAddress, ...]] = Future()
+        self._work.put((key, future))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            key, future = self._work.get()
+            with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+                try:
+                    future.set_result(self._lookup(*key))
+                except Exception as error:
+                    future.set_exception(error)
+
+
 class Resolver:
     """The names in use and where they point. Thread-safe; look-ups run side by side."""
 
@@ -53,7 +79,8 @@ class Resolver:
         self._asked: dict[NameKey, float] = {}
         self._failing: set[NameKey] = set()
         self._refreshed: frozenset[NameKey] = frozenset()
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads: _Threads | None = None
+        self._waiting: set[Future[tuple[ResolvedAddress, ...]]] = set()
         self.max_age = max_age
 
     def resolve(self, loaded: Loaded) -> Resolved:
@@ -98,20 +125,24 @@ class Resolver:
             return sorted({key[0] for key in before if self._known.get(key, ()) != before[key]})
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        """Whoever waits for an answer gets none."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(OSError("the resolver is closed"))
 
     def _ask(self, keys: Iterable[NameKey]) -> dict[NameKey, str]:
         """Looks the names up; returns why, for those that failed."""
         asked = list(keys)
         if not asked:
             return {}
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
+        if self._threads is None:
+            self._threads = _Threads(self._lookup)
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        futures: dict[NameKey, Future[tuple[ResolvedAddress, ...]]] = {
-            key: self._pool.submit(self._lookup, *key) for key in asked
-        }
+        futures = {key: self._threads.submit(key) for key in asked}
+        with self._lock:
+            self._waiting |= set(futures.values())
         failures: dict[NameKey, str] = {}
         for key, future in futures.items():
             try:
@@ -120,10 +151,11 @@ class Resolver:
                     raise OSError("no address of the wanted family")
                 self._learn(key, answer)
             except TimeoutError:
-                future.cancel()
                 failures[key] = f"no answer within {TIMEOUT_SECONDS:.0f} s"
             except (OSError, UnicodeError) as error:
                 failures[key] = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        with self._lock:
+            self._waiting -= set(futures.values())
         for key, why in failures.items():
             self._failed(key, why)
         return failures

@@ -8,14 +8,41 @@ datapath; the loop never waits for a worker, a name server or a file (threads do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import uvloop
+
+from samplicator import __version__, logs, sockets, startup
+from samplicator.config.address import address_text, endpoint_text
+from samplicator.config.model import Loaded
+from samplicator.daemon import Background, remove_pid_file, write_pid_file
+from samplicator.errors import ConfigError
+from samplicator.notify import Notifier
+from samplicator.reload import Reloader, ReloadResult, problems_of
+from samplicator.resolve import Resolver
+from samplicator.supervisor import Supervisor
+from samplicator.trouble import Trouble
+from samplicator.watch import Watcher
 
 if TYPE_CHECKING:
-    from samplicator.config.model import Loaded
-    from samplicator.reload import Reloader
-    from samplicator.supervisor import Supervisor
+    from samplicator.http import Front
+
+log = logging.getLogger(__name__)
+
+EXIT_IDLE: Final = 5
+"""samplicate -t: nothing arrived for so long."""
+HOUSEKEEPING_SECONDS: Final = 5.0
 
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
@@ -63,3 +90,341 @@ class ServiceState:
     loop_lag: LoopLag = field(default_factory=LoopLag)
     startup: str = ""
     reload_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a command wants the service to behave; the configuration says the rest.
+
+    legacy: exit status 1, not 2, for a configuration with errors. idle_timeout_ms: end with status 5 when nothing
+    arrives for so long, 0 = never. pid_file: "" = none. background: leave the terminal. debug: one line of text per
+    datagram on stderr when not 0. watch: reload when the files change.
+    """
+
+    legacy: bool = False
+    idle_timeout_ms: int = 0
+    pid_file: str = ""
+    background: bool = False
+    debug: int = 0
+    watch: bool = True
+
+
+def run_service(load: Callable[[], Loaded], *, options: Options | None = None) -> int:
+    """Runs until it is told to stop; returns the exit status. `load` reads the configuration, now and at every reload.
+
+    0 = stopped as told, 1 = it could not start (or, legacy, the configuration has errors), 2 = the configuration has
+    errors, 5 = idle.
+    """
+    chosen = options or Options()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    try:
+        loaded = load()
+    except (ConfigError, OSError) as error:
+        return _refuse(problems_of(error, None), 1 if chosen.legacy or isinstance(error, OSError) else 2)
+    background = Background() if chosen.background else None
+    counts = logs.setup(loaded.config.service.log_level, loaded.config.service.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        service = Service(load, loaded, chosen, counts, background)
+        status = runner.run(service.run())
+    if background is not None:
+        background.tell(status)
+    return status
+
+
+def _refuse(problems: Sequence[str], status: int) -> int:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return status
+
+
+class Service:
+    """One run of the service, from start to exit status."""
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        loaded: Loaded,
+        options: Options,
+        log_counts: dict[str, int],
+        background: Background | None = None,
+    ) -> None:
+        self._options = options
+        self._background = background
+        self._notifier = Notifier()
+        self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
+        self._supervisor = Supervisor(
+            descriptor_limit=sockets.raise_descriptor_limit(), trace=self._trace if options.debug else None
+        )
+        self._reloader = Reloader(
+            load,
+            self._supervisor,
+            self._resolver,
+            sockets.capabilities,
+            begins=self._reload_begins,
+            ended=self._reload_ended,
+        )
+        self._watcher = Watcher(loaded.files, lambda: self._spawn(self._reloader.reload("changed file")))
+        self._trouble = Trouble()
+        self._front: Front | None = None
+        self._control = ""
+        self._stop = asyncio.Event()
+        self._status = 0
+        self._running = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._degraded: list[str] = []
+        self.state = ServiceState(
+            supervisor=self._supervisor,
+            reloader=self._reloader,
+            loaded=loaded,
+            started_unix=time.time(),
+            version=__version__,
+            ready=self._ready,
+            healthy=self._healthy,
+            log_messages=log_counts,
+        )
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reloader.reload("SIGHUP")))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, number)
+        try:
+            await self._start()
+        except (ConfigError, OSError) as error:
+            _refuse(problems_of(error, self.state.loaded), 0)
+            await self._end()
+            return 2 if isinstance(error, ConfigError) and not self._options.legacy else 1
+        await self._stop.wait()
+        self._notifier.stopping("forwarding what is queued")
+        await self._end()
+        return self._status
+
+    async def _start(self) -> None:
+        loaded = self.state.loaded
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        listening = self._open_http(loaded)
+        await self._reloader.start(loaded)
+        self._running = True
+        self._take_token(loaded)
+        if self._options.pid_file:
+            write_pid_file(self._options.pid_file)
+        self._say_startup()
+        if listening:
+            from samplicator import http  # heavy, and samplicate mostly goes without
+
+            self._front = http.Front(http.make_app(self.state))
+            await self._front.start(listening)
+        if self._options.watch and loaded.files:
+            self._watcher.start()
+        self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
+        self._spawn(self._refresh_names())
+        self._spawn(self._measure_lag())
+        if self._options.idle_timeout_ms:
+            self._spawn(self._watch_idle(self._options.idle_timeout_ms / 1e3))
+        if self._notifier.watchdog_seconds:
+            self._spawn(self._every(self._notifier.watchdog_seconds / 3, self._feed_watchdog))
+        gc.collect()
+        gc.freeze()
+        self._notifier.ready(self._status_line())
+        if self._background is not None:
+            self._background.ready(keep_stderr=bool(self._options.debug))
+
+    async def _end(self) -> None:
+        """Order matters: workers forward what is queued first, then everything that could disturb or watch them
+        goes.
+        """
+        self._running = False
+        for task in self._tasks:
+            task.cancel()
+        self._watcher.stop()
+        self._resolver.close()
+        self._reloader.close()
+        timeout = self.state.loaded.config.service.drain_timeout
+        await asyncio.to_thread(self._supervisor.drain_and_stop, timeout)
+        if self._front is not None:
+            await self._front.stop()
+        if self._control:
+            from samplicator import http
+
+            http.remove_control(self._control)
+        if self._options.pid_file:
+            remove_pid_file(self._options.pid_file)
+
+    def _on_stop(self, number: int) -> None:
+        if self._stop.is_set():
+            log.warning("told twice to stop: ending at once")
+            if self._options.pid_file:
+                remove_pid_file(self._options.pid_file)
+            os._exit(128 + number)
+        log.info("%s: forwarding what is queued, then ending", signal.Signals(number).name)
+        self._stop.set()
+
+    def _open_http(self, loaded: Loaded) -> list[socket.socket]:
+        """The sockets of the HTTP interface. One that the operator asked for must open; a default that cannot only
+        degrades the service.
+        """
+        service = loaded.config.service
+        opened: list[socket.socket] = []
+        if not service.http and not service.control:
+            return opened
+        from samplicator import http
+
+        for key, opener in (("http", http.open_tcp), ("control", http.open_control)):
+            wanted = getattr(service, key)
+            if not wanted:
+                continue
+            try:
+                opened.append(opener(wanted))
+            except OSError as error:
+                if key in service.model_fields_set:
+                    raise
+                self._degraded.append(f"service.{key}: {error.strerror or error}; set service.{key} or switch it off")
+            else:
+                self._control = wanted if key == "control" else self._control
+        return opened
+
+    def _say_startup(self) -> None:
+        spec = self._reloader.spec
+        if spec is None:
+            return
+        for warning in spec.warnings:
+            log.warning("%s", warning)
+        self.state.startup = startup.paragraph(
+            __version__, spec, self._supervisor.readings(), self._supervisor.grants(), self._degraded
+        )
+        log.info("%s", self.state.startup)
+
+    # ------------------------------------------------------------------ reloads
+
+    def _reload_begins(self) -> None:
+        self._notifier.reloading()
+        self._watcher.mark()
+
+    def _reload_ended(self, result: ReloadResult) -> None:
+        loaded = self._reloader.loaded
+        if result.ok and loaded is not None:
+            self.state.loaded = loaded
+            logs.adjust(loaded.config.service.log_level, loaded.config.service.log_format)
+            self._resolver.max_age = loaded.config.service.resolve_interval
+            self._watcher.follow(loaded.files)
+            self._take_token(loaded)
+            for line in startup.short_buffers(self._supervisor.grants()):
+                log.debug("%s", line)
+        self._notifier.ready(self._status_line() if result.ok else f"configuration refused: {result.problems[0]}")
+
+    def _take_token(self, loaded: Loaded) -> None:
+        path = loaded.config.service.reload_token_file
+        self.state.reload_token = ""
+        if path:
+            try:
+                with open(path, encoding="utf-8") as file:
+                    self.state.reload_token = file.read().strip()
+            except (OSError, ValueError) as error:
+                log.error("service.reload_token_file: %s; reload over TCP stays off", error)
+
+    def _status_line(self) -> str:
+        spec = self._reloader.spec
+        if spec is None:
+            return ""
+        return (
+            f"plan {self._supervisor.generation}: {len(spec.listeners)} listeners, {len(spec.receivers)} receivers, "
+            f"{spec.workers} workers"
+        )
+
+    # ------------------------------------------------------------------ what happens in time
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("this is a defect of the control plane; the datapath runs on", exc_info=task.exception())
+
+    async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except Exception:
+                log.exception("%s", getattr(work, "__name__", "work"))
+
+    async def _keep_house(self) -> None:
+        lost = await asyncio.to_thread(self._supervisor.housekeeping)
+        self._trouble.report(await asyncio.to_thread(self._supervisor.readings))
+        if lost:
+            await self._reloader.replan(f"own source address gone: {', '.join(lost[:5])}")
+
+    async def _refresh_names(self) -> None:
+        while True:
+            await asyncio.sleep(self.state.loaded.config.service.resolve_interval)
+            if self._resolver.in_use:
+                changed = await asyncio.to_thread(self._resolver.refresh)
+                if changed:
+                    await self._reloader.replan(f"new address of {', '.join(changed[:5])}")
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 1.0
+            await asyncio.sleep(1.0)
+            self.state.loop_lag.observe(max(0.0, loop.time() - due))
+
+    async def _watch_idle(self, limit: float) -> None:
+        loop = asyncio.get_running_loop()
+        seen, since = self._supervisor.received(), loop.time()
+        while True:
+            await asyncio.sleep(min(max(limit / 20, 0.002), 1.0))
+            now = self._supervisor.received()
+            if now != seen:
+                seen, since = now, loop.time()
+            elif loop.time() - since >= limit:
+                log.warning("nothing received for %.0f ms: ending", limit * 1e3)
+                self._status = EXIT_IDLE
+                self._stop.set()
+                return
+
+    async def _feed_watchdog(self) -> None:
+        why = self._supervisor.stuck()
+        if why:
+            log.error("%s; the watchdog is left to act", why)
+        else:
+            self._notifier.watchdog()
+
+    # ------------------------------------------------------------------ answers
+
+    def _ready(self) -> tuple[bool, str]:
+        if self._stop.is_set():
+            return False, "stopping"
+        if not self._running:
+            return False, "starting"
+        return self._healthy()
+
+    def _healthy(self) -> tuple[bool, str]:
+        why = self._supervisor.stuck()
+        return not why, why or "ok"
+
+    def _trace(self, address: bytes, port: int, size: int, slot: int, ways: tuple[int, ...]) -> None:
+        """samplicate -d: the ancestor's text, per datagram. Called on a worker's thread."""
+        spec = self._supervisor.spec
+        if spec is None:
+            return
+        lines = [f"received {size} bytes from {endpoint_text(address_text(address), port)}"]
+        matched: set[int] = set()
+        with contextlib.suppress(RuntimeError, KeyError):
+            route = self._supervisor.route(address, listener=self._supervisor.listener_name(slot))
+            matched = set(route.rule_indexes)
+        for index, rule in enumerate(spec.rules):
+            if index not in matched:
+                lines += [f"Not matching {source.text or 'everything'}" for source in rule.sources]
+        for way in ways:
+            if way < len(spec.receivers):
+                receiver = spec.receivers[way]
+                lines.append(f"  sent to {endpoint_text(address_text(receiver.address), receiver.port)}")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write("\n".join(lines) + "\n")

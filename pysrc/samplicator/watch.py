@@ -50,7 +50,8 @@ def directories_of(files: Iterable[str]) -> set[str]:
 
 
 class Watcher:
-    """Calls `changed()` on the running loop when the files' content changed since start() or the last accept()."""
+    """Calls `changed()` on the running loop when the files' content changed since this object was made or the
+    last mark()."""
 
     def __init__(
         self,
@@ -67,23 +68,28 @@ class Watcher:
         self._fd = -1
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._watched: dict[str, int] = {}
-        self._seen = ""
+        self._seen = content_hash(self._files)
         self._settle: asyncio.TimerHandle | None = None
+        self._since = 0.0
         self._tick: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._seen = content_hash(self._files)
         self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd >= 0:
             self._add_watches()
             asyncio.get_running_loop().add_reader(self._fd, self._on_events)
         self._on_tick()
 
-    def accept(self, files: Iterable[str]) -> None:
-        """The files as they are now are known (a reload has just read them); from now on watch these."""
-        self._files = tuple(files)
+    def mark(self) -> None:
+        """A reload is about to read the files: what they hold now is no news any more."""
         self._seen = content_hash(self._files)
-        self._add_watches()
+
+    def follow(self, files: Iterable[str]) -> None:
+        """From now on these files."""
+        if tuple(files) != self._files:
+            self._files = tuple(files)
+            self.mark()
+            self._add_watches()
 
     def stop(self) -> None:
         for handle in (self._settle, self._tick):
@@ -115,8 +121,16 @@ class Watcher:
                 pass
         loop = asyncio.get_running_loop()
         if self._settle is not None:
+            if loop.time() - self._since > 10 * self._quiet:  # writes without end must not put it off for ever
+                return
             self._settle.cancel()
-        self._settle = loop.call_later(self._quiet, self._compare)
+        else:
+            self._since = loop.time()
+        self._settle = loop.call_later(self._quiet, self._settled)
+
+    def _settled(self) -> None:
+        self._settle = None
+        self._compare()
 
     def _on_tick(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(self._poll, self._on_tick)

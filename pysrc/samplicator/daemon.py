@@ -1,0 +1,66 @@
+"""Daemon: going to the background and the pid file, as `samplicate -f -m FILE` does. Called by service, before any
+thread exists.
+
+Invariant: the command that was typed ends with status 0 only when the daemon has its sockets, and with the daemon's
+status otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+
+class Background:
+    """The child's end of the pipe on which the command that was typed waits."""
+
+    def __init__(self) -> None:
+        self._pipe = _fork()
+
+    def ready(self, *, keep_stderr: bool = False) -> None:
+        """Lets the waiting command end with 0, and lets go of its terminal."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1) if keep_stderr else (0, 1, 2):
+            os.dup2(null, stream)
+        os.close(null)
+        self.tell(0)
+
+    def tell(self, status: int) -> None:
+        if self._pipe >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, bytes([status & 0xFF]))
+            os.close(self._pipe)
+            self._pipe = -1
+
+
+def _fork() -> int:
+    """Returns in the daemon only, a child of nobody and without a terminal; the pipe's write end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read_end, write_end = os.pipe()
+    first = os.fork()
+    if first:
+        os.close(write_end)
+        os.waitpid(first, 0)
+        status = os.read(read_end, 1)
+        os._exit(status[0] if status else 1)
+    os.close(read_end)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    return write_end
+
+
+def write_pid_file(path: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def remove_pid_file(path: str) -> None:
+    """Removes the file if it is still ours."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, encoding="ascii") as file:
+            ours = int(file.read()) == os.getpid()
+        if ours:
+            os.unlink(path)

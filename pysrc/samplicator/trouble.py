@@ -1,0 +1,70 @@
+"""Trouble: what the kernel refused or dropped, said once a minute per receiver or listener and reason, never once per
+datagram.
+
+Works on two successive readings; the totals are in the metrics, these lines are for people who read logs. Called by
+service.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from samplicator.config.address import endpoint_text
+from samplicator.logs import RateGate
+from samplicator.readings import Readings
+
+log = logging.getLogger(__name__)
+
+SEND: Final = {
+    "dropped_no_route": "no route to it",
+    "dropped_no_neighbor": "its host, or the next hop, does not answer",
+    "dropped_message_too_long": "too long for a packet",
+    "dropped_no_buffer_space": "the send queue stayed full",
+    "dropped_refused": "its port is closed",
+    "dropped_permission": "not permitted (firewall?)",
+    "dropped_other": "other errors",
+}
+RECEIVE: Final = {
+    "truncated": "longer than max_datagram",
+    "errors_nomem": "receive calls failed: no memory",
+    "errors_other": "receive calls failed",
+}
+
+
+class Trouble:
+    """Remembers the last readings. report() is not thread-safe: one caller."""
+
+    def __init__(self, interval_seconds: float = 60.0) -> None:
+        self._gate = RateGate(interval_seconds)
+        self._last: dict[tuple[str, str], Mapping[str, int]] = {}
+
+    def report(self, readings: Readings, now: float | None = None) -> None:
+        """Logs what went wrong since the last call."""
+        moment = time.monotonic() if now is None else now
+        seen: dict[tuple[str, str], Mapping[str, int]] = {}
+        for listener in readings.listeners:
+            key = ("listener", listener.name)
+            seen[key] = {**listener.counters, "kernel_drops": listener.kernel_drops}
+            for field, why in RECEIVE.items():
+                self._say(key, seen[key], field, f"listener {listener.name!r}: {{}} datagrams dropped: {why}", moment)
+            full = f"listener {listener.name!r}: {{}} datagrams dropped by the kernel: the receive buffer was full"
+            self._say(key, seen[key], "kernel_drops", full, moment)
+        for receiver in readings.receivers:
+            key = ("receiver", receiver.name)
+            seen[key] = receiver.counters
+            place = endpoint_text(receiver.address, receiver.port)
+            for field, why in SEND.items():
+                text = f"receiver {receiver.name!r} at {place}: {{}} copies not sent: {why}"
+                self._say(key, seen[key], field, text, moment)
+        for key in self._last.keys() - seen.keys():
+            self._gate.forget(f"{key[0]} {key[1]}")
+        self._last = seen
+
+    def _say(self, key: tuple[str, str], counters: Mapping[str, int], field: str, text: str, now: float) -> None:
+        grown = counters[field] - self._last.get(key, {}).get(field, 0)
+        count = self._gate.add((f"{key[0]} {key[1]}", field), grown, now)
+        if count:
+            log.warning(text.format(count), extra={"fields": {key[0]: key[1], "reason": field, "count": count}})
