@@ -45,26 +45,28 @@ def identifications(Tx tx not None, int n):
     return [tx_random(tx.tx) for _ in range(n)]
 
 
+cdef tuple route_ways(Plan plan, u32 number):
+    """(owner, whether it is the owner's fallback) of each way of a route."""
+    cdef plan_t *p = &plan.work.routing
+    cdef u32 i
+    ways = [p.pool[p.routes[number].first + i] for i in range(p.routes[number].count)]
+    return tuple([(plan.work.owner[way], way >= plan.public_ways) for way in ways])
+
+
 def memo_route(Plan plan not None, bytes address not None, int listener):
-    """match_route(): (route number, owners of its ways as the memo holds them, whether the memo was emptied)."""
+    """match_route(): (route number, its ways as the memo holds them: (owner, is fallback), whether the memo was emptied)."""
     cdef bint forgot
     cdef const u8 *octets = address
-    cdef plan_t *p = &plan.work.routing
-    cdef u32 i, number
+    cdef u32 number
     if len(address) != 16:
         raise ValueError("16 bytes")
-    number = match_route(p, octets, 4 if wire_is_ipv4_mapped(octets) else 6, <u32>listener, &forgot)
-    if number < PLAN_ROUTE_FIRST:
-        return number, (), bool(forgot)
-    ways = [p.pool[p.routes[number].first + i] for i in range(p.routes[number].count)]
-    return number, tuple([plan.work.owner[way] for way in ways]), bool(forgot)
+    number = match_route(&plan.work.routing, octets, 4 if wire_is_ipv4_mapped(octets) else 6, <u32>listener, &forgot)
+    return number, route_ways(plan, number) if number >= PLAN_ROUTE_FIRST else (), bool(forgot)
 
 
 def memo_ways(Plan plan not None, u32 number):
     """What the memo holds under a route number now."""
-    cdef route_t *route = &plan.work.routing.routes[number]
-    cdef u32 i
-    return tuple([plan.work.owner[plan.work.routing.pool[route.first + i]] for i in range(route.count)])
+    return route_ways(plan, number)
 
 
 def session(Worker worker not None, bytes address not None, int port, int listener, u32 route):
@@ -172,16 +174,15 @@ def play(Worker worker not None, Tx tx not None, list datagrams not None, Script
         batch.length[d] = len(payload)
         batch.sum_known[d] = 0
         selection[d] = <u16>d
+        batch.group[d] = 0
     batch.n = len(datagrams)
+    batch.groups = 1
     tx.tx.script = <void *>script
     tx.tx.send = script_play
     atomics_add(&tx.tx.counters.offered, batch.n)
     with nogil:
-        if tx.tx.engine == TX_ENGINE_RAW:
-            tx_raw_emit(tx.tx, batch, selection, batch.n, &worker.w.ring)
-        else:
-            tx_udp_emit(tx.tx, batch, selection, batch.n, &worker.w.ring)
-        tx_flush(tx.tx, &worker.w.ring)
+        worker.w.plain_known = worker.w.grouped_known = False
+        worker_send_one(worker.w, tx.tx, selection, batch.n)
     tx.tx.send = tx_send_kernel
     tx.tx.script = NULL
 
