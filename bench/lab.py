@@ -177,6 +177,8 @@ class Lab:
             run("ip", "-n", left, "link", "add", near, "type", "veth", "peer", "name", far, "netns", right)
             run("ip", "-n", left, "link", "set", near, "mtu", str(self.mtu))
             run("ip", "-n", right, "link", "set", far, "mtu", str(self.mtu))
+        # What a generator sends in segments must reach the relay as single datagrams.
+        run("ip", "netns", "exec", e, "ethtool", "-K", "e0", "tx-udp-segmentation", "off")
         for namespace, device in ((e, "e0"), (r, "r0"), (r, "r1"), (c, "c0")):
             run("ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.ipv4.conf.{device}.rp_filter=0")
             run("ip", "-n", namespace, "link", "set", device, "up")

@@ -16,7 +16,8 @@ from pathlib import Path
 from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, Lab, LabError, Process
 from matrix import RELAYS, TRAFFICS, Case, Relay
 
-RECEIVE_BUFFER = 512 << 20
+RECEIVE_BUFFER = 512 << 20  # a drain's whole fill
+RECEIVE_BUFFER_PACED = 64 << 20  # samplicator's default: loss must not hide in a queue of seconds
 POLL_S = 0.002
 SETTLE_S = 0.1
 
@@ -28,10 +29,10 @@ def toml_value(value: object) -> str:
     return json.dumps(value)
 
 
-def samplicator_config(case: Case, relay: Relay, ipv6: bool) -> str:
+def samplicator_config(case: Case, relay: Relay, ipv6: bool, buffer: int) -> str:
     """One listener, N receivers, one rule that fires (and case.rules - 1 before it that do not match)."""
     lines = ["[service]", 'http = ""', 'control = ""', 'log_level = "warning"', "", "[datapath]"]
-    datapath = {"workers": 1, "cpus": [1], "receive_buffer": RECEIVE_BUFFER, **relay.datapath}
+    datapath = {"workers": 1, "cpus": [1], "receive_buffer": buffer, **relay.datapath}
     lines += [f"{key} = {toml_value(value)}" for key, value in datapath.items()]
     lines += ["", "[[listener]]", 'name = "in"', f'listen = ["{Lab.listen(ipv6)}"]']
     lines += [f"{key} = {toml_value(value)}" for key, value in relay.listener.items()]
@@ -48,39 +49,39 @@ def samplicator_config(case: Case, relay: Relay, ipv6: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pmacct_config(lab: Lab, case: Case, ipv6: bool) -> Path:
+def pmacct_config(lab: Lab, case: Case, ipv6: bool, buffer: int) -> Path:
     """pmacct's nfacctd with the tee plugin; tee_transparent keeps the exporter's address."""
     to = ",".join(Lab.receiver(i, ipv6) for i in range(case.receivers))
     receivers, path = lab.directory / "tee.lst", lab.directory / "nfacctd.conf"
     receivers.write_text(f"id=1 ip={to}\n")
     path.write_text(
         f"nfacctd_ip: {Lab.listen(ipv6).rsplit(':', 1)[0].strip('[]')}\nnfacctd_port: {LISTEN_PORT}\n"
-        f"nfacctd_pipe_size: {RECEIVE_BUFFER}\nplugins: tee[a]\ntee_receivers[a]: {receivers}\n"
+        f"nfacctd_pipe_size: {buffer}\nplugins: tee[a]\ntee_receivers[a]: {receivers}\n"
         f"tee_transparent: {str(case.spoof).lower()}\nplugin_pipe_size: 536870912\nplugin_buffer_size: 65536\n"
     )
     return path
 
 
-def start_relay(lab: Lab, case: Case, relay: Relay) -> Process:
+def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER) -> Process:
     ipv6, pin = case.ipv6, lab.relay_cpu
     to = [word for i in range(case.receivers) for word in ("--to", Lab.receiver(i, ipv6))]
     if relay.kind in ("classic", "bare"):
-        argv = [str(TOOLS / relay.kind), "--listen", Lab.listen(ipv6), "--buffer", str(RECEIVE_BUFFER), *relay.options]
+        argv = [str(TOOLS / relay.kind), "--listen", Lab.listen(ipv6), "--buffer", str(buffer), *relay.options]
         argv += ["--segment-max", "1452" if ipv6 else "1472"] if relay.kind == "bare" else []
         argv += ["--spoof"] * case.spoof + to
     elif relay.kind == "samplicator":
         path = lab.directory / f"{relay.name}.toml"
-        path.write_text(samplicator_config(case, relay, ipv6))
+        path.write_text(samplicator_config(case, relay, ipv6, buffer))
         argv = [str(REPO / ".venv" / "bin" / "samplicator"), "run", "-c", str(path)]
         if relay.datapath.get("workers", 1) != 1:
             pin = None
     elif relay.kind == "pmacct":
-        argv = ["nfacctd", "-f", str(pmacct_config(lab, case, ipv6))]
+        argv = ["nfacctd", "-f", str(pmacct_config(lab, case, ipv6, buffer))]
     elif relay.kind == "nfcapd":
         spool = lab.directory / "spool"
         spool.mkdir(exist_ok=True)
         host = Lab.listen(ipv6).rsplit(":", 1)[0].strip("[]")
-        argv = ["nfcapd", "-b", host, "-p", str(LISTEN_PORT), "-w", str(spool), "-B", str(RECEIVE_BUFFER)]
+        argv = ["nfcapd", "-b", host, "-p", str(LISTEN_PORT), "-w", str(spool), "-B", str(buffer)]
         argv += [w for i in range(case.receivers) for w in ("-R", f"{Lab.receiver_address(i, ipv6)}/{RECEIVER_PORT}")]
     else:
         raise LabError(f"unknown kind of relay: {relay.kind}")
@@ -217,16 +218,31 @@ def verified(lab: Lab, case: Case, relay_name: str) -> dict:
         warm_up(lab, case, process)
         sink.result(10)
         sink = lab.start_sink(
-            case.receivers, case.ipv6, "--max-seconds", "60", "--idle-ms", "3000", *sink_options(case)
+            case.receivers, case.ipv6, "--max-seconds", "120", "--idle-ms", "60000", *sink_options(case)
         )
         sent = fill(lab, case, process)
         released = release(lab, process)
-        got = sink.result(90)
+        got = finish_sink(sink)
     finally:
         process.stop()
     check(got, sent, case, relay_name)
     copies = sent["sent"] * case.receivers
     return {"copies": copies, "copies_per_cpu_s": round(copies * 1e9 / worker_cpu(relay, released["threads_ns"]))}
+
+
+def wait_empty(process: Process, port: int) -> None:
+    """Waits until nothing has waited in the queues of `port` in the process's namespace for a tenth of a second."""
+    end, quiet = time.monotonic() + 30, 0
+    while quiet < 5 and time.monotonic() < end:
+        quiet = 0 if process.udp_queue(port)[1] else quiet + 1
+        time.sleep(0.02)
+
+
+def finish_sink(sink: Process) -> dict:
+    """Lets the sink read what waits in its queues, ends it, returns its result."""
+    wait_empty(sink, RECEIVER_PORT)
+    sink.signal(signal.SIGTERM)
+    return sink.result(10)
 
 
 def check(got: dict, sent: dict, case: Case, relay_name: str) -> None:
@@ -250,7 +266,7 @@ def paced(lab: Lab, case: Case, relay_name: str, rate: float, seconds: float, la
     relay = RELAYS[relay_name]
     lab.offload(case.offload)
     lab.drop_at_ingress(False)
-    process = start_relay(lab, case, relay)
+    process = start_relay(lab, case, relay, RECEIVE_BUFFER_PACED)
     options = ["--rate", f"{rate:.0f}", "--seconds", str(seconds)] + (["--timed", "--tick-us", "50"] if latency else [])
     try:
         sink = lab.start_sink(case.receivers, case.ipv6, "--max-seconds", "5", "--idle-ms", "300")
@@ -258,11 +274,12 @@ def paced(lab: Lab, case: Case, relay_name: str, rate: float, seconds: float, la
         sink.result(10)
         limit = str(seconds + 20)
         extra = sink_options(case) + (["--latency"] if latency else [])
-        sink = lab.start_sink(case.receivers, case.ipv6, "--max-seconds", limit, "--idle-ms", "1500", *extra)
+        sink = lab.start_sink(case.receivers, case.ipv6, "--max-seconds", limit, "--idle-ms", "60000", *extra)
         before = process.cpu_ns()
         sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(seconds + 30)
-        got = sink.result(seconds + 40)
+        wait_empty(process, LISTEN_PORT)
         cpu = process.cpu_ns()
+        got = finish_sink(sink)
         drops = process.udp_queue(LISTEN_PORT)[2]
         rss = process.rss_kib()
     finally:
@@ -295,14 +312,17 @@ def zero_loss(lab: Lab, case: Case, relay_name: str, seconds: float, low: float,
     relay = RELAYS[relay_name]
     lab.offload(case.offload)
     lab.drop_at_ingress(True)
+    traffic = TRAFFICS[case.traffic]
+    fixed_runs = traffic.run > 1 and "-" not in traffic.size and not traffic.pcap
+    segment = ["--segment"] if fixed_runs else []  # cheaper for the generator; cut up before it reaches the relay
     tries = []
     while high / low > 1.03:
         rate = (low * high) ** 0.5
-        process = start_relay(lab, case, relay)
+        process = start_relay(lab, case, relay, RECEIVE_BUFFER_PACED)
         try:
             warm_up(lab, case, process)
             before = lab.ingress_counters()[1]
-            options = ["--rate", f"{rate:.0f}", "--seconds", str(seconds)]
+            options = ["--rate", f"{rate:.0f}", "--seconds", str(seconds), *segment]
             sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(seconds + 30)
             deadline = time.monotonic() + 3
             expected = sent["bytes"] * case.receivers

@@ -122,11 +122,19 @@ def parse_ip(text: str) -> tuple[int, bytes, str] | None:
         return 4, ipaddress.IPv4Address(text).packed, ""
     except ValueError:
         if _OCTAL.fullmatch(text):
-            decimal = ".".join(part.lstrip("0") or "0" for part in text.split("."))
-            raise ValueError(
-                f"{text!r}: a leading zero means octal to some programs and decimal to others; write {decimal}"
-            ) from None
+            why = "a leading zero is octal to some programs and decimal to others"
+            raise ValueError(f"{text!r}: {why}; write {_decimal(text)}") from None
         raise ValueError(f"{text!r} is not an IPv4 address; write four numbers 0..255, as 192.0.2.1") from None
+
+
+def _decimal(text: str) -> str:
+    """What a text with leading zeros may mean."""
+    parts = text.split(".")
+    plain = ".".join(part.lstrip("0") or "0" for part in parts)
+    if any(len(part) > 1 and part[0] == "0" and set(part) & set("89") for part in parts):
+        return plain
+    octal = ".".join(str(int(part, 8)) if part[0] == "0" else part for part in parts)
+    return f"{plain}, or {octal} if octal was meant" if octal != plain else plain
 
 
 def check_host_name(text: str) -> str:

@@ -90,8 +90,14 @@ def _http(value: str) -> str:
 def _control(value: str) -> str:
     if value and not value.startswith("/"):
         raise ValueError(f'{value!r}: want an absolute path, or "" for none')
-    if len(value.encode(errors="surrogatepass")) > 107 or "\0" in value:
-        raise ValueError("the path of a local socket has 107 bytes at most")
+    if not value.isprintable() or len(value.encode()) > 107:
+        raise ValueError("want a path of printable characters, 107 bytes at most")
+    return value
+
+
+def _file(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("want a path of printable characters")
     return value
 
 
@@ -177,7 +183,7 @@ class Service(Table):
     log_format: Literal["text", "json"] = Field(
         "text", description="Log lines as text or one JSON object a line.", json_schema_extra=LIVE
     )
-    reload_token_file: str = Field(
+    reload_token_file: Annotated[str, AfterValidator(_file)] = Field(
         "",
         description='File with the bearer token that allows POST /-/reload over TCP; "" = only over the local socket.',
         json_schema_extra=LIVE,

@@ -107,6 +107,7 @@ def _show(view: View, seconds: float | None) -> None:
     if sys.stdout.isatty():
         from rich.live import Live
 
+        view.update()
         with Live(refresh_per_second=4, get_renderable=view.table):
             while going():
                 view.update()
