@@ -79,6 +79,7 @@ def session(Worker worker not None, bytes address not None, int port, int listen
     entry = session_find(&worker.w.sessions, octets, htons(<u16>port), <u16>listener, &hit)
     if not hit:
         session_take(&worker.w.sessions, entry, octets, htons(<u16>port), <u16>listener, route)
+    session_group(&worker.w.sessions, entry, worker.w.batch, 0)
     return bool(hit), entry.route
 
 
