@@ -1,5 +1,9 @@
 # Counters out to Python: copied with relaxed loads, no lock that a worker takes. Order and names of the fields are counters.pxd's.
 
+cdef extern from *:
+    const unsigned long CYTHON_HEX_VERSION
+
+CYTHON_VERSION = ".".join([str((CYTHON_HEX_VERSION >> shift) & 0xFF) for shift in (24, 16, 8)])
 REASONS = ("no_route", "no_neighbor", "message_too_long", "no_buffer_space", "refused", "permission", "other")
 RX_FIELDS = ("datagrams", "bytes", "truncated", "truncated_bytes", "unmatched", "denied", "matched",
              "errors_again", "errors_intr", "errors_nomem", "errors_other")

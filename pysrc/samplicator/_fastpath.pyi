@@ -6,6 +6,8 @@ Field tuples name the values of each `read()` in order. Addresses are network-or
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+CYTHON_VERSION: Final[str]
+"""The version of Cython that compiled this module."""
 REASONS: Final[tuple[str, ...]]
 """Why a copy was not sent: no_route, no_neighbor, message_too_long, no_buffer_space, refused, permission, other."""
 RX_FIELDS: Final[tuple[str, ...]]

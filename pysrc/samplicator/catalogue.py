@@ -132,7 +132,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receive_buffer_bytes",
         "gauge",
         _L,
-        "Receive buffer the kernel granted, sum of the listener's sockets, in its accounting (twice what was asked for).",
+        "Receive buffer granted, sum of the listener's sockets, in the kernel's accounting (twice what was asked for).",
         "listener.buffer_bytes",
     ),
     Metric(

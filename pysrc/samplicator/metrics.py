@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
@@ -53,18 +52,12 @@ def revision() -> str:
         return "unknown"
 
 
-def cython_version() -> str:
-    """The version of Cython that compiled the datapath: its shared types live in a module named after it (3.x)."""
-    found = (name for name in sys.modules if name.startswith("_cython_3_"))
-    return next(found, "_cython_unknown").removeprefix("_cython_").replace("_", ".")
-
-
 class StateCollector(Collector):
     """Collects everything the catalogue lists from a ServiceState."""
 
     def __init__(self, state: ServiceState) -> None:
         self._state = state
-        self._build = (__version__, revision(), platform.python_version(), cython_version())
+        self._build = (__version__, revision(), platform.python_version(), _fastpath.CYTHON_VERSION)
 
     def describe(self) -> Iterable[Family]:
         """The families without samples: what is registered, known without taking a reading."""

@@ -22,7 +22,7 @@ def paragraph(
     """The whole paragraph, one fact a line."""
     lines = [f"samplicator {version}: generation {readings.generation}"]
     lines += _listeners(spec, grants)
-    lines.append("workers: " + ", ".join(_worker(worker.index, worker.cpu) for worker in readings.workers))
+    lines.append(", ".join(_worker(worker.index, worker.cpu) for worker in readings.workers))
     lines += _receivers(readings)
     lines += [f"degraded: {why}" for why in [*short_buffers(grants), *degraded]]
     return "\n".join(lines)
@@ -63,4 +63,4 @@ def _receivers(readings: Readings) -> list[str]:
 
 
 def _worker(index: int, cpu: int | None) -> str:
-    return f"{index} on {'any CPU' if cpu is None else f'CPU {cpu}'}"
+    return f"worker {index} on {'any CPU' if cpu is None else f'CPU {cpu}'}"

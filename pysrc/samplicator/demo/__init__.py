@@ -72,17 +72,20 @@ class View:
 
     def table(self) -> Table:
         """For a terminal."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=self.head(), title_justify="left", title_style="bold")
-        for name in ("receiver", "source of copies", "copies", "verified", "lost", "wrong", "copies/s"):
-            table.add_column(name, justify="left" if name in ("receiver", "source of copies") else "right")
+        table = Table(title=self.head(), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for name in ("receiver", "source"):
+            table.add_column(name)
+        for name in ("copies", "verified", "lost", "wrong", "copies/s"):
+            table.add_column(name, justify="right", min_width=8)
         for receiver, rate in zip(self.receivers, self.rates, strict=True):
             tally = receiver.tally
             good, bad = "green", "bold red"
             table.add_row(
-                f"{receiver.label} {receiver.address[0]}:{receiver.address[1]}",
-                "the exporter's (spoofed)" if receiver.spoof else "the daemon's",
+                receiver.label,
+                "exporter's" if receiver.spoof else "daemon's",
                 f"{tally.received:,}",
                 f"[{good}]{tally.verified:,}[/]",
                 f"[{bad if tally.lost else good}]{tally.lost:,}[/]",
