@@ -151,9 +151,12 @@ $(STAMPS)/asan: $(SOURCES) $(PROBE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject
 		>build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
 	@touch $@
 
+ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONPATH=$(CURDIR)/$(ASAN_LIB) PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+
 asan: test-needs $(STAMPS)/asan
-	LD_PRELOAD="$(ASAN_PRELOAD)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-		PYTHONPATH=$(CURDIR)/$(ASAN_LIB) $(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/engine $(PYTEST_ARGS)
+	@$(ASAN_ENV) $(BIN)/python -c 'from samplicator import _fastpath as f, _probe as p; assert "asan" in f.__file__ and "asan" in p.__file__'
+	$(ASAN_ENV) $(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/engine $(PYTEST_ARGS)
 
 # ---- traffic tools (C) and benchmarks
 
