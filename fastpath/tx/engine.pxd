@@ -7,8 +7,8 @@ the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it
 
 Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most, then count that copy, and do not wait
 again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for good for this receiver,
-send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR queue): booked against the
-receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next. No path drops the rest of a
+send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR queue): booked against
+the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next. No path drops the rest of a
 vector, no path exits.
 """
 
@@ -267,7 +267,7 @@ cdef inline void tx_flush_plain(tx_t *tx, tx_ring_t *ring, u32 i) noexcept nogil
 
 
 cdef inline u32 tx_failed(tx_t *tx, tx_ring_t *ring, u32 i, int error) noexcept nogil:
-    """Message i is not to be sent again as it is: a run goes out plain where that can help, else the copy is dropped. Returns the next message."""
+    """Message i is not to be sent again as it is: a run goes out plain where that can help, else the copy is dropped. Returns the next."""
     cdef u32 reason
     if ring.copies[i].copies > 1 and (tx_refuses_segments(error) or error == EMSGSIZE):
         if error != EMSGSIZE:

@@ -1,8 +1,8 @@
 # Engine `transparent`: spoofed runs leave through the ordinary UDP stack, by a socket bound to the exporter's own address and port
 # (IP_TRANSPARENT, ip(7)), one per exporter session and worker, shared by all receivers. A session earns its socket by sending runs; forged
 # sources never cost one. An exporter whose address is local to this host never gets one: the socket would take that exporter's own traffic.
-# What a session's socket does not take (no socket, queue full of another receiver's copies, refused) is left to the receiver's raw socket, for the
-# rest of the batch, so that order per exporter and receiver holds. Called by worker.pxi for receivers that take the whole batch.
+# What a session's socket does not take (no socket, queue full of another receiver's copies, refused) is left to the receiver's raw socket,
+# for the rest of the batch, so that order per exporter and receiver holds. Called by worker.pxi for receivers that take the whole batch.
 
 cdef enum:
     PORT_WAYS = 8
@@ -197,7 +197,8 @@ cdef inline void transparent_name(tx_t *tx, msghdr *message) noexcept nogil:
     message.msg_namelen = sizeof(sockaddr_in) if tx.family == 4 else sizeof(sockaddr_in6)
 
 
-cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs_t *runs, u32 begin, u32 end, u32 n, tx_ring_t *ring) noexcept nogil:
+cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs_t *runs, u32 begin, u32 end, u32 n,
+                            tx_ring_t *ring) noexcept nogil:
     """Runs begin..end-1, all of one exporter session with an open socket, to the n ways of work.shared."""
     cdef u32 run, a, way, i, first, count, step
     cdef tx_t *tx

@@ -22,6 +22,11 @@ LATENCY_BOUNDS_NS: Final[tuple[int, ...]]
 """Upper bounds (ns) of the forward latency histogram; one more bucket, +Inf, follows."""
 ENGINE_UDP: Final[int]
 ENGINE_RAW: Final[int]
+ENGINE_TRANSPARENT: Final[int]
+GAVE_UP_SEGMENT: Final[int]
+"""Bit of Tx.gave_up: segmented sends."""
+GAVE_UP_TRANSPARENT: Final[int]
+"""Bit of Tx.gave_up: sending by the exporters' own sockets."""
 BATCH_MAX: Final[int]
 
 @final
@@ -58,7 +63,8 @@ class Tx:
 
     engine: ENGINE_UDP: `fd` is a non-blocking UDP socket connected to the receiver, IP_RECVERR on, ttl/tos set by the caller with
     socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-blocking raw socket (IPPROTO_RAW),
-    header crafted here; `mtu` of the path in bytes. source: fixed (address, port) written by ENGINE_RAW; None = the exporter's.
+    header crafted here; `mtu` of the path in bytes. ENGINE_TRANSPARENT: as ENGINE_RAW (same `fd`, no fixed source); runs of an
+    exporter leave by a socket bound to its address where it has earned one. source: fixed (address, port) written by ENGINE_RAW; None = the exporter's.
     fallback: the Tx that takes exporters of the other address family (unspoofed). fd -1: a dry plan, never published.
     Raises ValueError for a value out of range."""
 
@@ -82,6 +88,10 @@ class Tx:
     ) -> Tx: ...
     @property
     def fd(self) -> int: ...
+    @property
+    def gave_up(self) -> int:
+        """GAVE_UP bits: what the kernel refused this receiver, for good."""
+
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
 
@@ -110,9 +120,12 @@ class Worker:
     """One datapath thread's state. Everything it needs is allocated here.
 
     batch: datagrams a receive call, 1..BATCH_MAX. max_datagram: bytes kept of a datagram, 1..65535; longer ones are counted and
-    dropped. sessions: capacity of the exporter cache (rounded up to a power of two). Raises MemoryError, OSError (epoll, eventfd)."""
+    dropped. sessions: capacity of the exporter cache (rounded up to a power of two). send_buffer: bytes, of each
+    exporter's own socket (ENGINE_TRANSPARENT). Raises MemoryError, OSError (epoll, eventfd)."""
 
-    def __new__(cls, *, batch: int = 256, max_datagram: int = 65535, sessions: int = 131072) -> Worker: ...
+    def __new__(
+        cls, *, batch: int = 256, max_datagram: int = 65535, sessions: int = 131072, send_buffer: int = 4194304
+    ) -> Worker: ...
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first publish()."""
 

@@ -150,14 +150,13 @@ cdef int script_tell(tx_t *tx, mmsghdr *messages, u32 n) except? SCRIPT_RAISED:
     return result
 
 
-def play(Worker worker not None, Tx tx not None, list datagrams not None, Script script not None):
-    """Emits the datagrams, (exporter address 4|16 bytes, port, ttl, tos, payload), as one batch through the way out and flushes it, with the
-    script in the kernel's place. The worker is not to run. Counts `offered` as the worker would."""
+cdef fill(Worker worker, list datagrams):
+    """Makes the datagrams the worker's batch; their payloads are kept alive by the list."""
     cdef batch_t *batch = worker.w.batch
-    cdef u16 selection[BATCH_LIMIT]
-    cdef bytes address, payload            # kept alive by the list
+    cdef bytes address, payload
     cdef const u8 *octets
     cdef u32 d
+    cdef dict groups = {}
     if len(datagrams) > BATCH_LIMIT:
         raise ValueError(f"more than {BATCH_LIMIT} datagrams")
     for d, (address, port, ttl, tos, payload) in enumerate(datagrams):
@@ -173,21 +172,53 @@ def play(Worker worker not None, Tx tx not None, list datagrams not None, Script
         octets = payload
         batch.data[d] = octets
         batch.length[d] = len(payload)
+        batch.arrival_ns[d] = 0
         batch.sum_known[d] = 0
-        selection[d] = <u16>d
-        batch.group[d] = 0
+        batch.group[d] = groups.setdefault((address, port), len(groups))
     batch.n = len(datagrams)
-    batch.groups = 1
+    batch.listener = 0
+    batch.groups = len(groups)
+
+
+def play(Worker worker not None, Tx tx not None, list datagrams not None, Script script not None):
+    """Sends the datagrams, (exporter address 4|16 bytes, port, ttl, tos, payload), as one batch by this way out, with the script in the
+    kernel's place. Counts `offered` as the worker would. The worker is not to run."""
+    cdef u16 selection[BATCH_LIMIT]
+    cdef u32 d
+    fill(worker, datagrams)
+    for d in range(worker.w.batch.n):
+        selection[d] = <u16>d
+    worker.w.plain_known = worker.w.grouped_known = False
+    atomics_add(&tx.tx.counters.offered, worker.w.batch.n)
     tx.tx.script = <void *>script
     tx.tx.send = script_play
-    atomics_add(&tx.tx.counters.offered, batch.n)
     with nogil:
-        worker.w.plain_known = worker.w.grouped_known = False
-        worker_send_one(worker.w, tx.tx, selection, batch.n)
+        worker_send_one(worker.w, tx.tx, selection, worker.w.batch.n)
     tx.tx.send = tx_send_kernel
     tx.tx.script = NULL
 
 
-def clean(Tx tx not None):
-    """Flushes since the last full queue."""
+def play_batch(Worker worker not None, Plan plan not None, RxCounters counters not None, list datagrams not None, Script script not None):
+    """The whole life of a batch, from listener 0, under this plan, with the script in the kernel's place for every socket: the worker must
+    not be used for anything else."""
+    cdef u32 way
+    fill(worker, datagrams)
+    for way in range(plan.work.routing.way_count):
+        plan.work.ways[way].script = <void *>script
+        plan.work.ways[way].send = script_play
+    worker.w.ports.way.script = <void *>script
+    worker.w.ports.way.send = script_play
+    session_void(&worker.w.sessions)
+    worker.w.work = &plan.work
+    with nogil:
+        worker_batch(worker.w, counters.c)
+    worker.w.work = NULL
+
+
+def flushes_since_full(Tx tx not None):
     return tx.tx.clean
+
+
+def stalls(Worker worker not None):
+    """Waits for a full queue."""
+    return worker.w.ring.stalls
