@@ -10,7 +10,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
-    atomic_exchange, atomic_load32, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store64,
+    atomic_exchange, atomic_fence_load32, atomic_fence_release, atomic_load32, atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store64,
     atomic_store64_release, atomics_add,
 )
 from batch cimport BATCH_LIMIT, batch_t, exporter_t
@@ -25,23 +25,24 @@ from rx.socket cimport RX_CONTROL, rx_arena_t, rx_socket_t
 from sample cimport sample_keep
 from session cimport SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
-    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT,
-    TX_HEADER, TX_RING, tx_copy_t, tx_flush, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
+    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
+    TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT,
+    TX_HEADER, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
 )
 from uapi.net cimport (
-    AF_INET, AF_INET6, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE,
+    AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE,
     EACCES, EADDRNOTAVAIL, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
     EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TRANSPARENT, IP_MTU_DISCOVER,
     IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT,
     MSG_TRUNC, PROT_READ, PROT_WRITE, SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
     SOL_UDP, SO_RCVBUF, SO_REUSEADDR, SO_SNDBUF, SO_SNDBUFFORCE, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl,
     epoll_event, epoll_wait, eventfd, get_errno, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, ntohs, read, recvmmsg,
-    setsockopt, sockaddr, sockaddr_in, sockaddr_in6, socket, timespec, u8, u16, u32, u64, unlikely, write,
+    setsockopt, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64, unlikely, write,
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
     WIRE_UDP_HEADER, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment, wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo,
-    wire_sum, wire_udp,
+    wire_put16, wire_sum, wire_udp,
 )
 
 from os import urandom
@@ -55,4 +56,5 @@ include "rx/recvmmsg.pxi"
 include "tx/udp.pxi"
 include "tx/raw.pxi"
 include "tx/transparent.pxi"
+include "tx/packet.pxi"
 include "worker.pxi"

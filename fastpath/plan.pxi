@@ -10,7 +10,8 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u16 *selections                    # BATCH_LIMIT datagram indexes a way
     u32 *selected                      # how many of them, 0 outside a batch
     u32 *active                        # ways with selected > 0 in this batch
-    u32 *shared                        # of these, those that leave by a shared socket
+    u32 *shared                        # of these, those that leave by the exporters' sockets
+    u32 *framed                        # of these, those that leave by the packet socket
     u16 *leftovers                     # BATCH_LIMIT a way: what the shared socket did not take
     u32 *left                          # how many, 0 outside a batch
 
@@ -110,7 +111,7 @@ cdef class Tx:
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
                   u32 freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, u32 pause_us=0, Tx fallback=None):
         cdef const u8 *octets = address
-        if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT):
+        if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
             raise ValueError(f"engine {engine} is unknown")
         if len(address) != 4 and len(address) != 16:
             raise ValueError(f"address has {len(address)} bytes, not 4 or 16")
@@ -146,8 +147,8 @@ cdef class Tx:
         memcpy(self.tx.address, octets, len(address))
         self._set_name(scope_id)
         self.mtu = mtu
-        if source is not None and engine == TX_ENGINE_TRANSPARENT:
-            raise ValueError("a fixed source cannot leave by the exporters' sockets")
+        if source is not None and engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW):
+            raise ValueError("a fixed source leaves by udp or raw only")
         if source is not None:
             self._set_source(source[0], source[1])
 
@@ -179,6 +180,30 @@ cdef class Tx:
     @property
     def fd(self):
         return self.tx.fd
+
+    def link(self, int interface=0, bytes header=b"", int mtu=0):
+        cdef tx_link_t link
+        cdef const u8 *octets = header
+        memset(&link, 0, sizeof(link))
+        if interface:
+            if len(header) != 14 and len(header) != 18:
+                raise ValueError(f"a link header has 14 or 18 bytes, not {len(header)}")
+            if mtu < 68:
+                raise ValueError(f"mtu {mtu} is below 68")
+            link.usable = 1
+            link.mtu = mtu
+            link.header_bytes = len(header)
+            memcpy(link.header, octets, len(header))
+            link.name.sll_family = AF_PACKET
+            memcpy(&link.name.sll_protocol, octets + 12, 2)
+            link.name.sll_ifindex = interface
+            link.name.sll_halen = 6
+            memcpy(link.name.sll_addr, octets, 6)
+        atomic_store32(&self.tx.link_version, self.tx.link_version + 1)
+        atomic_fence_release()
+        self.tx.link = link
+        atomic_fence_release()
+        atomic_store32(&self.tx.link_version, self.tx.link_version + 1)
 
     @property
     def gave_up(self):
@@ -234,6 +259,7 @@ cdef class Plan:
         self.work.selected = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         self.work.active = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         self.work.shared = <u32 *>plan_arena(&self.arena, p.way_count, 4)
+        self.work.framed = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         self.work.leftovers = <u16 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
         self.work.left = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         p.way_family = <u8 *>plan_arena(&self.arena, p.way_count, 1)

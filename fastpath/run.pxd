@@ -22,17 +22,22 @@ ctypedef struct runs_t:
     u16 count[BATCH_LIMIT]
     u32 bytes[BATCH_LIMIT]         # payload of each run
     iovec vectors[BATCH_LIMIT]     # payload of order[i]; shared by every receiver's send
-    u16 start[BATCH_LIMIT + 1]     # scratch of the counting sort
+    u32 group_longest[BATCH_LIMIT] # longest datagram of each group, where grouped
+    u16 start[BATCH_LIMIT]         # scratch of the counting sort
 
 
 cdef inline void run_sort(runs_t *runs, const batch_t *batch, const u16 *selection, u32 n) noexcept nogil:
     """Stable counting sort of the selection by batch.group: order within a group is the order of arrival."""
     cdef u32 i, group, total = 0
     cdef u32 count
-    for i in range(batch.groups + 1):
+    for i in range(batch.groups):
         runs.start[i] = 0
+        runs.group_longest[i] = 0
     for i in range(n):
-        runs.start[batch.group[selection[i]]] += 1
+        group = batch.group[selection[i]]
+        runs.start[group] += 1
+        if batch.length[selection[i]] > runs.group_longest[group]:
+            runs.group_longest[group] = batch.length[selection[i]]
     for i in range(batch.groups):
         count = runs.start[i]
         runs.start[i] = <u16>total

@@ -24,6 +24,7 @@ ctypedef struct worker_t:
     tx_ring_t ring
     session_cache_t sessions
     ports_t ports
+    tx_t packet                        # the packet socket; only `send` and `fd` mean anything
     runs_t *runs_grouped               # of the whole batch, by exporter session
     runs_t *runs_plain                 # of the whole batch as one group
     runs_t *runs_own                   # of one receiver's own selection
@@ -101,34 +102,48 @@ cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u3
     tx_flush(tx, &w.ring)
 
 
+cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept nogil:
+    """What a shared socket did not take leaves by each receiver's own."""
+    cdef u32 a, way, left
+    for a in range(n):
+        way = ways[a]
+        left = w.work.left[way]
+        if left:
+            w.work.left[way] = 0
+            worker_send_one(w, w.work.ways[way], &w.work.leftovers[<size_t>way * BATCH_LIMIT], left)
+
+
 cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
-    """One emit and one flush for each active way; ways that share the exporters' sockets together, what is left of them by their own."""
+    """One emit and one flush for each active way; ways that share the exporters' sockets or the packet socket together."""
     cdef work_t *work = w.work
     cdef u32 a, way, n
     cdef u32 shared = 0
+    cdef u32 framed = 0
     cdef tx_t *tx
+    cdef runs_t *runs
     w.plain_known = w.grouped_known = False
     for a in range(active):
         way = work.active[a]
         n = work.selected[way]
         tx = work.ways[way]
         atomics_add(&tx.counters.offered, n)
-        if tx.engine == TX_ENGINE_TRANSPARENT and n == w.batch.n and tx.ttl:
+        if tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us:
+            worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
+        elif tx.engine == TX_ENGINE_TRANSPARENT:
             work.shared[shared] = way
             shared += 1
         else:
-            worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
+            work.framed[framed] = way
+            framed += 1
+    if shared or framed:
+        way = work.shared[0] if shared else work.framed[0]
+        runs = worker_runs(w, work.ways[way], &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True)
     if shared:
-        way = work.shared[0]
-        transparent_send(work, &w.ports, w.batch,
-                         worker_runs(w, work.ways[way], &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True),
-                         w.sessions.now, shared, &w.ring)
-        for a in range(shared):
-            way = work.shared[a]
-            if work.left[way]:
-                n = work.left[way]
-                work.left[way] = 0
-                worker_send_one(w, work.ways[way], &work.leftovers[<size_t>way * BATCH_LIMIT], n)
+        transparent_send(work, &w.ports, w.batch, runs, w.sessions.now, shared, &w.ring)
+        worker_send_left(w, work.shared, shared)
+    if framed:
+        packet_send(work, &w.packet, w.batch, runs, work.framed, framed, &w.ring)
+        worker_send_left(w, work.framed, framed)
 
 
 cdef inline void worker_latency(worker_t *w) noexcept nogil:
@@ -308,7 +323,7 @@ cdef class Worker:
     cdef bint running
     cdef void *arena
 
-    def __cinit__(self, *, u32 batch=256, u32 max_datagram=65535, u32 sessions=131072, int send_buffer=4194304):
+    def __cinit__(self, *, u32 batch=256, u32 max_datagram=65535, u32 sessions=131072, int send_buffer=4194304, int packet_fd=-1):
         if not 1 <= batch <= BATCH_LIMIT:
             raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
         if not 1 <= max_datagram <= 65535:
@@ -329,6 +344,8 @@ cdef class Worker:
         self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
         self.w.ports.send_buffer = send_buffer
         self.w.ports.way.send = tx_send_kernel
+        self.w.packet.send = tx_send_kernel
+        self.w.packet.fd = packet_fd
         self.w.sessions.set_mask = plan_power_of_two((sessions + SESSION_WAYS - 1) // SESSION_WAYS) - 1
         self.w.sessions.entries = <session_t *>plan_arena(&self.arena, (<size_t>self.w.sessions.set_mask + 1) * SESSION_WAYS, sizeof(session_t))
         session_void(&self.w.sessions)
@@ -363,7 +380,7 @@ cdef class Worker:
     cdef _make_ring(self):
         cdef tx_ring_t *ring = &self.w.ring
         ring.messages = <mmsghdr *>plan_arena(&self.arena, TX_RING, sizeof(mmsghdr))
-        ring.vectors = <iovec *>plan_arena(&self.arena, 2 * TX_RING, sizeof(iovec))
+        ring.vectors = <iovec *>plan_arena(&self.arena, TX_VECTORS, sizeof(iovec))
         ring.headers = <u8 *>plan_arena(&self.arena, TX_RING, TX_HEADER)
         ring.control = <u8 *>plan_arena(&self.arena, TX_RING, TX_CONTROL)
         ring.copies = <tx_copy_t *>plan_arena(&self.arena, TX_RING, sizeof(tx_copy_t))

@@ -23,7 +23,7 @@ from uapi.net cimport (
     EMSGSIZE, ENETDOWN,
     ENETUNREACH, ENOBUFS, ENOMEM, EOPNOTSUPP, EPERM, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, MSG_DONTWAIT, MSG_ERRQUEUE,
     POLLOUT, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, cmsghdr, get_errno, iovec, mmsghdr, msghdr, nanosleep, poll, pollfd, recvmsg,
-    sendmmsg, sockaddr_in6, sock_extended_err, timespec, unlikely, u8, u16, u32, u64,
+    sendmmsg, sockaddr_in6, sockaddr_ll, sock_extended_err, timespec, unlikely, u8, u16, u32, u64,
 )
 
 cdef enum:
@@ -35,7 +35,8 @@ cdef enum:
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
     TX_RING = 2048                 # messages; more than the 1365 fragments of the largest datagram at the smallest MTU
-    TX_HEADER = 64                 # header bytes reserved a message
+    TX_VECTORS = 4 * TX_RING       # of the ring
+    TX_HEADER = 96                 # header bytes reserved a message: virtio-net, link with VLAN, IPv6, UDP are 76
     TX_CONTROL = 96                # control bytes reserved a message: segment size first, then TOS, TTL
     TX_WAITS = 2                   # waits for a full queue before a copy is given up
     TX_WAIT_MS = 1
@@ -58,10 +59,17 @@ ctypedef struct tx_ring_t:
     u64 stalls                     # waits for a full queue, for the worker's counters
     mmsghdr *messages
     u32 vectors_used               # by engines that lay out headers and payloads one after the other (packet)
-    iovec *vectors                 # two a message: header, payload
+    iovec *vectors                 # TX_VECTORS; raw: two a message, header and payload
     u8 *headers
     u8 *control
     tx_copy_t *copies
+
+ctypedef struct tx_link_t:         # where a frame for a receiver goes
+    u32 usable                     # 0: no link address now, or the receiver is local
+    u32 mtu                        # of the egress interface, bytes
+    u32 header_bytes               # 14, with a VLAN tag 18
+    u8 header[20]                  # destination, source, (tag,) EtherType
+    sockaddr_ll name
 
 ctypedef int (*tx_send_t)(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil
 
@@ -87,6 +95,9 @@ ctypedef struct tx_t:
     u8 source[16]                  # 4 bytes used for IPv4
     u8 address[16]
     sockaddr_in6 name              # the receiver as a socket address; sockaddr_in for family 4
+    u32 link_version               # sequence lock of `link`: odd while it is written
+    tx_link_t link                 # written by the control plane
+    tx_link_t link_now             # the worker's copy for one batch
     u64 random_state               # of IP identifications
     u32 clean                      # flushes since the last full queue; >= TX_CLEAN_FLUSHES: waiting is worth it
     u64 debt                       # sum of owed

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <linux/errqueue.h>
+#include <linux/if_packet.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
@@ -28,6 +29,7 @@
 
 _Static_assert(sizeof(struct sockaddr_in) == 16, "ip(7)");
 _Static_assert(sizeof(struct sockaddr_in6) == 28, "ipv6(7)");
+_Static_assert(sizeof(struct sockaddr_ll) == 20, "packet(7)");
 _Static_assert(sizeof(struct iovec) == 2 * sizeof(void *), "readv(2)");
 _Static_assert(sizeof(struct sock_extended_err) == 16, "ip(7), IP_RECVERR");
 _Static_assert(sizeof(struct timespec) == 16, "64-bit time only");
@@ -40,6 +42,13 @@ static inline uint64_t smp_load64(const uint64_t *p) { return __atomic_load_n(p,
 static inline void smp_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 static inline uint32_t smp_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void smp_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline uint32_t smp_load32_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline uint32_t smp_fence_load32(const uint32_t *p)
+{
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	return __atomic_load_n(p, __ATOMIC_RELAXED);
+}
+static inline void smp_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static inline void *smp_load_acquire(void *const *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void smp_store_release(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void *smp_exchange(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }

@@ -35,6 +35,12 @@ cdef extern from "uapi/compat.h" nogil:
         u32 sin6_flowinfo
         in6_addr sin6_addr
         u32 sin6_scope_id
+    struct sockaddr_ll:
+        sa_family_t sll_family
+        u16 sll_protocol
+        int sll_ifindex
+        u8 sll_halen
+        u8 sll_addr[8]
     struct iovec:
         void *iov_base
         size_t iov_len
@@ -72,7 +78,7 @@ cdef extern from "uapi/compat.h" nogil:
         u8 ee_type
         u8 ee_code
 
-    int AF_INET, AF_INET6
+    int AF_INET, AF_INET6, AF_PACKET
     int SOL_SOCKET, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP
     int MSG_DONTWAIT, MSG_TRUNC, MSG_ERRQUEUE
     int SCM_TIMESTAMPNS
