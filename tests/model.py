@@ -10,6 +10,7 @@ tests/fuzz and tests/engine. Must never import samplicator.
     rule file: one copy per occurrence, each occurrence with a countdown of its own     (COMPATIBILITY: rule file)
     freq N: the first datagram is sent, the next N-1 are not
     spoof: exporter's address and port, when it is of the receiver's family; otherwise the relay's own
+    checksum = false: none on every copy over IPv4, always one over IPv6; -n: only where -S acts
     an IPv4-mapped IPv6 exporter is an IPv4 exporter
 """
 
@@ -165,7 +166,7 @@ class Model:
             receiver.port,
             datagram.ttl if receiver.ttl == KEEP else int(receiver.ttl),
             datagram.tos if receiver.tos == KEEP else int(receiver.tos),
-            source is not None and not receiver.checksum and receiver.address.version == 4,
+            not receiver.checksum and receiver.address.version == 4,
             datagram.payload,
         )
 
@@ -241,7 +242,7 @@ def from_rule_file(
             for port in ports_of(ports or "2000"):
                 name = f"{len(receivers)}"
                 receivers[name] = Receiver(
-                    name, address_of(host), port, spoof, checksum, int(freq or 1), int(ttl or 64)
+                    name, address_of(host), port, spoof, checksum or not spoof, int(freq or 1), int(ttl or 64)
                 )  # fmt: skip
                 names.append(name)
         return tuple(names)

@@ -1,4 +1,4 @@
-"""Writes METRICS.md from samplicator.catalogue. Run after a change of the catalogue; a guard test says when it was forgotten.
+"""Writes METRICS.md from samplicator.catalogue, after a change of it; a guard test says when that was forgotten.
 
 .venv/bin/python deploy/prometheus/generate.py
 """
@@ -12,8 +12,9 @@ from samplicator.catalogue import markdown
 HEAD = """\
 # Metrics
 
-`GET /metrics`, Prometheus text or OpenMetrics. Every series that is known exists from the start, with 0. Beside these the Python
-client's own `process_*` and `python_gc_*` are there; what the host knows (`node_netstat_Udp_*`, `node_softnet_*`) is not repeated.
+`GET /metrics`, Prometheus text or OpenMetrics. Every series that is known exists from the start, with 0. Beside these
+the Python client's own `process_*` and `python_gc_*` are there; what the host knows (`node_netstat_Udp_*`,
+`node_softnet_*`) is not repeated.
 
 Two laws hold exactly whenever nothing is under way, and tests assert them after every run:
 

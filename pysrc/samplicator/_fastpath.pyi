@@ -11,7 +11,8 @@ CYTHON_VERSION: Final[str]
 REASONS: Final[tuple[str, ...]]
 """Why a copy was not sent: no_route, no_neighbor, message_too_long, no_buffer_space, refused, permission, other."""
 RX_FIELDS: Final[tuple[str, ...]]
-"""datagrams, bytes, truncated, truncated_bytes, unmatched, denied, matched, errors_again, errors_intr, errors_nomem, errors_other."""
+"""datagrams, bytes, truncated, truncated_bytes, unmatched, denied, matched, errors_again, errors_intr, errors_nomem,
+errors_other."""
 TX_FIELDS: Final[tuple[str, ...]]
 """offered, sampled_out, sent, sent_bytes, calls, retries, then dropped_<reason> for each of REASONS."""
 WORKER_FIELDS: Final[tuple[str, ...]]
@@ -40,16 +41,17 @@ class RxCounters:
 
 @final
 class TxCounters:
-    """Counters and freq countdown of one receiver on one worker. Survives its Tx; share one between a Tx and its fallback."""
+    """Counters and freq countdown of one receiver on one worker. Survives its Tx; share one between a Tx and its
+    fallback."""
 
     def __new__(cls) -> TxCounters: ...
     def read(self) -> tuple[int, ...]: ...
 
 @final
 class RxSocket:
-    """A bound, non-blocking UDP socket of a listener. The descriptor stays owned by the caller, who keeps it open until every
-    worker has left the plans that name it. family 4|6. Worker enables nothing on the socket: the caller sets SO_TIMESTAMPNS and,
-    when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS)."""
+    """A bound, non-blocking UDP socket of a listener. The descriptor stays owned by the caller, who keeps it open until
+    every worker has left the plans that name it. family 4|6. Worker enables nothing on the socket: the caller sets
+    SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS)."""
 
     def __new__(cls, fd: int, counters: RxCounters, listener: int) -> RxSocket: ...
     @property
@@ -61,12 +63,12 @@ class RxSocket:
 class Tx:
     """One way to one receiver on one worker: an engine, its descriptor and the receiver's header template.
 
-    engine: ENGINE_UDP: `fd` is a non-blocking UDP socket connected to the receiver, IP_RECVERR on, ttl/tos set by the caller with
-    socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-blocking raw socket (IPPROTO_RAW),
-    header crafted here; `mtu` of the path in bytes. ENGINE_TRANSPARENT: as ENGINE_RAW (same `fd`, no fixed source); runs of an
-    exporter leave by a socket bound to its address where it has earned one. source: fixed (address, port) written by ENGINE_RAW; None = the exporter's.
-    fallback: the Tx that takes exporters of the other address family (unspoofed). fd -1: a dry plan, never published.
-    Raises ValueError for a value out of range."""
+    engine: ENGINE_UDP: `fd` is a non-blocking UDP socket connected to the receiver, IP_RECVERR on, ttl/tos set by the
+    caller with socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-blocking
+    raw socket (IPPROTO_RAW), header crafted here; `mtu` of the path in bytes. ENGINE_TRANSPARENT: as ENGINE_RAW (same
+    `fd`, no fixed source); runs of an exporter leave by a socket bound to its address where it has earned one. source:
+    fixed (address, port) written by ENGINE_RAW; None = the exporter's. fallback: the Tx that takes exporters of the
+    other address family (unspoofed). fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
         cls,
@@ -99,9 +101,10 @@ class Tx:
 class Plan:
     """The immutable compiled form of what one worker does. Keeps its sockets, Tx and counters alive.
 
-    rules: (sources, listeners, txs, stop): sources = (family 0|4|6, address 16 bytes, mask 16 bytes), IPv4 in IPv4-mapped form;
-    listeners = listener indexes or None for all; txs = indexes into `txs`. Every matching rule fires (union, each Tx once),
-    up to and including the first matching rule with stop. Raises ValueError on an index or length out of range."""
+    rules: (sources, listeners, txs, stop): sources = (family 0|4|6, address 16 bytes, mask 16 bytes), IPv4 in
+    IPv4-mapped form; listeners = listener indexes or None for all; txs = indexes into `txs`. Every matching rule fires
+    (union, each Tx once), up to and including the first matching rule with stop. Raises ValueError on an index or
+    length out of range."""
 
     def __new__(
         cls,
@@ -113,25 +116,28 @@ class Plan:
     @property
     def generation(self) -> int: ...
     def route(self, address: bytes, listener: int) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-        """(matching rules in order, Tx indexes that get a copy, denied) for an exporter address (4 or 16 bytes) on a listener."""
+        """(matching rules in order, Tx indexes that get a copy, denied) for an exporter address (4 or 16 bytes) on a
+        listener."""
 
 @final
 class Worker:
     """One datapath thread's state. Everything it needs is allocated here.
 
-    batch: datagrams a receive call, 1..BATCH_MAX. max_datagram: bytes kept of a datagram, 1..65535; longer ones are counted and
-    dropped. sessions: capacity of the exporter cache (rounded up to a power of two). send_buffer: bytes, of each
-    exporter's own socket (ENGINE_TRANSPARENT). Raises MemoryError, OSError (epoll, eventfd)."""
+    batch: datagrams a receive call, 1..BATCH_MAX. max_datagram: bytes kept of a datagram, 1..65535; longer ones are
+    counted and dropped. sessions: capacity of the exporter cache (rounded up to a power of two). send_buffer: bytes, of
+    each exporter's own socket (ENGINE_TRANSPARENT). Raises MemoryError, OSError (epoll, eventfd)."""
 
     def __new__(
         cls, *, batch: int = 256, max_datagram: int = 65535, sessions: int = 131072, send_buffer: int = 4194304
     ) -> Worker: ...
     def run(self) -> None:
-        """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first publish()."""
+        """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first
+        publish()."""
 
     def publish(self, plan: Plan) -> None:
-        """Hands the worker its next plan; adopted at a batch boundary (see generation). Sockets that are not in the new plan are
-        drained under the old one first. The worker itself keeps the reference of the plan it runs and of the one published."""
+        """Hands the worker its next plan; adopted at a batch boundary (see generation). Sockets that are not in the new
+        plan are drained under the old one first. The worker itself keeps the reference of the plan it runs and of the
+        one published."""
 
     @property
     def generation(self) -> int:
@@ -142,9 +148,10 @@ class Worker:
 
     def read(self) -> tuple[int, ...]: ...
     def latency(self) -> tuple[tuple[int, ...], int]:
-        """(counts per bound of LATENCY_BOUNDS_NS and +Inf last, not cumulative; sum in ns): kernel arrival to handed back."""
+        """(counts per bound of LATENCY_BOUNDS_NS and +Inf last, not cumulative; sum in ns): kernel arrival to handed
+        back."""
 
     def trace(self, callback: Callable[[bytes, int, int, int, tuple[int, ...]], None] | None) -> None:
         """Debugging (`samplicate -d`): called with the GIL for every datagram after its copies were handed over:
-        (exporter address 4|16 bytes, exporter port, payload bytes, listener index, Tx indexes of the running plan that got a copy).
-        Costs what Python costs. None = off."""
+        (exporter address 4|16 bytes, exporter port, payload bytes, listener index, Tx indexes of the running plan that
+        got a copy). Costs what Python costs. None = off."""

@@ -28,7 +28,8 @@ class Notifier:
         if not self._address:
             return False
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
-        message = "\n".join(f"{key}={value}" for key, value in fields.items()).encode(errors="replace")
+        lines = (f"{key}={value}".replace("\n", " ") for key, value in fields.items())
+        message = "\n".join(lines).encode(errors="replace")
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
                 sock.sendto(message, address)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -278,7 +279,7 @@ class Lab:
 
     @staticmethod
     def relay6(link: int = 0) -> str:
-        return f"2001:db8:0:{link}::1"
+        return str(ipaddress.ip_address(f"2001:db8:0:{link}::1"))
 
     @staticmethod
     def peer4(link: int) -> str:
@@ -286,7 +287,7 @@ class Lab:
 
     @staticmethod
     def peer6(link: int) -> str:
-        return f"2001:db8:0:{link}::2"
+        return str(ipaddress.ip_address(f"2001:db8:0:{link}::2"))
 
     # --- making and unmaking -----------------------------------------------------------------------------------------
     def _namespace(self, name: str) -> Namespace:
@@ -304,6 +305,7 @@ class Lab:
                 ipv6__conf__default__accept_dad=0,
                 ipv6__conf__default__router_solicitations=0,
                 ipv4__icmp_ratelimit=0,
+                ipv4__icmp_msgs_burst=100_000,
                 ipv4__ip_forward=1,
                 ipv6__conf__all__forwarding=1,
             )

@@ -46,7 +46,7 @@ def test_the_tenth_receiver_does_not_notice(make_lab, spoof: bool) -> None:
     sent = load.result(SECONDS + 20)["sent"]
     got = sink.result(40)
     metrics = relay.check_laws()
-    assert sent == RATE * SECONDS
+    assert sent > 0.99 * RATE * SECONDS
     assert metrics.total("receive_datagrams_total") == sent, (
         f"kernel drops {metrics.total('receive_kernel_drops_total')}"
     )

@@ -1,0 +1,203 @@
+"""The planner: engines and their reasons, sockets, loops, rules, workers; every problem at once, with its line."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from hosts import Load, host
+from samplicator.config.legacy import parse_command_line
+from samplicator.errors import ConfigError
+from samplicator.planner import PlanSpec, ResolvedAddress, compile
+
+LISTENER = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
+RULE = '[[rule]]\nto = ["r"]\n'
+
+
+def receiver(extra: str = "", to: str = "192.0.2.1:9995") -> str:
+    return f'[[receiver]]\nname = "r"\nto = "{to}"\n{extra}\n'
+
+
+def plan(load: Load, text: str, **kwargs: object) -> PlanSpec:
+    return compile(load(text), {}, host(**kwargs))  # type: ignore[arg-type]
+
+
+def problems(load: Load, text: str, *local: str, net_raw: bool = True) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compile(load(text), {}, host(*local, net_raw=net_raw))
+    return [str(problem).partition("samplicator.toml:")[2] for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("extra", "engine", "why"),
+    [
+        ("", "udp", "not spoofed"),
+        ("spoof = true", "raw", "spoofed"),
+        ('engine = "raw"', "raw", "configured"),
+        ('engine = "udp"', "udp", "configured"),
+        ('source = "127.0.0.9"', "udp", "not spoofed"),
+        ('source = "198.51.100.1:7"', "raw", "198.51.100.1 is not an address of this host"),
+    ],
+)
+def test_engine_and_why(load: Load, extra: str, engine: str, why: str) -> None:
+    spec = plan(load, LISTENER + receiver(extra) + RULE).receivers[0]
+    assert spec.engine == engine
+    assert why in spec.engine_why
+    assert "\n" not in spec.engine_why
+
+
+@pytest.mark.parametrize("extra", ["spoof = true", 'engine = "raw"', 'source = "198.51.100.1"'])
+def test_without_net_raw_the_problem_says_what_to_grant(load: Load, extra: str) -> None:
+    found = problems(load, LISTENER + receiver(extra) + RULE, net_raw=False)
+    assert len(found) == 1
+    assert "CAP_NET_RAW" in found[0]
+    assert "AmbientCapabilities" in found[0]
+
+
+def test_without_net_raw_unspoofed_copies_need_nothing(load: Load) -> None:
+    assert plan(load, LISTENER + receiver() + RULE, net_raw=False).receivers[0].engine == "udp"
+
+
+@pytest.mark.parametrize(
+    ("listen", "to", "local"),
+    [
+        ("0.0.0.0:2055", "127.0.0.1:2055", ()),
+        ("0.0.0.0:2055", "192.0.2.7:2055", ("192.0.2.7",)),
+        ("127.0.0.1:2055", "127.0.0.1:2055", ()),
+        ("[::]:2055", "192.0.2.7:2055", ("192.0.2.7",)),
+        ("[::]:2055", "[2001:db8::7]:2055", ("2001:db8::7",)),
+        ("0.0.0.0:2050-2060", "127.0.0.1:2055", ()),
+    ],
+)
+def test_loop_is_found(load: Load, listen: str, to: str, local: tuple[str, ...]) -> None:
+    text = f'[[listener]]\nname = "in"\nlisten = ["{listen}"]\n' + receiver(to=to) + RULE
+    found = problems(load, text, *local)
+    assert len(found) == 1
+    assert "'r'" in found[0]
+    assert "'in'" in found[0]
+    assert found[0].startswith("9: receiver[0].to: ")
+
+
+@pytest.mark.parametrize(
+    ("listen", "to"),
+    [
+        ("127.0.0.1:2055", "127.0.0.2:2055"),
+        ("0.0.0.0:2055", "192.0.2.7:2055"),
+        ("0.0.0.0:2055", "127.0.0.1:2056"),
+        ("[2001:db8::7]:2055", "127.0.0.1:2055"),
+    ],
+)
+def test_what_is_no_loop(load: Load, listen: str, to: str) -> None:
+    plan(load, f'[[listener]]\nname = "in"\nlisten = ["{listen}"]\n' + receiver(to=to) + RULE)
+
+
+def test_loop_through_a_multicast_group(load: Load) -> None:
+    text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\nmulticast = ["239.1.1.1"]\n'
+    assert len(problems(load, text + receiver(to="239.1.1.1:2055") + RULE)) == 1
+
+
+def test_every_problem_at_once(load: Load) -> None:
+    text = (
+        LISTENER
+        + '[[receiver]]\nname = "a"\nto = "127.0.0.1:2055"\n'
+        + '[[receiver]]\nname = "b"\nto = "192.0.2.1:1"\nspoof = true\n'
+        + '[datapath]\ncpus = [7]\n[[rule]]\nto = ["a", "b"]\n'
+    )
+    assert len(problems(load, text, net_raw=False)) == 3
+
+
+def test_sockets_of_a_listener(load: Load) -> None:
+    text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055", "[::]:2055", "[::]:4739", "127.0.0.1:9990-9992"]\n'
+    sockets = plan(load, text + receiver() + RULE).listeners[0].sockets
+    assert [(s.address, s.port, s.family, s.v6only) for s in sockets] == [
+        ("0.0.0.0", 2055, 4, False),
+        ("::", 2055, 6, True),  # an IPv4 socket has that port
+        ("::", 4739, 6, False),  # nobody has: dual-stack
+        ("127.0.0.1", 9990, 4, False),
+        ("127.0.0.1", 9991, 4, False),
+        ("127.0.0.1", 9992, 4, False),
+    ]
+
+
+def test_groups_go_to_the_sockets_of_their_family(load: Load) -> None:
+    text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:1", "[::]:1"]\nmulticast = ["239.1.1.1", "ff05::1"]\n'
+    sockets = plan(load, text + receiver() + RULE).listeners[0].sockets
+    assert [s.groups for s in sockets] == [("239.1.1.1",), ("ff05::1",)]
+
+
+def test_missing_interface(load: Load) -> None:
+    found = problems(load, LISTENER + 'interface = "eth9"\n' + receiver() + RULE)
+    assert "no interface 'eth9'" in found[0]
+
+
+def test_keep_and_fixed_fields(load: Load) -> None:
+    spec = plan(load, LISTENER + receiver('ttl = "keep"\ntos = 184\nfreq = 7') + RULE).receivers[0]
+    assert (spec.ttl, spec.tos, spec.freq) == (0, 184, 7)
+    spec = plan(load, LISTENER + receiver() + RULE).receivers[0]
+    assert (spec.ttl, spec.tos, spec.freq) == (64, -1, 1)
+
+
+def test_names_are_looked_up_with_their_family(load: Load) -> None:
+    loaded = load(LISTENER + receiver('family = "ipv6"', to="c.example:9995") + RULE)
+    six = ResolvedAddress(socket.inet_pton(socket.AF_INET6, "2001:db8::5"))
+    four = ResolvedAddress(bytes([192, 0, 2, 5]))
+    spec = compile(loaded, {("c.example", 6): (six, four), ("c.example", 0): (four,)}, host()).receivers[0]
+    assert (spec.address, spec.family, spec.host) == (six.address, 6, "c.example")
+    with pytest.raises(ConfigError, match=r"c\.example"):
+        compile(loaded, {}, host())
+
+
+def test_rules(load: Load) -> None:
+    text = LISTENER + '[[listener]]\nname = "two"\nlisten = ["0.0.0.0:1"]\n' + receiver()
+    text += '[[rule]]\nfrom = ["10.0.0.0/8"]\nlistener = ["two"]\nto = ["r"]\n[[rule]]\nto = []\nstop = true\n'
+    rules = plan(load, text).rules
+    assert [source.text for source in rules[0].sources] == ["10.0.0.0/8"]
+    assert (rules[0].listeners, rules[0].receivers, rules[0].stop) == ((1,), (0,), False)
+    assert (rules[1].listeners, rules[1].receivers, rules[1].stop) == (None, (), True)
+    assert rules[1].sources[0].family == 0
+    assert "nobody" in rules[1].text
+
+
+def test_source_that_can_never_match_is_left_out(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_text("10.1.2.3/24: 192.0.2.1/9995\n")
+    loaded = parse_command_line(["-c", str(rules)]).loaded
+    assert loaded is not None
+    assert compile(loaded, {}, host()).rules[0].sources == ()
+
+
+def test_source_that_is_a_host_name(load: Load) -> None:
+    loaded = load(LISTENER + receiver() + '[[rule]]\nfrom = ["router.example"]\nto = ["r"]\n')
+    four = ResolvedAddress(bytes([192, 0, 2, 5]))
+    six = ResolvedAddress(socket.inet_pton(socket.AF_INET6, "2001:db8::5"))
+    sources = compile(loaded, {("router.example", 0): (four, six)}, host()).rules[0].sources
+    assert [(s.family, s.address[-4:]) for s in sources] == [(4, four.address), (6, six.address[-4:])]
+    assert all(s.mask == b"\xff" * 16 for s in sources)
+
+
+@pytest.mark.parametrize(
+    ("text", "workers", "cpus"),
+    [
+        ("workers = 2", 2, ()),
+        ('workers = "auto"', 2, (0, 1)),
+        ('workers = "auto"\ncpus = [1]', 1, (1,)),
+        ("workers = 3\ncpus = [1, 0]", 3, (1, 0)),
+    ],
+)
+def test_workers(load: Load, text: str, workers: int, cpus: tuple[int, ...]) -> None:
+    spec = plan(load, f"[datapath]\n{text}\n" + LISTENER + receiver() + RULE)
+    assert (spec.workers, spec.cpus) == (workers, cpus)
+
+
+def test_zero_checksum_over_ipv6_is_a_warning(load: Load) -> None:
+    loaded = load(LISTENER + receiver("checksum = false", to="c.example:1") + RULE)
+    six = ResolvedAddress(socket.inet_pton(socket.AF_INET6, "2001:db8::5"))
+    spec = compile(loaded, {("c.example", 0): (six,)}, host())
+    assert spec.receivers[0].checksum
+    assert any("RFC 8200" in warning for warning in spec.warnings)
+
+
+def test_fixed_source_on_a_listeners_port(load: Load) -> None:
+    found = problems(load, LISTENER + receiver('engine = "udp"\nsource = "127.0.0.1:2055"') + RULE)
+    assert "listener" in found[0]

@@ -1,0 +1,314 @@
+"""The HTTP interface: pages, who may change, limits, and the sockets it is served on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, UnixConnector
+from aiohttp.test_utils import TestClient, TestServer
+from face_state import FakeReloader, make_state
+from samplicator import http
+from samplicator.reload import ReloadResult
+from samplicator.service import ServiceState
+
+Client = TestClient[Any, Any]
+
+
+def with_client(state: ServiceState, body: Callable[[Client], Awaitable[None]]) -> None:
+    async def go() -> None:
+        async with TestClient(TestServer(http.make_app(state))) as client:
+            await body(client)
+
+    asyncio.run(go())
+
+
+def with_sockets(
+    state: ServiceState, sockets: list[socket.socket], body: Callable[[], Awaitable[None]], **limits: Any
+) -> None:
+    async def go() -> None:
+        front = http.Front(http.make_app(state), **limits)
+        await front.start(sockets)
+        try:
+            await body()
+        finally:
+            await front.stop()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("page", "status", "kind"),
+    [
+        ("/", 200, "text/plain"),
+        ("/metrics", 200, "text/plain"),
+        ("/healthz", 200, "text/plain"),
+        ("/-/healthy", 200, "text/plain"),
+        ("/readyz", 200, "text/plain"),
+        ("/-/ready", 200, "text/plain"),
+        ("/api/v1/status", 200, "application/json"),
+        ("/api/v1/receivers", 200, "application/json"),
+        ("/api/v1/listeners", 200, "application/json"),
+        ("/api/v1/config", 200, "application/json"),
+        ("/nothing", 404, "application/json"),
+        ("/-/reload", 405, "application/json"),
+    ],
+)
+def test_pages(page: str, status: int, kind: str) -> None:
+    async def body(client: Client) -> None:
+        answer = await client.get(page)
+        assert (answer.status, answer.content_type) == (status, kind)
+        assert answer.headers["Server"] == "samplicator"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        if status == 405:
+            assert answer.headers["Allow"] == "POST,PUT"
+
+    with_client(make_state(), body)
+
+
+def test_probes_say_why_not() -> None:
+    state = make_state(ready=lambda: (False, "starting"), healthy=lambda: (False, "worker 1 is stuck"))
+
+    async def body(client: Client) -> None:
+        for page, text in (("/readyz", "starting\n"), ("/healthz", "worker 1 is stuck\n")):
+            answer = await client.get(page)
+            assert (answer.status, await answer.text()) == (503, text)
+
+    with_client(state, body)
+
+
+def test_status_adds_up() -> None:
+    async def body(client: Client) -> None:
+        status = await (await client.get("/api/v1/status")).json()
+        receivers = await (await client.get("/api/v1/receivers")).json()
+        listeners = await (await client.get("/api/v1/listeners")).json()
+        got, sent = status["received"], status["sent"]
+        assert got["datagrams"] == got["matched"] + got["truncated"] + got["denied"] + got["unmatched"]
+        assert sent["offered"] == sent["sent"] + sent["sampled_out"] + sent["errors"]
+        assert got["datagrams"] == sum(item["counters"]["datagrams"] for item in listeners)
+        assert sent["errors"] == sum(item["errors"] for item in receivers)
+        assert status["version"] == "9.9.9"
+        assert status["config"]["generation"] == 7
+        assert [item["name"] for item in receivers] == ["nfdump", "six"]
+        assert listeners[0]["sockets"] == ["0.0.0.0:2055", "[::]:2055"]
+        assert len(status["workers"]) == 2
+
+    with_client(make_state(), body)
+
+
+def test_config_is_the_running_one() -> None:
+    async def body(client: Client) -> None:
+        value = await (await client.get("/api/v1/config")).json()
+        assert value["files"] == ["a.toml"]
+        assert value["config"]["datapath"]["max_datagram"] == 65535
+
+    with_client(make_state(), body)
+
+
+def test_a_failing_page_is_a_500_and_the_next_one_works() -> None:
+    state = make_state()
+    state.supervisor.error = RuntimeError("boom")  # type: ignore[attr-defined]
+
+    async def body(client: Client) -> None:
+        answer = await client.get("/api/v1/status")
+        assert (answer.status, await answer.json()) == (500, {"error": "internal error, see the log"})
+        assert (await client.get("/healthz")).status == 200
+
+    with_client(state, body)
+
+
+# ---------------------------------------------------------------------------------------------------- changing
+
+
+@pytest.mark.parametrize(
+    ("token", "headers", "status"),
+    [
+        ("", {}, 403),
+        ("", {"Authorization": "Bearer "}, 403),
+        ("geheim", {}, 401),
+        ("geheim", {"Authorization": "Bearer falsch"}, 401),
+        ("geheim", {"Authorization": "Basic geheim"}, 401),
+        ("geheim", {"Authorization": "Bearer gehe"}, 401),
+        ("geheim", {"Authorization": "bearer geheim"}, 200),
+        ("geheim", {"Authorization": "Bearer geheim"}, 200),
+    ],
+)
+def test_reload_over_tcp_needs_the_token(token: str, headers: dict[str, str], status: int) -> None:
+    state = make_state(reload_token=token)
+
+    async def body(client: Client) -> None:
+        answer = await client.post("/-/reload", headers=headers)
+        assert answer.status == status
+        assert (answer.headers.get("WWW-Authenticate") is not None) == (status == 401)
+
+    with_client(state, body)
+    assert len(state.reloader.triggers) == (status == 200)  # type: ignore[attr-defined]
+
+
+def test_reload_over_the_control_socket_needs_nothing(tmp_path: Path) -> None:
+    reloader = FakeReloader()
+    state = make_state(reloader=reloader)
+    path = str(tmp_path / "new" / "control.sock")
+
+    async def body() -> None:
+        async with ClientSession(connector=UnixConnector(path)) as session:
+            for method in (session.post, session.put):
+                async with method("http://localhost/-/reload") as answer:
+                    assert (answer.status, (await answer.json())["generation"]) == (200, 8)
+            reloader.result = ReloadResult(False, 8, "", ("a.toml:3: listener[0].listen: no",), 0.0)
+            async with session.post("http://localhost/-/reload") as answer:
+                assert answer.status == 422
+                assert (await answer.json())["problems"] == ["a.toml:3: listener[0].listen: no"]
+
+    with_sockets(state, [http.open_control(path)], body)
+    assert reloader.triggers == ["api"] * 3
+
+
+def test_a_client_that_goes_away_does_not_stop_a_reload(tmp_path: Path) -> None:
+    reloader = FakeReloader()
+    reloader.delay = 0.3
+    path = str(tmp_path / "control.sock")
+
+    async def body() -> None:
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"POST /-/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+        await asyncio.sleep(0.5)
+        assert reloader.finished == 1
+
+    with_sockets(make_state(reloader=reloader), [http.open_control(path)], body)
+
+
+# ---------------------------------------------------------------------------------------------------- limits
+
+
+def test_bodies_and_lines_are_bounded() -> None:
+    async def body(client: Client) -> None:
+        assert (await client.get("/" + "x" * (http.MAX_LINE * 3))).status in (400, 404, 414)
+        assert (await client.get("/healthz")).status == 200
+
+    with_client(make_state(), body)
+
+    async def raw() -> None:
+        reader, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"y" * (http.MAX_FIELD * 2) + b"\r\n\r\n")
+        await writer.drain()
+        assert (await reader.readline()).split()[1] == b"400"
+        writer.close()
+
+    listening = _listen()
+    with_sockets(make_state(), [listening], raw)
+
+
+def _listen() -> socket.socket:
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    return sock
+
+
+def test_silent_and_slow_clients_are_closed() -> None:
+    listening = _listen()
+    where = listening.getsockname()
+
+    async def body() -> None:
+        silent = [await asyncio.open_connection(*where) for _ in range(3)]
+        slow_reader, slow = await asyncio.open_connection(*where)
+        slow.write(b"GET /healthz HTTP/1.1\r\n")
+        await asyncio.sleep(1.0)
+        for reader, _ in silent:
+            assert await asyncio.wait_for(_rest(reader), 2) == b""
+        assert await asyncio.wait_for(_rest(slow_reader), 2) == b""
+        reader, writer = await asyncio.open_connection(*where)
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"200"
+        for _, other in silent:
+            other.close()
+        writer.close()
+        slow.close()
+
+    with_sockets(make_state(), [listening], body, idle=0.3)
+
+
+def test_connections_are_bounded() -> None:
+    listening = _listen()
+    where = listening.getsockname()
+
+    async def body() -> None:
+        opened = []
+        for _ in range(20):
+            opened.append(await asyncio.open_connection(*where))
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        closed = 0
+        for reader, writer in opened:
+            with contextlib.suppress(TimeoutError):
+                closed += await asyncio.wait_for(_rest(reader), 0.05) == b""
+            writer.close()
+        assert closed >= 12
+
+    with_sockets(make_state(), [listening], body, connections=8)
+
+
+async def _rest(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
+# ---------------------------------------------------------------------------------------------------- sockets
+
+
+def test_control_socket_is_closed_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "control.sock"
+    sock = http.open_control(str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    sock.close()
+
+
+def test_control_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
+    path = str(tmp_path / "control.sock")
+    http.open_control(path).close()
+    assert os.path.exists(path)
+    again = http.open_control(path)
+    again.close()
+    http.remove_control(path)
+    assert not os.path.exists(path)
+    http.remove_control(path)
+
+
+def test_control_socket_of_another_daemon_is_left_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "control.sock")
+    first = http.open_control(path)
+    with pytest.raises(OSError, match="another process serves it"):
+        http.open_control(path)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(path)
+    first.close()
+
+
+def test_a_file_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    path.write_text("mine")
+    with pytest.raises(OSError, match="no socket"):
+        http.open_control(str(path))
+    http.remove_control(str(path))
+    assert path.read_text() == "mine"
+
+
+def test_tcp_socket_says_what_was_wanted() -> None:
+    taken = _listen()
+    text = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(OSError, match=f"cannot listen on http = '{text}'"):
+        http.open_tcp(text)
+    taken.close()
+    http.open_tcp(text).close()

@@ -1,0 +1,169 @@
+"""The metrics: exactly what the catalogue says, in both formats, from the first scrape, lawful and lint-clean."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import subprocess
+
+import pytest
+from face_state import make_readings, make_state
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from samplicator import _fastpath
+from samplicator.catalogue import CATALOGUE, FOREIGN, PREFIX
+from samplicator.metrics import make_registry, render
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8,text/plain;version=0.0.4;q=0.5"
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(*, zero: bool = False, accept: str = OPENMETRICS) -> str:
+    body, _ = render(make_registry(make_state(zero=zero)), accept=accept)
+    return body.decode()
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_openmetrics(text)
+        for sample in family.samples
+    }
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    return found[PREFIX + name, tuple(sorted(labels.items()))]
+
+
+def test_families_are_those_of_the_catalogue() -> None:
+    families = {family.name: family for family in parse_openmetrics(scrape()) if not family.name.startswith(FOREIGN)}
+    expected = {metric.full_name.removesuffix("_total").removesuffix("_info"): metric for metric in CATALOGUE}
+    assert families.keys() == expected.keys()
+    for name, metric in expected.items():
+        assert families[name].type == metric.kind, name
+        assert families[name].documentation == metric.help, name
+        for sample in families[name].samples:
+            assert set(sample.labels) - {"le"} == set(metric.labels), name
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_every_family_has_series_from_the_start(zero: bool) -> None:
+    for family in parse_openmetrics(scrape(zero=zero)):
+        assert family.samples, family.name
+
+
+def test_fixed_label_values_are_all_there_as_zero() -> None:
+    found = samples(scrape(zero=True))
+    for metric in CATALOGUE:
+        for cause, _ in metric.split:
+            name = "netflow" if metric.labels[0] == "listener" else "nfdump"
+            assert value(found, metric.name, **{metric.labels[0]: name, metric.labels[1]: cause}) == 0, metric.name
+
+
+def test_values_come_from_their_fields() -> None:
+    found = samples(scrape())
+    reading = make_readings()
+    rx, tx, worker = reading.listeners[0].counters, reading.receivers[0].counters, reading.workers[1].counters
+    assert value(found, "receive_datagrams_total", listener="netflow") == rx["datagrams"]
+    assert value(found, "receive_rejected_datagrams_total", listener="netflow", reason="acl") == rx["denied"]
+    assert value(found, "receive_kernel_drops_total", listener="netflow") == reading.listeners[0].kernel_drops
+    assert value(found, "send_datagrams_total", receiver="nfdump") == tx["sent"]
+    for reason in _fastpath.REASONS:
+        assert value(found, "send_errors_total", receiver="nfdump", reason=reason) == tx[f"dropped_{reason}"]
+    assert value(found, "worker_cpu_seconds_total", worker="1") == pytest.approx(worker["cpu_ns"] / 1e9)
+    assert value(found, "worker_wakeups_total", worker="1") == worker["wakeups"]
+    assert value(found, "config_hash") == 0xABCDEF012345
+    assert value(found, "config_last_reload_successful") == 1
+    assert value(found, "log_messages_total", level="warning") == 3
+    assert value(found, "log_messages_total", level="error") == 0
+    where = {"address": "2001:db8::10", "port": "9995", "source": "own", "engine": "udp"}
+    assert value(found, "receiver_info", receiver="six", **where) == 1
+    assert value(found, "receiver_up", receiver="six") == 0
+    assert value(found, "listener_info", listener="netflow", address="::", port="2055") == 1
+    build = [labels for (name, labels) in found if name == "samplicator_build_info"]
+    assert {name for name, _ in build[0]} == {"version", "revision", "python", "cython"}
+    assert dict(build[0])["cython"].count(".") == 2
+
+
+def test_laws_hold_exactly() -> None:
+    found = samples(scrape())
+    for name in ("netflow", 'odd "name"\\'):
+        read = value(found, "receive_datagrams_total", listener=name)
+        rejected = sum(
+            value(found, "receive_rejected_datagrams_total", listener=name, reason=reason)
+            for reason in ("acl", "no_route_rule")
+        )
+        truncated = value(found, "receive_truncated_datagrams_total", listener=name)
+        assert read == truncated + value(found, "receive_matched_datagrams_total", listener=name) + rejected
+    for name in ("nfdump", "six"):
+        errors = sum(value(found, "send_errors_total", receiver=name, reason=r) for r in _fastpath.REASONS)
+        skipped = value(found, "send_skipped_datagrams_total", receiver=name, reason="sampled_out")
+        sent = value(found, "send_datagrams_total", receiver=name)
+        assert value(found, "send_offered_datagrams_total", receiver=name) == skipped + sent + errors
+
+
+def test_histograms_are_cumulative_and_in_seconds() -> None:
+    found = samples(scrape())
+    buckets = {
+        float(dict(labels)["le"]): count
+        for (name, labels), count in found.items()
+        if name == "samplicator_forward_latency_seconds_bucket"
+    }
+    assert sorted(buckets) == [*(ns / 1e9 for ns in _fastpath.LATENCY_BOUNDS_NS), math.inf]
+    counts = [buckets[bound] for bound in sorted(buckets)]
+    assert counts == [sum(range(n + 1)) for n in range(len(counts))]
+    assert value(found, "forward_latency_seconds_count") == counts[-1]
+    assert value(found, "forward_latency_seconds_sum") == 1.5
+    count = value(found, "receive_batch_datagrams_count", listener="netflow")
+    assert count == sum(range(len(_fastpath.BATCH_BOUNDS) + 1))
+
+
+def test_text_and_openmetrics_say_the_same() -> None:
+    other = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(scrape(accept="text/plain"))
+        for sample in family.samples
+        if sample.name.startswith(PREFIX) and "duration" not in sample.name
+    }
+    found = {key: v for key, v in samples(scrape()).items() if key[0].startswith(PREFIX) and "duration" not in key[0]}
+    assert other == found
+
+
+def test_process_and_collector_series_are_there() -> None:
+    names = {name for name, _ in samples(scrape())}
+    assert {"process_resident_memory_bytes", "process_open_fds", "python_gc_collections_total"} <= names
+    assert value(samples(scrape()), "collector_duration_seconds") > 0
+
+
+def test_format_follows_accept() -> None:
+    registry = make_registry(make_state())
+    _, headers = render(registry, accept=OPENMETRICS)
+    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    body, headers = render(registry, accept="*/*")
+    assert headers["Content-Type"].startswith("text/plain; version=")
+    assert not body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("gzip", True), ("deflate, GZIP;q=0.5", True), ("gzip;q=0", False), ("", False), ("br", False)],
+)
+def test_compression_follows_accept_encoding(accepted: str, packed: bool) -> None:
+    body, headers = render(make_registry(make_state()), accept=OPENMETRICS, accept_encoding=accepted)
+    assert (headers.get("Content-Encoding") == "gzip") is packed
+    text = gzip.decompress(body) if packed else body
+    assert text.endswith(b"# EOF\n")
+
+
+def test_names_select_series() -> None:
+    body, _ = render(make_registry(make_state()), names=("samplicator_config_hash",))
+    lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
+    assert [line.split()[0] for line in lines] == ["samplicator_config_hash"]
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_promtool_is_content(zero: bool) -> None:
+    text = scrape(zero=zero, accept="text/plain")
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
