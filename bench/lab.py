@@ -262,6 +262,23 @@ class Lab:
                     }}
                 }}""")  # fmt: skip
 
+    def drop_at_relay(self, on: bool) -> None:
+        """What a ring on r0 has seen must not reach the UDP stack as well."""
+        run("ip", "netns", "exec", self.relay, "nft", "flush", "ruleset")
+        if on:
+            run("ip", "netns", "exec", self.relay, "nft", "-f", "-", text=f"""
+                table netdev bench {{
+                    chain in {{
+                        type filter hook ingress device r0 priority 0;
+                        ip protocol udp ip frag-off & 0x3fff == 0 udp dport {LISTEN_PORT} drop
+                        ip6 nexthdr udp udp dport {LISTEN_PORT} drop
+                    }}
+                }}""")  # fmt: skip
+
+    def next_hop(self) -> str:
+        """Link address of the collector's device."""
+        return json.loads(run("ip", "-j", "-n", self.collector, "link", "show", "c0"))[0]["address"]
+
     def ingress_counters(self) -> tuple[int, int]:
         """(packets, UDP payload bytes) dropped at ingress. A segmented send that crosses whole counts as one packet."""
         text = run("ip", "netns", "exec", self.collector, "nft", "-j", "list", "counters")

@@ -26,13 +26,15 @@ class Relay:
     """One way to relay. `kind`: classic, bare, samplicator, pmacct, nfcapd.
 
     `spoof` lists the modes it can do. For samplicator, `receiver`, `listener` and `datapath` are extra TOML settings of
-    those tables; for the C tools `options` are extra arguments.
+    those tables; for the C tools `options` are extra arguments, with {next_hop} for the collector's link address and
+    `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own).
     """
 
     name: str
     kind: str
     spoof: tuple[bool, ...] = (True, False)
     options: tuple[str, ...] = ()
+    ring_drop: bool = False
     receiver: dict[str, object] = field(default_factory=dict)
     listener: dict[str, object] = field(default_factory=dict)
     datapath: dict[str, object] = field(default_factory=dict)
@@ -76,6 +78,9 @@ TRAFFICS = {
     )
 }
 
+_PACKET = ("--device-out", "r1", "--next-hop", "{next_hop}")
+_RING = ("--receive", "ring", "--device", "r0", "--ring-blocks", "512")
+
 # samplicator relays use the engine named; "auto" is what an operator gets by default.
 RELAYS = {
     r.name: r
@@ -83,6 +88,18 @@ RELAYS = {
         Relay("classic", "classic"),
         Relay("bare-plain", "bare", options=("--send", "plain")),
         Relay("bare-segment", "bare", options=("--send", "segment")),
+        Relay("bare-packet", "bare", (True,), ("--send", "packet", *_PACKET)),
+        Relay("bare-packet-bypass", "bare", (True,), ("--send", "packet", *_PACKET, "--bypass")),
+        Relay("bare-ring-plain", "bare", options=("--send", "plain", *_RING), ring_drop=True),
+        Relay("bare-ring-segment", "bare", options=("--send", "segment", *_RING), ring_drop=True),
+        Relay("bare-ring-packet", "bare", (True,), ("--send", "packet", *_PACKET, *_RING), ring_drop=True),
+        Relay(
+            "bare-ring-packet-bypass",
+            "bare",
+            (True,),
+            ("--send", "packet", *_PACKET, "--bypass", *_RING),
+            ring_drop=True,
+        ),
         Relay("udp", "samplicator", (False,), receiver={"engine": "udp"}),
         Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}),
         Relay("auto", "samplicator"),
@@ -108,6 +125,32 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "default": _BURSTS + _WORST,
     "tools": tuple(
         replace(c, relays=tuple(r for r in c.relays if RELAYS[r].kind != "samplicator")) for c in _BURSTS + _WORST
+    ),
+    # Every way of the bare loop: what each could reach at best.
+    "limits": (
+        Case(
+            "bursts",
+            True,
+            4,
+            ("classic", "bare-segment", "bare-packet", "bare-ring-segment", "bare-ring-packet"),
+            80000,
+        ),
+        Case(
+            "bursts",
+            True,
+            16,
+            ("classic", "bare-segment", "bare-packet", "bare-ring-segment", "bare-ring-packet"),
+            40000,
+        ),
+        Case("bursts", False, 4, ("classic", "bare-segment", "bare-ring-segment"), 80000),
+        Case("bursts", False, 16, ("classic", "bare-segment", "bare-ring-segment"), 40000),
+        Case(
+            "worst",
+            True,
+            4,
+            ("classic", "bare-plain", "bare-packet-bypass", "bare-ring-plain", "bare-ring-packet-bypass"),
+            80000,
+        ),
     ),
     "no-offload": tuple(replace(c, offload=False) for c in _BURSTS),
     "ipv6": tuple(replace(c, ipv6=True) for c in _BURSTS),

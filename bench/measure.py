@@ -66,7 +66,8 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
     ipv6, pin = case.ipv6, lab.relay_cpu
     to = [word for i in range(case.receivers) for word in ("--to", Lab.receiver(i, ipv6))]
     if relay.kind in ("classic", "bare"):
-        argv = [str(TOOLS / relay.kind), "--listen", Lab.listen(ipv6), "--buffer", str(buffer), *relay.options]
+        argv = [str(TOOLS / relay.kind), "--listen", Lab.listen(ipv6), "--buffer", str(buffer)]
+        argv += [word.format(next_hop=lab.next_hop()) for word in relay.options]
         argv += ["--segment-max", "1452" if ipv6 else "1472"] if relay.kind == "bare" else []
         argv += ["--spoof"] * case.spoof + to
     elif relay.kind == "samplicator":
@@ -85,7 +86,10 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         argv += [w for i in range(case.receivers) for w in ("-R", f"{Lab.receiver_address(i, ipv6)}/{RECEIVER_PORT}")]
     else:
         raise LabError(f"unknown kind of relay: {relay.kind}")
+    lab.drop_at_relay(relay.ring_drop)
     process = lab.start_relay(argv, relay.name, pin)
+    if relay.kind in ("classic", "bare"):
+        process.wait_ready()
     end = time.monotonic() + 20
     while process.udp_queue(LISTEN_PORT)[0] == 0:
         if not process.alive() or time.monotonic() > end:
@@ -143,8 +147,11 @@ def fill(lab: Lab, case: Case, relay: Process) -> dict:
     return sent
 
 
-def release(lab: Lab, relay: Process) -> dict:
-    """Lets the relay run until nothing leaves it any more; CPU time and wall time up to its last copy."""
+def release(lab: Lab, relay: Process, expected: int) -> dict:
+    """Lets the relay run until all has left it (`expected` payload bytes), or nothing more does for three seconds.
+
+    Returns CPU time and wall time up to its last copy.
+    """
     before, base = relay.cpu_ns(), lab.witness.device_bytes("c0")
     samples: list[tuple[float, int, dict[int, int]]] = []
     start = time.monotonic()
@@ -156,8 +163,8 @@ def release(lab: Lab, relay: Process) -> dict:
         samples.append((now, arrived, cpu))
         if arrived != seen:
             seen, last_change = arrived, now
-        empty = relay.udp_queue(LISTEN_PORT)[1] == 0
-        if now - last_change > (SETTLE_S if empty else 3) or not relay.alive():
+        done = seen - base >= expected and relay.udp_queue(LISTEN_PORT)[1] == 0
+        if now - last_change > (SETTLE_S if done else 3) or not relay.alive():
             break
     # The first sample at which all had left, and one more: the relay has gone to sleep by then.
     index = next(i for i, sample in enumerate(samples) if sample[1] == seen)
@@ -185,7 +192,7 @@ def drain(lab: Lab, case: Case, relay_name: str) -> dict:
         warm_up(lab, case, process)
         packets_before, payload_before = lab.ingress_counters()
         sent = fill(lab, case, process)
-        released = release(lab, process)
+        released = release(lab, process, sent["bytes"] * case.receivers)
         packets, payload = lab.ingress_counters()
         rss = process.rss_kib()
     finally:
@@ -221,7 +228,7 @@ def verified(lab: Lab, case: Case, relay_name: str) -> dict:
             case.receivers, case.ipv6, "--max-seconds", "120", "--idle-ms", "60000", *sink_options(case)
         )
         sent = fill(lab, case, process)
-        released = release(lab, process)
+        released = release(lab, process, sent["bytes"] * case.receivers)
         got = finish_sink(sink)
     finally:
         process.stop()
