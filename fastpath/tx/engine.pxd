@@ -5,11 +5,11 @@ An engine's emit writes messages into the ring: it cannot fail, it accounts. tx_
 pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it returns how many messages
 the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
 
-Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most (2 ms a flush in all), then count that copy, and
-do not wait again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for good for
-this receiver, send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR queue): booked against
-the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next. No path drops the rest of
-a vector, no path exits.
+Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most (2 ms a flush in all), then count that copy,
+and do not wait again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for good
+for this receiver, send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR
+queue): booked against the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next.
+No path drops the rest of a vector, no path exits.
 """
 
 from libc.string cimport memcpy, memset
