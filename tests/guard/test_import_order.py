@@ -154,7 +154,7 @@ FASTPATH = {
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport|cimport\s+([\w.]+))", re.MULTILINE)
 PURE = {"wire.pxd", "match.pxd", "sample.pxd", "flow.pxd", "session.pxd", "run.pxd", "batch.pxd", "plan.pxd"}
 # What a file that does no I/O takes from the kernel's declarations: integer types and byte order.
-PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|htobe\d+|be\d+toh)$")
+PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|iovec|htobe\d+|be\d+toh)$")
 
 
 def fastpath_layer(name: str) -> int | None:
