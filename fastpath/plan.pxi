@@ -84,14 +84,25 @@ cdef class TxCounters:
 cdef class RxSocket:
     cdef rx_socket_t socket
     cdef RxCounters counters
+    cdef Py_buffer view                # of the ring's mapping, which it keeps alive
 
-    def __cinit__(self, int fd, RxCounters counters not None, int listener):
+    def __cinit__(self, int fd, RxCounters counters not None, int listener, *, ring=None, size_t block_bytes=0):
         if listener < 0 or listener > 0xFFFF:
             raise ValueError(f"listener index {listener} is not 0..65535")
         self.counters = counters
         self.socket.fd = fd
         self.socket.listener = listener
         self.socket.counters = counters.c
+        if ring is not None:
+            PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
+            if block_bytes == 0 or self.view.len == 0 or <size_t>self.view.len % block_bytes:
+                raise ValueError(f"a ring of {self.view.len} bytes has no whole blocks of {block_bytes}")
+            self.socket.ring.map = <u8 *>self.view.buf
+            self.socket.ring.block_bytes = block_bytes
+            self.socket.ring.blocks = <u32>(<size_t>self.view.len // block_bytes)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)       # nothing when there is no ring
 
     @property
     def fd(self):

@@ -213,13 +213,19 @@ cdef u32 worker_read(worker_t *w, rx_socket_t *socket, u32 rounds) noexcept nogi
     cdef u32 total = 0
     cdef int got
     while rounds:
-        got = rx_receive(socket, &w.arena, w.batch)
+        if socket.ring.map != NULL:
+            got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
+        else:
+            got = rx_receive(socket, &w.arena, w.batch)
+        if got:
+            worker_batch(w, socket.counters)
+        if socket.ring.map != NULL:
+            ring_release(socket)
         if got == 0:
             break
-        worker_batch(w, socket.counters)
         total += <u32>got
         rounds -= 1
-        if <u32>got < w.arena.capacity:
+        if <u32>got < w.arena.capacity and socket.ring.map == NULL:
             break
     return total
 

@@ -4,16 +4,33 @@
 Called by: rx/recvmmsg.pxi, worker.pxi. The descriptor belongs to the control plane; the worker reads it while a plan names it.
 """
 
+from batch cimport exporter_t
 from counters cimport rx_counters_t
-from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u32
+from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u32, u64
 
 cdef enum:
     RX_CONTROL = 128               # control bytes a datagram: timestamp, TTL, TOS
+
+ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary UDP socket
+    u8 *map
+    size_t block_bytes
+    u32 blocks
+    u32 block                      # the one read now
+    bint held                      # it is ours until it is given back
+    u32 packets                    # of it not yet read
+    const u8 *position
+    bint taken                     # a packet is at hand, `left` bytes of it not yet in a batch
+    const u8 *payload
+    u32 left
+    u32 segment                    # bytes of its datagrams
+    u64 arrival_ns
+    exporter_t exporter
 
 ctypedef struct rx_socket_t:
     int fd
     u32 listener
     rx_counters_t *counters
+    rx_ring_t ring
 
 ctypedef struct rx_arena_t:
     u32 capacity                   # datagrams a call
