@@ -109,7 +109,7 @@ class Daemon:
             text = self.get("/metrics")
         except OSError:
             return {}
-        return {name: float(value) for name, value in re.findall(r"^(samplicator_[^#\n]*?) (\S+)$", text, re.MULTILINE)}
+        return series(text)
 
     def log(self) -> str:
         """The end of what it wrote."""
@@ -133,3 +133,8 @@ class Daemon:
 
 def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def series(text: str) -> dict[str, float]:
+    """Our series in Prometheus text, by name and labels as they stand there."""
+    return {name: float(value) for name, value in re.findall(r"^(samplicator_.*) (\S+)$", text, re.MULTILINE)}
