@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the exporters send. `size` is MIN or MIN-MAX payload bytes; `pcap` replays a folder of captures instead."""
+    """What the exporters send. `size` is MIN or MIN-MAX payload bytes; `pcap` (a glob) replays captures instead."""
 
     name: str
     about: str
@@ -74,7 +74,14 @@ TRAFFICS = {
         Traffic("bursts", "16 exporters, runs of 16, 1400 bytes", 16, 16),
         Traffic("bursts46", "4 exporters, runs of 46, 1400 bytes", 4, 46),
         Traffic("worst", "500 exporters one by one, sizes 60-1468 at random", 500, 1, "60-1468"),
-        Traffic("mix", "the repo's captures from 50 exporters", 50, 8, pcap="pysrc/samplicator/captures"),
+        Traffic("mix", "the repo's captures from 50 exporters", 50, 8, pcap="pysrc/samplicator/captures/*.pcap"),
+        Traffic(
+            "netflow9",
+            "the repo's NetFlow v9 capture from 50 exporters",
+            50,
+            8,
+            pcap="pysrc/samplicator/captures/netflow9.pcap",
+        ),
     )
 }
 
@@ -167,7 +174,8 @@ TABLES: dict[str, tuple[Case, ...]] = {
     ),
     "workers": (Case("bursts", False, 4, ("auto", "auto-2-workers"), 120000),),
     "versus": (
-        Case("bursts", True, 4, ("classic", "pmacct", "raw")),
-        Case("bursts", False, 4, ("classic", "pmacct", "nfcapd", "udp")),
+        # Real NetFlow, because these two look at what they forward. nfcapd stores the flows as well: that is its work.
+        Case("netflow9", True, 4, ("classic", "pmacct", "raw")),
+        Case("netflow9", False, 4, ("classic", "pmacct", "nfcapd", "udp")),
     ),
 }
