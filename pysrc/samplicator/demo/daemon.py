@@ -33,6 +33,8 @@ def free_port(kind: socket.SocketKind, preferred: int = 0) -> int:
     """A port of 127.0.0.1 that is free now."""
     for port in (preferred, 0):
         with socket.socket(socket.AF_INET, kind) as probe:
+            if kind == socket.SOCK_STREAM:  # connections of a run before are no reason to take another port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
