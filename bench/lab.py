@@ -33,16 +33,18 @@ class LabError(RuntimeError):
 
 
 class Process:
-    """One process in a namespace, pinned to a CPU; its output goes to files in the lab's directory."""
+    """One process in a namespace, pinned to CPUs (a taskset list); its output goes to files in the lab's directory."""
 
-    def __init__(self, lab: Lab, namespace: str, cpu: int | None, argv: list[str], name: str) -> None:
+    def __init__(self, lab: Lab, namespace: str, cpus: str, argv: list[str], name: str) -> None:
         self.name = name
         self.out = lab.directory / f"{name}.{secrets.token_hex(3)}.out"
         self.err = self.out.with_suffix(".err")
-        pin = ["taskset", "-c", str(cpu)] if cpu is not None else []
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.popen = subprocess.Popen(
-                ["ip", "netns", "exec", namespace, *pin, *argv], stdout=out, stderr=err, stdin=subprocess.DEVNULL
+                ["ip", "netns", "exec", namespace, "taskset", "-c", cpus, *argv],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
             )
         self.pid = self.popen.pid  # `ip netns exec` and taskset exec in place: the pid is the program's
 
@@ -251,13 +253,13 @@ class Lab:
 
     # -- processes --
 
-    def start(self, namespace: str, cpu: int | None, argv: list[str], name: str) -> Process:
-        process = Process(self, namespace, cpu, argv, name)
+    def start(self, namespace: str, cpus: int | str, argv: list[str], name: str) -> Process:
+        process = Process(self, namespace, str(cpus), argv, name)
         self.processes.append(process)
         return process
 
-    def start_relay(self, argv: list[str], name: str, cpu: int | None = -1) -> Process:
-        return self.start(self.relay, self.relay_cpu if cpu == -1 else cpu, argv, name)
+    def start_relay(self, argv: list[str], name: str, cpus: int | str) -> Process:
+        return self.start(self.relay, cpus, argv, name)
 
     def start_sink(self, receivers: int, ipv6: bool, *options: str) -> Process:
         argv = [str(TOOLS / "sink"), "--buffer", str(512 << 20), *options]

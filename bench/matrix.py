@@ -27,7 +27,8 @@ class Relay:
 
     `spoof` lists the modes it can do. For samplicator, `receiver`, `listener` and `datapath` are extra TOML settings of
     those tables; for the C tools `options` are extra arguments, with {next_hop} for the collector's link address and
-    `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own).
+    `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own). `like` is the bare loop
+    of the same kind, the limit it is held against.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Relay:
     spoof: tuple[bool, ...] = (True, False)
     options: tuple[str, ...] = ()
     ring_drop: bool = False
+    like: str = ""
     receiver: dict[str, object] = field(default_factory=dict)
     listener: dict[str, object] = field(default_factory=dict)
     datapath: dict[str, object] = field(default_factory=dict)
@@ -107,10 +109,10 @@ RELAYS = {
             ("--send", "packet", *_PACKET, "--bypass", *_RING),
             ring_drop=True,
         ),
-        Relay("udp", "samplicator", (False,), receiver={"engine": "udp"}),
-        Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}),
+        Relay("udp", "samplicator", (False,), receiver={"engine": "udp"}, like="bare-segment"),
+        Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}, like="bare-plain"),
         Relay("auto", "samplicator"),
-        Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": [0, 1]}),
+        Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}),
         Relay("pmacct", "pmacct"),
         Relay("nfcapd", "nfcapd", (False,)),
     )

@@ -29,10 +29,10 @@ def toml_value(value: object) -> str:
     return json.dumps(value)
 
 
-def samplicator_config(case: Case, relay: Relay, ipv6: bool, buffer: int) -> str:
+def samplicator_config(lab: Lab, case: Case, relay: Relay, ipv6: bool, buffer: int) -> str:
     """One listener, N receivers, one rule that fires (and case.rules - 1 before it that do not match)."""
     lines = ["[service]", 'http = ""', 'control = ""', 'log_level = "warning"', "", "[datapath]"]
-    datapath = {"workers": 1, "cpus": [1], "receive_buffer": buffer, **relay.datapath}
+    datapath = {"workers": 1, "cpus": [lab.relay_cpu], "receive_buffer": buffer, **relay.datapath}
     lines += [f"{key} = {toml_value(value)}" for key, value in datapath.items()]
     lines += ["", "[[listener]]", 'name = "in"', f'listen = ["{Lab.listen(ipv6)}"]']
     lines += [f"{key} = {toml_value(value)}" for key, value in relay.listener.items()]
@@ -63,7 +63,7 @@ def pmacct_config(lab: Lab, case: Case, ipv6: bool, buffer: int) -> Path:
 
 
 def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER) -> Process:
-    ipv6, pin = case.ipv6, lab.relay_cpu
+    ipv6, pin = case.ipv6, str(lab.relay_cpu)
     to = [word for i in range(case.receivers) for word in ("--to", Lab.receiver(i, ipv6))]
     if relay.kind in ("classic", "bare"):
         argv = [str(TOOLS / relay.kind), "--listen", Lab.listen(ipv6), "--buffer", str(buffer)]
@@ -72,10 +72,10 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         argv += ["--spoof"] * case.spoof + to
     elif relay.kind == "samplicator":
         path = lab.directory / f"{relay.name}.toml"
-        path.write_text(samplicator_config(case, relay, ipv6, buffer))
+        path.write_text(samplicator_config(lab, case, relay, ipv6, buffer))
         argv = [str(REPO / ".venv" / "bin" / "samplicator"), "run", "-c", str(path)]
         if relay.datapath.get("workers", 1) != 1:
-            pin = None
+            pin = f"{lab.relay_cpu},{lab.other_cpu}"
     elif relay.kind == "pmacct":
         lab.allow_receive_buffers(buffer)
         argv = ["nfacctd", "-f", str(pmacct_config(lab, case, ipv6, buffer))]
