@@ -127,7 +127,7 @@ _BURSTS = (
 )
 _WORST = (
     Case("worst", True, 4, ("classic", "raw", "bare-plain"), 80000),
-    Case("worst", False, 4, ("classic", "udp", "bare-plain"), 80000),
+    Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
 
 TABLES: dict[str, tuple[Case, ...]] = {
