@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from hosts import Load, free_port
 from samplicator import sockets
+from samplicator import supervisor as supervisor_module
 from samplicator.planner import PlanSpec, compile
-from samplicator.supervisor import BuildError, Supervisor
+from samplicator.supervisor import BuildError, Supervisor, WorkerStuck
 
 CAPABILITIES = sockets.capabilities()
 
@@ -372,3 +373,46 @@ def test_buffers_are_reported_and_change_live(load: Load, supervisor: Supervisor
     supervisor.apply(compile(load(smaller), {}, CAPABILITIES))
     assert supervisor.grants()["in"] == (64 << 10, 64 << 10)
     assert supervisor.readings().listeners[0].buffer_bytes == 128 << 10
+
+
+def test_a_worker_that_hangs_is_reported_and_nothing_it_uses_is_closed(
+    load: Load, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The debugging callback holds the worker here, as a hanging system call would."""
+    monkeypatch.setattr(supervisor_module, "ADOPT_SECONDS", 0.3)
+    release = threading.Event()
+    supervisor = Supervisor(trace=lambda *_: release.wait(10) and None)
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    exporters = Exporters(1, port)
+    exporters.send(1)
+    time.sleep(0.1)
+    opened = descriptors()
+    with pytest.raises(WorkerStuck, match="worker 0"):
+        supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
+    assert descriptors() == opened + 1  # the new way, and the old one still
+    release.set()
+    monkeypatch.setattr(supervisor_module, "ADOPT_SECONDS", 10.0)
+    supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
+    assert descriptors() == opened
+    exporters.send(3)
+    assert collector.take() == [0, 1, 2, 3]
+    supervisor.drain_and_stop(0.5)
+
+
+def test_a_dual_stack_listener_makes_room_for_an_ipv4_one(
+    load: Load, supervisor: Supervisor, collector: Collector
+) -> None:
+    port = free_port()
+    wide = text(port, collector.port).replace(f"127.0.0.1:{port}", f"[::]:{port}")
+    both = wide.replace(f'"[::]:{port}"', f'"[::]:{port}", "0.0.0.0:{port}"')
+    exporters = Exporters(3, port)
+    for config in (wide, both, wide, both):
+        supervisor.apply(compile(load(config), {}, CAPABILITIES))
+        exporters.send(20)
+        until(supervisor, exporters.sent, 1)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six:
+            six.sendto(bytes(8), ("::1", port))
+        assert len(collector.take()) == 61
+    assert len(supervisor.readings().listeners[0].sockets) == 2
+    assert supervisor.readings().listeners[0].counters["datagrams"] == 4 * 61
