@@ -120,7 +120,7 @@ cdef class Tx:
     cdef Tx fallback
 
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
-                  u32 freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, u32 pause_us=0, Tx fallback=None):
+                  long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, Tx fallback=None):
         cdef const u8 *octets = address
         if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
             raise ValueError(f"engine {engine} is unknown")
@@ -132,8 +132,10 @@ cdef class Tx:
             raise ValueError(f"ttl {ttl} is not 0..255 (0 keeps the exporter's)")
         if not -1 <= tos <= 255:
             raise ValueError(f"tos {tos} is not -1..255 (-1 keeps the exporter's)")
-        if freq < 1:
-            raise ValueError("freq is at least 1")
+        if not 1 <= freq <= 0xFFFFFFFF:
+            raise ValueError(f"freq {freq} is not 1..4294967295")
+        if not 0 <= pause_us <= 0xFFFFFFFF:
+            raise ValueError(f"pause_us {pause_us} is not 0..4294967295")
         if not checksum and len(address) == 16:
             raise ValueError("a zero UDP checksum is illegal over IPv6 (RFC 8200 §8.1)")
         if fallback is not None and (fallback.counters is not counters or fallback.fallback is not None):
@@ -148,9 +150,9 @@ cdef class Tx:
         self.tx.family = 4 if len(address) == 4 else 6
         self.tx.ttl = <u8>ttl
         self.tx.tos = tos
-        self.tx.freq = freq
+        self.tx.freq = <u32>freq
         self.tx.checksum = checksum
-        self.tx.pause_us = pause_us
+        self.tx.pause_us = <u32>pause_us
         self.tx.port_be = htons(<u16>port)
         self.tx.reports = engine == TX_ENGINE_UDP
         self.tx.clean = TX_CLEAN_FLUSHES
@@ -249,7 +251,8 @@ cdef class Plan:
         self.work.routing.generation = generation
         self.work.socket_count = len(self.parts[0])
         self.work.sockets = <rx_socket_t **>plan_arena(&self.arena, self.work.socket_count, sizeof(rx_socket_t *))
-        for i, rx_socket in enumerate(self.parts[0]):
+        for i, part in enumerate(self.parts[0]):
+            rx_socket = <RxSocket?>part        # not None either
             self.work.sockets[i] = &rx_socket.socket
         self._take_ways(self.parts[1])
         self._take_rules([(list(s), None if ls is None else list(ls), list(ws), bool(stop)) for s, ls, ws, stop in rules])
@@ -260,7 +263,8 @@ cdef class Plan:
         cdef plan_t *p = &self.work.routing
         cdef u32 i, extra = 0
         cdef u32 public_count = len(txs)
-        for tx in txs:
+        for part in txs:
+            tx = <Tx?>part                     # not None either
             extra += tx.fallback is not None
         self.public_ways = public_count
         p.way_count = public_count + extra
@@ -295,6 +299,7 @@ cdef class Plan:
         cdef plan_t *p = &self.work.routing
         cdef rule_t *rule
         cdef u32 r, k, used = 0
+        cdef bytes address, mask           # TypeError for anything else
         cdef dict groups = {}
         p.rule_count = len(rules)
         p.rules = <rule_t *>plan_arena(&self.arena, p.rule_count, sizeof(rule_t))
@@ -311,11 +316,12 @@ cdef class Plan:
                 p.rule_ways[used] = way
                 used += 1
             if listeners is not None:
-                rule.listener_words = max(listeners, default=0) // 64 + 1
-                rule.listeners = <u64 *>plan_arena(&self.arena, rule.listener_words, 8)
                 for listener in listeners:
                     if not 0 <= listener <= 0xFFFF:
                         raise ValueError(f"rule {r} names listener {listener}")
+                rule.listener_words = max(listeners, default=0) // 64 + 1
+                rule.listeners = <u64 *>plan_arena(&self.arena, rule.listener_words, 8)
+                for listener in listeners:
                     k = listener
                     rule.listeners[k >> 6] |= <u64>1 << (k & 63)
             for family, address, mask in sources:
@@ -330,11 +336,12 @@ cdef class Plan:
         cdef source_t *source
         cdef u32 g, bucket, used = 0
         cdef const u8 *octets
+        cdef bytes address, mask
         p.sources = <source_t *>plan_arena(&self.arena, sum([len(sources) for sources in groups.values()]), sizeof(source_t))
         p.groups = <source_group_t *>plan_arena(&self.arena, len(groups), sizeof(source_group_t))
         for g, ((mask, family), sources) in enumerate(groups.items()):
             group = &p.groups[g]
-            octets = <bytes>mask
+            octets = mask
             memcpy(group.mask, octets, 16)
             group.family = family
             group.bucket_mask = plan_power_of_two(2 * len(sources)) - 1
@@ -343,7 +350,7 @@ cdef class Plan:
             p.group_count = g + 1
             for address, rule in sources:
                 source = &p.sources[used]
-                octets = <bytes>address
+                octets = address
                 memcpy(source.address, octets, 16)
                 source.rule = rule
                 bucket = match_hash(source.address) & group.bucket_mask

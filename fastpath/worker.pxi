@@ -329,20 +329,23 @@ cdef class Worker:
     cdef bint running
     cdef void *arena
 
-    def __cinit__(self, *, u32 batch=256, u32 max_datagram=65535, u32 sessions=131072, int send_buffer=4194304, int packet_fd=-1):
+    def __cinit__(self, *, long long batch=256, long long max_datagram=65535, long long sessions=131072, int send_buffer=4194304,
+                  int packet_fd=-1):
         if not 1 <= batch <= BATCH_LIMIT:
             raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
         if not 1 <= max_datagram <= 65535:
             raise ValueError(f"max_datagram {max_datagram} is not 1..65535")
         if not 1 <= sessions <= 1 << 24:
             raise ValueError(f"sessions {sessions} is not 1..16777216")
+        if send_buffer < 1:
+            raise ValueError(f"send_buffer {send_buffer} is not positive")
         self.plans = []
         self.w = <worker_t *>plan_arena(&self.arena, 1, sizeof(worker_t))
         self.w.epoll = self.w.wake = -1
         self.w.generation = <u64>-1
         self.w.counters = <worker_counters_t *>plan_arena(&self.arena, 1, sizeof(worker_counters_t))
         self.w.batch = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
-        self._make_arena(batch, max_datagram)
+        self._make_arena(<u32>batch, <u32>max_datagram)
         self._make_ring()
         self.w.runs_grouped = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
         self.w.runs_plain = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
@@ -352,7 +355,7 @@ cdef class Worker:
         self.w.ports.way.send = tx_send_kernel
         self.w.packet.send = tx_send_kernel
         self.w.packet.fd = packet_fd
-        self.w.sessions.set_mask = plan_power_of_two((sessions + SESSION_WAYS - 1) // SESSION_WAYS) - 1
+        self.w.sessions.set_mask = plan_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS) - 1
         self.w.sessions.entries = <session_t *>plan_arena(&self.arena, (<size_t>self.w.sessions.set_mask + 1) * SESSION_WAYS, sizeof(session_t))
         session_void(&self.w.sessions)
         self._make_epoll()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import http.client
 import ipaddress
 import json
@@ -215,16 +216,32 @@ class Relay(Process):
         metrics = self.metrics()
         return metrics.value("config_reloads_total"), metrics.value("config_reload_failures_total")
 
-    def hangup(self, text: str | None = None, timeout: float = 10.0) -> bool:
-        """Writes `text`, sends SIGHUP and waits until it has been dealt with; True when the new configuration was
-        taken.
+    def hangup(self, text: str | None = None, *, broken: bool = False, timeout: float = 15.0) -> Metrics:
+        """Puts `text` in the configuration's place, sends SIGHUP and waits until that is done with: until the daemon
+        says that it runs this very text or, with `broken`, that a reload has failed. (The file watch may be the quicker
+        of the two: what counts is the outcome.)
         """
-        before, failed = self.reloads()
+        before = self.metrics()
         if text is not None:
-            self.config_path.write_text(text)
+            self.write(text)
+        wanted = None if text is None else int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+        succeeded, failures = "config_last_reload_success_timestamp_seconds", "config_reload_failures_total"
         self.send_signal(signal.SIGHUP)
-        wait_for(lambda: self.reloads()[0] > before, "the reload to be counted", timeout)
-        return self.reloads()[1] == failed
+
+        def ended() -> Metrics | None:
+            assert self.alive, f"{self.label} ended with {self.popen.returncode}:\n{self.tail()}"
+            now = self.metrics()
+            good = now.value("config_last_reload_successful") == 1
+            if broken:
+                return now if not good and now.value(failures) > before.value(failures) else None
+            newer = now.select(succeeded) != before.select(succeeded)
+            same = wanted is None or now.value("config_hash") == wanted
+            return now if good and newer and same else None
+
+        try:
+            return wait_for(ended, "the reload to end", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.tail()}") from None
 
     def at_rest(self, timeout: float = 15.0) -> Metrics:
         """A scrape between which and the one before nothing moved: the moment at which the laws must hold exactly."""

