@@ -363,6 +363,7 @@ link set {device} txqueuelen 10000 up
         return tap
 
     def tshark(self, link: int) -> Tshark:
+        """tshark at the far end of `link`; .on() waits until it captures (several start at once)."""
         process = self.start(Tshark.argv("e0"), self.collectors[link - 1], f"tshark{link}")
         sender = self.relay.socket(socket.AF_INET)
         self.closers.append(sender.close)

@@ -45,7 +45,7 @@ def test_exporter_pool_is_local(lab: Lab) -> None:
 
 
 def test_tshark_tells_good_checksums_from_bad_ones(lab: Lab) -> None:
-    shark = lab.tshark(1)
+    shark = lab.tshark(1).on()
     lab.collector_socket(1, 9995)
     sender = lab.relay.socket(socket.AF_INET)
     sender.sendto(b"good", (lab.peer4(1), 9995))
