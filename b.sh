@@ -1,1 +1,0 @@
-cd /tmp/core && /work/main/.venv/bin/python setup.py build_ext --inplace > /tmp/build2.log 2>&1; grep -E "fastpath/.*: |hint|rror:|warning:" /tmp/build2.log | grep -v setuptools | sort | uniq -c| head -30; tail -1 /tmp/build2.log
