@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from samplicator.config.address import endpoint_text, size_text
-from samplicator.planner import PlanSpec
+from samplicator.plan import PlanSpec
 from samplicator.readings import Readings
 
 SHOWN = 12

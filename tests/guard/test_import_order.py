@@ -20,6 +20,7 @@ PACKAGE = ROOT / "pysrc" / "samplicator"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors", "catalogue"}),
     frozenset({"config"}),
+    frozenset({"plan"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
     frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),
     frozenset({"engines"}),

@@ -20,7 +20,7 @@ from typing import Final
 from samplicator import _fastpath
 from samplicator._fastpath import Plan
 from samplicator.engines import ListenerState, add_up
-from samplicator.planner import PlanSpec
+from samplicator.plan import PlanSpec
 from samplicator.readings import Readings, Route
 from samplicator.supervisor.build import Build, BuildError, Running
 from samplicator.supervisor.thread import TraceCallback, WorkerThread

@@ -26,7 +26,7 @@ from samplicator.engines import (
     receiver_key,
     socket_key,
 )
-from samplicator.planner import ListenerSpec, PlanSpec, ReceiverSpec, SocketSpec
+from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, SocketSpec
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
 SPARE_DESCRIPTORS: Final = 64
