@@ -147,6 +147,7 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
     cdef u32 n = 0
     cdef u32 cut = 0
     cdef u64 octets = 0
+    cdef u64 cut_octets = 0
     batch.n = 0
     batch.listener = socket.listener
     if not ring.held:
@@ -161,11 +162,13 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
         octets += batch.length[n]
         if unlikely(batch.length[n] > max_datagram):
             cut += 1
+            cut_octets += batch.length[n]
         else:
             n += 1
     batch.n = n
     if n + cut:
         atomics_add(&c.truncated, cut)
+        atomics_add(&c.truncated_bytes, cut_octets)
         atomics_add(&c.datagrams, n + cut)
         atomics_add(&c.bytes, octets)
         atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)

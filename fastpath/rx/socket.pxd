@@ -9,7 +9,8 @@ from counters cimport rx_counters_t
 from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u32, u64
 
 cdef enum:
-    RX_CONTROL = 128               # control bytes a datagram: timestamp, TTL, TOS
+    RX_CONTROL = 160               # control bytes a message: timestamp, TTL, TOS, size of coalesced datagrams
+    RX_SLOT = 65536                # bytes a message: the largest datagram, and what UDP_GRO coalesces
 
 ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary UDP socket
     u8 *map
@@ -34,7 +35,7 @@ ctypedef struct rx_socket_t:
 
 ctypedef struct rx_arena_t:
     u32 capacity                   # datagrams a call
-    u32 max_datagram               # bytes kept of one
+    u32 max_datagram               # longer ones are counted and left out, bytes
     size_t stride                  # bytes from one slot to the next; odd in cache lines, so that slots do not share cache sets
     size_t mapped_bytes
     u8 *bytes
@@ -42,3 +43,11 @@ ctypedef struct rx_arena_t:
     iovec *vectors
     sockaddr_in6 *names
     u8 *control
+    u32 got                        # messages of the last call
+    u32 next                       # the next of them to be taken up
+    bint open                      # one is at hand, `left` bytes of it not yet in a batch
+    u32 left
+    u32 segment                    # bytes of its datagrams
+    const u8 *payload
+    u64 arrival_ns
+    exporter_t exporter
