@@ -239,7 +239,8 @@ class Relay(Process):
             return now if good and newer and same else None
 
         try:
-            return wait_for(ended, "the reload to end", timeout)
+            wait_for(ended, "the reload to end", timeout)
+            return self.metrics()  # one scrape is not one moment: take one that began after the outcome was seen
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tail()}") from None
 

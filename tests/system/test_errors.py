@@ -43,8 +43,7 @@ class Sender:
         return metrics.value("send_datagrams_total", receiver=name), errors
 
 
-@ENGINES
-@pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize(("spoof", "six"), [(False, False), (True, True)], ids=["udp-ipv4", "raw-spoofed-ipv6"])
 def test_no_route_at_the_start_and_a_route_later(lab: Lab, spoof: bool, six: bool) -> None:
     troubled = "[2001:db8:7::7]:9001" if six else "198.18.50.50:9001"
     fine = f"[{lab.peer6(2)}]:9002" if six else f"{lab.peer4(2)}:9002"
