@@ -5,7 +5,9 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 PREFIX ?= /opt/samplicator
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 
 V := .venv
 BIN := $(CURDIR)/$(V)/bin
