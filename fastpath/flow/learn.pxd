@@ -224,6 +224,8 @@ cdef inline void flow_learn_set(flow_t *flow, u32 number, flow_seen_t *s, u32 se
         s.flags |= FLOW_UNKNOWN
     elif s.kind == FLOW_IPFIX:
         s.units += records
+        if s.flags & FLOW_OPTIONS_DATA and flow.items[i].kind == FLOW_ITEM_OPTIONS_TEMPLATE:
+            s.options += records
 
 
 cdef inline void flow_learn(flow_t *flow, u32 number, const u8 *p, flow_seen_t *s) noexcept nogil:

@@ -51,6 +51,8 @@ ctypedef struct flow_seen_t:       # what is known of one datagram; the first ha
     u32 export_s                   # Unix time the exporter says; 0 for sFlow
     u64 domain                     # v9 source id, IPFIX domain, v5 engine, v8 engine and aggregation, sFlow agent and sub-agent folded
     u32 units                      # how far the sequence counts on: flows, packets, data records, datagrams
+    u32 options                    # of an IPFIX message's data records, those of options
+    u32 position                   # the sequence number in RFC 7011's meaning: units before this datagram
     u32 gap                        # units missing before this one
     u32 carry                      # units of the datagram before, where those could not be counted then
     u32 number                     # of its observation domain in the table, 0 = none

@@ -92,8 +92,13 @@ ctypedef struct flow_sequence_t:
     u8 unknown                     # the last datagram's units could not be counted: the next one says
     u8 unsure                      # a malformed datagram came in between: the next gap is not loss
     u8 strays                      # datagrams in a row from before the window
-    u32 expected                   # the next sequence number
-    u32 last                       # the number of the last datagram in order
+    u8 style                       # FLOW_STYLE bits: what this exporter counts, learnt
+    u8 score[4]                    # evidence for each style
+    u32 expected                   # the next position
+    u32 last                       # the position of the last datagram in order
+    u32 last_sequence              # as it was written
+    u32 last_units
+    u32 last_options
     u32 window                     # the number 16 to 32 datagrams ago; older ones are no repetition
     u32 window_next
     u32 window_count
