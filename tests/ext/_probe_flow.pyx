@@ -50,7 +50,7 @@ cdef class Seen:
         fields = {"flags": self.s.flags, "kind": self.s.kind, "header_bytes": self.s.header_bytes, "sets": self.s.sets,
                   "sequence": self.s.sequence, "sequence_at": self.s.sequence_at, "records": self.s.records, "bytes": self.s.bytes,
                   "uptime_ms": self.s.uptime_ms, "export_s": self.s.export_s, "domain": self.s.domain, "units": self.s.units,
-                  "gap": self.s.gap, "carry": self.s.carry, "number": self.s.number}
+                  "options": self.s.options, "position": self.s.position, "gap": self.s.gap, "carry": self.s.carry, "number": self.s.number}
         if name == "always":
             return bool(flow_always(&self.s))
         if name not in fields:
