@@ -18,7 +18,7 @@ from uapi.net cimport u8, u32
 
 cdef enum:
     FLOW_HALF = 0x80000000U
-    FLOW_UPTIME_BACK_MS = 5000     # further back than reordering explains
+    FLOW_UPTIME_BACK_MS = 30000    # further back than any datagram is late
     FLOW_STYLE_INCLUSIVE = 1       # the number counts this message's records too
     FLOW_STYLE_NO_OPTIONS = 2      # records of options data are not counted
     FLOW_STYLES = 4
