@@ -1,7 +1,8 @@
-"""Build of the one compiled module, `samplicator._fastpath`, and (on request) of the test-only probe over the same sources.
+"""Build of the one compiled module, `samplicator._fastpath`, and (on request) of the test-only probe over its sources.
 
-Environment: SAMPLICATOR_SANITIZE=1 builds with ASan and UBSan, SAMPLICATOR_MARCH=NAME passes -march=NAME (appliances only; wheels stay
-baseline), SAMPLICATOR_PROBE=1 also builds the test extension `_probe`. Compiler warnings are errors, always.
+Environment: SAMPLICATOR_SANITIZE=1 builds with ASan and UBSan, SAMPLICATOR_MARCH=NAME passes -march=NAME (appliances
+only; wheels stay baseline), SAMPLICATOR_PROBE=1 also builds the test extension `_probe`. Compiler warnings are errors,
+always.
 """
 
 import os
@@ -28,7 +29,8 @@ cflags = [
 ]
 ldflags: list[str] = []
 if SANITIZE:
-    cflags += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    cflags += ["-O1", "-g", "-fno-omit-frame-pointer"]
+    cflags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     # no vptr or alignment games in Cython's object code: -Werror stays, its sanitizer-only false alarms do not
     cflags += ["-Wno-maybe-uninitialized", "-Wno-stringop-overflow"]
     ldflags += ["-fsanitize=address,undefined"]

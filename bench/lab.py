@@ -25,6 +25,7 @@ RECEIVERS_MAX = 128
 LISTEN_PORT = 2055
 RECEIVER_PORT = 9995
 SOURCE_PORT = 4739
+RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 
 
 class LabError(RuntimeError):
@@ -32,16 +33,18 @@ class LabError(RuntimeError):
 
 
 class Process:
-    """One process in a namespace, pinned to a CPU; its output goes to files in the lab's directory."""
+    """One process in a namespace, pinned to CPUs (a taskset list); its output goes to files in the lab's directory."""
 
-    def __init__(self, lab: Lab, namespace: str, cpu: int | None, argv: list[str], name: str) -> None:
+    def __init__(self, lab: Lab, namespace: str, cpus: str, argv: list[str], name: str) -> None:
         self.name = name
         self.out = lab.directory / f"{name}.{secrets.token_hex(3)}.out"
         self.err = self.out.with_suffix(".err")
-        pin = ["taskset", "-c", str(cpu)] if cpu is not None else []
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.popen = subprocess.Popen(
-                ["ip", "netns", "exec", namespace, *pin, *argv], stdout=out, stderr=err, stdin=subprocess.DEVNULL
+                ["ip", "netns", "exec", namespace, "taskset", "-c", cpus, *argv],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
             )
         self.pid = self.popen.pid  # `ip netns exec` and taskset exec in place: the pid is the program's
 
@@ -53,7 +56,8 @@ class Process:
         return self.popen.wait(timeout)
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL after five seconds."""
+        """SIGTERM, then SIGKILL after five seconds; then whatever it left behind."""
+        children = self.family()[1:] if self.alive() else []
         if self.popen.poll() is None:
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
@@ -62,6 +66,9 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.popen.kill()
                 self.popen.wait(5)
+        for child in children:
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGKILL)
 
     def result(self, timeout: float) -> dict:
         """The one JSON line a tool prints at its end."""
@@ -85,12 +92,31 @@ class Process:
                 raise LabError(f"{self.name} did not get ready: {self.errors()}")
             time.sleep(0.01)
 
+    def family(self) -> list[int]:
+        """This process and its descendants (pmacct and nfcapd forward from a child)."""
+        found = [self.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    found += [int(child) for child in task.read_text().split()]
+        return found
+
     def cpu_ns(self) -> dict[int, int]:
         """CPU time of each thread in nanoseconds, softirq work done in its context included."""
         found = {}
+        for pid in self.family():
+            for schedstat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    found[int(schedstat.parent.name)] = int(schedstat.read_text().split()[0])
+        return found
+
+    def threads_named(self, prefix: str) -> set[int]:
+        """Threads whose name starts with `prefix`."""
+        found = set()
         for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                found[int(task.name)] = int((task / "schedstat").read_text().split()[0])
+            with contextlib.suppress(OSError):
+                if (task / "comm").read_text().startswith(prefix):
+                    found.add(int(task.name))
         return found
 
     def rss_kib(self) -> int:
@@ -138,6 +164,7 @@ class Lab:
         self.relay_cpu, self.other_cpu, self.mtu = relay_cpu, other_cpu, mtu
         self.processes: list[Process] = []
         self.directory = Path()
+        self.rmem_max = ""
 
     def __enter__(self) -> Lab:
         if os.geteuid() != 0:
@@ -165,6 +192,8 @@ class Lab:
         for namespace in (self.exporter, self.relay, self.collector):
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self.rmem_max:
+            RMEM_MAX.write_text(self.rmem_max)
 
     def _build(self) -> None:
         e, r, c = self.exporter, self.relay, self.collector
@@ -224,13 +253,13 @@ class Lab:
 
     # -- processes --
 
-    def start(self, namespace: str, cpu: int | None, argv: list[str], name: str) -> Process:
-        process = Process(self, namespace, cpu, argv, name)
+    def start(self, namespace: str, cpus: int | str, argv: list[str], name: str) -> Process:
+        process = Process(self, namespace, str(cpus), argv, name)
         self.processes.append(process)
         return process
 
-    def start_relay(self, argv: list[str], name: str, cpu: int | None = -1) -> Process:
-        return self.start(self.relay, self.relay_cpu if cpu == -1 else cpu, argv, name)
+    def start_relay(self, argv: list[str], name: str, cpus: int | str) -> Process:
+        return self.start(self.relay, cpus, argv, name)
 
     def start_sink(self, receivers: int, ipv6: bool, *options: str) -> Process:
         argv = [str(TOOLS / "sink"), "--buffer", str(512 << 20), *options]
@@ -288,6 +317,12 @@ class Lab:
                 packets += counter["packets"]
                 payload += counter["bytes"] - counter["packets"] * (48 if counter["name"] == "v6" else 28)
         return packets, payload
+
+    def allow_receive_buffers(self, size: int) -> None:
+        """For relays that do not force their buffer: raises the machine's rmem_max until the lab is left."""
+        if not self.rmem_max:
+            self.rmem_max = RMEM_MAX.read_text()
+        RMEM_MAX.write_text(str(size))
 
     def offload(self, on: bool) -> None:
         """UDP segmentation offload of the relay's device towards the collectors."""

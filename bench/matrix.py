@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the exporters send. `size` is MIN or MIN-MAX payload bytes; `pcap` replays a folder of captures instead."""
+    """What the exporters send. `size` is MIN or MIN-MAX payload bytes; `pcap` (a glob) replays captures instead."""
 
     name: str
     about: str
@@ -27,7 +27,8 @@ class Relay:
 
     `spoof` lists the modes it can do. For samplicator, `receiver`, `listener` and `datapath` are extra TOML settings of
     those tables; for the C tools `options` are extra arguments, with {next_hop} for the collector's link address and
-    `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own).
+    `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own). `like` is the bare loop
+    of the same kind, the limit it is held against.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Relay:
     spoof: tuple[bool, ...] = (True, False)
     options: tuple[str, ...] = ()
     ring_drop: bool = False
+    like: str = ""
     receiver: dict[str, object] = field(default_factory=dict)
     listener: dict[str, object] = field(default_factory=dict)
     datapath: dict[str, object] = field(default_factory=dict)
@@ -74,7 +76,14 @@ TRAFFICS = {
         Traffic("bursts", "16 exporters, runs of 16, 1400 bytes", 16, 16),
         Traffic("bursts46", "4 exporters, runs of 46, 1400 bytes", 4, 46),
         Traffic("worst", "500 exporters one by one, sizes 60-1468 at random", 500, 1, "60-1468"),
-        Traffic("mix", "the repo's captures from 50 exporters", 50, 8, pcap="pysrc/samplicator/captures"),
+        Traffic("mix", "the repo's captures from 50 exporters", 50, 8, pcap="pysrc/samplicator/captures/*.pcap"),
+        Traffic(
+            "netflow9",
+            "the repo's NetFlow v9 capture from 50 exporters",
+            50,
+            8,
+            pcap="pysrc/samplicator/captures/netflow9.pcap",
+        ),
     )
 }
 
@@ -100,10 +109,10 @@ RELAYS = {
             ("--send", "packet", *_PACKET, "--bypass", *_RING),
             ring_drop=True,
         ),
-        Relay("udp", "samplicator", (False,), receiver={"engine": "udp"}),
-        Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}),
+        Relay("udp", "samplicator", (False,), receiver={"engine": "udp"}, like="bare-segment"),
+        Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}, like="bare-plain"),
         Relay("auto", "samplicator"),
-        Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": [0, 1]}),
+        Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}),
         Relay("pmacct", "pmacct"),
         Relay("nfcapd", "nfcapd", (False,)),
     )
@@ -118,7 +127,7 @@ _BURSTS = (
 )
 _WORST = (
     Case("worst", True, 4, ("classic", "raw", "bare-plain"), 80000),
-    Case("worst", False, 4, ("classic", "udp", "bare-plain"), 80000),
+    Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
 
 TABLES: dict[str, tuple[Case, ...]] = {
@@ -167,7 +176,8 @@ TABLES: dict[str, tuple[Case, ...]] = {
     ),
     "workers": (Case("bursts", False, 4, ("auto", "auto-2-workers"), 120000),),
     "versus": (
-        Case("bursts", True, 4, ("classic", "pmacct", "raw")),
-        Case("bursts", False, 4, ("classic", "pmacct", "nfcapd", "udp")),
+        # Real NetFlow, because these two look at what they forward. nfcapd stores the flows as well: that is its work.
+        Case("netflow9", True, 4, ("classic", "pmacct", "raw")),
+        Case("netflow9", False, 4, ("classic", "pmacct", "nfcapd", "udp")),
     ),
 }

@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, Lab, LabError, Process
+from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, Lab, LabError, Process, run
 from matrix import RELAYS, TRAFFICS, Case, Relay
 
 RECEIVE_BUFFER = 512 << 20  # a drain's whole fill
@@ -29,10 +29,10 @@ def toml_value(value: object) -> str:
     return json.dumps(value)
 
 
-def samplicator_config(case: Case, relay: Relay, ipv6: bool, buffer: int) -> str:
+def samplicator_config(lab: Lab, case: Case, relay: Relay, ipv6: bool, buffer: int) -> str:
     """One listener, N receivers, one rule that fires (and case.rules - 1 before it that do not match)."""
     lines = ["[service]", 'http = ""', 'control = ""', 'log_level = "warning"', "", "[datapath]"]
-    datapath = {"workers": 1, "cpus": [1], "receive_buffer": buffer, **relay.datapath}
+    datapath = {"workers": 1, "cpus": [lab.relay_cpu], "receive_buffer": buffer, **relay.datapath}
     lines += [f"{key} = {toml_value(value)}" for key, value in datapath.items()]
     lines += ["", "[[listener]]", 'name = "in"', f'listen = ["{Lab.listen(ipv6)}"]']
     lines += [f"{key} = {toml_value(value)}" for key, value in relay.listener.items()]
@@ -57,13 +57,13 @@ def pmacct_config(lab: Lab, case: Case, ipv6: bool, buffer: int) -> Path:
     path.write_text(
         f"nfacctd_ip: {Lab.listen(ipv6).rsplit(':', 1)[0].strip('[]')}\nnfacctd_port: {LISTEN_PORT}\n"
         f"nfacctd_pipe_size: {buffer}\nplugins: tee[a]\ntee_receivers[a]: {receivers}\n"
-        f"tee_transparent: {str(case.spoof).lower()}\nplugin_pipe_size: 536870912\nplugin_buffer_size: 65536\n"
+        f"tee_transparent: {str(case.spoof).lower()}\nplugin_pipe_size: 536870912\n"
     )
     return path
 
 
 def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER) -> Process:
-    ipv6, pin = case.ipv6, lab.relay_cpu
+    ipv6, pin = case.ipv6, str(lab.relay_cpu)
     to = [word for i in range(case.receivers) for word in ("--to", Lab.receiver(i, ipv6))]
     if relay.kind in ("classic", "bare"):
         argv = [str(TOOLS / relay.kind), "--listen", Lab.listen(ipv6), "--buffer", str(buffer)]
@@ -72,13 +72,15 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         argv += ["--spoof"] * case.spoof + to
     elif relay.kind == "samplicator":
         path = lab.directory / f"{relay.name}.toml"
-        path.write_text(samplicator_config(case, relay, ipv6, buffer))
+        path.write_text(samplicator_config(lab, case, relay, ipv6, buffer))
         argv = [str(REPO / ".venv" / "bin" / "samplicator"), "run", "-c", str(path)]
         if relay.datapath.get("workers", 1) != 1:
-            pin = None
+            pin = f"{lab.relay_cpu},{lab.other_cpu}"
     elif relay.kind == "pmacct":
+        lab.allow_receive_buffers(buffer)
         argv = ["nfacctd", "-f", str(pmacct_config(lab, case, ipv6, buffer))]
     elif relay.kind == "nfcapd":
+        lab.allow_receive_buffers(buffer)
         spool = lab.directory / "spool"
         spool.mkdir(exist_ok=True)
         host = Lab.listen(ipv6).rsplit(":", 1)[0].strip("[]")
@@ -95,6 +97,8 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         if not process.alive() or time.monotonic() > end:
             raise LabError(f"{relay.name} does not listen: {process.errors() or process.out.read_text()[-500:]}")
         time.sleep(0.01)
+    if relay.kind == "pmacct":
+        time.sleep(2)  # its tee process is not ready when the socket is
     return process
 
 
@@ -105,9 +109,9 @@ def traffic_options(case: Case) -> list[str]:
     traffic = TRAFFICS[case.traffic]
     options = ["--exporters", str(case.exporters or traffic.exporters), "--run", str(traffic.run)]
     if traffic.pcap:
-        captures = sorted((REPO / traffic.pcap).glob("*.pcap"))
+        captures = sorted(REPO.glob(traffic.pcap))
         if not captures:
-            raise LabError(f"no captures (*.pcap) in {traffic.pcap}")
+            raise LabError(f"no captures: {traffic.pcap}")
         return options + [word for path in captures for word in ("--pcap", str(path))]
     low, _, high = traffic.size.partition("-")
     if case.ipv6 and high:  # the largest payload that fits MTU 1500 is 20 bytes shorter
@@ -130,7 +134,7 @@ def warm_up(lab: Lab, case: Case, relay: Process) -> None:
     end = time.monotonic() + 5
     while lab.witness.device_bytes("c0") - before < sent["bytes"] * case.receivers:
         if not relay.alive() or time.monotonic() > end:
-            raise LabError(f"{relay.name} forwards nothing or not all in the warm-up: {relay.errors()}")
+            raise LabError(f"{relay.name} forwards nothing or not all in the warm-up")
         time.sleep(0.02)
     time.sleep(SETTLE_S)
 
@@ -169,14 +173,15 @@ def release(lab: Lab, relay: Process, expected: int) -> dict:
     # The first sample at which all had left, and one more: the relay has gone to sleep by then.
     index = next(i for i, sample in enumerate(samples) if sample[1] == seen)
     at, _, cpu = samples[min(index + 1, len(samples) - 1)]
-    threads = sorted((cpu[t] - before.get(t, 0) for t in cpu), reverse=True)
-    return {"threads_ns": threads, "process_ns": sum(threads), "wall_s": round(at - start, 4)}
+    return {**cpu_spent(relay, before, cpu), "wall_s": round(at - start, 4)}
 
 
-def worker_cpu(relay: Relay, threads: list[int]) -> int:
-    """CPU time of the datapath threads: the busiest ones, as many as there are workers. A C tool has one thread."""
-    workers = relay.datapath.get("workers", 1)
-    return sum(threads[: workers if isinstance(workers, int) else len(threads)])
+def cpu_spent(process: Process, before: dict[int, int], after: dict[int, int]) -> dict:
+    """CPU time of the datapath threads and of the whole process. samplicator names its datapath threads."""
+    spent = {thread: after[thread] - before.get(thread, 0) for thread in after}
+    total = sum(spent.values())
+    workers = process.threads_named("sampl-worker")
+    return {"worker_ns": sum(spent.get(t, 0) for t in workers) if workers else total, "process_ns": total}
 
 
 # -- the measurements --
@@ -201,7 +206,7 @@ def drain(lab: Lab, case: Case, relay_name: str) -> dict:
     if payload - payload_before != expected:
         raise LabError(f"{relay_name}: {payload - payload_before} payload bytes left, {expected} expected")
     copies = sent["sent"] * case.receivers
-    worker = worker_cpu(relay, released["threads_ns"])
+    worker = released["worker_ns"]
     return {
         "copies": copies,
         "worker_ns": worker,
@@ -234,7 +239,28 @@ def verified(lab: Lab, case: Case, relay_name: str) -> dict:
         process.stop()
     check(got, sent, case, relay_name)
     copies = sent["sent"] * case.receivers
-    return {"copies": copies, "copies_per_cpu_s": round(copies * 1e9 / worker_cpu(relay, released["threads_ns"]))}
+    return {"copies": copies, "copies_per_cpu_s": round(copies * 1e9 / released["worker_ns"])}
+
+
+def profile(lab: Lab, case: Case, relay_name: str, path: Path) -> dict:
+    """One drain under perf; writes perf's data to `path` and returns the symbols that took the most time."""
+    relay = RELAYS[relay_name]
+    lab.offload(case.offload)
+    lab.drop_at_ingress(True)
+    process = start_relay(lab, case, relay)
+    try:
+        warm_up(lab, case, process)
+        sent = fill(lab, case, process)
+        argv = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "5000", "-g", "-o", str(path), "-p", str(process.pid)]
+        perf = lab.start_relay(argv, "perf", lab.other_cpu)
+        time.sleep(0.5)
+        release(lab, process, sent["bytes"] * case.receivers)
+        perf.signal(signal.SIGINT)
+        perf.wait(30)
+    finally:
+        process.stop()
+    report = run("perf", "report", "--stdio", "-q", "--no-children", "-g", "none", "-i", str(path))
+    return {"symbols": [" ".join(line.split()) for line in report.splitlines() if line.strip()][:30]}
 
 
 def wait_empty(process: Process, port: int) -> None:
@@ -285,14 +311,13 @@ def paced(lab: Lab, case: Case, relay_name: str, rate: float, seconds: float, la
         before = process.cpu_ns()
         sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(seconds + 30)
         wait_empty(process, LISTEN_PORT)
-        cpu = process.cpu_ns()
+        worker = cpu_spent(process, before, process.cpu_ns())["worker_ns"]
         got = finish_sink(sink)
         drops = process.udp_queue(LISTEN_PORT)[2]
         rss = process.rss_kib()
     finally:
         process.stop()
     copies = sent["sent"] * case.receivers
-    threads = sorted((cpu[t] - before.get(t, 0) for t in cpu), reverse=True)
     figures = {
         "rate": sent["rate"],
         "copies": copies,
@@ -304,8 +329,8 @@ def paced(lab: Lab, case: Case, relay_name: str, rate: float, seconds: float, la
         "reordered": got["reordered"],
         "corrupt": got["corrupt"],
         "wrong_source": got["wrong_source"],
-        "copies_per_cpu_s": round(got["received"] * 1e9 / max(1, worker_cpu(relay, threads))),
-        "busy": round(worker_cpu(relay, threads) * 1e-9 / sent["seconds"], 3),
+        "copies_per_cpu_s": round(got["received"] * 1e9 / max(1, worker)),
+        "busy": round(worker * 1e-9 / sent["seconds"], 3),
         "rss_kib": rss,
     }
     if latency:

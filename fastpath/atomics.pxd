@@ -13,6 +13,7 @@ cdef extern from "uapi/compat.h" nogil:
     u32 atomic_load32 "smp_load32"(const u32 *p)
     void atomic_store32 "smp_store32"(u32 *p, u32 v)
     u32 atomic_load32_acquire "smp_load32_acquire"(const u32 *p)
+    void atomic_store32_release "smp_store32_release"(u32 *p, u32 v)
     u32 atomic_fence_load32 "smp_fence_load32"(const u32 *p)
     void atomic_fence_release "smp_fence_release"()
     void *atomic_load_acquire "smp_load_acquire"(void **p)

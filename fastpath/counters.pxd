@@ -31,7 +31,7 @@ ctypedef struct rx_counters_t:
     u64 datagrams              # read from the socket
     u64 bytes                  # UDP payload bytes of them
     u64 truncated              # longer than max_datagram: counted and dropped
-    u64 truncated_bytes        # bytes kept of those
+    u64 truncated_bytes        # UDP payload bytes of those
     u64 unmatched              # no rule matched
     u64 denied                 # a rule with stop and no receiver matched
     u64 matched                # offered to at least one receiver

@@ -84,14 +84,31 @@ cdef class TxCounters:
 cdef class RxSocket:
     cdef rx_socket_t socket
     cdef RxCounters counters
+    cdef Py_buffer view                # of the ring's mapping, which it keeps alive
 
-    def __cinit__(self, int fd, RxCounters counters not None, int listener):
+    def __cinit__(self, int fd, RxCounters counters not None, int listener, *, ring=None, size_t block_bytes=0):
         if listener < 0 or listener > 0xFFFF:
             raise ValueError(f"listener index {listener} is not 0..65535")
         self.counters = counters
         self.socket.fd = fd
         self.socket.listener = listener
         self.socket.counters = counters.c
+        self.socket.stamps = self.socket.stamped = self._has_stamps()
+        if ring is not None:
+            PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
+            if block_bytes == 0 or self.view.len == 0 or <size_t>self.view.len % block_bytes:
+                raise ValueError(f"a ring of {self.view.len} bytes has no whole blocks of {block_bytes}")
+            self.socket.ring.map = <u8 *>self.view.buf
+            self.socket.ring.block_bytes = block_bytes
+            self.socket.ring.blocks = <u32>(<size_t>self.view.len // block_bytes)
+
+    cdef bint _has_stamps(self):
+        cdef int on = 0
+        cdef socklen_t length = sizeof(on)
+        return getsockopt(self.socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, &length) == 0 and on != 0
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)       # nothing when there is no ring
 
     @property
     def fd(self):
@@ -109,7 +126,7 @@ cdef class Tx:
     cdef Tx fallback
 
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
-                  u32 freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, u32 pause_us=0, Tx fallback=None):
+                  long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, Tx fallback=None):
         cdef const u8 *octets = address
         if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
             raise ValueError(f"engine {engine} is unknown")
@@ -121,8 +138,10 @@ cdef class Tx:
             raise ValueError(f"ttl {ttl} is not 0..255 (0 keeps the exporter's)")
         if not -1 <= tos <= 255:
             raise ValueError(f"tos {tos} is not -1..255 (-1 keeps the exporter's)")
-        if freq < 1:
-            raise ValueError("freq is at least 1")
+        if not 1 <= freq <= 0xFFFFFFFF:
+            raise ValueError(f"freq {freq} is not 1..4294967295")
+        if not 0 <= pause_us <= 0xFFFFFFFF:
+            raise ValueError(f"pause_us {pause_us} is not 0..4294967295")
         if not checksum and len(address) == 16:
             raise ValueError("a zero UDP checksum is illegal over IPv6 (RFC 8200 §8.1)")
         if fallback is not None and (fallback.counters is not counters or fallback.fallback is not None):
@@ -137,9 +156,9 @@ cdef class Tx:
         self.tx.family = 4 if len(address) == 4 else 6
         self.tx.ttl = <u8>ttl
         self.tx.tos = tos
-        self.tx.freq = freq
+        self.tx.freq = <u32>freq
         self.tx.checksum = checksum
-        self.tx.pause_us = pause_us
+        self.tx.pause_us = <u32>pause_us
         self.tx.port_be = htons(<u16>port)
         self.tx.reports = engine == TX_ENGINE_UDP
         self.tx.clean = TX_CLEAN_FLUSHES
@@ -238,7 +257,8 @@ cdef class Plan:
         self.work.routing.generation = generation
         self.work.socket_count = len(self.parts[0])
         self.work.sockets = <rx_socket_t **>plan_arena(&self.arena, self.work.socket_count, sizeof(rx_socket_t *))
-        for i, rx_socket in enumerate(self.parts[0]):
+        for i, part in enumerate(self.parts[0]):
+            rx_socket = <RxSocket?>part        # not None either
             self.work.sockets[i] = &rx_socket.socket
         self._take_ways(self.parts[1])
         self._take_rules([(list(s), None if ls is None else list(ls), list(ws), bool(stop)) for s, ls, ws, stop in rules])
@@ -249,7 +269,8 @@ cdef class Plan:
         cdef plan_t *p = &self.work.routing
         cdef u32 i, extra = 0
         cdef u32 public_count = len(txs)
-        for tx in txs:
+        for part in txs:
+            tx = <Tx?>part                     # not None either
             extra += tx.fallback is not None
         self.public_ways = public_count
         p.way_count = public_count + extra
@@ -284,6 +305,7 @@ cdef class Plan:
         cdef plan_t *p = &self.work.routing
         cdef rule_t *rule
         cdef u32 r, k, used = 0
+        cdef bytes address, mask           # TypeError for anything else
         cdef dict groups = {}
         p.rule_count = len(rules)
         p.rules = <rule_t *>plan_arena(&self.arena, p.rule_count, sizeof(rule_t))
@@ -300,11 +322,12 @@ cdef class Plan:
                 p.rule_ways[used] = way
                 used += 1
             if listeners is not None:
-                rule.listener_words = max(listeners, default=0) // 64 + 1
-                rule.listeners = <u64 *>plan_arena(&self.arena, rule.listener_words, 8)
                 for listener in listeners:
                     if not 0 <= listener <= 0xFFFF:
                         raise ValueError(f"rule {r} names listener {listener}")
+                rule.listener_words = max(listeners, default=0) // 64 + 1
+                rule.listeners = <u64 *>plan_arena(&self.arena, rule.listener_words, 8)
+                for listener in listeners:
                     k = listener
                     rule.listeners[k >> 6] |= <u64>1 << (k & 63)
             for family, address, mask in sources:
@@ -319,11 +342,12 @@ cdef class Plan:
         cdef source_t *source
         cdef u32 g, bucket, used = 0
         cdef const u8 *octets
+        cdef bytes address, mask
         p.sources = <source_t *>plan_arena(&self.arena, sum([len(sources) for sources in groups.values()]), sizeof(source_t))
         p.groups = <source_group_t *>plan_arena(&self.arena, len(groups), sizeof(source_group_t))
         for g, ((mask, family), sources) in enumerate(groups.items()):
             group = &p.groups[g]
-            octets = <bytes>mask
+            octets = mask
             memcpy(group.mask, octets, 16)
             group.family = family
             group.bucket_mask = plan_power_of_two(2 * len(sources)) - 1
@@ -332,7 +356,7 @@ cdef class Plan:
             p.group_count = g + 1
             for address, rule in sources:
                 source = &p.sources[used]
-                octets = <bytes>address
+                octets = address
                 memcpy(source.address, octets, 16)
                 source.rule = rule
                 bucket = match_hash(source.address) & group.bucket_mask

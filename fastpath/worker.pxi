@@ -2,44 +2,7 @@
 # Invariants: nothing is allocated after Worker() is made; nothing a datagram, a receiver or the kernel does ends the loop; a plan is
 # adopted between batches only. Called by Python once, Worker.run(), which does not hold the GIL (but for the debugging trace).
 
-cdef enum:
-    WORKER_EVENTS = 64
-    WORKER_ROUNDS = 8                  # batches of one socket in a row before the others get their turn
-    WORKER_IDLE_MS = 1000              # heartbeat when nothing comes
-    WORKER_CPU_CLOCK_NS = 10000000     # how often the thread's CPU clock is read
-    WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
-
-ctypedef struct worker_t:
-    int epoll
-    int wake
-    work_t *work                       # running plan
-    void *next                         # published, not yet adopted
-    u64 generation                     # of `work`; read by other threads
-    u64 stop_deadline_ns               # CLOCK_MONOTONIC; 0 = run on
-    u64 cpu_read_ns
-    void *trace                        # borrowed reference to the Worker when tracing, NULL = off
-    worker_counters_t *counters
-    rx_arena_t arena
-    batch_t *batch
-    tx_ring_t ring
-    session_cache_t sessions
-    ports_t ports
-    tx_t packet                        # the packet socket; only `send` and `fd` mean anything
-    runs_t *runs_grouped               # of the whole batch, by exporter session
-    runs_t *runs_plain                 # of the whole batch as one group
-    runs_t *runs_own                   # of one receiver's own selection
-    bint grouped_known
-    bint plain_known
-    epoll_event events[WORKER_EVENTS]
-
-
 ctypedef int (*worker_tell_t)(worker_t *w, u32 active) noexcept    # so that the error indicator, not the caller, carries the exception
-
-
-cdef inline u64 worker_clock(int clock) noexcept nogil:
-    cdef timespec now
-    clock_gettime(clock, &now)
-    return <u64>now.tv_sec * 1000000000 + <u64>now.tv_nsec
 
 
 cdef inline u32 worker_route(worker_t *w, u32 d) noexcept nogil:
@@ -78,72 +41,6 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcep
         work.selections[<size_t>way * BATCH_LIMIT + n] = <u16>d
         work.selected[way] = n + 1
     return active
-
-
-cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selection, u32 n, bint grouped) noexcept nogil:
-    """The runs of a selection; those of the whole batch are made once and shared by all receivers that take it."""
-    cdef runs_t *runs = w.runs_grouped if grouped else w.runs_plain
-    cdef bint *known = &w.grouped_known if grouped else &w.plain_known
-    if n != w.batch.n or tx.ttl == 0:
-        runs = w.runs_own
-        run_make(runs, w.batch, selection, n, grouped, tx.ttl == 0)
-    elif not known[0]:
-        run_make(runs, w.batch, selection, n, grouped, False)
-        known[0] = True
-    return runs
-
-
-cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
-    """A receiver's selection by its own socket: one emit, one flush."""
-    if tx.engine == TX_ENGINE_UDP:
-        tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection, n, False), &w.ring)
-    else:
-        tx_raw_emit(tx, w.batch, selection, n, &w.ring)
-    tx_flush(tx, &w.ring)
-
-
-cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept nogil:
-    """What a shared socket did not take leaves by each receiver's own."""
-    cdef u32 a, way, left
-    for a in range(n):
-        way = ways[a]
-        left = w.work.left[way]
-        if left:
-            w.work.left[way] = 0
-            worker_send_one(w, w.work.ways[way], &w.work.leftovers[<size_t>way * BATCH_LIMIT], left)
-
-
-cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
-    """One emit and one flush for each active way; ways that share the exporters' sockets or the packet socket together."""
-    cdef work_t *work = w.work
-    cdef u32 a, way, n
-    cdef u32 shared = 0
-    cdef u32 framed = 0
-    cdef tx_t *tx
-    cdef runs_t *runs
-    w.plain_known = w.grouped_known = False
-    for a in range(active):
-        way = work.active[a]
-        n = work.selected[way]
-        tx = work.ways[way]
-        atomics_add(&tx.counters.offered, n)
-        if tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us:
-            worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
-        elif tx.engine == TX_ENGINE_TRANSPARENT:
-            work.shared[shared] = way
-            shared += 1
-        else:
-            work.framed[framed] = way
-            framed += 1
-    if shared or framed:
-        way = work.shared[0] if shared else work.framed[0]
-        runs = worker_runs(w, work.ways[way], &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True)
-    if shared:
-        transparent_send(work, &w.ports, w.batch, runs, w.sessions.now, shared, &w.ring)
-        worker_send_left(w, work.shared, shared)
-    if framed:
-        packet_send(work, &w.packet, w.batch, runs, work.framed, framed, &w.ring)
-        worker_send_left(w, work.framed, framed)
 
 
 cdef inline void worker_latency(worker_t *w) noexcept nogil:
@@ -208,18 +105,32 @@ cdef int worker_tell(worker_t *w, u32 active) except -1:
     return 0
 
 
+cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
+    """One batch from a socket of either kind, sent on; returns its datagrams."""
+    cdef int got
+    if socket.ring.map == NULL:
+        got = rx_receive(socket, &w.arena, w.batch)
+        if got:
+            worker_batch(w, socket.counters)
+        return got
+    got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
+    if got:
+        worker_batch(w, socket.counters)
+    ring_release(socket)
+    return got
+
+
 cdef u32 worker_read(worker_t *w, rx_socket_t *socket, u32 rounds) noexcept nogil:
-    """Reads up to `rounds` batches while they come full; returns the datagrams read."""
+    """Reads up to `rounds` batches while they come full, and what is pending in the arena in any case; returns the datagrams read."""
     cdef u32 total = 0
     cdef int got
-    while rounds:
-        got = rx_receive(socket, &w.arena, w.batch)
+    while rounds or rx_pending(&w.arena):
+        got = worker_receive(w, socket)
         if got == 0:
             break
-        worker_batch(w, socket.counters)
         total += <u32>got
-        rounds -= 1
-        if <u32>got < w.arena.capacity:
+        rounds -= 1 if rounds else 0
+        if <u32>got < w.arena.capacity and socket.ring.map == NULL:
             break
     return total
 
@@ -294,6 +205,20 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
             worker_read(w, <rx_socket_t *>w.events[i].data.ptr, WORKER_ROUNDS)
 
 
+cdef inline u64 worker_gather(worker_t *w, u64 now_ns) noexcept nogil:
+    """Waits max_delay for more datagrams to come, as interrupt coalescing does, unless the worker was idle for longer than that; returns
+    the time after it."""
+    cdef timespec nap
+    cdef bint busy = now_ns - w.woken_ns < WORKER_GATHER_IDLE * w.max_delay_ns
+    if busy:
+        nap.tv_sec = 0
+        nap.tv_nsec = <long>w.max_delay_ns
+        nanosleep(&nap, NULL)
+        now_ns = worker_clock(CLOCK_MONOTONIC)
+    w.woken_ns = now_ns
+    return now_ns
+
+
 cdef void worker_loop(worker_t *w) noexcept nogil:
     """Until stop(): adopt, wait, read."""
     cdef u64 start, deadline
@@ -308,157 +233,10 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             return
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, WORKER_IDLE_MS)
         start = worker_clock(CLOCK_MONOTONIC)
+        if n > 0 and w.max_delay_ns:
+            start = worker_gather(w, start)
         if n > 0:
             atomics_add(&w.counters.wakeups, 1)
             worker_events(w, n)
         worker_beat(w, start)
         atomics_add(&w.counters.busy_ns, worker_clock(CLOCK_MONOTONIC) - start)
-
-
-@cython.final
-cdef class Worker:
-    cdef worker_t *w
-    cdef list plans                    # published ones, oldest first; those before the running one are released
-    cdef object callback
-    cdef bint running
-    cdef void *arena
-
-    def __cinit__(self, *, u32 batch=256, u32 max_datagram=65535, u32 sessions=131072, int send_buffer=4194304, int packet_fd=-1):
-        if not 1 <= batch <= BATCH_LIMIT:
-            raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
-        if not 1 <= max_datagram <= 65535:
-            raise ValueError(f"max_datagram {max_datagram} is not 1..65535")
-        if not 1 <= sessions <= 1 << 24:
-            raise ValueError(f"sessions {sessions} is not 1..16777216")
-        self.plans = []
-        self.w = <worker_t *>plan_arena(&self.arena, 1, sizeof(worker_t))
-        self.w.epoll = self.w.wake = -1
-        self.w.generation = <u64>-1
-        self.w.counters = <worker_counters_t *>plan_arena(&self.arena, 1, sizeof(worker_counters_t))
-        self.w.batch = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
-        self._make_arena(batch, max_datagram)
-        self._make_ring()
-        self.w.runs_grouped = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.runs_plain = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.runs_own = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
-        self.w.ports.send_buffer = send_buffer
-        self.w.ports.way.send = tx_send_kernel
-        self.w.packet.send = tx_send_kernel
-        self.w.packet.fd = packet_fd
-        self.w.sessions.set_mask = plan_power_of_two((sessions + SESSION_WAYS - 1) // SESSION_WAYS) - 1
-        self.w.sessions.entries = <session_t *>plan_arena(&self.arena, (<size_t>self.w.sessions.set_mask + 1) * SESSION_WAYS, sizeof(session_t))
-        session_void(&self.w.sessions)
-        self._make_epoll()
-
-    cdef _make_arena(self, u32 capacity, u32 max_datagram):
-        cdef rx_arena_t *a = &self.w.arena
-        cdef u32 i
-        cdef msghdr *message
-        a.capacity = capacity
-        a.max_datagram = max_datagram
-        a.stride = ((<size_t>max_datagram + 63) // 64 | 1) * 64
-        a.mapped_bytes = a.stride * capacity
-        a.bytes = <u8 *>mmap(NULL, a.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if <void *>a.bytes == MAP_FAILED:
-            a.bytes = NULL
-            raise MemoryError(f"{a.mapped_bytes} bytes for the receive arena")
-        a.messages = <mmsghdr *>plan_arena(&self.arena, capacity, sizeof(mmsghdr))
-        a.vectors = <iovec *>plan_arena(&self.arena, capacity, sizeof(iovec))
-        a.names = <sockaddr_in6 *>plan_arena(&self.arena, capacity, sizeof(sockaddr_in6))
-        a.control = <u8 *>plan_arena(&self.arena, capacity, RX_CONTROL)
-        for i in range(capacity):
-            a.vectors[i].iov_base = a.bytes + i * a.stride
-            a.vectors[i].iov_len = max_datagram
-            message = &a.messages[i].msg_hdr
-            message.msg_name = &a.names[i]
-            message.msg_iov = &a.vectors[i]
-            message.msg_iovlen = 1
-            message.msg_control = a.control + <size_t>i * RX_CONTROL
-        rx_prepare(a, capacity)
-
-    cdef _make_ring(self):
-        cdef tx_ring_t *ring = &self.w.ring
-        ring.messages = <mmsghdr *>plan_arena(&self.arena, TX_RING, sizeof(mmsghdr))
-        ring.vectors = <iovec *>plan_arena(&self.arena, TX_VECTORS, sizeof(iovec))
-        ring.headers = <u8 *>plan_arena(&self.arena, TX_RING, TX_HEADER)
-        ring.control = <u8 *>plan_arena(&self.arena, TX_RING, TX_CONTROL)
-        ring.copies = <tx_copy_t *>plan_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
-
-    cdef _make_epoll(self):
-        cdef epoll_event event
-        self.w.epoll = epoll_create1(EPOLL_CLOEXEC)
-        self.w.wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        event.events = EPOLLIN
-        event.data.ptr = NULL
-        if self.w.epoll < 0 or self.w.wake < 0 or epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, self.w.wake, &event) < 0:
-            raise OSError(get_errno(), "epoll and eventfd of a worker")
-
-    def __dealloc__(self):
-        if self.w == NULL:
-            return
-        if self.w.epoll >= 0:
-            close(self.w.epoll)
-        if self.w.wake >= 0:
-            close(self.w.wake)
-        ports_close(&self.w.ports)
-        if self.w.arena.bytes != NULL:
-            munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
-        plan_free(self.arena)
-
-    def run(self):
-        if self.running:
-            raise RuntimeError("the worker runs already")
-        self.running = True
-        try:
-            with nogil:
-                worker_loop(self.w)
-        finally:
-            self.running = False
-
-    def publish(self, Plan plan not None):
-        if plan.worker is not None and plan.worker is not self:
-            raise ValueError("a plan belongs to one worker: its scratch space is not shared")
-        for way in range(plan.work.routing.way_count):
-            if plan.work.ways[way].fd < 0:
-                raise ValueError("a dry plan (a Tx without a descriptor) cannot be published")
-        plan.worker = self
-        self._release()
-        self.plans.append(plan)
-        atomic_exchange(&self.w.next, &plan.work)
-        self._wake()
-
-    cdef _wake(self):
-        cdef u64 one = 1
-        write(self.w.wake, &one, sizeof(one))
-
-    cdef _release(self):
-        """Lets go of the plans published before the one that runs."""
-        cdef Plan plan
-        cdef size_t i
-        for i, plan in enumerate(self.plans):
-            if plan.work.routing.generation == atomic_load64_acquire(&self.w.generation):
-                del self.plans[:i]
-                return
-
-    @property
-    def generation(self):
-        self._release()
-        value = atomic_load64_acquire(&self.w.generation)
-        return -1 if value == 0xFFFFFFFFFFFFFFFF else value
-
-    def stop(self, int drain_ms=0):
-        if drain_ms < 0:
-            raise ValueError("drain_ms is negative")
-        atomic_store64(&self.w.stop_deadline_ns, worker_clock(CLOCK_MONOTONIC) + <u64>drain_ms * 1000000)
-        self._wake()
-
-    def read(self):
-        return snapshot_u64(&self.w.counters.cpu_ns, WORKER_FIELD_COUNT)
-
-    def latency(self):
-        return snapshot_u64(self.w.counters.latency, LATENCY_BUCKETS), atomic_load64(&self.w.counters.latency_sum_ns)
-
-    def trace(self, callback):
-        self.callback = callback
-        atomic_exchange(&self.w.trace, NULL if callback is None else <void *>self)

@@ -3,7 +3,7 @@
 #ifndef BENCH_BARE_H
 #define BENCH_BARE_H
 
-#include "common.h"
+#include "tool.h"
 
 #include <netinet/udp.h>
 

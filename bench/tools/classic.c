@@ -4,7 +4,7 @@
  * UDP header crafted per copy, UDP checksum computed per copy over the whole payload (unless --no-checksum).
  * It is written to be fast within that shape: no logging, no rule look-up, no configuration. Send errors are counted, never retried.
  * Ends on SIGTERM and prints one JSON line. */
-#include "common.h"
+#include "tool.h"
 
 #define RECEIVERS_MAX 1024
 

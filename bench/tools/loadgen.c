@@ -5,7 +5,7 @@
  * exporter before the next one. Prints one JSON line. Called by bench/run and the system tests, inside their namespaces.
  * It never waits for an answer and never sends twice: a datagram the kernel refused is counted in "errors", its sequence is not
  * given to another one. */
-#include "common.h"
+#include "tool.h"
 #include "payload.h"
 
 #include <netinet/udp.h>

@@ -6,7 +6,7 @@
  * Datagrams the kernel dropped at our own sockets are reported apart as "sink_drops" (SO_MEMINFO): they are part of "lost" but they
  * are not the relay's fault. Datagrams not made by loadgen (replayed captures) count as "foreign" and go into an order-free digest.
  * Prints "ready" on stderr once bound. Ends --idle-ms after the last datagram, at --max-seconds, at --expect, or on SIGTERM. */
-#include "common.h"
+#include "tool.h"
 #include "payload.h"
 
 #include <math.h>

@@ -5,11 +5,11 @@ An engine's emit writes messages into the ring: it cannot fail, it accounts. tx_
 pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it returns how many messages
 the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
 
-Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most, then count that copy, and do not wait
-again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for good for this receiver,
-send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR queue): booked against
-the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next. No path drops the rest of
-a vector, no path exits.
+Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most (2 ms a flush in all), then count that copy,
+and do not wait again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for good
+for this receiver, send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR
+queue): booked against the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next.
+No path drops the rest of a vector, no path exits.
 """
 
 from libc.string cimport memcpy, memset
@@ -19,7 +19,7 @@ from counters cimport (
     REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
 )
 from uapi.net cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, CMSG_SPACE, EACCES, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, CMSG_SPACE, EACCES, EAGAIN, ECONNREFUSED, EDESTADDRREQ, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO,
     EMSGSIZE, ENETDOWN,
     ENETUNREACH, ENOBUFS, ENOMEM, EOPNOTSUPP, EPERM, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, MSG_DONTWAIT, MSG_ERRQUEUE,
     POLLOUT, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, cmsghdr, get_errno, iovec, mmsghdr, msghdr, nanosleep, poll, pollfd, recvmsg,
@@ -39,7 +39,9 @@ cdef enum:
     TX_HEADER = 96                 # header bytes reserved a message: virtio-net, link with VLAN, IPv6, UDP are 76
     TX_CONTROL = 96                # control bytes reserved a message: segment size first, then TOS, TTL
     TX_WAITS = 2                   # waits for a full queue before a copy is given up
-    TX_WAIT_MS = 1
+    TX_WAIT_MS = 1                 # for room in the socket's buffer
+    TX_NAP_US = 50                 # for room in the device's queue
+    TX_PATIENCE_US = 2000          # waits of one flush in all: a receiver that trickles must not set the pace of the others
     TX_CLEAN_FLUSHES = 64          # flushes without a full queue before waiting is tried again
     TX_REPEATS = 4                 # repeats of one copy after reports about earlier ones
     TX_REPORTS = 64                # reports read at one go
@@ -57,6 +59,7 @@ ctypedef struct tx_copy_t:         # what a message of the ring stands for
 ctypedef struct tx_ring_t:
     u32 n
     u64 stalls                     # waits for a full queue, for the worker's counters
+    u32 waited_us                  # of the flush under way, at most
     mmsghdr *messages
     u32 vectors_used               # by engines that lay out headers and payloads one after the other (packet)
     iovec *vectors                 # TX_VECTORS; raw: two a message, header and payload
@@ -125,8 +128,8 @@ cdef inline u32 tx_reason(int error) noexcept nogil:
     """Reason of a send call's own error."""
     if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
         return REASON_NO_BUFFER_SPACE
-    if error == ENETUNREACH or error == EHOSTUNREACH or error == ENETDOWN:
-        return REASON_NO_ROUTE
+    if error == ENETUNREACH or error == EHOSTUNREACH or error == ENETDOWN or error == EDESTADDRREQ:
+        return REASON_NO_ROUTE  # EDESTADDRREQ: there was no route when the socket was to be connected
     if error == EMSGSIZE:
         return REASON_MESSAGE_TOO_LONG
     if error == ECONNREFUSED:
@@ -216,8 +219,8 @@ cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept n
     return last + 1
 
 
-cdef inline void tx_wait(tx_t *tx, int error) noexcept nogil:
-    """Waits a little for room: in the socket's buffer (poll) or in the device's queue (no event tells, so a nap of 50 us)."""
+cdef inline u32 tx_wait(tx_t *tx, int error) noexcept nogil:
+    """Waits a little for room: in the socket's buffer (poll) or in the device's queue (no event tells: a nap). Returns the most it took."""
     cdef pollfd ready
     cdef timespec nap
     if error == EAGAIN:
@@ -225,10 +228,11 @@ cdef inline void tx_wait(tx_t *tx, int error) noexcept nogil:
         ready.events = POLLOUT
         ready.revents = 0
         poll(&ready, 1, TX_WAIT_MS)
-    else:
-        nap.tv_sec = 0
-        nap.tv_nsec = 50000
-        nanosleep(&nap, NULL)
+        return TX_WAIT_MS * 1000
+    nap.tv_sec = 0
+    nap.tv_nsec = TX_NAP_US * 1000
+    nanosleep(&nap, NULL)
+    return TX_NAP_US
 
 
 cdef inline bint tx_again(tx_t *tx, tx_ring_t *ring, int error, u32 tries) noexcept nogil:
@@ -236,11 +240,11 @@ cdef inline bint tx_again(tx_t *tx, tx_ring_t *ring, int error, u32 tries) noexc
     if error == EINTR:
         return tries < 16
     if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
-        if tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS:
+        if tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS or ring.waited_us >= TX_PATIENCE_US:
             tx.clean = 0
             return False
         ring.stalls += 1
-        tx_wait(tx, error)
+        ring.waited_us += tx_wait(tx, error)
         return True
     return tx.reports and tx_read_reports(tx) > 0 and tries <= TX_REPEATS
 
@@ -298,8 +302,9 @@ cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
     cdef timespec pause
     if tx.clean < TX_CLEAN_FLUSHES:
         tx.clean += 1
+    ring.waited_us = 0
     while i < ring.n:
-        want = 1 if tx.pause_us else ring.n - i
+        want = 1 + ring.copies[i].rest if tx.pause_us else ring.n - i
         got = tx.send(tx, &ring.messages[i], want)
         atomics_add(&tx.counters.calls, 1)
         if got > 0:
@@ -308,7 +313,7 @@ cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
             tries = 0
             if i < ring.n and tx.reports:
                 tx_read_reports(tx)
-            if tx.pause_us:
+            if tx.pause_us and ring.copies[i - 1].rest == 0:
                 pause.tv_sec = tx.pause_us // 1000000
                 pause.tv_nsec = <long>(tx.pause_us % 1000000) * 1000
                 nanosleep(&pause, NULL)

@@ -16,6 +16,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,6 +30,11 @@
 
 _Static_assert(sizeof(struct sockaddr_in) == 16, "ip(7)");
 _Static_assert(sizeof(struct sockaddr_in6) == 28, "ipv6(7)");
+_Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.block_status) == 8, "packet(7)");
+_Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.num_pkts) == 12, "packet(7)");
+_Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.offset_to_first_pkt) == 16, "packet(7)");
+_Static_assert(offsetof(struct tpacket3_hdr, tp_snaplen) == 12 && offsetof(struct tpacket3_hdr, tp_status) == 20, "packet(7)");
+_Static_assert(offsetof(struct tpacket3_hdr, tp_mac) == 24 && offsetof(struct tpacket3_hdr, tp_net) == 26, "packet(7)");
 _Static_assert(sizeof(struct sockaddr_ll) == 20, "packet(7)");
 _Static_assert(sizeof(struct iovec) == 2 * sizeof(void *), "readv(2)");
 _Static_assert(sizeof(struct sock_extended_err) == 16, "ip(7), IP_RECVERR");
@@ -43,6 +49,7 @@ static inline void smp_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v,
 static inline uint32_t smp_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void smp_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 static inline uint32_t smp_load32_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void smp_store32_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint32_t smp_fence_load32(const uint32_t *p)
 {
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);

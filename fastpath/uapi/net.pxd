@@ -87,9 +87,9 @@ cdef extern from "uapi/compat.h" nogil:
     int POLLOUT
     int CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID
     int EINTR, EAGAIN, ENOBUFS, ENOMEM, EMSGSIZE, EPERM, EACCES, ENETUNREACH, EHOSTUNREACH, ECONNREFUSED, ENETDOWN
-    int EINVAL, EIO, ENOTCONN, EHOSTDOWN, EPROTO, EOPNOTSUPP, EADDRNOTAVAIL
-    int SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SO_REUSEADDR, SO_SNDBUF, SO_SNDBUFFORCE, SO_RCVBUF
-    int SOL_UDP, UDP_SEGMENT, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT
+    int EINVAL, EIO, ENOTCONN, EDESTADDRREQ, EHOSTDOWN, EPROTO, EOPNOTSUPP, EADDRNOTAVAIL
+    int SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SO_REUSEADDR, SO_TIMESTAMPNS, SO_SNDBUF, SO_SNDBUFFORCE, SO_RCVBUF
+    int SOL_UDP, UDP_SEGMENT, UDP_GRO, PR_SET_TIMERSLACK, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT
     int SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
     void *MAP_FAILED
@@ -115,6 +115,7 @@ cdef extern from "uapi/compat.h" nogil:
     ssize_t write(int fd, const void *buf, size_t n)
     int close(int fd)
     int clock_gettime(int clock, timespec *ts)
+    int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
     int nanosleep(const timespec *req, timespec *rem)
     void *mmap(void *addr, size_t n, int prot, int flags, int fd, long offset)
     int munmap(void *addr, size_t n)

@@ -24,10 +24,13 @@ LATENCY_BOUNDS_NS: Final[tuple[int, ...]]
 ENGINE_UDP: Final[int]
 ENGINE_RAW: Final[int]
 ENGINE_TRANSPARENT: Final[int]
+ENGINE_PACKET: Final[int]
 GAVE_UP_SEGMENT: Final[int]
 """Bit of Tx.gave_up: segmented sends."""
 GAVE_UP_TRANSPARENT: Final[int]
 """Bit of Tx.gave_up: sending by the exporters' own sockets."""
+GAVE_UP_PACKET: Final[int]
+"""Bit of Tx.gave_up: sending by the worker's packet socket."""
 BATCH_MAX: Final[int]
 
 @final
@@ -66,9 +69,10 @@ class Tx:
     engine: ENGINE_UDP: `fd` is a non-blocking UDP socket connected to the receiver, IP_RECVERR on, ttl/tos set by the
     caller with socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-blocking
     raw socket (IPPROTO_RAW), header crafted here; `mtu` of the path in bytes. ENGINE_TRANSPARENT: as ENGINE_RAW (same
-    `fd`, no fixed source); runs of an exporter leave by a socket bound to its address where it has earned one. source:
-    fixed (address, port) written by ENGINE_RAW; None = the exporter's. fallback: the Tx that takes exporters of the
-    other address family (unspoofed). fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
+    `fd`, no fixed source); runs of an exporter leave by a socket bound to its address where it has earned one.
+    ENGINE_PACKET: the same by the worker's packet socket and link(). source: fixed (address, port) written by
+    ENGINE_RAW; None = the exporter's. fallback: the Tx that takes exporters of the other address family (unspoofed).
+    fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
         cls,
@@ -93,6 +97,10 @@ class Tx:
     @property
     def gave_up(self) -> int:
         """GAVE_UP bits: what the kernel refused this receiver, for good."""
+
+    def link(self, interface: int = 0, header: bytes = b"", mtu: int = 0) -> None:
+        """ENGINE_PACKET: the next hop: interface index, link header (14 bytes, 18 with VLAN tag) and MTU; no arguments:
+        unknown, copies leave by the raw socket. May be called while the worker runs, by one thread."""
 
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
@@ -125,10 +133,17 @@ class Worker:
 
     batch: datagrams a receive call, 1..BATCH_MAX. max_datagram: bytes kept of a datagram, 1..65535; longer ones are
     counted and dropped. sessions: capacity of the exporter cache (rounded up to a power of two). send_buffer: bytes, of
-    each exporter's own socket (ENGINE_TRANSPARENT). Raises MemoryError, OSError (epoll, eventfd)."""
+    each exporter's own socket (ENGINE_TRANSPARENT). packet_fd: the AF_PACKET socket of ENGINE_PACKET, owned by the
+    caller. Raises ValueError, MemoryError, OSError (epoll, eventfd)."""
 
     def __new__(
-        cls, *, batch: int = 256, max_datagram: int = 65535, sessions: int = 131072, send_buffer: int = 4194304
+        cls,
+        *,
+        batch: int = 512,
+        max_datagram: int = 65535,
+        sessions: int = 131072,
+        send_buffer: int = 4194304,
+        packet_fd: int = -1,
     ) -> Worker: ...
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

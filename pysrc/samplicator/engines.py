@@ -17,7 +17,7 @@ from typing import Final
 
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import Plan, RxCounters, RxSocket, Tx, TxCounters
-from samplicator.planner import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
+from samplicator.plan import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
 from samplicator.readings import ListenerReading, ReceiverReading
 
 DEFAULT_MTU: Final = 1500

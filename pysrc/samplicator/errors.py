@@ -1,7 +1,8 @@
 """The operator's errors.
 
-Purpose: one exception that carries every problem found in a configuration, so that all are shown at once. Called by everything that
-reads, checks or resolves what the operator wrote. Never raised by the datapath: what the kernel refuses is counted there, not raised.
+Purpose: one exception that carries every problem found in a configuration, so that all are shown at once. Called by
+everything that reads, checks or resolves what the operator wrote. Never raised by the datapath: what the kernel refuses
+is counted there, not raised.
 """
 
 from __future__ import annotations

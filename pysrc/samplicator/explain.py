@@ -19,13 +19,16 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One rule. number: from 1, as rules are written. where: file:line, "" when unknown. why: one sentence."""
+    """One rule. number: from 1, as rules are written. where: file:line, "" when unknown. why: one sentence. reached:
+    False when an earlier rule with stop ended the walk.
+    """
 
     number: int
     text: str
     where: str
     matches: bool
     why: str
+    reached: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +59,21 @@ class Explanation:
 
 def parse_exporter(text: str) -> tuple[Address, int | None]:
     """ADDR, ADDR:PORT, v6 or [v6]:PORT. IPv4-mapped is IPv4. Raises ValueError with what is wrong."""
-    host, port = text, ""
+    host, colon, port = text, "", ""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
-        if rest and not rest.startswith(":"):
+        colon, port = rest[:1], rest[1:]
+        if colon not in ("", ":"):
             raise ValueError(f"{text!r}: want [ADDR]:PORT")
-        port = rest[1:]
     elif text.count(":") == 1:
-        host, _, port = text.partition(":")
+        host, colon, port = text.partition(":")
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         raise ValueError(f"{text!r}: want an address, as 192.0.2.1, 192.0.2.1:5000 or [2001:db8::1]:5000") from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    if port and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+    if colon and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"{text!r}: port {port!r} is not in 1..65535")
     return address, int(port) if port else None
 
@@ -108,7 +111,7 @@ def _explain_socket(
     for number, rule in enumerate(spec.rules, 1):
         where = places[number - 1] if number <= len(places) else ""
         if stopped:
-            verdicts.append(Verdict(number, rule.text, where, False, f"not looked at: rule {stopped} has stop"))
+            verdicts.append(Verdict(number, rule.text, where, False, f"rule {stopped} matches and has stop", False))
             continue
         matches, why = _match(spec, rule, socket.listener, exporter)
         verdicts.append(Verdict(number, rule.text, where, matches, why))
@@ -153,11 +156,13 @@ def _match(spec: PlanSpec, rule: RuleSpec, listener: int, exporter: Address) -> 
 
 def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None) -> Copy:
     port: int | str = exporter_port if exporter_port is not None else "PORT"
+    engine, engine_why = receiver.engine, receiver.engine_why
     if receiver.spoof and receiver.family == exporter.version:
         source, why = endpoint_text(str(exporter), port), "the exporter's own, spoofed"
     elif receiver.spoof:
         source = "this host's address"
         why = f"not spoofed: an IPv{exporter.version} source cannot stand in an IPv{receiver.family} header"
+        engine, engine_why = "udp", "copies that cannot be spoofed leave through a UDP socket"
     elif receiver.source is not None:
         address, own_port = receiver.source
         source = endpoint_text(address_text(address), own_port or "a port the kernel picks")
@@ -174,7 +179,7 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None) 
     to = endpoint_text(address_text(receiver.address), receiver.port)
     if receiver.host not in (address_text(receiver.address), ""):
         to += f" ({receiver.host})"
-    return Copy(receiver.name, to, source, why, receiver.engine, receiver.engine_why, tuple(details))
+    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details))
 
 
 def lines(explanations: Sequence[Explanation], exporter: Address, exporter_port: int | None, to_port: int) -> list[str]:
@@ -190,7 +195,8 @@ def lines(explanations: Sequence[Explanation], exporter: Address, exporter_port:
         if not item.rules:
             text.append("  there are no rules")
         for rule in item.rules:
-            text.append(f"  rule {rule.number} {'matches' if rule.matches else 'does not match'}: {rule.text}")
+            verdict = "matches" if rule.matches else "does not match" if rule.reached else "is not looked at"
+            text.append(f"  rule {rule.number} {verdict}: {rule.text}")
             text.append(f"      {rule.why}{f' [{rule.where}]' if rule.where else ''}")
         if not item.copies:
             reason = "denied by a rule with stop" if item.denied else "no rule matches"

@@ -172,6 +172,7 @@ class Service:
         self._running = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._degraded: list[str] = []
+        self._served: list[str] = []
         self.state = ServiceState(
             supervisor=self._supervisor,
             reloader=self._reloader,
@@ -283,6 +284,7 @@ class Service:
                     raise
                 self._degraded.append(f"service.{key}: {error.strerror or error}; set service.{key} or switch it off")
             else:
+                self._served.append(f"http://{wanted}" if key == "http" else wanted)
                 self._control = wanted if key == "control" else self._control
         return opened
 
@@ -293,7 +295,7 @@ class Service:
         for warning in spec.warnings:
             log.warning("%s", warning)
         self.state.startup = startup.paragraph(
-            __version__, spec, self._supervisor.readings(), self._supervisor.grants(), self._degraded
+            __version__, spec, self._supervisor.readings(), self._supervisor.grants(), self._degraded, self._served
         )
         log.info("%s", self.state.startup)
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.planner import Capabilities, ReceiverSpec, SocketSpec
+from samplicator.plan import Capabilities, ReceiverSpec, SocketSpec
 
 SO_NO_CHECK: Final = 11
 SO_SNDBUFFORCE: Final = 32

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from samplicator.config.address import endpoint_text, size_text
-from samplicator.planner import PlanSpec
+from samplicator.plan import PlanSpec
 from samplicator.readings import Readings
 
 SHOWN = 12
@@ -17,13 +17,19 @@ SHOWN = 12
 
 
 def paragraph(
-    version: str, spec: PlanSpec, readings: Readings, grants: Mapping[str, tuple[int, int]], degraded: Sequence[str]
+    version: str,
+    spec: PlanSpec,
+    readings: Readings,
+    grants: Mapping[str, tuple[int, int]],
+    degraded: Sequence[str],
+    served: Sequence[str] = (),
 ) -> str:
-    """The whole paragraph, one fact a line."""
+    """The whole paragraph, one fact a line. served: where the HTTP interface is, in words."""
     lines = [f"samplicator {version}: generation {readings.generation}"]
     lines += _listeners(spec, grants)
     lines.append(", ".join(_worker(worker.index, worker.cpu) for worker in readings.workers))
     lines += _receivers(readings)
+    lines += [f"metrics, status: {', '.join(served)}"] if served else []
     lines += [f"degraded: {why}" for why in [*short_buffers(grants), *degraded]]
     return "\n".join(lines)
 

@@ -24,8 +24,8 @@ def receiver(port: int, address: str = "127.0.0.1", **kwargs: object) -> Receive
     packed = socket.inet_pton(socket.AF_INET6 if family == 6 else socket.AF_INET, address)
     values: dict[str, object] = {
         "name": "r", "address": packed, "port": port, "family": family, "scope_id": 0, "host": address,
-        "engine": "udp", "engine_why": "", "spoof": False, "source": None, "checksum": True, "freq": 1, "ttl": 64, "tos": -1,
-        "pause_us": 0,
+        "engine": "udp", "engine_why": "", "spoof": False, "source": None, "checksum": True, "freq": 1, "ttl": 64,
+        "tos": -1, "pause_us": 0,
     }  # fmt: skip
     return ReceiverSpec(**{**values, **kwargs})  # type: ignore[arg-type]
 

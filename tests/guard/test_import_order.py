@@ -20,6 +20,7 @@ PACKAGE = ROOT / "pysrc" / "samplicator"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors", "catalogue"}),
     frozenset({"config"}),
+    frozenset({"plan"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
     frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),
     frozenset({"engines"}),
@@ -141,7 +142,7 @@ FASTPATH_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"uapi"}),
     frozenset({"atomics"}),
     frozenset({"counters", "wire", "batch", "plan"}),
-    frozenset({"match", "sample", "flow"}),
+    frozenset({"match", "sample", "flow", "run"}),
     frozenset({"session"}),
     frozenset({"rx", "tx"}),
     frozenset({"worker", "_fastpath"}),
@@ -152,9 +153,9 @@ FASTPATH = {
     if p.suffix in (".pxd", ".pyx") and p.is_relative_to("fastpath")
 }
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport|cimport\s+([\w.]+))", re.MULTILINE)
-PURE = {"wire.pxd", "match.pxd", "sample.pxd", "flow.pxd", "session.pxd", "batch.pxd", "plan.pxd"}
+PURE = {"wire.pxd", "match.pxd", "sample.pxd", "flow.pxd", "session.pxd", "run.pxd", "batch.pxd", "plan.pxd"}
 # What a file that does no I/O takes from the kernel's declarations: integer types and byte order.
-PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|htobe\d+|be\d+toh)$")
+PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|iovec|htobe\d+|be\d+toh)$")
 
 
 def fastpath_layer(name: str) -> int | None:

@@ -9,6 +9,7 @@ import argparse
 import re
 import subprocess
 import tomllib
+from typing import Literal, get_args, get_origin
 
 import pytest
 from guard_tree import ROOT
@@ -81,6 +82,17 @@ def test_defaults_and_reload_classes_are_true(table: str) -> None:
             assert tomllib.loads("value = " + value.replace(r"\(dq", '"'))["value"] == info.get_default(), field
         restart = info.json_schema_extra == {"reload": "restart"}
         assert ("Changed only by a restart." in text) == restart, field
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_choice_is_described(table: str) -> None:
+    described = items(TOML_5[table])
+    for field, info in TABLES[table].model_fields.items():
+        if get_origin(info.annotation) is not Literal:
+            continue
+        value, text = described[info.alias or field]
+        for choice in get_args(info.annotation):
+            assert re.search(rf"^\.Li .*\b{choice}\b", text, re.MULTILINE) or choice in value, (field, choice)
 
 
 # ---- samplicator(8)

@@ -16,7 +16,7 @@ laws. Used by tests/system only. Must never touch the host's own network.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import hashlib
 import http.client
 import ipaddress
 import json
@@ -28,74 +28,17 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from namespace import Namespace, run
 from process import Process, bench_tool, command, tool, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from witness import Seen, Tap, Tshark
 
-T = TypeVar("T")
-CLONE_NEWNET = 0x40000000
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
 SO_RCVBUFFORCE = 33
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def run(*argv: str, stdin: str | None = None) -> str:
-    """Runs a command to its end; a failure shows what it said."""
-    done = subprocess.run([tool(argv[0]), *argv[1:]], input=stdin, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr or done.stdout}\n{stdin or ''}"
-    return done.stdout
-
-
-class Namespace:
-    """One network namespace, and the door into it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def ip(self, *words: str) -> str:
-        return run("ip", "-n", self.name, *words)
-
-    def run(self, *argv: str) -> str:
-        return run("ip", "netns", "exec", self.name, *argv)
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Calls `function` in a short-lived thread that has entered the namespace (setns acts on one thread)."""
-        result: list[T] = []
-        failure: list[BaseException] = []
-
-        def inside() -> None:
-            try:
-                with open(f"/run/netns/{self.name}") as door:
-                    if _libc.setns(door.fileno(), CLONE_NEWNET) != 0:
-                        raise OSError(ctypes.get_errno(), f"setns {self.name}")
-                result.append(function())
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
-        return result[0]
-
-    def socket(self, family: int, kind: int = socket.SOCK_DGRAM, protocol: int = 0) -> socket.socket:
-        """A socket of this namespace, usable from any thread."""
-        return self.call(lambda: socket.socket(family, kind, protocol))
-
-    def sysctl(self, **values: object) -> None:
-        """Writes net.* settings: dots of the name are written as double underscores."""
-
-        def write() -> None:
-            for name, value in values.items():
-                Path("/proc/sys/net", *name.split("__")).write_text(str(value))
-
-        self.call(write)
 
 
 class Metrics:
@@ -215,16 +158,33 @@ class Relay(Process):
         metrics = self.metrics()
         return metrics.value("config_reloads_total"), metrics.value("config_reload_failures_total")
 
-    def hangup(self, text: str | None = None, timeout: float = 10.0) -> bool:
-        """Writes `text`, sends SIGHUP and waits until it has been dealt with; True when the new configuration was
-        taken.
+    def hangup(self, text: str | None = None, *, broken: bool = False, timeout: float = 15.0) -> Metrics:
+        """Puts `text` in the configuration's place, sends SIGHUP and waits until that is done with: until the daemon
+        says that it runs this very text or, with `broken`, that a reload has failed. (The file watch may be the quicker
+        of the two: what counts is the outcome.)
         """
-        before, failed = self.reloads()
+        before = self.metrics()
         if text is not None:
-            self.config_path.write_text(text)
+            self.write(text)
+        wanted = None if text is None else int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+        succeeded, failures = "config_last_reload_success_timestamp_seconds", "config_reload_failures_total"
         self.send_signal(signal.SIGHUP)
-        wait_for(lambda: self.reloads()[0] > before, "the reload to be counted", timeout)
-        return self.reloads()[1] == failed
+
+        def ended() -> Metrics | None:
+            assert self.alive, f"{self.label} ended with {self.popen.returncode}:\n{self.tail()}"
+            now = self.metrics()
+            good = now.value("config_last_reload_successful") == 1
+            if broken:
+                return now if not good and now.value(failures) > before.value(failures) else None
+            newer = now.select(succeeded) != before.select(succeeded)
+            same = wanted is None or now.value("config_hash") == wanted
+            return now if good and newer and same else None
+
+        try:
+            wait_for(ended, "the reload to end", timeout)
+            return self.metrics()  # one scrape is not one moment: take one that began after the outcome was seen
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.tail()}") from None
 
     def at_rest(self, timeout: float = 15.0) -> Metrics:
         """A scrape between which and the one before nothing moved: the moment at which the laws must hold exactly."""
@@ -346,6 +306,7 @@ link set {device} txqueuelen 10000 up
         return tap
 
     def tshark(self, link: int) -> Tshark:
+        """tshark at the far end of `link`; .on() waits until it captures (several start at once)."""
         process = self.start(Tshark.argv("e0"), self.collectors[link - 1], f"tshark{link}")
         sender = self.relay.socket(socket.AF_INET)
         self.closers.append(sender.close)

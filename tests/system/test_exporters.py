@@ -117,7 +117,7 @@ to = ["everything"]
     forged = 0
     for to, base, seed in ((to4, "198.18.66.0", 1), (to6, "2001:db8:8000::", 2), (to4, "198.18.66.0", 3)):
         wave = lab.load("--to", to, "--source-base", base, "--exporters", FORGED, "--source-port", 6000 + seed,
-                        "--count", FORGED, "--rate", 12_500, "--size", 40, label=f"loadgen-forged{seed}")  # fmt: skip
+                        "--count", FORGED, "--rate", 20_000, "--size", 40, label=f"loadgen-forged{seed}")  # fmt: skip
         forged += wave.result(60)["sent"]
         memory.append(relay.rss())
     steady.send_signal(2)

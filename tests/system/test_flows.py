@@ -116,7 +116,9 @@ class Collectors:
 
     def end(self) -> None:
         for process in self.started:
-            process.end(signal.SIGTERM if "nfcapd" in process.label else signal.SIGINT, 20)
+            process.send_signal(signal.SIGTERM if "nfcapd" in process.label else signal.SIGINT)
+        for process in self.started:
+            assert process.wait(20) in process.expected, process.tail()
 
     def nfdump(self, port: int) -> list[tuple[str, ...]]:
         """Records of one nfcapd, sorted; without the time of reception, which is not a part of the flow."""
@@ -156,6 +158,8 @@ def test_collectors_decode_the_same_behind_the_relay(
     collectors = Collectors(lab)
     arrivals = lab.tap(0, lambda seen: seen.port == 2055)
     sharks = [lab.tshark(1), lab.tshark(2)]
+    for shark in sharks:
+        shark.on()
     relay = lab.samplicate(
         "-S", *options, "-p", "2055",
         f"{lab.peer4(1)}/{RELAYED}/1,{ttl}", f"{lab.peer4(2)}/{RELAYED_ACCT}/1,{ttl}",
@@ -202,6 +206,8 @@ def test_harness_with_the_classic_relay(lab: Lab, capture: Path) -> None:
     collectors = Collectors(lab)
     arrivals = lab.tap(0, lambda seen: seen.port == 2055)
     sharks = [lab.tshark(1), lab.tshark(2)]
+    for shark in sharks:
+        shark.on()
     words = ["--spoof", "--listen", "0.0.0.0:2055", "--to", f"{lab.peer4(1)}:{RELAYED}"]
     words += ["--to", f"{lab.peer4(2)}:{RELAYED_ACCT}"]
     relay = lab.start([bench_tool("classic"), *words], lab.relay, "classic")

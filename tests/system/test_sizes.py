@@ -41,7 +41,7 @@ def test_every_size_arrives_as_it_was_sent(make_lab, six: bool, mtu: int) -> Non
     text, sources = configuration(lab, six)
     relay = lab.samplicator(text)
     tap = lab.tap(1, lambda seen: seen.port in sources)
-    shark = lab.tshark(1)
+    shark = lab.tshark(1).on()
     for port in sources:
         lab.collector_socket(1, port, six=six)
     exporter = "2001:db8:8000::99" if six else "198.18.64.99"

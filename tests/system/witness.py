@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from process import Process, tool, wait_for
 
 if TYPE_CHECKING:
-    from lab import Namespace
+    from namespace import Namespace
 
 SOL_PACKET, PACKET_IGNORE_OUTGOING, SO_RCVBUFFORCE, ETH_P_ALL = 263, 23, 33, 3
 
@@ -212,7 +212,11 @@ class Tshark:
     def __init__(self, process: Process, mark: Callable[[bytes], None]) -> None:
         self.process = process
         self.mark = mark
-        wait_for(lambda: process.alive and self._marked(b"start"), "tshark to capture", 30, 0.1)
+
+    def on(self) -> Tshark:
+        """Waits until it captures."""
+        wait_for(lambda: self.process.alive and self._marked(b"start"), "tshark to capture", 30, 0.05)
+        return self
 
     @staticmethod
     def argv(device: str) -> list[str]:
@@ -232,7 +236,7 @@ class Tshark:
 
     def rows(self) -> list[dict[str, str]]:
         """One row a datagram, in order of arrival, markers left out. Checksum status: 1 good, 0 bad, 3 not present."""
-        wait_for(lambda: self._marked(b"end of the run"), "tshark to see the end marker", 30, 0.1)
+        wait_for(lambda: self._marked(b"end of the run"), "tshark to see the end marker", 30, 0.05)
         rows = []
         for line in self.process.stdout().splitlines():
             row = dict(zip(self.FIELDS, line.split("\t"), strict=False))

@@ -210,7 +210,8 @@ def verdict(sent: int, receivers: Sequence[Receiver], metrics: Mapping[str, floa
         return int(metrics.get(f"samplicator_{name}{{{labels}}}", -1))
 
     def total(name: str, labels: str) -> int:
-        return int(sum(v for k, v in metrics.items() if k.startswith(f"samplicator_{name}{{{labels},")))
+        # labels are rendered in alphabetical order: reason before receiver
+        return int(sum(v for k, v in metrics.items() if k.startswith(f"samplicator_{name}{{") and labels in k))
 
     got = value("receive_datagrams_total", 'listener="demo"')
     dropped = value("receive_kernel_drops_total", 'listener="demo"')

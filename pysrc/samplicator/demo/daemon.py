@@ -33,6 +33,8 @@ def free_port(kind: socket.SocketKind, preferred: int = 0) -> int:
     """A port of 127.0.0.1 that is free now."""
     for port in (preferred, 0):
         with socket.socket(socket.AF_INET, kind) as probe:
+            if kind == socket.SOCK_STREAM:  # connections of a run before are no reason to take another port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
@@ -109,7 +111,7 @@ class Daemon:
             text = self.get("/metrics")
         except OSError:
             return {}
-        return {name: float(value) for name, value in re.findall(r"^(samplicator_[^#\n]*?) (\S+)$", text, re.MULTILINE)}
+        return series(text)
 
     def log(self) -> str:
         """The end of what it wrote."""
@@ -133,3 +135,8 @@ class Daemon:
 
 def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def series(text: str) -> dict[str, float]:
+    """Our series in Prometheus text, by name and labels as they stand there."""
+    return {name: float(value) for name, value in re.findall(r"^(samplicator_.*) (\S+)$", text, re.MULTILINE)}

@@ -38,7 +38,13 @@ def udp_payloads(pcap: bytes) -> Iterator[bytes]:
         kept, length = struct.unpack_from(f"{order}II", pcap, at + 8)
         frame = pcap[at + 16 : at + 16 + kept]
         at += 16 + kept
-        if kept != length or len(frame) < 42 or frame[12:14] != b"\x08\x00" or frame[23] != socket.IPPROTO_UDP:
+        if (
+            kept != length
+            or len(frame) != kept
+            or kept < 42
+            or frame[12:14] != b"\x08\x00"
+            or frame[23] != socket.IPPROTO_UDP
+        ):
             raise ValueError("a frame is cut short, or no IPv4 with UDP")
         udp = 14 + (frame[14] & 15) * 4
         yield frame[udp + 8 : udp + struct.unpack_from(">H", frame, udp + 4)[0]]

@@ -1,8 +1,8 @@
 /* What the four benchmark tools share: addresses as text, the clock, socket buffers, fatal errors.
  * Included by loadgen.c, sink.c, classic.c and bare.c only; the product never uses it.
  * Everything here may exit the process: these are test tools, their caller wants a clear death. */
-#ifndef BENCH_COMMON_H
-#define BENCH_COMMON_H
+#ifndef BENCH_TOOL_H
+#define BENCH_TOOL_H
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

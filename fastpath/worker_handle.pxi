@@ -1,0 +1,157 @@
+# The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
+
+
+@cython.final
+cdef class Worker:
+    cdef worker_t *w
+    cdef list plans                    # published ones, oldest first; those before the running one are released
+    cdef object callback
+    cdef bint running
+    cdef void *arena
+
+    def __cinit__(self, *, long long batch=512, long long max_datagram=65535, long long sessions=131072, int send_buffer=4194304,
+                  int packet_fd=-1, u32 max_delay_us=0):
+        if not 1 <= batch <= BATCH_LIMIT:
+            raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
+        if not 1 <= max_datagram <= 65535:
+            raise ValueError(f"max_datagram {max_datagram} is not 1..65535")
+        if not 1 <= sessions <= 1 << 24:
+            raise ValueError(f"sessions {sessions} is not 1..16777216")
+        if send_buffer < 1:
+            raise ValueError(f"send_buffer {send_buffer} is not positive")
+        if max_delay_us > 100000:
+            raise ValueError(f"max_delay_us {max_delay_us} is not 0..100000")
+        self.plans = []
+        self.w = <worker_t *>plan_arena(&self.arena, 1, sizeof(worker_t))
+        self.w.epoll = self.w.wake = -1
+        self.w.max_delay_ns = <u64>max_delay_us * 1000
+        self.w.generation = <u64>-1
+        self.w.counters = <worker_counters_t *>plan_arena(&self.arena, 1, sizeof(worker_counters_t))
+        self.w.batch = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
+        self._make_arena(<u32>batch, <u32>max_datagram)
+        self._make_ring()
+        self.w.runs_grouped = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_plain = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_own = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
+        self.w.ports.send_buffer = send_buffer
+        self.w.ports.way.send = tx_send_kernel
+        self.w.packet.send = tx_send_kernel
+        self.w.packet.fd = packet_fd
+        self.w.sessions.set_mask = plan_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS) - 1
+        self.w.sessions.entries = <session_t *>plan_arena(&self.arena, (<size_t>self.w.sessions.set_mask + 1) * SESSION_WAYS, sizeof(session_t))
+        session_void(&self.w.sessions)
+        self._make_epoll()
+
+    cdef _make_arena(self, u32 capacity, u32 max_datagram):
+        cdef rx_arena_t *a = &self.w.arena
+        cdef u32 i
+        cdef msghdr *message
+        a.capacity = capacity
+        a.max_datagram = max_datagram
+        a.stride = RX_SLOT + 64
+        a.mapped_bytes = a.stride * capacity
+        a.bytes = <u8 *>mmap(NULL, a.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if <void *>a.bytes == MAP_FAILED:
+            a.bytes = NULL
+            raise MemoryError(f"{a.mapped_bytes} bytes for the receive arena")
+        a.messages = <mmsghdr *>plan_arena(&self.arena, capacity, sizeof(mmsghdr))
+        a.vectors = <iovec *>plan_arena(&self.arena, capacity, sizeof(iovec))
+        a.names = <sockaddr_in6 *>plan_arena(&self.arena, capacity, sizeof(sockaddr_in6))
+        a.control = <u8 *>plan_arena(&self.arena, capacity, RX_CONTROL)
+        for i in range(capacity):
+            a.vectors[i].iov_base = a.bytes + i * a.stride
+            a.vectors[i].iov_len = RX_SLOT
+            message = &a.messages[i].msg_hdr
+            message.msg_name = &a.names[i]
+            message.msg_iov = &a.vectors[i]
+            message.msg_iovlen = 1
+            message.msg_control = a.control + <size_t>i * RX_CONTROL
+        rx_prepare(a, capacity)
+
+    cdef _make_ring(self):
+        cdef tx_ring_t *ring = &self.w.ring
+        ring.messages = <mmsghdr *>plan_arena(&self.arena, TX_RING, sizeof(mmsghdr))
+        ring.vectors = <iovec *>plan_arena(&self.arena, TX_VECTORS, sizeof(iovec))
+        ring.headers = <u8 *>plan_arena(&self.arena, TX_RING, TX_HEADER)
+        ring.control = <u8 *>plan_arena(&self.arena, TX_RING, TX_CONTROL)
+        ring.copies = <tx_copy_t *>plan_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
+
+    cdef _make_epoll(self):
+        cdef epoll_event event
+        self.w.epoll = epoll_create1(EPOLL_CLOEXEC)
+        self.w.wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        event.events = EPOLLIN
+        event.data.ptr = NULL
+        if self.w.epoll < 0 or self.w.wake < 0 or epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, self.w.wake, &event) < 0:
+            raise OSError(get_errno(), "epoll and eventfd of a worker")
+
+    def __dealloc__(self):
+        if self.w == NULL:
+            return
+        if self.w.epoll >= 0:
+            close(self.w.epoll)
+        if self.w.wake >= 0:
+            close(self.w.wake)
+        ports_close(&self.w.ports)
+        if self.w.arena.bytes != NULL:
+            munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
+        plan_free(self.arena)
+
+    def run(self):
+        if self.running:
+            raise RuntimeError("the worker runs already")
+        self.running = True
+        prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)           # naps of microseconds, not of 50 us more (prctl(2))
+        try:
+            with nogil:
+                worker_loop(self.w)
+        finally:
+            self.running = False
+
+    def publish(self, Plan plan not None):
+        if plan.worker is not None and plan.worker is not self:
+            raise ValueError("a plan belongs to one worker: its scratch space is not shared")
+        for way in range(plan.work.routing.way_count):
+            if plan.work.ways[way].fd < 0:
+                raise ValueError("a dry plan (a Tx without a descriptor) cannot be published")
+        plan.worker = self
+        self._release()
+        self.plans.append(plan)
+        atomic_exchange(&self.w.next, &plan.work)
+        self._wake()
+
+    cdef _wake(self):
+        cdef u64 one = 1
+        write(self.w.wake, &one, sizeof(one))
+
+    cdef _release(self):
+        """Lets go of the plans published before the one that runs."""
+        cdef Plan plan
+        cdef size_t i
+        for i, plan in enumerate(self.plans):
+            if plan.work.routing.generation == atomic_load64_acquire(&self.w.generation):
+                del self.plans[:i]
+                return
+
+    @property
+    def generation(self):
+        self._release()
+        value = atomic_load64_acquire(&self.w.generation)
+        return -1 if value == 0xFFFFFFFFFFFFFFFF else value
+
+    def stop(self, int drain_ms=0):
+        if drain_ms < 0:
+            raise ValueError("drain_ms is negative")
+        atomic_store64(&self.w.stop_deadline_ns, worker_clock(CLOCK_MONOTONIC) + <u64>drain_ms * 1000000)
+        self._wake()
+
+    def read(self):
+        return snapshot_u64(&self.w.counters.cpu_ns, WORKER_FIELD_COUNT)
+
+    def latency(self):
+        return snapshot_u64(self.w.counters.latency, LATENCY_BUCKETS), atomic_load64(&self.w.counters.latency_sum_ns)
+
+    def trace(self, callback):
+        self.callback = callback
+        atomic_exchange(&self.w.trace, NULL if callback is None else <void *>self)

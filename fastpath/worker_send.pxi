@@ -1,0 +1,68 @@
+# From selections to copies handed over: which way each receiver's copies leave, one emit and one flush each. Runs of the whole batch are
+# cut once and shared. Called by worker.pxi once per batch. Cannot fail: engines account.
+
+
+cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selection, u32 n, bint grouped) noexcept nogil:
+    """The runs of a selection; those of the whole batch are made once and shared by all receivers that take it."""
+    cdef runs_t *runs = w.runs_grouped if grouped else w.runs_plain
+    cdef bint *known = &w.grouped_known if grouped else &w.plain_known
+    if n != w.batch.n or tx.ttl == 0:
+        runs = w.runs_own
+        run_make(runs, w.batch, selection, n, grouped, tx.ttl == 0)
+    elif not known[0]:
+        run_make(runs, w.batch, selection, n, grouped, False)
+        known[0] = True
+    return runs
+
+
+cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
+    """A receiver's selection by its own socket: one emit, one flush."""
+    if tx.engine == TX_ENGINE_UDP:
+        tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection, n, False), &w.ring)
+    else:
+        tx_raw_emit(tx, w.batch, selection, n, &w.ring)
+    tx_flush(tx, &w.ring)
+
+
+cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept nogil:
+    """What a shared socket did not take leaves by each receiver's own."""
+    cdef u32 a, way, left
+    for a in range(n):
+        way = ways[a]
+        left = w.work.left[way]
+        if left:
+            w.work.left[way] = 0
+            worker_send_one(w, w.work.ways[way], &w.work.leftovers[<size_t>way * BATCH_LIMIT], left)
+
+
+cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
+    """One emit and one flush for each active way; ways that share the exporters' sockets or the packet socket together."""
+    cdef work_t *work = w.work
+    cdef u32 a, way, n
+    cdef u32 shared = 0
+    cdef u32 framed = 0
+    cdef tx_t *tx
+    cdef runs_t *runs
+    w.plain_known = w.grouped_known = False
+    for a in range(active):
+        way = work.active[a]
+        n = work.selected[way]
+        tx = work.ways[way]
+        atomics_add(&tx.counters.offered, n)
+        if tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us:
+            worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
+        elif tx.engine == TX_ENGINE_TRANSPARENT:
+            work.shared[shared] = way
+            shared += 1
+        else:
+            work.framed[framed] = way
+            framed += 1
+    if shared or framed:
+        way = work.shared[0] if shared else work.framed[0]
+        runs = worker_runs(w, work.ways[way], &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True)
+    if shared:
+        transparent_send(work, &w.ports, w.batch, runs, w.sessions.now, shared, &w.ring)
+        worker_send_left(w, work.shared, shared)
+    if framed:
+        packet_send(work, &w.packet, w.batch, runs, work.framed, framed, &w.ring)
+        worker_send_left(w, work.framed, framed)

@@ -1,0 +1,40 @@
+# What a worker owns: its state, and how it reads a clock.
+
+cdef enum:
+    WORKER_EVENTS = 64
+    WORKER_ROUNDS = 8                  # batches of one socket in a row before the others get their turn
+    WORKER_IDLE_MS = 1000              # heartbeat when nothing comes
+    WORKER_CPU_CLOCK_NS = 10000000     # how often the thread's CPU clock is read
+    WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
+    WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
+
+ctypedef struct worker_t:
+    int epoll
+    int wake
+    work_t *work                       # running plan
+    void *next                         # published, not yet adopted
+    u64 generation                     # of `work`; read by other threads
+    u64 stop_deadline_ns               # CLOCK_MONOTONIC; 0 = run on
+    u64 cpu_read_ns
+    u64 max_delay_ns                   # wait for more datagrams before a receive, 0 = none
+    u64 woken_ns                       # CLOCK_MONOTONIC of the last receive
+    void *trace                        # borrowed reference to the Worker when tracing, NULL = off
+    worker_counters_t *counters
+    rx_arena_t arena
+    batch_t *batch
+    tx_ring_t ring
+    session_cache_t sessions
+    ports_t ports
+    tx_t packet                        # the packet socket; only `send` and `fd` mean anything
+    runs_t *runs_grouped               # of the whole batch, by exporter session
+    runs_t *runs_plain                 # of the whole batch as one group
+    runs_t *runs_own                   # of one receiver's own selection
+    bint grouped_known
+    bint plain_known
+    epoll_event events[WORKER_EVENTS]
+
+
+cdef inline u64 worker_clock(int clock) noexcept nogil:
+    cdef timespec now
+    clock_gettime(clock, &now)
+    return <u64>now.tv_sec * 1000000000 + <u64>now.tv_nsec

@@ -1,0 +1,234 @@
+"""Build: everything that the next plan needs and that does not run yet, opened; or nothing.
+
+Purpose: the half of a change that can fail. Invariants: what runs is only looked at; whatever open() has made, undo()
+unmakes; a receiver or listener whose spec is the same is taken over with its sockets and counters. Called by
+Supervisor.apply, on the reload's thread. It must never publish a plan that names a socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from samplicator import _fastpath, sockets
+from samplicator._fastpath import Plan, TxCounters, Worker
+from samplicator.config.address import endpoint_text
+from samplicator.engines import (
+    Intake,
+    ListenerState,
+    Path,
+    ReceiverState,
+    Way,
+    fast_rules,
+    receiver_key,
+    socket_key,
+)
+from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, SocketSpec
+from samplicator.supervisor.thread import TraceCallback, WorkerThread
+
+SPARE_DESCRIPTORS: Final = 64
+"""Descriptors kept free for HTTP, files, name look-ups and probes."""
+
+
+class BuildError(OSError):
+    """The kernel refused a part of a plan. where: path of that part in the configuration, as ("listener", 0)."""
+
+    def __init__(self, error_number: int, text: str, where: tuple[str | int, ...] = ()) -> None:
+        super().__init__(error_number, text)
+        self.text = text
+        self.where = where
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(slots=True)
+class Running:
+    """What runs now. batch and max_datagram are of the first plan: they hold until a restart."""
+
+    listeners: dict[str, ListenerState] = field(default_factory=dict)
+    receivers: dict[str, ReceiverState] = field(default_factory=dict)
+    workers: list[WorkerThread] = field(default_factory=list)
+    batch: int = 0
+    max_datagram: int = 0
+
+
+class Build:
+    """The next state in the making. groups: the sockets of each listener, one list per configured socket."""
+
+    def __init__(self, spec: PlanSpec, running: Running, *, generation: int, trace: TraceCallback | None) -> None:
+        self.spec = spec
+        self.listeners: dict[str, ListenerState] = {}
+        self.groups: dict[str, dict[SocketSpec, list[Intake]]] = {}
+        self.receivers: dict[str, ReceiverState] = {}
+        self.workers: list[WorkerThread] = []
+        self.owners: dict[Intake, int] = {}
+        self._running = running
+        self._generation = generation
+        self._trace = trace
+        self._intakes: list[Intake] = []
+        self._ways: list[Way] = []
+        self._paths: list[Path] = []
+        self._threads: list[WorkerThread] = []
+
+    def open(self, descriptor_limit: int) -> None:
+        """Opens what is missing. Raises OSError; undo() is the caller's."""
+        check_descriptors(self.spec, descriptor_limit)
+        self._open_listeners()
+        self._open_workers()
+        self._open_receivers()
+        # socket k of a listener is read by worker k modulo their number
+        for groups in self.groups.values():
+            for group in groups.values():
+                self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
+
+    def undo(self) -> None:
+        for thread in self._threads:
+            thread.end(0, 2.0)
+        for intake in self._intakes:
+            intake.sock.close()
+        for way in self._ways:
+            way.close()
+        for path in self._paths:
+            path.close()
+
+    def plans(self, generation: int, *, without: Sequence[Intake] = ()) -> dict[int, Plan]:
+        """A plan for each worker; the sockets in `without` are in none."""
+        slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
+        rules = fast_rules(self.spec.rules, slots)
+        states = [self.receivers[receiver.name] for receiver in self.spec.receivers]
+        held_back = set(without)
+        return {
+            worker.index: Plan(
+                generation,
+                [i.rx for i, owner in self.owners.items() if owner == worker.index and i not in held_back],
+                [state.ways[worker.index].tx for state in states],
+                rules,
+            )
+            for worker in self.workers
+        }
+
+    # ------------------------------------------------------------------ listeners
+
+    def _open_listeners(self) -> None:
+        receivers = self.spec.receivers
+        keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
+        on_port: dict[int, list[socket.socket]] = {}
+        for running in self._running.listeners.values():
+            for intake in running.open():
+                on_port.setdefault(intake.spec.port, []).append(intake.sock)
+        slots = {running.slot for running in self._running.listeners.values()}
+        for wanted in self.spec.listeners:
+            state = self._running.listeners.get(wanted.name)
+            if state is None:
+                slot = next(i for i in range(len(slots) + 1) if i not in slots)
+                slots.add(slot)
+                state = ListenerState(wanted.name, slot)
+            self.listeners[wanted.name] = state
+            groups = self.groups[wanted.name] = {}
+            for key in map(socket_key, wanted.sockets):
+                group = groups[key] = list(state.intakes.get(key, ()))
+                for intake in group:
+                    sockets.set_kept_fields(intake.sock, key, **keep)
+                self._fill(group, wanted, key, state.slot, keep, on_port.setdefault(key.port, []))
+
+    def _fill(
+        self,
+        group: list[Intake],
+        listener: ListenerSpec,
+        key: SocketSpec,
+        slot: int,
+        keep: Mapping[str, bool],
+        beside: list[socket.socket],
+    ) -> None:
+        """Opens sockets until there is one for each worker."""
+        size = self.spec.receive_buffer
+        while len(group) < self.spec.workers:
+            try:
+                sock = sockets.open_listener(key, receive_buffer=size, beside=beside, join=not group, **keep)
+            except OSError as error:
+                where = endpoint_text(key.address, key.port) + (f" on {key.interface}" if key.interface else "")
+                text = f"listener {listener.name!r} cannot listen at {where}: {error.strerror}"
+                raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
+            try:
+                intake = Intake(sock, key, slot, size)
+            except BaseException:
+                sock.close()
+                raise
+            self._intakes.append(intake)
+            beside.append(sock)
+            group.append(intake)
+
+    # ------------------------------------------------------------------ workers, receivers
+
+    def _open_workers(self) -> None:
+        spec, running = self.spec, self._running
+        self.workers = running.workers[: spec.workers]
+        for index in range(len(self.workers), spec.workers):
+            worker = Worker(batch=running.batch or spec.batch, max_datagram=running.max_datagram or spec.max_datagram)
+            if self._trace is not None:
+                worker.trace(self._trace)
+            thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None)
+            thread.start()
+            self._threads.append(thread)
+            self.workers.append(thread)
+
+    def _open_receivers(self) -> None:
+        for index, wanted in enumerate(self.spec.receivers):
+            try:
+                self.receivers[wanted.name] = self._receiver(wanted)
+            except OSError as error:
+                where = endpoint_text(sockets.text_of(wanted.address), wanted.port)
+                text = f"receiver {wanted.name!r} at {where}, engine {wanted.engine}: {error.strerror or error}"
+                raise BuildError(error.errno or 0, text, ("receiver", index)) from error
+
+    def _receiver(self, wanted: ReceiverSpec) -> ReceiverState:
+        spec = self.spec
+        old = self._running.receivers.get(wanted.name)
+        same = (
+            old is not None
+            and not old.lost
+            and old.send_buffer == spec.send_buffer
+            and receiver_key(old.spec) == receiver_key(wanted)
+        )
+        if old is not None and same:
+            path, ways = old.path, old.ways[: spec.workers]
+        else:
+            path, ways = Path(wanted), []
+            self._paths.append(path)
+        state = ReceiverState(
+            spec=wanted,
+            path=path,
+            send_buffer=spec.send_buffer,
+            generation_added=old.generation_added if old else self._generation,
+            counters=dict(old.counters) if old else {},
+            ways=ways,
+            up=old.up if old is not None and same else path.routed,
+            seen=old.seen if old else (0,) * len(_fastpath.TX_FIELDS),
+        )
+        for index in range(len(ways), spec.workers):
+            counters = state.counters.setdefault(index, TxCounters())
+            way = path.open_way(counters, spec.send_buffer)
+            self._ways.append(way)
+            state.ways.append(way)
+        return state
+
+
+def check_descriptors(spec: PlanSpec, limit: int) -> None:
+    """Says before anything is opened that it cannot all be opened. Old and new stand side by side only for what
+    changes.
+    """
+    listening = sum(len(listener.sockets) for listener in spec.listeners) * spec.workers
+    sending = sum(1 + (r.engine == "raw" and r.spoof) for r in spec.receivers) * spec.workers
+    reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
+    need = listening + sending + reserved + 2 * spec.workers + SPARE_DESCRIPTORS  # a worker: an epoll and an eventfd
+    if need > limit:
+        raise BuildError(
+            errno.EMFILE,
+            f"this plan needs {need} file descriptors ({listening} for listeners, {sending} for receivers, "
+            f"{spec.workers} workers), the limit is {limit}: raise it (ulimit -Hn, systemd LimitNOFILE=) or use fewer "
+            "workers",
+        )

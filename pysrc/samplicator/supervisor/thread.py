@@ -1,0 +1,73 @@
+"""A worker and the operating system's thread that is it: start, pin, end, read. Called by the supervisor only."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from samplicator import _fastpath
+from samplicator._fastpath import Plan, Worker
+from samplicator.readings import WorkerReading
+
+log = logging.getLogger(__name__)
+
+TraceCallback = Callable[[bytes, int, int, int, tuple[int, ...]], None]
+"""See _fastpath.Worker.trace."""
+
+
+class WorkerThread:
+    """A worker and the thread that is it."""
+
+    def __init__(self, index: int, worker: Worker, cpu: int | None) -> None:
+        self.index = index
+        self.worker = worker
+        self.cpu = cpu
+        self.failed = False
+        self.started_ns = time.time_ns()
+        self.thread = threading.Thread(target=self._run, name=f"worker-{index}", daemon=True)
+
+    def start(self) -> None:
+        self.worker.publish(Plan(0, [], [], []))
+        self.thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as file:
+            file.write(f"sampl-worker-{self.index}")
+        self.pin(self.cpu, first=True)
+        try:
+            self.worker.run()
+        except BaseException:
+            self.failed = True
+            log.exception("worker %d ended", self.index)
+
+    def pin(self, cpu: int | None, *, first: bool = False) -> None:
+        """Pins the thread to a CPU, None = all that the process may use (os.sched_getaffinity of the main thread)."""
+        if first and cpu is None:
+            return
+        target = 0 if first else self.thread.native_id
+        if target is None:
+            return
+        allowed = os.sched_getaffinity(os.getpid())
+        try:
+            os.sched_setaffinity(target, allowed if cpu is None else {cpu})
+            self.cpu = cpu
+        except OSError as error:
+            log.warning("worker %d cannot be pinned to CPU %s: %s", self.index, cpu, error.strerror)
+            self.cpu = None
+
+    def read(self) -> WorkerReading:
+        return WorkerReading(
+            index=self.index,
+            cpu=self.cpu,
+            counters=dict(zip(_fastpath.WORKER_FIELDS, self.worker.read(), strict=True)),
+            generation=self.worker.generation,
+        )
+
+    def end(self, drain_ms: int, timeout: float) -> bool:
+        self.worker.stop(drain_ms)
+        self.thread.join(timeout)
+        return not self.thread.is_alive()

@@ -1,0 +1,116 @@
+"""Log lines, their counts, and the once-a-minute lines about what the kernel refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from samplicator import logs
+from samplicator.logs import RateGate
+from samplicator.readings import ListenerReading, Readings, ReceiverReading
+from samplicator.trouble import RECEIVE, SEND, Trouble
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
+    logging.getLogger("samplicator").setLevel(logging.NOTSET)
+
+
+def test_json_lines_are_one_object_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    counts = logs.setup("info", "json", stream)
+    log = logging.getLogger("samplicator.test")
+    log.debug("not this")
+    log.info("two\nlines %s", 'and "quotes"')
+    log.warning("with fields", extra={"fields": {"receiver": "siem"}})
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        log.exception("failed")
+    entries = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [entry["level"] for entry in entries] == ["info", "warning", "error"]
+    assert entries[0]["message"] == 'two\nlines and "quotes"'
+    assert entries[1]["receiver"] == "siem"
+    assert "boom" in entries[2]["exception"]
+    assert counts == {"debug": 0, "info": 1, "warning": 1, "error": 1}
+
+
+def test_text_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    stream = io.StringIO()
+    logs.setup("debug", "text", stream)
+    logging.getLogger("samplicator.test").debug("hello\nthere")
+    first, second = stream.getvalue().splitlines()
+    assert first.split()[1:] == ["debug", "hello"]
+    assert second == "    there"
+
+
+def test_journal_gets_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    stream = io.StringIO()
+    logs.setup("info", "text", stream)
+    logging.getLogger("samplicator.test").error("bad\nworse")
+    assert stream.getvalue() == "<3>bad\n<3>    worse\n"
+
+
+def test_level_and_format_change_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    stream = io.StringIO()
+    counts = logs.setup("warning", "text", stream)
+    log = logging.getLogger("samplicator.test")
+    log.info("no")
+    logs.adjust("info", "json")
+    log.info("yes")
+    assert json.loads(stream.getvalue())["message"] == "yes"
+    assert counts["info"] == 1
+
+
+def test_gate_lets_one_through_a_minute_and_adds_up() -> None:
+    gate = RateGate(60)
+    key = ("a", "refused")
+    assert gate.add(key, 5, 0) == 5
+    assert gate.add(key, 7, 30) == 0
+    assert gate.add(key, 0, 59) == 0
+    assert gate.add(key, 1, 60) == 8
+    assert gate.add(key, 0, 200) == 0
+    assert gate.add(("b", "refused"), 2, 61) == 2
+    gate.forget("a")
+    assert gate.add(key, 3, 62) == 3
+
+
+def readings(refused: int, kernel_drops: int, name: str = "r") -> Readings:
+    listener = ListenerReading("in", (("::", 2055),), dict.fromkeys(RECEIVE, 0), (), 0, 0, kernel_drops, True)
+    receiver = ReceiverReading(name, "c", "192.0.2.1", 9, "own", "udp", "", dict.fromkeys(SEND, 0), True, 1)
+    receiver = replace(receiver, counters={**receiver.counters, "dropped_refused": refused})
+    return Readings(1, (listener,), (receiver,), (), (), 0, 0.0)
+
+
+def test_trouble_is_told_once_a_minute_per_reason(caplog: pytest.LogCaptureFixture) -> None:
+    trouble = Trouble(60)
+    with caplog.at_level(logging.WARNING):
+        trouble.report(readings(0, 0), 0)
+        for second in range(5, 100, 5):
+            trouble.report(readings(second * 10, 0), second)
+        trouble.report(readings(1000, 3), 101)
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 3
+    assert "receiver 'r' at 192.0.2.1:9: 50 copies not sent: its port is closed" in texts[0]
+    assert "600 copies" in texts[1]
+    assert "3 datagrams dropped by the kernel" in texts[2]
+
+
+def test_trouble_forgets_receivers_that_went(caplog: pytest.LogCaptureFixture) -> None:
+    trouble = Trouble(60)
+    with caplog.at_level(logging.WARNING):
+        trouble.report(readings(10, 0), 0)
+        trouble.report(readings(0, 0, name="other"), 5)
+        trouble.report(readings(4, 0), 10)
+    assert ["10 copies" in caplog.records[0].getMessage(), "4 copies" in caplog.records[1].getMessage()] == [True, True]

@@ -1,0 +1,418 @@
+"""The supervisor with the compiled datapath on loopback: what stays loses nothing, what fails changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import Load, free_port
+from samplicator import sockets
+from samplicator import supervisor as supervisor_module
+from samplicator.planner import PlanSpec, compile
+from samplicator.supervisor import BuildError, Supervisor, WorkerStuck
+
+CAPABILITIES = sockets.capabilities()
+
+
+class Collector:
+    """A receiver that remembers the numbers it got."""
+
+    def __init__(self) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with contextlib.suppress(PermissionError):
+            self.sock.setsockopt(socket.SOL_SOCKET, sockets.SO_RCVBUFFORCE, 1 << 25)
+        self.sock.bind(("127.0.0.1", 0))
+        self.sock.settimeout(0.3)
+        self.port = self.sock.getsockname()[1]
+
+    def take(self) -> list[int]:
+        numbers = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                numbers.append(int.from_bytes(self.sock.recv(2000)[:8], "big"))
+        return numbers
+
+
+class Exporters:
+    """Sessions that number their datagrams: session in the upper half, sequence in the lower."""
+
+    def __init__(self, count: int, port: int) -> None:
+        self.socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
+        for index, sock in enumerate(self.socks):
+            sock.bind((f"127.0.1.{index + 1}", 0))
+        self.port = port
+        self.sent = 0
+
+    def send(self, rounds: int) -> None:
+        for _ in range(rounds):
+            for session, sock in enumerate(self.socks):
+                sequence = self.sent // len(self.socks)
+                sock.sendto((session << 32 | sequence).to_bytes(8, "big") + bytes(92), ("127.0.0.1", self.port))
+                self.sent += 1
+
+
+def in_order(numbers: list[int]) -> bool:
+    last: dict[int, int] = {}
+    for number in numbers:
+        if number & 0xFFFFFFFF <= last.get(number >> 32, -1):
+            return False
+        last[number >> 32] = number & 0xFFFFFFFF
+    return True
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    made = Supervisor()
+    yield made
+    made.drain_and_stop(0.5)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.sock.close()
+
+
+def text(port: int, to: int, *, workers: int = 1, receiver: str = "", more: str = "", listener: str = "") -> str:
+    return f"""
+[datapath]
+workers = {workers}
+receive_buffer = "4MiB"
+[[listener]]
+name = "in"
+listen = ["127.0.0.1:{port}"]
+{listener}
+[[receiver]]
+name = "one"
+to = "127.0.0.1:{to}"
+{receiver}
+[[rule]]
+to = ["one"]
+{more}
+"""
+
+
+def spec(load: Load, *args: int, **kwargs: object) -> PlanSpec:
+    return compile(load(text(*args, **kwargs)), {}, CAPABILITIES)  # type: ignore[arg-type]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def until(supervisor: Supervisor, count: int, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while supervisor.received() < count and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def test_workers_come_and_go_and_nothing_is_lost(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    exporters = Exporters(20, port)
+    got: list[int] = []
+    opened: list[int] = []
+    for workers in (2, 3, 1, 2, 1, 1):
+        exporters.send(50)
+        supervisor.apply(spec(load, port, collector.port, workers=workers))
+        exporters.send(50)
+        got += collector.take()
+        readings = supervisor.readings()
+        assert [worker.index for worker in readings.workers] == list(range(workers))
+        assert {worker.generation for worker in readings.workers} == {supervisor.generation}
+        opened.append(descriptors())
+    assert len(got) == exporters.sent
+    assert sorted(got) == sorted(set(got))
+    readings = supervisor.readings()
+    assert readings.listeners[0].counters["datagrams"] == exporters.sent
+    assert readings.listeners[0].kernel_drops == 0
+    assert readings.receivers[0].counters["sent"] == exporters.sent
+    assert 0 < sum(readings.latency_counts) <= exporters.sent  # of large batches one in eight is timed
+    assert opened[-1] == opened[-2]
+
+
+def test_reloads_under_load_keep_order_and_counters(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    exporters = Exporters(5, port)
+    stop = threading.Event()
+    got: list[int] = []
+
+    def send() -> None:
+        while not stop.is_set():
+            exporters.send(4)
+            time.sleep(0.002)
+
+    def take() -> None:
+        while not stop.is_set():
+            got.extend(collector.take())
+        got.extend(collector.take())
+
+    threads = [threading.Thread(target=send), threading.Thread(target=take)]
+    for thread in threads:
+        thread.start()
+    before = 0
+    for number in range(60):
+        more = f'[[receiver]]\nname = "x{number}"\nto = "127.0.0.1:{free_port()}"\n'
+        more += f'[[rule]]\nfrom = ["127.0.1.{number}"]\nto = ["x{number}"]\nlistener = ["in"]\n'
+        listener = f'[[listener]]\nname = "l{number}"\nlisten = ["127.0.0.1:{free_port()}"]\n' if number % 3 else ""
+        supervisor.apply(spec(load, port, collector.port, more=more, listener=listener))
+        sent = supervisor.readings().receivers[0].counters["sent"]
+        assert sent >= before
+        before = sent
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(got) == exporters.sent
+    assert in_order(got)
+    names = [receiver.name for receiver in supervisor.readings().receivers]
+    assert names == ["one", "x59"]
+
+
+def test_what_stays_keeps_its_socket(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
+        sources = set()
+        for receiver in ("", "", "ttl = 9", "ttl = 9"):
+            supervisor.apply(spec(load, port, collector.port, receiver=receiver))
+            exporter.sendto(bytes(20), ("127.0.0.1", port))
+            sources.add(collector.sock.recvfrom(100)[1])
+    assert len(sources) == 2
+    assert supervisor.readings().receivers[0].counters["sent"] == 4
+
+
+def test_countdown_survives_reloads_and_changes(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    exporters = Exporters(1, port)
+    for ttl in (64, 64, 65, 66, 66, 66):
+        supervisor.apply(spec(load, port, collector.port, receiver=f"freq = 3\nttl = {ttl}"))
+        exporters.send(2)
+        until(supervisor, exporters.sent)
+    assert collector.take() == [0, 3, 6, 9]
+
+
+def test_a_receiver_that_was_away_begins_at_zero(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    more = f'[[receiver]]\nname = "two"\nto = "127.0.0.1:{collector.port}"\n[[rule]]\nto = ["two"]\n'
+    supervisor.apply(spec(load, port, collector.port, more=more))
+    Exporters(1, port).send(5)
+    until(supervisor, 5)
+    supervisor.apply(spec(load, port, collector.port))
+    assert [receiver.name for receiver in supervisor.readings().receivers] == ["one"]
+    supervisor.apply(spec(load, port, collector.port, more=more))
+    counts = {receiver.name: receiver.counters["sent"] for receiver in supervisor.readings().receivers}
+    assert counts == {"one": 5, "two": 0}
+    assert supervisor.readings().receivers[1].generation_added == supervisor.generation
+
+
+def test_what_cannot_be_bound_changes_nothing(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    before, opened = supervisor.readings(), descriptors()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        listener = f'[[listener]]\nname = "two"\nlisten = ["127.0.0.1:{other.getsockname()[1]}"]\n'
+        with pytest.raises(BuildError, match="'two' cannot listen at") as caught:
+            supervisor.apply(spec(load, port, collector.port, workers=3, listener=listener, receiver="ttl = 3"))
+        assert caught.value.where == ("listener", 1)
+    after = supervisor.readings()
+    assert (after.generation, len(after.workers), [item.name for item in after.listeners]) == (
+        before.generation, 1, ["in"],
+    )  # fmt: skip
+    assert descriptors() == opened
+    exporters = Exporters(2, port)
+    exporters.send(10)
+    assert len(collector.take()) == 20
+
+
+def test_too_many_descriptors_is_said_before_anything_is_opened(load: Load, collector: Collector) -> None:
+    small = Supervisor(descriptor_limit=70)
+    with pytest.raises(BuildError, match="LimitNOFILE"):
+        small.apply(spec(load, free_port(), collector.port, workers=4))
+    assert small.generation == 0
+
+
+def test_a_removed_listener_is_drained_first(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port, other = free_port(), free_port()
+    listener = f'[[listener]]\nname = "two"\nlisten = ["127.0.0.1:{other}"]\n'
+    supervisor.apply(spec(load, port, collector.port, listener=listener))
+    exporters = Exporters(5, other)
+    exporters.send(100)
+    supervisor.apply(spec(load, port, collector.port))
+    assert len(collector.take()) == 500
+    assert [item.name for item in supervisor.readings().listeners] == ["in"]
+
+
+def test_stop_forwards_what_is_queued(load: Load, collector: Collector) -> None:
+    port = free_port()
+    supervisor = Supervisor()
+    opened = descriptors()
+    supervisor.apply(spec(load, port, collector.port, workers=2))
+    exporters = Exporters(10, port)
+    exporters.send(200)
+    supervisor.drain_and_stop(2.0)
+    assert len(collector.take()) == exporters.sent
+    exporters = Exporters(0, 0)
+    del supervisor
+    assert descriptors() <= opened + 10  # the exporters of above
+
+
+WITHOUT_A_ROUTE = """
+import socket, subprocess, sys, time
+from samplicator import sockets
+from samplicator.config.toml import load_toml
+from samplicator.planner import compile
+from samplicator.supervisor import Supervisor
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+def look():
+    for _ in range(5):
+        exporter.sendto(b"x", ("127.0.0.1", 2055))
+    time.sleep(0.3)
+    supervisor.housekeeping()
+    return {r.name: r for r in supervisor.readings().receivers}
+
+ip("link", "set", "lo", "up")
+supervisor = Supervisor()
+supervisor.apply(compile(load_toml(sys.argv[1]), {}, sockets.capabilities()))
+exporter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for r in look().values():
+    assert not r.up, r
+    assert r.counters["dropped_no_route"] == 5 and r.counters["sent"] == 0, r
+ip("addr", "add", "198.18.0.1/32", "dev", "lo")
+ip("addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
+sinks = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET, socket.AF_INET6)]
+for sink, address in zip(sinks, (("198.18.0.1", 9), ("198.18.0.1", 10), ("2001:db8::1", 11))):
+    sink.bind(address)
+supervisor.housekeeping()
+for r in look().values():
+    assert r.up and r.counters["sent"] == 5, r
+supervisor.drain_and_stop(0.5)
+print("fine")
+"""
+
+
+@pytest.mark.netns
+def test_a_receiver_without_a_route_comes_up_later(tmp_path: Path) -> None:
+    """In a namespace of its own, without any route: the start does not fail, the receivers are down and counted."""
+    config = tmp_path / "a.toml"
+    config.write_text(
+        '[service]\nhttp = ""\ncontrol = ""\n[[listener]]\nname = "in"\nlisten = ["127.0.0.1:2055"]\n'
+        '[[receiver]]\nname = "udp"\nto = "198.18.0.1:9"\n[[receiver]]\nname = "spoofed"\nto = "198.18.0.1:10"\n'
+        'spoof = true\n[[receiver]]\nname = "raw6"\nto = "[2001:db8::1]:11"\nengine = "raw"\n'
+        '[[rule]]\nto = ["udp", "spoofed", "raw6"]\n'
+    )
+    argv = ["unshare", "-n", sys.executable, "-c", WITHOUT_A_ROUTE, str(config)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_closed_port_makes_a_receiver_down(load: Load, supervisor: Supervisor) -> None:
+    port = free_port()
+    supervisor.apply(spec(load, port, free_port()))
+    exporters = Exporters(1, port)
+    for _ in range(20):
+        exporters.send(1)
+        time.sleep(0.005)
+    supervisor.housekeeping()
+    reading = supervisor.readings().receivers[0]
+    assert not reading.up
+    assert reading.counters["dropped_refused"] > 5
+    counters = reading.counters
+    assert counters["offered"] == counters["sent"] + sum(v for k, v in counters.items() if k.startswith("dropped_"))
+
+
+def test_route_of_the_running_plan(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    more = '[[rule]]\nfrom = ["10.0.0.0/8"]\nto = []\nstop = true\n'
+    supervisor.apply(spec(load, port, collector.port, more=more))
+    route = supervisor.route(bytes([10, 1, 2, 3]), listener="in")
+    assert route.receivers == ("one",)
+    assert len(route.rules) == 2
+    assert supervisor.route(bytes([11, 1, 2, 3]), port=port).rule_indexes == (0,)
+
+
+def test_pinning(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    cpu = CAPABILITIES.cpus[-1]
+    port = free_port()
+    pinned = text(port, collector.port).replace("workers = 1", f"workers = 1\ncpus = [{cpu}]")
+    supervisor.apply(compile(load(pinned), {}, CAPABILITIES))
+    assert supervisor.readings().workers[0].cpu == cpu
+    supervisor.apply(spec(load, port, collector.port))
+    assert supervisor.readings().workers[0].cpu is None
+
+
+def test_idle_workers_sleep(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    supervisor.apply(spec(load, free_port(), collector.port, workers=2))
+    time.sleep(0.2)
+    before = time.process_time()
+    time.sleep(1.5)
+    assert time.process_time() - before < 0.05
+    assert supervisor.stuck() == ""
+
+
+def test_buffers_are_reported_and_change_live(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    asked, granted = supervisor.grants()["in"]
+    assert asked == 4 << 20
+    assert granted == supervisor.readings().listeners[0].buffer_bytes // 2
+    smaller = text(port, collector.port).replace("4MiB", "64KiB")
+    supervisor.apply(compile(load(smaller), {}, CAPABILITIES))
+    assert supervisor.grants()["in"] == (64 << 10, 64 << 10)
+    assert supervisor.readings().listeners[0].buffer_bytes == 128 << 10
+
+
+def test_a_worker_that_hangs_is_reported_and_nothing_it_uses_is_closed(
+    load: Load, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The debugging callback holds the worker here, as a hanging system call would."""
+    monkeypatch.setattr(supervisor_module, "ADOPT_SECONDS", 0.3)
+    release = threading.Event()
+    supervisor = Supervisor(trace=lambda *_: release.wait(10) and None)
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    exporters = Exporters(1, port)
+    exporters.send(1)
+    time.sleep(0.1)
+    opened = descriptors()
+    with pytest.raises(WorkerStuck, match="worker 0"):
+        supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
+    assert descriptors() == opened + 1  # the new way, and the old one still
+    release.set()
+    monkeypatch.setattr(supervisor_module, "ADOPT_SECONDS", 10.0)
+    supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
+    assert descriptors() == opened
+    exporters.send(3)
+    assert collector.take() == [0, 1, 2, 3]
+    supervisor.drain_and_stop(0.5)
+
+
+def test_a_dual_stack_listener_makes_room_for_an_ipv4_one(
+    load: Load, supervisor: Supervisor, collector: Collector
+) -> None:
+    port = free_port()
+    wide = text(port, collector.port).replace(f"127.0.0.1:{port}", f"[::]:{port}")
+    both = wide.replace(f'"[::]:{port}"', f'"[::]:{port}", "0.0.0.0:{port}"')
+    exporters = Exporters(3, port)
+    for config in (wide, both, wide, both):
+        supervisor.apply(compile(load(config), {}, CAPABILITIES))
+        exporters.send(20)
+        until(supervisor, exporters.sent, 1)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six:
+            six.sendto(bytes(8), ("::1", port))
+        assert len(collector.take()) == 61
+    assert len(supervisor.readings().listeners[0].sockets) == 2
+    assert supervisor.readings().listeners[0].counters["datagrams"] == 4 * 61

@@ -1,0 +1,361 @@
+"""The `samplicator` command: texts and exit statuses as an operator meets them, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+
+import pytest
+from face_state import make_readings, make_state
+from samplicator import http
+from samplicator.cli import main
+from samplicator.cli.parser import make_parser
+from samplicator.cli.running import duration, status_lines, table
+
+GOLDEN = Path(__file__).with_name("golden")
+
+GOOD = """\
+[[listener]]
+name = "netflow"
+listen = ["127.0.0.1:2055"]
+
+[[receiver]]
+name = "nfdump"
+to = "192.0.2.10:9995"
+
+[[rule]]
+to = ["nfdump"]
+"""
+
+BAD = """\
+[service]
+log_level = "loud"
+
+[[listener]]
+name = "netflow"
+listen = ["0.0.0.0:99104", "[::]:2055"]
+
+[[receiver]]
+name = "nfdump"
+to = "192.0.2.10"
+spoff = true
+
+[[rule]]
+from = ["10.0.0.0/33"]
+to = ["nfdum"]
+"""
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "40"}  # which must not matter
+    return subprocess.run(
+        [sys.executable, "-m", "samplicator.cli", *words], capture_output=True, text=True, timeout=60, env=environment
+    )
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Iterator[Path]:
+    """A directory with good.toml and bad.toml, which is the working directory."""
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "bad.toml").write_text(BAD)
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+# ---------------------------------------------------------------------------------------------------- help
+
+
+COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "demo", "schema")
+
+
+def test_help_is_the_golden_one() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (GOLDEN / "help.txt").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "\nexamples:\n  samplicator " + command in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_examples_are_command_lines_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    import shlex
+
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            make_parser().parse_args([command, "--help"])
+        for line in capsys.readouterr().out.partition("examples:\n")[2].splitlines():
+            words = shlex.split(line.partition(" > ")[0].partition(" | ")[0])
+            if words[:1] == ["samplicator"]:
+                words = words[1 : words.index("--")] if "--" in words else words[1:]
+                assert make_parser().parse_args(words).command == command, line
+
+
+def test_without_a_command_the_help_goes_to_stderr() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: samplicator")
+
+
+def test_version() -> None:
+    assert run("--version").stdout == "samplicator 0.1.0\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["status", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom samplicator.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'pydantic', 'aiohttp', 'rich', 'uvloop', 'orjson', 'prometheus_client', 'samplicator._fastpath'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- check
+
+
+def test_check_of_a_good_file(write: Path) -> None:
+    done = run("check", "-c", "good.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "good.toml: ok: 1 listener (1 port), 1 receiver (1 udp), 1 rule, 1 worker\n"
+
+
+def test_check_reports_everything_at_once(write: Path) -> None:
+    done = run("check", "-c", "bad.toml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (GOLDEN / "check.txt").read_text()
+
+
+def test_check_of_no_file() -> None:
+    done = run("check", "-c", "/nonexistent/samplicator.toml")
+    assert done.returncode == 2
+    assert "/nonexistent/samplicator.toml" in done.stderr
+    assert "No such file" in done.stderr
+
+
+def test_check_goes_on_after_names_that_do_not_resolve(write: Path) -> None:
+    Path("names.toml").write_text(
+        GOOD.replace("192.0.2.10:9995", "collector.invalid:9995")
+        + '[[receiver]]\nname = "self"\nto = "127.0.0.1:2055"\n[[rule]]\nto = ["self"]\n'
+    )
+    done = run("check", "-c", "names.toml")
+    assert done.returncode == 2
+    assert "names.toml:7: receiver[0].to:" in done.stderr
+    assert "collector.invalid" in done.stderr
+    assert "own listener 'netflow'" in done.stderr
+
+
+def test_dump_plan_is_json(write: Path) -> None:
+    done = run("check", "-c", "good.toml", "--dump-plan")
+    assert done.returncode == 0
+    plan = json.loads(done.stdout)
+    assert plan["receivers"][0]["address"] == "192.0.2.10"
+    assert plan["rules"][0] == {
+        "text": "everything -> nfdump",
+        "sources": [{"text": "", "family": 0, "address": "::", "mask": "::"}],
+        "listeners": None,
+        "receivers": [0],
+        "stop": False,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- explain,
+# convert, schema
+
+
+def test_explain(write: Path) -> None:
+    done = run("explain", "-c", "good.toml", "--from", "10.1.2.3", "--to-port", "2055")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rule 1 matches: everything -> nfdump\n      every exporter [good.toml:9]\n  1 copy leaves:" in done.stdout
+    answer = json.loads(run("explain", "-c", "good.toml", "--from", "10.1.2.3", "--to-port", "2055", "--json").stdout)
+    assert answer[0]["copies"][0]["receiver"] == "nfdump"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["-c", "good.toml", "--from", "router", "--to-port", "2055"], "error: --from: 'router': want an address"),
+        (["-c", "good.toml", "--from", "10.1.2.3", "--to-port", "0"], "'0' is not a port 1..65535"),
+        (["-c", "bad.toml", "--from", "10.1.2.3", "--to-port", "2055"], "unknown key; did you mean 'spoof'?"),
+    ],
+)
+def test_explain_refuses(write: Path, words: list[str], text: str) -> None:
+    done = run("explain", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+
+
+def test_convert_gives_what_check_accepts(write: Path) -> None:
+    Path("rules").write_text("10.0.0.0/8: 192.0.2.1/9995/10,5 # core\n[2001:db8::]/32: [2001:db8::1]/9995\n")
+    done = run("convert", "rules")
+    assert done.returncode == 0, done.stderr
+    Path("converted.toml").write_text(done.stdout)
+    assert run("check", "-c", "converted.toml").returncode == 0
+    classic = run("convert", "--", "-S", "-p", "2055", "-c", "rules", "192.0.2.2/9996")
+    assert classic.returncode == 0, classic.stderr
+    assert "spoof = true" in classic.stdout
+    assert '"0.0.0.0:2055"' in classic.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["convert"], "want a rule file, or -- and the samplicate options"),
+        (["convert", "rules", "--", "-S"], "want a rule file, or -- and the samplicate options"),
+        (["convert", "missing"], "missing"),
+        (["convert", "--", "-h"], "make no configuration"),
+        (["convert", "--", "1.2.3.4/9000/0"], "frequency"),
+    ],
+)
+def test_convert_refuses(write: Path, words: list[str], text: str) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+
+
+def test_schema() -> None:
+    schema = json.loads(run("schema").stdout)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(schema["properties"]) == {"service", "datapath", "listener", "receiver", "rule"}
+
+
+# ---------------------------------------------------------------------------------------------------- status, reload
+
+
+class _Daemon(ThreadingMixIn, UnixStreamServer):
+    """Answers on a control socket with what it is given: page -> (status, value)."""
+
+    daemon_threads = True
+
+    def __init__(self, path: str, pages: dict[str, tuple[int, object]]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, value = pages[self.path]
+                body = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+            def address_string(self) -> str:
+                return "local"
+
+        super().__init__(path, Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
+    state, readings = make_state(), make_readings()
+    return {
+        "/api/v1/status": (200, {**http.status_of(state, readings), **changes}),
+        "/api/v1/receivers": (200, http.receivers_of(readings)),
+        "/api/v1/listeners": (200, http.listeners_of(readings)),
+    }
+
+
+def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "s")
+    with _Daemon(path, pages_of(pid=123)) as daemon:
+        assert main(["status", "--control", path]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("samplicator 9.9.9, pid 123, up 1m, ready\nconfiguration: a.toml, generation 7, ")
+        assert "nfdump    192.0.2.10:9995      spoof   raw     up " in text
+        assert "six       [2001:db8::10]:9995  own     udp     DOWN" in text
+        assert "six: not sent: 4006 no_route, 4007 no_neighbor" in text
+        assert main(["status", "--control", path, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["listeners"][0]["name"] == "netflow"
+        daemon.shutdown()
+
+
+def test_status_of_a_daemon_that_is_not_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "s")
+    with _Daemon(path, pages_of(ready=False, ready_why="starting")) as daemon:
+        assert main(["status", "--control", path]) == 3
+        assert "NOT READY: starting" in capsys.readouterr().out
+        daemon.shutdown()
+
+
+def test_reload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = {"ok": True, "generation": 8, "diff": "1 receiver added", "problems": [], "seconds": 0.1}
+    bad = {"ok": False, "generation": 7, "diff": "", "problems": ["a.toml:3: x: no"], "seconds": 0.1}
+    pages: dict[str, tuple[int, object]] = {"/-/reload": (200, good)}
+    path = str(tmp_path / "s")
+    with _Daemon(path, pages) as daemon:
+        assert main(["reload", "--control", path]) == 0
+        assert capsys.readouterr().out == "reloaded: generation 8, 1 receiver added\n"
+        pages["/-/reload"] = (422, bad)
+        assert main(["reload", "--control", path]) == 1
+        assert capsys.readouterr().err == "error: a.toml:3: x: no\nnot reloaded: generation 7 runs on unchanged\n"
+        pages["/-/reload"] = (403, {"error": "not here"})
+        assert main(["reload", "--control", path]) == 1
+        assert capsys.readouterr().err == "error: not here\n"
+        daemon.shutdown()
+
+
+@pytest.mark.parametrize("command", ["status", "reload"])
+def test_errors_of_the_control_socket_say_what_to_do(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s"
+    assert main([command, "--control", str(path)]) == 1
+    assert "there is no such socket: is the daemon running" in capsys.readouterr().err
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(path))
+    assert main([command, "--control", str(path)]) == 1
+    assert "left over by a daemon that is gone" in capsys.readouterr().err
+    (tmp_path / "off.toml").write_text('[service]\ncontrol = ""\n')
+    assert main([command, "-c", str(tmp_path / "off.toml")]) == 1
+    assert "has no control socket" in capsys.readouterr().err
+    (tmp_path / "on.toml").write_text(f'[service]\ncontrol = "{tmp_path}/other"\n')
+    assert main([command, "-c", str(tmp_path / "on.toml")]) == 1
+    assert f"control socket {tmp_path}/other" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become somebody else")
+def test_a_socket_one_may_not_use_says_whose_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_mode & 0o001 == 0:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    sock = http.open_control(str(path))
+    code = (
+        "import os, grp, samplicator.cli.control as control\n"
+        "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
+        "try:\n"
+        f"    control.request({str(path)!r}, 'GET', '/')\n"
+        "except control.Unreachable as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    sock.close()
+    assert "not permitted: it belongs to user root, group root, mode 660" in done.stdout, done.stderr
+
+
+def test_columns_line_up() -> None:
+    assert table(["name", "n"], [["a", 5], ["longer", 1234]]) == ["name       n", "a          5", "longer  1234"]
+    assert table(["name", "n"], []) == ["name  n"]
+    assert [duration(s) for s in (0, 59.9, 60, 3600, 90061)] == ["0s", "59s", "1m", "1h", "1d 1h 1m"]
+    assert status_lines({"status": pages_of()["/api/v1/status"][1], "listeners": [], "receivers": []})
