@@ -1,7 +1,9 @@
-"""The slow model that the flow stage is held against: encoders, a parser, a collector. Written from the RFCs, sharing no code with fastpath/.
+"""The slow model that the flow stage is held against: encoders, a parser, a collector. Written from the RFCs,
+sharing no code with fastpath/.
 
-`Collector` does what nfdump and its kin do: keeps templates per (exporter, domain), decodes what it has templates for, and counts a sequence
-error whenever a datagram's number is not the one it expected. Called by tests/unit/test_flow_*.py and the fuzz corpus maker.
+`Collector` does what nfdump and its kin do: keeps templates per (exporter, domain), decodes what it has templates
+for, and counts a sequence error whenever a datagram's number is not the one it expected. Called by
+tests/unit/test_flow_*.py and the fuzz corpus maker.
 """
 
 from __future__ import annotations
@@ -264,7 +266,7 @@ class Collector:
                     self.withdraw(key, *record)
                 else:
                     old = self.templates.get((*key, record.identity))
-                    if old is not None and old.raw != record.raw or old is None:
+                    if (old is not None and old.raw != record.raw) or old is None:
                         for name in [n for n in self.options if n[:4] == (*key, record.identity)]:
                             del self.options[name]
                     self.templates[(*key, record.identity)] = record

@@ -1,8 +1,9 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""The flow stage's way through one datagram: scan, find its domain, learn, judge its sequence, count. And the slow hand that lets things expire.
+"""The flow stage's way through one datagram: scan, find its domain, learn, judge its sequence, count. And the slow hand that lets things
+expire.
 
-Called by: the worker: flow_tick() once a batch, flow_observe() once a datagram, flow_age() when a loop pass ends. No I/O, no
-allocation, never a byte changed.
+Called by: the worker: flow_tick() once a batch, flow_observe() once a datagram, flow_age() when a loop pass ends. No I/O, no allocation,
+never a byte changed.
 """
 
 from libc.string cimport memcpy
@@ -43,7 +44,8 @@ cdef inline void flow_grade(flow_t *flow, flow_domain_t *d) noexcept nogil:
             grade[0] = FLOW_GRADE_REPEATS
 
 
-cdef inline void flow_note(flow_t *flow, flow_domain_t *d, const exporter_t *exporter, u32 listener, const u8 *p, const flow_seen_t *s) noexcept nogil:
+cdef inline void flow_note(flow_t *flow, flow_domain_t *d, const exporter_t *exporter, u32 listener, const u8 *p,
+                           const flow_seen_t *s) noexcept nogil:
     """What a replay and a reading need to know of the last datagram."""
     flow_write_begin(&d.head_version)
     d.exporter = exporter[0]

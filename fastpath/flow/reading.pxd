@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """Copies of what the flow stage knows, for other threads: bounded, without a lock that the worker takes.
 
-A copy is taken and then checked against the sequence lock (state.pxd); what changed meanwhile is read again, FLOW_READ_TRIES times. Every number
-followed is checked against its limit, so a torn one cannot lead out of the table. Called by: the handle (flow.pxi), cold.
+A copy is taken and then checked against the sequence lock (state.pxd); what changed meanwhile is read again, FLOW_READ_TRIES times. Every
+number followed is checked against its limit, so a torn one cannot lead out of the table. Called by: the handle (flow.pxi), cold.
 """
 
 from atomics cimport atomic_fence_load32, atomic_load32_acquire
@@ -17,10 +17,10 @@ cdef enum:
 cdef inline bint flow_read_domain(flow_t *flow, u32 number, flow_domain_t *out) noexcept nogil:
     """Copies domain `number`. False: the entry is empty, or never stood still."""
     cdef flow_domain_t *d = &flow.domains[number]
-    cdef u32 version, tries
+    cdef u32 version, _tries
     if number == 0 or number > flow.domain_limit:
         return False
-    for tries in range(<u32>FLOW_READ_TRIES):
+    for _tries in range(<u32>FLOW_READ_TRIES):
         version = atomic_load32_acquire(&d.head_version)
         if version & 1:
             continue
@@ -53,9 +53,9 @@ cdef inline int flow_read_items_once(flow_t *flow, u32 number, u32 which, flow_i
 
 cdef inline u32 flow_read_items(flow_t *flow, u32 number, u32 which, flow_item_t *items, u32 limit, u8 *octets, u32 room) noexcept nogil:
     """Copies a domain's list of items and, one after the other, their raw records; returns how many, 0 if they never stood still."""
-    cdef u32 tries
+    cdef u32 _tries
     cdef int n
-    for tries in range(<u32>FLOW_READ_TRIES):
+    for _tries in range(<u32>FLOW_READ_TRIES):
         n = flow_read_items_once(flow, number, which, items, limit, octets, room)
         if n >= 0:
             return <u32>n

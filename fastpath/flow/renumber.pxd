@@ -118,9 +118,10 @@ cdef inline void flow_write_number(u8 *copy, const flow_seen_t *s, u32 value) no
     flow_put32(copy + s.sequence_at, value)
 
 
-cdef inline u32 flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiver, u32 packets, u32 milliseconds, u32 which) noexcept nogil:
-    """Whether templates (FLOW_TEMPLATES) or options data (FLOW_OPTIONS) of this datagram's domain are to be replayed to the receiver again: so many
-    copies or so much time (0 = never) after the last time. Counts this copy; call it once a copy and list."""
+cdef inline bint flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiver, u32 packets, u32 milliseconds,
+                                  u32 which) noexcept nogil:
+    """Whether templates (FLOW_TEMPLATES) or options data (FLOW_OPTIONS) of this datagram's domain are to be replayed to the receiver again: so
+    many copies or so much time (0 = never) after the last time. Counts this copy; call it once a copy and list."""
     cdef flow_state_t *state
     cdef u32 i
     if s.number == 0 or flow.domains[s.number].first[which] == 0:

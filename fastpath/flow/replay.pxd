@@ -1,11 +1,11 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """Datagrams that repeat an exporter's templates, and its last options data, to a receiver that would else wait for them (FLOW.md rule 6).
 
-Header of the domain's last datagram, clocks moved on by the time since; the exporter's own template records, byte for byte; sets split so that a
-datagram's payload fits. Numbers: FLOW_REPLAY_JOIN counts up to the next number expected, as if the datagrams had come just before:
+Header of the domain's last datagram, clocks moved on by the time since; the exporter's own template records, byte for byte; sets split so
+that a datagram's payload fits. Numbers: FLOW_REPLAY_JOIN counts up to the next number expected, as if the datagrams had come just before:
 the receiver's stream goes on untouched (for one that joins or came back). FLOW_REPLAY_REFRESH goes into a running stream: what the
-datagrams use up (v9: one each; IPFIX: its data records, none for templates) is added to the receiver's offset, so that all after are renumbered.
-Called by: the worker, between batches, which sends them as the exporter. Must never write past the given bytes.
+datagrams use up (v9: one each; IPFIX: its data records, none for templates) is added to the receiver's offset, so that all after are
+renumbered. Called by: the worker, between batches, which sends them as the exporter. Must never write past the given bytes.
 """
 
 from libc.string cimport memcpy, memset

@@ -1,13 +1,13 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """The incoming sequence of one observation domain: what was lost before us, what came late, when the exporter began anew.
 
-A jump ahead opens a gap; a late datagram fills it again; a gap that FLOW_GAPS datagrams have followed is loss for good. A number from before that
-window is a stray: the exporter's clock going back (sysUptime, where the format has one), or a second stray in a row, makes it a restart, which is
-no loss. A jump ahead by half the number space or more is a jump back. Numbers are 32 bits and wrap.
+A jump ahead opens a gap; a late datagram fills it again; a gap that FLOW_GAPS datagrams have followed is loss for good. A number from
+before that window is a stray: the exporter's clock going back (sysUptime, where the format has one), or a second stray in a row, makes it a
+restart, which is no loss. A jump ahead by half the number space or more is a jump back. Numbers are 32 bits and wrap.
 
-IPFIX exporters differ in what they count (RFC 5101 was vague): softflowd writes the records up to the end of the message, options data left out;
-RFC 7011 says those before it, all of them. Each datagram is evidence for some of the four styles; positions are RFC 7011's, whatever the style.
-Called by: observe, once a well-formed datagram. Must never count a unit both as lost and as arrived.
+IPFIX exporters differ in what they count (RFC 5101 was vague): softflowd writes the records up to the end of the message, options data left
+out; RFC 7011 says those before it, all of them. Each datagram is evidence for some of the four styles; positions are RFC 7011's, whatever
+the style. Called by: observe, once a well-formed datagram. Must never count a unit both as lost and as arrived.
 """
 
 from atomics cimport atomics_add

@@ -1,11 +1,11 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """Finding, admitting and evicting observation domains and their items, so that forged sources cannot push out an exporter that is alive.
 
-A domain lives in one set of FLOW_WAYS. A newcomer takes an empty way, else the place of one seen only once, else of one that repeats, else of an
-established one that has long been silent; never of an established, active one: then the newcomer is refused, its datagrams pass, and that is
-counted. One exporter session has a bound of its own (domains, record blocks), and when the memory for records runs out a hand goes
-round and takes a domain of the lowest grade among the next few. Every walk is bounded. The hash is seeded: nobody can aim.
-Called by: observe, learn, renumber, replay.
+A domain lives in one set of FLOW_WAYS. A newcomer takes an empty way, else the place of one seen only once, else of one that repeats, else
+of an established one that has long been silent; never of an established, active one: then the newcomer is refused, its datagrams pass, and
+that is counted. One exporter session has a bound of its own (domains, record blocks), and when the memory for records runs out a hand goes
+round and takes a domain of the lowest grade among the next few. Every walk is bounded. The hash is seeded: nobody can aim. Called by:
+observe, learn, renumber, replay.
 """
 
 from libc.string cimport memcmp, memcpy, memset
@@ -204,12 +204,12 @@ cdef inline bint flow_exporter_room(flow_t *flow, u32 owner) noexcept nogil:
     """Whether the exporter may have another domain: at its bound, its cheapest among the oldest few goes."""
     cdef flow_exporter_t *e = &flow.exporters[owner]
     cdef u32 number = e.first
-    cdef u32 rank, step
+    cdef u32 rank, _step
     cdef u32 best = FLOW_NEVER
     cdef u32 victim = 0
     if e.domains < flow.limit.exporter_domains:
         return True
-    for step in range(<u32>FLOW_OWN_STEPS):
+    for _step in range(<u32>FLOW_OWN_STEPS):
         if number == 0:
             break
         rank = flow_rank(flow, flow.domains[number].slot)
@@ -299,9 +299,9 @@ cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
     """Evicts a domain that holds memory, the cheapest among the next few; never `spare`. False: all of these are established and active."""
     cdef u32 best = FLOW_NEVER
     cdef u32 victim = 0
-    cdef u32 step, rank
+    cdef u32 _step, rank
     cdef flow_domain_t *d
-    for step in range(<u32>FLOW_RECLAIM_STEPS):
+    for _step in range(<u32>FLOW_RECLAIM_STEPS):
         flow.hand = flow.hand + 1 if flow.hand < flow.domain_limit else 1
         d = &flow.domains[flow.hand]
         if d.owner == 0 or flow.hand == spare or (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS] | d.state) == 0:

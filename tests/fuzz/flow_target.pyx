@@ -1,10 +1,10 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
 """libFuzzer target of the flow stage: scan, learn, sequence, renumber, replay, age and evict over a table too small for its input.
 
-Input: records of (op byte, length byte times 4, payload). The op names the exporter (low 3 bits) and what is done besides observing (the rest). Each
-payload lies in a heap block of its own size and each replayed datagram in one of the size asked for, so ASan sees a byte too much. After
-each input the whole table is walked: every list, chain and gauge must agree, else abort(). Pure C at run time: Python is never started.
-Built and run by tests/fuzz/flow_fuzz.py.
+Input: records of (op byte, length byte times 4, payload). The op names the exporter (low 3 bits) and what is done besides observing (the
+rest). Each payload lies in a heap block of its own size and each replayed datagram in one of the size asked for, so ASan sees a byte too
+much. After each input the whole table is walked: every list, chain and gauge must agree, else abort(). Pure C at run time: Python is never
+started. Built and run by tests/fuzz/flow_fuzz.py.
 """
 
 from libc.stdlib cimport abort, calloc, free, malloc
@@ -14,10 +14,10 @@ from flow.memory cimport flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
-from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_domain, flow_replay_next, flow_replay_t
+from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_next, flow_replay_t
 from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
-from uapi.net cimport u8, u16, u32, u64
+from uapi.net cimport u8, u32, u64
 
 cdef enum:
     TARGET_BYTES = 200000
@@ -106,11 +106,8 @@ cdef void target_read(flow_t *flow, u32 number) noexcept nogil:
 
 cdef void target_replay(flow_t *flow, u32 number, u32 mode, u32 payload) noexcept nogil:
     cdef flow_replay_t r
-    cdef flow_seen_t s
-    cdef exporter_t other
     cdef u8 *out
     cdef u32 n
-    memset(&other, 0, sizeof(other))
     if not flow_replay_begin(flow, &r, number, 3, FLOW_REPLAY_ALL, mode, payload):
         return
     while True:

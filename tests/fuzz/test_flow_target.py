@@ -1,4 +1,6 @@
-"""The flow stage under libFuzzer with ASan and UBSan, for seconds: the corpus passes and nothing near it breaks. Longer: flow_fuzz.py."""
+"""The flow stage under libFuzzer with ASan and UBSan, for seconds: the corpus passes and nothing near it breaks.
+Longer: flow_fuzz.py.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,15 @@
-"""Receivers that sample or were injected into: the collector model decodes what was sent and counts no error; all others get the same bytes."""
+"""Receivers that sample or were injected into: the collector model decodes what was sent and counts no error; all
+others get the same bytes.
+"""
 
 from __future__ import annotations
 
 import random
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import flow_model as model
+import pytest
 from flow_model import IPFIX, V9, Collector
 from samplicator import _probe_flow as probe
 from samplicator._probe_flow import FLOW_COUNTER_FIELDS
@@ -34,11 +32,16 @@ def counters(flow: probe.Flow) -> dict[str, int]:
 
 def template_sets(kind: int) -> list[bytes]:
     options = model.options_template(kind, 257, [(1, 4)], [(34, 4)])
-    return [model.a_set(0 if kind == V9 else 2, model.template(256, FIELDS)), model.a_set(1 if kind == V9 else 3, options, pad=4)]
+    return [
+        model.a_set(0 if kind == V9 else 2, model.template(256, FIELDS)),
+        model.a_set(1 if kind == V9 else 3, options, pad=4),
+    ]
 
 
 def stream(kind: int, n: int, start: int = 0, every: int = 20, rows: int = 20, domain: int = 1) -> list[bytes]:
-    """n data datagrams of so many records; templates and one options record in datagrams of their own, every so many."""
+    """n data datagrams of so many records; templates and one options record in datagrams of their own, every so
+    many.
+    """
     out: list[bytes] = []
     sequence = start
     for i in range(n):
@@ -55,7 +58,9 @@ def stream(kind: int, n: int, start: int = 0, every: int = 20, rows: int = 20, d
 class Receiver:
     """1-in-freq as sample_keep() counts, template-safe or not, renumbered or not; a collector at the end."""
 
-    def __init__(self, flow: probe.Flow, identity: int, freq: int = 1, safe: bool = True, renumbers: bool = True) -> None:
+    def __init__(
+        self, flow: probe.Flow, identity: int, freq: int = 1, safe: bool = True, renumbers: bool = True
+    ) -> None:
         self.flow, self.identity, self.freq, self.safe, self.renumbers = flow, identity, freq, safe, renumbers
         self.countdown = 0
         self.collector = Collector()
@@ -91,7 +96,9 @@ def run(flow: probe.Flow, payloads: list[bytes], receivers: list[Receiver]) -> N
 @pytest.mark.parametrize("freq", [2, 3, 10])
 @pytest.mark.parametrize("start", [0, 2**32 - 700])
 def test_the_table_of_the_experiments(kind: int, freq: int, start: int) -> None:
-    """FLOW.md: 120 data datagrams, 2400 records: everything; plain sampling; template-safe; template-safe and renumbered."""
+    """FLOW.md: 120 data datagrams, 2400 records: everything; plain sampling; template-safe; template-safe and
+    renumbered.
+    """
     flow = new()
     payloads = stream(kind, 120, start)
     everything = Receiver(flow, 1)
@@ -127,7 +134,10 @@ def test_netflow5(freq: int, start: int) -> None:
     assert len(receiver.got) == 300 // freq
 
 
-@pytest.mark.parametrize("payload", [model.sflow(3), model.fixed(1, 0, 1, 52), b"<13>syslog", model.v9(1, 1)[:18], model.ipfix(1, 1) + bytes(16)])
+@pytest.mark.parametrize(
+    "payload",
+    [model.sflow(3), model.fixed(1, 0, 1, 52), b"<13>syslog", model.v9(1, 1)[:18], model.ipfix(1, 1) + bytes(16)],
+)
 def test_never_touched(payload: bytes) -> None:
     """sFlow, v1, other things and malformed ones, whatever was left out before."""
     flow = new()
@@ -151,7 +161,10 @@ def test_real_loss_stays_visible(kind: int) -> None:
     sent = sum(1 if kind == V9 else Collector.take(everything.collector, 9, p) or 0 for p in ours.got[:-1])
     # what the sampling collector misses by number = what was lost before us
     first = int.from_bytes(ours.got[0][12 if kind == V9 else 8 :][:4], "big")
-    whole = sum(1 if kind == V9 else Collector.take(everything.collector, 8, p) or 0 for p in everything.got[: everything.got.index(payloads[-1])])
+    whole = sum(
+        1 if kind == V9 else Collector.take(everything.collector, 8, p) or 0
+        for p in everything.got[: everything.got.index(payloads[-1])]
+    )
     lost_before = last[0] - whole
     assert 0 <= last[1] - first - sent <= lost_before
     assert ours.collector.sequence_errors <= everything.collector.sequence_errors
@@ -171,8 +184,8 @@ def test_restart_begins_anew(kind: int) -> None:
 
 
 def test_unknown_template_needs_no_guess() -> None:
-    """IPFIX whose templates never came: what passes keeps its offset, what was left out is known from the next number: no error is possible
-    at a collector that knows the template."""
+    """IPFIX whose templates never came: what passes keeps its offset, what was left out is known from the next number:
+    no error is possible at a collector that knows the template."""
     flow = new()
     payloads = stream(IPFIX, 100, every=1000)
     ours = Receiver(flow, 1, 3)
@@ -211,7 +224,9 @@ def numbers(flow: probe.Flow) -> list[int]:
 @pytest.mark.parametrize("start", [0, 2**32 - 1005])
 @pytest.mark.parametrize("payload_bytes", [512, 1400])
 def test_a_receiver_that_joins(kind: int, start: int, payload_bytes: int) -> None:
-    """Templates first, counted up to the stream, which goes on untouched: all that remained decodes, no error (FLOW.md's table)."""
+    """Templates first, counted up to the stream, which goes on untouched: all that remained decodes, no error
+    (FLOW.md's table).
+    """
     flow = new()
     payloads = stream(kind, 120, start, every=1000)
     run(flow, payloads[:109], [])
@@ -249,7 +264,9 @@ def test_refresh_in_a_running_stream(kind: int, freq: int) -> None:
 @pytest.mark.parametrize("kind", [V9, IPFIX])
 @pytest.mark.parametrize("payload_bytes", [512, 1000, 1472, 8972])
 def test_many_templates_are_split(kind: int, payload_bytes: int) -> None:
-    """Every current template and options record, each once, byte for byte; clocks moved on; nothing beyond the given size."""
+    """Every current template and options record, each once, byte for byte; clocks moved on; nothing beyond the
+    given size.
+    """
     flow = new()
     generator = random.Random(payload_bytes)
     expected = Collector()
@@ -258,7 +275,10 @@ def test_many_templates_are_split(kind: int, payload_bytes: int) -> None:
         records = [model.template(256 + n, fields)]
         options = model.options_template(kind, 400 + n, [(1, 4)] * generator.randrange(1, 3), fields)
         sets = [model.a_set(0 if kind == V9 else 2, *records), model.a_set(1 if kind == V9 else 3, options, pad=4)]
-        width = 4 * (len(fields) + int.from_bytes(options[2:4] if kind == V9 else options[4:6], "big") // (4 if kind == V9 else 1))
+        width = 4 * (
+            len(fields)
+            + int.from_bytes(options[2:4] if kind == V9 else options[4:6], "big") // (4 if kind == V9 else 1)
+        )
         rows = [generator.randbytes(width) for _ in range(2)]
         sets.append(model.a_set(400 + n, *rows))
         payload = model.v9(n, 5, *sets) if kind == V9 else model.ipfix(2 * n, 5, *sets)
@@ -277,7 +297,10 @@ def test_many_templates_are_split(kind: int, payload_bytes: int) -> None:
         assert message.seconds == 1700000090
         assert message.uptime == (91000 if kind == V9 else 0)
         if kind == V9:
-            n = sum(len(s.records) or len(model.split(V9, got.templates[(0, 9, 5, s.identity)], s.body) or []) for s in message.sets)
+            n = sum(
+                len(s.records) or len(model.split(V9, got.templates[(0, 9, 5, s.identity)], s.body) or [])
+                for s in message.sets
+            )
             assert message.count == n
             assert all((len(s.body) + 4) % 4 == 0 for s in message.sets)
     assert {k: one.raw for k, one in got.templates.items()} == {k: one.raw for k, one in expected.templates.items()}
@@ -310,7 +333,11 @@ def test_refresh_is_due_by_copies_and_by_time() -> None:
     flow = new()
     payloads = stream(V9, 100, every=1000)
     run(flow, payloads[:2], [])
-    by_copies = [i for i, p in enumerate(payloads[2:50]) if probe.due(flow, probe.observe(flow, ADDRESS, PORT, p), 1, 20, 0, probe.LIST_TEMPLATES)]
+    by_copies = [
+        i
+        for i, p in enumerate(payloads[2:50])
+        if probe.due(flow, probe.observe(flow, ADDRESS, PORT, p), 1, 20, 0, probe.LIST_TEMPLATES)
+    ]
     assert by_copies == [19, 39]
     seen = probe.observe(flow, ADDRESS, PORT, payloads[50])
     assert not probe.due(flow, seen, 2, 0, 60_000, probe.LIST_OPTIONS)
@@ -334,7 +361,9 @@ def test_going_round_all_exporters_in_steps() -> None:
 
 @pytest.mark.parametrize("name", ["netflow9", "ipfix"])
 def test_tshark_reads_a_replay(name: str, tmp_path: Path) -> None:
-    """A real exporter's templates, replayed: tshark finds them all and nothing malformed; then decodes data with them."""
+    """A real exporter's templates, replayed: tshark finds them all and nothing malformed; then decodes data with
+    them.
+    """
     flow = new()
     rows = model.capture_payloads(model.CAPTURES / f"{name}.pcap")
     for address, port, payload in rows:
@@ -346,11 +375,22 @@ def test_tshark_reads_a_replay(name: str, tmp_path: Path) -> None:
     out = b"\xd4\xc3\xb2\xa1\2\0\4\0" + bytes(8) + (65535).to_bytes(4, "little") + (101).to_bytes(4, "little")
     for payload in [*datagrams, data]:
         udp = (9995).to_bytes(2, "big") * 2 + (8 + len(payload)).to_bytes(2, "big") + b"\0\0" + payload
-        packet = b"\x45\0" + (20 + len(udp)).to_bytes(2, "big") + bytes(4) + b"\x40\x11\0\0" + b"\xc6\x12\0\1\xc6\x12\0\2" + udp
+        packet = (
+            b"\x45\0"
+            + (20 + len(udp)).to_bytes(2, "big")
+            + bytes(4)
+            + b"\x40\x11\0\0"
+            + b"\xc6\x12\0\1\xc6\x12\0\2"
+            + udp
+        )
         out += bytes(8) + len(packet).to_bytes(4, "little") * 2 + packet
     path.write_bytes(out)
     text = subprocess.run(
-        ["tshark", "-r", str(path), "-d", "udp.port==9995,cflow", "-V"], capture_output=True, text=True, check=True, timeout=60
+        ["tshark", "-r", str(path), "-d", "udp.port==9995,cflow", "-V"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     ).stdout
     assert "Malformed" not in text
     assert "No template found" not in text

@@ -1,19 +1,16 @@
-"""What a datagram is, told from its bytes: every format, every truncation, every lie about a length; against the slow model."""
+"""What a datagram is, told from its bytes: every format, every truncation, every lie about a length; against the
+slow model.
+"""
 
 from __future__ import annotations
 
 import random
 import struct
-import sys
-from pathlib import Path
 
+import flow_model as model
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import flow_model as model
 from samplicator import _probe_flow as probe
 
 V8_RECORDS = {1: 28, 2: 28, 3: 32, 4: 32, 5: 40, 6: 32, 7: 40, 8: 44, 9: 32, 10: 32, 11: 32, 12: 32, 13: 40, 14: 40}
@@ -22,7 +19,14 @@ FIELDS = [(8, 4), (12, 4), (1, 8)]
 
 def test_netflow5() -> None:
     seen = probe.scan(model.v5(77, 30, engine=0x0102, uptime=5))
-    assert (seen.kind, seen.flags, seen.sequence, seen.sequence_at, seen.units, seen.records) == (5, probe.DATA, 77, 16, 30, 30)
+    assert (seen.kind, seen.flags, seen.sequence, seen.sequence_at, seen.units, seen.records) == (
+        5,
+        probe.DATA,
+        77,
+        16,
+        30,
+        30,
+    )
     assert (seen.domain, seen.uptime_ms, seen.export_s) == (0x0102, 5, 1700000000)
 
 
@@ -40,7 +44,13 @@ def test_netflow7() -> None:
 def test_netflow8(aggregation: int, record: int) -> None:
     tail = bytes([1, 2, aggregation, 1]) + bytes(4)
     seen = probe.scan(model.fixed(8, 9, 2, record, tail))
-    assert (seen.kind, seen.flags, seen.sequence, seen.units, seen.domain) == (8, probe.DATA, 9, 2, 0x010200 | aggregation)
+    assert (seen.kind, seen.flags, seen.sequence, seen.units, seen.domain) == (
+        8,
+        probe.DATA,
+        9,
+        2,
+        0x010200 | aggregation,
+    )
     assert probe.scan(model.fixed(8, 9, 2, record, tail)[:-1]).flags == probe.MALFORMED
 
 
@@ -77,7 +87,9 @@ def test_ipfix_sets() -> None:
     assert not probe.scan(model.ipfix(5, 99, model.a_set(256, bytes(16)))).always
 
 
-@pytest.mark.parametrize("payload", [b"", b"\0", b"<14>hello", bytes(100), b"\0\5", b"\0\0\0\4" + bytes(60), b"\0\2" + bytes(60)])
+@pytest.mark.parametrize(
+    "payload", [b"", b"\0", b"<14>hello", bytes(100), b"\0\5", b"\0\0\0\4" + bytes(60), b"\0\2" + bytes(60)]
+)
 def test_other(payload: bytes) -> None:
     seen = probe.scan(payload)
     assert (seen.kind, seen.flags, seen.sequence_at) == (0, 0, 0)
@@ -86,7 +98,10 @@ def test_other(payload: bytes) -> None:
 def bad_datagrams() -> list[tuple[str, bytes]]:
     good_set = model.a_set(2, model.template(256, FIELDS))
     message = bytearray(model.ipfix(1, 1, good_set))
-    longer, shorter = bytes(message[:2]) + b"\xff\xff" + bytes(message[4:]), bytes(message[:2]) + b"\0\x0f" + bytes(message[4:])
+    longer, shorter = (
+        bytes(message[:2]) + b"\xff\xff" + bytes(message[4:]),
+        bytes(message[:2]) + b"\0\x0f" + bytes(message[4:]),
+    )
     return [
         ("v5 claims a record more", struct.pack(">HH", 5, 3) + model.v5(0, 2)[4:]),
         ("sFlow agent of no family", struct.pack(">II", 5, 3) + bytes(40)),
@@ -97,11 +112,17 @@ def bad_datagrams() -> list[tuple[str, bytes]]:
         ("template id below 256", model.v9(1, 1, model.a_set(0, model.template(255, FIELDS)))),
         ("template without fields", model.v9(1, 1, model.a_set(0, model.template(256, [])))),
         ("template of more fields than bytes", model.v9(1, 1, model.a_set(0, struct.pack(">HHHH", 256, 2, 8, 4)))),
-        ("v9 options lengths not of 4", model.v9(1, 1, model.a_set(1, struct.pack(">HHHHHHH", 256, 2, 4, 1, 4, 34, 4)))),
+        (
+            "v9 options lengths not of 4",
+            model.v9(1, 1, model.a_set(1, struct.pack(">HHHHHHH", 256, 2, 4, 1, 4, 34, 4))),
+        ),
         ("more scope than fields", model.ipfix(1, 1, model.a_set(3, struct.pack(">HHHHH", 256, 1, 2, 8, 4)))),
         ("enterprise number cut off", model.ipfix(1, 1, model.a_set(2, struct.pack(">HHHH", 256, 1, 0x8001, 4)))),
         ("withdrawal of id 5", model.ipfix(1, 1, model.a_set(2, model.withdrawal(5)))),
-        ("all templates withdrawn in the set of the other kind", model.ipfix(1, 1, model.a_set(2, model.withdrawal(3)))),
+        (
+            "all templates withdrawn in the set of the other kind",
+            model.ipfix(1, 1, model.a_set(2, model.withdrawal(3))),
+        ),
         ("IPFIX length beyond the end", longer),
         ("IPFIX length below its header", shorter),
         ("two IPFIX messages", bytes(message) * 2),
@@ -136,7 +157,12 @@ def agrees(payload: bytes) -> None:
         assert seen.kind not in (9, 10)
         return
     assert not seen.flags & probe.MALFORMED
-    assert (seen.kind, seen.sequence, seen.domain, seen.sets) == (message.kind, message.sequence, message.domain, len(message.sets))
+    assert (seen.kind, seen.sequence, seen.domain, seen.sets) == (
+        message.kind,
+        message.sequence,
+        message.domain,
+        len(message.sets),
+    )
     kinds = {(one.identity if message.kind == 9 else one.identity - 2) for one in message.sets if one.identity < 256}
     assert bool(seen.flags & probe.TEMPLATE) == (0 in kinds)
     assert bool(seen.flags & probe.OPTIONS_TEMPLATE) == (1 in kinds)
@@ -160,7 +186,9 @@ def mutations(payload: bytes, generator: random.Random) -> bytes:
 
 @pytest.mark.parametrize("name", ["netflow5", "netflow9", "ipfix", "sflow"])
 def test_captures_whole_and_mutated(name: str) -> None:
-    """Real exporters' datagrams are well formed; lies about them are judged as the model judges, the more in the first 120 bytes."""
+    """Real exporters' datagrams are well formed; lies about them are judged as the model judges, the more in the
+    first 120 bytes.
+    """
     generator = random.Random(name)
     for _, _, payload in model.capture_payloads(model.CAPTURES / f"{name}.pcap"):
         assert not probe.scan(payload).flags & probe.MALFORMED

@@ -1,17 +1,14 @@
-"""Loss before us: exact for every format, reordering is none, a restart is none; the incoming sequence against lists of what was removed."""
+"""Loss before us: exact for every format, reordering is none, a restart is none; the incoming sequence against
+lists of what was removed.
+"""
 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import flow_model as model
+import pytest
 from flow_model import IPFIX, V9
 from samplicator import _probe_flow as probe
 from samplicator._probe_flow import FLOW_SESSION_FIELDS
@@ -21,7 +18,9 @@ START = 1_700_000_000 * 10**9
 KINDS = ["netflow5", "netflow7", "netflow8", "netflow9", "ipfix", "sflow"]
 
 
-def stream(name: str, n: int, generator: random.Random, start: int = 0, uptime: int = 10_000) -> list[tuple[bytes, int]]:
+def stream(
+    name: str, n: int, generator: random.Random, start: int = 0, uptime: int = 10_000
+) -> list[tuple[bytes, int]]:
     """(payload, units) of n datagrams in order; IPFIX and v9 begin with a template."""
     out: list[tuple[bytes, int]] = []
     sequence = start
@@ -179,7 +178,9 @@ def test_domains_count_apart() -> None:
 
 
 def test_unknown_ipfix_records_are_not_loss() -> None:
-    """Without the template nobody can count: the next number says how many there were; what is really missing then stays unseen."""
+    """Without the template nobody can count: the next number says how many there were; what is really missing then
+    stays unseen.
+    """
     rows = stream("ipfix", 50, random.Random(4))
     row = feed(new(), [p for p, _ in rows[1:]])
     assert (row["lost"], row["pending"], row["unknown"]) == (0, 0, 49)
@@ -197,7 +198,9 @@ def test_malformed_is_not_loss() -> None:
 
 
 def ipfix_style(style: int) -> Callable[[int, list[int]], list[bytes]]:
-    """An IPFIX exporter that counts as style says: bit 0 the message's own records too, bit 1 no records of options data."""
+    """An IPFIX exporter that counts as style says: bit 0 the message's own records too, bit 1 no records of
+    options data.
+    """
 
     def make(n: int, units: list[int]) -> list[bytes]:
         generator = random.Random(style)

@@ -1,16 +1,13 @@
-"""The template cache against the slow model: what is learnt, replaced, withdrawn, forgotten; counts of IPFIX records; bounds under attack."""
+"""The template cache against the slow model: what is learnt, replaced, withdrawn, forgotten; counts of IPFIX
+records; bounds under attack.
+"""
 
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import flow_model as model
+import pytest
 from flow_model import IPFIX, V9
 from samplicator import _probe_flow as probe
 from samplicator._probe_flow import FLOW_COUNTER_FIELDS, FLOW_SESSION_FIELDS
@@ -73,11 +70,15 @@ def test_learn_repeat_redefine(kind: int) -> None:
 def test_fields_by_number() -> None:
     raw = model.options_template(IPFIX, 256, [(149, 4)], [(34, 4), (7, 65535, 4242)])
     assert probe.flow_field_list(raw, True, True) == ((149, 4, 0), (34, 4, 0), (7, 65535, 4242))
-    assert probe.flow_field_list(model.template(256, [(8, 4), (0x8001, 2)]), False, False) == ((8, 4, 0), (0x8001, 2, 0))
+    assert probe.flow_field_list(model.template(256, [(8, 4), (0x8001, 2)]), False, False) == (
+        (8, 4, 0),
+        (0x8001, 2, 0),
+    )
 
 
 @pytest.mark.parametrize(
-    "other", [dict(address=b"\x0a\0\0\2"), dict(port=2056), dict(domain=2), dict(kind=IPFIX), dict(address=bytes(15) + b"\1")]
+    "other",
+    [{"address": b"\x0a\0\0\2"}, {"port": 2056}, {"domain": 2}, {"kind": IPFIX}, {"address": bytes(15) + b"\1"}],
 )
 def test_what_makes_a_key(other: dict[str, object]) -> None:
     flow = new()
@@ -95,7 +96,9 @@ def test_withdrawal() -> None:
     flow = new()
     records = [model.template(i, [(8, 4)]) for i in (256, 257, 258)]
     options = model.options_template(IPFIX, 259, [(149, 4)], [(34, 4)])
-    number = probe.observe(flow, ADDRESS, PORT, message(IPFIX, 0, template_set(IPFIX, *records), options_set(IPFIX, options))).number
+    number = probe.observe(
+        flow, ADDRESS, PORT, message(IPFIX, 0, template_set(IPFIX, *records), options_set(IPFIX, options))
+    ).number
     probe.observe(flow, ADDRESS, PORT, message(IPFIX, 0, template_set(IPFIX, model.withdrawal(257))))
     assert set(templates(flow, number)) == {256, 258, 259}
     probe.observe(flow, ADDRESS, PORT, message(IPFIX, 0, template_set(IPFIX, model.withdrawal(2))))
@@ -131,7 +134,9 @@ def test_options_data_of_variable_length() -> None:
 
 def test_templates_expire() -> None:
     flow = new(template_ms=60_000)
-    number = probe.observe(flow, ADDRESS, PORT, message(V9, 0, template_set(V9, *[model.template(i, [(8, 4)]) for i in (256, 257)]))).number
+    number = probe.observe(
+        flow, ADDRESS, PORT, message(V9, 0, template_set(V9, *[model.template(i, [(8, 4)]) for i in (256, 257)]))
+    ).number
     probe.tick(flow, START + 40 * SECOND)
     probe.observe(flow, ADDRESS, PORT, message(V9, 1, template_set(V9, model.template(257, [(8, 4)]))))
     probe.tick(flow, START + 61 * SECOND)
@@ -147,25 +152,39 @@ def test_domains_are_forgotten() -> None:
     probe.age(flow, flow.capacity[0])
     assert flow.sessions() == []
     now = counters(flow)
-    assert (now["forgotten_domains"], now["domains"], now["exporters"], now["blocks"], now["templates"]) == (1, 0, 0, 0, 0)
+    assert (now["forgotten_domains"], now["domains"], now["exporters"], now["blocks"], now["templates"]) == (
+        1,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def a_field(generator: random.Random) -> tuple[int, ...]:
     length = generator.choice([1, 2, 4, 8, 16, 65535])
-    return (generator.randrange(1, 400), length, 4242) if generator.random() < 0.2 else (generator.randrange(1, 400), length)
+    return (
+        (generator.randrange(1, 400), length, 4242)
+        if generator.random() < 0.2
+        else (generator.randrange(1, 400), length)
+    )
 
 
 def value(length: int, kind: int, generator: random.Random) -> bytes:
     if length != 65535 or kind == V9:
         return generator.randbytes(length)
     n = generator.choice([0, 1, 7, 254, 255, 300])
-    return (bytes([n]) if n < 255 or generator.random() < 0.3 and n < 255 else b"\xff" + n.to_bytes(2, "big")) + generator.randbytes(n)
+    return (
+        bytes([n]) if n < 255 or (generator.random() < 0.3 and n < 255) else b"\xff" + n.to_bytes(2, "big")
+    ) + generator.randbytes(n)
 
 
 @pytest.mark.parametrize("kind", [V9, IPFIX])
 @pytest.mark.parametrize("seed", range(6))
 def test_against_the_model(kind: int, seed: int) -> None:
-    """Random templates, options, withdrawals and data, some of it unknown: the same templates, options data and record counts."""
+    """Random templates, options, withdrawals and data, some of it unknown: the same templates, options data and
+    record counts.
+    """
     generator = random.Random(seed * 2 + kind)
     flow, collector = new(), model.Collector()
     number = 0
@@ -186,7 +205,8 @@ def test_against_the_model(kind: int, seed: int) -> None:
                 sets.append(options_set(kind, model.withdrawal(generator.choice([identity, 3]))))
             elif known is not None:
                 rows = [
-                    b"".join(value(length, kind, generator) for _, length, _ in known.fields) for _ in range(generator.randrange(4))
+                    b"".join(value(length, kind, generator) for _, length, _ in known.fields)
+                    for _ in range(generator.randrange(4))
                 ]
                 sets.append(model.a_set(identity, *rows))
             else:
@@ -217,7 +237,9 @@ def hostile(generator: random.Random, n: int) -> bytes:
 
 
 def test_forged_sources_evict_no_active_exporter() -> None:
-    """Sixty times the table in forged exporters: 50 legitimate ones keep every template, memory stays what it was at creation."""
+    """Sixty times the table in forged exporters: 50 legitimate ones keep every template, memory stays what it was
+    at creation.
+    """
     flow = new(4 << 20)
     generator = random.Random(7)
     legitimate = [bytes([192, 0, 2, i]) for i in range(50)]
@@ -225,7 +247,9 @@ def test_forged_sources_evict_no_active_exporter() -> None:
     for beat in range(12):
         probe.tick(flow, START + beat * SECOND)
         for a in legitimate:
-            probe.observe(flow, a, PORT, payloads[a] if beat == 0 else message(V9, beat, model.a_set(256, bytes(4 * (1 + a[3])))))
+            probe.observe(
+                flow, a, PORT, payloads[a] if beat == 0 else message(V9, beat, model.a_set(256, bytes(4 * (1 + a[3]))))
+            )
     for n in range(60 * flow.capacity[0]):
         if n % 1000 == 0:
             probe.tick(flow, START + 12 * SECOND + n * 10**5)
@@ -255,7 +279,9 @@ def test_one_exporter_is_bounded() -> None:
         probe.observe(flow, ADDRESS, PORT, message(V9, beat, domain=1))
         probe.observe(flow, b"\x0a\0\0\2", PORT, message(V9, beat, domain=1))
     for n in range(1000):
-        probe.observe(flow, ADDRESS, PORT, message(V9, 0, template_set(V9, model.template(256, [(8, 4)])), domain=1000 + n))
+        probe.observe(
+            flow, ADDRESS, PORT, message(V9, 0, template_set(V9, model.template(256, [(8, 4)])), domain=1000 + n)
+        )
     mine = probe.domains_of(flow, ADDRESS, PORT)
     assert len(mine) == 8
     assert session(flow, mine[0])["domain"] == 1
