@@ -45,6 +45,7 @@ class ReceiverReading:
     counters: Mapping[str, int]
     up: bool
     generation_added: int
+    gave_up: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ IPV6_RECVHOPLIMIT: Final = 51
 IPV6_RECVTCLASS: Final = 66
 IPV6_TCLASS: Final = 67
 
+SOL_PACKET: Final = 263
+PACKET_VNET_HDR: Final = 15
+PACKET_SEND_BUFFER: Final = 16 << 20
+"""At least so much for a packet socket, which all receivers of a worker share."""
+
 CAP_NET_ADMIN: Final = 12
 
 SO_ATTACH_FILTER: Final = 26
@@ -269,6 +274,24 @@ def open_raw(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
     try:
         if spec.family == 4:
             _bool(sock, socket.IPPROTO_IP, socket.IP_HDRINCL, True)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def open_packet(send_buffer: int) -> socket.socket:
+    """The packet socket of a worker (engine `packet`): sends frames that begin with a virtio-net header (packet(7),
+    PACKET_VNET_HDR), receives nothing (protocol 0).
+    """
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        _bool(sock, SOL_PACKET, PACKET_VNET_HDR, True)
+        size = max(send_buffer, PACKET_SEND_BUFFER)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
     except BaseException:
         sock.close()
         raise

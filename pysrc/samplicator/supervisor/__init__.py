@@ -34,6 +34,11 @@ ADOPT_SECONDS: Final = 10.0
 HEARTBEAT_SECONDS: Final = 5.0
 """A worker beats at least once a second; older than this it is stuck."""
 
+REFUSED: Final = {
+    "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
+    "transparent": "the kernel refuses exporters' own sockets: copies leave by the raw socket",
+    "packet": "the kernel refuses its frames: copies leave by the raw socket",
+}
 _HEARTBEAT: Final = _fastpath.WORKER_FIELDS.index("heartbeat_ns")
 
 
@@ -175,6 +180,8 @@ class Supervisor:
             if any(worker.thread.is_alive() for worker in self._running.workers):
                 log.error("a worker does not end; its sockets stay open until the process is gone")
                 return
+            for worker in self._running.workers:
+                worker.close()
             left = 0
             for listener in self._running.listeners.values():
                 for intake in listener.open():
@@ -232,6 +239,8 @@ class Supervisor:
         with self._lock:
             for state in self._running.receivers.values():
                 state.refresh()
+                for feature in state.newly_given_up():
+                    log.warning("receiver %r: %s; given up until it is opened anew", state.spec.name, REFUSED[feature])
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
 
     def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
