@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from lab import Lab
+from lab import Lab, Metrics
 from witness import checksum_state
 
 
@@ -61,6 +61,28 @@ def test_checksum_oracle() -> None:
     datagram = bytes.fromhex("07d0270b000b0000") + b"abc"
     assert checksum_state(bytes(4), bytes(4), datagram) == "zero"
     assert checksum_state(bytes(16), bytes(16), datagram) == "bad"
+
+
+LAWFUL = """
+samplicator_receive_datagrams_total{listener="in"} 10.0
+samplicator_receive_truncated_datagrams_total{listener="in"} 1.0
+samplicator_receive_matched_datagrams_total{listener="in"} 6.0
+samplicator_receive_rejected_datagrams_total{listener="in",reason="acl"} 1.0
+samplicator_receive_rejected_datagrams_total{listener="in",reason="no_route_rule"} 2.0
+samplicator_send_offered_datagrams_total{receiver="one"} 6.0
+samplicator_send_skipped_datagrams_total{receiver="one",reason="sampled_out"} 2.0
+samplicator_send_datagrams_total{receiver="one"} 3.0
+samplicator_send_errors_total{receiver="one",reason="refused"} 1.0
+"""
+
+
+def test_the_laws_are_really_looked_at() -> None:
+    assert Metrics(LAWFUL).law_violations() == []
+    for line in LAWFUL.strip().splitlines():
+        series, _, value = line.rpartition(" ")
+        broken = LAWFUL.replace(line, f"{series} {float(value) + 1}")
+        assert len(Metrics(broken).law_violations()) == 1, line
+    assert Metrics("").law_violations() == ["no listener in /metrics"]
 
 
 def test_nothing_is_left_behind() -> None:

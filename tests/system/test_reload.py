@@ -156,6 +156,25 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
     assert thinned.end() == list(range(0, sent, 7)), "the countdown of a receiver that stays goes on"
 
 
+@pytest.mark.slow
+def test_a_storm_of_hangups_ends_with_the_last_file(lab: Lab) -> None:
+    """500 signals without a pause, the file changing all the time: nothing lost, and what the file says last runs."""
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=3000, max_seconds=60)
+    relay = lab.samplicator(good(lab, 1))
+    load = start_load(lab)
+    wait_for(lambda: relay.metrics().total("receive_datagrams_total"), "the load")
+    for number in range(500):
+        if number % 7 == 0:
+            relay.write(good(lab, number % 50))
+        relay.send_signal(signal.SIGHUP)
+    metrics = relay.hangup(good(lab, 4))
+    assert len(metrics.names("receiver", "send_offered_datagrams_total")) == 3 + 4
+    sent = stop_load(load)
+    assert relay.check_laws().value("send_datagrams_total", receiver="plain") == sent
+    got = sink.result(40)
+    assert (got["received"], got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (sent, 0, 0, 0, 0)
+
+
 def with_datapath(lab: Lab, text: str, **settings: object) -> str:
     rows = "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in settings.items())
     return lab.with_service(f"[datapath]\n{rows}{text}")
