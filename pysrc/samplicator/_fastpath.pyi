@@ -153,8 +153,9 @@ class Worker:
     counted and dropped. sessions: capacity of the exporter cache, 1..2^24 (rounded up to a power of two). send_buffer:
     bytes, 1 or more, of each exporter's own socket (ENGINE_TRANSPARENT; 1024 sockets at most). packet_fd: the AF_PACKET
     socket of ENGINE_PACKET (SOCK_RAW, protocol 0, PACKET_VNET_HDR, non-blocking), owned by the caller and kept open as
-    long as the worker runs; -1 = none: copies of that engine leave by their raw sockets. Raises ValueError,
-    MemoryError, OSError (epoll, eventfd)."""
+    long as the worker runs; -1 = none: copies of that engine leave by their raw sockets. max_delay_us: microseconds a
+    worker that is not idle waits for more datagrams before it receives, 0..100000. Raises ValueError, MemoryError,
+    OSError (epoll, eventfd)."""
 
     def __new__(
         cls,
@@ -164,6 +165,7 @@ class Worker:
         sessions: int = 131072,
         send_buffer: int = 4194304,
         packet_fd: int = -1,
+        max_delay_us: int = 0,
     ) -> Worker: ...
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

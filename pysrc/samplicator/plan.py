@@ -177,5 +177,6 @@ class PlanSpec:
     max_datagram: int
     batch: int
     ring_buffer: int = 64 << 20
+    max_delay_us: int = 0
     warnings: tuple[str, ...] = ()
     host_addresses: tuple[HostAddress, ...] = ()

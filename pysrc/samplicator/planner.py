@@ -125,6 +125,7 @@ class _Compiler:
             max_datagram=datapath.max_datagram,
             batch=datapath.batch,
             ring_buffer=datapath.ring_buffer,
+            max_delay_us=datapath.max_delay,
             host_addresses=self.host,
             warnings=tuple(self.warnings),
         )

@@ -43,6 +43,7 @@ IPV6_MULTICAST_ALL: Final = 29
 IPV6_RECVHOPLIMIT: Final = 51
 IPV6_RECVTCLASS: Final = 66
 IPV6_TCLASS: Final = 67
+UDP_GRO: Final = 104
 
 SOL_PACKET: Final = 263
 PACKET_VNET_HDR: Final = 15
@@ -141,6 +142,8 @@ def open_listener(
         set_receive_buffer(sock, receive_buffer)
         _bool(sock, socket.SOL_SOCKET, SO_TIMESTAMPNS, True)
         set_kept_fields(sock, spec, ttl=ttl, tos=tos)
+        with contextlib.suppress(OSError):  # since Linux 5.0; where the driver coalesces, runs come in whole
+            _bool(sock, socket.IPPROTO_UDP, UDP_GRO, True)
         sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
         if spec.family == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)

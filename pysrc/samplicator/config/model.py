@@ -243,6 +243,14 @@ class Datapath(Table):
     batch: int = Field(
         256, ge=1, le=512, description="Most datagrams taken by one receive call, 1..512.", json_schema_extra=RESTART
     )
+    max_delay: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Microseconds a busy worker waits for more datagrams before it receives, 0..100000: larger batches "
+        "for more latency; 0 = never.",
+        json_schema_extra=RESTART,
+    )
 
 
 class Listener(Table):

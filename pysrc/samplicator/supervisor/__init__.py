@@ -138,6 +138,8 @@ class Supervisor:
             self.spec = build.spec
             self._running.batch = self._running.batch or build.spec.batch
             self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
+            if self._running.max_delay_us < 0:
+                self._running.max_delay_us = build.spec.max_delay_us
             self.plan_started_unix = time.time()
 
     def _close_leaving(self, state: ListenerState) -> None:

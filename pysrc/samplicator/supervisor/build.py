@@ -47,13 +47,14 @@ class BuildError(OSError):
 
 @dataclass(slots=True)
 class Running:
-    """What runs now. batch and max_datagram are of the first plan: they hold until a restart."""
+    """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart."""
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
     receivers: dict[str, ReceiverState] = field(default_factory=dict)
     workers: list[WorkerThread] = field(default_factory=list)
     batch: int = 0
     max_datagram: int = 0
+    max_delay_us: int = -1
 
 
 class Build:
@@ -175,6 +176,7 @@ class Build:
                     max_datagram=running.max_datagram or spec.max_datagram,
                     send_buffer=spec.send_buffer,
                     packet_fd=packet.fileno() if packet is not None else -1,
+                    max_delay_us=spec.max_delay_us if running.max_delay_us < 0 else running.max_delay_us,
                 )
             except BaseException:
                 if packet is not None:
