@@ -13,12 +13,15 @@ import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import Plan, RxCounters, RxSocket, Tx, TxCounters
 from samplicator.plan import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
 from samplicator.readings import ListenerReading, ReceiverReading
+
+if TYPE_CHECKING:
+    from samplicator.links import Link
 
 DEFAULT_MTU: Final = 1500
 _UNREACHABLE: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{r}") for r in ("no_route", "no_neighbor", "refused"))
@@ -95,6 +98,13 @@ class Way:
         """GAVE_UP bits of both."""
         return self.tx.gave_up | (self.fallback.gave_up if self.fallback is not None else 0)
 
+    def set_link(self, link: Link | None) -> None:
+        """The next hop of engine `packet`; None: unknown, copies leave by the raw socket. One thread at a time."""
+        if link is None:
+            self.tx.link()
+        else:
+            self.tx.link(link.interface, link.header, link.mtu)
+
     def set_mtu(self, mtu: int) -> None:
         self.tx.mtu = mtu
         if self.fallback is not None:
@@ -107,13 +117,15 @@ class Way:
 
 class Path:
     """What all workers' ways to one receiver share: the probed path, and the reserved own source of unspoofed raw
-    copies.
+    copies. link: the next hop of engine `packet`, link_words: that, or why there is none, for people.
     """
 
-    __slots__ = ("mtu", "reservation", "routed", "source", "spec")
+    __slots__ = ("link", "link_words", "mtu", "reservation", "routed", "source", "spec")
 
     def __init__(self, spec: ReceiverSpec) -> None:
         self.spec = spec
+        self.link: Link | None = None
+        self.link_words = "not looked for yet" if spec.engine == "packet" else ""
         probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
         self.mtu = probe.mtu or DEFAULT_MTU
         self.routed = probe.mtu > 0
@@ -155,6 +167,8 @@ class Path:
                 pause_us=spec.pause_us,
                 fallback=fallback.tx if fallback else None,
             )
+            if spec.engine == "packet" and self.link is not None:
+                tx.link(self.link.interface, self.link.header, self.link.mtu)
             way = Way(tx, None, [sock], [] if sockets.connect(sock, spec) else [sock])
             if fallback is not None:
                 way.fallback = fallback.tx
@@ -312,6 +326,12 @@ class ReceiverState:
             bits |= way.gave_up
         return bits
 
+    def set_link(self, link: Link | None, words: str) -> None:
+        """Told by links: where frames for the receiver go now."""
+        self.path.link, self.path.link_words = link, words
+        for way in list(self.ways):
+            way.set_link(link)
+
     def newly_given_up(self) -> tuple[str, ...]:
         """Features given up since the last call."""
         bits = self.gave_up & ~self.told
@@ -345,6 +365,7 @@ class ReceiverState:
             up=self.up,
             generation_added=self.generation_added,
             gave_up=tuple(name for name, bit in FEATURES.items() if self.gave_up & bit),
+            link=self.path.link_words,
         )
 
 

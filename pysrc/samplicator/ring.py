@@ -161,7 +161,9 @@ class Ring:
             frames = blocks * (BLOCK_BYTES // FRAME_BYTES)
             request = struct.pack("7I", BLOCK_BYTES, blocks, FRAME_BYTES, frames, RETIRE_MS, 0, 0)
             self.sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-            self.map = mmap.mmap(self.sock.fileno(), blocks * BLOCK_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self.map = mmap.mmap(
+                self.sock.fileno(), blocks * BLOCK_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+            )
             self.sock.bind((interface, ETH_P_ALL))
             if fanout:
                 self.sock.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout | PACKET_FANOUT_HASH << 16)
@@ -209,7 +211,7 @@ class IngressDrop:
                 preexec_fn=_die_with_parent,
             )
         except OSError as error:
-            raise IngressError(error.errno, "receive = \"ring\" needs the nft command (package nftables)") from error
+            raise IngressError(error.errno, 'receive = "ring" needs the nft command (package nftables)') from error
         self.chains = 0
         self._send(f"add table netdev {self.table} {{ flags owner; }}")
 
@@ -231,7 +233,9 @@ class IngressDrop:
         chain = f"in{self.chains}"
         self.chains += 1
         head = f"netdev {self.table} {chain}"
-        self._send(f"add chain {head} {{ type filter hook ingress device \"{interface}\" priority -500; policy accept; }}")
+        self._send(
+            f'add chain {head} {{ type filter hook ingress device "{interface}" priority -500; policy accept; }}'
+        )
         ports = ", ".join(f"{low}-{high}" if high > low else str(low) for low, high in match.ports)
         rules = 0
         for kind, addresses in (("host", match.addresses), ("multicast", match.groups)):
@@ -277,9 +281,7 @@ def reject_all(ring: Ring) -> None:
     _attach(ring.sock, struct.pack("=HBBI", _RETURN, 0, 0, 0))
 
 
-def open_rings(
-    interfaces: Sequence[str], match: RingMatch, ring_bytes: int, fanout: int
-) -> list[Ring]:
+def open_rings(interfaces: Sequence[str], match: RingMatch, ring_bytes: int, fanout: int) -> list[Ring]:
     """A ring on each interface. Raises OSError; then none is open."""
     rings: list[Ring] = []
     try:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.plan import Capabilities, ReceiverSpec, SocketSpec
+from samplicator.plan import Capabilities, HostAddress, ReceiverSpec, SocketSpec
 
 SO_NO_CHECK: Final = 11
 SO_SNDBUFFORCE: Final = 32
@@ -417,7 +417,15 @@ def capabilities() -> Capabilities:
         is_local=is_local,
         cpus=tuple(sorted(os.sched_getaffinity(0))),
         interface_index=interface_index,
+        host_addresses=host_addresses,
     )
+
+
+def host_addresses() -> tuple[HostAddress, ...]:
+    """All addresses of this host. Raises OSError."""
+    from samplicator import links  # heavy, and only a ring wants to know
+
+    return links.host_addresses()
 
 
 def interface_index(name: str) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Plan
@@ -24,6 +24,9 @@ from samplicator.plan import PlanSpec
 from samplicator.readings import Readings, Route
 from samplicator.supervisor.build import Build, BuildError, Running
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
+
+if TYPE_CHECKING:
+    from samplicator.links import Links
 
 __all__ = ["BuildError", "Supervisor", "WorkerStuck"]
 
@@ -64,6 +67,7 @@ class Supervisor:
         self._gone_latency: tuple[int, ...] = (0,) * (len(_fastpath.LATENCY_BOUNDS_NS) + 1)
         self._gone_latency_sum = 0
         self._debris: list[Callable[[], None]] = []
+        self._links: Links | None = None
 
     # ------------------------------------------------------------------ apply
 
@@ -99,6 +103,7 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        self._follow_links()
         while self._debris:
             self._debris.pop()()
         for worker in build.workers:
@@ -142,6 +147,22 @@ class Supervisor:
                 self._running.max_delay_us = build.spec.max_delay_us
             self.plan_started_unix = time.time()
 
+    def _follow_links(self) -> None:
+        """Has the next hops of packet receivers followed, from the first such receiver on."""
+        states = {name: state for name, state in self._running.receivers.items() if state.spec.engine == "packet"}
+        if not states and self._links is None:
+            return
+        from samplicator import links  # heavy, and most plans have no such receiver
+
+        if self._links is None:
+            self._links = links.Links()
+        self._links.follow(
+            {
+                name: links.Target(state.spec.address, state.spec.scope_id, state.set_link)
+                for name, state in states.items()
+            }
+        )
+
     def _close_leaving(self, state: ListenerState) -> None:
         with self._view_lock:
             gone = state.retire()
@@ -184,6 +205,8 @@ class Supervisor:
                 return
             for worker in self._running.workers:
                 worker.close()
+            if self._links is not None:
+                self._links.close()
             left = 0
             for listener in self._running.listeners.values():
                 for intake in listener.open():
