@@ -5,7 +5,9 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 PREFIX ?= /opt/samplicator
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 
 V := .venv
 BIN := $(CURDIR)/$(V)/bin
@@ -89,14 +91,18 @@ define compile
 @! grep -nEi 'performance hint|warning: ' $(LOG) || { rm -rf build/cython; echo "The build log has hints or warnings." >&2; exit 1; }
 endef
 
+# The tests' build has their probe extension too; it counts as the ordinary build as well.
+EXT := $(STAMPS)/ext$(if $(filter test lint asan,$(MAKECMDGOALS)),-probe)
+
 $(STAMPS)/ext: $(SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
 	$(call compile,0)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
 	@touch $@
 
-$(STAMPS)/ext-probe: $(PROBE_SOURCES) $(STAMPS)/ext
+$(STAMPS)/ext-probe: $(SOURCES) $(PROBE_SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
 	$(call compile,1)
-	@touch $@
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
+	@touch $(STAMPS)/ext $@
 
 # ---- install: the program into PREFIX, unit, sysctl drop-in, man pages and (if there is none) a first configuration
 
@@ -124,26 +130,32 @@ endef
 test-needs: build-needs
 	@$(find_test_needs); $(install_missing)
 
-$(STAMPS)/test-tools: pyproject.toml $(STAMPS)/ext
+$(STAMPS)/test-tools: pyproject.toml | $(EXT)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
 	@touch $@
 
-test: test-needs $(STAMPS)/test-tools $(STAMPS)/ext-probe tools
-	@$(MAKE) --no-print-directory lint
-	$(if $(ASAN),@$(MAKE) --no-print-directory asan)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Lint first, but the tests run whatever it says: one run tells everything, and its last lines are pytest's.
+test: test-needs $(EXT) $(STAMPS)/test-tools tools
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(if $(ASAN),$(MAKE) --no-print-directory asan || status=1;) \
+	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
+	exit $$status
 
-lint: $(STAMPS)/test-tools
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	PATH=$(BIN):$$PATH $(BIN)/cython-lint fastpath tests/ext
+lint: $(EXT) $(STAMPS)/test-tools
+	@status=0; \
+	$(BIN)/ruff check . || status=1; \
+	$(BIN)/mypy || status=1; \
+	PATH=$(BIN):$$PATH $(BIN)/cython-lint fastpath tests/ext || status=1; \
+	[ $$status = 0 ] || echo "make lint: failed" >&2; \
+	exit $$status
 
 # ---- the suites that touch memory, under ASan and UBSan, in a build of its own
 
 ASAN_LIB := build/asan/lib
 ASAN_PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 
-$(STAMPS)/asan: $(SOURCES) $(PROBE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject.toml $(STAMPS)/test-tools
+$(STAMPS)/asan: $(SOURCES) $(PROBE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject.toml $(EXT) $(STAMPS)/test-tools
 	@mkdir -p build
 	@rm -rf build/asan build/cython-asan
 	@echo "Compiling the datapath with ASan and UBSan (log: build/asan.log)"
@@ -151,8 +163,9 @@ $(STAMPS)/asan: $(SOURCES) $(PROBE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject
 		>build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
 	@touch $@
 
+# A small quarantine: freed memory that is kept for finding its users would look like a leak to the tests that bound memory.
 ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONPATH=$(CURDIR)/$(ASAN_LIB) PYTHONMALLOC=malloc \
-	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=4 UBSAN_OPTIONS=print_stacktrace=1
 
 asan: test-needs $(STAMPS)/asan
 	@$(ASAN_ENV) $(BIN)/python -c 'from samplicator import _fastpath as f, _probe as p; assert "asan" in f.__file__ and "asan" in p.__file__'

@@ -23,7 +23,7 @@ from counters cimport (
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport PLAN_NONE, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, route_t, rule_t, source_group_t, source_t
 from run cimport run_make, runs_t
-from rx.socket cimport RX_CONTROL, RX_SLOT, rx_arena_t, rx_ring_t, rx_socket_t
+from rx.socket cimport RX_CONTROL, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t, rx_socket_t
 from sample cimport sample_keep
 from session cimport SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
@@ -37,9 +37,9 @@ from uapi.net cimport (
     EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TRANSPARENT,
     IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT,
     PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE, SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
-    SOL_UDP, SO_RCVBUF, SO_REUSEADDR, SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl,
-    epoll_event, epoll_wait, eventfd, get_errno, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read, recvmmsg,
-    setsockopt, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64, unlikely, write,
+    SOL_UDP, SO_RCVBUF, SO_REUSEADDR, SO_TIMESTAMPNS, SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl,
+    epoll_event, epoll_wait, eventfd, get_errno, getsockopt, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read, recvmmsg,
+    setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64, unlikely, write,
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,

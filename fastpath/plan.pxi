@@ -93,6 +93,7 @@ cdef class RxSocket:
         self.socket.fd = fd
         self.socket.listener = listener
         self.socket.counters = counters.c
+        self.socket.stamps = self.socket.stamped = self._has_stamps()
         if ring is not None:
             PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
             if block_bytes == 0 or self.view.len == 0 or <size_t>self.view.len % block_bytes:
@@ -100,6 +101,11 @@ cdef class RxSocket:
             self.socket.ring.map = <u8 *>self.view.buf
             self.socket.ring.block_bytes = block_bytes
             self.socket.ring.blocks = <u32>(<size_t>self.view.len // block_bytes)
+
+    cdef bint _has_stamps(self):
+        cdef int on = 0
+        cdef socklen_t length = sizeof(on)
+        return getsockopt(self.socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, &length) == 0 and on != 0
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)       # nothing when there is no ring

@@ -22,7 +22,7 @@ ctypedef struct runs_t:
     u16 count[BATCH_LIMIT]
     u32 bytes[BATCH_LIMIT]         # payload of each run
     iovec vectors[BATCH_LIMIT]     # payload of order[i]; shared by every receiver's send
-    u32 group_longest[BATCH_LIMIT] # longest datagram of each group, where grouped
+    u32 group_longest[BATCH_LIMIT]  # longest datagram of each group, where grouped
     u16 start[BATCH_LIMIT]         # scratch of the counting sort
 
 

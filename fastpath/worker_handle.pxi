@@ -9,7 +9,7 @@ cdef class Worker:
     cdef bint running
     cdef void *arena
 
-    def __cinit__(self, *, long long batch=256, long long max_datagram=65535, long long sessions=131072, int send_buffer=4194304,
+    def __cinit__(self, *, long long batch=512, long long max_datagram=65535, long long sessions=131072, int send_buffer=4194304,
                   int packet_fd=-1, u32 max_delay_us=0):
         if not 1 <= batch <= BATCH_LIMIT:
             raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")

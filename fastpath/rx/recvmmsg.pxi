@@ -80,6 +80,22 @@ cdef inline void rx_open(rx_arena_t *arena) noexcept nogil:
     arena.open = True
 
 
+cdef inline void rx_stamp(rx_socket_t *socket, u32 datagrams) noexcept nogil:
+    """Turns the arrival times off and on again: a tenth of the cost of a large batch, and one large batch in eight tells enough. The kernel notes
+    the times all the while (net/core/sock.c: switching SO_TIMESTAMPNS off only stops their delivery)."""
+    cdef int on
+    if datagrams < RX_STAMP_BATCH:
+        socket.unstamped = 0
+    elif socket.unstamped:
+        socket.unstamped -= 1
+    else:
+        socket.unstamped = RX_STAMP_EVERY - 1
+    on = socket.unstamped == 0
+    if on != socket.stamped:
+        socket.stamped = on
+        setsockopt(socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof(on))
+
+
 cdef inline bint rx_pending(const rx_arena_t *arena) noexcept nogil:
     """Whether datagrams read from the kernel wait for a batch."""
     return arena.open or arena.next < arena.got
@@ -104,6 +120,8 @@ cdef inline int rx_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *batc
         if got <= 0:
             return rx_error(c, get_errno())
         arena.got = <u32>got
+        if socket.stamps:
+            rx_stamp(socket, arena.got)
     while n + cut < arena.capacity and rx_pending(arena):
         if not arena.open:
             rx_open(arena)

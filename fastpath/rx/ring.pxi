@@ -1,7 +1,7 @@
-# Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst) that the kernel fills with whole UDP datagrams to
-# the listener's ports while an ingress rule keeps them from the UDP stack. Payloads are read in place: no copy, no system call per
-# batch. A segmented packet (virtio-net header, GSO type UDP_L4) is taken apart here: a run in is a run in the batch.
-# Called by worker.pxi. Everything the packet says of itself is checked against what was captured; what does not add up is counted and left out.
+# Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst) that the kernel fills with whole UDP
+# datagrams to the listener's ports while an ingress rule keeps them from the UDP stack. Payloads are read in place: no copy, no system call
+# per batch. A segmented packet (virtio-net header, GSO type UDP_L4) is taken apart here: a run in is a run in the batch. Called by
+# worker.pxi. Everything the packet says of itself is checked against what was captured; what does not add up is counted and left out.
 
 cdef enum:
     RING_VNET_BYTES = 10               # struct virtio_net_hdr before the link header

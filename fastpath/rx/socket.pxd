@@ -10,6 +10,8 @@ from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u32, u64
 
 cdef enum:
     RX_CONTROL = 160               # control bytes a message: timestamp, TTL, TOS, size of coalesced datagrams
+    RX_STAMP_BATCH = 64            # datagrams: batches this large are stamped one in RX_STAMP_EVERY, smaller ones always
+    RX_STAMP_EVERY = 8
     RX_SLOT = 65536                # bytes a message: the largest datagram, and what UDP_GRO coalesces
 
 ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary UDP socket
@@ -31,6 +33,9 @@ ctypedef struct rx_socket_t:
     int fd
     u32 listener
     rx_counters_t *counters
+    bint stamps                    # SO_TIMESTAMPNS was on when the worker got the socket
+    bint stamped                   # it is on now
+    u32 unstamped                  # batches still to go without
     rx_ring_t ring
 
 ctypedef struct rx_arena_t:

@@ -1,8 +1,8 @@
-# Engine `packet`: spoofed copies leave through an AF_PACKET socket with a virtio-net header (packet(7), PACKET_VNET_HDR), past routing and netfilter:
-# runs as one segmented frame (GSO type UDP_L4), the others as plain frames, those of all receivers in one sendmmsg. The next hop's link
-# address and the egress interface come from the control plane (Tx.link) and may change at any time. Checksums are left to the device.
-# What cannot be sent as a frame (no link address yet, local receiver, over the MTU, refused) is left to the receiver's raw socket; an exporter's
-# datagrams of a batch go one way only, so that order holds. Called by worker.pxi for receivers that take the whole batch.
+# Engine `packet`: spoofed copies leave through an AF_PACKET socket with a virtio-net header (packet(7), PACKET_VNET_HDR), past routing and
+# netfilter: runs as one segmented frame (GSO type UDP_L4), the others as plain frames, those of all receivers in one sendmmsg. The next
+# hop's link address and the egress interface come from the control plane (Tx.link) and may change at any time. Checksums are left to the
+# device. What cannot be sent as a frame (no link address yet, local receiver, over the MTU, refused) is left to the receiver's raw socket;
+# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker.pxi for receivers that take the whole batch.
 
 cdef enum:
     PACKET_VNET_BYTES = 10             # struct virtio_net_hdr, include/uapi/linux/virtio_net.h
@@ -54,7 +54,8 @@ cdef inline u32 packet_headers(tx_t *tx, const batch_t *batch, u32 d, u32 payloa
     return PACKET_VNET_BYTES + start + WIRE_UDP_HEADER
 
 
-cdef inline void packet_frame(tx_t *tx, const batch_t *batch, const runs_t *runs, u32 way, u32 first, u32 count, tx_ring_t *ring) noexcept nogil:
+cdef inline void packet_frame(tx_t *tx, const batch_t *batch, const runs_t *runs, u32 way, u32 first, u32 count,
+                              tx_ring_t *ring) noexcept nogil:
     """Appends one frame with `count` datagrams from place `first` of the runs' order; more than one: segmented. The ring has room."""
     cdef u32 m = ring.n
     cdef u32 d = runs.order[first]
@@ -94,7 +95,8 @@ cdef inline bint packet_takes(tx_t *tx, const runs_t *runs, u32 group) noexcept 
     return runs.group_longest[group] + overhead <= tx.link_now.mtu
 
 
-cdef void packet_send(work_t *work, tx_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n, tx_ring_t *ring) noexcept nogil:
+cdef void packet_send(work_t *work, tx_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
+                      tx_ring_t *ring) noexcept nogil:
     """The batch to n ways: as frames where that can be, else left to raw."""
     cdef u32 run, a, way, i, first, count, step, group
     cdef tx_t *tx

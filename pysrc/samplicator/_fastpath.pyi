@@ -160,7 +160,7 @@ class Worker:
     def __new__(
         cls,
         *,
-        batch: int = 256,
+        batch: int = 512,
         max_datagram: int = 65535,
         sessions: int = 131072,
         send_buffer: int = 4194304,

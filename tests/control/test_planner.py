@@ -143,7 +143,7 @@ def test_keep_and_fixed_fields(load: Load) -> None:
     spec = plan(load, LISTENER + receiver('ttl = "keep"\ntos = 184\nfreq = 7') + RULE).receivers[0]
     assert (spec.ttl, spec.tos, spec.freq) == (0, 184, 7)
     spec = plan(load, LISTENER + receiver() + RULE).receivers[0]
-    assert (spec.ttl, spec.tos, spec.freq) == (64, -1, 1)
+    assert (spec.ttl, spec.tos, spec.freq) == (64, 0, 1)
 
 
 def test_names_are_looked_up_with_their_family(load: Load) -> None:

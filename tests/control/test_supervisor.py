@@ -136,7 +136,7 @@ def test_workers_come_and_go_and_nothing_is_lost(load: Load, supervisor: Supervi
     assert readings.listeners[0].counters["datagrams"] == exporters.sent
     assert readings.listeners[0].kernel_drops == 0
     assert readings.receivers[0].counters["sent"] == exporters.sent
-    assert sum(readings.latency_counts) == exporters.sent
+    assert 0 < sum(readings.latency_counts) <= exporters.sent  # of large batches one in eight is timed
     assert opened[-1] == opened[-2]
 
 

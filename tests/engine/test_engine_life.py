@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -268,15 +269,18 @@ def test_heartbeat_and_cpu_without_traffic() -> None:
 
 
 def test_old_plans_are_let_go() -> None:
-    """Their receivers' descriptors may be closed once the generation has moved on; memory does not pile up."""
+    """Their sockets may be closed once the generation has moved on, and their memory does not pile up."""
     with Relay() as relay:
+        way = relay.udp(HOME, 9)
         relay.listen()
         relay.go()
-        before = resident()
-        for _ in range(100):
+        holders = sys.getrefcount(way.tx)
+        for _ in range(20):
             relay.publish(relay.plan())
+        assert relay.workers[0].generation == 21
         gc.collect()
-        assert resident() - before < 40 << 20, "100 plans of more than 2 MiB each were kept"
+        now = sys.getrefcount(way.tx)
+        assert now == holders, "only the running plan holds it"
 
 
 def resident() -> int:
@@ -298,8 +302,10 @@ def test_100_000_forged_exporters_keep_memory_bounded() -> None:
             udp = struct.pack(">HHHH", 4000, listener.port, 8, 0)
             head = struct.pack(">BBHHHBBH", 0x45, 0, 28, 1, 0, 64, 17, 0)
             count = 100_000
-            before = resident()
+            before = 0
             for n in range(count):
+                if n == count // 5:
+                    before = resident()
                 source = struct.pack(">I", 0x0B000000 + n * 97)
                 forger.sendto(head + source + packed("198.18.0.1") + udp, ("198.18.0.1", 0))
                 if n % 2000 == 0:
@@ -313,7 +319,8 @@ def test_100_000_forged_exporters_keep_memory_bounded() -> None:
             assert numbers["session_misses"] == count
             assert numbers["session_evictions"] == count - numbers["sessions"]
             assert way.values()["sent"] == count // 1000
-            assert grown < 8 << 20
+            if "asan" not in _fastpath.__file__:  # its quarantine keeps what was freed
+                assert grown < 4 << 20
 
     in_namespace(run, "addr add 198.18.0.1/32 dev lo", "addr add 198.18.0.2/32 dev lo")
 

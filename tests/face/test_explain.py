@@ -112,15 +112,15 @@ GOLDEN = """\
       from 10.1.2.3:5000: the exporter's own, spoofed
       engine transparent: spoofed: runs leave as one segmented send by sockets bound to the exporters' addresses, the rest by a \
 raw socket
-      ttl 64, tos kept
+      ttl 64, tos 0
     b: to [2001:db8::b]:9
       from this host's address: not spoofed: an IPv4 source cannot stand in an IPv6 header
       engine udp: copies that cannot be spoofed leave through a UDP socket
-      ttl 64, tos kept
+      ttl 64, tos 0
     c: to 192.0.2.3:9
       from 198.51.100.7:2055: configured as source
       engine raw: the source 198.51.100.7 is not an address of this host, so headers are made here
-      ttl kept, tos kept, 1 datagram in 10, UDP checksum 0
+      ttl kept, tos 0, 1 datagram in 10, UDP checksum 0
     d: to 192.0.2.4:9
       from this host's address: not spoofed
       engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from process import Process, tool, wait_for
 
 if TYPE_CHECKING:
-    from lab import Namespace
+    from namespace import Namespace
 
 SOL_PACKET, PACKET_IGNORE_OUTGOING, SO_RCVBUFFORCE, ETH_P_ALL = 263, 23, 33, 3
 

@@ -241,7 +241,7 @@ class Datapath(Table):
         json_schema_extra=RESTART,
     )
     batch: int = Field(
-        256, ge=1, le=512, description="Most datagrams taken by one receive call, 1..512.", json_schema_extra=RESTART
+        512, ge=1, le=512, description="Most datagrams taken by one receive call, 1..512.", json_schema_extra=RESTART
     )
     max_delay: int = Field(
         0,
@@ -312,7 +312,7 @@ class Receiver(Table):
         64, description='TTL or hop limit of copies, 1..255, or "keep": as received.', json_schema_extra=LIVE
     )
     tos: Tos = Field(
-        "keep", description='TOS or traffic class of copies, 0..255, or "keep": as received.', json_schema_extra=LIVE
+        0, description='TOS or traffic class of copies, 0..255, or "keep": as received.', json_schema_extra=LIVE
     )
     engine: Literal["auto", "udp", "raw", "transparent", "packet"] = Field(
         "auto",
