@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"plan"}),
     frozenset({"receive", "links", "ring"}),
+    frozenset({"ingress"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
     frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),
     frozenset({"engines"}),
