@@ -6,6 +6,8 @@ Field tuples name the values of each `read()` in order. Addresses are network-or
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from typing_extensions import Buffer
+
 CYTHON_VERSION: Final[str]
 """The version of Cython that compiled this module."""
 REASONS: Final[tuple[str, ...]]
@@ -22,16 +24,22 @@ BATCH_BOUNDS: Final[tuple[int, ...]]
 LATENCY_BOUNDS_NS: Final[tuple[int, ...]]
 """Upper bounds (ns) of the forward latency histogram; one more bucket, +Inf, follows."""
 ENGINE_UDP: Final[int]
+"""From our own address, by a UDP socket connected to the receiver; runs leave as one segmented send (UDP_SEGMENT,
+udp(7))."""
 ENGINE_RAW: Final[int]
+"""Headers made here, one raw socket per receiver (raw(7)), packet by packet."""
 ENGINE_TRANSPARENT: Final[int]
+"""Spoofed, by a socket bound to the exporter's address and port (IP_TRANSPARENT, ip(7)); the rest by the raw socket."""
 ENGINE_PACKET: Final[int]
+"""Spoofed, as link frames by the worker's packet socket (packet(7), PACKET_VNET_HDR); the rest by the raw socket."""
 GAVE_UP_SEGMENT: Final[int]
-"""Bit of Tx.gave_up: segmented sends."""
+"""Bit of Tx.gave_up: segmented sends (EIO, EINVAL or EOPNOTSUPP of a send with UDP_SEGMENT)."""
 GAVE_UP_TRANSPARENT: Final[int]
-"""Bit of Tx.gave_up: sending by the exporters' own sockets."""
+"""Bit of Tx.gave_up: sending by the exporters' own sockets (EIO, EINVAL, EOPNOTSUPP, EPERM or EACCES of a send)."""
 GAVE_UP_PACKET: Final[int]
-"""Bit of Tx.gave_up: sending by the worker's packet socket."""
+"""Bit of Tx.gave_up: sending by the worker's packet socket (the same errors)."""
 BATCH_MAX: Final[int]
+"""Most datagrams of one receive call, 512."""
 
 @final
 class RxCounters:
@@ -52,11 +60,17 @@ class TxCounters:
 
 @final
 class RxSocket:
-    """A bound, non-blocking UDP socket of a listener. The descriptor stays owned by the caller, who keeps it open until
-    every worker has left the plans that name it. family 4|6. Worker enables nothing on the socket: the caller sets
-    SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS)."""
+    """A bound, non-blocking UDP socket of a listener, or a packet socket with a ring. The descriptor stays owned by the
+    caller, who keeps it open until every worker has left the plans that name it. Worker enables nothing on the socket:
+    the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS), UDP_GRO.
+    counters: its own, or those of other sockets that the same worker reads. listener: index in plans, 0..65535. ring:
+    a writable buffer over the whole mapping of a TPACKET_V3 receive ring with virtio-net headers (PACKET_RX_RING,
+    PACKET_VNET_HDR, packet(7)), kept alive by this object; block_bytes: tp_block_size, the buffer has whole blocks.
+    Raises ValueError for a value out of range."""
 
-    def __new__(cls, fd: int, counters: RxCounters, listener: int) -> RxSocket: ...
+    def __new__(
+        cls, fd: int, counters: RxCounters, listener: int, *, ring: Buffer | None = None, block_bytes: int = 0
+    ) -> RxSocket: ...
     @property
     def fd(self) -> int: ...
     @property
@@ -68,11 +82,14 @@ class Tx:
 
     engine: ENGINE_UDP: `fd` is a non-blocking UDP socket connected to the receiver, IP_RECVERR on, ttl/tos set by the
     caller with socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-blocking
-    raw socket (IPPROTO_RAW), header crafted here; `mtu` of the path in bytes. ENGINE_TRANSPARENT: as ENGINE_RAW (same
-    `fd`, no fixed source); runs of an exporter leave by a socket bound to its address where it has earned one.
-    ENGINE_PACKET: the same by the worker's packet socket and link(). source: fixed (address, port) written by
-    ENGINE_RAW; None = the exporter's. fallback: the Tx that takes exporters of the other address family (unspoofed).
-    fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
+    raw socket (IPPROTO_RAW), header crafted here. ENGINE_TRANSPARENT: as ENGINE_RAW (same `fd`, no fixed source); runs
+    of an exporter leave by a socket bound to its address where it has earned one. ENGINE_PACKET: the same by the
+    worker's packet socket and link(). By the raw socket leave with these two: batches that not all go to this receiver
+    (freq, rules), ttl 0, pause_us, and with ENGINE_TRANSPARENT checksum False. ttl 1..255, 0 = the exporter's; tos
+    0..255, -1 = the exporter's; freq 1..2^32-1; pause_us after each copy. mtu: of the path in bytes, decides with every
+    engine what can leave as a segmented send and in ENGINE_RAW what must be fragmented. source: fixed (address, port)
+    written by ENGINE_RAW; None = the exporter's. fallback: the Tx that takes exporters of the other address family
+    (unspoofed); shares `counters`. fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
         cls,
@@ -96,11 +113,12 @@ class Tx:
     def fd(self) -> int: ...
     @property
     def gave_up(self) -> int:
-        """GAVE_UP bits: what the kernel refused this receiver, for good."""
+        """GAVE_UP bits: what the kernel refused this receiver, for good. Written by the worker; any thread may read."""
 
     def link(self, interface: int = 0, header: bytes = b"", mtu: int = 0) -> None:
-        """ENGINE_PACKET: the next hop: interface index, link header (14 bytes, 18 with VLAN tag) and MTU; no arguments:
-        unknown, copies leave by the raw socket. May be called while the worker runs, by one thread."""
+        """ENGINE_PACKET: the next hop: index of the egress interface (1 or more), link header (destination, source,
+        EtherType: 14 bytes, with VLAN tag 18) and MTU in bytes (68 or more); no arguments: unknown, copies leave by the
+        raw socket. May be called while the worker runs, by one thread at a time. Raises ValueError."""
 
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
@@ -132,9 +150,12 @@ class Worker:
     """One datapath thread's state. Everything it needs is allocated here.
 
     batch: datagrams a receive call, 1..BATCH_MAX. max_datagram: bytes kept of a datagram, 1..65535; longer ones are
-    counted and dropped. sessions: capacity of the exporter cache (rounded up to a power of two). send_buffer: bytes, of
-    each exporter's own socket (ENGINE_TRANSPARENT). packet_fd: the AF_PACKET socket of ENGINE_PACKET, owned by the
-    caller. Raises ValueError, MemoryError, OSError (epoll, eventfd)."""
+    counted and dropped. sessions: capacity of the exporter cache, 1..2^24 (rounded up to a power of two). send_buffer:
+    bytes, 1 or more, of each exporter's own socket (ENGINE_TRANSPARENT; 1024 sockets at most). packet_fd: the AF_PACKET
+    socket of ENGINE_PACKET (SOCK_RAW, protocol 0, PACKET_VNET_HDR, non-blocking), owned by the caller and kept open as
+    long as the worker runs; -1 = none: copies of that engine leave by their raw sockets. max_delay_us: microseconds a
+    worker that is not idle waits for more datagrams before it receives, 0..100000. Raises ValueError, MemoryError,
+    OSError (epoll, eventfd)."""
 
     def __new__(
         cls,
@@ -144,6 +165,7 @@ class Worker:
         sessions: int = 131072,
         send_buffer: int = 4194304,
         packet_fd: int = -1,
+        max_delay_us: int = 0,
     ) -> Worker: ...
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

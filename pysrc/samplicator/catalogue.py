@@ -28,7 +28,8 @@ Kind = Literal["counter", "gauge", "histogram", "info"]
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One family. name: without PREFIX, with `_total` or `_info`. labels: in order. split: (value of the last label,
-    field) for a family whose last label names a cause, the fields being of the compiled counters `origin` names.
+    field) for a family whose last label names a cause, the fields being of the compiled counters `origin` names, or
+    words of the attribute that it names.
     scale: unit of the name / unit of the field.
     """
 
@@ -191,6 +192,14 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         (*_R, "address", "port", "source", "engine"),
         "Where copies go, whose source they carry (own, spoof) and the engine that sends them.",
         "receiver",
+    ),
+    Metric(
+        "receiver_features_given_up",
+        "gauge",
+        (*_R, "feature"),
+        "1 when the kernel refused the feature for this receiver: copies leave in a slower way until a restart.",
+        "receiver.gave_up",
+        split=(("segment", "segment"), ("transparent", "transparent"), ("packet", "packet")),
     ),
     Metric(
         "forward_latency_seconds",

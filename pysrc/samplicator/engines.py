@@ -13,17 +13,32 @@ import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import Plan, RxCounters, RxSocket, Tx, TxCounters
 from samplicator.plan import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
 from samplicator.readings import ListenerReading, ReceiverReading
 
+if TYPE_CHECKING:
+    from samplicator.links import Link
+
 DEFAULT_MTU: Final = 1500
 _UNREACHABLE: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{r}") for r in ("no_route", "no_neighbor", "refused"))
 _SENT: Final = _fastpath.TX_FIELDS.index("sent")
 _NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
+ENGINES: Final = {
+    "udp": _fastpath.ENGINE_UDP,
+    "raw": _fastpath.ENGINE_RAW,
+    "transparent": _fastpath.ENGINE_TRANSPARENT,
+    "packet": _fastpath.ENGINE_PACKET,
+}
+FEATURES: Final = {
+    "segment": _fastpath.GAVE_UP_SEGMENT,
+    "transparent": _fastpath.GAVE_UP_TRANSPARENT,
+    "packet": _fastpath.GAVE_UP_PACKET,
+}
+"""What the kernel can refuse for good, and the bit of Tx.gave_up that says so."""
 FastRule = tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]
 
 
@@ -69,11 +84,31 @@ def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
 
 @dataclass(slots=True, eq=False)
 class Way:
-    """One Tx of one worker with the sockets it lives on. unconnected: those that had no route when they were opened."""
+    """One Tx of one worker with the sockets it lives on. fallback: its Tx for exporters of the other address family.
+    unconnected: sockets that had no route when they were opened.
+    """
 
     tx: Tx
+    fallback: Tx | None = None
     sockets: list[socket.socket] = field(default_factory=list)
     unconnected: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def gave_up(self) -> int:
+        """GAVE_UP bits of both."""
+        return self.tx.gave_up | (self.fallback.gave_up if self.fallback is not None else 0)
+
+    def set_link(self, link: Link | None) -> None:
+        """The next hop of engine `packet`; None: unknown, copies leave by the raw socket. One thread at a time."""
+        if link is None:
+            self.tx.link()
+        else:
+            self.tx.link(link.interface, link.header, link.mtu)
+
+    def set_mtu(self, mtu: int) -> None:
+        self.tx.mtu = mtu
+        if self.fallback is not None:
+            self.fallback.mtu = mtu
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -82,13 +117,15 @@ class Way:
 
 class Path:
     """What all workers' ways to one receiver share: the probed path, and the reserved own source of unspoofed raw
-    copies.
+    copies. link: the next hop of engine `packet`, link_words: that, or why there is none, for people.
     """
 
-    __slots__ = ("mtu", "reservation", "routed", "source", "spec")
+    __slots__ = ("link", "link_words", "mtu", "reservation", "routed", "source", "spec")
 
     def __init__(self, spec: ReceiverSpec) -> None:
         self.spec = spec
+        self.link: Link | None = None
+        self.link_words = "not looked for yet" if spec.engine == "packet" else ""
         probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
         self.mtu = probe.mtu or DEFAULT_MTU
         self.routed = probe.mtu > 0
@@ -104,7 +141,7 @@ class Path:
     def open_way(self, counters: TxCounters, send_buffer: int) -> Way:
         """A way for one more worker."""
         if self.spec.engine == "udp":
-            return _udp_way(self.spec, counters, send_buffer)
+            return _udp_way(self.spec, counters, send_buffer, self.mtu)
         return self._raw_way(counters, send_buffer)
 
     def _raw_way(self, counters: TxCounters, send_buffer: int) -> Way:
@@ -113,9 +150,9 @@ class Path:
         sock = sockets.open_raw(spec, send_buffer)
         try:
             if spec.spoof:  # an exporter of the other family cannot be the source here: its copies leave unspoofed
-                fallback = _udp_way(spec, counters, send_buffer)
+                fallback = _udp_way(spec, counters, send_buffer, self.mtu)
             tx = Tx(
-                _fastpath.ENGINE_RAW,
+                ENGINES[spec.engine],
                 sock.fileno(),
                 counters,
                 spec.address,
@@ -130,8 +167,11 @@ class Path:
                 pause_us=spec.pause_us,
                 fallback=fallback.tx if fallback else None,
             )
-            way = Way(tx, [sock], [] if sockets.connect(sock, spec) else [sock])
+            if spec.engine == "packet" and self.link is not None:
+                tx.link(self.link.interface, self.link.header, self.link.mtu)
+            way = Way(tx, None, [sock], [] if sockets.connect(sock, spec) else [sock])
             if fallback is not None:
+                way.fallback = fallback.tx
                 way.sockets += fallback.sockets
                 way.unconnected += fallback.unconnected
         except BaseException:
@@ -150,10 +190,10 @@ class Path:
         self.routed = probe.mtu > 0
         if not self.routed:
             return True
-        if spec.engine == "raw" and probe.mtu != self.mtu:
+        if probe.mtu != self.mtu:
             self.mtu = probe.mtu
             for way in ways:
-                way.tx.mtu = probe.mtu
+                way.set_mtu(probe.mtu)
         for way in ways:
             way.unconnected = [sock for sock in way.unconnected if not _try_connect(sock, spec)]
         return not self._source_lost(ways, probe.source)
@@ -171,7 +211,7 @@ class Path:
         return own != source and not sockets.is_local(own)
 
 
-def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int) -> Way:
+def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: int) -> Way:
     sock = sockets.open_udp(spec, send_buffer)
     try:
         tx = Tx(
@@ -184,10 +224,11 @@ def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int) -> Way:
             tos=spec.tos,
             freq=spec.freq,
             checksum=spec.checksum,
+            mtu=mtu,
             scope_id=spec.scope_id,
             pause_us=spec.pause_us,
         )
-        return Way(tx, [sock], [] if sockets.connect(sock, spec) else [sock])
+        return Way(tx, None, [sock], [] if sockets.connect(sock, spec) else [sock])
     except BaseException:
         sock.close()
         raise
@@ -251,7 +292,7 @@ class ListenerState:
 @dataclass(slots=True, eq=False)
 class ReceiverState:
     """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
-    opened anew.
+    opened anew. told: GAVE_UP bits that were logged.
     """
 
     spec: ReceiverSpec
@@ -262,6 +303,7 @@ class ReceiverState:
     ways: list[Way]
     up: bool
     lost: bool = False
+    told: int = 0
     seen: tuple[int, ...] = _NOTHING_SENT
 
     def totals(self) -> tuple[int, ...]:
@@ -275,6 +317,26 @@ class ReceiverState:
                 way.close()
         if kept is None or kept.path is not self.path:
             self.path.close()
+
+    @property
+    def gave_up(self) -> int:
+        """GAVE_UP bits of all ways: what the kernel refused on any of them."""
+        bits = 0
+        for way in list(self.ways):
+            bits |= way.gave_up
+        return bits
+
+    def set_link(self, link: Link | None, words: str) -> None:
+        """Told by links: where frames for the receiver go now."""
+        self.path.link, self.path.link_words = link, words
+        for way in list(self.ways):
+            way.set_link(link)
+
+    def newly_given_up(self) -> tuple[str, ...]:
+        """Features given up since the last call."""
+        bits = self.gave_up & ~self.told
+        self.told |= bits
+        return tuple(name for name, bit in FEATURES.items() if bits & bit)
 
     def refresh(self) -> None:
         """Looks at the path again, and at what became of the copies since the last look."""
@@ -302,6 +364,8 @@ class ReceiverState:
             counters=dict(zip(_fastpath.TX_FIELDS, self.totals(), strict=True)),
             up=self.up,
             generation_added=self.generation_added,
+            gave_up=tuple(name for name, bit in FEATURES.items() if self.gave_up & bit),
+            link=self.path.link_words,
         )
 
 
@@ -335,5 +399,5 @@ def _dry_tx(spec: ReceiverSpec) -> Tx:
         return Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
     if spec.spoof:
         other = Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
-        return Tx(_fastpath.ENGINE_RAW, -1, counters, address, port, fallback=other)
+        return Tx(ENGINES[spec.engine], -1, counters, address, port, fallback=other)
     return Tx(_fastpath.ENGINE_RAW, -1, counters, address, port, source=spec.source or (address, port))

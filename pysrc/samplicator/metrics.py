@@ -103,6 +103,9 @@ class StateCollector(Collector):
                 yield (receiver.name, *where), 1.0
         elif owner == "listener":
             yield from (((item.name,), float(getattr(item, name))) for item in readings.listeners)
+        elif metric.name == "receiver_features_given_up":
+            for receiver in readings.receivers:
+                yield from (((receiver.name, label), float(word in receiver.gave_up)) for label, word in metric.split)
         elif owner == "receiver":
             yield from (((receiver.name,), float(getattr(receiver, name))) for receiver in readings.receivers)
         elif owner == "reader":

@@ -41,11 +41,25 @@ def _no_interface_is_missing(name: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class HostAddress:
+    """An address of this host and the interface that carries it. address: 4 or 16 bytes. index: of the interface."""
+
+    interface: str
+    index: int
+    address: bytes
+
+
+def _no_addresses() -> tuple[HostAddress, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What this process may do and what the planner must know of the host.
 
-    net_raw: raw sockets can be opened. net_admin: buffer limits can be passed. is_local(address): the address is one
-    of this host. cpus: the CPUs this process may run on.
+    net_raw: raw sockets can be opened. net_admin: buffer limits can be passed, ingress rules made. is_local(address):
+    the address is one of this host. cpus: the CPUs this process may run on. host_addresses(): all of this host, sorted;
+    asked only for listeners that receive by ring.
     """
 
     net_raw: bool
@@ -53,6 +67,7 @@ class Capabilities:
     is_local: Callable[[bytes], bool] = field(default=_nothing_is_local, compare=False)
     cpus: tuple[int, ...] = (0,)
     interface_index: Callable[[str], int] = field(default=_no_interface_is_missing, compare=False)
+    host_addresses: Callable[[], tuple[HostAddress, ...]] = field(default=_no_addresses, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +89,37 @@ class SocketSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RingMatch:
+    """Which datagrams a ring takes: whole ones to one of `addresses` (4 or 16 bytes each), or to a multicast group of
+    `groups`, and a port of one of the inclusive ranges `ports`.
+    """
+
+    ports: tuple[tuple[int, int], ...]
+    addresses: tuple[bytes, ...]
+    groups: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RingSpec:
+    """The ring of a listener on one interface (each worker opens one). index: of the interface."""
+
+    interface: str
+    index: int
+    matches: tuple[RingMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerSpec:
-    """A listener: its index in the plan, its name (the metric label) and its sockets."""
+    """A listener: its index in the plan, its name (the metric label) and its sockets. receive: how datagrams come in,
+    "recvmmsg" | "ring", receive_why: one sentence for people; rings: one per interface.
+    """
 
     index: int
     name: str
     sockets: tuple[SocketSpec, ...]
+    receive: str = "recvmmsg"
+    receive_why: str = ""
+    rings: tuple[RingSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +163,9 @@ class RuleSpec:
 
 @dataclass(frozen=True, slots=True)
 class PlanSpec:
-    """All that shall run. workers >= 1; cpus: worker k is pinned to cpus[k % len], () = not pinned; sizes in bytes."""
+    """All that shall run. workers >= 1; cpus: worker k is pinned to cpus[k % len], () = not pinned; sizes in bytes.
+    host_addresses: what rings were derived from, () when there are none.
+    """
 
     listeners: tuple[ListenerSpec, ...]
     receivers: tuple[ReceiverSpec, ...]
@@ -134,4 +176,7 @@ class PlanSpec:
     send_buffer: int
     max_datagram: int
     batch: int
+    ring_buffer: int = 64 << 20
+    max_delay_us: int = 0
     warnings: tuple[str, ...] = ()
+    host_addresses: tuple[HostAddress, ...] = ()

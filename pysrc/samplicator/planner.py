@@ -11,6 +11,7 @@ as Capabilities) or import the compiled module.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Final
 
 from samplicator.config.address import MAPPED, Endpoint, ParsedSource, address_text, endpoint_text
@@ -18,15 +19,18 @@ from samplicator.config.model import Config, Loaded, Path, Receiver
 from samplicator.errors import ConfigError, Problem
 from samplicator.plan import (
     Capabilities,
+    HostAddress,
     ListenerSpec,
     NameKey,
     PlanSpec,
     ReceiverSpec,
     Resolved,
     ResolvedAddress,
+    RingSpec,
     RuleSpec,
     SocketSpec,
 )
+from samplicator.receive import NEEDS, rings_of
 
 __all__ = [
     "NEEDS_NET_RAW",
@@ -50,6 +54,9 @@ FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
 NEEDS_NET_RAW: Final = (
     "needs CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
     'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
+)
+TRANSPARENT_WHY: Final = (
+    "runs leave as one segmented send by sockets bound to the exporters' addresses, the rest by a raw socket"
 )
 _MAPPED_MASK: Final = b"\xff" * 12
 
@@ -90,9 +97,10 @@ class _Compiler:
         self.capabilities = capabilities
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
+        self.host: tuple[HostAddress, ...] = ()
 
     def run(self) -> PlanSpec:
-        listeners = self.listeners()
+        listeners = self.receive(self.listeners())
         ports: dict[int, list[SocketSpec]] = {}
         for listener in listeners:
             for socket in listener.sockets:
@@ -116,6 +124,9 @@ class _Compiler:
             send_buffer=datapath.send_buffer,
             max_datagram=datapath.max_datagram,
             batch=datapath.batch,
+            ring_buffer=datapath.ring_buffer,
+            max_delay_us=datapath.max_delay,
+            host_addresses=self.host,
             warnings=tuple(self.warnings),
         )
 
@@ -181,6 +192,37 @@ class _Compiler:
                     )
                 )
             specs.append(ListenerSpec(index=index, name=listener.name, sockets=tuple(sockets)))
+        return tuple(specs)
+
+    def receive(self, listeners: tuple[ListenerSpec, ...]) -> tuple[ListenerSpec, ...]:
+        """The listeners with their rings, those that are to have some."""
+        wants = [self.config.listener[listener.index].receive for listener in listeners]
+        able = self.capabilities.net_raw and self.capabilities.net_admin
+        if any(want != "recvmmsg" for want in wants) and able:
+            self.host = self.capabilities.host_addresses()
+        indexes = {item.interface: item.index for item in self.host}
+        specs = []
+        for listener, want in zip(listeners, wants, strict=True):
+            if want == "recvmmsg":
+                specs.append(listener)
+                continue
+            path: Path = ("listener", listener.index, "receive")
+            why = NEEDS
+            rings: tuple[RingSpec, ...] = ()
+            if able:
+                why = "no interface of this host carries an address it listens to; name one with `interface`"
+                for socket in listener.sockets:
+                    for name in (socket.interface, socket.address.partition("%")[2]):
+                        indexes.setdefault(name, self.capabilities.interface_index(name) if name else 0)
+                others = [s for other in listeners if other is not listener for s in other.sockets]
+                rings = rings_of(listener.sockets, others, self.host, indexes)
+            if rings:
+                names = ", ".join(ring.interface for ring in rings)
+                why = "configured" if want == "ring" else "auto"
+                why += f": whole datagrams by a packet ring on {names}, before the firewall; all else by UDP sockets"
+            elif want == "ring":
+                self.problem(path, why)
+            specs.append(replace(listener, receive="ring" if rings else "recvmmsg", receive_why=why, rings=rings))
         return tuple(specs)
 
     # ------------------------------------------------------------------ receivers
@@ -251,18 +293,45 @@ class _Compiler:
                     f'{address_text(source[0])} is not an address of this host; engine "udp" can only bind to one',
                 )
             return "udp", "configured: a UDP socket connected to the receiver, the kernel writes the headers"
-        if wanted == "raw":
-            reason = "configured: headers are written here, one raw socket per receiver"
+        if wanted in ("transparent", "packet"):
+            engine, reason = self.spoofing_engine(path, receiver, address)
+        elif wanted == "raw":
+            engine, reason = "raw", "configured: headers are written here, one raw socket per receiver"
         elif receiver.spoof:
-            reason = "spoofed: the exporter's address and port are written into headers made here"
+            engine, reason = spoofing_choice(receiver, address)
         elif foreign and source is not None:
+            engine = "raw"
             reason = f"the source {address_text(source[0])} is not an address of this host, so headers are made here"
         else:
             return "udp", "not spoofed: a UDP socket connected to the receiver is the cheapest way"
         if not self.capabilities.net_raw:
             key = "spoof" if receiver.spoof else "source" if wanted == "auto" else "engine"
             self.problem((*path, key), f"a raw socket {NEEDS_NET_RAW}")
-        return "raw", reason
+        return engine, reason
+
+    def spoofing_engine(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
+        """The engine `transparent` or `packet` as configured, held against the rest of the receiver."""
+        engine = receiver.engine
+        if not receiver.spoof:
+            why = f'engine "{engine}" sends from the exporter\'s address: set spoof = true, or use "udp" or "raw"'
+            self.problem((*path, "engine"), why)
+        if receiver.pause_us:
+            self.problem((*path, "engine"), f'pause_us wants packet after packet, not "{engine}": use "raw" or "auto"')
+        if engine == "packet":
+            local = self.capabilities.is_local(address.address)
+            reason = (
+                "configured: link frames to the next hop through one packet socket per worker, past routing, netfilter "
+                + (
+                    "and qdisc choice; but the receiver is this host, so copies leave by its raw socket"
+                    if local
+                    else "and IPsec; by its raw socket while the next hop's link address is not known"
+                )
+            )
+            return engine, reason + _mostly_raw(receiver)
+        if not receiver.checksum and address.family == 4:
+            why = 'checksum = false cannot be had from the UDP stack: use "raw", "packet" or "auto"'
+            self.problem((*path, "engine"), why)
+        return engine, "configured: " + TRANSPARENT_WHY + _mostly_raw(receiver)
 
     def guard_loop(
         self,
@@ -335,6 +404,22 @@ class _Compiler:
         if cpus and datapath.workers > len(cpus):
             self.warnings.append(f"{datapath.workers} workers share {len(cpus)} CPUs: some will wait for each other")
         return datapath.workers, cpus
+
+
+def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
+    """Engine "auto" of a spoofed receiver, and why."""
+    if not receiver.checksum and address.family == 4:
+        return "raw", "spoofed with UDP checksum 0, which only headers made here can have"
+    if receiver.pause_us:
+        return "raw", "spoofed with a pause after each copy, so packet after packet with headers made here"
+    return "transparent", f"spoofed: {TRANSPARENT_WHY}{_mostly_raw(receiver)}"
+
+
+def _mostly_raw(receiver: Receiver) -> str:
+    """What keeps copies from leaving in runs (see _fastpath.Tx), in words."""
+    reasons = ['ttl = "keep"'] if receiver.ttl == "keep" else []
+    reasons += [f"freq = {receiver.freq}"] if receiver.freq > 1 else []
+    return f"; with {' and '.join(reasons)} by the raw socket" if reasons else ""
 
 
 def parse_ip_bytes(text: str) -> bytes:

@@ -32,7 +32,8 @@ class ListenerReading:
 @dataclass(frozen=True, slots=True)
 class ReceiverReading:
     """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text. source: "own" | "spoof". up: reachable as
-    far as known.
+    far as known. gave_up: what the kernel refused it for good: segment | transparent | packet. link: of engine packet,
+    the next hop, or why copies leave by the raw socket now, for people; else "".
     """
 
     name: str
@@ -45,6 +46,8 @@ class ReceiverReading:
     counters: Mapping[str, int]
     up: bool
     generation_added: int
+    gave_up: tuple[str, ...] = ()
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.plan import Capabilities, ReceiverSpec, SocketSpec
+from samplicator.plan import Capabilities, HostAddress, ReceiverSpec, SocketSpec
 
 SO_NO_CHECK: Final = 11
 SO_SNDBUFFORCE: Final = 32
@@ -43,6 +43,12 @@ IPV6_MULTICAST_ALL: Final = 29
 IPV6_RECVHOPLIMIT: Final = 51
 IPV6_RECVTCLASS: Final = 66
 IPV6_TCLASS: Final = 67
+UDP_GRO: Final = 104
+
+SOL_PACKET: Final = 263
+PACKET_VNET_HDR: Final = 15
+PACKET_SEND_BUFFER: Final = 16 << 20
+"""At least so much for a packet socket, which all receivers of a worker share."""
 
 CAP_NET_ADMIN: Final = 12
 
@@ -136,6 +142,8 @@ def open_listener(
         set_receive_buffer(sock, receive_buffer)
         _bool(sock, socket.SOL_SOCKET, SO_TIMESTAMPNS, True)
         set_kept_fields(sock, spec, ttl=ttl, tos=tos)
+        with contextlib.suppress(OSError):  # since Linux 5.0; where the driver coalesces, runs come in whole
+            _bool(sock, socket.IPPROTO_UDP, UDP_GRO, True)
         sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
         if spec.family == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
@@ -275,6 +283,24 @@ def open_raw(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
     return sock
 
 
+def open_packet(send_buffer: int) -> socket.socket:
+    """The packet socket of a worker (engine `packet`): sends frames that begin with a virtio-net header (packet(7),
+    PACKET_VNET_HDR), receives nothing (protocol 0).
+    """
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        _bool(sock, SOL_PACKET, PACKET_VNET_HDR, True)
+        size = max(send_buffer, PACKET_SEND_BUFFER)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
     """Connects to the receiver; False when there is no route yet (the supervisor tries again), OSError on anything
     else.
@@ -391,7 +417,15 @@ def capabilities() -> Capabilities:
         is_local=is_local,
         cpus=tuple(sorted(os.sched_getaffinity(0))),
         interface_index=interface_index,
+        host_addresses=host_addresses,
     )
+
+
+def host_addresses() -> tuple[HostAddress, ...]:
+    """All addresses of this host. Raises OSError."""
+    from samplicator import links  # heavy, and only a ring wants to know
+
+    return links.host_addresses()
 
 
 def interface_index(name: str) -> int:

@@ -21,6 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors", "catalogue"}),
     frozenset({"config"}),
     frozenset({"plan"}),
+    frozenset({"receive", "links", "ring"}),
+    frozenset({"ingress"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
     frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),
     frozenset({"engines"}),
@@ -42,6 +44,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "pydantic_core": {"config"},
     "tomlkit": {"config"},
     "rich": {"demo", "cli"},
+    "pyroute2": {"links"},
+    "typing_extensions": {"_fastpath"},
 }
 CONFIG_NEVER = {"socket", "asyncio", "uvloop", "threading", "ctypes"}
 

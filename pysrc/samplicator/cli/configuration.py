@@ -56,14 +56,19 @@ def judge_loaded(loaded: Loaded) -> Judged:
     host = sockets.capabilities()
     resolved, problems = _resolve(loaded)
     try:
-        plan = compile(loaded, resolved, replace(host, net_raw=True))
+        plan = compile(loaded, resolved, replace(host, net_raw=True, net_admin=True))
     except ConfigError as error:
         return Judged(loaded, None, (*problems, *error.problems), (*warnings, *map(str, error.warnings)))
     warnings += plan.warnings
-    raw = [receiver.name for receiver in plan.receivers if receiver.engine == "raw"]
+    raw = [receiver.name for receiver in plan.receivers if receiver.engine != "udp"]
     if raw and not host.net_raw:
         warnings.append(
             f"this user may not open raw sockets, which {', '.join(raw)} {NEEDS_NET_RAW.partition(':')[0]} for"
+        )
+    ring = [listener.name for listener in plan.listeners if listener.rings]
+    if ring and not (host.net_raw and host.net_admin):
+        warnings.append(
+            f"this user may not receive by ring, which {', '.join(ring)} needs CAP_NET_RAW, CAP_NET_ADMIN for"
         )
     return Judged(loaded, None if problems else plan, tuple(problems), tuple(warnings))
 

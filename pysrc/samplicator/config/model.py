@@ -227,6 +227,12 @@ class Datapath(Table):
         description='Send buffer of each sending socket in bytes, or as "4MiB"; the kernel may grant less.',
         json_schema_extra=LIVE,
     )
+    ring_buffer: Size = Field(
+        64 << 20,
+        description="Ring of each listener that receives by ring, per worker and interface, in bytes, or as "
+        '"64MiB"; at least 2 MiB are taken.',
+        json_schema_extra=RESTART,
+    )
     max_datagram: int = Field(
         65535,
         ge=1,
@@ -236,6 +242,14 @@ class Datapath(Table):
     )
     batch: int = Field(
         512, ge=1, le=512, description="Most datagrams taken by one receive call, 1..512.", json_schema_extra=RESTART
+    )
+    max_delay: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Microseconds a busy worker waits for more datagrams before it receives, 0..100000: larger batches "
+        "for more latency; 0 = never.",
+        json_schema_extra=RESTART,
     )
 
 
@@ -253,6 +267,12 @@ class Listener(Table):
     )
     multicast: list[Annotated[str, AfterValidator(_group)]] = Field(
         default=[], description="Multicast groups to join, on `interface` when given.", json_schema_extra=LIVE
+    )
+    receive: Literal["auto", "recvmmsg", "ring"] = Field(
+        "recvmmsg",
+        description="How datagrams come in: by the UDP sockets, or by a packet ring on the interfaces, before firewall "
+        "and UDP stack (ring; needs CAP_NET_RAW and CAP_NET_ADMIN); auto: the ring where the process may.",
+        json_schema_extra=LIVE,
     )
     family: Family = Field(
         "any", description="Address family wanted when `listen` has a host name.", json_schema_extra=LIVE
@@ -294,8 +314,11 @@ class Receiver(Table):
     tos: Tos = Field(
         0, description='TOS or traffic class of copies, 0..255, or "keep": as received.', json_schema_extra=LIVE
     )
-    engine: Literal["auto", "udp", "raw"] = Field(
-        "auto", description="How copies leave: a UDP socket, a raw socket, or the better one.", json_schema_extra=LIVE
+    engine: Literal["auto", "udp", "raw", "transparent", "packet"] = Field(
+        "auto",
+        description="How copies leave: a UDP socket, a raw socket, sockets bound to the exporters' addresses "
+        "(transparent), link frames past routing and firewall (packet); auto: the best of the first three.",
+        json_schema_extra=LIVE,
     )
     pause_us: int = Field(
         0,

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Plan
@@ -24,6 +24,9 @@ from samplicator.plan import PlanSpec
 from samplicator.readings import Readings, Route
 from samplicator.supervisor.build import Build, BuildError, Running
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
+
+if TYPE_CHECKING:
+    from samplicator.links import Links
 
 __all__ = ["BuildError", "Supervisor", "WorkerStuck"]
 
@@ -34,6 +37,11 @@ ADOPT_SECONDS: Final = 10.0
 HEARTBEAT_SECONDS: Final = 5.0
 """A worker beats at least once a second; older than this it is stuck."""
 
+REFUSED: Final = {
+    "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
+    "transparent": "the kernel refuses exporters' own sockets: copies leave by the raw socket",
+    "packet": "the kernel refuses its frames: copies leave by the raw socket",
+}
 _HEARTBEAT: Final = _fastpath.WORKER_FIELDS.index("heartbeat_ns")
 
 
@@ -59,6 +67,7 @@ class Supervisor:
         self._gone_latency: tuple[int, ...] = (0,) * (len(_fastpath.LATENCY_BOUNDS_NS) + 1)
         self._gone_latency_sum = 0
         self._debris: list[Callable[[], None]] = []
+        self._links: Links | None = None
 
     # ------------------------------------------------------------------ apply
 
@@ -94,6 +103,7 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        self._follow_links()
         while self._debris:
             self._debris.pop()()
         for worker in build.workers:
@@ -133,7 +143,25 @@ class Supervisor:
             self.spec = build.spec
             self._running.batch = self._running.batch or build.spec.batch
             self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
+            if self._running.max_delay_us < 0:
+                self._running.max_delay_us = build.spec.max_delay_us
             self.plan_started_unix = time.time()
+
+    def _follow_links(self) -> None:
+        """Has the next hops of packet receivers followed, from the first such receiver on."""
+        states = {name: state for name, state in self._running.receivers.items() if state.spec.engine == "packet"}
+        if not states and self._links is None:
+            return
+        from samplicator import links  # heavy, and most plans have no such receiver
+
+        if self._links is None:
+            self._links = links.Links()
+        self._links.follow(
+            {
+                name: links.Target(state.spec.address, state.spec.scope_id, state.set_link)
+                for name, state in states.items()
+            }
+        )
 
     def _close_leaving(self, state: ListenerState) -> None:
         with self._view_lock:
@@ -175,6 +203,10 @@ class Supervisor:
             if any(worker.thread.is_alive() for worker in self._running.workers):
                 log.error("a worker does not end; its sockets stay open until the process is gone")
                 return
+            for worker in self._running.workers:
+                worker.close()
+            if self._links is not None:
+                self._links.close()
             left = 0
             for listener in self._running.listeners.values():
                 for intake in listener.open():
@@ -232,6 +264,8 @@ class Supervisor:
         with self._lock:
             for state in self._running.receivers.values():
                 state.refresh()
+                for feature in state.newly_given_up():
+                    log.warning("receiver %r: %s; given up until it is opened anew", state.spec.name, REFUSED[feature])
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
 
     def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:

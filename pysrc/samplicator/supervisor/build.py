@@ -47,13 +47,14 @@ class BuildError(OSError):
 
 @dataclass(slots=True)
 class Running:
-    """What runs now. batch and max_datagram are of the first plan: they hold until a restart."""
+    """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart."""
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
     receivers: dict[str, ReceiverState] = field(default_factory=dict)
     workers: list[WorkerThread] = field(default_factory=list)
     batch: int = 0
     max_datagram: int = 0
+    max_delay_us: int = -1
 
 
 class Build:
@@ -168,13 +169,34 @@ class Build:
         spec, running = self.spec, self._running
         self.workers = running.workers[: spec.workers]
         for index in range(len(self.workers), spec.workers):
-            worker = Worker(batch=running.batch or spec.batch, max_datagram=running.max_datagram or spec.max_datagram)
+            packet = self._packet_socket()
+            try:
+                worker = Worker(
+                    batch=running.batch or spec.batch,
+                    max_datagram=running.max_datagram or spec.max_datagram,
+                    send_buffer=spec.send_buffer,
+                    packet_fd=packet.fileno() if packet is not None else -1,
+                    max_delay_us=spec.max_delay_us if running.max_delay_us < 0 else running.max_delay_us,
+                )
+            except BaseException:
+                if packet is not None:
+                    packet.close()
+                raise
             if self._trace is not None:
                 worker.trace(self._trace)
-            thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None)
+            thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
             thread.start()
             self._threads.append(thread)
             self.workers.append(thread)
+
+    def _packet_socket(self) -> socket.socket | None:
+        """The worker's packet socket. It is there from the start where it may be, for a receiver may want it later."""
+        try:
+            return sockets.open_packet(self.spec.send_buffer)
+        except OSError as error:
+            if any(receiver.engine == "packet" for receiver in self.spec.receivers):
+                raise BuildError(error.errno or 0, f'engine "packet": {error.strerror or error}') from error
+            return None
 
     def _open_receivers(self) -> None:
         for index, wanted in enumerate(self.spec.receivers):
@@ -208,6 +230,7 @@ class Build:
             ways=ways,
             up=old.up if old is not None and same else path.routed,
             seen=old.seen if old else (0,) * len(_fastpath.TX_FIELDS),
+            told=old.told if old is not None and same else 0,
         )
         for index in range(len(ways), spec.workers):
             counters = state.counters.setdefault(index, TxCounters())
@@ -222,9 +245,9 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     changes.
     """
     listening = sum(len(listener.sockets) for listener in spec.listeners) * spec.workers
-    sending = sum(1 + (r.engine == "raw" and r.spoof) for r in spec.receivers) * spec.workers
+    sending = sum(1 + r.spoof for r in spec.receivers) * spec.workers
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
-    need = listening + sending + reserved + 2 * spec.workers + SPARE_DESCRIPTORS  # a worker: an epoll and an eventfd
+    need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
     if need > limit:
         raise BuildError(
             errno.EMFILE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,10 @@ TraceCallback = Callable[[bytes, int, int, int, tuple[int, ...]], None]
 class WorkerThread:
     """A worker and the thread that is it."""
 
-    def __init__(self, index: int, worker: Worker, cpu: int | None) -> None:
+    def __init__(self, index: int, worker: Worker, cpu: int | None, packet: socket.socket | None = None) -> None:
+        """packet: the worker's packet socket, closed when the thread has ended."""
         self.index = index
+        self.packet = packet
         self.worker = worker
         self.cpu = cpu
         self.failed = False
@@ -70,4 +73,10 @@ class WorkerThread:
     def end(self, drain_ms: int, timeout: float) -> bool:
         self.worker.stop(drain_ms)
         self.thread.join(timeout)
+        self.close()
         return not self.thread.is_alive()
+
+    def close(self) -> None:
+        """Closes what only the thread uses, when it has ended."""
+        if self.packet is not None and not self.thread.is_alive():
+            self.packet.close()
