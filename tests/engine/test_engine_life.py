@@ -302,8 +302,10 @@ def test_100_000_forged_exporters_keep_memory_bounded() -> None:
             udp = struct.pack(">HHHH", 4000, listener.port, 8, 0)
             head = struct.pack(">BBHHHBBH", 0x45, 0, 28, 1, 0, 64, 17, 0)
             count = 100_000
-            before = resident()
+            before = 0
             for n in range(count):
+                if n == count // 5:
+                    before = resident()
                 source = struct.pack(">I", 0x0B000000 + n * 97)
                 forger.sendto(head + source + packed("198.18.0.1") + udp, ("198.18.0.1", 0))
                 if n % 2000 == 0:
@@ -317,7 +319,8 @@ def test_100_000_forged_exporters_keep_memory_bounded() -> None:
             assert numbers["session_misses"] == count
             assert numbers["session_evictions"] == count - numbers["sessions"]
             assert way.values()["sent"] == count // 1000
-            assert grown < 8 << 20
+            if "asan" not in _fastpath.__file__:  # its quarantine keeps what was freed
+                assert grown < 4 << 20
 
     in_namespace(run, "addr add 198.18.0.1/32 dev lo", "addr add 198.18.0.2/32 dev lo")
 
