@@ -10,8 +10,8 @@ Called by: the worker, for each copy of a receiver that samples or was injected 
 caller writes it into a copy of its own.
 """
 
-from atomics cimport atomics_add
-from flow.memory cimport flow_state_take
+from atomics cimport atomic_load64, atomics_add
+from flow.memory cimport flow_less, flow_state_take
 from flow.scan cimport FLOW_IPFIX, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_SFLOW, FLOW_UNKNOWN, flow_seen_t
 from flow.state cimport FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_state_t, flow_t
 from flow.table cimport flow_reclaim
@@ -136,3 +136,22 @@ cdef inline bint flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiv
     state.copies[which] = 0
     state.replayed_ms[which] = flow.now_ms
     return True
+
+
+cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil:
+    """Gives back every state of a receiver that is gone. Walks the whole table: at the adoption of a plan, not in a batch."""
+    cdef u32 number, i
+    cdef u32 *link
+    if atomic_load64(&flow.counters.states) == 0:
+        return
+    for number in range(1, flow.domain_limit + 1):
+        link = &flow.domains[number].state
+        while link[0]:
+            i = link[0]
+            if flow.states[i].receiver == receiver:
+                link[0] = flow.states[i].next
+                flow.states[i].next = flow.state_free
+                flow.state_free = i
+                flow_less(&flow.counters.states, 1)
+            else:
+                link = &flow.states[i].next

@@ -15,7 +15,7 @@ from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
-from flow.renumber cimport flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
+from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
 from flow.replay cimport (
     FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
     flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_t,
@@ -125,6 +125,10 @@ def due(Flow flow not None, Seen seen not None, u32 receiver, u32 packets, u32 m
     return bool(flow_refresh_due(&flow.flow, &seen.s, receiver, packets, milliseconds, which))
 
 
+def forget_receiver(Flow flow not None, u32 receiver):
+    flow_forget_receiver(&flow.flow, receiver)
+
+
 def age(Flow flow not None, u32 steps):
     flow_age(&flow.flow, steps)
 
@@ -182,9 +186,9 @@ def domains_of(Flow flow not None, bytes address not None, int port):
     return out
 
 
-def time_of(list payloads not None, bint observes, int rounds, Flow flow=None):
+def time_of(list payloads not None, bint observes, int rounds, Flow flow=None, bint forged=False):
     """Nanoseconds a datagram of flow_scan(), or of all of flow_observe(), one exporter, over all payloads so many times, without the GIL: other
-    threads may read the flow meanwhile. None: a new table."""
+    threads may read the flow meanwhile. None: a new table. forged: every datagram from another address."""
     cdef int n = len(payloads)
     cdef u8 **data = <u8 **>malloc(n * sizeof(u8 *))
     cdef u32 *length = <u32 *>malloc(n * sizeof(u32))
@@ -193,6 +197,7 @@ def time_of(list payloads not None, bint observes, int rounds, Flow flow=None):
     cdef timespec start, end
     cdef int i, _r
     cdef u64 sink = 0
+    cdef u32 address = 1
     if flow is None:
         flow = Flow()
     set_exporter(&exporter, b"\xc6\x33\x64\x01", 2055)
@@ -204,6 +209,9 @@ def time_of(list payloads not None, bint observes, int rounds, Flow flow=None):
         clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start)
         for _r in range(rounds):
             for i in range(n):
+                if forged:
+                    address += <u32>0x9E3779B1
+                    memcpy(exporter.address + 12, &address, 4)
                 if observes:
                     flow_observe(&flow.flow, &exporter, 0, data[i], length[i], &s)
                 else:

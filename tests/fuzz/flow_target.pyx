@@ -13,7 +13,7 @@ from batch cimport exporter_t
 from flow.memory cimport flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
-from flow.renumber cimport flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
+from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
 from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_next, flow_replay_t
 from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
@@ -142,6 +142,7 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
         target_read(flow, s.number)
     if op & OP_AGE:
         flow_age(flow, 64)
+        flow_forget_receiver(flow, n & 7)
     free(p)
     return s.number
 

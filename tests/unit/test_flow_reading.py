@@ -56,8 +56,8 @@ def test_no_such_session() -> None:
 
 
 def test_never_torn() -> None:
-    """One thread redefines templates and evicts domains as fast as it can, this one reads: every raw record is one that was
-    sent whole, every header belongs to its domain."""
+    """One thread redefines templates and evicts domains as fast as it can, this one reads: every raw record is one that
+    was sent whole, every header belongs to its domain."""
     flow = probe.Flow(1 << 20, exporter_domains=4)
     payloads, raws = [], set()
     for n in range(64):

@@ -205,6 +205,20 @@ def test_states_are_bounded(kind: int) -> None:
     assert counters(flow)["states"] <= limit
 
 
+def test_a_receiver_that_is_gone_leaves_no_state() -> None:
+    flow = new()
+    for domain in range(40):
+        seen = probe.observe(flow, ADDRESS, PORT, model.v9(0, domain))
+        for receiver in (1, 2, 3):
+            probe.leave_out(flow, seen, receiver)
+    probe.forget_receiver(flow, 2)
+    assert counters(flow)["states"] == 80
+    payload = model.v9(1, 7)
+    seen = probe.observe(flow, ADDRESS, PORT, payload)
+    assert probe.keep(flow, seen, 2, payload) is payload
+    assert probe.keep(flow, seen, 3, payload) == model.v9(0, 7)
+
+
 def test_exporter_mode() -> None:
     addresses = [bytes([10, 0, i // 256, i % 256]) for i in range(4000)]
     for freq in (1, 2, 3, 10):
