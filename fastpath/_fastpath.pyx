@@ -11,9 +11,9 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
-    atomic_exchange, atomic_fence_load32, atomic_fence_release, atomic_load32, atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32,
-    atomic_store32_release, atomic_store64,
-    atomic_store64_release, atomics_add,
+    atomic_exchange, atomic_fence_load32, atomic_fence_release, atomic_load32, atomic_load32_acquire, atomic_load64,
+    atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release, atomic_store64, atomic_store64_release,
+    atomics_add,
 )
 from batch cimport BATCH_LIMIT, batch_t, exporter_t
 from counters cimport (
@@ -32,14 +32,16 @@ from tx.engine cimport (
     TX_HEADER, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
 )
 from uapi.net cimport (
-    AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE,
-    EACCES, EADDRNOTAVAIL, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
-    EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TRANSPARENT,
-    IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT,
-    PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE, SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
-    SOL_UDP, SO_RCVBUF, SO_REUSEADDR, SO_TIMESTAMPNS, SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl,
-    epoll_event, epoll_wait, eventfd, get_errno, getsockopt, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read, recvmmsg,
-    setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64, unlikely, write,
+    AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN,
+    CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRNOTAVAIL, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLIN,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER,
+    IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT,
+    IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE,
+    SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_REUSEADDR, SO_TIMESTAMPNS,
+    SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
+    epoll_wait, eventfd, get_errno, getsockopt, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
+    recvmmsg, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64,
+    unlikely, write,
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,

@@ -1,6 +1,7 @@
-# Receive engine `recvmmsg`: one call fills the arena, the batch points into it. Datagrams over max_datagram are counted and left out: half a datagram
-# is a corrupt one. IPv4-mapped sources are unmapped here, once. What the kernel coalesced (UDP_GRO) is taken apart: a run in is a run in the batch.
-# Called by worker.pxi. Nothing a datagram carries ends the loop; an error of the call is counted and reported as "nothing now".
+# Receive engine `recvmmsg`: one call fills the arena, the batch points into it. Datagrams over max_datagram are counted and left out: half
+# a datagram is a corrupt one. IPv4-mapped sources are unmapped here, once. What the kernel coalesced (UDP_GRO) is taken apart: a run in is
+# a run in the batch. Called by worker.pxi. Nothing a datagram carries ends the loop; an error of the call is counted and reported as
+# "nothing now".
 
 
 cdef inline void rx_exporter(exporter_t *out, const sockaddr_in6 *name) noexcept nogil:
@@ -81,8 +82,8 @@ cdef inline void rx_open(rx_arena_t *arena) noexcept nogil:
 
 
 cdef inline void rx_stamp(rx_socket_t *socket, u32 datagrams) noexcept nogil:
-    """Turns the arrival times off and on again: a tenth of the cost of a large batch, and one large batch in eight tells enough. The kernel notes
-    the times all the while (net/core/sock.c: switching SO_TIMESTAMPNS off only stops their delivery)."""
+    """Turns the arrival times off and on again: a tenth of the cost of a large batch, and one large batch in eight tells enough. The kernel
+    notes the times all the while (net/core/sock.c: switching SO_TIMESTAMPNS off only stops their delivery)."""
     cdef int on
     if datagrams < RX_STAMP_BATCH:
         socket.unstamped = 0

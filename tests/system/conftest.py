@@ -7,6 +7,7 @@ conservation laws first. Called by pytest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from lab import Lab, sweep
@@ -22,7 +23,7 @@ def make_lab() -> Iterator[Callable[..., Lab]]:
     """Makes laboratories; all of them are closed, also when one of them complains."""
     labs: list[Lab] = []
 
-    def make(**options: int) -> Lab:
+    def make(**options: Any) -> Lab:
         labs.append(Lab(**options))
         return labs[-1]
 

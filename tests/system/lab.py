@@ -212,7 +212,8 @@ class Relay(Process):
 class Lab:
     """See the head of this file. One lab for one test."""
 
-    def __init__(self, *, mtu: int = 1500, collectors: int = 2) -> None:
+    def __init__(self, *, mtu: int = 1500, collectors: int = 2, offload: bool = False) -> None:
+        self.offload = offload
         self.directory = Path(tempfile.mkdtemp(prefix="smpl-"))
         self.directory.chmod(0o755)  # some tools drop their privileges
         self.mtu = mtu
@@ -289,7 +290,8 @@ addr add 2001:db8:0:{link}::{last}/64 dev {device} nodad
 link set {device} txqueuelen 10000 up
 """,
                 )
-                namespace.run("ethtool", "-K", device, "tx", "off", "gro", "off")
+                if not self.offload:
+                    namespace.run("ethtool", "-K", device, "tx", "off", "gro", "off")
         for link, peer in enumerate(peers):
             peer.ip("route", "add", "default", "via", self.relay4(link))
             peer.ip("-6", "route", "add", "default", "via", self.relay6(link))

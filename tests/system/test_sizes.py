@@ -106,13 +106,14 @@ def test_longer_than_max_datagram_is_counted_and_dropped_whole(lab: Lab) -> None
 def test_ttl_and_tos_kept_or_set(lab: Lab, six: bool) -> None:
     to = f"[{lab.peer6(1)}]" if six else lab.peer4(1)
     rows = {
-        9001: ("", 64, None),
-        9002: ('ttl = "keep"', None, None),
+        9001: ("", 64, 0),
+        9002: ('ttl = "keep"', None, 0),
         9003: ("ttl = 9\ntos = 184", 9, 184),
-        9004: ('spoof = true\nttl = "keep"', None, None),
-        9005: ("spoof = true\nttl = 200\ntos = 0", 200, 0),
+        9004: ('spoof = true\nttl = "keep"\ntos = "keep"', None, None),
+        9005: ("spoof = true\nttl = 200", 200, 0),
         9006: ('ttl = "keep"\ntos = 40', None, 40),
         9007: ('spoof = true\nttl = 3\ntos = "keep"', 3, None),
+        9008: ('tos = "keep"', 64, None),
     }
     text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055", "[::]:2055"]\n'
     for port, (extra, _, _) in rows.items():
@@ -132,3 +133,30 @@ def test_ttl_and_tos_kept_or_set(lab: Lab, six: bool) -> None:
         got = [(one.ttl, one.tos) for one in sorted(seen, key=lambda one: len(one.payload)) if one.port == port]
         want = [(t if ttl is None else ttl, o if tos is None else tos) for t, o in sent]
         assert got == want, f"port {port}: {rows[port][0]!r}"
+
+
+@pytest.mark.parametrize("gro", ["off", "on"])
+@pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
+def test_with_the_offloads_of_a_real_host(make_lab, six: bool, gro: str) -> None:
+    """Segmentation and checksum offload on, runs of equal and of mixed sizes: every byte right, sessions in order."""
+    lab: Lab = make_lab(offload=True)
+    lab.relay.run("ethtool", "-K", "r0", "gro", gro)
+    text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055", "[::]:2055"]\n'
+    to = {link: f"[{lab.peer6(link)}]" if six else lab.peer4(link) for link in (1, 2)}
+    for link, spoof in ((1, "false"), (2, "true")):
+        text += f'[[receiver]]\nname = "r{link}"\nto = "{to[link]}:{9000 + link}"\nspoof = {spoof}\n'
+    relay = lab.samplicator(text + '[[rule]]\nto = ["r1", "r2"]\n')
+    listener = f"[{lab.relay6()}]:2055" if six else f"{lab.relay4()}:2055"
+    base = lab.EXPORTERS6 if six else lab.EXPORTERS4
+    sent = 0
+    for size, run_length, segment in (("1400", 46, ["--segment"]), ("20-3000", 5, []), ("200", 1, [])):
+        sinks = [lab.sink(link, f"{to[link]}:{9000 + link}", idle_ms=500) for link in (1, 2)]
+        words = ["--to", listener, "--source-base", base, "--exporters", 10, "--source-port", 40_000]
+        words += ["--count", 6000, "--rate", 20_000, "--size", size, "--run", run_length, *segment]
+        count = lab.load(*words).result()["sent"]
+        for sink in sinks:
+            got = sink.result()
+            tally = (got["received"], got["lost"], got["repeated"], got["reordered"], got["corrupt"])
+            assert tally == (count, 0, 0, 0, 0), f"{size} bytes, runs of {run_length}: {got}"
+        sent += count
+    assert relay.check_laws().total("receive_datagrams_total") == sent
