@@ -57,7 +57,7 @@ class Receiver:
     checksum: bool = True
     freq: int = 1
     ttl: int | str = 64
-    tos: int | str = KEEP
+    tos: int | str = 0
     source: tuple[Address, int] | None = None
 
 

@@ -106,7 +106,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receive_errors_total",
         "counter",
         (*_L, "reason"),
-        "Receive calls that failed, by errno.",
+        "Receive calls that failed, by errno; other: also packets in a ring that are broken (checksum, lengths).",
         "rx",
         split=(
             ("again", "errors_again"),
@@ -119,7 +119,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receive_kernel_drops_total",
         "counter",
         _L,
-        "Datagrams the kernel dropped, the listener's buffer being full (SO_MEMINFO); in no other series.",
+        "Datagrams the kernel dropped, the listener's buffer (SO_MEMINFO) or ring being full; in no other series.",
         "listener.kernel_drops",
     ),
     Metric(
@@ -133,7 +133,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receive_buffer_bytes",
         "gauge",
         _L,
-        "Receive buffer granted, sum of the listener's sockets, in the kernel's accounting (twice what was asked for).",
+        "Receive buffers granted, in the kernel's accounting (twice what was asked for), and rings of the listener.",
         "listener.buffer_bytes",
     ),
     Metric(

@@ -111,7 +111,8 @@ class RingSpec:
 @dataclass(frozen=True, slots=True)
 class ListenerSpec:
     """A listener: its index in the plan, its name (the metric label) and its sockets. receive: how datagrams come in,
-    "recvmmsg" | "ring", receive_why: one sentence for people; rings: one per interface.
+    "recvmmsg" | "ring", receive_why: one sentence for people; rings: one per interface; ring_required: without them
+    the plan cannot run.
     """
 
     index: int
@@ -120,6 +121,7 @@ class ListenerSpec:
     receive: str = "recvmmsg"
     receive_why: str = ""
     rings: tuple[RingSpec, ...] = ()
+    ring_required: bool = True
 
 
 @dataclass(frozen=True, slots=True)

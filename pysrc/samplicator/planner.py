@@ -222,7 +222,9 @@ class _Compiler:
                 why += f": whole datagrams by a packet ring on {names}, before the firewall; all else by UDP sockets"
             elif want == "ring":
                 self.problem(path, why)
-            specs.append(replace(listener, receive="ring" if rings else "recvmmsg", receive_why=why, rings=rings))
+            how = "ring" if rings else "recvmmsg"
+            required = want == "ring"
+            specs.append(replace(listener, receive=how, receive_why=why, rings=rings, ring_required=required))
         return tuple(specs)
 
     # ------------------------------------------------------------------ receivers

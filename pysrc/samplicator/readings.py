@@ -5,7 +5,7 @@ Made by supervisor, read by metrics, http and service. A counter's sum over work
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -15,8 +15,8 @@ class ListenerReading:
     last, not cumulative.
 
     buffer_bytes: what the kernel really grants, sum of the sockets. queue_bytes: waiting to be read. kernel_drops:
-    dropped by the kernel because the buffer was full. sockets: (address, port) pairs, one per configured socket,
-    whatever the number of workers.
+    dropped by the kernel because the buffer or ring was full. sockets: (address, port) pairs, one per configured
+    socket, whatever the number of workers. receive: "recvmmsg" | "ring", receive_why: one sentence; rings: interfaces.
     """
 
     name: str
@@ -27,6 +27,9 @@ class ListenerReading:
     queue_bytes: int
     kernel_drops: int
     up: bool
+    receive: str = "recvmmsg"
+    receive_why: str = ""
+    rings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,8 @@ class Route:
     rule_indexes: tuple[int, ...]
     receivers: tuple[str, ...]
     denied: bool
+
+
+def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Column sums of rows of one length."""
+    return tuple(map(sum, zip(*rows, strict=True)))

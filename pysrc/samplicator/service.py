@@ -29,6 +29,7 @@ from samplicator.config.model import Loaded
 from samplicator.daemon import Background, remove_pid_file, write_pid_file
 from samplicator.errors import ConfigError
 from samplicator.notify import Notifier
+from samplicator.plan import HostAddress
 from samplicator.reload import Reloader, ReloadResult, problems_of
 from samplicator.resolve import Resolver
 from samplicator.supervisor import Supervisor
@@ -171,6 +172,7 @@ class Service:
         self._status = 0
         self._running = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._addresses: tuple[HostAddress, ...] = ()
         self._degraded: list[str] = []
         self._served: list[str] = []
         self.state = ServiceState(
@@ -359,8 +361,18 @@ class Service:
     async def _keep_house(self) -> None:
         lost = await asyncio.to_thread(self._supervisor.housekeeping)
         self._trouble.report(await asyncio.to_thread(self._supervisor.readings))
+        await self._follow_addresses()
         if lost:
             await self._reloader.replan(f"own source address gone: {', '.join(lost[:5])}")
+
+    async def _follow_addresses(self) -> None:
+        """Rings take what is sent to the addresses of this host; other addresses, other rings."""
+        spec = self._reloader.spec
+        if spec is not None and spec.host_addresses:
+            now = await asyncio.to_thread(sockets.host_addresses)
+            if now not in (spec.host_addresses, self._addresses):
+                self._addresses = now  # tried once, whatever comes of it
+                await self._reloader.replan("other addresses of this host")
 
     async def _refresh_names(self) -> None:
         while True:

@@ -26,7 +26,7 @@ def paragraph(
 ) -> str:
     """The whole paragraph, one fact a line. served: where the HTTP interface is, in words."""
     lines = [f"samplicator {version}: generation {readings.generation}"]
-    lines += _listeners(spec, grants)
+    lines += _listeners(spec, readings, grants)
     lines.append(", ".join(_worker(worker.index, worker.cpu) for worker in readings.workers))
     lines += _receivers(readings)
     lines += [f"metrics, status: {', '.join(served)}"] if served else []
@@ -44,14 +44,17 @@ def short_buffers(grants: Mapping[str, tuple[int, int]]) -> list[str]:
     ]
 
 
-def _listeners(spec: PlanSpec, grants: Mapping[str, tuple[int, int]]) -> list[str]:
+def _listeners(spec: PlanSpec, readings: Readings, grants: Mapping[str, tuple[int, int]]) -> list[str]:
     lines = []
+    how = {reading.name: reading for reading in readings.listeners}
     for listener in spec.listeners[:SHOWN]:
         places = [endpoint_text(s.address, s.port) for s in listener.sockets]
         more = f" and {len(places) - 4} more" if len(places) > 4 else ""
         asked, got = grants.get(listener.name, (0, 0))
         buffer = f"receive buffer {size_text(got)} of {size_text(asked)}"
-        lines.append(f"listener {listener.name}: {', '.join(places[:4])}{more}; {buffer}")
+        now = how.get(listener.name)
+        received = f"; {now.receive} ({now.receive_why})" if now is not None and now.receive_why else ""
+        lines.append(f"listener {listener.name}: {', '.join(places[:4])}{more}; {buffer}{received}")
     if len(spec.listeners) > SHOWN:
         lines.append(f"and {len(spec.listeners) - SHOWN} more listeners")
     return lines

@@ -30,7 +30,7 @@ SEND: Final = {
 RECEIVE: Final = {
     "truncated": "longer than max_datagram",
     "errors_nomem": "receive calls failed: no memory",
-    "errors_other": "receive calls failed",
+    "errors_other": "broken packets in a ring, or receive calls failed",
 }
 
 
@@ -50,7 +50,9 @@ class Trouble:
             seen[key] = {**listener.counters, "kernel_drops": listener.kernel_drops}
             for field, why in RECEIVE.items():
                 self._say(key, seen[key], field, f"listener {listener.name!r}: {{}} datagrams dropped: {why}", moment)
-            full = f"listener {listener.name!r}: {{}} datagrams dropped by the kernel: the receive buffer was full"
+            full = (
+                f"listener {listener.name!r}: {{}} datagrams dropped by the kernel: the receive buffer or ring was full"
+            )
             self._say(key, seen[key], "kernel_drops", full, moment)
         for receiver in readings.receivers:
             key = ("receiver", receiver.name)

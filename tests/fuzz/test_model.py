@@ -13,6 +13,7 @@ name = "a"
 to = "192.0.2.1:9995"
 spoof = true
 ttl = "keep"
+tos = "keep"
 [[receiver]]
 name = "b"
 to = "[2001:db8::9]:9996"

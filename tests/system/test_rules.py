@@ -12,7 +12,7 @@ from collections import defaultdict
 
 import pytest
 from lab import Lab, Metrics, Relay
-from model import Copy, Datagram, Model, from_rule_file, from_toml
+from model import KEEP, Copy, Datagram, Model, from_rule_file, from_toml
 from process import wait_for
 from witness import Seen, Tap
 
@@ -53,8 +53,8 @@ def random_toml(lab: Lab, dice: random.Random, tag: str) -> str:
             text += f"ttl = {dice.choice((1, 20, 255))}\n"
         elif dice.random() < 0.5:
             text += 'ttl = "keep"\n'
-        if dice.random() < 0.3:
-            text += f"tos = {dice.choice((0, 32, 184))}\n"
+        if dice.random() < 0.6:
+            text += f"tos = {dice.choice((0, 32, 184, KEEP, KEEP))!r}\n"
     for _ in range(dice.randint(1, 6)):
         text += "[[rule]]\n"
         if dice.random() < 0.8:

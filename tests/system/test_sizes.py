@@ -106,13 +106,14 @@ def test_longer_than_max_datagram_is_counted_and_dropped_whole(lab: Lab) -> None
 def test_ttl_and_tos_kept_or_set(lab: Lab, six: bool) -> None:
     to = f"[{lab.peer6(1)}]" if six else lab.peer4(1)
     rows = {
-        9001: ("", 64, None),
-        9002: ('ttl = "keep"', None, None),
+        9001: ("", 64, 0),
+        9002: ('ttl = "keep"', None, 0),
         9003: ("ttl = 9\ntos = 184", 9, 184),
-        9004: ('spoof = true\nttl = "keep"', None, None),
-        9005: ("spoof = true\nttl = 200\ntos = 0", 200, 0),
+        9004: ('spoof = true\nttl = "keep"\ntos = "keep"', None, None),
+        9005: ("spoof = true\nttl = 200", 200, 0),
         9006: ('ttl = "keep"\ntos = 40', None, 40),
         9007: ('spoof = true\nttl = 3\ntos = "keep"', 3, None),
+        9008: ('tos = "keep"', 64, None),
     }
     text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055", "[::]:2055"]\n'
     for port, (extra, _, _) in rows.items():

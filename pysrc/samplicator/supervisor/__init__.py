@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from samplicator import _fastpath
+from samplicator import _fastpath, ring
 from samplicator._fastpath import Plan
 from samplicator.engines import ListenerState, add_up
 from samplicator.plan import PlanSpec
@@ -90,6 +90,7 @@ class Supervisor:
     def _publish(self, build: Build, plans: dict[int, Plan], last: dict[int, Plan]) -> None:
         spec = build.spec
         leaving = self._running.workers[spec.workers :]
+        self._stop_rings(build)
         self._hand_out(build.workers, plans)
         for worker in leaving:
             worker.worker.publish(Plan(self.generation, [], [], []))
@@ -103,6 +104,7 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        self._adjust_rings(build)
         self._follow_links()
         while self._debris:
             self._debris.pop()()
@@ -111,9 +113,34 @@ class Supervisor:
             if cpu != worker.cpu:
                 worker.pin(cpu)
         for listener in build.listeners.values():
-            for intake in listener.open():
+            for intake in listener.sockets():
                 if intake.requested != spec.receive_buffer:
                     intake.resize(spec.receive_buffer)
+
+    def _stop_rings(self, build: Build | None) -> None:
+        """Rings that do not stay (build None: all) take no more; what they took is handed over to the workers."""
+        staying = {id(part.group) for parts in build.rings.values() for part in parts.values()} if build else set()
+        going = [
+            group
+            for state in self._running.listeners.values()
+            for group in state.rings.values()
+            if id(group) not in staying
+        ]
+        for group in going:
+            group.stop()
+        if going:
+            time.sleep(ring.SETTLE_SECONDS)
+
+    def _adjust_rings(self, build: Build) -> None:
+        """New rings get their share, and rings that run the new addresses."""
+        for name, parts in build.rings.items():
+            for part in parts.values():
+                try:
+                    part.group.select()
+                    if part.group.spec != part.spec:
+                        part.group.take(part.spec)
+                except OSError as error:
+                    log.error("listener %r: ring on %s stays as it was: %s", name, part.spec.interface, error.strerror)
 
     def _hand_out(self, workers: Sequence[WorkerThread], plans: dict[int, Plan]) -> None:
         self.generation = plans[0].generation
@@ -130,12 +157,18 @@ class Supervisor:
             for name, listener in build.listeners.items():
                 listener.leaving += [intake for intake in listener.open() if intake not in build.owners]
                 listener.intakes = build.groups[name]
+                listener.receive, listener.receive_why = build.receive[name]
+                listener.rings = {}
+                for interface, part in build.rings[name].items():
+                    part.group.intakes = part.intakes
+                    listener.rings[interface] = part.group
                 if listener.leaving:
                     self._debris.append(partial(self._close_leaving, listener))
             for name in self._running.listeners.keys() - build.listeners.keys():
                 gone = self._running.listeners[name]
                 gone.leaving += gone.open()
                 gone.intakes = {}
+                gone.rings = {}
                 self._debris.append(partial(self._close_leaving, gone))
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
@@ -167,7 +200,7 @@ class Supervisor:
         with self._view_lock:
             gone = state.retire()
         for intake in gone:
-            intake.sock.close()
+            intake.close()
 
     def _wait(self, workers: Sequence[WorkerThread]) -> None:
         """Until every worker has adopted the newest plan; bounded."""
@@ -195,6 +228,7 @@ class Supervisor:
     def drain_and_stop(self, timeout: float) -> None:
         """Forwards what is queued, for `timeout` seconds at most, ends the workers and closes everything."""
         with self._lock:
+            self._stop_rings(None)
             for worker in self._running.workers:
                 worker.worker.stop(int(timeout * 1000))
             deadline = time.monotonic() + timeout + 2.0
@@ -211,10 +245,12 @@ class Supervisor:
             for listener in self._running.listeners.values():
                 for intake in listener.open():
                     left += intake.memory().queue_bytes
-                    intake.sock.close()
+                    intake.close()
             for receiver in self._running.receivers.values():
                 receiver.close_but(None)
             self._running.workers = []
+            if self._running.ingress is not None:
+                self._running.ingress.close()
             if left:
                 log.warning("%d bytes of socket queue were left unread after %.1f s of draining", left, timeout)
 
@@ -298,8 +334,8 @@ class Supervisor:
         with self._view_lock:
             return {
                 name: (
-                    max((intake.requested for intake in state.open()), default=0),
-                    min((intake.granted for intake in state.open()), default=0),
+                    max((intake.requested for intake in state.sockets()), default=0),
+                    min((intake.granted for intake in state.sockets()), default=0),
                 )
                 for name, state in self._running.listeners.items()
             }

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from samplicator import _fastpath, sockets
+from samplicator import _fastpath, ring, sockets
 from samplicator._fastpath import Plan, TxCounters, Worker
 from samplicator.config.address import endpoint_text
 from samplicator.engines import (
@@ -21,12 +21,15 @@ from samplicator.engines import (
     ListenerState,
     Path,
     ReceiverState,
+    RingGroup,
+    RingIntake,
     Way,
     fast_rules,
     receiver_key,
     socket_key,
 )
-from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, SocketSpec
+from samplicator.ingress import Ingress
+from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
 SPARE_DESCRIPTORS: Final = 64
@@ -52,25 +55,40 @@ class Running:
     listeners: dict[str, ListenerState] = field(default_factory=dict)
     receivers: dict[str, ReceiverState] = field(default_factory=dict)
     workers: list[WorkerThread] = field(default_factory=list)
+    ingress: Ingress | None = None
     batch: int = 0
     max_datagram: int = 0
     max_delay_us: int = -1
 
 
+@dataclass(slots=True, eq=False)
+class RingPart:
+    """The rings of a listener on one interface in the next state. fresh: the group does not run yet."""
+
+    group: RingGroup
+    spec: RingSpec
+    intakes: list[RingIntake]
+    fresh: bool
+
+
 class Build:
-    """The next state in the making. groups: the sockets of each listener, one list per configured socket."""
+    """The next state in the making. groups: the sockets of each listener, one list per configured socket; rings: its
+    rings by interface; receive: how it receives and why.
+    """
 
     def __init__(self, spec: PlanSpec, running: Running, *, generation: int, trace: TraceCallback | None) -> None:
         self.spec = spec
         self.listeners: dict[str, ListenerState] = {}
         self.groups: dict[str, dict[SocketSpec, list[Intake]]] = {}
+        self.rings: dict[str, dict[str, RingPart]] = {}
+        self.receive: dict[str, tuple[str, str]] = {}
         self.receivers: dict[str, ReceiverState] = {}
         self.workers: list[WorkerThread] = []
-        self.owners: dict[Intake, int] = {}
+        self.owners: dict[Intake | RingIntake, int] = {}
         self._running = running
         self._generation = generation
         self._trace = trace
-        self._intakes: list[Intake] = []
+        self._intakes: list[Intake | RingIntake] = []
         self._ways: list[Way] = []
         self._paths: list[Path] = []
         self._threads: list[WorkerThread] = []
@@ -81,22 +99,28 @@ class Build:
         self._open_listeners()
         self._open_workers()
         self._open_receivers()
+        self._install_rings()
         # socket k of a listener is read by worker k modulo their number
         for groups in self.groups.values():
             for group in groups.values():
                 self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
+        for part in self._ring_parts():
+            self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(part.intakes))
 
     def undo(self) -> None:
         for thread in self._threads:
             thread.end(0, 2.0)
+        for part in self._ring_parts():
+            if part.fresh:
+                part.group.stop(part.intakes)
         for intake in self._intakes:
-            intake.sock.close()
+            intake.close()
         for way in self._ways:
             way.close()
         for path in self._paths:
             path.close()
 
-    def plans(self, generation: int, *, without: Sequence[Intake] = ()) -> dict[int, Plan]:
+    def plans(self, generation: int, *, without: Sequence[Intake | RingIntake] = ()) -> dict[int, Plan]:
         """A plan for each worker; the sockets in `without` are in none."""
         slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
         rules = fast_rules(self.spec.rules, slots)
@@ -119,7 +143,7 @@ class Build:
         keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
         on_port: dict[int, list[socket.socket]] = {}
         for running in self._running.listeners.values():
-            for intake in running.open():
+            for intake in running.sockets():
                 on_port.setdefault(intake.spec.port, []).append(intake.sock)
         slots = {running.slot for running in self._running.listeners.values()}
         for wanted in self.spec.listeners:
@@ -129,12 +153,80 @@ class Build:
                 slots.add(slot)
                 state = ListenerState(wanted.name, slot)
             self.listeners[wanted.name] = state
+            self._open_rings(wanted, state)
             groups = self.groups[wanted.name] = {}
             for key in map(socket_key, wanted.sockets):
                 group = groups[key] = list(state.intakes.get(key, ()))
                 for intake in group:
                     sockets.set_kept_fields(intake.sock, key, **keep)
                 self._fill(group, wanted, key, state.slot, keep, on_port.setdefault(key.port, []))
+
+    # ------------------------------------------------------------------ rings
+
+    def _ring_parts(self) -> list[RingPart]:
+        return [part for parts in self.rings.values() for part in parts.values()]
+
+    def _open_rings(self, wanted: ListenerSpec, state: ListenerState) -> None:
+        """Opens rings until there is one for each worker on each interface. A new listener has its ingress rules before
+        its sockets are bound; one that runs gets them when nothing else can fail.
+        """
+        self.rings[wanted.name] = {}
+        self.receive[wanted.name] = wanted.receive, wanted.receive_why
+        try:
+            for spec in wanted.rings:
+                self._open_ring(wanted, spec, state)
+        except BuildError as error:
+            self._do_without_rings(wanted, error)
+
+    def _open_ring(self, wanted: ListenerSpec, spec: RingSpec, state: ListenerState) -> None:
+        old = state.rings.get(spec.interface)
+        try:
+            if old is not None and old.spec.index == spec.index:
+                part = RingPart(old, spec, list(old.intakes), False)
+                ring.socket_filter(spec.matches)  # it fits, or nothing changes
+            else:
+                running = self._running
+                running.ingress = running.ingress or Ingress()
+                group = RingGroup(f"{wanted.name} {spec.interface} {spec.index}", spec, running.ingress)
+                part = RingPart(group, spec, [], True)
+            self.rings[wanted.name][spec.interface] = part
+            while len(part.intakes) < self.spec.workers:
+                intake = part.group.open_member(state.slot, self.spec.ring_buffer, len(part.intakes))
+                self._intakes.append(intake)
+                part.intakes.append(intake)
+            if part.fresh and not state.intakes:
+                part.group.install()
+        except OSError as error:
+            raise ring_error(wanted, spec, error) from error
+
+    def _install_rings(self) -> None:
+        """The ingress rules of listeners that run already."""
+        for wanted in self.spec.listeners:
+            try:
+                for part in self.rings[wanted.name].values():
+                    if part.fresh and not part.group.installed:
+                        try:
+                            part.group.install()
+                        except OSError as error:
+                            raise ring_error(wanted, part.spec, error) from error
+            except BuildError as error:
+                self._do_without_rings(wanted, error)
+
+    def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
+        """What receive = "auto" makes of a ring that cannot be had."""
+        if wanted.ring_required:
+            raise error
+        for part in self.rings[wanted.name].values():
+            opened = [intake for intake in part.intakes if intake in self._intakes]
+            if part.fresh:
+                part.group.stop(opened)
+            for intake in opened:
+                self._intakes.remove(intake)
+                intake.close()
+        self.rings[wanted.name] = {}
+        self.receive[wanted.name] = "recvmmsg", f"auto: {error}"
+
+    # ------------------------------------------------------------------ sockets
 
     def _fill(
         self,
@@ -240,11 +332,16 @@ class Build:
         return state
 
 
+def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:
+    text = f"listener {listener.name!r} cannot receive by ring on {spec.interface}: {error.strerror or error}"
+    return BuildError(error.errno or 0, text, ("listener", listener.index, "receive"))
+
+
 def check_descriptors(spec: PlanSpec, limit: int) -> None:
     """Says before anything is opened that it cannot all be opened. Old and new stand side by side only for what
     changes.
     """
-    listening = sum(len(listener.sockets) for listener in spec.listeners) * spec.workers
+    listening = sum(len(listener.sockets) + len(listener.rings) for listener in spec.listeners) * spec.workers
     sending = sum(1 + r.spoof for r in spec.receivers) * spec.workers
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
     need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket

@@ -1,24 +1,20 @@
-"""Engines: from specs to the handles the compiled datapath works with: sockets that take in, ways that lead out, and
-plans of them.
+"""Ways out: from the spec of a receiver to a Tx per worker and the sockets it lives on.
 
-Purpose: pairs every _fastpath object with the Python sockets it lives on, so that nothing is closed too early or
-forgotten. Invariants: a function either returns a whole object or raises and has closed what it opened; counters come
-from the caller, who keeps them. Called by supervisor, and by the command line for a dry plan. It must never publish,
-and never decide what runs.
+Invariants: a function either returns a whole object or raises and has closed what it opened; counters come from the
+caller, who keeps them. Called by supervisor. It must never publish, and never decide what runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, sockets
-from samplicator._fastpath import Plan, RxCounters, RxSocket, Tx, TxCounters
-from samplicator.plan import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
-from samplicator.readings import ListenerReading, ReceiverReading
+from samplicator._fastpath import Tx, TxCounters
+from samplicator.plan import ReceiverSpec
+from samplicator.readings import ReceiverReading, add_up
 
 if TYPE_CHECKING:
     from samplicator.links import Link
@@ -39,42 +35,6 @@ FEATURES: Final = {
     "packet": _fastpath.GAVE_UP_PACKET,
 }
 """What the kernel can refuse for good, and the bit of Tx.gave_up that says so."""
-FastRule = tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]
-
-
-class Intake:
-    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = nobody yet)."""
-
-    __slots__ = ("_drops_read", "counters", "drops", "granted", "owner", "requested", "rx", "sock", "spec")
-
-    def __init__(self, sock: socket.socket, spec: SocketSpec, slot: int, requested: int) -> None:
-        self.sock = sock
-        self.spec = spec
-        self.requested = requested
-        self.counters = RxCounters()
-        self.rx = RxSocket(sock.fileno(), self.counters, slot)
-        self.owner: int | None = None
-        self.granted = sockets.granted_receive_buffer(sock)
-        self.drops = 0
-        self._drops_read = 0
-
-    def resize(self, receive_buffer: int) -> None:
-        """Asks the kernel for another receive buffer."""
-        self.requested = receive_buffer
-        with contextlib.suppress(OSError):
-            self.granted = sockets.set_receive_buffer(self.sock, receive_buffer)
-
-    def memory(self) -> sockets.MemInfo:
-        """SO_MEMINFO now; adds what the kernel dropped since the last call to `drops`. One caller at a time."""
-        info = sockets.meminfo(self.sock)
-        self.drops += (info.drops - self._drops_read) & 0xFFFFFFFF
-        self._drops_read = info.drops
-        return info
-
-
-def socket_key(spec: SocketSpec) -> SocketSpec:
-    """What makes two socket specs the same socket: all but the listener's position in the file."""
-    return replace(spec, listener=0)
 
 
 def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
@@ -242,54 +202,6 @@ def _try_connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class ListenerState:
-    """A listener that runs. slot: the index its sockets carry in plans, the same as long as it lives. leaving:
-    sockets that the workers are about to let go. retired_*: what closed sockets had counted.
-    """
-
-    name: str
-    slot: int
-    intakes: dict[SocketSpec, list[Intake]] = field(default_factory=dict)
-    leaving: list[Intake] = field(default_factory=list)
-    retired: tuple[int, ...] = (0,) * len(_fastpath.RX_FIELDS)
-    retired_batches: tuple[int, ...] = (0,) * (len(_fastpath.BATCH_BOUNDS) + 1)
-    retired_drops: int = 0
-
-    def open(self) -> list[Intake]:
-        return [intake for group in self.intakes.values() for intake in group]
-
-    def retire(self) -> list[Intake]:
-        """Keeps the counts of the sockets that left; returns them, to be closed."""
-        gone, self.leaving = self.leaving, []
-        for intake in gone:
-            with contextlib.suppress(OSError):
-                intake.memory()
-            self.retired_drops += intake.drops
-        self.retired = add_up([self.retired, *(intake.counters.read() for intake in gone)])
-        self.retired_batches = add_up([self.retired_batches, *(intake.counters.batches() for intake in gone)])
-        return gone
-
-    def read(self) -> ListenerReading:
-        known = [*self.open(), *self.leaving]
-        memory = []
-        for intake in known:
-            with contextlib.suppress(OSError):
-                memory.append(intake.memory())
-        return ListenerReading(
-            name=self.name,
-            sockets=tuple((spec.address, spec.port) for spec in self.intakes),
-            counters=dict(
-                zip(_fastpath.RX_FIELDS, add_up([self.retired, *(i.counters.read() for i in known)]), strict=True)
-            ),
-            batch_counts=add_up([self.retired_batches, *(i.counters.batches() for i in known)]),
-            buffer_bytes=sum(info.buffer_bytes for info in memory),
-            queue_bytes=sum(info.queue_bytes for info in memory),
-            kernel_drops=self.retired_drops + sum(intake.drops for intake in known),
-            up=bool(self.intakes) and all(i.owner is not None for i in self.open()) and len(memory) == len(known),
-        )
-
-
-@dataclass(slots=True, eq=False)
 class ReceiverState:
     """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
     opened anew. told: GAVE_UP bits that were logged.
@@ -367,37 +279,3 @@ class ReceiverState:
             gave_up=tuple(name for name, bit in FEATURES.items() if self.gave_up & bit),
             link=self.path.link_words,
         )
-
-
-def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Column sums of rows of one length."""
-    return tuple(map(sum, zip(*rows, strict=True)))
-
-
-def fast_rules(rules: Sequence[RuleSpec], slots: Mapping[int, int] | None = None) -> list[FastRule]:
-    """Rules as a Plan wants them. slots: listener index of the plan -> index the sockets carry; None = the same."""
-    return [
-        (
-            [(source.family, source.address, source.mask) for source in rule.sources],
-            None if rule.listeners is None else [slots[i] if slots else i for i in rule.listeners],
-            rule.receivers,
-            rule.stop,
-        )
-        for rule in rules
-    ]
-
-
-def dry_plan(spec: PlanSpec) -> Plan:
-    """A plan that is never published: for `route()` on a configuration that does not run. Opens nothing."""
-    return Plan(0, [], [_dry_tx(receiver) for receiver in spec.receivers], fast_rules(spec.rules))
-
-
-def _dry_tx(spec: ReceiverSpec) -> Tx:
-    counters = TxCounters()
-    address, port = spec.address, spec.port
-    if spec.engine == "udp":
-        return Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
-    if spec.spoof:
-        other = Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
-        return Tx(ENGINES[spec.engine], -1, counters, address, port, fallback=other)
-    return Tx(_fastpath.ENGINE_RAW, -1, counters, address, port, source=spec.source or (address, port))
