@@ -86,6 +86,12 @@ cdef class Flow:
                 tuple([atomic_load64(&self.flow.counters.by_kind[i]) for i in range(FLOW_KINDS)]),
                 tuple([atomic_load64(&self.flow.counters.malformed[i]) for i in range(FLOW_KINDS)]))
 
+    def losses(self):
+        """(units lost before us by kind, restarts by kind); what was counted of domains that are gone stays."""
+        cdef int i
+        return (tuple([atomic_load64(&self.flow.counters.lost[i]) for i in range(FLOW_KINDS)]),
+                tuple([atomic_load64(&self.flow.counters.restarts[i]) for i in range(FLOW_KINDS)]))
+
     def sessions(self):
         """One tuple of FLOW_SESSION_FIELDS for each (exporter session, kind, domain). sequence: the next number expected."""
         cdef u32 number

@@ -128,6 +128,15 @@ cdef class RxSocket:
     def listener(self):
         return self.socket.listener
 
+    @property
+    def flow(self):
+        """Whether its datagrams go through the flow stage; may be written while the worker runs."""
+        return self.socket.flow != 0
+
+    @flow.setter
+    def flow(self, bint on):
+        atomic_store32(&self.socket.flow, 1 if on else 0)
+
 
 @cython.final
 cdef class Tx:

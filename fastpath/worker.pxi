@@ -70,7 +70,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     cdef u64 denied = 0
     w.sessions.now += 1
     w.batch.groups = 0
-    w.seeing = socket.flow and w.flow != NULL
+    w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
     if w.seeing:
         flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
     for d in range(w.batch.n):

@@ -225,6 +225,38 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Flow telemetry",
+        (
+            Panel(
+                "Datagrams by protocol",
+                "pps",
+                (Query(rate("samplicator_flow_datagrams_total", SELECT, "protocol"), "{{protocol}}"),),
+                "What the datagrams' headers say they are, of listeners with flow.",
+            ),
+            Panel(
+                "Lost before us",
+                "ops",
+                (
+                    Query(
+                        rate("samplicator_flow_sequence_lost_datagrams_total", SELECT, "protocol"),
+                        "{{protocol}} datagrams",
+                    ),
+                    Query(
+                        rate("samplicator_flow_sequence_lost_records_total", SELECT, "protocol"), "{{protocol}} records"
+                    ),
+                ),
+                "Missing by the exporters' sequence numbers: lost in the network, or in our kernel. By exporter: "
+                "samplicator ledger.",
+            ),
+            Panel(
+                "Templates known",
+                "none",
+                (Query(f"sum by (kind) (samplicator_flow_templates{{{SELECT}}})", "{{kind}}"),),
+                "Templates of NetFlow v9 and IPFIX exporters, of data and of options.",
+            ),
+        ),
+    ),
+    (
         "Workers",
         (
             Panel(

@@ -73,7 +73,7 @@ cdef inline void flow_refuse(flow_t *flow, const exporter_t *exporter, flow_seen
 cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 listener, const u8 *p, u32 n, flow_seen_t *s) noexcept nogil:
     """All about the datagram p of n bytes, into s. s.number = 0: it is malformed, or there was no room: it passes as it is."""
     cdef flow_domain_t *d
-    cdef u64 hashed
+    cdef u64 hashed, lost, restarts
     flow_scan(p, n, s)
     atomics_add(&flow.counters.by_kind[s.kind], 1)
     if s.flags & FLOW_MALFORMED:
@@ -92,7 +92,12 @@ cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 list
     if s.flags & FLOW_UNKNOWN:
         atomics_add(&d.unknown, 1)
     if s.sequence_at:
+        lost, restarts = d.lost, d.restarts
         flow_sequence(d, s)
+        if d.lost != lost:
+            atomics_add(&flow.counters.lost[s.kind], d.lost - lost)
+        if d.restarts != restarts:
+            atomics_add(&flow.counters.restarts[s.kind], 1)
     atomics_add(&d.bytes, n)
     atomics_add(&d.units, s.units)
     flow_grade(flow, d)
@@ -127,6 +132,7 @@ cdef inline void flow_age(flow_t *flow, u32 steps) noexcept nogil:
             flow_evict(flow, flow.sweep)
             atomics_add(&flow.counters.forgotten_domains, 1)
             continue
-        if age >= FLOW_SETTLE_MS:
+        if age >= FLOW_SETTLE_MS and d.pending:
+            atomics_add(&flow.counters.lost[d.kind], d.pending)
             flow_gaps_settle(d)
         flow_expire(flow, d)

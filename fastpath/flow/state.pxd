@@ -174,6 +174,8 @@ ctypedef struct flow_counters_t:
     u64 replayed_records
     u64 by_kind[FLOW_KINDS]        # datagrams
     u64 malformed[FLOW_KINDS]
+    u64 lost[FLOW_KINDS]           # units; stays when the domain goes
+    u64 restarts[FLOW_KINDS]
 
 ctypedef struct flow_t:
     flow_limits_t limit

@@ -161,6 +161,8 @@ cdef inline void flow_evict(flow_t *flow, u32 number) noexcept nogil:
     """Forgets a domain and all that hangs on it. The slot may be taken at once."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef u32 version, head_version
+    if d.pending:
+        atomics_add(&flow.counters.lost[d.kind], d.pending)
     flow_write_begin(&d.version)
     flow_write_begin(&d.head_version)
     while d.first[FLOW_OPTIONS]:

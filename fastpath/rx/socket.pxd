@@ -33,7 +33,7 @@ ctypedef struct rx_socket_t:
     int fd
     u32 listener
     rx_counters_t *counters
-    bint flow                      # its datagrams go through the flow stage
+    u32 flow                      # its datagrams go through the flow stage
     bint stamps                    # SO_TIMESTAMPNS was on when the worker got the socket
     bint stamped                   # it is on now
     u32 unstamped                  # batches still to go without

@@ -87,6 +87,9 @@ class Flow:
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """(values of FLOW_COUNTER_FIELDS, datagrams by kind number, malformed by kind number)."""
 
+    def losses(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(units lost before us by kind number, restarts by kind number), of domains that are gone too."""
+
     def sessions(self) -> list[tuple[object, ...]]:
         """One tuple of FLOW_SESSION_FIELDS for each (exporter session, kind, domain)."""
 
@@ -142,6 +145,8 @@ class RxSocket:
     def fd(self) -> int: ...
     @property
     def listener(self) -> int: ...
+    flow: bool
+    """Whether its datagrams go through the flow stage; may be written while the worker runs, from the next batch on."""
 
 @final
 class Tx:

@@ -118,7 +118,8 @@ def _explain_socket(
         if matches:
             chosen.update(dict.fromkeys(rule.receivers))
             stopped = number if rule.stop else 0
-    copies = tuple(_copy(spec.receivers[index], exporter, exporter_port) for index in sorted(chosen))
+    flow = spec.listeners[socket.listener].flow
+    copies = tuple(_copy(spec.receivers[index], exporter, exporter_port, flow) for index in sorted(chosen))
     return Explanation(
         listener=spec.listeners[socket.listener].name,
         socket=endpoint_text(socket.address, socket.port),
@@ -154,7 +155,7 @@ def _match(spec: PlanSpec, rule: RuleSpec, listener: int, exporter: Address) -> 
     return False, f"{exporter} is in none of its sources"
 
 
-def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None) -> Copy:
+def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, flow: bool) -> Copy:
     port: int | str = exporter_port if exporter_port is not None else "PORT"
     engine, engine_why = receiver.engine, receiver.engine_why
     if receiver.spoof and receiver.family == exporter.version:
@@ -171,7 +172,10 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None) 
         source, why = "this host's address", "not spoofed"
     details = [f"ttl {receiver.ttl or 'kept'}", f"tos {'kept' if receiver.tos < 0 else receiver.tos}"]
     if receiver.freq > 1:
-        details.append(f"1 datagram in {receiver.freq}")
+        templates = ", templates always" if flow and not receiver.by_exporter else ""
+        details.append(f"1 {'exporter' if receiver.by_exporter else 'datagram'} in {receiver.freq}{templates}")
+    if flow:
+        details += _refreshes(receiver)
     if not receiver.checksum:
         details.append("UDP checksum 0")
     if receiver.pause_us:
@@ -180,6 +184,16 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None) 
     if receiver.host not in (address_text(receiver.address), ""):
         to += f" ({receiver.host})"
     return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details))
+
+
+def _refreshes(receiver: ReceiverSpec) -> list[str]:
+    """When templates and options data are sent again."""
+    text = []
+    for what, packets, ms in (("templates", *receiver.refresh[:2]), ("options data", *receiver.refresh[2:])):
+        when = [f"{packets} datagrams"] if packets else []
+        when += [f"{ms // 60_000} min"] if ms else []
+        text += [f"{what} again after {' or '.join(when)}"] if when else []
+    return text
 
 
 def lines(explanations: Sequence[Explanation], exporter: Address, exporter_port: int | None, to_port: int) -> list[str]:

@@ -93,6 +93,14 @@ class StateCollector(Collector):
             yield from _counters(metric, name, ((item.name, item.counters) for item in readings.receivers))
         elif owner == "worker":
             yield from _counters(metric, name, ((str(item.index), item.counters) for item in readings.workers))
+        elif owner == "flow":
+            for label, field in metric.split or ((None, name),):
+                yield () if label is None else (label,), float(readings.flow.counters.get(field, 0))
+        elif metric.name == "flow_memory_bytes":
+            yield (), float(readings.flow.memory_bytes)
+        elif owner == "protocols":
+            values = getattr(readings.flow, name)
+            yield from (((label,), float(values.get(field, 0))) for label, field in metric.split)
         elif metric.name == "listener_info":
             for item in readings.listeners:
                 # a port may be bound on one address once only, so the labels are unique

@@ -112,7 +112,7 @@ class RingSpec:
 class ListenerSpec:
     """A listener: its index in the plan, its name (the metric label) and its sockets. receive: how datagrams come in,
     "recvmmsg" | "ring", receive_why: one sentence for people; rings: one per interface; ring_required: without them
-    the plan cannot run.
+    the plan cannot run. flow: its datagrams go through the flow stage.
     """
 
     index: int
@@ -122,6 +122,7 @@ class ListenerSpec:
     receive_why: str = ""
     rings: tuple[RingSpec, ...] = ()
     ring_required: bool = True
+    flow: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,8 @@ class ReceiverSpec:
 
     address: network order, 4 or 16 bytes, as `family` says. host: as the operator wrote it. engine_why: one sentence
     for people. source: a fixed (address, port) instead of our own, port 0 = one the kernel picks. ttl 0 and tos -1 =
-    kept from the datagram.
+    kept from the datagram. by_exporter: freq chooses exporters, not datagrams. refresh: templates are sent again after
+    so many datagrams, so many ms, options data likewise; 0 = never. probe: see config.model.Receiver.
     """
 
     name: str
@@ -148,6 +150,9 @@ class ReceiverSpec:
     ttl: int
     tos: int
     pause_us: int
+    by_exporter: bool = False
+    refresh: tuple[int, int, int, int] = (0, 0, 0, 0)
+    probe: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,5 +185,6 @@ class PlanSpec:
     batch: int
     ring_buffer: int = 64 << 20
     max_delay_us: int = 0
+    flow_memory: int = 64 << 20
     warnings: tuple[str, ...] = ()
     host_addresses: tuple[HostAddress, ...] = ()

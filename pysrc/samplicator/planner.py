@@ -126,6 +126,7 @@ class _Compiler:
             batch=datapath.batch,
             ring_buffer=datapath.ring_buffer,
             max_delay_us=datapath.max_delay,
+            flow_memory=datapath.flow_memory,
             host_addresses=self.host,
             warnings=tuple(self.warnings),
         )
@@ -191,7 +192,8 @@ class _Compiler:
                         groups=tuple(groups),
                     )
                 )
-            specs.append(ListenerSpec(index=index, name=listener.name, sockets=tuple(sockets)))
+            flow = listener.flow != "off"
+            specs.append(ListenerSpec(index=index, name=listener.name, sockets=tuple(sockets), flow=flow))
         return tuple(specs)
 
     def receive(self, listeners: tuple[ListenerSpec, ...]) -> tuple[ListenerSpec, ...]:
@@ -274,6 +276,14 @@ class _Compiler:
             ttl=0 if receiver.ttl == "keep" else receiver.ttl,
             tos=-1 if receiver.tos == "keep" else receiver.tos,
             pause_us=receiver.pause_us,
+            by_exporter=receiver.freq_mode == "exporter",
+            refresh=(
+                receiver.template_refresh_packets,
+                receiver.template_refresh_minutes * 60_000,
+                receiver.options_refresh_packets,
+                receiver.options_refresh_minutes * 60_000,
+            ),
+            probe=receiver.probe,
         )
 
     def engine(

@@ -6,7 +6,7 @@ Made by supervisor, read by metrics, http and service. A counter's sum over work
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,68 @@ class WorkerReading:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowReading:
+    """The flow stage, summed over workers. counters: keyed by _fastpath.FLOW_COUNTER_FIELDS; the others by protocol
+    (values of _fastpath.FLOW_KIND_NAMES). lost: before us, in the protocol's unit: packets (netflow9), datagrams
+    (sflow5), flows (netflow5, 7, 8) or data records (ipfix).
+    """
+
+    counters: Mapping[str, int] = field(default_factory=dict)
+    datagrams: Mapping[str, int] = field(default_factory=dict)
+    malformed: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSession:
+    """One observation domain of one exporter session. worker, number: its place. listener: slot of its listener.
+    header: of its last datagram. lost: units lost before us. counters: keyed by _fastpath.FLOW_DOMAIN_FIELDS.
+    """
+
+    worker: int
+    number: int
+    address: str
+    port: int
+    protocol: str
+    domain: int
+    listener: int
+    first_seen_unix: float
+    last_seen_unix: float
+    next_sequence: int
+    header: bytes
+    templates: int
+    options_templates: int
+    options_data: int
+    lost: int
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowField:
+    """A field of a template. length 65535 = variable; enterprise 0 = IANA."""
+
+    element: int
+    length: int
+    enterprise: int
+    scope: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTemplate:
+    """A template, options template or options data record. record_bytes 0 = variable. raw: the record."""
+
+    id: int
+    kind: str
+    first_seen_unix: float
+    last_seen_unix: float
+    record_bytes: int
+    fields: tuple[FlowField, ...]
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Readings:
     """All counters at one moment, summed over workers. latency_counts: one per _fastpath.LATENCY_BOUNDS_NS and +Inf
     last.
@@ -76,6 +138,7 @@ class Readings:
     latency_counts: tuple[int, ...]
     latency_sum_ns: int
     plan_started_unix: float
+    flow: FlowReading = field(default_factory=FlowReading)
 
 
 @dataclass(frozen=True, slots=True)

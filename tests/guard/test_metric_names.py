@@ -12,7 +12,17 @@ import pytest
 import yaml
 from guard_tree import ROOT
 from samplicator import _fastpath
-from samplicator.catalogue import BY_NAME, CATALOGUE, FOREIGN, PREFIX, SEND_REASONS, markdown, series_names, used_fields
+from samplicator.catalogue import (
+    BY_NAME,
+    CATALOGUE,
+    FOREIGN,
+    PREFIX,
+    PROTOCOLS,
+    SEND_REASONS,
+    markdown,
+    series_names,
+    used_fields,
+)
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "samplicator.json"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
@@ -65,10 +75,21 @@ def test_names_follow_the_struct(struct: str, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("counters", "names"),
-    [("rx", _fastpath.RX_FIELDS), ("tx", _fastpath.TX_FIELDS), ("worker", _fastpath.WORKER_FIELDS)],
+    [
+        ("rx", _fastpath.RX_FIELDS),
+        ("tx", _fastpath.TX_FIELDS),
+        ("worker", _fastpath.WORKER_FIELDS),
+        ("flow", _fastpath.FLOW_COUNTER_FIELDS),
+    ],
 )
 def test_every_counter_is_exported(counters: str, names: tuple[str, ...]) -> None:
     assert used_fields(counters) == set(names)
+
+
+def test_protocols_are_the_same_words_everywhere() -> None:
+    assert set(PROTOCOLS) == set(_fastpath.FLOW_KIND_NAMES.values())
+    units = {name for row in CATALOGUE if row.name.startswith("flow_sequence_lost") for name, _ in row.split}
+    assert units == set(PROTOCOLS) - {"netflow1", "other"}
 
 
 def test_catalogue_keeps_to_the_rules() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from samplicator.config.address import size_text
 from samplicator.config.model import Loaded, Rule, Table
 
-SIZES = ("receive_buffer", "send_buffer")
+SIZES = ("receive_buffer", "send_buffer", "ring_buffer", "flow_memory")
 LINE_LENGTH = 110
 OFF = (
     "# samplicate opened nothing but its UDP sockets. Without these two lines: metrics and status pages on",

@@ -16,8 +16,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from samplicator.config.address import EVERYTHING, endpoint_text, parse_listen, parse_port
+from samplicator.config.fields import MAX_SOCKET_BUFFER
 from samplicator.config.model import (
-    MAX_SOCKET_BUFFER,
     Config,
     Datapath,
     Listener,

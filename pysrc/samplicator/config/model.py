@@ -19,23 +19,37 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    WithJsonSchema,
 )
 
 from samplicator.config.address import (
     EVERYTHING,
     Endpoint,
     ParsedSource,
-    parse_bind,
-    parse_ip,
     parse_listen,
     parse_own_source,
-    parse_size,
     parse_source,
     parse_target,
+)
+from samplicator.config.fields import (
+    Family,
+    ListenText,
+    Minutes,
+    Name,
+    OwnSourceText,
+    Refresh,
+    Size,
+    SourceText,
+    TargetText,
+    Tos,
+    Ttl,
+    Workers,
+    check_control,
+    check_file,
+    check_group,
+    check_http,
+    check_interface,
 )
 from samplicator.errors import Problem
 
@@ -61,101 +75,8 @@ __all__ = [
 
 LIVE: dict[str, Any] = {"reload": "live"}
 RESTART: dict[str, Any] = {"reload": "restart"}
-MAX_SOCKET_BUFFER = 2**31 - 1
-
 Path = tuple[str | int, ...]
 """Where a value stands in the configuration, as ("receiver", 0, "to")."""
-
-
-def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        parse(value)
-        return value
-
-    return check
-
-
-def _name(value: str) -> str:
-    if not value or len(value) > 300 or value != value.strip() or not value.isprintable():
-        raise ValueError("want a name of 1..300 printable characters, without blanks around it")
-    return value
-
-
-def _http(value: str) -> str:
-    if value:
-        parse_bind(value)
-    return value
-
-
-def _control(value: str) -> str:
-    if value and not value.startswith("/"):
-        raise ValueError(f'{value!r}: want an absolute path, or "" for none')
-    if not value.isprintable() or len(value.encode()) > 107:
-        raise ValueError("want a path of printable characters, 107 bytes at most")
-    return value
-
-
-def _file(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("want a path of printable characters")
-    return value
-
-
-def _interface(value: str) -> str:
-    if value and (len(value) > 15 or "/" in value or not value.isprintable() or " " in value):
-        raise ValueError(f"{value!r} is not an interface name (1..15 characters)")
-    return value
-
-
-def _group(value: str) -> str:
-    literal = parse_ip(value)
-    first = literal[1][0] if literal else 0
-    if literal is None or not (224 <= first <= 239 if literal[0] == 4 else first == 0xFF):
-        raise ValueError(f"{value!r} is not a multicast group, as 239.1.1.1 or ff05::1")
-    return value
-
-
-def _workers(value: object) -> object:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
-        return value
-    raise ValueError('want a whole number 1..256 or "auto"')
-
-
-def _number_or_keep(low: int, high: int) -> Callable[[object], object]:
-    def check(value: object) -> object:
-        if value == "keep" or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
-            return value
-        raise ValueError(f'want a whole number {low}..{high} or "keep"')
-
-    return check
-
-
-def _either(low: int, high: int, word: str) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": low, "maximum": high}, {"const": word}]})
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Size = Annotated[
-    int,
-    BeforeValidator(parse_size),
-    Field(ge=1, le=MAX_SOCKET_BUFFER),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1, "maximum": MAX_SOCKET_BUFFER},
-                {"type": "string", "pattern": "^[0-9]{1,18} ?(B|KiB|MiB|GiB|kB|MB|GB)?$"},
-            ]
-        }
-    ),
-]
-Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers), _either(1, 256, "auto")]
-Ttl = Annotated[int | Literal["keep"], BeforeValidator(_number_or_keep(1, 255)), _either(1, 255, "keep")]
-Tos = Annotated[int | Literal["keep"], BeforeValidator(_number_or_keep(0, 255)), _either(0, 255, "keep")]
-ListenText = Annotated[str, AfterValidator(_checked(parse_listen))]
-TargetText = Annotated[str, AfterValidator(_checked(parse_target))]
-SourceText = Annotated[str, AfterValidator(_checked(parse_source))]
-OwnSourceText = Annotated[str, AfterValidator(lambda text: _checked(parse_own_source)(text) if text else text)]
-Family = Literal["any", "ipv4", "ipv6"]
 
 
 class Table(BaseModel):
@@ -167,12 +88,12 @@ class Table(BaseModel):
 class Service(Table):
     """The control plane."""
 
-    http: Annotated[str, AfterValidator(_http)] = Field(
+    http: Annotated[str, AfterValidator(check_http)] = Field(
         "127.0.0.1:9420",
         description='HOST:PORT of the metrics and status pages; "" = off.',
         json_schema_extra=RESTART,
     )
-    control: Annotated[str, AfterValidator(_control)] = Field(
+    control: Annotated[str, AfterValidator(check_control)] = Field(
         "/run/samplicator/control.sock",
         description='Path of the local socket that the command line uses; "" = off.',
         json_schema_extra=RESTART,
@@ -183,7 +104,7 @@ class Service(Table):
     log_format: Literal["text", "json"] = Field(
         "text", description="Log lines as text or one JSON object a line.", json_schema_extra=LIVE
     )
-    reload_token_file: Annotated[str, AfterValidator(_file)] = Field(
+    reload_token_file: Annotated[str, AfterValidator(check_file)] = Field(
         "",
         description='File with the bearer token that allows POST /-/reload over TCP; "" = only over the local socket.',
         json_schema_extra=LIVE,
@@ -233,6 +154,12 @@ class Datapath(Table):
         '"64MiB"; at least 2 MiB are taken.',
         json_schema_extra=RESTART,
     )
+    flow_memory: Size = Field(
+        64 << 20,
+        description="Memory for what is known of the exporters' flow data (templates, options, sequences), in bytes or "
+        'as "64MiB"; the workers of the start share it evenly, a later one adds as large a share.',
+        json_schema_extra=RESTART,
+    )
     max_datagram: int = Field(
         65535,
         ge=1,
@@ -262,16 +189,21 @@ class Listener(Table):
         description="ADDR:PORT, ADDR:LO-HI or [v6]:PORT; every entry is a bound UDP socket (a range: one per port).",
         json_schema_extra=LIVE,
     )
-    interface: Annotated[str, AfterValidator(_interface)] = Field(
+    interface: Annotated[str, AfterValidator(check_interface)] = Field(
         "", description='Only datagrams that arrive on this interface; "" = any.', json_schema_extra=LIVE
     )
-    multicast: list[Annotated[str, AfterValidator(_group)]] = Field(
+    multicast: list[Annotated[str, AfterValidator(check_group)]] = Field(
         default=[], description="Multicast groups to join, on `interface` when given.", json_schema_extra=LIVE
     )
     receive: Literal["auto", "recvmmsg", "ring"] = Field(
         "recvmmsg",
         description="How datagrams come in: by the UDP sockets, or by a packet ring on the interfaces, before firewall "
         "and UDP stack (ring; needs CAP_NET_RAW and CAP_NET_ADMIN); auto: the ring where the process may.",
+        json_schema_extra=LIVE,
+    )
+    flow: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: NetFlow, IPFIX and sFlow are recognised, off: datagrams are only bytes.",
         json_schema_extra=LIVE,
     )
     family: Family = Field(
@@ -305,7 +237,34 @@ class Receiver(Table):
         1,
         ge=1,
         le=2**32 - 1,
-        description="One datagram in so many is sent, 1..4294967295; 1 = every one.",
+        description="One datagram in so many is sent, 1..4294967295; 1 = every one. Templates are always sent.",
+        json_schema_extra=LIVE,
+    )
+    freq_mode: Literal["datagram", "exporter"] = Field(
+        "datagram",
+        description="What freq counts: datagram = every freq-th datagram; exporter = 1/freq of the exporters, whole.",
+        json_schema_extra=LIVE,
+    )
+    template_refresh_packets: Refresh = Field(
+        0,
+        description="Templates are sent again, as the exporter, after so many datagrams of it; 0 = never.",
+        json_schema_extra=LIVE,
+    )
+    template_refresh_minutes: Minutes = Field(
+        0, description="Templates are sent again after so many minutes, 0..10080; 0 = never.", json_schema_extra=LIVE
+    )
+    options_refresh_packets: Refresh = Field(
+        0,
+        description="The last options data are sent again after so many datagrams of the exporter; 0 = never.",
+        json_schema_extra=LIVE,
+    )
+    options_refresh_minutes: Minutes = Field(
+        0, description="Options data are sent again after so many minutes, 0..10080; 0 = never.", json_schema_extra=LIVE
+    )
+    probe: Literal["auto", "udp", "ipfix", "off"] = Field(
+        "auto",
+        description="How to find out that the receiver's port is closed or open again: an empty datagram (udp) or an "
+        "IPFIX message without sets (ipfix) from our own address every 2 s; auto: only while it refuses.",
         json_schema_extra=LIVE,
     )
     ttl: Ttl = Field(

@@ -22,7 +22,7 @@ from samplicator.config.address import (
     parse_source,
     parse_target,
 )
-from samplicator.config.model import Family
+from samplicator.config.fields import Family
 from samplicator.config.services import port_by_name
 from samplicator.errors import ConfigError, Problem
 

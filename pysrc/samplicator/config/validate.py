@@ -15,6 +15,14 @@ from samplicator.config.address import EVERYTHING, ParsedSource, parse_ip, parse
 from samplicator.config.model import Config, Datapath, Listener, Path, Receiver, Rule
 
 IPFIX_PORTS = (4739, 4740)
+FLOW_SHARE = 256 << 10
+"""Bytes of flow memory that a worker needs at least: 128 observation domains."""
+REFRESHES = (
+    "template_refresh_packets",
+    "template_refresh_minutes",
+    "options_refresh_packets",
+    "options_refresh_minutes",
+)
 MAX_SUGGESTIONS = 20
 """Similar names are looked for this often in one run; with thousands of unknown names it would take long."""
 
@@ -82,6 +90,7 @@ def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
     for index, receiver in enumerate(draft.receiver):
         if receiver is not None:
             findings += _receiver(index, receiver)
+    findings += _flow(draft)
     findings += _host_bits(draft)
     findings += _references(draft, suggest)
     findings += _unused(draft)
@@ -112,7 +121,22 @@ def _duplicates(table: str, names: Sequence[str | None]) -> Iterator[Finding]:
             first[name] = index
 
 
+def _flow(draft: Draft) -> Iterator[Finding]:
+    """Settings of the flow stage that no listener can fill."""
+    if not draft.listener or any(listener is None or listener.flow != "off" for listener in draft.listener):
+        return
+    for index, receiver in enumerate(draft.receiver):
+        for key in REFRESHES:
+            if receiver is not None and getattr(receiver, key):
+                why = 'every listener has flow = "off": no template is known that could be sent again'
+                yield Finding(("receiver", index, key), why, error=False)
+
+
 def _datapath(datapath: Datapath) -> Iterator[Finding]:
+    share = datapath.flow_memory // (datapath.workers if isinstance(datapath.workers, int) else 1)
+    if share < FLOW_SHARE:
+        why = f"{share} bytes for each worker; want {FLOW_SHARE} (256 KiB) at least"
+        yield Finding(("datapath", "flow_memory"), why)
     if len(set(datapath.cpus)) < len(datapath.cpus):
         yield Finding(("datapath", "cpus"), "a CPU is listed twice; each worker needs its own")
     elif datapath.cpus and datapath.workers != "auto" and datapath.workers > len(datapath.cpus):
@@ -169,6 +193,9 @@ def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
     if endpoint.family == 6 and endpoint.address[:2] == b"\xfe\x80" and not endpoint.scope:
         why = f"a link-local address needs its interface, as [{endpoint.host}%eth0]:{endpoint.port}"
         yield Finding(("receiver", index, "to"), why)
+    if receiver.freq_mode == "exporter" and receiver.freq == 1:
+        why = 'freq = 1 sends every datagram of every exporter; freq_mode = "exporter" changes nothing'
+        yield Finding(("receiver", index, "freq_mode"), why, error=False)
     if receiver.pause_us:
         why = "the worker waits after each copy: all receivers are delayed, and datagrams may be lost"
         yield Finding(("receiver", index, "pause_us"), why, error=False)

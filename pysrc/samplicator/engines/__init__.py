@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from samplicator import _fastpath
 from samplicator._fastpath import Plan, Tx, TxCounters
 from samplicator.engines.intakes import Intake, ListenerState, RingGroup, RingIntake, socket_key
-from samplicator.engines.ways import ENGINES, Path, ReceiverState, Way, receiver_key
+from samplicator.engines.ways import ENGINES, Path, ReceiverState, Way, meets, receiver_key
 from samplicator.plan import PlanSpec, ReceiverSpec, RuleSpec
 from samplicator.readings import add_up
 
@@ -29,6 +29,7 @@ __all__ = [
     "add_up",
     "dry_plan",
     "fast_rules",
+    "meets",
     "receiver_key",
     "socket_key",
 ]

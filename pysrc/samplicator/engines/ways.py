@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import Tx, TxCounters
 from samplicator.plan import ReceiverSpec
+from samplicator.reach import Reach
 from samplicator.readings import ReceiverReading, add_up
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MTU: Final = 1500
 _UNREACHABLE: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{r}") for r in ("no_route", "no_neighbor", "refused"))
+_REFUSED: Final = _fastpath.TX_FIELDS.index("dropped_refused")
 _SENT: Final = _fastpath.TX_FIELDS.index("sent")
 _NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 ENGINES: Final = {
@@ -39,7 +41,12 @@ FEATURES: Final = {
 
 def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
     """What makes two receiver specs the same way out: all but what is only text for people."""
-    return replace(spec, host="", engine_why="")
+    return replace(spec, host="", engine_why="", probe="")
+
+
+def meets(spec: ReceiverSpec) -> tuple[object, ...]:
+    """What a collector knows the exporters by, and where it is: when this changes, it has to be told the templates."""
+    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +132,8 @@ class Path:
                 source=None if spec.spoof else self.source,
                 scope_id=spec.scope_id,
                 pause_us=spec.pause_us,
+                by_exporter=spec.by_exporter,
+                refresh=spec.refresh,
                 fallback=fallback.tx if fallback else None,
             )
             if spec.engine == "packet" and self.link is not None:
@@ -187,6 +196,8 @@ def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: in
             mtu=mtu,
             scope_id=spec.scope_id,
             pause_us=spec.pause_us,
+            by_exporter=spec.by_exporter,
+            refresh=spec.refresh,
         )
         return Way(tx, None, [sock], [] if sockets.connect(sock, spec) else [sock])
     except BaseException:
@@ -214,9 +225,11 @@ class ReceiverState:
     counters: dict[int, TxCounters]
     ways: list[Way]
     up: bool
+    reach: Reach
     lost: bool = False
     told: int = 0
     seen: tuple[int, ...] = _NOTHING_SENT
+    refused_seen: int = 0
 
     def totals(self) -> tuple[int, ...]:
         return add_up([_NOTHING_SENT, *(counters.read() for counters in list(self.counters.values()))])
@@ -229,6 +242,8 @@ class ReceiverState:
                 way.close()
         if kept is None or kept.path is not self.path:
             self.path.close()
+        if kept is None or kept.reach is not self.reach:
+            self.reach.close()
 
     @property
     def gave_up(self) -> int:
@@ -250,8 +265,27 @@ class ReceiverState:
         self.told |= bits
         return tuple(name for name, bit in FEATURES.items() if bits & bit)
 
-    def refresh(self) -> None:
-        """Looks at the path again, and at what became of the copies since the last look."""
+    def replay(self) -> None:
+        """Asks every worker to send it all templates; wake them."""
+        for way in list(self.ways):
+            way.tx.replay()
+
+    def look(self, now: float) -> bool:
+        """Several times a second: whether it refuses, and whether it has come back just now."""
+        refused = self.totals()[_REFUSED]
+        if refused != self.refused_seen:
+            self.refused_seen = refused
+            self.reach.refused(now)
+        if self.reach.step(now):
+            self.up = self.path.routed
+            return self.up
+        if self.reach.refusing:
+            self.up = False
+        return False
+
+    def refresh(self) -> bool:
+        """Looks at the path again, and at what became of the copies since the last look; True when it has come back."""
+        was_up = self.up
         if not self.path.refresh(self.ways):
             self.lost = True
         now = self.totals()
@@ -260,8 +294,9 @@ class ReceiverState:
         self.seen = now
         if not self.path.routed or failed:
             self.up = False
-        elif moved or not any(now[i] for i in _UNREACHABLE):
+        elif not self.reach.refusing and (moved or not any(now[i] for i in _UNREACHABLE)):
             self.up = True
+        return self.up and not was_up
 
     def read(self) -> ReceiverReading:
         spec = self.spec

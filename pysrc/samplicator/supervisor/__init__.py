@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, ring
 from samplicator._fastpath import Plan
-from samplicator.engines import ListenerState, add_up
+from samplicator.engines import ListenerState, ReceiverState, add_up
 from samplicator.plan import PlanSpec
-from samplicator.readings import Readings, Route
+from samplicator.readings import FlowSession, FlowTemplate, Readings, Route
 from samplicator.supervisor.build import Build, BuildError, Running
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
@@ -91,6 +91,10 @@ class Supervisor:
         spec = build.spec
         leaving = self._running.workers[spec.workers :]
         self._stop_rings(build)
+        build.mark_flow()
+        joined = build.joined() if self._running.workers else []
+        for state in joined:
+            state.replay()
         self._hand_out(build.workers, plans)
         for worker in leaving:
             worker.worker.publish(Plan(self.generation, [], [], []))
@@ -104,6 +108,8 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        if joined:
+            self._wake(build.workers)
         self._adjust_rings(build)
         self._follow_links()
         while self._debris:
@@ -116,6 +122,11 @@ class Supervisor:
             for intake in listener.sockets():
                 if intake.requested != spec.receive_buffer:
                     intake.resize(spec.receive_buffer)
+
+    @staticmethod
+    def _wake(workers: Sequence[WorkerThread]) -> None:
+        for worker in workers:
+            worker.worker.wake()
 
     def _stop_rings(self, build: Build | None) -> None:
         """Rings that do not stay (build None: all) take no more; what they took is handed over to the workers."""
@@ -172,6 +183,8 @@ class Supervisor:
                 self._debris.append(partial(self._close_leaving, gone))
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
+            for receiver in build.receivers.values():
+                receiver.reach.spec = receiver.spec
             self._running.workers = build.workers
             self.spec = build.spec
             self._running.batch = self._running.batch or build.spec.batch
@@ -275,7 +288,18 @@ class Supervisor:
             latency_counts=add_up(latency),
             latency_sum_ns=latency_sum,
             plan_started_unix=self.plan_started_unix,
+            flow=self._running.flows.read(),
         )
+
+    def flow_sessions(
+        self, worker: int = 0, after: int = 0, limit: int = 1000
+    ) -> tuple[list[FlowSession], tuple[int, int] | None]:
+        """Exporters' observation domains, a page: see Flows.sessions."""
+        return self._running.flows.sessions(worker, after, limit)
+
+    def flow_templates(self, worker: int, number: int) -> list[FlowTemplate]:
+        """Templates and options data of one of them."""
+        return self._running.flows.templates(worker, number)
 
     def received(self) -> int:
         """Datagrams received so far, whatever became of them."""
@@ -298,11 +322,33 @@ class Supervisor:
         address is gone: apply() opens them anew.
         """
         with self._lock:
+            back = []
             for state in self._running.receivers.values():
-                state.refresh()
+                if state.refresh():
+                    back.append(state)
                 for feature in state.newly_given_up():
                     log.warning("receiver %r: %s; given up until it is opened anew", state.spec.name, REFUSED[feature])
+            self._returned(back)
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
+
+    def look(self) -> None:
+        """Several times a second: receivers that refuse, and those that have come back, which get the templates. Does
+        nothing while a plan changes.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            now = time.monotonic()
+            self._returned([state for state in self._running.receivers.values() if state.look(now)])
+        finally:
+            self._lock.release()
+
+    def _returned(self, states: Sequence[ReceiverState]) -> None:
+        for state in states:
+            log.info("receiver %r is back: all templates are replayed to it", state.spec.name)
+            state.replay()
+        if states:
+            self._wake(self._running.workers)
 
     def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
         """Who gets the datagrams of an exporter now. The listener is named, or found by a port of its; else the
@@ -328,6 +374,10 @@ class Supervisor:
     def listener_name(self, slot: int) -> str:
         """Name of the listener whose sockets carry this index (see Worker.trace)."""
         return next((state.name for state in self._running.listeners.values() if state.slot == slot), "")
+
+    def listener_names(self) -> dict[int, str]:
+        """The same, of all."""
+        return {state.slot: state.name for state in list(self._running.listeners.values())}
 
     def grants(self) -> dict[str, tuple[int, int]]:
         """Receive buffer per socket by listener: (asked for, least granted), in bytes."""

@@ -25,11 +25,14 @@ from samplicator.engines import (
     RingIntake,
     Way,
     fast_rules,
+    meets,
     receiver_key,
     socket_key,
 )
 from samplicator.ingress import Ingress
 from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
+from samplicator.reach import Reach
+from samplicator.supervisor.flows import Flows
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
 SPARE_DESCRIPTORS: Final = 64
@@ -59,6 +62,7 @@ class Running:
     batch: int = 0
     max_datagram: int = 0
     max_delay_us: int = -1
+    flows: Flows = field(default_factory=Flows)
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +139,24 @@ class Build:
             )
             for worker in self.workers
         }
+
+    def joined(self) -> list[ReceiverState]:
+        """Receivers that collectors' templates are unknown to: new ones, and those that moved."""
+        running = self._running.receivers
+        return [
+            state
+            for name, state in self.receivers.items()
+            if name not in running or meets(running[name].spec) != meets(state.spec)
+        ]
+
+    def mark_flow(self) -> None:
+        """Whether the sockets' datagrams go through the flow stage; to be called when nothing can fail any more."""
+        for wanted in self.spec.listeners:
+            intakes: list[Intake | RingIntake] = [i for group in self.groups[wanted.name].values() for i in group]
+            intakes += [i for part in self.rings[wanted.name].values() for i in part.intakes]
+            for intake in intakes:
+                if intake.rx.flow != wanted.flow:
+                    intake.rx.flow = wanted.flow
 
     # ------------------------------------------------------------------ listeners
 
@@ -268,6 +290,7 @@ class Build:
                     max_datagram=running.max_datagram or spec.max_datagram,
                     send_buffer=spec.send_buffer,
                     packet_fd=packet.fileno() if packet is not None else -1,
+                    flow=running.flows.get(index, spec.flow_memory, spec.workers),
                     max_delay_us=spec.max_delay_us if running.max_delay_us < 0 else running.max_delay_us,
                 )
             except BaseException:
@@ -321,6 +344,8 @@ class Build:
             counters=dict(old.counters) if old else {},
             ways=ways,
             up=old.up if old is not None and same else path.routed,
+            reach=old.reach if old is not None and same else Reach(wanted),
+            refused_seen=old.refused_seen if old else 0,
             seen=old.seen if old else (0,) * len(_fastpath.TX_FIELDS),
             told=old.told if old is not None and same else 0,
         )
@@ -344,6 +369,7 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     listening = sum(len(listener.sockets) + len(listener.rings) for listener in spec.listeners) * spec.workers
     sending = sum(1 + r.spoof for r in spec.receivers) * spec.workers
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
+    sending += sum(r.probe in ("udp", "ipfix") for r in spec.receivers)
     need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
     if need > limit:
         raise BuildError(

@@ -1,6 +1,6 @@
 """The HTTP interface: metrics, health, status and reload, on a TCP address and on the local control socket.
 
-Purpose: `make_app` builds the application, `open_tcp` and `open_control` its sockets, `Front` serves it on them.
+Purpose: `make_app` builds the application; http.front has its sockets and the server.
 Invariants: reading is free for whoever reaches a socket, changing needs the control socket (its file mode is the
 gate) or the bearer token; nothing slow runs on the loop; a client that sends slowly, much or nothing costs a bounded
 number of bytes and seconds. Called by service. The only importer of aiohttp and orjson. It must never touch the
@@ -10,60 +10,42 @@ datapath's objects: it reads ServiceState.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import hmac
 import logging
 import os
 import socket
-import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from aiohttp import web
 
-from samplicator import metrics
-from samplicator.config.address import endpoint_text, parse_listen
+from samplicator import flowview, metrics
+from samplicator.config.address import endpoint_text
+from samplicator.http.front import MAX_FIELD, MAX_LINE, SHARED, Front, Shared, open_control, open_tcp, remove_control
 
 if TYPE_CHECKING:
     from samplicator.readings import Readings
     from samplicator.service import ServiceState
 
+__all__ = ["MAX_FIELD", "MAX_LINE", "Front", "is_control", "make_app", "open_control", "open_tcp", "remove_control"]
+
 log = logging.getLogger(__name__)
 
+PAGE: Final = 1000  # observation domains in one answer at most; a tenth of it with templates
 MAX_BODY: Final = 64 << 10  # bytes of a request's body; nothing here needs one
-MAX_LINE: Final = 4096  # bytes of the request line
-MAX_FIELD: Final = 8190  # bytes of a header
-MAX_CONNECTIONS: Final = 256
-IDLE_SECONDS: Final = 30.0  # a connection without a request under way is closed after this
 ANSWER_SECONDS: Final = 15.0
 RELOAD_SECONDS: Final = 120.0  # a reload may wait for name servers
-CONTROL_MODE: Final = 0o660
-BACKLOG: Final = 64
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(slots=True)
-class _Shared:
-    """What the handlers share."""
-
-    state: ServiceState
-    registry: Any
-    scrapes: asyncio.Semaphore
-    touch: Callable[[object, int], None] = lambda protocol, change: None
-
-
-SHARED: Final = web.AppKey("shared", _Shared)
 
 
 def make_app(state: ServiceState) -> web.Application:
     """The application over a state; serve it with Front (or aiohttp's test client)."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
-    app[SHARED] = _Shared(state, metrics.make_registry(state), asyncio.Semaphore(2))
+    app[SHARED] = Shared(state, metrics.make_registry(state), asyncio.Semaphore(2))
     get = app.router.add_get
     get("/", _index)
     get("/metrics", _metrics)
@@ -75,6 +57,9 @@ def make_app(state: ServiceState) -> web.Application:
     get("/api/v1/receivers", _receivers)
     get("/api/v1/listeners", _listeners)
     get("/api/v1/config", _config)
+    get("/api/v1/flow", _flow)
+    get("/api/v1/exporters", _exporters)
+    get("/api/v1/templates", _templates)
     app.router.add_post("/-/reload", _reload)
     app.router.add_put("/-/reload", _reload)
     return app
@@ -185,6 +170,61 @@ async def _config(request: web.Request) -> web.Response:
     )
 
 
+async def _flow(request: web.Request) -> web.Response:
+    readings = await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)
+    return _json(flowview.totals(readings.flow))
+
+
+async def _exporters(request: web.Request) -> web.Response:
+    """A page of observation domains; `after` of the next page is in the answer, null at the end."""
+    return _json(await asyncio.to_thread(_page_of_exporters, request.app[SHARED].state, *_page(request, PAGE)))
+
+
+async def _templates(request: web.Request) -> web.Response:
+    """A page of observation domains with their templates."""
+    return _json(await asyncio.to_thread(_page_of_templates, request.app[SHARED].state, *_page(request, PAGE // 10)))
+
+
+def _page(request: web.Request, most: int) -> tuple[tuple[int, int], int]:
+    try:
+        worker, _, number = request.query.get("after", "0.0").partition(".")
+        limit = int(request.query.get("limit", str(most)))
+        place = int(worker), int(number or "0")
+    except ValueError:
+        raise web.HTTPBadRequest(reason="want after=WORKER.NUMBER and limit=COUNT") from None
+    if limit < 1 or min(place) < 0 or max(place) > 2**31:
+        raise web.HTTPBadRequest(reason="want after=WORKER.NUMBER and limit=COUNT")
+    return place, min(limit, most)
+
+
+def _page_of_exporters(state: ServiceState, place: tuple[int, int], limit: int) -> dict[str, Any]:
+    supervisor = state.supervisor
+    sessions, after = supervisor.flow_sessions(*place, limit)
+    names = supervisor.listener_names()
+    rows = []
+    for session in sessions:
+        known = supervisor.flow_templates(session.worker, session.number) if session.options_data else []
+        rows.append(flowview.exporter(session, names, known))
+    return {"exporters": rows, "after": _place(after)}
+
+
+def _page_of_templates(state: ServiceState, place: tuple[int, int], limit: int) -> dict[str, Any]:
+    supervisor = state.supervisor
+    sessions, after = supervisor.flow_sessions(*place, limit)
+    rows = []
+    for session in sessions:
+        if session.templates or session.options_templates:
+            known = supervisor.flow_templates(session.worker, session.number)
+            who = {"exporter": session.address, "port": session.port, "protocol": session.protocol}
+            items = [flowview.template(item, session.protocol) for item in known if item.kind != "options_data"]
+            rows.append({**who, "domain": session.domain, "options_data": session.options_data, "templates": items})
+    return {"domains": rows, "after": _place(after)}
+
+
+def _place(after: tuple[int, int] | None) -> str | None:
+    return f"{after[0]}.{after[1]}" if after else None
+
+
 def status_of(state: ServiceState, readings: Readings) -> dict[str, Any]:
     """What `/api/v1/status` answers. Counts are totals since the start of what is configured now."""
     ready, ready_why = state.ready()
@@ -275,166 +315,3 @@ async def _reload(request: web.Request) -> web.Response:
     # shielded: a client that goes away must not stop a reload half-way
     result = await asyncio.shield(state.reloader.reload("api"))
     return _json(asdict(result), status=200 if result.ok else 422)
-
-
-# ---------------------------------------------------------------------------------------------------- sockets
-
-
-def open_tcp(text: str) -> socket.socket:
-    """A listening TCP socket on HOST:PORT. Raises OSError with a text that says what was wanted."""
-    where = parse_listen(text)
-    last: OSError | None = None
-    for family, kind, proto, _, address in socket.getaddrinfo(
-        where.host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    ):
-        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, proto)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setblocking(False)
-            sock.bind(address)
-            sock.listen(BACKLOG)
-        except OSError as error:
-            sock.close()
-            last = error
-            continue
-        return sock
-    number = last.errno if last is not None and last.errno else errno.EADDRNOTAVAIL
-    raise OSError(number, f"cannot listen on http = {text!r}: {os.strerror(number)}")
-
-
-def open_control(path: str) -> socket.socket:
-    """A listening local socket at `path`, mode 0660. A socket file that nobody serves any more is replaced; one that
-    answers is another daemon's, and then this raises OSError (EADDRINUSE). The last directory of the path is made
-    when it is missing.
-    """
-    what = f"cannot make the control socket {path}"
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(os.path.dirname(path) or "/", 0o755)
-        _clear(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            mask = os.umask(0o777 & ~CONTROL_MODE)  # never open to others, not even between bind and chmod
-            try:
-                sock.bind(path)
-            finally:
-                os.umask(mask)
-            sock.setblocking(False)
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            raise
-    except OSError as error:
-        raise OSError(error.errno, f"{what}: {error.strerror or error}") from error
-    return sock
-
-
-def _clear(path: str) -> None:
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "there is a file of that name that is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError as error:
-            if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
-                raise
-        else:
-            raise OSError(errno.EADDRINUSE, "another process serves it")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def remove_control(path: str) -> None:
-    """Removes the socket file at the end. Never raises."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
-
-
-class Front:
-    """Serves an application on listening sockets, with a limit on connections and on the time one may be silent.
-
-    aiohttp's own time limits begin with a connection's first request; a client that opens connections and says
-    nothing, or a header a minute, would stay for ever. Here each connection is closed IDLE_SECONDS after its last
-    request ended.
-    """
-
-    def __init__(self, app: web.Application, *, idle: float = IDLE_SECONDS, connections: int = MAX_CONNECTIONS) -> None:
-        self._idle = idle
-        self._limit = connections
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            keepalive_timeout=idle,
-            lingering_time=2.0,
-            max_line_size=MAX_LINE,
-            max_field_size=MAX_FIELD,
-            shutdown_timeout=3.0,
-        )
-        self._app = app
-        self._servers: list[asyncio.Server] = []
-        self._sweeper: asyncio.Task[None] | None = None
-        self._open: dict[asyncio.Protocol, tuple[int, float]] = {}  # requests under way, time of the last change
-
-    async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Serves on these sockets, which this now owns."""
-        self._app[SHARED].touch = self._touch
-        await self._runner.setup()
-        loop = asyncio.get_running_loop()
-        for sock in sockets:
-            self._servers.append(await loop.create_server(self._connection, sock=sock, backlog=BACKLOG))
-        self._sweeper = asyncio.create_task(self._sweep())
-
-    async def stop(self) -> None:
-        """Closes the sockets, ends what is under way within seconds."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for server in self._servers:
-            server.close()
-        await self._runner.cleanup()
-        self._open.clear()
-
-    def _connection(self) -> asyncio.Protocol:
-        make = self._runner.server
-        assert make is not None
-        protocol: asyncio.Protocol = make()
-        self._open[protocol] = (0, time.monotonic())
-        if len(self._open) > self._limit:
-            asyncio.get_running_loop().call_soon(self._sweep_once)
-        return protocol
-
-    def _touch(self, protocol: object, change: int) -> None:
-        if protocol in self._open:
-            busy, _ = self._open[protocol]
-            self._open[protocol] = (busy + change, time.monotonic())
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(min(1.0, self._idle / 2))
-            self._sweep_once()
-
-    def _sweep_once(self) -> None:
-        """Forgets closed connections, closes silent ones, and the longest silent ones above the limit."""
-        now = time.monotonic()
-        silent: list[tuple[float, asyncio.Protocol]] = []
-        for protocol, (busy, since) in list(self._open.items()):
-            transport = getattr(protocol, "transport", None)
-            if transport is None or transport.is_closing():
-                if now - since > 1.0 or transport is not None:
-                    del self._open[protocol]
-            elif not busy:
-                silent.append((since, protocol))
-        silent.sort(key=lambda entry: entry[0])
-        surplus = max(0, len(self._open) - self._limit)
-        for index, (since, protocol) in enumerate(silent):
-            if index < surplus or now - since > self._idle:
-                transport = getattr(protocol, "transport", None)
-                if transport is not None:
-                    transport.abort()
-                self._open.pop(protocol, None)

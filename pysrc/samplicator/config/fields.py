@@ -1,0 +1,117 @@
+"""Types of the configuration's values: what one value alone may be, with the sentence that says so.
+
+Called by config.model, which puts them into tables. Strict where pydantic would be lenient; each has a JSON schema of
+its own where the checking function has none. Never imports socket or asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from samplicator.config.address import (
+    parse_bind,
+    parse_ip,
+    parse_listen,
+    parse_own_source,
+    parse_size,
+    parse_source,
+    parse_target,
+)
+
+MAX_SOCKET_BUFFER = 2**31 - 1
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        parse(value)
+        return value
+
+    return check
+
+
+def _name(value: str) -> str:
+    if not value or len(value) > 300 or value != value.strip() or not value.isprintable():
+        raise ValueError("want a name of 1..300 printable characters, without blanks around it")
+    return value
+
+
+def check_http(value: str) -> str:
+    if value:
+        parse_bind(value)
+    return value
+
+
+def check_control(value: str) -> str:
+    if value and not value.startswith("/"):
+        raise ValueError(f'{value!r}: want an absolute path, or "" for none')
+    if not value.isprintable() or len(value.encode()) > 107:
+        raise ValueError("want a path of printable characters, 107 bytes at most")
+    return value
+
+
+def check_file(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("want a path of printable characters")
+    return value
+
+
+def check_interface(value: str) -> str:
+    if value and (len(value) > 15 or "/" in value or not value.isprintable() or " " in value):
+        raise ValueError(f"{value!r} is not an interface name (1..15 characters)")
+    return value
+
+
+def check_group(value: str) -> str:
+    literal = parse_ip(value)
+    first = literal[1][0] if literal else 0
+    if literal is None or not (224 <= first <= 239 if literal[0] == 4 else first == 0xFF):
+        raise ValueError(f"{value!r} is not a multicast group, as 239.1.1.1 or ff05::1")
+    return value
+
+
+def _workers(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
+        return value
+    raise ValueError('want a whole number 1..256 or "auto"')
+
+
+def _number_or_keep(low: int, high: int) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if value == "keep" or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+            return value
+        raise ValueError(f'want a whole number {low}..{high} or "keep"')
+
+    return check
+
+
+def _either(low: int, high: int, word: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": low, "maximum": high}, {"const": word}]})
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(ge=1, le=MAX_SOCKET_BUFFER),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_SOCKET_BUFFER},
+                {"type": "string", "pattern": "^[0-9]{1,18} ?(B|KiB|MiB|GiB|kB|MB|GB)?$"},
+            ]
+        }
+    ),
+]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers), _either(1, 256, "auto")]
+Ttl = Annotated[int | Literal["keep"], BeforeValidator(_number_or_keep(1, 255)), _either(1, 255, "keep")]
+Tos = Annotated[int | Literal["keep"], BeforeValidator(_number_or_keep(0, 255)), _either(0, 255, "keep")]
+ListenText = Annotated[str, AfterValidator(_checked(parse_listen))]
+TargetText = Annotated[str, AfterValidator(_checked(parse_target))]
+SourceText = Annotated[str, AfterValidator(_checked(parse_source))]
+OwnSourceText = Annotated[str, AfterValidator(lambda text: _checked(parse_own_source)(text) if text else text)]
+Family = Literal["any", "ipv4", "ipv6"]
+Refresh = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Minutes = Annotated[int, Field(ge=0, le=10080)]

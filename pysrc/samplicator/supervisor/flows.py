@@ -1,0 +1,141 @@
+"""Flows: the flow stage's memory of every worker, for the process's life, and its readings.
+
+Invariants: a Flow is written by one worker at a time, the one with its index; it stays when that worker goes, so that
+what it learnt can still be read, and is taken up by the next worker of that index. Reading takes no lock that a worker
+takes. Called by the supervisor.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from samplicator import _fastpath
+from samplicator._fastpath import Flow
+from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, add_up
+
+LEAST_BYTES: Final = 256 << 10
+SETTLE_NS: Final = 2_000_000_000
+"""A gap of a domain that is silent for so long is loss: nothing comes late any more."""
+_KINDS: Final = tuple(_fastpath.FLOW_KIND_NAMES.items())
+_DOMAIN_AT: Final = len(_fastpath.FLOW_SESSION_FIELDS) - len(_fastpath.FLOW_DOMAIN_FIELDS)
+
+
+class Flows:
+    """By worker index."""
+
+    def __init__(self) -> None:
+        self.by_worker: dict[int, Flow] = {}
+        self._share = 0
+
+    def get(self, index: int, memory: int, workers: int) -> Flow:
+        """The Flow of a worker, made if there is none. memory: bytes for the workers of the start together."""
+        flow = self.by_worker.get(index)
+        if flow is None:
+            self._share = self._share or max(memory // workers, LEAST_BYTES)
+            flow = self.by_worker[index] = Flow(self._share)
+        return flow
+
+    def read(self) -> FlowReading:
+        """Sums over all workers."""
+        flows = list(self.by_worker.values())
+        counters = [flow.counters() for flow in flows]
+        losses = [flow.losses() for flow in flows]
+        width = max(number for number, _ in _KINDS) + 1
+        nothing = (0,) * width
+
+        def by_kind(rows: list[tuple[int, ...]]) -> dict[str, int]:
+            total = add_up([nothing, *rows])
+            return {name: total[number] for number, name in _KINDS}
+
+        fields = _fastpath.FLOW_COUNTER_FIELDS
+        return FlowReading(
+            counters=dict(zip(fields, add_up([(0,) * len(fields), *(row[0] for row in counters)]), strict=True)),
+            datagrams=by_kind([row[1] for row in counters]),
+            malformed=by_kind([row[2] for row in counters]),
+            lost=by_kind([row[0] for row in losses]),
+            restarts=by_kind([row[1] for row in losses]),
+            memory_bytes=sum(flow.bytes for flow in flows),
+        )
+
+    def sessions(self, worker: int, after: int, limit: int) -> tuple[list[FlowSession], tuple[int, int] | None]:
+        """`limit` sessions behind number `after` of a worker, and where to go on (worker, number), None = the end."""
+        found: list[FlowSession] = []
+        for index, number, row in self._rows(worker, after):
+            found.append(_session(index, row))
+            if len(found) >= limit:
+                return found, (index, number)
+        return found, None
+
+    def _rows(self, worker: int, after: int) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+        for index in sorted(self.by_worker):
+            if index < worker:
+                continue
+            flow = self.by_worker[index]
+            for number in range(after + 1 if index == worker else 1, flow.capacity[0] + 1):
+                row = flow.session(number)
+                if row is not None:
+                    yield index, number, row
+
+    def templates(self, worker: int, number: int) -> list[FlowTemplate]:
+        """What a session taught: templates, options templates and the last options data."""
+        flow = self.by_worker.get(worker)
+        row = flow.session(number) if flow is not None else None
+        if flow is None or row is None:
+            return []
+        ipfix = row[3] == "ipfix"
+        return [_template(item, ipfix) for item in flow.items(number)]
+
+
+def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
+    named = dict(zip(_fastpath.FLOW_SESSION_FIELDS, row, strict=True))
+    counters = dict(zip(_fastpath.FLOW_DOMAIN_FIELDS, row[_DOMAIN_AT:], strict=True))
+    address: bytes = named["address"]
+    silent_ns = max(0, time.time_ns() - named["seen_ns"])
+    return FlowSession(
+        worker=worker,
+        number=named["number"],
+        address=socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address),
+        port=named["port"],
+        protocol=named["kind"],
+        domain=named["domain"],
+        listener=named["listener"],
+        first_seen_unix=named["first_ns"] / 1e9,
+        last_seen_unix=named["seen_ns"] / 1e9,
+        next_sequence=named["sequence"],
+        header=named["header"],
+        templates=named["templates"],
+        options_templates=named["options_templates"],
+        options_data=named["options_data"],
+        lost=counters["lost"] + (counters["pending"] if silent_ns >= SETTLE_NS else 0),
+        counters=counters,
+    )
+
+
+def _template(item: tuple[Any, ...], ipfix: bool) -> FlowTemplate:
+    named = dict(zip(_fastpath.FLOW_ITEM_FIELDS, item, strict=True))
+    now_ms = time.time_ns() // 1_000_000
+    fields: tuple[FlowField, ...] = ()
+    if named["kind"] != "options_data":
+        listed = _fastpath.flow_field_list(named["raw"], ipfix, named["kind"] == "options_template")
+        scopes = _scope_count(named["raw"], ipfix) if named["kind"] == "options_template" else 0
+        fields = tuple(
+            FlowField(element, length, enterprise, place < scopes)
+            for place, (element, length, enterprise) in enumerate(listed)
+        )
+    return FlowTemplate(
+        id=named["id"],
+        kind=named["kind"],
+        first_seen_unix=(now_ms - ((now_ms - named["first_ms"]) & 0xFFFFFFFF)) / 1e3,
+        last_seen_unix=(now_ms - ((now_ms - named["seen_ms"]) & 0xFFFFFFFF)) / 1e3,
+        record_bytes=named["record_bytes"],
+        fields=fields,
+        raw=named["raw"],
+    )
+
+
+def _scope_count(raw: bytes, ipfix: bool) -> int:
+    """Scope fields of a raw options template: IPFIX says their number last, v9 their bytes first."""
+    return int.from_bytes(raw[4:6], "big") if ipfix else int.from_bytes(raw[2:4], "big") // 4
