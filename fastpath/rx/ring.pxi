@@ -139,25 +139,41 @@ cdef inline bint ring_next(rx_ring_t *ring, rx_counters_t *c) noexcept nogil:
     return False
 
 
+cdef inline bint ring_hold(rx_ring_t *ring) noexcept nogil:
+    """Takes up the next block if the kernel has handed it over."""
+    cdef u8 *block = ring.map + <size_t>ring.block * ring.block_bytes
+    if ring.held:
+        return True
+    if 2 * ring.used >= ring.blocks or not atomic_load32_acquire(<u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
+        return False
+    ring.held = True
+    ring.packets = ring_u32(block + RING_BLOCK_PACKETS)
+    ring.position = block + ring_u32(block + RING_BLOCK_FIRST)
+    return True
+
+
+cdef inline bint ring_advance(rx_ring_t *ring, rx_counters_t *c) noexcept nogil:
+    """Moves to the next datagram, across blocks; False: there is none now. Blocks used up wait for ring_release()."""
+    while not ring.taken:
+        if not ring_hold(ring):
+            return False
+        if not ring_next(ring, c):
+            ring.held = False
+            ring.used += 1
+            ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
+    return True
+
+
 cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram, batch_t *batch) noexcept nogil:
-    """Fills the batch from the current block; returns how many datagrams were taken (truncated ones too), 0 when there was nothing."""
+    """Fills the batch; returns how many datagrams were taken (those longer than max_datagram too), 0 when there was nothing."""
     cdef rx_ring_t *ring = &socket.ring
     cdef rx_counters_t *c = socket.counters
-    cdef u8 *block = ring.map + <size_t>ring.block * ring.block_bytes
     cdef u32 n = 0
     cdef u32 cut = 0
     cdef u64 octets = 0
     cdef u64 cut_octets = 0
-    batch.n = 0
     batch.listener = socket.listener
-    if not ring.held:
-        if not atomic_load32_acquire(<u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
-            atomics_add(&c.errors_again, 1)
-            return 0
-        ring.held = True
-        ring.packets = ring_u32(block + RING_BLOCK_PACKETS)
-        ring.position = block + ring_u32(block + RING_BLOCK_FIRST)
-    while n + cut < capacity and (ring.taken or ring_next(ring, c)):
+    while n + cut < capacity and ring_advance(ring, c):
         ring_take(ring, batch, n)
         octets += batch.length[n]
         if unlikely(batch.length[n] > max_datagram):
@@ -166,19 +182,22 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
         else:
             n += 1
     batch.n = n
-    if n + cut:
-        atomics_add(&c.truncated, cut)
-        atomics_add(&c.truncated_bytes, cut_octets)
-        atomics_add(&c.datagrams, n + cut)
-        atomics_add(&c.bytes, octets)
-        atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
+    if n + cut == 0:
+        atomics_add(&c.errors_again, 1)
+        return 0
+    atomics_add(&c.truncated, cut)
+    atomics_add(&c.truncated_bytes, cut_octets)
+    atomics_add(&c.datagrams, n + cut)
+    atomics_add(&c.bytes, octets)
+    atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
     return <int>(n + cut)
 
 
 cdef inline void ring_release(rx_socket_t *socket) noexcept nogil:
-    """Gives a block that is used up back to the kernel; the batch that points into it must have been sent."""
+    """Gives the blocks that are used up back to the kernel, oldest first; the batch that points into them must have been sent."""
     cdef rx_ring_t *ring = &socket.ring
-    if ring.held and ring.packets == 0 and not ring.taken:
-        atomic_store32_release(<u32 *>(ring.map + <size_t>ring.block * ring.block_bytes + RING_BLOCK_STATUS), 0)
-        ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
-        ring.held = False
+    cdef u32 block
+    while ring.used:
+        block = ring.block + (ring.blocks if ring.block < ring.used else 0) - ring.used
+        atomic_store32_release(<u32 *>(ring.map + <size_t>block * ring.block_bytes + RING_BLOCK_STATUS), 0)
+        ring.used -= 1
