@@ -87,6 +87,7 @@ def exporter(
         "unit": UNITS[session.protocol],
         **counters,
         "lost": session.lost,
+        "lost_last": session.lost - session.counters["lost"],  # in gaps before the last datagrams of a silent exporter
         "templates": session.templates,
         "options_templates": session.options_templates,
         "options_data": session.options_data,

@@ -126,6 +126,41 @@ def make_parser() -> argparse.ArgumentParser:
     _control(status)
     status.add_argument("--json", action="store_true", help="print JSON")
 
+    exporters = command(
+        "exporters",
+        "show the exporters of flow telemetry",
+        "Shows every observation domain of every exporter of NetFlow, IPFIX or sFlow that the running daemon knows: "
+        "rate, sizes, what was lost before it came here, sampling interval, clock. Exit status 0, or 1 when the daemon "
+        "cannot be reached.",
+        "  samplicator exporters\n  samplicator exporters --exporter 192.0.2.1 --json\n",
+    )
+    templates = command(
+        "templates",
+        "show the templates that exporters sent",
+        "Shows templates and options templates by exporter and observation domain, fields by IANA's names. Exit status "
+        "0, or 1 when the daemon cannot be reached.",
+        "  samplicator templates --exporter 192.0.2.1\n",
+    )
+    ledger = command(
+        "ledger",
+        "show where datagrams were lost",
+        "One balance from the exporters to the receivers: lost before us, dropped by our kernel, left out on purpose, "
+        "failed by reason, sent. Exit status 0, or 1 when the daemon cannot be reached.",
+        "  samplicator ledger\n  samplicator ledger --json | jq .exporters\n",
+    )
+    export = command(
+        "export",
+        "show the counters in a router's words",
+        "What `show ip flow export` and `show ip flow export template` show on a router, for what leaves here. Exit "
+        "status 0, or 1 when the daemon cannot be reached.",
+        "  samplicator export\n",
+    )
+    for each in (exporters, templates):
+        each.add_argument("--exporter", metavar="ADDR", default="", help="only this one")
+    for each in (exporters, templates, ledger, export):
+        _control(each)
+        each.add_argument("--json", action="store_true", help="print JSON")
+
     demo = command(
         "demo",
         "see it work, on this machine only",

@@ -1,0 +1,284 @@
+"""The commands that show what the daemon knows of flow telemetry: exporters, templates, ledger, export.
+
+Called by cli.main, each with the parsed options; each returns the exit status: 0 = shown, 1 = the daemon cannot be
+reached. Standard library only. The daemon's answers come in pages; a command reads at most MOST domains.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from samplicator.cli.control import Unreachable, control_path, get_json
+from samplicator.cli.running import duration, table
+
+MOST: Final = 100_000
+SHOWN_LOSSES: Final = 20
+LEDGER_KEYS: Final = ("exporter", "port", "protocol", "domain", "unit", "units", "lost", "restarts")
+CISCO_DROPS: Final = (
+    ("no fib", ("no_route",)),
+    ("adjacency issues", ("no_neighbor",)),
+    ("fragmentation failures", ("message_too_long",)),
+    ("lack of export packet", ("no_buffer_space",)),
+    ("port closed at the collector", ("refused",)),
+    ("not permitted", ("permission",)),
+    ("other errors", ("other",)),
+)
+"""The words of `show ip flow export`, and the reasons they stand for here; the last three have no word there."""
+
+
+def exporters(options: Namespace) -> int:
+    """Who sends what, and what is missing."""
+    return _show(options, lambda path: {"exporters": _chosen(_pages(path, "exporters"), options)}, exporter_lines)
+
+
+def templates(options: Namespace) -> int:
+    """Templates by exporter and domain, fields by name."""
+    return _show(
+        options, lambda path: {"domains": _chosen(_pages(path, "templates", "domains"), options)}, template_lines
+    )
+
+
+def ledger(options: Namespace) -> int:
+    """One balance from the exporters to the receivers."""
+    return _show(options, lambda path: balance(*_facts(path), list(_pages(path, "exporters"))), ledger_lines)
+
+
+def export(options: Namespace) -> int:
+    """The counters in the words of a router."""
+
+    def get(path: str) -> dict[str, Any]:
+        flow, _, receivers = _facts(path)
+        config = get_json(path, "/api/v1/config")["config"]
+        return export_of(flow, receivers, config["receiver"], list(_pages(path, "exporters")))
+
+    return _show(options, get, export_lines)
+
+
+def _show(options: Namespace, get: Callable[[str], dict[str, Any]], lines: Callable[[Any], list[str]]) -> int:
+    try:
+        value = get(control_path(options.control, options.config))
+    except Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(value, indent=2) if options.json else "\n".join(lines(value)))
+    return 0
+
+
+def _facts(path: str) -> tuple[Any, Any, Any]:
+    flow, listeners, receivers = (get_json(path, f"/api/v1/{page}") for page in ("flow", "listeners", "receivers"))
+    return flow, listeners, receivers
+
+
+def _pages(path: str, page: str, key: str = "") -> Iterator[dict[str, Any]]:
+    after, count = "0.0", 0
+    while after and count < MOST:
+        answer = get_json(path, f"/api/v1/{page}?after={after}")
+        rows = answer[key or page]
+        count += len(rows)
+        yield from rows
+        after = answer["after"]
+
+
+def _chosen(rows: Iterator[dict[str, Any]], options: Namespace) -> list[dict[str, Any]]:
+    wanted = options.exporter
+    found = [row for row in rows if not wanted or row["exporter"] == wanted]
+    return sorted(found, key=lambda row: (":" in row["exporter"], _place(row["exporter"]), row["port"], row["domain"]))
+
+
+def _place(address: str) -> tuple[object, ...]:
+    return tuple(int(part) for part in address.split(".")) if "." in address and ":" not in address else (address,)
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return f"[{row['exporter']}]:{row['port']}" if ":" in row["exporter"] else f"{row['exporter']}:{row['port']}"
+
+
+# ---------------------------------------------------------------------------------------------------- exporters
+
+
+def exporter_lines(value: Mapping[str, Any]) -> list[str]:
+    head = ["exporter", "protocol", "domain", "listener", "datagrams", "a second", "bytes each", "lost", "unit"]
+    head += ["late", "restarts", "templates", "sampling", "clock skew", "uptime", "silent"]
+    rows = [
+        [
+            _where(row),
+            row["protocol"],
+            row["domain"],
+            row["listener"] or "-",
+            row["datagrams"],
+            f"{row['datagrams_per_second']:.1f}",
+            f"{row['mean_bytes']:.0f}",
+            row["lost"],
+            row["unit"],
+            row["late"],
+            row["restarts"],
+            row["templates"] + row["options_templates"],
+            f"1:{row['sampling_interval']}" if row["sampling_interval"] else "-",
+            "-" if row["clock_skew_seconds"] is None else f"{row['clock_skew_seconds']:+.1f}s",
+            "-" if row["uptime_seconds"] is None else duration(row["uptime_seconds"]),
+            duration(row["silent_seconds"]),
+        ]
+        for row in value["exporters"]
+    ]
+    return table(head, rows) if rows else ["no exporter of flow telemetry has been seen"]
+
+
+# ---------------------------------------------------------------------------------------------------- templates
+
+
+def template_lines(value: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for domain in value["domains"]:
+        lines.append(f"{_where(domain)} {domain['protocol']} domain {domain['domain']}")
+        for item in domain["templates"]:
+            size = f"{item['record_bytes']} bytes" if item["record_bytes"] else "variable length"
+            age = duration(max(0.0, time.time() - item["last_seen_unix"]))
+            kind = "options template" if item["kind"] == "options_template" else "template"
+            lines.append(f"  {kind} {item['id']}: {len(item['fields'])} fields, {size}, repeated {age} ago")
+            for field in item["fields"]:
+                width = "variable" if field["bytes"] is None else str(field["bytes"])
+                lines.append(f"    {field['name']} ({width}){' scope' if field['scope'] else ''}")
+    return lines or ["no template is known"]
+
+
+# ---------------------------------------------------------------------------------------------------- ledger
+
+
+def balance(flow: Any, listeners: Any, receivers: Any, domains: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One balance from exporter to receiver. lost, by protocol: also of domains that are gone."""
+    protocols = {}
+    for name, row in flow["protocols"].items():
+        ending = sum(domain["lost_last"] for domain in domains if domain["protocol"] == name)
+        if row["datagrams"]:
+            protocols[name] = {**row, "lost": row["lost"] + ending}
+    return {
+        "before": protocols,
+        "exporters": [
+            {key: domain[key] for key in LEDGER_KEYS}
+            for domain in sorted(domains, key=lambda domain: -domain["lost"])
+            if domain["lost"] or domain["restarts"]
+        ],
+        "here": [
+            {
+                "listener": item["name"],
+                "kernel_drops": item["kernel_drops"],
+                **{key: item["counters"][key] for key in ("datagrams", "truncated", "unmatched", "denied", "matched")},
+            }
+            for item in listeners
+        ],
+        "after": [
+            {
+                "receiver": item["name"],
+                "up": item["up"],
+                **{key: item["counters"][key] for key in ("offered", "sampled_out", "sent")},
+                "failed": {
+                    key.removeprefix("dropped_"): count
+                    for key, count in item["counters"].items()
+                    if key.startswith("dropped_")
+                },
+            }
+            for item in receivers
+        ],
+        "templates_made_here": flow["replayed_datagrams"],
+    }
+
+
+def ledger_lines(value: Mapping[str, Any]) -> list[str]:
+    lines = ["lost before us, by the exporters' sequence numbers"]
+    rows: list[list[object]] = [
+        [f"  {name}", row["datagrams"], row["lost"], row["unit"], row["restarts"], row["malformed"]]
+        for name, row in value["before"].items()
+    ]
+    head = ["  protocol", "datagrams", "lost", "unit", "restarts", "malformed"]
+    lines += table(head, rows) if rows else ["  no flow telemetry has been seen"]
+    if value["exporters"]:
+        rows = [
+            [f"  {_where(row)}", *(row[key] for key in ("protocol", "domain", "lost", "unit", "units", "restarts"))]
+            for row in value["exporters"][:SHOWN_LOSSES]
+        ]
+        lines += ["", *table(["  exporter", "protocol", "domain", "lost", "unit", "came", "restarts"], rows)]
+        more = len(value["exporters"]) - SHOWN_LOSSES
+        lines += [f"  and {more} more"] if more > 0 else []
+    keys = ["kernel_drops", "datagrams", "truncated", "denied", "unmatched", "matched"]
+    rows = [[f"  {row['listener']}", *(row[key] for key in keys)] for row in value["here"]]
+    head = ["  listener", "kernel drops", "read", "- truncated", "- denied", "- unmatched", "= matched"]
+    lines += ["", "here, in datagrams", *table(head, rows)]
+    rows = [
+        [f"  {row['receiver']}", row["offered"], row["sampled_out"], sum(row["failed"].values()), row["sent"]]
+        for row in value["after"]
+    ]
+    head = ["  receiver", "offered", "- sampled out", "- failed", "= sent"]
+    lines += ["", "to the receivers, in copies", *table(head, rows)]
+    for row in value["after"]:
+        reasons = [f"{count} {reason}" for reason, count in row["failed"].items() if count]
+        lines += [f"  {row['receiver']}: failed: {', '.join(reasons)}"] if reasons else []
+    if value["templates_made_here"]:
+        lines.append(f"  {value['templates_made_here']} of the offered copies are templates that were sent again")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------- export
+
+
+def export_of(
+    flow: Any, receivers: Any, configured: Sequence[Mapping[str, Any]], domains: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What `show ip flow export` and `show ip flow export template` show, for the relay."""
+    settings = {item["name"]: item for item in configured}
+    flows = sum(row["units"] for row in domains if row["unit"] in ("flows", "records"))
+    return {
+        "flows": flows,
+        "datagrams": sum(item["counters"]["sent"] for item in receivers),
+        "templates": {
+            "active": flow["templates"],
+            "options_active": flow["options_templates"],
+            "added": sum(row["templates_added"] for row in domains),
+            "received": sum(row["templates_seen"] for row in domains),
+        },
+        "receivers": [
+            {
+                "receiver": item["name"],
+                "datagrams": item["counters"]["sent"],
+                "drops": {
+                    words: sum(item["counters"][f"dropped_{reason}"] for reason in reasons)
+                    for words, reasons in CISCO_DROPS
+                },
+                "replays": item["counters"]["replays"],
+                "refresh": {
+                    key: settings.get(item["name"], {}).get(key, 0)
+                    for key in (
+                        "template_refresh_packets",
+                        "template_refresh_minutes",
+                        "options_refresh_packets",
+                        "options_refresh_minutes",
+                    )
+                },
+            }
+            for item in receivers
+        ],
+    }
+
+
+def export_lines(value: Mapping[str, Any]) -> list[str]:
+    lines = [f"{value['flows']} flows received, exported in {value['datagrams']} udp datagrams"]
+    for row in value["receivers"]:
+        lines += ["", f"{row['receiver']}: {row['datagrams']} udp datagrams"]
+        lines += [f"  {count} export packets were dropped due to {words}" for words, count in row["drops"].items()]
+        refresh = row["refresh"]
+        for what in ("template", "options"):
+            packets, minutes = refresh[f"{what}_refresh_packets"], refresh[f"{what}_refresh_minutes"]
+            told = f"{packets or 'no'} packets, timeout {minutes or 'no'} minutes"
+            lines.append(f"  {what} refresh rate {told}")
+        lines.append(f"  {row['replays']} times all templates were replayed")
+    templates = value["templates"]
+    lines += [
+        "",
+        f"{templates['active']} flow templates active, {templates['options_active']} option templates active",
+        f"{templates['added']} templates added, {templates['received']} received",
+    ]
+    return lines
