@@ -247,7 +247,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
                 worker_drain(w, NULL, deadline)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
-        n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, WORKER_IDLE_MS)
+        n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, 1 if w.replaying else WORKER_IDLE_MS)
         start = worker_clock(CLOCK_MONOTONIC)
         if n > 0 and w.max_delay_ns:
             start = worker_gather(w, start)

@@ -168,8 +168,10 @@ cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
         return
     w.flow_look_ns = now_ns
     flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
+    w.replaying = False
     for way in range(w.work.routing.way_count):
         tx = w.work.ways[way]
         if atomic_load32(&tx.replay):
             worker_replay_joined(w, way, tx)
+            w.replaying = w.replaying or atomic_load32(&tx.replay)
     flow_age(w.flow, FLOW_AGE_STEPS)

@@ -23,13 +23,25 @@ from samplicator.plan import ReceiverSpec
 IDLE_SECONDS: Final = 2.0  # between two probes of a receiver that answers nothing, as it should
 QUICK_SECONDS: Final = 0.5  # between two probes of one that refuses, for the first seconds
 SLOW_SECONDS: Final = 1.02  # and after them: above the limit of one ICMP error a second
-QUICK_FOR_SECONDS: Final = 5.0
-COPY_SECONDS: Final = 0.3  # a copy refused within so long: the probe's silence means nothing
-ANSWER_SECONDS: Final = 0.25  # a refusal has come by then
+QUICK_FOR_SECONDS: Final = 7.0  # as long as six answers at once and one a second last
+COPY_SECONDS: Final = 0.2  # a copy refused within so long: the probe's silence means nothing
+ANSWER_SECONDS: Final = 0.2  # a refusal has come by then
 RELAPSE_SECONDS: Final = 5.0  # refused again within so long: it had not come back
 HOLD_LIMIT_SECONDS: Final = 60.0
 IPFIX_EMPTY: Final = struct.pack("!HHIII", 10, 16, 0, 0, 0)
 """An IPFIX message of no sets (RFC 7011 section 3.1), which collectors of flows pass over."""
+
+
+def _open(spec: ReceiverSpec) -> socket.socket:
+    """A non-blocking socket from our own address, connected to the receiver: a closed port shows as SO_ERROR."""
+    family = socket.AF_INET if spec.family == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(sockets.endpoint(spec.address, spec.port, spec.scope_id))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class Reach:
@@ -94,7 +106,7 @@ class Reach:
         refused = False
         with contextlib.suppress(OSError):
             if self._sock is None:
-                self._sock = sockets.open_probe(self.spec)
+                self._sock = _open(self.spec)
             probe = IPFIX_EMPTY if self.spec.probe == "ipfix" else b""
             try:
                 self._sock.send(probe)

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
-LOOK_SECONDS: Final = 0.25
+LOOK_SECONDS: Final = 0.1
 
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""

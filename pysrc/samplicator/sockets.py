@@ -269,17 +269,6 @@ def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
     return sock
 
 
-def open_probe(spec: ReceiverSpec) -> socket.socket:
-    """A non-blocking UDP socket from our own address, connected to the receiver: a closed port shows as SO_ERROR."""
-    sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        sock.connect(endpoint(spec.address, spec.port, spec.scope_id))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def open_raw(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
     """The socket of the `raw` engine: whole packets, header included (raw(7): IPPROTO_RAW implies IP_HDRINCL); still
     to be connected.

@@ -12,7 +12,16 @@ from typing import Any
 
 from samplicator import _fastpath
 from samplicator.config.model import Config, Loaded
-from samplicator.readings import ListenerReading, Readings, ReceiverReading, WorkerReading
+from samplicator.readings import (
+    FlowField,
+    FlowReading,
+    FlowSession,
+    FlowTemplate,
+    ListenerReading,
+    Readings,
+    ReceiverReading,
+    WorkerReading,
+)
 from samplicator.reload import ReloadResult
 from samplicator.service import ServiceState
 
@@ -91,7 +100,62 @@ def make_readings(*, zero: bool = False) -> Readings:
         latency_counts=tuple(0 for _ in latencies) if zero else latencies,
         latency_sum_ns=0 if zero else 1_500_000_000,
         plan_started_unix=1.7e9,
+        flow=make_flow(0 if zero else 1),
     )
+
+
+def make_flow(scale: int) -> FlowReading:
+    """Every number another, or all of them 0."""
+    kinds = list(_fastpath.FLOW_KIND_NAMES.values())
+
+    def by_kind(start: int) -> dict[str, int]:
+        return {kind: (start + place) * scale for place, kind in enumerate(kinds)}
+
+    return FlowReading(
+        counters={field: (600 + place) * scale for place, field in enumerate(_fastpath.FLOW_COUNTER_FIELDS)},
+        datagrams=by_kind(700),
+        malformed=by_kind(720),
+        lost=by_kind(740),
+        restarts=by_kind(760),
+        memory_bytes=64 << 20,
+    )
+
+
+def make_session(number: int) -> FlowSession:
+    """A v9 domain of 192.0.2.NUMBER: 20 datagrams in 10 s, 3 packets lost, 2 of them in gaps that settled."""
+    counters = dict.fromkeys(_fastpath.FLOW_DOMAIN_FIELDS, 0)
+    counters |= {"datagrams": 21, "bytes": 2100, "units": 21, "lost": 2, "pending": 1}
+    header = bytes.fromhex("0009 0001 000f4240 65000000 00000014 00000007")
+    return FlowSession(
+        worker=0,
+        number=number,
+        address=f"192.0.2.{number}",
+        port=2055,
+        protocol="netflow9",
+        domain=7,
+        listener=4,
+        first_seen_unix=0x65000000 - 12.0,
+        last_seen_unix=0x65000000 - 2.0,
+        next_sequence=21,
+        header=header,
+        templates=1,
+        options_templates=1,
+        options_data=1,
+        lost=3,
+        counters=counters,
+    )
+
+
+def make_templates() -> list[FlowTemplate]:
+    """Data, and options that say 1 in 512 for interface 3."""
+    fields = (FlowField(8, 4, 0, False), FlowField(1, 4, 29305, False), FlowField(40001, 65535, 9, False))
+    options = (FlowField(2, 4, 0, True), FlowField(34, 4, 0, False))
+    said = (3).to_bytes(4, "big") + (512).to_bytes(4, "big")
+    return [
+        FlowTemplate(256, "template", 1.0, 2.0, 9, fields, b""),
+        FlowTemplate(257, "options_template", 1.0, 2.0, 8, options, b""),
+        FlowTemplate(257, "options_data", 1.0, 2.0, 0, (), said),
+    ]
 
 
 class FakeSupervisor:
@@ -103,6 +167,19 @@ class FakeSupervisor:
         if self.error is not None:
             raise self.error
         return self.value
+
+    def flow_sessions(
+        self, worker: int = 0, after: int = 0, limit: int = 1000
+    ) -> tuple[list[FlowSession], tuple[int, int] | None]:
+        numbers = range(after + 1, min(after + limit, 5) + 1)
+        rest = (0, after + limit) if after + limit < 5 else None
+        return [make_session(number) for number in numbers], rest
+
+    def flow_templates(self, worker: int, number: int) -> list[FlowTemplate]:
+        return make_templates()
+
+    def listener_names(self) -> dict[int, str]:
+        return {4: "netflow"}
 
 
 class FakeReloader:

@@ -120,7 +120,7 @@ raw socket
     c: to 192.0.2.3:9
       from 198.51.100.7:2055: configured as source
       engine raw: the source 198.51.100.7 is not an address of this host, so headers are made here
-      ttl kept, tos 0, 1 datagram in 10, UDP checksum 0
+      ttl kept, tos 0, 1 datagram in 10, templates always, UDP checksum 0
     d: to 192.0.2.4:9
       from this host's address: not spoofed
       engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way

@@ -57,6 +57,11 @@ def with_sockets(
         ("/api/v1/receivers", 200, "application/json"),
         ("/api/v1/listeners", 200, "application/json"),
         ("/api/v1/config", 200, "application/json"),
+        ("/api/v1/flow", 200, "application/json"),
+        ("/api/v1/exporters", 200, "application/json"),
+        ("/api/v1/templates", 200, "application/json"),
+        ("/api/v1/exporters?after=x", 400, "application/json"),
+        ("/api/v1/templates?limit=0", 400, "application/json"),
         ("/nothing", 404, "application/json"),
         ("/-/reload", 405, "application/json"),
     ],
@@ -99,6 +104,50 @@ def test_status_adds_up() -> None:
         assert [item["name"] for item in receivers] == ["nfdump", "six"]
         assert listeners[0]["sockets"] == ["0.0.0.0:2055", "[::]:2055"]
         assert len(status["workers"]) == 2
+
+    with_client(make_state(), body)
+
+
+def test_exporters_come_in_pages() -> None:
+    async def body(client: Client) -> None:
+        after, seen, pages = "0.0", [], 0
+        while after:
+            answer = await (await client.get(f"/api/v1/exporters?limit=2&after={after}")).json()
+            seen += [row["exporter"] for row in answer["exporters"]]
+            after, pages = answer["after"], pages + 1
+        assert (seen, pages) == ([f"192.0.2.{number}" for number in range(1, 6)], 3)
+        row = answer["exporters"][0]
+        assert (row["lost"], row["lost_last"], row["unit"]) == (3, 1, "packets")
+        assert (row["listener"], row["domain"], row["place"]) == ("netflow", 7, "0.5")
+        assert (row["datagrams_per_second"], row["mean_bytes"]) == (2.0, 100.0)
+        assert (row["sampling_interval"], row["uptime_seconds"], row["clock_skew_seconds"]) == (512, 1000.0, 2.0)
+
+    with_client(make_state(), body)
+
+
+def test_templates_have_names() -> None:
+    async def body(client: Client) -> None:
+        answer = await (await client.get("/api/v1/templates")).json()
+        assert answer["after"] is None
+        data, options = answer["domains"][0]["templates"]
+        assert [field["name"] for field in data["fields"]] == [
+            "sourceIPv4Address", "reverseOctetDeltaCount", "e9/40001",
+        ]  # fmt: skip
+        assert [field["bytes"] for field in data["fields"]] == [4, 4, None]
+        assert [(field["name"], field["scope"]) for field in options["fields"]] == [
+            ("interface", True), ("samplingInterval", False),
+        ]  # fmt: skip
+
+    with_client(make_state(), body)
+
+
+def test_flow_totals() -> None:
+    async def body(client: Client) -> None:
+        value = await (await client.get("/api/v1/flow")).json()
+        assert value["memory_bytes"] == 64 << 20
+        assert value["templates"] == 602
+        assert value["protocols"]["ipfix"]["unit"] == "records"
+        assert value["protocols"]["other"]["restarts"] >= 760
 
     with_client(make_state(), body)
 

@@ -57,8 +57,9 @@ def test_fixed_label_values_are_all_there_as_zero() -> None:
     found = samples(scrape(zero=True))
     for metric in CATALOGUE:
         for cause, _ in metric.split:
-            name = "netflow" if metric.labels[0] == "listener" else "nfdump"
-            assert value(found, metric.name, **{metric.labels[0]: name, metric.labels[1]: cause}) == 0, metric.name
+            names = {"listener": "netflow", "receiver": "nfdump"}
+            labels = {label: names[label] for label in metric.labels[:-1]} | {metric.labels[-1]: cause}
+            assert value(found, metric.name, **labels) == 0, metric.name
 
 
 def test_values_come_from_their_fields() -> None:
@@ -73,6 +74,13 @@ def test_values_come_from_their_fields() -> None:
         assert value(found, "send_errors_total", receiver="nfdump", reason=reason) == tx[f"dropped_{reason}"]
     assert value(found, "worker_cpu_seconds_total", worker="1") == pytest.approx(worker["cpu_ns"] / 1e9)
     assert value(found, "worker_wakeups_total", worker="1") == worker["wakeups"]
+    flow = reading.flow
+    assert value(found, "flow_datagrams_total", protocol="ipfix") == flow.datagrams["ipfix"]
+    assert value(found, "flow_sequence_lost_datagrams_total", protocol="netflow9") == flow.lost["netflow9"]
+    assert value(found, "flow_sequence_lost_records_total", protocol="netflow5") == flow.lost["netflow5"]
+    assert value(found, "flow_templates", kind="options") == flow.counters["options_templates"]
+    assert value(found, "flow_evicted_total", what="record") == flow.counters["evicted_items"]
+    assert value(found, "flow_renumbered_datagrams_total") == flow.counters["renumbered"]
     assert value(found, "config_hash") == 0xABCDEF012345
     assert value(found, "config_last_reload_successful") == 1
     assert value(found, "log_messages_total", level="warning") == 3
