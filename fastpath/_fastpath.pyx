@@ -17,7 +17,7 @@ from atomics cimport (
 )
 from batch cimport BATCH_LIMIT, batch_t, exporter_t
 from counters cimport (
-    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
+    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
@@ -44,7 +44,7 @@ from session cimport SESSION_WAYS, session_cache_t, session_find, session_group,
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT,
-    TX_HEADER, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
+    TX_HEADER, TX_PROBE_NS, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN,
