@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
+NEIGHBOUR_SECONDS: Final = 0.5
 
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
@@ -223,6 +224,7 @@ class Service:
         if self._options.watch and loaded.files:
             self._watcher.start()
         self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
+        self._spawn(self._every(NEIGHBOUR_SECONDS, self._watch_neighbours))
         self._spawn(self._refresh_names())
         self._spawn(self._measure_lag())
         if self._options.idle_timeout_ms:
@@ -364,6 +366,9 @@ class Service:
         await self._follow_addresses()
         if lost:
             await self._reloader.replan(f"own source address gone: {', '.join(lost[:5])}")
+
+    async def _watch_neighbours(self) -> None:
+        await asyncio.to_thread(self._supervisor.watch_neighbours)
 
     async def _follow_addresses(self) -> None:
         """Rings take what is sent to the addresses of this host; other addresses, other rings."""
