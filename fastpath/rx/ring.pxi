@@ -139,25 +139,39 @@ cdef inline bint ring_next(rx_ring_t *ring, rx_counters_t *c) noexcept nogil:
     return False
 
 
+cdef inline bint ring_hold(rx_ring_t *ring) noexcept nogil:
+    """Takes up the next block if the kernel has handed it over; not one that waits to be given back."""
+    cdef u8 *block = ring.map + <size_t>ring.block * ring.block_bytes
+    if ring.spent == ring.blocks or not atomic_load32_acquire(<u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
+        return False
+    ring.held = True
+    ring.packets = ring_u32(block + RING_BLOCK_PACKETS)
+    ring.position = block + ring_u32(block + RING_BLOCK_FIRST)
+    return True
+
+
+cdef inline void ring_spend(rx_ring_t *ring) noexcept nogil:
+    """Every packet of the block at hand is in a batch: on to the next."""
+    ring.held = False
+    ring.spent += 1
+    ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
+
+
 cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram, batch_t *batch) noexcept nogil:
-    """Fills the batch from the current block; returns how many datagrams were taken (truncated ones too), 0 when there was nothing."""
+    """Fills the batch from as many blocks as it takes; returns how many datagrams were taken (truncated ones too), 0 when there was
+    nothing. Blocks are small, so that a ring has many of them: each is handed over after a millisecond, full or not."""
     cdef rx_ring_t *ring = &socket.ring
     cdef rx_counters_t *c = socket.counters
-    cdef u8 *block = ring.map + <size_t>ring.block * ring.block_bytes
     cdef u32 n = 0
     cdef u32 cut = 0
     cdef u64 octets = 0
     cdef u64 cut_octets = 0
     batch.n = 0
     batch.listener = socket.listener
-    if not ring.held:
-        if not atomic_load32_acquire(<u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
-            atomics_add(&c.errors_again, 1)
-            return 0
-        ring.held = True
-        ring.packets = ring_u32(block + RING_BLOCK_PACKETS)
-        ring.position = block + ring_u32(block + RING_BLOCK_FIRST)
-    while n + cut < capacity and (ring.taken or ring_next(ring, c)):
+    while n + cut < capacity and (ring.held or ring_hold(ring)):
+        if not ring.taken and not ring_next(ring, c):
+            ring_spend(ring)
+            continue
         ring_take(ring, batch, n)
         octets += batch.length[n]
         if unlikely(batch.length[n] > max_datagram):
@@ -172,13 +186,18 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
         atomics_add(&c.datagrams, n + cut)
         atomics_add(&c.bytes, octets)
         atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
+    else:
+        atomics_add(&c.errors_again, 1)
     return <int>(n + cut)
 
 
 cdef inline void ring_release(rx_socket_t *socket) noexcept nogil:
-    """Gives a block that is used up back to the kernel; the batch that points into it must have been sent."""
+    """Gives the blocks that are used up back to the kernel; the batch that points into them must have been sent."""
     cdef rx_ring_t *ring = &socket.ring
-    if ring.held and ring.packets == 0 and not ring.taken:
-        atomic_store32_release(<u32 *>(ring.map + <size_t>ring.block * ring.block_bytes + RING_BLOCK_STATUS), 0)
-        ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
-        ring.held = False
+    cdef u32 block
+    while ring.spent:
+        block = ring.block + ring.blocks - ring.spent
+        if block >= ring.blocks:
+            block -= ring.blocks
+        atomic_store32_release(<u32 *>(ring.map + <size_t>block * ring.block_bytes + RING_BLOCK_STATUS), 0)
+        ring.spent -= 1

@@ -19,7 +19,8 @@ ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary 
     size_t block_bytes
     u32 blocks
     u32 block                      # the one read now
-    bint held                      # it is ours until it is given back
+    bint held                      # it is at hand
+    u32 spent                      # blocks before it that wait to be given back
     u32 packets                    # of it not yet read
     const u8 *position
     bint taken                     # a packet is at hand, `left` bytes of it not yet in a batch
