@@ -54,6 +54,7 @@ def extension(name: str, source: str) -> Extension:
 extensions = [extension("samplicator._fastpath", "fastpath/_fastpath.pyx")]
 if PROBE:
     extensions.append(extension("samplicator._probe", "tests/ext/_probe.pyx"))
+    extensions.append(extension("samplicator._probe_flow", "tests/ext/_probe_flow.pyx"))
 
 setup(
     ext_modules=cythonize(

@@ -90,6 +90,9 @@ TRAFFICS = {
 _PACKET = ("--device-out", "r1", "--next-hop", "{next_hop}")
 _RING = ("--receive", "ring", "--device", "r0", "--ring-blocks", "512")
 
+# A drain fills the ring while nobody reads: blocks retired half full, so more of them than in operation.
+_RING_BUFFER: dict[str, object] = {"ring_buffer": "512MiB"}
+
 # samplicator relays use the engine named; "auto" is what an operator gets by default.
 RELAYS = {
     r.name: r
@@ -111,7 +114,18 @@ RELAYS = {
         ),
         Relay("udp", "samplicator", (False,), receiver={"engine": "udp"}, like="bare-segment"),
         Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}, like="bare-plain"),
-        Relay("auto", "samplicator"),
+        Relay("auto", "samplicator", like="bare-segment"),
+        Relay("packet", "samplicator", (True,), receiver={"engine": "packet"}, like="bare-packet"),
+        Relay("ring", "samplicator", listener={"receive": "ring"}, datapath=_RING_BUFFER, like="bare-ring-segment"),
+        Relay(
+            "ring-packet",
+            "samplicator",
+            (True,),
+            receiver={"engine": "packet"},
+            listener={"receive": "ring"},
+            datapath=_RING_BUFFER,
+            like="bare-ring-packet",
+        ),
         Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}),
         Relay("pmacct", "pmacct"),
         Relay("nfcapd", "nfcapd", (False,)),
@@ -120,13 +134,13 @@ RELAYS = {
 
 # The drain's fill is chosen so that a run takes a tenth of a second at least and the receive queue stays under 512 MiB.
 _BURSTS = (
-    Case("bursts", True, 4, ("classic", "raw", "bare-plain", "bare-segment"), 80000),
-    Case("bursts", True, 16, ("classic", "raw", "bare-plain", "bare-segment"), 40000),
-    Case("bursts", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
-    Case("bursts", False, 16, ("classic", "udp", "bare-plain", "bare-segment"), 40000),
+    Case("bursts", True, 4, ("classic", "raw", "auto", "ring", "bare-segment", "bare-ring-segment"), 80000),
+    Case("bursts", True, 16, ("classic", "raw", "auto", "ring", "bare-segment", "bare-ring-segment"), 40000),
+    Case("bursts", False, 4, ("classic", "udp", "ring", "bare-segment", "bare-ring-segment"), 80000),
+    Case("bursts", False, 16, ("classic", "udp", "ring", "bare-segment", "bare-ring-segment"), 40000),
 )
 _WORST = (
-    Case("worst", True, 4, ("classic", "raw", "bare-plain"), 80000),
+    Case("worst", True, 4, ("classic", "auto", "packet", "ring-packet", "bare-plain", "bare-packet"), 80000),
     Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
 
@@ -164,20 +178,20 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "no-offload": tuple(replace(c, offload=False) for c in _BURSTS),
     "ipv6": tuple(replace(c, ipv6=True) for c in _BURSTS),
     "mix": (
-        Case("mix", True, 4, ("classic", "raw")),
-        Case("mix", False, 4, ("classic", "udp")),
+        Case("mix", True, 4, ("classic", "auto", "packet", "ring", "ring-packet")),
+        Case("mix", False, 4, ("classic", "udp", "ring")),
     ),
     "fan-out": tuple(
-        Case("bursts", True, n, ("classic", "raw"), max(4000, 240000 // n)) for n in (1, 2, 4, 8, 16, 32, 64, 128)
+        Case("bursts", True, n, ("classic", "auto"), max(4000, 240000 // n)) for n in (1, 2, 4, 8, 16, 32, 64, 128)
     ),
     "scale": (
-        Case("bursts", True, 4, ("raw",)),
-        Case("bursts", True, 4, ("raw",), rules=10000, exporters=100000, datagrams=200000),
+        Case("bursts", True, 4, ("auto",)),
+        Case("bursts", True, 4, ("auto",), rules=10000, exporters=100000, datagrams=200000),
     ),
     "workers": (Case("bursts", False, 4, ("auto", "auto-2-workers"), 120000),),
     "versus": (
         # Real NetFlow, because these two look at what they forward. nfcapd stores the flows as well: that is its work.
-        Case("netflow9", True, 4, ("classic", "pmacct", "raw")),
+        Case("netflow9", True, 4, ("classic", "pmacct", "auto")),
         Case("netflow9", False, 4, ("classic", "pmacct", "nfcapd", "udp")),
     ),
 }

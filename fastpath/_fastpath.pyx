@@ -6,7 +6,7 @@ The public face (signatures, units, errors raised) is documented in pysrc/sampli
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdlib cimport free
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
@@ -19,6 +19,21 @@ from batch cimport BATCH_LIMIT, batch_t, exporter_t
 from counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
+)
+from flow.keep cimport flow_always, flow_keeps_exporter
+from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
+from flow.observe cimport flow_age, flow_observe, flow_tick
+from flow.reading cimport flow_read_domain, flow_read_items
+from flow.renumber cimport flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
+from flow.replay cimport (
+    FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
+    flow_replay_domain, flow_replay_next, flow_replay_t,
+)
+from flow.scan cimport (
+    FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9, flow_seen_t,
+)
+from flow.state cimport (
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport PLAN_NONE, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, route_t, rule_t, source_group_t, source_t
@@ -45,7 +60,7 @@ from uapi.net cimport (
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
-    WIRE_UDP_HEADER, wire_fold, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment, wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo,
+    WIRE_UDP_HEADER, WIRE_UDP_MAX_IPV4, wire_fold, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment, wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo,
     wire_put16, wire_sum, wire_udp,
 )
 
@@ -55,6 +70,7 @@ cdef extern from "Python.h":
     void PyErr_Print() noexcept
 
 include "snapshot.pxi"
+include "flow.pxi"
 include "plan.pxi"
 include "rx/recvmmsg.pxi"
 include "rx/ring.pxi"
@@ -64,5 +80,6 @@ include "tx/transparent.pxi"
 include "tx/packet.pxi"
 include "worker_state.pxi"
 include "worker_send.pxi"
+include "worker_flow.pxi"
 include "worker.pxi"
 include "worker_handle.pxi"

@@ -22,7 +22,7 @@ cdef enum:
     REASON_COUNT = 7
 
     RX_FIELD_COUNT = 11
-    TX_FIELD_COUNT = 6 + REASON_COUNT
+    TX_FIELD_COUNT = 7 + REASON_COUNT
     WORKER_FIELD_COUNT = 8
     BATCH_BUCKETS = 11         # <= 1, 2, 4, ... 512, +Inf
     LATENCY_BUCKETS = 17       # 10 us .. 1 s in 1-2.5-5 steps, +Inf
@@ -49,8 +49,9 @@ ctypedef struct tx_counters_t:
     u64 calls                  # send calls
     u64 retries                # send calls repeated after EAGAIN, ENOBUFS or a pending error
     u64 dropped[REASON_COUNT]
+    u64 replays                # replays of all templates to this receiver that were completed
     u32 countdown              # copies to leave out before the next one is sent (freq)
-    u32 spare
+    u32 id                     # of the receiver, for its renumbering states; unique in the process
 
 ctypedef struct worker_counters_t:
     u64 cpu_ns                 # CLOCK_THREAD_CPUTIME_ID

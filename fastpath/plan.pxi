@@ -14,6 +14,9 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u32 *framed                        # of these, those that leave by the packet socket
     u16 *leftovers                     # BATCH_LIMIT a way: what the shared socket did not take
     u32 *left                          # how many, 0 outside a batch
+    u32 *numbers                       # BATCH_LIMIT a way: sequence numbers to write into the copies ...
+    u8 *numbered                       # ... where this is 1
+    u32 *rewrites                      # how many, 0 outside a batch
 
 
 cdef void *plan_alloc(size_t count, size_t size) except NULL:
@@ -40,6 +43,9 @@ cdef void plan_free(void *chain) noexcept nogil:
         following = (<void **>chain)[0]
         free(chain)
         chain = following
+
+
+cdef u32 plan_receivers = 0            # ids given out, under the GIL
 
 
 cdef u32 plan_power_of_two(u64 n):
@@ -71,7 +77,10 @@ cdef class TxCounters:
     cdef tx_counters_t *c
 
     def __cinit__(self):
+        global plan_receivers
+        plan_receivers += 1
         self.c = <tx_counters_t *>plan_alloc(1, sizeof(tx_counters_t))
+        self.c.id = plan_receivers
 
     def __dealloc__(self):
         free(self.c)
@@ -86,13 +95,14 @@ cdef class RxSocket:
     cdef RxCounters counters
     cdef Py_buffer view                # of the ring's mapping, which it keeps alive
 
-    def __cinit__(self, int fd, RxCounters counters not None, int listener, *, ring=None, size_t block_bytes=0):
+    def __cinit__(self, int fd, RxCounters counters not None, int listener, *, ring=None, size_t block_bytes=0, bint flow=False):
         if listener < 0 or listener > 0xFFFF:
             raise ValueError(f"listener index {listener} is not 0..65535")
         self.counters = counters
         self.socket.fd = fd
         self.socket.listener = listener
         self.socket.counters = counters.c
+        self.socket.flow = flow
         self.socket.stamps = self.socket.stamped = self._has_stamps()
         if ring is not None:
             PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
@@ -126,7 +136,8 @@ cdef class Tx:
     cdef Tx fallback
 
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
-                  long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, Tx fallback=None):
+                  long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, bint by_exporter=False,
+                  refresh=(0, 0, 0, 0), Tx fallback=None):
         cdef const u8 *octets = address
         if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
             raise ValueError(f"engine {engine} is unknown")
@@ -157,6 +168,8 @@ cdef class Tx:
         self.tx.ttl = <u8>ttl
         self.tx.tos = tos
         self.tx.freq = <u32>freq
+        self.tx.by_exporter = by_exporter
+        self._set_refresh(refresh)
         self.tx.checksum = checksum
         self.tx.pause_us = <u32>pause_us
         self.tx.port_be = htons(<u16>port)
@@ -173,6 +186,18 @@ cdef class Tx:
 
     def __dealloc__(self):
         free(self.tx)
+
+    cdef _set_refresh(self, refresh):
+        self.tx.refresh_copies[0], self.tx.refresh_ms[0], self.tx.refresh_copies[1], self.tx.refresh_ms[1] = refresh
+        self.tx.refreshes = any(refresh)
+        self.tx.numbered = self.tx.refreshes or (self.tx.freq > 1 and not self.tx.by_exporter)
+
+    def replay(self):
+        atomic_store32(&self.tx.replay, 1)
+
+    @property
+    def replaying(self):
+        return atomic_load32(&self.tx.replay) != 0
 
     cdef _set_name(self, u32 scope_id):
         cdef sockaddr_in *ipv4 = <sockaddr_in *>&self.tx.name
@@ -283,6 +308,9 @@ cdef class Plan:
         self.work.framed = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         self.work.leftovers = <u16 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
         self.work.left = <u32 *>plan_arena(&self.arena, p.way_count, 4)
+        self.work.numbers = <u32 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 4)
+        self.work.numbered = <u8 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 1)
+        self.work.rewrites = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         p.way_family = <u8 *>plan_arena(&self.arena, p.way_count, 1)
         p.way_other = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         p.way_bits = <u64 *>plan_arena(&self.arena, (p.way_count + 63) // 64, 8)

@@ -30,7 +30,7 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcep
     for k in range(r.count):
         way = work.routing.pool[r.first + k]
         tx = work.ways[way]
-        if tx.freq > 1 and not sample_keep(tx.counters, tx.freq):
+        if tx.freq > 1 and not worker_keeps(w, tx, d):
             atomics_add(&tx.counters.offered, 1)
             atomics_add(&tx.counters.sampled_out, 1)
             continue
@@ -39,6 +39,8 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcep
             work.active[active] = way
             active += 1
         work.selections[<size_t>way * BATCH_LIMIT + n] = <u16>d
+        if tx.numbered and w.seeing:
+            worker_number(w, tx, way, n, d)
         work.selected[way] = n + 1
     return active
 
@@ -54,17 +56,28 @@ cdef inline void worker_latency(worker_t *w) noexcept nogil:
             counters_latency(w.counters, now - arrival if now > arrival else 0, 1)
 
 
-cdef void worker_batch(worker_t *w, rx_counters_t *c) noexcept nogil:
-    """The life of a batch: route, select, send, count."""
+cdef inline void worker_observe(worker_t *w, u32 d) noexcept nogil:
+    """Shows datagram d to the flow stage."""
+    flow_observe(w.flow, &w.batch.exporter[d], w.batch.listener, w.batch.data[d], w.batch.length[d], &w.seen[d])
+
+
+cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
+    """The life of a batch: route, observe, select, send, count."""
+    cdef rx_counters_t *c = socket.counters
     cdef u32 d, a, route
     cdef u32 active = 0
     cdef u64 unmatched = 0
     cdef u64 denied = 0
     w.sessions.now += 1
     w.batch.groups = 0
+    w.seeing = socket.flow and w.flow != NULL
+    if w.seeing:
+        flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
     for d in range(w.batch.n):
         route = worker_route(w, d)
         if route >= PLAN_ROUTE_FIRST:
+            if w.seeing:
+                worker_observe(w, d)
             active = worker_select(w, d, route, active)
         elif route == PLAN_ROUTE_DENIED:
             denied += 1
@@ -79,6 +92,9 @@ cdef void worker_batch(worker_t *w, rx_counters_t *c) noexcept nogil:
         worker_trace(w, active)
     for a in range(active):
         w.work.selected[w.work.active[a]] = 0
+        w.work.rewrites[w.work.active[a]] = 0
+    if unlikely(w.due_count):
+        worker_replay_due(w)
 
 
 cdef void worker_trace(worker_t *w, u32 active) noexcept with gil:
@@ -111,11 +127,11 @@ cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
     if socket.ring.map == NULL:
         got = rx_receive(socket, &w.arena, w.batch)
         if got:
-            worker_batch(w, socket.counters)
+            worker_batch(w, socket)
         return got
     got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
     if got:
-        worker_batch(w, socket.counters)
+        worker_batch(w, socket)
     ring_release(socket)
     return got
 
@@ -247,5 +263,6 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if n > 0:
             atomics_add(&w.counters.wakeups, 1)
             worker_events(w, n)
+        worker_flow(w, start)
         worker_beat(w, start)
         atomics_add(&w.counters.busy_ns, worker_clock(CLOCK_MONOTONIC) - start)

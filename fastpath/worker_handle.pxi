@@ -8,9 +8,11 @@ cdef class Worker:
     cdef object callback
     cdef bint running
     cdef void *arena
+    cdef Flow flow                     # owns the memory that w.flow points to
+    cdef size_t own_octets
 
     def __cinit__(self, *, long long batch=512, long long max_datagram=65535, long long sessions=131072, int send_buffer=4194304,
-                  int packet_fd=-1, u32 max_delay_us=0):
+                  int packet_fd=-1, u32 max_delay_us=0, Flow flow=None):
         if not 1 <= batch <= BATCH_LIMIT:
             raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
         if not 1 <= max_datagram <= 65535:
@@ -42,6 +44,7 @@ cdef class Worker:
         self.w.sessions.entries = <session_t *>plan_arena(&self.arena, (<size_t>self.w.sessions.set_mask + 1) * SESSION_WAYS, sizeof(session_t))
         session_void(&self.w.sessions)
         self._make_epoll()
+        self._make_flow(flow)
 
     cdef _make_arena(self, u32 capacity, u32 max_datagram):
         cdef rx_arena_t *a = &self.w.arena
@@ -77,6 +80,24 @@ cdef class Worker:
         ring.control = <u8 *>plan_arena(&self.arena, TX_RING, TX_CONTROL)
         ring.copies = <tx_copy_t *>plan_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
 
+    cdef _make_flow(self, Flow flow):
+        cdef u32 i
+        if flow is None:
+            return
+        self.flow = flow
+        self.w.seen = <flow_seen_t *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(flow_seen_t))
+        self.w.rewritten = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.identity = <u16 *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
+        for i in range(<u32>BATCH_LIMIT):
+            self.w.identity[i] = <u16>i
+        self.w.due = <due_t *>plan_arena(&self.arena, FLOW_DUE_LIMIT, sizeof(due_t))
+        self.own_octets = <size_t>BATCH_LIMIT * RX_SLOT
+        self.w.own_bytes = <u8 *>mmap(NULL, self.own_octets, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if <void *>self.w.own_bytes == MAP_FAILED:
+            self.w.own_bytes = NULL
+            raise MemoryError(f"{self.own_octets} bytes for copies of our own")
+        self.w.flow = &flow.flow
+
     cdef _make_epoll(self):
         cdef epoll_event event
         self.w.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -96,6 +117,8 @@ cdef class Worker:
         ports_close(&self.w.ports)
         if self.w.arena.bytes != NULL:
             munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
+        if self.w.own_bytes != NULL:
+            munmap(self.w.own_bytes, self.own_octets)
         plan_free(self.arena)
 
     def run(self):
@@ -119,6 +142,9 @@ cdef class Worker:
         self._release()
         self.plans.append(plan)
         atomic_exchange(&self.w.next, &plan.work)
+        self._wake()
+
+    def wake(self):
         self._wake()
 
     cdef _wake(self):

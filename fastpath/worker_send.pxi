@@ -49,7 +49,9 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
         n = work.selected[way]
         tx = work.ways[way]
         atomics_add(&tx.counters.offered, n)
-        if tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us:
+        if work.rewrites[way]:
+            worker_send_rewritten(w, tx, way, n)
+        elif tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us:
             worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
         elif tx.engine == TX_ENGINE_TRANSPARENT:
             work.shared[shared] = way

@@ -8,6 +8,11 @@ cdef enum:
     WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
     WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
 
+ctypedef struct due_t:                 # templates or options data that a receiver's refresh asks for
+    u32 way
+    u32 number                         # domain
+    u32 what
+
 ctypedef struct worker_t:
     int epoll
     int wake
@@ -31,6 +36,15 @@ ctypedef struct worker_t:
     runs_t *runs_own                   # of one receiver's own selection
     bint grouped_known
     bint plain_known
+    flow_t *flow                       # the flow stage's memory, NULL = none
+    flow_seen_t *seen                  # what it says of each datagram of the batch
+    bint seeing                        # whether it saw this batch
+    u64 flow_look_ns
+    batch_t *rewritten                 # copies of our own: renumbered, replayed
+    u8 *own_bytes                      # RX_SLOT each
+    u16 *identity                      # 0, 1, 2 ...: the selection of all of a batch
+    due_t *due
+    u32 due_count
     epoll_event events[WORKER_EVENTS]
 
 

@@ -140,9 +140,11 @@ cdef inline bint ring_next(rx_ring_t *ring, rx_counters_t *c) noexcept nogil:
 
 
 cdef inline bint ring_hold(rx_ring_t *ring) noexcept nogil:
-    """Takes up the next block if the kernel has handed it over; not one that waits to be given back."""
+    """Takes up the next block if the kernel has handed it over."""
     cdef u8 *block = ring.map + <size_t>ring.block * ring.block_bytes
-    if ring.spent == ring.blocks or not atomic_load32_acquire(<u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
+    if ring.held:
+        return True
+    if 2 * ring.used >= ring.blocks or not atomic_load32_acquire(<u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
         return False
     ring.held = True
     ring.packets = ring_u32(block + RING_BLOCK_PACKETS)
@@ -150,28 +152,28 @@ cdef inline bint ring_hold(rx_ring_t *ring) noexcept nogil:
     return True
 
 
-cdef inline void ring_spend(rx_ring_t *ring) noexcept nogil:
-    """Every packet of the block at hand is in a batch: on to the next."""
-    ring.held = False
-    ring.spent += 1
-    ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
+cdef inline bint ring_advance(rx_ring_t *ring, rx_counters_t *c) noexcept nogil:
+    """Moves to the next datagram, across blocks; False: there is none now. Blocks used up wait for ring_release()."""
+    while not ring.taken:
+        if not ring_hold(ring):
+            return False
+        if not ring_next(ring, c):
+            ring.held = False
+            ring.used += 1
+            ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
+    return True
 
 
 cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram, batch_t *batch) noexcept nogil:
-    """Fills the batch from as many blocks as it takes; returns how many datagrams were taken (truncated ones too), 0 when there was
-    nothing. Blocks are small, so that a ring has many of them: each is handed over after a millisecond, full or not."""
+    """Fills the batch; returns how many datagrams were taken (those longer than max_datagram too), 0 when there was nothing."""
     cdef rx_ring_t *ring = &socket.ring
     cdef rx_counters_t *c = socket.counters
     cdef u32 n = 0
     cdef u32 cut = 0
     cdef u64 octets = 0
     cdef u64 cut_octets = 0
-    batch.n = 0
     batch.listener = socket.listener
-    while n + cut < capacity and (ring.held or ring_hold(ring)):
-        if not ring.taken and not ring_next(ring, c):
-            ring_spend(ring)
-            continue
+    while n + cut < capacity and ring_advance(ring, c):
         ring_take(ring, batch, n)
         octets += batch.length[n]
         if unlikely(batch.length[n] > max_datagram):
@@ -180,24 +182,22 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
         else:
             n += 1
     batch.n = n
-    if n + cut:
-        atomics_add(&c.truncated, cut)
-        atomics_add(&c.truncated_bytes, cut_octets)
-        atomics_add(&c.datagrams, n + cut)
-        atomics_add(&c.bytes, octets)
-        atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
-    else:
+    if n + cut == 0:
         atomics_add(&c.errors_again, 1)
+        return 0
+    atomics_add(&c.truncated, cut)
+    atomics_add(&c.truncated_bytes, cut_octets)
+    atomics_add(&c.datagrams, n + cut)
+    atomics_add(&c.bytes, octets)
+    atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
     return <int>(n + cut)
 
 
 cdef inline void ring_release(rx_socket_t *socket) noexcept nogil:
-    """Gives the blocks that are used up back to the kernel; the batch that points into them must have been sent."""
+    """Gives the blocks that are used up back to the kernel, oldest first; the batch that points into them must have been sent."""
     cdef rx_ring_t *ring = &socket.ring
     cdef u32 block
-    while ring.spent:
-        block = ring.block + ring.blocks - ring.spent
-        if block >= ring.blocks:
-            block -= ring.blocks
+    while ring.used:
+        block = ring.block + (ring.blocks if ring.block < ring.used else 0) - ring.used
         atomic_store32_release(<u32 *>(ring.map + <size_t>block * ring.block_bytes + RING_BLOCK_STATUS), 0)
-        ring.spent -= 1
+        ring.used -= 1

@@ -19,8 +19,8 @@ ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary 
     size_t block_bytes
     u32 blocks
     u32 block                      # the one read now
-    bint held                      # it is at hand
-    u32 spent                      # blocks before it that wait to be given back
+    bint held                      # it is being read
+    u32 used                       # blocks before it that are read and not yet given back
     u32 packets                    # of it not yet read
     const u8 *position
     bint taken                     # a packet is at hand, `left` bytes of it not yet in a batch
@@ -34,6 +34,7 @@ ctypedef struct rx_socket_t:
     int fd
     u32 listener
     rx_counters_t *counters
+    bint flow                      # its datagrams go through the flow stage
     bint stamps                    # SO_TIMESTAMPNS was on when the worker got the socket
     bint stamped                   # it is on now
     u32 unstamped                  # batches still to go without

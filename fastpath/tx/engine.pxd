@@ -83,6 +83,13 @@ ctypedef struct tx_t:
     int fd
     u32 mtu                        # path MTU in bytes; written by the control plane, relaxed
     u32 freq
+    u32 replay                     # the control plane asks for all templates; taken back when they are sent
+    u32 replay_cursor
+    u32 refresh_copies[2]          # templates, options data: replayed after so many copies, 0 = never
+    u32 refresh_ms[2]              # and after so long
+    u8 by_exporter                 # freq thins exporters, not datagrams
+    u8 numbered                    # its sequence numbers may differ from the exporters'
+    u8 refreshes                   # some refresh is set
     u32 pause_us                   # after each copy (the ancestor's -x)
     int tos                        # -1 = as received
     u8 engine

@@ -16,7 +16,8 @@ RX_FIELDS: Final[tuple[str, ...]]
 """datagrams, bytes, truncated, truncated_bytes, unmatched, denied, matched, errors_again, errors_intr, errors_nomem,
 errors_other."""
 TX_FIELDS: Final[tuple[str, ...]]
-"""offered, sampled_out, sent, sent_bytes, calls, retries, then dropped_<reason> for each of REASONS."""
+"""offered, sampled_out, sent, sent_bytes, calls, retries, dropped_<reason> for each of REASONS, replays (of all
+templates, completed)."""
 WORKER_FIELDS: Final[tuple[str, ...]]
 """cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_REALTIME), sessions, session_misses, session_evictions."""
 BATCH_BOUNDS: Final[tuple[int, ...]]
@@ -29,7 +30,8 @@ udp(7))."""
 ENGINE_RAW: Final[int]
 """Headers made here, one raw socket per receiver (raw(7)), packet by packet."""
 ENGINE_TRANSPARENT: Final[int]
-"""Spoofed, by a socket bound to the exporter's address and port (IP_TRANSPARENT, ip(7)); the rest by the raw socket."""
+"""Spoofed, by a socket bound to the exporter's address and port (IP_TRANSPARENT, ip(7)); the rest by the raw
+socket."""
 ENGINE_PACKET: Final[int]
 """Spoofed, as link frames by the worker's packet socket (packet(7), PACKET_VNET_HDR); the rest by the raw socket."""
 GAVE_UP_SEGMENT: Final[int]
@@ -40,10 +42,64 @@ GAVE_UP_PACKET: Final[int]
 """Bit of Tx.gave_up: sending by the worker's packet socket (the same errors)."""
 BATCH_MAX: Final[int]
 """Most datagrams of one receive call, 512."""
+FLOW_KIND_NAMES: Final[dict[int, str]]
+"""Kinds of datagrams by number: other, netflow1, netflow5, netflow7, netflow8, netflow9, ipfix, sflow5."""
+FLOW_COUNTER_FIELDS: Final[tuple[str, ...]]
+"""Names of the first tuple of Flow.counters()."""
+FLOW_DOMAIN_FIELDS: Final[tuple[str, ...]]
+"""Counters of one observation domain, the last fields of FLOW_SESSION_FIELDS: datagrams, bytes, units (flows,
+packets, data
+records or datagrams, as the kind counts), lost, pending (missing, may still come late), late, repeated, restarts,
+unknown
+(datagrams with a data set of an unknown template), malformed, templates_added, templates_seen, withdrawn."""
+FLOW_SESSION_FIELDS: Final[tuple[str, ...]]
+"""number, address, port, kind, domain, listener, first_ns, seen_ns (CLOCK_REALTIME), sequence (next expected), header
+(of the
+last datagram), templates, options_templates, options_data, then FLOW_DOMAIN_FIELDS."""
+FLOW_ITEM_FIELDS: Final[tuple[str, ...]]
+"""id, kind (one of FLOW_ITEM_NAMES), first_ms, seen_ms (CLOCK_REALTIME in ms, 32 bits), record_bytes (0 = variable),
+scope_fields, fields, raw (the record's bytes)."""
+FLOW_ITEM_NAMES: Final[tuple[str, ...]]
+
+def flow_field_list(raw: bytes, ipfix: bool, options: bool) -> tuple[tuple[int, int, int], ...]:
+    """(element, bytes, enterprise) of each field of a raw template record; enterprise 0 = IANA, bytes 65535 =
+    variable."""
+
+@final
+class Flow:
+    """The flow stage's memory of one worker: observation domains, templates, options data, sequences, renumbering.
+    Outlives plans
+    and workers. octets: bound of all of it in bytes (64 MiB). Bounds: exporter_domains 1..65535 and exporter_blocks
+    of one
+    exporter session, domain_items (templates and options data of a domain), idle_ms, template_ms, forget_ms. Raises
+    ValueError,
+    TypeError for an unknown bound, MemoryError."""
+
+    def __new__(cls, octets: int = 67108864, **bounds: int) -> Flow: ...
+    @property
+    def bytes(self) -> int:
+        """Bytes reserved in all; pages are touched as they are needed."""
+
+    @property
+    def capacity(self) -> tuple[int, int, int, int]:
+        """(domains, items, record blocks, renumbering states)."""
+
+    def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """(values of FLOW_COUNTER_FIELDS, datagrams by kind number, malformed by kind number)."""
+
+    def sessions(self) -> list[tuple[object, ...]]:
+        """One tuple of FLOW_SESSION_FIELDS for each (exporter session, kind, domain)."""
+
+    def session(self, number: int) -> tuple[object, ...] | None:
+        """FLOW_SESSION_FIELDS of one, None = the place is empty."""
+
+    def items(self, number: int) -> tuple[tuple[object, ...], ...]:
+        """FLOW_ITEM_FIELDS of the templates and options data of a session."""
 
 @final
 class RxCounters:
-    """Counters of one listener on one socket; single writer, the worker that reads the socket. Survives the socket."""
+    """Counters of one listener on one socket; single writer, the worker that reads the socket. Survives the
+    socket."""
 
     def __new__(cls) -> RxCounters: ...
     def read(self) -> tuple[int, ...]: ...
@@ -60,16 +116,27 @@ class TxCounters:
 
 @final
 class RxSocket:
-    """A bound, non-blocking UDP socket of a listener, or a packet socket with a ring. The descriptor stays owned by the
-    caller, who keeps it open until every worker has left the plans that name it. Worker enables nothing on the socket:
-    the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS), UDP_GRO.
+    """A bound, non-blocking UDP socket of a listener, or a packet socket with a ring. The descriptor stays owned by
+    the
+    caller, who keeps it open until every worker has left the plans that name it. Worker enables nothing on the
+    socket:
+    the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS),
+    UDP_GRO.
     counters: its own, or those of other sockets that the same worker reads. listener: index in plans, 0..65535. ring:
     a writable buffer over the whole mapping of a TPACKET_V3 receive ring with virtio-net headers (PACKET_RX_RING,
     PACKET_VNET_HDR, packet(7)), kept alive by this object; block_bytes: tp_block_size, the buffer has whole blocks.
-    Raises ValueError for a value out of range."""
+    flow: its datagrams go through the flow stage, if the worker has one. Raises ValueError for a value out of
+    range."""
 
     def __new__(
-        cls, fd: int, counters: RxCounters, listener: int, *, ring: Buffer | None = None, block_bytes: int = 0
+        cls,
+        fd: int,
+        counters: RxCounters,
+        listener: int,
+        *,
+        ring: Buffer | None = None,
+        block_bytes: int = 0,
+        flow: bool = False,
     ) -> RxSocket: ...
     @property
     def fd(self) -> int: ...
@@ -81,14 +148,22 @@ class Tx:
     """One way to one receiver on one worker: an engine, its descriptor and the receiver's header template.
 
     engine: ENGINE_UDP: `fd` is a non-blocking UDP socket connected to the receiver, IP_RECVERR on, ttl/tos set by the
-    caller with socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-blocking
-    raw socket (IPPROTO_RAW), header crafted here. ENGINE_TRANSPARENT: as ENGINE_RAW (same `fd`, no fixed source); runs
+    caller with socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-
+    blocking
+    raw socket (IPPROTO_RAW), header crafted here. ENGINE_TRANSPARENT: as ENGINE_RAW (same `fd`, no fixed source);
+    runs
     of an exporter leave by a socket bound to its address where it has earned one. ENGINE_PACKET: the same by the
-    worker's packet socket and link(). By the raw socket leave with these two: batches that not all go to this receiver
+    worker's packet socket and link(). By the raw socket leave with these two: batches that not all go to this
+    receiver
     (freq, rules), ttl 0, pause_us, and with ENGINE_TRANSPARENT checksum False. ttl 1..255, 0 = the exporter's; tos
-    0..255, -1 = the exporter's; freq 1..2^32-1; pause_us after each copy. mtu: of the path in bytes, decides with every
+    0..255, -1 = the exporter's; freq 1..2^32-1; pause_us after each copy. mtu: of the path in bytes, decides with
+    every
     engine what can leave as a segmented send and in ENGINE_RAW what must be fragmented. source: fixed (address, port)
-    written by ENGINE_RAW; None = the exporter's. fallback: the Tx that takes exporters of the other address family
+    written by ENGINE_RAW; None = the exporter's. by_exporter: freq keeps 1/freq of the
+    exporters whole (by address) instead of every freq-th datagram. refresh: templates are replayed after so many
+    copies, so many
+    ms, options data likewise (0 = never), per observation domain. fallback: the Tx that takes exporters of the other
+    address family
     (unspoofed); shares `counters`. fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
@@ -107,17 +182,31 @@ class Tx:
         source: tuple[bytes, int] | None = None,
         scope_id: int = 0,
         pause_us: int = 0,
+        by_exporter: bool = False,
+        refresh: tuple[int, int, int, int] = (0, 0, 0, 0),
         fallback: Tx | None = None,
     ) -> Tx: ...
     @property
     def fd(self) -> int: ...
     @property
     def gave_up(self) -> int:
-        """GAVE_UP bits: what the kernel refused this receiver, for good. Written by the worker; any thread may read."""
+        """GAVE_UP bits: what the kernel refused this receiver, for good. Written by the worker; any thread may
+        read."""
+
+    def replay(self) -> None:
+        """Asks for all templates and options data of all exporters whose rules name this receiver, as if their
+        datagrams had
+        come just now (wake the worker if it may be idle). Needs a worker with a Flow; counted in `replays` when
+        done."""
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a replay asked for is not finished."""
 
     def link(self, interface: int = 0, header: bytes = b"", mtu: int = 0) -> None:
         """ENGINE_PACKET: the next hop: index of the egress interface (1 or more), link header (destination, source,
-        EtherType: 14 bytes, with VLAN tag 18) and MTU in bytes (68 or more); no arguments: unknown, copies leave by the
+        EtherType: 14 bytes, with VLAN tag 18) and MTU in bytes (68 or more); no arguments: unknown, copies leave by
+        the
         raw socket. May be called while the worker runs, by one thread at a time. Raises ValueError."""
 
     mtu: int
@@ -128,7 +217,8 @@ class Plan:
     """The immutable compiled form of what one worker does. Keeps its sockets, Tx and counters alive.
 
     rules: (sources, listeners, txs, stop): sources = (family 0|4|6, address 16 bytes, mask 16 bytes), IPv4 in
-    IPv4-mapped form; listeners = listener indexes or None for all; txs = indexes into `txs`. Every matching rule fires
+    IPv4-mapped form; listeners = listener indexes or None for all; txs = indexes into `txs`. Every matching rule
+    fires
     (union, each Tx once), up to and including the first matching rule with stop. Raises ValueError on an index or
     length out of range."""
 
@@ -150,9 +240,12 @@ class Worker:
     """One datapath thread's state. Everything it needs is allocated here.
 
     batch: datagrams a receive call, 1..BATCH_MAX. max_datagram: bytes kept of a datagram, 1..65535; longer ones are
-    counted and dropped. sessions: capacity of the exporter cache, 1..2^24 (rounded up to a power of two). send_buffer:
-    bytes, 1 or more, of each exporter's own socket (ENGINE_TRANSPARENT; 1024 sockets at most). packet_fd: the AF_PACKET
-    socket of ENGINE_PACKET (SOCK_RAW, protocol 0, PACKET_VNET_HDR, non-blocking), owned by the caller and kept open as
+    counted and dropped. sessions: capacity of the exporter cache, 1..2^24 (rounded up to a power of two).
+    send_buffer:
+    bytes, 1 or more, of each exporter's own socket (ENGINE_TRANSPARENT; 1024 sockets at most). packet_fd: the
+    AF_PACKET
+    socket of ENGINE_PACKET (SOCK_RAW, protocol 0, PACKET_VNET_HDR, non-blocking), owned by the caller and kept open
+    as
     long as the worker runs; -1 = none: copies of that engine leave by their raw sockets. max_delay_us: microseconds a
     worker that is not idle waits for more datagrams before it receives, 0..100000. Raises ValueError, MemoryError,
     OSError (epoll, eventfd)."""
@@ -166,13 +259,15 @@ class Worker:
         send_buffer: int = 4194304,
         packet_fd: int = -1,
         max_delay_us: int = 0,
+        flow: Flow | None = None,
     ) -> Worker: ...
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first
         publish()."""
 
     def publish(self, plan: Plan) -> None:
-        """Hands the worker its next plan; adopted at a batch boundary (see generation). Sockets that are not in the new
+        """Hands the worker its next plan; adopted at a batch boundary (see generation). Sockets that are not in the
+        new
         plan are drained under the old one first. The worker itself keeps the reference of the plan it runs and of the
         one published."""
 
@@ -183,6 +278,9 @@ class Worker:
     def stop(self, drain_ms: int = 0) -> None:
         """Ends run(): reads on until its sockets are empty, for drain_ms at most, then returns from run()."""
 
+    def wake(self) -> None:
+        """Ends the worker's wait, if it waits: a replay asked for begins at once."""
+
     def read(self) -> tuple[int, ...]: ...
     def latency(self) -> tuple[tuple[int, ...], int]:
         """(counts per bound of LATENCY_BOUNDS_NS and +Inf last, not cumulative; sum in ns): kernel arrival to handed
@@ -190,5 +288,6 @@ class Worker:
 
     def trace(self, callback: Callable[[bytes, int, int, int, tuple[int, ...]], None] | None) -> None:
         """Debugging (`samplicate -d`): called with the GIL for every datagram after its copies were handed over:
-        (exporter address 4|16 bytes, exporter port, payload bytes, listener index, Tx indexes of the running plan that
+        (exporter address 4|16 bytes, exporter port, payload bytes, listener index, Tx indexes of the running plan
+        that
         got a copy). Costs what Python costs. None = off."""

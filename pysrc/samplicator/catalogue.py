@@ -185,6 +185,13 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "Send calls made again after the kernel had no room.",
         "tx.retries",
     ),
+    Metric(
+        "receiver_template_replays_total",
+        "counter",
+        _R,
+        "Times all templates of the receiver's exporters were replayed to it.",
+        "tx.replays",
+    ),
     Metric("receiver_up", "gauge", _R, "1 when the receiver can be reached, as far as known.", "receiver.up"),
     Metric(
         "receiver_info",

@@ -202,6 +202,9 @@ def play_batch(Worker worker not None, Plan plan not None, RxCounters counters n
     """The whole life of a batch, from listener 0, under this plan, with the script in the kernel's place for every socket: the worker must
     not be used for anything else."""
     cdef u32 way
+    cdef rx_socket_t socket
+    memset(&socket, 0, sizeof(socket))
+    socket.counters = counters.c
     fill(worker, datagrams)
     for way in range(plan.work.routing.way_count):
         plan.work.ways[way].script = <void *>script
@@ -211,7 +214,7 @@ def play_batch(Worker worker not None, Plan plan not None, RxCounters counters n
     session_void(&worker.w.sessions)
     worker.w.work = &plan.work
     with nogil:
-        worker_batch(worker.w, counters.c)
+        worker_batch(worker.w, &socket)
     worker.w.work = NULL
 
 

@@ -227,6 +227,7 @@ def test_stub_names_what_there_is() -> None:
                     named.add(f"{node.name}.{item.name}")
                 elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                     named.add(f"{node.name}.{item.target.id}")
+    named |= {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     there = {name for name in vars(_fastpath) if not name.startswith("_")}
     for name in list(there):
         if isinstance(kind := getattr(_fastpath, name), type):

@@ -1,0 +1,140 @@
+# The Python handle of a flow_t: makes its memory, and reads it out from another thread than the worker's. Cold code: plain tuples out, no
+# lock that a worker takes. The worker holds the Flow and uses its `flow` pointer; a Flow outlives plans, so that templates survive a reload.
+
+cdef bytes flow_bytes(const u8 *p, Py_ssize_t n):
+    return (<const char *>p)[:n]
+
+
+FLOW_KIND_NAMES = {FLOW_OTHER: "other", FLOW_V1: "netflow1", FLOW_V5: "netflow5", FLOW_V7: "netflow7", FLOW_V8: "netflow8",
+                   FLOW_V9: "netflow9", FLOW_IPFIX: "ipfix", FLOW_SFLOW: "sflow5"}
+FLOW_COUNTER_FIELDS = ("domains", "exporters", "templates", "options_templates", "options_data", "blocks", "states", "refused_domains",
+                       "evicted_domains", "forgotten_domains", "refused_items", "evicted_items", "expired_items", "refused_states",
+                       "renumbered", "kept_unknown", "replayed_datagrams", "replayed_records")
+FLOW_DOMAIN_FIELDS = ("datagrams", "bytes", "units", "lost", "pending", "late", "repeated", "restarts", "unknown", "malformed",
+                      "templates_added", "templates_seen", "withdrawn")
+FLOW_SESSION_FIELDS = ("number", "address", "port", "kind", "domain", "listener", "first_ns", "seen_ns", "sequence", "header",
+                       "templates", "options_templates", "options_data", *FLOW_DOMAIN_FIELDS)
+FLOW_ITEM_FIELDS = ("id", "kind", "first_ms", "seen_ms", "record_bytes", "scope_fields", "fields", "raw")
+FLOW_ITEM_NAMES = ("", "template", "options_template", "options_data")
+
+
+def flow_field_list(bytes raw not None, bint ipfix, bint options):
+    """(element, bytes, enterprise) of each field of a raw template record; enterprise 0 = IANA, bytes 65535 = variable."""
+    at = 6 if options else 4
+    fields = []
+    while at + 4 <= len(raw):
+        element = int.from_bytes(raw[at:at + 2], "big")
+        length = int.from_bytes(raw[at + 2:at + 4], "big")
+        at += 4
+        enterprise = 0
+        if ipfix and element & 0x8000:
+            element &= 0x7FFF
+            enterprise = int.from_bytes(raw[at:at + 4], "big")
+            at += 4
+        fields.append((element, length, enterprise))
+    return tuple(fields)
+
+
+@cython.final
+cdef class Flow:
+    cdef flow_t flow
+    cdef u8 *memory
+    cdef size_t octets
+
+    def __cinit__(self, size_t octets=FLOW_DEFAULT_BYTES, *, **bounds):
+        cdef flow_limits_t limit
+        cdef u64 seed = int.from_bytes(urandom(8), "little")
+        flow_limits(&limit, octets)
+        limit.exporter_domains = bounds.pop("exporter_domains", limit.exporter_domains)
+        limit.exporter_blocks = bounds.pop("exporter_blocks", limit.exporter_blocks)
+        limit.domain_items = bounds.pop("domain_items", limit.domain_items)
+        limit.idle_ms = bounds.pop("idle_ms", limit.idle_ms)
+        limit.template_ms = bounds.pop("template_ms", limit.template_ms)
+        limit.forget_ms = bounds.pop("forget_ms", limit.forget_ms)
+        if bounds:
+            raise TypeError(f"unknown bounds: {', '.join(bounds)}")
+        if not 1 <= limit.exporter_domains <= 65535 or limit.exporter_blocks < 1 or limit.domain_items < 1:
+            raise ValueError("exporter_domains is 1..65535, exporter_blocks and domain_items at least 1")
+        self.octets = flow_memory(&limit)
+        if self.octets > octets:
+            raise ValueError(f"{octets} bytes are too few for the flow stage: {self.octets} is the least")
+        self.memory = <u8 *>mmap(NULL, self.octets, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if <void *>self.memory == MAP_FAILED:
+            self.memory = NULL
+            raise MemoryError(f"{self.octets} bytes for the flow stage")
+        flow_create(&self.flow, &limit, self.memory, seed)
+
+    def __dealloc__(self):
+        if self.memory != NULL:
+            munmap(self.memory, self.octets)
+
+    @property
+    def bytes(self):
+        """Bytes reserved in all; pages are touched as they are needed."""
+        return self.octets
+
+    @property
+    def capacity(self):
+        """(domains, items, record blocks, renumbering states)."""
+        return self.flow.domain_limit, self.flow.limit.items, self.flow.limit.blocks, self.flow.limit.states
+
+    def counters(self):
+        """(values of FLOW_COUNTER_FIELDS, datagrams by kind, malformed by kind)."""
+        cdef u64 *values = &self.flow.counters.domains
+        cdef int i
+        return (tuple([atomic_load64(&values[i]) for i in range(FLOW_COUNTER_COUNT)]),
+                tuple([atomic_load64(&self.flow.counters.by_kind[i]) for i in range(FLOW_KINDS)]),
+                tuple([atomic_load64(&self.flow.counters.malformed[i]) for i in range(FLOW_KINDS)]))
+
+    def sessions(self):
+        """One tuple of FLOW_SESSION_FIELDS for each (exporter session, kind, domain). sequence: the next number expected."""
+        cdef u32 number
+        out = []
+        for number in range(1, self.flow.domain_limit + 1):
+            if self.flow.domains[number].owner:
+                session = self.session(number)
+                if session is not None:
+                    out.append(session)
+        return out
+
+    def session(self, u32 number):
+        """FLOW_SESSION_FIELDS of one, None = the place is empty."""
+        cdef flow_domain_t d
+        cdef u64 *values = &d.datagrams
+        cdef int i
+        if not flow_read_domain(&self.flow, number, &d):
+            return None
+        address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
+        return (number, address, ntohs(d.exporter.port_be), FLOW_KIND_NAMES[d.kind], d.domain, d.listener, d.first_ns, d.seen_ns,
+                d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES] - d.options_templates,
+                d.options_templates, d.count[FLOW_OPTIONS], *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
+
+    def items(self, u32 number):
+        """FLOW_ITEM_FIELDS of the templates and options data of a session; its bytes may have been given up meanwhile: then ()."""
+        cdef u32 limit = self.flow.limit.domain_items
+        cdef u32 room = self.flow.limit.exporter_blocks * FLOW_BLOCK
+        cdef flow_item_t *items = NULL
+        cdef u8 *octets = NULL
+        cdef u32 which, i, n, used
+        out = []
+        if number == 0 or number > self.flow.domain_limit:
+            return ()
+        items = <flow_item_t *>malloc(limit * sizeof(flow_item_t))
+        octets = <u8 *>malloc(room)
+        try:
+            if items == NULL or octets == NULL:
+                raise MemoryError
+            for which in range(<u32>FLOW_LISTS):
+                n = flow_read_items(&self.flow, number, which, items, limit, octets, room)
+                used = 0
+                for i in range(n):
+                    out.append(self._item(&items[i], octets + used))
+                    used += items[i].bytes
+        finally:
+            free(items)
+            free(octets)
+        return tuple(out)
+
+    cdef _item(self, const flow_item_t *item, const u8 *raw):
+        return (item.id, FLOW_ITEM_NAMES[item.kind & 3], item.first_ms, item.seen_ms, 0 if item.steps else item.record_bytes,
+                item.scope_fields, item.fields, flow_bytes(raw, item.bytes))

@@ -1,0 +1,28 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""Sampling that collectors can decode: what is never left out, and whole exporters instead of single datagrams.
+
+Called by: the worker, for receivers with freq > 1, before sample_keep(). A datagram that carries templates is sent and does not
+count in the countdown (FLOW.md rule 3).
+"""
+
+from libc.string cimport memcpy
+from flow.scan cimport FLOW_OPTIONS_TEMPLATE, FLOW_TEMPLATE, flow_seen_t
+from uapi.net cimport u8, u32, u64
+
+
+cdef inline bint flow_always(const flow_seen_t *s) noexcept nogil:
+    """Whether every receiver gets it, whatever its freq."""
+    return (s.flags & (FLOW_TEMPLATE | FLOW_OPTIONS_TEMPLATE)) != 0
+
+
+cdef inline bint flow_keeps_exporter(const u8 *address, u32 freq) noexcept nogil:
+    """freq_mode "exporter": whether this exporter is one of the 1/freq whose datagrams are all sent. Address only, unseeded: the same choice
+    for all its ports and domains, on every worker and relay, after every restart."""
+    cdef u64 a, b
+    memcpy(&a, address, 8)
+    memcpy(&b, address + 8, 8)
+    a = (a ^ (b * <u64>0x9E3779B97F4A7C15)) * <u64>0xC2B2AE3D27D4EB4F
+    a ^= a >> 29
+    a *= <u64>0x9E3779B97F4A7C15
+    a ^= a >> 32
+    return ((a & 0xFFFFFFFFU) * freq) >> 32 == 0

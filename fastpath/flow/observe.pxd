@@ -1,0 +1,132 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""The flow stage's way through one datagram: scan, find its domain, learn, judge its sequence, count. And the slow hand that lets things
+expire.
+
+Called by: the worker: flow_tick() once a batch, flow_observe() once a datagram, flow_age() when a loop pass ends. No I/O, no allocation,
+never a byte changed.
+"""
+
+from libc.string cimport memcpy
+from atomics cimport atomics_add
+from batch cimport exporter_t
+from flow.learn cimport flow_learn
+from flow.scan cimport (
+    FLOW_IPFIX, FLOW_MALFORMED, FLOW_UNKNOWN, FLOW_V9, flow_scan, flow_seen_t,
+)
+from flow.sequence cimport flow_gaps_settle, flow_sequence
+from flow.state cimport (
+    FLOW_ESTABLISHED_DATAGRAMS, FLOW_ESTABLISHED_MS, FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_REPEATS, FLOW_LISTS, FLOW_WAYS,
+    flow_domain_t, flow_set_t, flow_t,
+)
+from flow.table cimport flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_write_begin, flow_write_end
+from uapi.net cimport u8, u16, u32, u64
+
+cdef enum:
+    FLOW_SETTLE_MS = 2000          # a gap of a domain that is silent for this long is loss
+    FLOW_EXPIRE_ITEMS = 64         # items of one domain that expire in one pass
+
+
+cdef inline void flow_tick(flow_t *flow, u64 now_ns) noexcept nogil:
+    """The time of this batch, CLOCK_REALTIME."""
+    flow.now_ns = now_ns
+    flow.now_ms = <u32>(now_ns // 1000000)
+
+
+cdef inline void flow_grade(flow_t *flow, flow_domain_t *d) noexcept nogil:
+    """Notes in the set that the domain was seen, and how well it is known."""
+    cdef flow_set_t *ways = &flow.sets[d.slot // FLOW_WAYS]
+    cdef u8 *grade = &ways.grade[d.slot % FLOW_WAYS]
+    ways.seen_ms[d.slot % FLOW_WAYS] = flow.now_ms
+    if grade[0] < FLOW_GRADE_ESTABLISHED:
+        if d.datagrams >= FLOW_ESTABLISHED_DATAGRAMS and flow.now_ns - d.first_ns >= <u64>FLOW_ESTABLISHED_MS * 1000000:
+            grade[0] = FLOW_GRADE_ESTABLISHED
+        elif d.datagrams > 1 and grade[0] == FLOW_GRADE_ONCE:
+            grade[0] = FLOW_GRADE_REPEATS
+
+
+cdef inline void flow_note(flow_t *flow, flow_domain_t *d, const exporter_t *exporter, u32 listener, const u8 *p,
+                           const flow_seen_t *s) noexcept nogil:
+    """What a replay and a reading need to know of the last datagram."""
+    flow_write_begin(&d.head_version)
+    d.exporter = exporter[0]
+    d.listener = <u16>listener
+    d.header_bytes = s.header_bytes
+    d.seen_ns = flow.now_ns
+    memcpy(d.header, p, s.header_bytes)
+    flow_write_end(&d.head_version)
+
+
+cdef inline void flow_refuse(flow_t *flow, const exporter_t *exporter, flow_seen_t *s) noexcept nogil:
+    """A malformed datagram teaches nothing but that its domain's next gap may be its own."""
+    cdef flow_domain_t *d
+    cdef u32 number
+    atomics_add(&flow.counters.malformed[s.kind], 1)
+    if s.sequence_at == 0:
+        return
+    number = flow_find(flow, exporter, s, flow_hash(flow, exporter, s.kind, s.domain))
+    if number:
+        d = &flow.domains[number]
+        d.sequence.unsure = True
+        atomics_add(&d.malformed, 1)
+
+
+cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 listener, const u8 *p, u32 n, flow_seen_t *s) noexcept nogil:
+    """All about the datagram p of n bytes, into s. s.number = 0: it is malformed, or there was no room: it passes as it is."""
+    cdef flow_domain_t *d
+    cdef u64 hashed
+    flow_scan(p, n, s)
+    atomics_add(&flow.counters.by_kind[s.kind], 1)
+    if s.flags & FLOW_MALFORMED:
+        flow_refuse(flow, exporter, s)
+        return
+    hashed = flow_hash(flow, exporter, s.kind, s.domain)
+    s.number = flow_find(flow, exporter, s, hashed)
+    if s.number == 0:
+        s.number = flow_admit(flow, exporter, s, hashed)
+        if s.number == 0:
+            return
+    d = &flow.domains[s.number]
+    atomics_add(&d.datagrams, 1)
+    if s.kind == FLOW_IPFIX or s.kind == FLOW_V9:
+        flow_learn(flow, s.number, p, s)
+    if s.flags & FLOW_UNKNOWN:
+        atomics_add(&d.unknown, 1)
+    if s.sequence_at:
+        flow_sequence(d, s)
+    atomics_add(&d.bytes, n)
+    atomics_add(&d.units, s.units)
+    flow_grade(flow, d)
+    flow_note(flow, d, exporter, listener, p, s)
+
+
+cdef inline void flow_expire(flow_t *flow, flow_domain_t *d) noexcept nogil:
+    """Templates and options data not repeated for too long, oldest first."""
+    cdef u32 budget = FLOW_EXPIRE_ITEMS
+    cdef u32 which
+    for which in range(<u32>FLOW_LISTS):
+        while budget and d.first[which] and flow.now_ms - flow.items[d.first[which]].seen_ms >= flow.limit.template_ms:
+            flow_write_begin(&d.version)
+            flow_item_free(flow, d.first[which])
+            flow_write_end(&d.version)
+            atomics_add(&flow.counters.expired_items, 1)
+            budget -= 1
+
+
+cdef inline void flow_age(flow_t *flow, u32 steps) noexcept nogil:
+    """Looks at the next so many places of the table: settles gaps of silent domains, lets items expire, forgets the long silent."""
+    cdef flow_domain_t *d
+    cdef u32 age
+    while steps:
+        steps -= 1
+        flow.sweep = flow.sweep + 1 if flow.sweep < flow.domain_limit else 1
+        d = &flow.domains[flow.sweep]
+        if d.owner == 0:
+            continue
+        age = flow.now_ms - flow.sets[d.slot // FLOW_WAYS].seen_ms[d.slot % FLOW_WAYS]
+        if age >= flow.limit.forget_ms:
+            flow_evict(flow, flow.sweep)
+            atomics_add(&flow.counters.forgotten_domains, 1)
+            continue
+        if age >= FLOW_SETTLE_MS:
+            flow_gaps_settle(d)
+        flow_expire(flow, d)

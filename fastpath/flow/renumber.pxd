@@ -1,0 +1,157 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""Sequence numbers for a receiver that does not get every datagram, or got one more: so that its collector counts no error of ours.
+
+Per (receiver, domain) one offset: outgoing number = incoming number + offset. A copy left out takes its units from the offset, an injected
+datagram adds what it used up; so `next` of the outgoing stream counts on by what was sent, and a gap that came to us stays a gap. An
+exporter's restart begins anew with the incoming number. No state = offset 0 = bytes untouched: a receiver that neither samples nor was
+injected into costs one look at a zero. Units of an unknown IPFIX template need no guess while copies pass (the offset stays); where one is left
+out, the next datagram's number says what it was. sFlow and v1 are never renumbered (their samples count for themselves; v1 has no number).
+Called by: the worker, for each copy of a receiver that samples or was injected into. Must never change a payload: it says the number, the
+caller writes it into a copy of its own.
+"""
+
+from atomics cimport atomic_load64, atomics_add
+from flow.memory cimport flow_less, flow_state_take
+from flow.scan cimport FLOW_IPFIX, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_SFLOW, FLOW_UNKNOWN, flow_seen_t
+from flow.state cimport FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_state_t, flow_t
+from flow.table cimport flow_reclaim
+from flow.template cimport flow_put32
+from uapi.net cimport u8, u32
+
+cdef enum:
+    FLOW_STATE_STEPS = 1024        # receivers of one domain that are looked through
+
+
+cdef inline bint flow_renumbers(const flow_seen_t *s) noexcept nogil:
+    """Whether this datagram's number may be rewritten at all."""
+    return s.number != 0 and s.sequence_at != 0 and s.kind != FLOW_SFLOW and not s.flags & FLOW_MALFORMED
+
+
+cdef inline u32 flow_state(const flow_t *flow, u32 number, u32 receiver) noexcept nogil:
+    """The state of (domain, receiver), 0 = none."""
+    cdef u32 i = flow.domains[number].state
+    cdef u32 step = FLOW_STATE_STEPS
+    while i and flow.states[i].receiver != receiver and step:
+        i = flow.states[i].next
+        step -= 1
+    return i if step else 0
+
+
+cdef inline u32 flow_state_make(flow_t *flow, u32 number, u32 receiver) noexcept nogil:
+    """The state of (domain, receiver), made if need be; 0 = no room (counted): copies pass as they are."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef u32 i = flow_state(flow, number, receiver)
+    if i:
+        return i
+    i = flow_state_take(flow)
+    if i == 0 and flow_reclaim(flow, number):
+        i = flow_state_take(flow)
+    if i == 0:
+        atomics_add(&flow.counters.refused_states, 1)
+        return 0
+    flow.states[i].receiver = receiver
+    flow.states[i].restarts = d.restarts_seen
+    flow.states[i].next = d.state
+    flow.states[i].replayed_ms[FLOW_TEMPLATES] = flow.states[i].replayed_ms[FLOW_OPTIONS] = flow.now_ms
+    d.state = i
+    return i
+
+
+cdef inline void flow_state_follow(const flow_domain_t *d, flow_state_t *state, const flow_seen_t *s) noexcept nogil:
+    """Brings the state up to this datagram: a restart begins anew, units left out uncounted are known now."""
+    if state.restarts != d.restarts_seen:
+        state.restarts = d.restarts_seen
+        state.offset = 0
+        state.owes = 0
+    if state.owes:
+        if <u32>d.datagrams - state.left_out == 1:
+            state.offset -= s.carry
+        state.owes = 0
+
+
+cdef inline bint flow_renumber(flow_t *flow, const flow_seen_t *s, u32 receiver, u32 *value) noexcept nogil:
+    """A copy of s for the receiver is sent. True: `value` is to be written at s.sequence_at of the copy (flow_write_number)."""
+    cdef flow_domain_t *d
+    cdef u32 i
+    if s.number == 0:
+        return False
+    d = &flow.domains[s.number]
+    if d.state == 0 or not flow_renumbers(s):
+        return False
+    i = flow_state(flow, s.number, receiver)
+    if i == 0:
+        return False
+    flow_state_follow(d, &flow.states[i], s)
+    if flow.states[i].offset == 0:
+        return False
+    if s.flags & FLOW_UNKNOWN and s.kind == FLOW_IPFIX:
+        atomics_add(&flow.counters.kept_unknown, 1)
+    atomics_add(&flow.counters.renumbered, 1)
+    value[0] = s.sequence + flow.states[i].offset
+    return True
+
+
+cdef inline void flow_leave_out(flow_t *flow, const flow_seen_t *s, u32 receiver) noexcept nogil:
+    """A copy of s for the receiver is not sent (sampled out). What came late is not taken off: its gap was passed on already."""
+    cdef flow_domain_t *d
+    cdef flow_state_t *state
+    cdef u32 i
+    if not flow_renumbers(s):
+        return
+    d = &flow.domains[s.number]
+    i = flow_state_make(flow, s.number, receiver)
+    if i == 0:
+        return
+    state = &flow.states[i]
+    flow_state_follow(d, state, s)
+    if s.flags & (FLOW_LATE | FLOW_REPEATED):
+        return
+    if s.flags & FLOW_UNKNOWN and s.kind == FLOW_IPFIX:
+        state.owes = 1
+        state.left_out = <u32>d.datagrams
+    else:
+        state.offset -= s.units
+
+
+cdef inline void flow_write_number(u8 *copy, const flow_seen_t *s, u32 value) noexcept nogil:
+    """Writes the number into the caller's own copy of the payload."""
+    flow_put32(copy + s.sequence_at, value)
+
+
+cdef inline bint flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiver, u32 packets, u32 milliseconds,
+                                  u32 which) noexcept nogil:
+    """Whether templates (FLOW_TEMPLATES) or options data (FLOW_OPTIONS) of this datagram's domain are to be replayed to the receiver again: so
+    many copies or so much time (0 = never) after the last time. Counts this copy; call it once a copy and list."""
+    cdef flow_state_t *state
+    cdef u32 i
+    if s.number == 0 or flow.domains[s.number].first[which] == 0:
+        return False
+    i = flow_state_make(flow, s.number, receiver)
+    if i == 0:
+        return False
+    state = &flow.states[i]
+    state.copies[which] += 1
+    if (packets == 0 or state.copies[which] < packets) and (milliseconds == 0 or flow.now_ms - state.replayed_ms[which] < milliseconds):
+        return False
+    state.copies[which] = 0
+    state.replayed_ms[which] = flow.now_ms
+    return True
+
+
+cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil:
+    """Gives back every state of a receiver that is gone. Walks the whole table: at the adoption of a plan, not in a batch."""
+    cdef u32 number, i
+    cdef u32 *link
+    if atomic_load64(&flow.counters.states) == 0:
+        return
+    for number in range(1, flow.domain_limit + 1):
+        link = &flow.domains[number].state
+        while link[0]:
+            i = link[0]
+            if flow.states[i].receiver == receiver:
+                link[0] = flow.states[i].next
+                flow.states[i].next = flow.state_free
+                flow.state_free = i
+                flow_less(&flow.counters.states, 1)
+            else:
+                link = &flow.states[i].next

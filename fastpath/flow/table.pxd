@@ -1,0 +1,391 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""Finding, admitting and evicting observation domains and their items, so that forged sources cannot push out an exporter that is alive.
+
+A domain lives in one set of FLOW_WAYS. A newcomer takes an empty way, else the place of one seen only once, else of one that repeats, else
+of an established one that has long been silent; never of an established, active one: then the newcomer is refused, its datagrams pass, and
+that is counted. One exporter session has a bound of its own (domains, record blocks), and when the memory for records runs out a hand goes
+round and takes a domain of the lowest grade among the next few. Every walk is bounded. The hash is seeded: nobody can aim. Called by:
+observe, learn, renumber, replay.
+"""
+
+from libc.string cimport memcmp, memcpy, memset
+from atomics cimport atomic_fence_release, atomic_store32, atomics_add
+from batch cimport exporter_t
+from flow.memory cimport (
+    flow_blocks_left, flow_chain_free, flow_exporter_take, flow_item_take, flow_less, flow_states_free,
+)
+from flow.scan cimport flow_seen_t
+from flow.state cimport (
+    FLOW_GRADE_ESTABLISHED, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t,
+    flow_exporter_t, flow_item_t, flow_set_t, flow_t,
+)
+from uapi.net cimport u8, u16, u32, u64
+
+cdef enum:
+    FLOW_NEVER = 0xFFFFFFFFU
+    FLOW_RECLAIM_STEPS = 64        # domains looked at for one that may go
+    FLOW_RECLAIM_TRIES = 4
+    FLOW_OWN_STEPS = 16            # the same, of one exporter
+
+
+cdef inline u64 flow_mix(u64 a, u64 b) noexcept nogil:
+    """The multipliers are odd 64-bit constants of good avalanche (as in match.pxd)."""
+    a = (a ^ b) * <u64>0x9E3779B97F4A7C15
+    a ^= a >> 32
+    a *= <u64>0xC2B2AE3D27D4EB4F
+    return a ^ (a >> 29)
+
+
+cdef inline u64 flow_hash_session(const flow_t *flow, const u8 *address, u16 port_be) noexcept nogil:
+    cdef u64 a, b
+    memcpy(&a, address, 8)
+    memcpy(&b, address + 8, 8)
+    return flow_mix(flow_mix(flow.seed ^ (a + port_be), b), a)
+
+
+cdef inline u64 flow_hash(const flow_t *flow, const exporter_t *exporter, u8 kind, u64 domain) noexcept nogil:
+    cdef u64 a, b
+    memcpy(&a, exporter.address, 8)
+    memcpy(&b, exporter.address + 8, 8)
+    a = flow_mix(flow.seed ^ a ^ (<u64>kind << 16 | exporter.port_be), b)
+    return flow_mix(a, domain)
+
+
+cdef inline u32 flow_find(flow_t *flow, const exporter_t *exporter, const flow_seen_t *s, u64 hashed) noexcept nogil:
+    """The domain's number, 0 = not in the table. hashed: flow_hash() of the same."""
+    cdef u32 first = (<u32>hashed & (flow.limit.sets - 1)) * FLOW_WAYS
+    cdef flow_set_t *ways = &flow.sets[first // FLOW_WAYS]
+    cdef u32 tag = <u32>(hashed >> 32) | 1
+    cdef u32 way
+    cdef flow_domain_t *d
+    for way in range(<u32>FLOW_WAYS):
+        if ways.tag[way] == tag:
+            d = &flow.domains[1 + first + way]
+            if (d.domain == s.domain and d.kind == s.kind and d.exporter.port_be == exporter.port_be
+                    and memcmp(d.exporter.address, exporter.address, 16) == 0):
+                return 1 + first + way
+    return 0
+
+
+cdef inline void flow_write_begin(u32 *version) noexcept nogil:
+    atomic_store32(version, version[0] + 1)
+    atomic_fence_release()
+
+
+cdef inline void flow_write_end(u32 *version) noexcept nogil:
+    atomic_fence_release()
+    atomic_store32(version, version[0] + 1)
+
+
+cdef inline u32 flow_items_hash(u32 number, u32 template_id, bint data, u64 scope) noexcept nogil:
+    return <u32>(flow_mix(<u64>number << 32 | template_id << 1 | data, scope) >> 16)
+
+
+cdef inline void flow_item_link(flow_t *flow, flow_domain_t *d, u32 i, u32 which) noexcept nogil:
+    """Appends the item to a list of its domain: the end is the most recently repeated."""
+    cdef flow_item_t *item = &flow.items[i]
+    item.next = 0
+    item.previous = d.last[which]
+    if d.last[which]:
+        flow.items[d.last[which]].next = i
+    else:
+        d.first[which] = i
+    d.last[which] = i
+
+
+cdef inline void flow_item_unlink(flow_t *flow, flow_domain_t *d, u32 i, u32 which) noexcept nogil:
+    cdef flow_item_t *item = &flow.items[i]
+    if item.previous:
+        flow.items[item.previous].next = item.next
+    else:
+        d.first[which] = item.next
+    if item.next:
+        flow.items[item.next].previous = item.previous
+    else:
+        d.last[which] = item.previous
+
+
+cdef inline u64 *flow_gauge(flow_t *flow, u8 kind) noexcept nogil:
+    if kind == FLOW_ITEM_OPTIONS_DATA:
+        return &flow.counters.options_data
+    return &flow.counters.options_templates if kind == FLOW_ITEM_OPTIONS_TEMPLATE else &flow.counters.templates
+
+
+cdef inline void flow_item_free(flow_t *flow, u32 i) noexcept nogil:
+    """Takes the item out of everything. The domain's version is the caller's business."""
+    cdef flow_item_t *item = &flow.items[i]
+    cdef flow_domain_t *d = &flow.domains[item.domain]
+    cdef u32 which = FLOW_OPTIONS if item.kind == FLOW_ITEM_OPTIONS_DATA else FLOW_TEMPLATES
+    cdef u32 *link = &flow.item_buckets[item.hash & (flow.limit.buckets - 1)]
+    while link[0] != i:
+        link = &flow.items[link[0]].bucket_next
+    link[0] = item.bucket_next
+    flow_item_unlink(flow, d, i, which)
+    d.count[which] -= 1
+    if item.kind == FLOW_ITEM_OPTIONS_TEMPLATE:
+        d.options_templates -= 1
+    flow_less(flow_gauge(flow, item.kind), 1)
+    flow.exporters[d.owner].blocks -= flow_chain_free(flow, item.block)
+    item.block = 0
+    item.domain = 0
+    item.bucket_next = flow.item_free
+    flow.item_free = i
+
+
+cdef inline void flow_exporter_leave(flow_t *flow, u32 number) noexcept nogil:
+    """Takes the domain from its exporter's list; an exporter without domains goes."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef flow_exporter_t *e = &flow.exporters[d.owner]
+    cdef u32 *link
+    if d.previous:
+        flow.domains[d.previous].next = d.next
+    else:
+        e.first = d.next
+    if d.next:
+        flow.domains[d.next].previous = d.previous
+    else:
+        e.last = d.previous
+    e.domains -= 1
+    if e.domains == 0:
+        link = &flow.exporter_buckets[<u32>flow_hash_session(flow, e.address, e.port_be) & (flow.limit.buckets - 1)]
+        while link[0] != d.owner:
+            link = &flow.exporters[link[0]].bucket_next
+        link[0] = e.bucket_next
+        e.bucket_next = flow.exporter_free
+        flow.exporter_free = d.owner
+        flow_less(&flow.counters.exporters, 1)
+    d.owner = 0
+
+
+cdef inline void flow_evict(flow_t *flow, u32 number) noexcept nogil:
+    """Forgets a domain and all that hangs on it. The slot may be taken at once."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef u32 version, head_version
+    flow_write_begin(&d.version)
+    flow_write_begin(&d.head_version)
+    while d.first[FLOW_OPTIONS]:
+        flow_item_free(flow, d.first[FLOW_OPTIONS])
+    while d.first[FLOW_TEMPLATES]:
+        flow_item_free(flow, d.first[FLOW_TEMPLATES])
+    flow_states_free(flow, d)
+    flow_exporter_leave(flow, number)
+    flow.sets[d.slot // FLOW_WAYS].tag[d.slot % FLOW_WAYS] = 0
+    version = d.version
+    head_version = d.head_version
+    memset(d, 0, sizeof(flow_domain_t))
+    d.version = version
+    d.head_version = head_version
+    flow_write_end(&d.head_version)
+    flow_write_end(&d.version)
+    flow_less(&flow.counters.domains, 1)
+
+
+cdef inline u32 flow_rank(const flow_t *flow, u32 slot) noexcept nogil:
+    """What it costs to evict what is in the slot: the least goes first. 0 = empty, FLOW_NEVER = it stays. Older is cheaper in a grade."""
+    cdef const flow_set_t *ways = &flow.sets[slot // FLOW_WAYS]
+    cdef u32 way = slot % FLOW_WAYS
+    cdef u32 age = flow.now_ms - ways.seen_ms[way]
+    if ways.tag[way] == 0:
+        return 0
+    if ways.grade[way] == FLOW_GRADE_ESTABLISHED and age < flow.limit.idle_ms:
+        return FLOW_NEVER
+    return ((<u32>ways.grade[way] + 1) << 28) - (age if age < 0x0FFFFFFF else 0x0FFFFFFF)
+
+
+cdef inline u32 flow_exporter_find(const flow_t *flow, const u8 *address, u16 port_be) noexcept nogil:
+    """The exporter session's number, 0 = none. Its domains: exporters[number].first, then domains[].next."""
+    cdef u32 i = flow.exporter_buckets[<u32>flow_hash_session(flow, address, port_be) & (flow.limit.buckets - 1)]
+    while i and (flow.exporters[i].port_be != port_be or memcmp(flow.exporters[i].address, address, 16) != 0):
+        i = flow.exporters[i].bucket_next
+    return i
+
+
+cdef inline bint flow_exporter_room(flow_t *flow, u32 owner) noexcept nogil:
+    """Whether the exporter may have another domain: at its bound, its cheapest among the oldest few goes."""
+    cdef flow_exporter_t *e = &flow.exporters[owner]
+    cdef u32 number = e.first
+    cdef u32 rank, _step
+    cdef u32 best = FLOW_NEVER
+    cdef u32 victim = 0
+    if e.domains < flow.limit.exporter_domains:
+        return True
+    for _step in range(<u32>FLOW_OWN_STEPS):
+        if number == 0:
+            break
+        rank = flow_rank(flow, flow.domains[number].slot)
+        if rank < best:
+            best = rank
+            victim = number
+        number = flow.domains[number].next
+    if victim == 0:
+        return False
+    if e.domains > 1:                 # else the exporter would go with its last domain
+        flow_evict(flow, victim)
+        atomics_add(&flow.counters.evicted_domains, 1)
+        return True
+    return False
+
+
+cdef inline void flow_exporter_join(flow_t *flow, u32 number) noexcept nogil:
+    """Enters the domain into its exporter's list, making the exporter if it is new."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef u32 i = flow_exporter_find(flow, d.exporter.address, d.exporter.port_be)
+    cdef flow_exporter_t *e
+    cdef u32 *bucket
+    if i == 0:
+        i = flow_exporter_take(flow)
+        e = &flow.exporters[i]
+        memcpy(e.address, d.exporter.address, 16)
+        e.port_be = d.exporter.port_be
+        bucket = &flow.exporter_buckets[<u32>flow_hash_session(flow, e.address, e.port_be) & (flow.limit.buckets - 1)]
+        e.bucket_next = bucket[0]
+        bucket[0] = i
+    e = &flow.exporters[i]
+    d.owner = i
+    d.previous = e.last
+    if e.last:
+        flow.domains[e.last].next = number
+    else:
+        e.first = number
+    e.last = number
+    e.domains += 1
+
+
+cdef inline u32 flow_way_for(flow_t *flow, u32 first) noexcept nogil:
+    """The slot of the set that a newcomer gets, emptied; FLOW_NEVER = none."""
+    cdef u32 best = FLOW_NEVER
+    cdef u32 slot = FLOW_NEVER
+    cdef u32 way, rank
+    for way in range(<u32>FLOW_WAYS):
+        rank = flow_rank(flow, first + way)
+        if rank < best:
+            best = rank
+            slot = first + way
+    if slot != FLOW_NEVER and best:
+        flow_evict(flow, 1 + slot)
+        atomics_add(&flow.counters.evicted_domains, 1)
+    return slot
+
+
+cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_seen_t *s, u64 hashed) noexcept nogil:
+    """Makes an entry for a domain that flow_find() did not find; its number, 0 = refused (counted)."""
+    cdef u32 owner = flow_exporter_find(flow, exporter.address, exporter.port_be)
+    cdef u32 slot = FLOW_NEVER
+    cdef flow_domain_t *d
+    cdef flow_set_t *ways
+    if owner == 0 or flow_exporter_room(flow, owner):
+        slot = flow_way_for(flow, (<u32>hashed & (flow.limit.sets - 1)) * FLOW_WAYS)
+    if slot == FLOW_NEVER:
+        atomics_add(&flow.counters.refused_domains, 1)
+        return 0
+    ways = &flow.sets[slot // FLOW_WAYS]
+    ways.tag[slot % FLOW_WAYS] = <u32>(hashed >> 32) | 1
+    ways.seen_ms[slot % FLOW_WAYS] = flow.now_ms
+    ways.grade[slot % FLOW_WAYS] = 0
+    d = &flow.domains[1 + slot]
+    flow_write_begin(&d.head_version)
+    d.slot = slot
+    d.domain = s.domain
+    d.kind = s.kind
+    d.exporter = exporter[0]
+    d.first_ns = d.seen_ns = flow.now_ns
+    flow_exporter_join(flow, 1 + slot)
+    flow_write_end(&d.head_version)
+    atomics_add(&flow.counters.domains, 1)
+    return 1 + slot
+
+
+cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
+    """Evicts a domain that holds memory, the cheapest among the next few; never `spare`. False: all of these are established and active."""
+    cdef u32 best = FLOW_NEVER
+    cdef u32 victim = 0
+    cdef u32 _step, rank
+    cdef flow_domain_t *d
+    for _step in range(<u32>FLOW_RECLAIM_STEPS):
+        flow.hand = flow.hand + 1 if flow.hand < flow.domain_limit else 1
+        d = &flow.domains[flow.hand]
+        if d.owner == 0 or flow.hand == spare or (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS] | d.state) == 0:
+            continue
+        rank = flow_rank(flow, d.slot)
+        if rank < best:
+            best = rank
+            victim = flow.hand
+    if victim == 0:
+        return False
+    flow_evict(flow, victim)
+    atomics_add(&flow.counters.evicted_domains, 1)
+    return True
+
+
+cdef inline bint flow_item_oldest(flow_t *flow, flow_domain_t *d, bint data) noexcept nogil:
+    """Drops the domain's least recently repeated options data, else (not for the sake of data) template. False: it has none."""
+    cdef u32 i = d.first[FLOW_OPTIONS]
+    if i == 0 and not data:
+        i = d.first[FLOW_TEMPLATES]
+    if i == 0:
+        return False
+    flow_item_free(flow, i)
+    atomics_add(&flow.counters.evicted_items, 1)
+    return True
+
+
+cdef inline bint flow_item_room(flow_t *flow, u32 number, u32 blocks, bint data) noexcept nogil:
+    """Makes room for an item of so many blocks within all bounds; options data never at the cost of a template of its own domain."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef flow_exporter_t *e = &flow.exporters[d.owner]
+    cdef u32 tries = FLOW_RECLAIM_TRIES
+    if blocks > flow.limit.exporter_blocks:
+        return False
+    while d.count[FLOW_TEMPLATES] + d.count[FLOW_OPTIONS] >= flow.limit.domain_items or e.blocks + blocks > flow.limit.exporter_blocks:
+        if not flow_item_oldest(flow, d, data):
+            return False
+    while not flow_blocks_left(flow, blocks) or (flow.item_free == 0 and flow.item_top == flow.limit.items):
+        if tries == 0 or not flow_reclaim(flow, number):
+            return False
+        tries -= 1
+    return True
+
+
+cdef inline u32 flow_item_make(flow_t *flow, u32 number, u8 kind, u32 template_id, u32 hashed) noexcept nogil:
+    """A new item in its domain's list and hash bucket, without record bytes yet. flow_item_room() said yes."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef u32 which = FLOW_OPTIONS if kind == FLOW_ITEM_OPTIONS_DATA else FLOW_TEMPLATES
+    cdef u32 i = flow_item_take(flow)
+    cdef flow_item_t *item = &flow.items[i]
+    cdef u32 *bucket = &flow.item_buckets[hashed & (flow.limit.buckets - 1)]
+    item.domain = number
+    item.hash = hashed
+    item.kind = kind
+    item.id = <u16>template_id
+    item.first_ms = item.seen_ms = flow.now_ms
+    item.bucket_next = bucket[0]
+    bucket[0] = i
+    flow_item_link(flow, d, i, which)
+    d.count[which] += 1
+    if kind == FLOW_ITEM_OPTIONS_TEMPLATE:
+        d.options_templates += 1
+    atomics_add(flow_gauge(flow, kind), 1)
+    return i
+
+
+cdef inline void flow_item_repeat(flow_t *flow, u32 i) noexcept nogil:
+    """Notes that the item was repeated: it becomes the most recent of its list."""
+    cdef flow_item_t *item = &flow.items[i]
+    cdef flow_domain_t *d = &flow.domains[item.domain]
+    cdef u32 which = FLOW_OPTIONS if item.kind == FLOW_ITEM_OPTIONS_DATA else FLOW_TEMPLATES
+    item.seen_ms = flow.now_ms
+    if d.last[which] != i:
+        flow_item_unlink(flow, d, i, which)
+        flow_item_link(flow, d, i, which)
+
+
+cdef inline u32 flow_template(const flow_t *flow, u32 number, u32 template_id) noexcept nogil:
+    """The item of a template, of either kind; 0 = unknown."""
+    cdef u32 i = flow.item_buckets[flow_items_hash(number, template_id, False, 0) & (flow.limit.buckets - 1)]
+    cdef const flow_item_t *item
+    while i:
+        item = &flow.items[i]
+        if item.domain == number and item.id == template_id and item.kind != FLOW_ITEM_OPTIONS_DATA:
+            return i
+        i = item.bucket_next
+    return 0

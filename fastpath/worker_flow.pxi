@@ -1,0 +1,175 @@
+# The flow stage in the worker: what it says of each datagram decides which copies a sampling receiver gets and with which sequence number, and
+# it gives the templates that are replayed. Bytes are only ever changed in copies of our own (`rewritten`). Order matters: a datagram is
+# observed, then selected for every receiver, before the next is observed; replays run between batches. Called by worker.pxi and worker_send.pxi.
+
+cdef enum:
+    FLOW_AGE_STEPS = 64                # places of the table looked at in one loop pass
+    FLOW_REPLAY_STEPS = 4096           # domains looked at for one receiver in one loop pass
+    FLOW_REPLAY_LOOK_NS = 1000000      # how often the worker asks whether a replay is wanted
+    FLOW_DUE_LIMIT = 256               # refreshes of one batch; more wait for the next copy
+
+
+cdef inline bint worker_keeps(worker_t *w, tx_t *tx, u32 d) noexcept nogil:
+    """Whether a receiver with freq > 1 gets its copy of datagram d; notes what is left out, so that numbers can close up."""
+    cdef const flow_seen_t *seen = &w.seen[d]
+    if tx.by_exporter:
+        return flow_keeps_exporter(w.batch.exporter[d].address, tx.freq)
+    if w.seeing and flow_always(seen):
+        return True
+    if sample_keep(tx.counters, tx.freq):
+        return True
+    if w.seeing:
+        flow_leave_out(w.flow, seen, tx.counters.id)
+    return False
+
+
+cdef inline void worker_refresh(worker_t *w, tx_t *tx, u32 way, u32 d) noexcept nogil:
+    """Notes that templates or options data of datagram d's domain are due again at this receiver."""
+    cdef u32 which
+    cdef u32 what = 0
+    for which in range(<u32>FLOW_LISTS):
+        if ((tx.refresh_copies[which] or tx.refresh_ms[which])
+                and flow_refresh_due(w.flow, &w.seen[d], tx.counters.id, tx.refresh_copies[which], tx.refresh_ms[which], which)):
+            what |= FLOW_REPLAY_TEMPLATES if which == FLOW_TEMPLATES else FLOW_REPLAY_OPTIONS
+    if what and w.due_count < FLOW_DUE_LIMIT:
+        w.due[w.due_count].way = way
+        w.due[w.due_count].number = w.seen[d].number
+        w.due[w.due_count].what = what
+        w.due_count += 1
+
+
+cdef inline void worker_number(worker_t *w, tx_t *tx, u32 way, u32 n, u32 d) noexcept nogil:
+    """Notes the sequence number that the n-th copy of this batch for a numbered receiver is to carry, if it differs."""
+    cdef size_t place = <size_t>way * BATCH_LIMIT + n
+    w.work.numbered[place] = flow_renumber(w.flow, &w.seen[d], tx.counters.id, &w.work.numbers[place])
+    w.work.rewrites[way] += w.work.numbered[place]
+    if tx.refreshes:
+        worker_refresh(w, tx, way, d)
+
+
+cdef void worker_send_own(worker_t *w, tx_t *tx, batch_t *batch) noexcept nogil:
+    """Sends a batch of our own making whole, by the receiver's own socket."""
+    cdef batch_t *received = w.batch
+    w.batch = batch
+    w.plain_known = w.grouped_known = False
+    worker_send_one(w, tx, w.identity, batch.n)
+    w.batch = received
+    w.plain_known = w.grouped_known = False
+
+
+cdef void worker_send_rewritten(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept nogil:
+    """A selection some of whose copies carry another sequence number than they came with: those are copied first."""
+    cdef batch_t *to = w.rewritten
+    cdef batch_t *received = w.batch
+    cdef size_t place
+    cdef u32 i, d
+    cdef u8 *copy
+    for i in range(n):
+        place = <size_t>way * BATCH_LIMIT + i
+        d = w.work.selections[place]
+        to.exporter[i] = received.exporter[d]
+        to.length[i] = received.length[d]
+        to.group[i] = received.group[d]
+        to.sum_known[i] = 0
+        to.data[i] = received.data[d]
+        if w.work.numbered[place]:
+            copy = w.own_bytes + <size_t>i * RX_SLOT
+            memcpy(copy, received.data[d], received.length[d])
+            flow_write_number(copy, &w.seen[d], w.work.numbers[place])
+            to.data[i] = copy
+    to.n = n
+    to.groups = received.groups
+    to.listener = received.listener
+    worker_send_own(w, tx, to)
+
+
+cdef tx_t *worker_route_has(worker_t *w, const flow_domain_t *domain, u32 way) noexcept nogil:
+    """The way by which an exporter's datagrams reach the receiver of `way`: it, its other family's, or NULL = no rule sends them there."""
+    cdef plan_t *plan = &w.work.routing
+    cdef bint forgot
+    cdef u32 k, other
+    cdef u32 route = match_route(plan, domain.exporter.address, domain.exporter.family, domain.listener, &forgot)
+    if forgot:
+        session_void(&w.sessions)
+    if route < PLAN_ROUTE_FIRST:
+        return NULL
+    for k in range(plan.routes[route].count):
+        other = plan.pool[plan.routes[route].first + k]
+        if other == way or other == plan.way_other[way]:
+            return w.work.ways[other]
+    return NULL
+
+
+cdef void worker_replay_domain(worker_t *w, u32 way, u32 number, u32 what, u32 mode) noexcept nogil:
+    """Sends templates and options data of one domain to a receiver, as the exporter; every copy is offered and counted."""
+    cdef flow_domain_t *domain = &w.flow.domains[number]
+    cdef batch_t *to = w.rewritten
+    cdef flow_replay_t replay
+    cdef u32 octets, overhead, payload
+    cdef tx_t *tx = worker_route_has(w, domain, way)
+    if tx == NULL:
+        return
+    if tx.by_exporter and tx.freq > 1 and not flow_keeps_exporter(domain.exporter.address, tx.freq):
+        return
+    overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
+    payload = atomic_load32(&tx.mtu)
+    payload = payload - overhead if payload > 512 + overhead else 512
+    if payload > WIRE_UDP_MAX_IPV4:
+        payload = WIRE_UDP_MAX_IPV4
+    if not flow_replay_begin(w.flow, &replay, number, tx.counters.id, what, mode, payload):
+        return
+    to.listener = domain.listener
+    to.groups = 1
+    octets = 1
+    while octets:
+        to.n = 0
+        while to.n < BATCH_LIMIT:
+            octets = flow_replay_next(w.flow, &replay, w.own_bytes + <size_t>to.n * RX_SLOT)
+            if octets == 0:
+                break
+            to.exporter[to.n] = domain.exporter
+            to.data[to.n] = w.own_bytes + <size_t>to.n * RX_SLOT
+            to.length[to.n] = octets
+            to.group[to.n] = 0
+            to.sum_known[to.n] = 0
+            to.n += 1
+        if to.n:
+            atomics_add(&tx.counters.offered, to.n)
+            worker_send_own(w, tx, to)
+
+
+cdef void worker_replay_due(worker_t *w) noexcept nogil:
+    """The refreshes that this batch's copies made due."""
+    cdef u32 i
+    for i in range(w.due_count):
+        worker_replay_domain(w, w.due[i].way, w.due[i].number, w.due[i].what, FLOW_REPLAY_REFRESH)
+    w.due_count = 0
+
+
+cdef void worker_replay_joined(worker_t *w, u32 way, tx_t *tx) noexcept nogil:
+    """All templates of all exporters whose rules name this receiver, as far as one pass goes."""
+    cdef u32 steps = FLOW_REPLAY_STEPS
+    cdef u32 number = 1
+    while number:
+        number = flow_replay_domain(w.flow, &tx.replay_cursor, &steps)
+        if number:
+            worker_replay_domain(w, way, number, FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN)
+    if tx.replay_cursor > w.flow.domain_limit:
+        tx.replay_cursor = 0
+        atomics_add(&tx.counters.replays, 1)
+        atomic_store32(&tx.replay, 0)
+
+
+cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
+    """Between batches: replays that the control plane asked for, and the slow hand that lets things expire."""
+    cdef u32 way
+    cdef tx_t *tx
+    if w.flow == NULL or w.work == NULL or now_ns - w.flow_look_ns < FLOW_REPLAY_LOOK_NS:
+        return
+    w.flow_look_ns = now_ns
+    flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
+    for way in range(w.work.routing.way_count):
+        tx = w.work.ways[way]
+        if atomic_load32(&tx.replay):
+            worker_replay_joined(w, way, tx)
+    flow_age(w.flow, FLOW_AGE_STEPS)
