@@ -26,7 +26,7 @@ import uvloop
 from samplicator import __version__, logs, sockets, startup
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.model import Loaded
-from samplicator.daemon import Background, remove_pid_file, write_pid_file
+from samplicator.daemon import Background, raise_descriptor_limit, remove_pid_file, write_pid_file
 from samplicator.errors import ConfigError
 from samplicator.notify import Notifier
 from samplicator.plan import HostAddress
@@ -155,7 +155,7 @@ class Service:
         self._notifier = Notifier()
         self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
         self._supervisor = Supervisor(
-            descriptor_limit=sockets.raise_descriptor_limit(), trace=self._trace if options.debug else None
+            descriptor_limit=raise_descriptor_limit(), trace=self._trace if options.debug else None
         )
         self._reloader = Reloader(
             load,
