@@ -17,7 +17,7 @@ from atomics cimport (
 )
 from batch cimport BATCH_LIMIT, batch_t, exporter_t
 from counters cimport (
-    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
+    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
@@ -44,15 +44,15 @@ from session cimport SESSION_WAYS, session_cache_t, session_find, session_group,
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT,
-    TX_HEADER, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
+    TX_HEADER, TX_PROBE_NS, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN,
-    CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRNOTAVAIL, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLIN,
+    CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRNOTAVAIL, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM, EPOLLERR, EPOLLIN,
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER,
     IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT,
     IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE,
-    SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_REUSEADDR, SO_TIMESTAMPNS,
+    SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_ERROR, SO_REUSEADDR, SO_TIMESTAMPNS,
     SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, eventfd, get_errno, getsockopt, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
     recvmmsg, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64,

@@ -259,6 +259,14 @@ cdef class Tx:
         atomic_store32(&self.tx.link_version, self.tx.link_version + 1)
 
     @property
+    def unresolved(self):
+        return atomic_load32(&self.tx.unresolved) != 0
+
+    @unresolved.setter
+    def unresolved(self, bint value):
+        atomic_store32(&self.tx.unresolved, value)
+
+    @property
     def gave_up(self):
         return self.tx.gave_up
 

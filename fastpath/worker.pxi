@@ -210,6 +210,13 @@ cdef void worker_beat(worker_t *w, u64 now_ns) noexcept nogil:
         atomic_store64(&c.cpu_ns, worker_clock(CLOCK_THREAD_CPUTIME_ID))
 
 
+cdef void worker_forget_error(rx_socket_t *socket) noexcept nogil:
+    """A packet socket whose device went down says so until it is asked (SO_ERROR, socket(7)); it works again when the device does."""
+    cdef int error = 0
+    cdef socklen_t length = sizeof(error)
+    getsockopt(socket.fd, SOL_SOCKET, SO_ERROR, &error, &length)
+
+
 cdef void worker_events(worker_t *w, int n) noexcept nogil:
     """Serves the sockets that epoll named; a wake-up only has its eventfd emptied."""
     cdef int i
@@ -218,6 +225,8 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
         if w.events[i].data.ptr == NULL:
             read(w.wake, &ignored, sizeof(ignored))
         else:
+            if unlikely(w.events[i].events & EPOLLERR):
+                worker_forget_error(<rx_socket_t *>w.events[i].data.ptr)
             worker_read(w, <rx_socket_t *>w.events[i].data.ptr, WORKER_ROUNDS)
 
 

@@ -35,6 +35,18 @@ cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept 
             worker_send_one(w, w.work.ways[way], &w.work.leftovers[<size_t>way * BATCH_LIMIT], left)
 
 
+cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept nogil:
+    """Copies for a receiver whose next hop does not answer: the kernel would take them, hold a few and drop them unseen. They are counted as
+    no_neighbor; one every TX_PROBE_NS is sent, so that the kernel goes on asking for the neighbour."""
+    cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
+    cdef u32 sent = 0
+    if now_ns - tx.probed_ns >= TX_PROBE_NS:
+        tx.probed_ns = now_ns
+        sent = 1
+        worker_send_one(w, tx, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
+    atomics_add(&tx.counters.dropped[REASON_NO_NEIGHBOR], n - sent)
+
+
 cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
     """One emit and one flush for each active way; ways that share the exporters' sockets or the packet socket together."""
     cdef work_t *work = w.work
@@ -49,7 +61,9 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
         n = work.selected[way]
         tx = work.ways[way]
         atomics_add(&tx.counters.offered, n)
-        if work.rewrites[way]:
+        if unlikely(atomic_load32(&tx.unresolved)):
+            worker_send_unresolved(w, tx, way, n)
+        elif work.rewrites[way]:
             worker_send_rewritten(w, tx, way, n)
         elif tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us:
             worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)

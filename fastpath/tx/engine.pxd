@@ -44,6 +44,7 @@ cdef enum:
     TX_PATIENCE_US = 2000          # waits of one flush in all: a receiver that trickles must not set the pace of the others
     TX_CLEAN_FLUSHES = 64          # flushes without a full queue before waiting is tried again
     TX_REPEATS = 4                 # repeats of one copy after reports about earlier ones
+    TX_PROBE_NS = 100000000        # an unresolved next hop is tried again with one copy this often
     TX_REPORTS = 64                # reports read at one go
 
 ctypedef struct tx_t
@@ -83,6 +84,8 @@ ctypedef struct tx_t:
     int fd
     u32 mtu                        # path MTU in bytes; written by the control plane, relaxed
     u32 freq
+    u32 unresolved                 # the control plane says that the next hop does not answer (netlink)
+    u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent all the same
     u32 replay                     # the control plane asks for all templates; taken back when they are sent
     u32 replay_cursor
     u32 refresh_copies[2]          # templates, options data: replayed after so many copies, 0 = never

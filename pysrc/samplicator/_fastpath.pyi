@@ -214,6 +214,10 @@ class Tx:
         the
         raw socket. May be called while the worker runs, by one thread at a time. Raises ValueError."""
 
+    unresolved: bool
+    """Whether the next hop is known not to answer (netlink): copies are then counted as no_neighbor, but for one every
+    100 ms, which keeps the kernel asking. Written by the control plane while the worker runs."""
+
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
 

@@ -1,5 +1,5 @@
-"""Daemon: going to the background and the pid file, as `samplicate -f -m FILE` does. Called by service, before any
-thread exists.
+"""Daemon: going to the background and the pid file, as `samplicate -f -m FILE` does, and the limit of descriptors.
+Called by service, before any thread exists.
 
 Invariant: the command that was typed ends with status 0 only when the daemon has its sockets, and with the daemon's
 status otherwise.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import sys
 
 
@@ -64,3 +65,13 @@ def remove_pid_file(path: str) -> None:
             ours = int(file.read()) == os.getpid()
         if ours:
             os.unlink(path)
+
+
+def raise_descriptor_limit() -> int:
+    """Raises RLIMIT_NOFILE to its hard limit; returns what holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard or hard == resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30

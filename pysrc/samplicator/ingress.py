@@ -253,4 +253,7 @@ def _hardware(interface: str) -> int:
     """Type of a device (ARPHRD_*, netdevice(7))."""
     request = struct.pack("16sH14x", interface.encode(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        return int(struct.unpack_from("16sH", fcntl.ioctl(sock, _SIOCGIFHWADDR, request))[1])
+        try:
+            return int(struct.unpack_from("16sH", fcntl.ioctl(sock, _SIOCGIFHWADDR, request))[1])
+        except OSError:
+            raise IngressError(errno.ENOENT) from None

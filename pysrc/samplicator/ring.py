@@ -36,7 +36,10 @@ PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
 ETH_P_ALL: Final = 3
 SO_ATTACH_FILTER: Final = 26
 
-BLOCK_BYTES: Final = 1 << 20
+BLOCK_BYTES: Final = 1 << 17
+"""Twice the largest packet. A block is handed over after a millisecond, full or not: many small ones outlast a worker
+that is held up.
+"""
 FRAME_BYTES: Final = 2048
 RETIRE_MS: Final = 1
 """How long a block that is not full waits for more before it is handed over."""

@@ -26,7 +26,7 @@ import uvloop
 from samplicator import __version__, logs, sockets, startup
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.model import Loaded
-from samplicator.daemon import Background, remove_pid_file, write_pid_file
+from samplicator.daemon import Background, raise_descriptor_limit, remove_pid_file, write_pid_file
 from samplicator.errors import ConfigError
 from samplicator.notify import Notifier
 from samplicator.plan import HostAddress
@@ -45,6 +45,7 @@ EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
+NEIGHBOUR_SECONDS: Final = 0.5
 
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
@@ -155,7 +156,7 @@ class Service:
         self._notifier = Notifier()
         self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
         self._supervisor = Supervisor(
-            descriptor_limit=sockets.raise_descriptor_limit(), trace=self._trace if options.debug else None
+            descriptor_limit=raise_descriptor_limit(), trace=self._trace if options.debug else None
         )
         self._reloader = Reloader(
             load,
@@ -225,6 +226,7 @@ class Service:
             self._watcher.start()
         self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
         self._spawn(self._every(LOOK_SECONDS, self._look))
+        self._spawn(self._every(NEIGHBOUR_SECONDS, self._watch_neighbours))
         self._spawn(self._refresh_names())
         self._spawn(self._measure_lag())
         if self._options.idle_timeout_ms:
@@ -369,6 +371,9 @@ class Service:
 
     async def _look(self) -> None:
         await asyncio.to_thread(self._supervisor.look)
+
+    async def _watch_neighbours(self) -> None:
+        await asyncio.to_thread(self._supervisor.watch_neighbours)
 
     async def _follow_addresses(self) -> None:
         """Rings take what is sent to the addresses of this host; other addresses, other rings."""

@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import resource
 import socket
 import struct
 from collections.abc import Sequence
@@ -445,13 +444,3 @@ def _effective() -> int:
     except (OSError, ValueError):
         pass
     return 0
-
-
-def raise_descriptor_limit() -> int:
-    """Raises RLIMIT_NOFILE to its hard limit; returns what holds now."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard or hard == resource.RLIM_INFINITY:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return soft if soft != resource.RLIM_INFINITY else 1 << 30

@@ -209,3 +209,25 @@ def test_zero_checksum_over_ipv6_is_a_warning(load: Load) -> None:
 def test_fixed_source_on_a_listeners_port(load: Load) -> None:
     found = problems(load, LISTENER + receiver('engine = "udp"\nsource = "127.0.0.1:2055"') + RULE)
     assert "listener" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        ('engine = "transparent"', "set spoof = true"),
+        ('engine = "packet"', "set spoof = true"),
+        ('spoof = true\nengine = "transparent"\nchecksum = false', "checksum = false"),
+        ('spoof = true\nengine = "transparent"\npause_us = 5', "pause_us"),
+        ('spoof = true\nengine = "packet"\npause_us = 5', "pause_us"),
+    ],
+)
+def test_engines_that_do_not_fit(load: Load, extra: str, why: str) -> None:
+    found = problems(load, LISTENER + receiver(extra) + RULE)
+    assert len(found) == 1
+    assert why in found[0]
+
+
+def test_packet_to_this_host_says_that_it_leaves_by_raw(load: Load) -> None:
+    text = LISTENER + receiver('spoof = true\nengine = "packet"', to="192.0.2.7:9") + RULE
+    spec = compile(load(text), {}, host("192.0.2.7"))
+    assert "the receiver is this host" in spec.receivers[0].engine_why

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors", "catalogue"}),
     frozenset({"config"}),
     frozenset({"plan"}),
-    frozenset({"receive", "links", "ring"}),
+    frozenset({"receive", "links", "neighbours", "ring"}),
     frozenset({"ingress"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
     frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),

@@ -181,10 +181,16 @@ neigh replace 2001:db8:0:{link}::{other} lladdr {macs[other]} dev {device} nud p
         return self.start([bench_tool("loadgen"), "--json", *map(str, words)], namespace or self.exporter, label)
 
     def sink(
-        self, link: int, *listens: str, idle_ms: int = 1500, max_seconds: int = 60, label: str = "sink"
+        self,
+        link: int,
+        *listens: str,
+        idle_ms: int = 1500,
+        max_seconds: int = 60,
+        label: str = "sink",
+        join: bool = False,
     ) -> Process:
-        """The C verifier at collector `link`; it listens when this returns."""
-        words = [word for listen in listens for word in ("--listen", listen)]
+        """The C verifier at collector `link`; it listens when this returns. join: a session may begin anywhere."""
+        words = [word for listen in listens for word in ("--listen", listen)] + (["--join"] if join else [])
         process = self.start(
             [bench_tool("sink"), *words, "--idle-ms", str(idle_ms), "--max-seconds", str(max_seconds)],
             self.collectors[link - 1],

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import pytest
 from lab import Lab, Namespace, Relay
-from process import wait_for
+from process import command, tool, wait_for
 from witness import Seen
 
 SIZE = 300
@@ -72,11 +72,11 @@ def sent(relay: Relay, receiver: str = "r0") -> tuple[int, int]:
 class OutputHook:
     """Counts the packets to a port that pass the relay's output hook."""
 
-    def __init__(self, namespace: Namespace, port: int) -> None:
+    def __init__(self, namespace: Namespace, port: int, only: str = "") -> None:
         self.namespace = namespace
         namespace.run(
             "nft", f"add table inet t{port}; add chain inet t{port} out {{ type filter hook output priority 0; }}; "
-            f"add rule inet t{port} out udp dport {port} counter"
+            f"add rule inet t{port} out {only} udp dport {port} counter"
         )  # fmt: skip
         self.port = port
 
@@ -257,6 +257,34 @@ def test_packet_sends_on_the_device_the_route_names(lab: Lab, kind: str) -> None
     assert [payload for payload, _ in got] == payloads(0, 0, 10)
     assert {source for _, source in got} == {exporter.getsockname()}
     assert hook.count() == 0
+
+
+def test_packet_without_net_admin(lab: Lab) -> None:
+    """It may not tell the kernel that a neighbour is used: the raw socket does, and frames follow."""
+    text = config("packet", f"{lab.peer4(1)}:9001", f"[{lab.peer6(2)}]:9001")
+    path = lab.directory / "less.toml"
+    path.write_text(lab.with_service(text))
+    words = [tool("setpriv"), "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+    relay = Relay(lab, [*words, command("samplicator"), "run", "-c", str(path)], "samplicator")
+    lab.relays.append(relay)
+    relay.wait_ready()
+    hook = OutputHook(lab.relay, 9001, "meta nfproto ipv4")
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporters = [lab.exporter_socket("198.18.64.1", 5000), lab.exporter_socket("2001:db8:8000::1", 5000)]
+    for number, to in enumerate((lab.relay4(), lab.relay6())):
+        acquaint(lab, to)
+        held(relay, [exporters[number]], (to, 2055), 0, 1)
+    wait_link(relay, "^r1, ", "r0")
+    wait_link(relay, "^r2, ", "r1")
+    before = hook.count()
+    for tap in taps:
+        tap.collect(2)
+        tap.clear()
+    held(relay, exporters[:1], (lab.relay4(), 2055), 0, 20)
+    in_order(taps[0].collect(20), exporters[:1], 20)
+    taps[1].collect(20)
+    assert hook.count() == before  # nothing to the IPv4 receiver
+    relay.check_laws()
 
 
 def test_packet_to_this_host_itself_leaves_by_the_raw_socket(lab: Lab) -> None:

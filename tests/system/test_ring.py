@@ -20,7 +20,6 @@ def config(lab: Lab, receive: str = "ring", *, workers: int = 1, listen: str = "
     listen = listen or '"0.0.0.0:2055", "[::]:2055"'
     return f"""[datapath]
 workers = {workers}
-ring_buffer = "8MiB"
 [[listener]]
 name = "in"
 listen = [{listen}]
@@ -134,9 +133,9 @@ def test_broken_packets_are_counted_and_not_forwarded(lab: Lab) -> None:
 
 
 def flood(
-    lab: Lab, *, rate: int = 4000, seconds: float = 6, exporters: int = 20, run_length: int = 4
+    lab: Lab, *, rate: int = 4000, seconds: float = 6, exporters: int = 20, run_length: int = 4, join: bool = False
 ) -> tuple[Process, Process]:
-    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=2500, max_seconds=40)
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=2500, max_seconds=40, join=join)
     load = lab.load(
         "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.1", "--exporters", exporters, "--source-port", 5000,
         "--rate", rate, "--seconds", seconds, "--size", 400, "--run", run_length,
@@ -151,7 +150,7 @@ def verdict(sink: Process, load: Process) -> tuple[dict[str, int], dict[str, int
 
 def test_start_under_load_loses_and_repeats_nothing(lab: Lab) -> None:
     """From the first datagram that is forwarded on there is no gap and no repetition."""
-    sink, load = flood(lab)
+    sink, load = flood(lab, join=True)
     time.sleep(0.5)
     relay = lab.samplicator(config(lab, workers=2))
     sent, got = verdict(sink, load)
@@ -195,12 +194,11 @@ def test_the_way_in_changes_live_and_nothing_is_lost(lab: Lab) -> None:
     for receive in ("ring", "recvmmsg", "auto"):
         time.sleep(0.8)
         relay.hangup(lab.with_service(config(lab, receive), "samplicator"))
-        assert (ruleset(lab) != "") == (receive != "recvmmsg") or "chain" not in ruleset(lab)
+        assert ("chain" in ruleset(lab)) == (receive != "recvmmsg")
     sent, got = verdict(sink, load)
-    assert got["lost"] == 0
-    assert sent["sent"] <= got["received"] + got.get("repeated", 0)
-    assert got["repeated"] < 100
-    assert counts(relay)["receive_datagrams_total"] >= sent["sent"]
+    assert (got["lost"], got["corrupt"]) == (0, 0)
+    assert got["repeated"] < 100  # what arrived between filter and rule, a few milliseconds at most
+    assert got["received"] == counts(relay)["receive_datagrams_total"] == sent["sent"] + got["repeated"]
     assert relay.api("listeners")[0]["receive_why"].startswith("auto: whole datagrams by a packet ring")
 
 
@@ -232,7 +230,7 @@ def test_nothing_outlives_a_crash(lab: Lab) -> None:
 
 
 def test_full_ring_is_counted(lab: Lab) -> None:
-    relay = lab.samplicator(config(lab).replace("8MiB", "2MiB"))
+    relay = lab.samplicator(config(lab).replace("[datapath]", '[datapath]\nring_buffer = "2MiB"'))
     exporter = lab.exporter_socket("198.18.64.1", 5000)
     relay.send_signal(signal.SIGSTOP)
     for _ in range(4000):

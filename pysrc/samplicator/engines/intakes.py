@@ -95,20 +95,25 @@ class RingGroup:
         self._ingress = ingress
 
     def open_member(self, slot: int, ring_bytes: int, place: int) -> RingIntake:
-        """One more ring, the `place`-th (from 0). In a running group it gets nothing before select()."""
+        """One more ring, the `place`-th (from 0). In a new group it takes nothing before install(), in a running one
+        it gets nothing before select().
+        """
         opened = ring.Ring(self.spec.interface, ring_bytes, self.fanout)
         try:
             self.fanout = opened.fanout
-            if not self.installed:
+            if self.installed:
+                opened.accept(self.program)
+            else:
                 opened.select(place + 1)
-            opened.accept(self.program)
             return RingIntake(opened, slot)
         except BaseException:
             opened.close()
             raise
 
-    def install(self) -> None:
-        """Puts the ingress rule in place. Raises OSError."""
+    def install(self, intakes: Sequence[RingIntake]) -> None:
+        """Has all rings of a new group take datagrams, then puts the ingress rule in place. Raises OSError."""
+        for intake in intakes:
+            intake.ring.accept(self.program)
         self._ingress.put(self._name, self.spec.interface, self.spec.matches)
         self.installed = True
 

@@ -259,6 +259,13 @@ class ReceiverState:
         for way in list(self.ways):
             way.set_link(link)
 
+    def set_unresolved(self, unresolved: bool) -> None:
+        """Told by neighbours: whether the next hop does not answer."""
+        for way in list(self.ways):
+            for tx in (way.tx, way.fallback):
+                if tx is not None and tx.unresolved != unresolved:
+                    tx.unresolved = unresolved
+
     def newly_given_up(self) -> tuple[str, ...]:
         """Features given up since the last call."""
         bits = self.gave_up & ~self.told

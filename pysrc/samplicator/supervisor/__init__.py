@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from samplicator import _fastpath, ring
 from samplicator._fastpath import Plan
 from samplicator.engines import ListenerState, ReceiverState, add_up
+from samplicator.neighbours import Neighbours
 from samplicator.plan import PlanSpec
 from samplicator.readings import FlowSession, FlowTemplate, Readings, Route
 from samplicator.supervisor.build import Build, BuildError, Running
@@ -68,6 +69,7 @@ class Supervisor:
         self._gone_latency_sum = 0
         self._debris: list[Callable[[], None]] = []
         self._links: Links | None = None
+        self._neighbours = Neighbours()
 
     # ------------------------------------------------------------------ apply
 
@@ -349,6 +351,18 @@ class Supervisor:
             state.replay()
         if states:
             self._wake(self._running.workers)
+
+    def watch_neighbours(self) -> None:
+        """Several times a second: tells the datapath whose next hop does not answer."""
+        with self._lock:
+            states = list(self._running.receivers.values())
+            try:
+                gone = self._neighbours.look({s.spec.name: (s.spec.address, s.spec.scope_id) for s in states})
+            except OSError as error:
+                log.debug("neighbour table: %s", error)
+                return
+            for state in states:
+                state.set_unresolved(state.spec.name in gone)
 
     def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
         """Who gets the datagrams of an exporter now. The listener is named, or found by a port of its; else the

@@ -217,7 +217,7 @@ class Build:
                 self._intakes.append(intake)
                 part.intakes.append(intake)
             if part.fresh and not state.intakes:
-                part.group.install()
+                part.group.install(part.intakes)
         except OSError as error:
             raise ring_error(wanted, spec, error) from error
 
@@ -228,7 +228,7 @@ class Build:
                 for part in self.rings[wanted.name].values():
                     if part.fresh and not part.group.installed:
                         try:
-                            part.group.install()
+                            part.group.install(part.intakes)
                         except OSError as error:
                             raise ring_error(wanted, part.spec, error) from error
             except BuildError as error:
