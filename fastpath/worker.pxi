@@ -224,6 +224,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
     for i in range(n):
         if w.events[i].data.ptr == NULL:
             read(w.wake, &ignored, sizeof(ignored))
+            w.replaying = w.flow != NULL   # perhaps: the next pass looks
         else:
             if unlikely(w.events[i].events & EPOLLERR):
                 worker_forget_error(<rx_socket_t *>w.events[i].data.ptr)

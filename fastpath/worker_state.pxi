@@ -40,7 +40,7 @@ ctypedef struct worker_t:
     flow_seen_t *seen                  # what it says of each datagram of the batch
     bint seeing                        # whether it saw this batch
     u64 flow_look_ns
-    bint replaying                     # a replay goes on in the next pass: no long wait
+    bint replaying                     # a replay may go on in the next pass: no long wait
     batch_t *rewritten                 # copies of our own: renumbered, replayed
     u8 *own_bytes                      # RX_SLOT each
     u16 *identity                      # 0, 1, 2 ...: the selection of all of a batch

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
@@ -225,8 +226,8 @@ class Service:
         if self._options.watch and loaded.files:
             self._watcher.start()
         self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
-        self._spawn(self._every(LOOK_SECONDS, self._look))
-        self._spawn(self._every(NEIGHBOUR_SECONDS, self._watch_neighbours))
+        self._spawn(self._every(LOOK_SECONDS, partial(asyncio.to_thread, self._supervisor.look)))
+        self._spawn(self._every(NEIGHBOUR_SECONDS, partial(asyncio.to_thread, self._supervisor.watch_neighbours)))
         self._spawn(self._refresh_names())
         self._spawn(self._measure_lag())
         if self._options.idle_timeout_ms:
@@ -368,12 +369,6 @@ class Service:
         await self._follow_addresses()
         if lost:
             await self._reloader.replan(f"own source address gone: {', '.join(lost[:5])}")
-
-    async def _look(self) -> None:
-        await asyncio.to_thread(self._supervisor.look)
-
-    async def _watch_neighbours(self) -> None:
-        await asyncio.to_thread(self._supervisor.watch_neighbours)
 
     async def _follow_addresses(self) -> None:
         """Rings take what is sent to the addresses of this host; other addresses, other rings."""

@@ -13,6 +13,7 @@ from samplicator import _fastpath
 from samplicator.engines import ReceiverState
 from samplicator.links import Link, messages, neighbour_of
 from samplicator.planner import compile
+from samplicator.reach import Reach
 from samplicator.supervisor import Supervisor
 
 
@@ -49,7 +50,7 @@ def state_of(load: Load, bits: int) -> ReceiverState:
     spec = compile(load(text(free_port())), {}, host("192.0.2.1"))
     path: Any = SimpleNamespace(link=None, link_words="")
     ways: Any = [Refusing(0), Refusing(bits)]
-    return ReceiverState(spec.receivers[0], path, 1, 1, {}, ways, up=True)
+    return ReceiverState(spec.receivers[0], path, 1, 1, {}, ways, up=True, reach=Reach(spec.receivers[0]))
 
 
 def test_a_feature_is_told_once(load: Load) -> None:
