@@ -128,13 +128,8 @@ cdef class RxSocket:
     def listener(self):
         return self.socket.listener
 
-    @property
-    def flow(self):
-        """Whether its datagrams go through the flow stage; may be written while the worker runs."""
-        return self.socket.flow != 0
-
-    @flow.setter
-    def flow(self, bint on):
+    def set_flow(self, bint on):
+        """Whether its datagrams go through the flow stage; any thread may call it while the worker runs."""
         atomic_store32(&self.socket.flow, 1 if on else 0)
 
 

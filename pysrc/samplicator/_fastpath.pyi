@@ -145,8 +145,8 @@ class RxSocket:
     def fd(self) -> int: ...
     @property
     def listener(self) -> int: ...
-    flow: bool
-    """Whether its datagrams go through the flow stage; may be written while the worker runs, from the next batch on."""
+    def set_flow(self, on: bool) -> None:
+        """Whether its datagrams go through the flow stage, from the next batch on; while the worker runs, too."""
 
 @final
 class Tx:

@@ -155,8 +155,7 @@ class Build:
             intakes: list[Intake | RingIntake] = [i for group in self.groups[wanted.name].values() for i in group]
             intakes += [i for part in self.rings[wanted.name].values() for i in part.intakes]
             for intake in intakes:
-                if intake.rx.flow != wanted.flow:
-                    intake.rx.flow = wanted.flow
+                intake.rx.set_flow(wanted.flow)
 
     # ------------------------------------------------------------------ listeners
 
