@@ -133,6 +133,11 @@ cdef class RxSocket:
         atomic_store32(&self.socket.flow, 1 if on else 0)
 
 
+cdef int tx_send_nothing(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
+    """In the place of a fallback that is not there: an exporter's address cannot be the source of a packet of the other family."""
+    return -EAFNOSUPPORT
+
+
 @cython.final
 cdef class Tx:
     cdef tx_t *tx
@@ -185,6 +190,10 @@ cdef class Tx:
         self.mtu = mtu
         if source is not None and engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW):
             raise ValueError("a fixed source leaves by udp or raw only")
+        if fallback is None and source is None and engine != TX_ENGINE_UDP:
+            self.fallback = Tx(TX_ENGINE_UDP, fd, counters, address, port, freq=freq, by_exporter=by_exporter)
+            self.fallback.tx.send = tx_send_nothing
+            self.fallback.tx.reports = 0
         if source is not None:
             self._set_source(source[0], source[1])
 

@@ -27,6 +27,7 @@ ctypedef struct session_cache_t:
     u32 set_mask
     u32 epoch                      # entries of another epoch are void
     u32 now                        # batch number
+    u32 split                      # the last one in which a session may have got two groups
     u64 used
     u64 misses
     u64 evictions
@@ -60,6 +61,8 @@ cdef inline void session_take(session_cache_t *cache, session_t *entry, const u8
     cache.misses += 1
     if entry.epoch == cache.epoch:
         cache.evictions += 1
+        if entry.seen == cache.now:
+            cache.split = cache.now
     else:
         cache.used += 1
     memcpy(entry.address, address, 16)
@@ -71,7 +74,8 @@ cdef inline void session_take(session_cache_t *cache, session_t *entry, const u8
 
 
 cdef inline void session_group(session_cache_t *cache, session_t *entry, batch_t *batch, u32 d) noexcept nogil:
-    """Notes that datagram d of the batch is this session's. A session evicted within a batch begins a second group there: order holds."""
+    """Notes that datagram d of the batch is this session's. A session evicted within a batch begins a second group there: `split` says so,
+    since order holds within a group only."""
     if entry.seen != cache.now:
         entry.seen = cache.now
         entry.group = batch.groups
@@ -80,7 +84,8 @@ cdef inline void session_group(session_cache_t *cache, session_t *entry, batch_t
 
 
 cdef inline void session_void(session_cache_t *cache) noexcept nogil:
-    """Forgets all sessions at once by beginning a new epoch."""
+    """Forgets all sessions at once by beginning a new epoch; within a batch, those seen in it get a second group."""
+    cache.split = cache.now
     cache.epoch += 1
     if cache.epoch == 0:
         cache.epoch = 1

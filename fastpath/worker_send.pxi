@@ -53,6 +53,7 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
     cdef u32 a, way, n
     cdef u32 shared = 0
     cdef u32 framed = 0
+    cdef bint split = w.sessions.split == w.sessions.now   # groups are not exporters: only the raw sockets keep the order
     cdef tx_t *tx
     cdef runs_t *runs
     w.plain_known = w.grouped_known = False
@@ -65,7 +66,7 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:
             worker_send_rewritten(w, tx, way, n)
-        elif tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us:
+        elif tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us or split:
             worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
         elif tx.engine == TX_ENGINE_TRANSPARENT:
             work.shared[shared] = way

@@ -55,13 +55,14 @@ def oracle(rules: list[Rule], exporter: bytes, listener: int) -> tuple[list[int]
 
 
 def make_txs(families: list[tuple[int, bool]]) -> list[_probe.Tx]:
-    """One Tx per (family, has a fallback of the other family)."""
+    """One Tx per (family, has a fallback of the other family); those without one write a source of their own."""
     txs = []
     for family, fallback in families:
         counters = _probe.TxCounters()
         address, other = (bytes(4), bytes(16)) if family == 4 else (bytes(16), bytes(4))
         second = _probe.Tx(_probe.ENGINE_UDP, -1, counters, other, 1) if fallback else None
-        txs.append(_probe.Tx(_probe.ENGINE_RAW, -1, counters, address, 1, fallback=second))
+        source = None if fallback else (address, 1)
+        txs.append(_probe.Tx(_probe.ENGINE_RAW, -1, counters, address, 1, source=source, fallback=second))
     return txs
 
 
