@@ -160,7 +160,8 @@ class Tx:
     of an exporter leave by a socket bound to its address where it has earned one. ENGINE_PACKET: the same by the
     worker's packet socket and link(). By the raw socket leave with these two: batches that not all go to this
     receiver
-    (freq, rules), batches that are too much for `sessions`, ttl 0, pause_us, and with ENGINE_TRANSPARENT checksum False. ttl 1..255, 0 = the exporter's; tos
+    (freq, rules), batches that are too much for `sessions`, ttl 0, pause_us, and with ENGINE_TRANSPARENT checksum
+    False. ttl 1..255, 0 = the exporter's; tos
     0..255, -1 = the exporter's; freq 1..2^32-1; pause_us after each copy. mtu: of the path in bytes, decides with
     every
     engine what can leave as a segmented send and in ENGINE_RAW what must be fragmented. source: fixed (address, port)
@@ -169,7 +170,8 @@ class Tx:
     copies, so many
     ms, options data likewise (0 = never), per observation domain. fallback: the Tx that takes exporters of the other
     address family
-    (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`. fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
+    (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`.
+    fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
         cls,
