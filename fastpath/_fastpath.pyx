@@ -72,6 +72,8 @@ cdef extern from "Python.h":
 
 include "snapshot.pxi"
 include "flow.pxi"
+include "memory.pxi"
+include "handles.pxi"
 include "plan.pxi"
 include "rx/recvmmsg.pxi"
 include "rx/ring.pxi"

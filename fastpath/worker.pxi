@@ -248,7 +248,7 @@ cdef inline u64 worker_gather(worker_t *w, u64 now_ns) noexcept nogil:
 cdef void worker_loop(worker_t *w) noexcept nogil:
     """Until stop(): adopt, wait, read."""
     cdef u64 start, deadline
-    cdef int n
+    cdef int n, timeout_ms
     while True:
         worker_adopt(w)
         deadline = atomic_load64(&w.stop_deadline_ns)
@@ -257,7 +257,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
                 worker_drain(w, NULL, deadline)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
-        n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, 1 if w.replaying else WORKER_IDLE_MS)
+        timeout_ms = 1 if w.replaying else WORKER_IDLE_MS
+        n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
         start = worker_clock(CLOCK_MONOTONIC)
         if n > 0 and w.max_delay_ns:
             start = worker_gather(w, start)

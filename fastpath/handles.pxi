@@ -1,0 +1,233 @@
+# Python handles of what a plan is made of: counters, sockets (ways in), Tx (ways out). Cold code: it checks what it is given and raises
+# ValueError; the worker never comes here. Memory comes from memory.pxi; a Plan keeps these objects alive while a worker uses them.
+
+
+@cython.final
+cdef class RxCounters:
+    cdef rx_counters_t *c
+
+    def __cinit__(self):
+        self.c = <rx_counters_t *>plan_alloc(1, sizeof(rx_counters_t))
+
+    def __dealloc__(self):
+        free(self.c)
+
+    def read(self):
+        return snapshot_u64(&self.c.datagrams, RX_FIELD_COUNT)
+
+    def batches(self):
+        return snapshot_u64(self.c.batches, BATCH_BUCKETS)
+
+
+@cython.final
+cdef class TxCounters:
+    cdef tx_counters_t *c
+
+    def __cinit__(self):
+        global plan_receivers
+        plan_receivers += 1
+        self.c = <tx_counters_t *>plan_alloc(1, sizeof(tx_counters_t))
+        self.c.id = plan_receivers
+
+    def __dealloc__(self):
+        free(self.c)
+
+    def read(self):
+        return snapshot_u64(&self.c.offered, TX_FIELD_COUNT)
+
+
+@cython.final
+cdef class RxSocket:
+    cdef rx_socket_t socket
+    cdef RxCounters counters
+    cdef Py_buffer view                # of the ring's mapping, which it keeps alive
+
+    def __cinit__(self, int fd, RxCounters counters not None, int listener, *, ring=None, size_t block_bytes=0, bint flow=False):
+        if listener < 0 or listener > 0xFFFF:
+            raise ValueError(f"listener index {listener} is not 0..65535")
+        self.counters = counters
+        self.socket.fd = fd
+        self.socket.listener = listener
+        self.socket.counters = counters.c
+        self.socket.flow = flow
+        self.socket.stamps = self.socket.stamped = self._has_stamps()
+        if ring is not None:
+            PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
+            if block_bytes == 0 or self.view.len == 0 or <size_t>self.view.len % block_bytes:
+                raise ValueError(f"a ring of {self.view.len} bytes has no whole blocks of {block_bytes}")
+            self.socket.ring.map = <u8 *>self.view.buf
+            self.socket.ring.block_bytes = block_bytes
+            self.socket.ring.blocks = <u32>(<size_t>self.view.len // block_bytes)
+
+    cdef bint _has_stamps(self):
+        cdef int on = 0
+        cdef socklen_t length = sizeof(on)
+        return getsockopt(self.socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, &length) == 0 and on != 0
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)       # nothing when there is no ring
+
+    @property
+    def fd(self):
+        return self.socket.fd
+
+    @property
+    def listener(self):
+        return self.socket.listener
+
+    def set_flow(self, bint on):
+        """Whether its datagrams go through the flow stage; any thread may call it while the worker runs."""
+        atomic_store32(&self.socket.flow, 1 if on else 0)
+
+
+cdef int tx_send_nothing(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
+    """In the place of a fallback that is not there: an exporter's address cannot be the source of a packet of the other family."""
+    return -EAFNOSUPPORT
+
+
+@cython.final
+cdef class Tx:
+    cdef tx_t *tx
+    cdef TxCounters counters
+    cdef Tx fallback
+
+    def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
+                  long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, bint by_exporter=False,
+                  refresh=(0, 0, 0, 0), Tx fallback=None):
+        cdef const u8 *octets = address
+        if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
+            raise ValueError(f"engine {engine} is unknown")
+        if len(address) != 4 and len(address) != 16:
+            raise ValueError(f"address has {len(address)} bytes, not 4 or 16")
+        if not 1 <= port <= 65535:
+            raise ValueError(f"port {port} is not 1..65535")
+        if not 0 <= ttl <= 255:
+            raise ValueError(f"ttl {ttl} is not 0..255 (0 keeps the exporter's)")
+        if not -1 <= tos <= 255:
+            raise ValueError(f"tos {tos} is not -1..255 (-1 keeps the exporter's)")
+        if not 1 <= freq <= 0xFFFFFFFF:
+            raise ValueError(f"freq {freq} is not 1..4294967295")
+        if not 0 <= pause_us <= 0xFFFFFFFF:
+            raise ValueError(f"pause_us {pause_us} is not 0..4294967295")
+        if not checksum and len(address) == 16:
+            raise ValueError("a zero UDP checksum is illegal over IPv6 (RFC 8200 §8.1)")
+        if fallback is not None and (fallback.counters is not counters or fallback.fallback is not None):
+            raise ValueError("a fallback shares its owner's counters and has no fallback")
+        self.tx = <tx_t *>plan_alloc(1, sizeof(tx_t))
+        self.counters = counters
+        self.fallback = fallback
+        self.tx.send = tx_send_kernel
+        self.tx.counters = counters.c
+        self.tx.fd = fd
+        self.tx.engine = <u8>engine
+        self.tx.family = 4 if len(address) == 4 else 6
+        self.tx.ttl = <u8>ttl
+        self.tx.tos = tos
+        self.tx.freq = <u32>freq
+        self.tx.by_exporter = by_exporter
+        self._set_refresh(refresh)
+        self.tx.checksum = checksum
+        self.tx.pause_us = <u32>pause_us
+        self.tx.port_be = htons(<u16>port)
+        self.tx.reports = engine == TX_ENGINE_UDP
+        self.tx.clean = TX_CLEAN_FLUSHES
+        self.tx.random_state = int.from_bytes(urandom(8), "little") | 1
+        memcpy(self.tx.address, octets, len(address))
+        self._set_name(scope_id)
+        self.mtu = mtu
+        if source is not None and engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW):
+            raise ValueError("a fixed source leaves by udp or raw only")
+        if fallback is None and source is None and engine != TX_ENGINE_UDP:
+            self.fallback = Tx(TX_ENGINE_UDP, fd, counters, address, port, freq=freq, by_exporter=by_exporter)
+            self.fallback.tx.send = tx_send_nothing
+            self.fallback.tx.reports = 0
+        if source is not None:
+            self._set_source(source[0], source[1])
+
+    def __dealloc__(self):
+        free(self.tx)
+
+    cdef _set_refresh(self, refresh):
+        self.tx.refresh_copies[0], self.tx.refresh_ms[0], self.tx.refresh_copies[1], self.tx.refresh_ms[1] = refresh
+        self.tx.refreshes = any(refresh)
+        self.tx.numbered = self.tx.refreshes or (self.tx.freq > 1 and not self.tx.by_exporter)
+
+    def replay(self):
+        atomic_store32(&self.tx.replay, 1)
+
+    @property
+    def replaying(self):
+        return atomic_load32(&self.tx.replay) != 0
+
+    cdef _set_name(self, u32 scope_id):
+        cdef sockaddr_in *ipv4 = <sockaddr_in *>&self.tx.name
+        if self.tx.family == 4:
+            ipv4.sin_family = AF_INET
+            ipv4.sin_port = self.tx.port_be
+            memcpy(&ipv4.sin_addr, self.tx.address, 4)
+        else:
+            self.tx.name.sin6_family = AF_INET6
+            self.tx.name.sin6_port = self.tx.port_be
+            self.tx.name.sin6_scope_id = scope_id
+            memcpy(&self.tx.name.sin6_addr, self.tx.address, 16)
+
+    cdef _set_source(self, bytes address, int port):
+        cdef const u8 *octets = address
+        if len(address) != (4 if self.tx.family == 4 else 16):
+            raise ValueError("source and receiver are of different address families")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"source port {port} is not 0..65535 (0 keeps the exporter's)")
+        memcpy(self.tx.source, octets, len(address))
+        self.tx.has_source = 1
+        self.tx.source_port_be = htons(<u16>port)
+
+    @property
+    def fd(self):
+        return self.tx.fd
+
+    def link(self, int interface=0, bytes header=b"", int mtu=0):
+        cdef tx_link_t link
+        cdef const u8 *octets = header
+        memset(&link, 0, sizeof(link))
+        if interface:
+            if len(header) != 14 and len(header) != 18:
+                raise ValueError(f"a link header has 14 or 18 bytes, not {len(header)}")
+            if mtu < 68:
+                raise ValueError(f"mtu {mtu} is below 68")
+            link.usable = 1
+            link.mtu = mtu
+            link.header_bytes = len(header)
+            memcpy(link.header, octets, len(header))
+            link.name.sll_family = AF_PACKET
+            memcpy(&link.name.sll_protocol, octets + 12, 2)
+            link.name.sll_ifindex = interface
+            link.name.sll_halen = 6
+            memcpy(link.name.sll_addr, octets, 6)
+        atomic_store32(&self.tx.link_version, self.tx.link_version + 1)
+        atomic_fence_release()
+        self.tx.link = link
+        atomic_fence_release()
+        atomic_store32(&self.tx.link_version, self.tx.link_version + 1)
+
+    @property
+    def unresolved(self):
+        return atomic_load32(&self.tx.unresolved) != 0
+
+    @unresolved.setter
+    def unresolved(self, bint value):
+        atomic_store32(&self.tx.unresolved, value)
+
+    @property
+    def gave_up(self):
+        return self.tx.gave_up
+
+    @property
+    def mtu(self):
+        return atomic_load32(&self.tx.mtu)
+
+    @mtu.setter
+    def mtu(self, int value):
+        cdef int least = 68 if self.tx.family == 4 else 1280
+        if not least <= value <= 0x7FFFFFFF:
+            raise ValueError(f"mtu {value} is below {least}")
+        atomic_store32(&self.tx.mtu, <u32>value if value < 65535 else 65535)
