@@ -182,7 +182,12 @@ def test_short_run_is_faultless() -> None:
 
 def test_interrupted_run_ends_with_its_summary() -> None:
     process = subprocess.Popen(
-        demo("--forever", "--rate", "500"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        demo("--forever", "--rate", "500"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # a shell starts background jobs with SIGINT ignored, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     head = process.stdout.readline() + process.stdout.readline()
