@@ -43,8 +43,8 @@ from sample cimport sample_keep
 from session cimport SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
-    TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT,
-    TX_HEADER, TX_PROBE_NS, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
+    TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t,
+    tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN,
@@ -61,8 +61,8 @@ from uapi.net cimport (
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
-    WIRE_UDP_HEADER, WIRE_UDP_MAX_IPV4, wire_fold, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment, wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo,
-    wire_put16, wire_sum, wire_udp,
+    WIRE_UDP_HEADER, WIRE_UDP_MAX_IPV4, wire_fold, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment,
+    wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo, wire_put16, wire_sum, wire_udp,
 )
 
 from os import urandom
