@@ -321,8 +321,8 @@ class Worker:
         """Ends the worker's wait, if it waits: a replay asked for begins at once."""
 
     def pool(self, number: int) -> dict[int, int]:
-        """Exporters (address and observation domain) that each member of pool `number` (its id) has now on this worker, by
-        TxCounters.id; {} when the running plan has no such pool. Always 0 with POOL_ROUND_ROBIN."""
+        """Exporters (address and observation domain) that each member of pool `number` (its id) has now on this worker,
+        by TxCounters.id; {} when the running plan has no such pool. Always 0 with POOL_ROUND_ROBIN."""
 
     def read(self) -> tuple[int, ...]: ...
     def latency(self) -> tuple[tuple[int, ...], int]:
