@@ -406,6 +406,35 @@ def test_a_standby_without_a_flow_stage_wakes_at_once() -> None:
         assert [sink.payloads for sink in s.sinks] == [[b"one", b"two"], [b"two"]]
 
 
+# ---- rules that change
+
+
+def test_a_receiver_is_told_of_exporters_that_are_new_to_it() -> None:
+    """Its rule is widened: it gets the templates of those it did not have, and only of those."""
+    with new_relay() as relay:
+        s = stand(relay, 20, 2)
+        half = (4, bytes(10) + b"\xff\xff\x7f\x01\0\0", b"\xff" * 15 + b"\xf8")  # 127.1.0.0/29: exporters 0..6
+        handles, txs = [s.listener.handle], [way.tx for way in s.ways]
+        everything = ([ANY], None, [1], False)
+        relay.publish(Plan(1, handles, txs, [([half], None, [0], False), everything]))
+        relay.start()
+        s.teach()
+        for _ in range(3):
+            s.data()
+        assert s.collectors[0].records == 7 * 3 * ROWS
+        relay.generation = 2
+        relay.publish(Plan(2, handles, txs, [([ANY], None, [0], False), everything], told=[0]))
+        fresh = s.settle()
+        assert sorted(domain_of(payload) for payload in fresh[0]) == list(range(7, 20))
+        assert fresh[1] == []
+        s.data()
+        assert s.collectors[0].records == 7 * 3 * ROWS + 20 * ROWS
+        assert [c.sequence_errors + c.unknown_sets for c in s.collectors] == [0, 0]
+        assert s.ways[0].values()["replays"] == 0
+        with pytest.raises(ValueError, match="told"):
+            Plan(3, handles, txs, [], told=[2])
+
+
 # ---- refusing
 
 
