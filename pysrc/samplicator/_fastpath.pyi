@@ -255,10 +255,10 @@ class Plan:
     rules: (sources, listeners, txs, stop): sources = (family 0|4|6, address 16 bytes, mask 16 bytes), IPv4 in
     IPv4-mapped form; listeners = listener indexes or None for all; txs = indexes into `txs`. Every matching rule
     fires (union, each Tx once), up to and including the first matching rule with stop. pools: (id, balance, members):
-    id 1 or more, the same for a pool in every plan; balance POOL_EXPORTER_HASH or POOL_ROUND_ROBIN; members = (index
-    into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver that a rule
-    names besides the pool gets one copy. told: indexes of Tx whose rules changed: when the plan is adopted they get
-    the templates of the exporters that the plan before did not send to them. Raises ValueError on an
+    id 1 or more, the same for a pool in every plan; balance POOL_EXPORTER_HASH or POOL_ROUND_ROBIN; members =
+    (index into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver
+    that a rule names besides the pool gets one copy. told: indexes of Tx whose rules changed: when the plan is adopted
+    they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
     index, weight or length out of range."""
 
     def __new__(
