@@ -18,7 +18,8 @@ PACKAGE = ROOT / "pysrc" / "samplicator"
 
 # From the ground up. A module imports at run time only from layers below its own; config/ also within itself.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"", "errors", "catalogue"}),
+    frozenset({"", "errors", "metric"}),
+    frozenset({"catalogue"}),
     frozenset({"config"}),
     frozenset({"plan"}),
     frozenset({"receive", "routing", "links", "neighbours", "ring"}),

@@ -39,7 +39,7 @@ __all__ = [
     "socket_key",
 ]
 
-BALANCES: Final = {"exporter-hash": 0, "round-robin": 1}
+BALANCES: Final = {"exporter-hash": _fastpath.POOL_EXPORTER_HASH, "round-robin": _fastpath.POOL_ROUND_ROBIN}
 FastPool = tuple[int, int, Sequence[tuple[int, int]]]
 FastRule = tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]
 

@@ -167,8 +167,12 @@ class ReceiverState:
 
     def refresh(self, now: float) -> bool:
         """Every few seconds: looks at the path again; True when its state has changed."""
+        was_routed = self.path.routed
         if not self.path.refresh(self.ways):
             self.lost = True
+        if self.path.routed and not was_routed:  # what failed did so for want of a route
+            self._copies(now)
+            self.standing.failing, self.standing.bad_until = "", 0.0
         return self.look(now)
 
     def _copies(self, now: float) -> None:

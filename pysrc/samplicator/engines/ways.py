@@ -40,13 +40,14 @@ def meets(spec: ReceiverSpec) -> tuple[object, ...]:
 @dataclass(slots=True, eq=False)
 class Way:
     """One Tx of one worker with the sockets it lives on. fallback: its Tx for exporters of the other address family.
-    unconnected: sockets that had no route when they were opened.
+    unconnected: sockets that had no route when they were opened. waits: a standby that is to get no copies.
     """
 
     tx: Tx
     fallback: Tx | None = None
     sockets: list[socket.socket] = field(default_factory=list)
     unconnected: list[socket.socket] = field(default_factory=list)
+    waits: bool = False
 
     @property
     def gave_up(self) -> int:
@@ -61,10 +62,10 @@ class Way:
             self.tx.link(link.interface, link.header, link.mtu)
 
     def set_waiting(self, waiting: bool) -> None:
-        """Whether a standby gets no copies; to be called before a plan that names a new way is published."""
-        for tx in (self.tx, self.fallback):
-            if tx is not None and tx.waiting != waiting:
-                tx.standby(waiting)
+        """Whether a standby is to get no copies; to be called before a plan that names a new way is published."""
+        if self.waits != waiting:  # Tx.waiting says more: it holds until the templates are sent
+            self.waits = waiting
+            self.tx.standby(waiting)
 
     def set_mtu(self, mtu: int) -> None:
         self.tx.mtu = mtu
