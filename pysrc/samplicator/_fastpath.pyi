@@ -320,8 +320,8 @@ class Worker:
     def wake(self) -> None:
         """Ends the worker's wait, if it waits: a replay asked for begins at once."""
 
-    def pool(self, id: int) -> dict[int, int]:
-        """Exporters (address and observation domain) that each member of a pool has now on this worker, by
+    def pool(self, number: int) -> dict[int, int]:
+        """Exporters (address and observation domain) that each member of pool `number` (its id) has now on this worker, by
         TxCounters.id; {} when the running plan has no such pool. Always 0 with POOL_ROUND_ROBIN."""
 
     def read(self) -> tuple[int, ...]: ...
