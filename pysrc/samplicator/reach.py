@@ -24,6 +24,7 @@ QUICK_SECONDS: Final = 0.5  # the same where somebody waits for news; and of one
 SLOW_SECONDS: Final = 1.02  # and after them: above the limit of one ICMP error a second
 QUICK_FOR_SECONDS: Final = 7.0  # as long as six answers at once and one a second last
 COPY_SECONDS: Final = 0.2  # a copy refused within so long: the probe's silence means nothing
+LIMITED_SECONDS: Final = 2.1  # the same where somebody acts on it: copies use up the one ICMP error a second
 RELAPSE_SECONDS: Final = 5.0  # down again within so long: it had not come back
 HOLD_LIMIT_SECONDS: Final = 60.0
 DISCARD_PORT: Final = 9  # RFC 863
@@ -53,7 +54,7 @@ class Reach:
         self._next = 0.0
         self._gone = 0.0  # since when it is down
         self._came = 0.0  # when it came back last
-        self._refused = -COPY_SECONDS  # when copies were refused last
+        self._refused = -LIMITED_SECONDS  # when copies were refused last
         self._hold = 0.0  # how long it has to be silent
         self._good = 0  # good answers in a row
         self._doubts = 0  # times of silence in a row
@@ -134,7 +135,8 @@ class Reach:
 
     def _judge(self, answer: Answer, now: float) -> bool:
         streams = self.spec.probe.kind in MAKERS
-        if answer.state == UP and now - self._refused < (IDLE_SECONDS if streams else COPY_SECONDS):
+        quiet = IDLE_SECONDS if streams else LIMITED_SECONDS if self.spec.needed else COPY_SECONDS
+        if answer.state == UP and now - self._refused < quiet:
             answer = Answer(REFUSING, "its port is closed")
         if answer.state != UP:
             if streams and self.spec.probe.address != self.spec.address:  # another host's news, not its own

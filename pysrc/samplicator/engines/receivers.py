@@ -49,13 +49,15 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 @dataclass(slots=True)
 class Standing:
     """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
-    Unix time. waiting: a standby that gets no copies. takeovers: times it took over. Times are of the monotonic clock.
+    Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over. Times
+    are of the monotonic clock.
     """
 
     state: str = UP
     why: str = ""
     since: float = field(default_factory=time.time)
     waiting: bool = False
+    down: bool = False
     takeovers: int = 0
     unresolved: bool = False
     seen: tuple[int, ...] = NOTHING_SENT
@@ -139,6 +141,7 @@ class ReceiverState:
 
     def set_down(self, down: bool) -> None:
         """Whether pools do without it."""
+        self.standing.down = down
         for way in list(self.ways):
             way.tx.down = down
 
@@ -151,6 +154,11 @@ class ReceiverState:
         for way in list(self.ways):
             if way.tx.refusing != refusing:
                 way.tx.refusing = refusing
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a replay asked for is not finished."""
+        return any(way.tx.replaying for way in list(self.ways))
 
     def replay(self) -> None:
         """Asks every worker to send it all templates; wake them."""

@@ -356,6 +356,7 @@ class Supervisor:
         if changed:
             self._standings.follow(changed)
             self._wake(self._running.workers)
+        self._standings.finish_returns()
 
     def watch_neighbours(self) -> None:
         """Several times a second: tells the datapath whose next hop does not answer."""

@@ -2,7 +2,7 @@
 back get the templates.
 
 Invariants: a standby waits exactly while its primary is up; a way that is to wait does so before a plan names it; the
-templates are asked for before a member gets its exporters back. Called by Supervisor, under its lock. It must never
+templates are sent before a member gets its exporters back. Called by Supervisor, under its lock. It must never
 wait for a worker.
 """
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RETURN_SECONDS: Final = 5.0
+"""A member that is back waits for its templates so long at most."""
 SCAN: Final = 2000
 """Observation domains looked at in one go when receivers of templates are searched."""
 
@@ -35,6 +37,7 @@ class Standings:
         self._standbys: list[tuple[ReceiverState, ReceiverState]] = []
         self._pools: dict[str, list[str]] = {}  # receiver -> its pools
         self._members: dict[str, list[str]] = {}  # pool -> its receivers
+        self._returning: dict[str, float] = {}  # member -> when it gets its exporters back at the latest
         self._place = (0, 0)
 
     def arrange(self, receivers: Mapping[str, ReceiverState], spec: PlanSpec) -> None:
@@ -46,6 +49,7 @@ class Standings:
             for name in members:
                 self._pools.setdefault(name, []).append(pool)
         self._standbys = []
+        self._returning = {}
         for state in receivers.values():
             state.tell_refusing(now)
             state.set_down(state.spec.needed and not state.up)
@@ -75,8 +79,9 @@ class Standings:
                 log.info("receiver %r is back%s", name, words)
                 if not standing.waiting:
                     state.replay()
-                state.set_down(False)
+                self._returning[name] = time.monotonic() + RETURN_SECONDS
                 continue
+            self._returning.pop(name, None)
             state.set_down(state.spec.needed)
             pools = [f"pool {pool!r} does without it" for pool in self._pools.get(name, ()) if state.spec.needed]
             words = "; ".join([f"receiver {name!r} is {standing.state}: {standing.why}", *pools])
@@ -88,6 +93,17 @@ class Standings:
             elif standby.standing.waiting and not primary.up:
                 self._take_over(standby, primary)
         self._check_pools(changed)
+
+    def finish_returns(self) -> None:
+        """Several times a second: members that have their templates get their exporters back. Not before: templates
+        into a running stream would repeat a sequence number.
+        """
+        now = time.monotonic()
+        for name, latest in list(self._returning.items()):
+            state = self._running.receivers[name]
+            if now >= latest or not state.replaying:
+                del self._returning[name]
+                state.set_down(False)
 
     def _check_pools(self, changed: Sequence[ReceiverState]) -> None:
         receivers = self._running.receivers
@@ -138,8 +154,7 @@ class Standings:
             members = []
             for index, weight in pool.members:
                 name = spec.receivers[index].name
-                state = running.receivers[name]
-                up = state.up or not state.spec.needed
-                members.append(MemberReading(name, weight, up, counts.get(name, 0)))
+                down = running.receivers[name].standing.down
+                members.append(MemberReading(name, weight, not down, counts.get(name, 0)))
             readings.append(PoolReading(pool.name, pool.balance, tuple(members)))
         return tuple(readings)
