@@ -34,7 +34,7 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """One copy that leaves. to, source: address and port as text. details: ttl, tos, freq, checksum, as far as not
-    the default.
+    the default. standby_for: it leaves only while that receiver is down, "" = always.
     """
 
     receiver: str
@@ -44,6 +44,7 @@ class Copy:
     engine: str
     engine_why: str
     details: tuple[str, ...]
+    standby_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         to += f" ({receiver.host})"
     if receiver.standby_for:
         details.insert(0, f"only while {receiver.standby_for} is down, templates first")
-    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details))
+    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for)
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:
@@ -247,8 +248,10 @@ def _leaving(item: Explanation) -> list[str]:
         reason = "denied by a rule with stop" if item.denied else "no rule matches"
         label = "acl" if item.denied else "no_route_rule"
         return [f"  no copy leaves: {reason} (counted as receive_rejected_datagrams_total, reason {label})"]
-    count = len(item.copies) + len(item.pools)
-    text = [f"  {count} {'copy leaves' if count == 1 else 'copies leave'}:"]
+    waiting = sum(bool(copy.standby_for) for copy in item.copies)
+    count = len(item.copies) + len(item.pools) - waiting
+    more = f", {waiting} more while another receiver is down" if waiting else ""
+    text = [f"  {count} {'copy leaves' if count == 1 else 'copies leave'}{more}:"]
     for copy in item.copies:
         text += _copy_lines(copy, "    ")
     for pool in item.pools:

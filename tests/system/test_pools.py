@@ -233,3 +233,37 @@ def test_a_standby_takes_over_with_templates_first(lab: Lab, spoof: str) -> None
     assert "receiver 'one' is refusing (its port is closed): 'two' takes over, templates first" in said
     assert "receiver 'one' is up: standby 'two' waits again" in said
     wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 3)
+
+
+def test_a_member_whose_host_is_gone(lab: Lab) -> None:
+    """unreachable by the neighbour table. It gets no copies then, so only probes have the kernel ask for it again."""
+    lab.collectors[0].ip("addr", "add", "198.18.1.77/24", "dev", "e0")
+    text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
+    for name, to in (("gone", "198.18.1.77:9001"), ("stays", f"{lab.peer4(2)}:9002")):
+        text += f'[[receiver]]\nname = "{name}"\nto = "{to}"\nspoof = true\n'
+    sinks = [lab.collectors[0].socket(2), lab.collectors[1].socket(2)]
+    for sink, port in zip(sinks, (9001, 9002), strict=True):
+        sink.bind(("0.0.0.0", port))
+    relay = lab.samplicator(f'{text}[[pool]]\nname = "p"\nmembers = ["gone", "stays"]\n[[rule]]\nto = ["p"]\n')
+    taps = [lab.tap(1, lambda seen: seen.port == 9001), lab.tap(2, lambda seen: seen.port == 9002)]
+    traffic = Traffic(flock(lab, 40), taps, 0.004)
+    traffic.rounds(3)
+    assert {port for ports in owners(traffic.since(0.0)).values() for port in ports} == {9001, 9002}
+
+    lab.collectors[0].ip("addr", "del", "198.18.1.77/24", "dev", "e0")
+    lab.relay.ip("neigh", "del", "198.18.1.77", "dev", "r1")
+    took = traffic.until(lambda: relay.metrics().value("pool_member_up", pool="p", receiver="gone") == 0, 6)
+    assert relay.metrics().value("receiver_state", receiver="gone", state="unreachable") == 1
+    moved = time.monotonic() + 0.05
+    traffic.rounds(40)
+    assert {port for ports in owners(traffic.since(moved)).values() for port in ports} == {9002}
+    assert relay.metrics().value("pool_member_up", pool="p", receiver="gone") == 0
+
+    lab.collectors[0].ip("addr", "add", "198.18.1.77/24", "dev", "e0")
+    back = traffic.until(lambda: relay.metrics().value("pool_member_up", pool="p", receiver="gone") == 1, 10)
+    returned = time.monotonic() + 0.05
+    traffic.rounds(5)
+    assert {port for ports in owners(traffic.since(returned)).values() for port in ports} == {9001, 9002}
+    print(f"out {took:.2f} s after its neighbour was gone, back {back:.2f} s after it answered")
+    for sink in sinks:
+        sink.close()

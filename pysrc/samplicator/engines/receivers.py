@@ -35,7 +35,8 @@ NEIGHBOUR_SECONDS: Final = 1.2
 FAILED_SECONDS: Final = 5.0
 """So long without a copy that failed (no route, no neighbour): it can be reached again."""
 GRACE_SECONDS: Final = 1.0
-"""Copies may be counted as refused for so long after the ways were told that nothing is refused any more."""
+"""Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
+reports of old copies wait at their sockets."""
 NO_ROUTE: Final = "no route to it"
 NO_ANSWER: Final = "its host, or the next hop, does not answer"
 COPIES_REFUSED: Final = "copies to it are refused"
@@ -208,6 +209,7 @@ class ReceiverState:
         changed = state != standing.state
         if changed:
             standing.since = time.time()
+            standing.told_until = now + GRACE_SECONDS if state == UP else standing.told_until
         standing.state, standing.why = state, why
         return changed
 
