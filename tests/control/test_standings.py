@@ -247,6 +247,8 @@ def test_a_member_that_fails_is_left_out_until_it_has_its_templates(
             bench.send()
         time.sleep(0.1)
         assert bench.of("b").counters["offered"] == offered
+        bench.apply('"p"', more=POOL + 'balance = "round-robin"\n')  # a reload changes nothing in that
+        assert bench.members() == {"a": True, "b": False}
         bench.b.open()
         bench.until(lambda: bench.members() == {"a": True, "b": True}, 10)
     time.sleep(0.1)
