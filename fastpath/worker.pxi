@@ -21,12 +21,18 @@ cdef inline u32 worker_route(worker_t *w, u32 d) noexcept nogil:
     return session.route
 
 
+cdef inline bint worker_has_told(worker_t *w, const tx_t *tx, u32 d) noexcept nogil:
+    """Whether a standby that is being woken has the templates of this datagram's exporter already: its numbers must not leave a hole."""
+    return w.seeing and w.seen[d].number != 0 and w.seen[d].number <= tx.replay_cursor
+
+
 cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active) noexcept nogil:
     """Enters datagram d into the selection of a way; returns the new number of active ways."""
     cdef work_t *work = w.work
     cdef tx_t *tx = work.ways[way]
     cdef u32 n
-    if unlikely(atomic_load32(&tx.waiting)):
+    cdef u32 waiting = atomic_load32(&tx.waiting)
+    if unlikely(waiting) and (waiting == TX_WAITING or not worker_has_told(w, tx, d)):
         return active
     if tx.freq > 1 and not worker_keeps(w, tx, d):
         atomics_add(&tx.counters.offered, 1)

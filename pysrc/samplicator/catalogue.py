@@ -2,57 +2,37 @@
 
 Purpose: name, kind, labels, help and origin of each series in one place; metrics renders from it, the guard tests
 hold the compiled field tuples, the dashboard, the alert rules and the documents against it. Invariants: pure data,
-imports nothing of ours; a counter ends in `_total`, a unit is in the name, no label is unbounded (listeners,
+imports only what a row is; a counter ends in `_total`, a unit is in the name, no label is unbounded (listeners,
 receivers and workers are configured, reasons are fixed). Called by metrics, http and the tests. It must never hold a
 value.
 
 `origin` says where the number comes from: `rx.FIELD`, `tx.FIELD`, `worker.FIELD` are fields of the compiled counters
 (RX_FIELDS, TX_FIELDS, WORKER_FIELDS); `flow.FIELD` of the flow stage (FLOW_COUNTER_FIELDS); `protocols.ATTR` of
-FlowReading, by protocol; `listener.ATTR`, `receiver.ATTR`, `reader.ATTR`, `plan.ATTR` are attributes of the
-supervisor's readings (ListenerReading, ReceiverReading, WorkerReading, Readings); `reload.ATTR` of the Reloader;
-`state.ATTR` of ServiceState; `here` = made while collecting.
+FlowReading, by protocol; `listener.ATTR`, `receiver.ATTR`, `member.ATTR`, `reader.ATTR`, `plan.ATTR` are attributes of
+the supervisor's readings (ListenerReading, ReceiverReading, MemberReading, WorkerReading, Readings); `reload.ATTR` of
+the Reloader; `state.ATTR` of ServiceState; `here` = made while collecting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-PREFIX: Final = "samplicator_"
-FOREIGN: Final = ("process_", "python_gc_")
-"""Prefixes of the series that prometheus_client's own collectors add."""
+from samplicator.metric import FOREIGN, PREFIX, Metric
 
-Kind = Literal["counter", "gauge", "histogram", "info"]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One family. name: without PREFIX, with `_total` or `_info`. labels: in order. split: (value of the last label,
-    field) for a family whose last label names a cause, the fields being of the compiled counters `origin` names, or
-    words of the attribute that it names.
-    scale: unit of the name / unit of the field.
-    """
-
-    name: str
-    kind: Kind
-    labels: tuple[str, ...]
-    help: str
-    origin: str
-    split: tuple[tuple[str, str], ...] = ()
-    scale: float = 1
-
-    @property
-    def full_name(self) -> str:
-        return PREFIX + self.name
-
-    @property
-    def series(self) -> tuple[str, ...]:
-        """The names a query can use."""
-        if self.kind == "histogram":
-            return tuple(f"{self.full_name}_{part}" for part in ("bucket", "count", "sum"))
-        return (self.full_name,)
-
+__all__ = [
+    "BY_NAME",
+    "CATALOGUE",
+    "FOREIGN",
+    "PREFIX",
+    "PROTOCOLS",
+    "SEND_REASONS",
+    "STATES",
+    "Metric",
+    "markdown",
+    "series_names",
+    "used_fields",
+]
 
 PROTOCOLS: Final = ("netflow1", "netflow5", "netflow7", "netflow8", "netflow9", "ipfix", "sflow5", "other")
 """What a datagram is, by its header; the same words as the compiled FLOW_KIND_NAMES (a guard test compares)."""
@@ -68,9 +48,13 @@ SEND_REASONS: Final = (
 )
 """Why a copy was not sent; the same words, in the same order, as the compiled REASONS (a guard test compares)."""
 
+STATES: Final = ("up", "refusing", "unreachable")
+"""States of a receiver; the same words as those of probes (a guard test compares)."""
+
 _L = ("listener",)
 _R = ("receiver",)
 _W = ("worker",)
+_M = ("pool", "receiver")
 _P = ("protocol",)
 _NS = 1e-9
 
@@ -206,6 +190,22 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     ),
     Metric("receiver_up", "gauge", _R, "1 when the receiver can be reached, as far as known.", "receiver.up"),
     Metric(
+        "receiver_state",
+        "gauge",
+        (*_R, "state"),
+        "1 for the state it is in: up, refusing (port closed, probe failed), unreachable (no route or neighbor).",
+        "receiver.state",
+        split=tuple((state, state) for state in STATES),
+    ),
+    Metric("receiver_waiting", "gauge", _R, "1 while a standby gets no copies: its primary is up.", "receiver.waiting"),
+    Metric(
+        "receiver_takeovers_total",
+        "counter",
+        _R,
+        "Times a standby began to get the copies of its primary.",
+        "receiver.takeovers",
+    ),
+    Metric(
         "receiver_info",
         "info",
         (*_R, "address", "port", "source", "engine"),
@@ -219,6 +219,14 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "1 when the kernel refused the feature for this receiver: copies leave in a slower way until a restart.",
         "receiver.gave_up",
         split=(("segment", "segment"), ("transparent", "transparent"), ("packet", "packet")),
+    ),
+    Metric("pool_member_up", "gauge", _M, "1 while the pool sends to the member, 0 while it is left out.", "member.up"),
+    Metric(
+        "pool_exporters",
+        "gauge",
+        _M,
+        "Observation domains of exporters that the member has now; 0 with round-robin.",
+        "member.exporters",
     ),
     Metric(
         "forward_latency_seconds",

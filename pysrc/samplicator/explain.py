@@ -34,7 +34,7 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """One copy that leaves. to, source: address and port as text. details: ttl, tos, freq, checksum, as far as not
-    the default.
+    the default. standby_for: it leaves only while that receiver is down, "" = always.
     """
 
     receiver: str
@@ -44,6 +44,17 @@ class Copy:
     engine: str
     engine_why: str
     details: tuple[str, ...]
+    standby_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCopy:
+    """One copy that leaves to one of the members. balance: exporter-hash | round-robin. weights: one per member."""
+
+    pool: str
+    balance: str
+    members: tuple[Copy, ...]
+    weights: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,7 @@ class Explanation:
     rules: tuple[Verdict, ...]
     copies: tuple[Copy, ...]
     denied: bool
+    pools: tuple[PoolCopy, ...] = ()
 
 
 def parse_exporter(text: str) -> tuple[Address, int | None]:
@@ -107,6 +119,7 @@ def _explain_socket(
 ) -> Explanation:
     verdicts: list[Verdict] = []
     chosen: dict[int, None] = {}
+    pooled: dict[int, None] = {}
     stopped = 0
     for number, rule in enumerate(spec.rules, 1):
         where = places[number - 1] if number <= len(places) else ""
@@ -117,15 +130,26 @@ def _explain_socket(
         verdicts.append(Verdict(number, rule.text, where, matches, why))
         if matches:
             chosen.update(dict.fromkeys(rule.receivers))
+            pooled.update(dict.fromkeys(rule.pools))
             stopped = number if rule.stop else 0
     flow = spec.listeners[socket.listener].flow
     copies = tuple(_copy(spec.receivers[index], exporter, exporter_port, flow) for index in sorted(chosen))
+    pools = tuple(
+        PoolCopy(
+            pool.name,
+            pool.balance,
+            tuple(_copy(spec.receivers[index], exporter, exporter_port, flow) for index, _ in pool.members),
+            tuple(weight for _, weight in pool.members),
+        )
+        for pool in (spec.pools[index] for index in sorted(pooled))
+    )
     return Explanation(
         listener=spec.listeners[socket.listener].name,
         socket=endpoint_text(socket.address, socket.port),
         rules=tuple(verdicts),
         copies=copies,
-        denied=bool(stopped) and not copies,
+        denied=bool(stopped) and not copies and not pools,
+        pools=pools,
     )
 
 
@@ -183,7 +207,9 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
     to = endpoint_text(address_text(receiver.address), receiver.port)
     if receiver.host not in (address_text(receiver.address), ""):
         to += f" ({receiver.host})"
-    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details))
+    if receiver.standby_for:
+        details.insert(0, f"only while {receiver.standby_for} is down, templates first")
+    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for)
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:
@@ -212,15 +238,36 @@ def lines(explanations: Sequence[Explanation], exporter: Address, exporter_port:
             verdict = "matches" if rule.matches else "does not match" if rule.reached else "is not looked at"
             text.append(f"  rule {rule.number} {verdict}: {rule.text}")
             text.append(f"      {rule.why}{f' [{rule.where}]' if rule.where else ''}")
-        if not item.copies:
-            reason = "denied by a rule with stop" if item.denied else "no rule matches"
-            label = "acl" if item.denied else "no_route_rule"
-            text.append(f"  no copy leaves: {reason} (counted as receive_rejected_datagrams_total, reason {label})")
-            continue
-        text.append(f"  {len(item.copies)} {'copy leaves' if len(item.copies) == 1 else 'copies leave'}:")
-        for copy in item.copies:
-            text.append(f"    {copy.receiver}: to {copy.to}")
-            text.append(f"      from {copy.source}: {copy.source_why}")
-            text.append(f"      engine {copy.engine}: {copy.engine_why}")
-            text.append(f"      {', '.join(copy.details)}")
+        text += _leaving(item)
     return text
+
+
+def _leaving(item: Explanation) -> list[str]:
+    """The copies that leave, or why none does."""
+    if not item.copies and not item.pools:
+        reason = "denied by a rule with stop" if item.denied else "no rule matches"
+        label = "acl" if item.denied else "no_route_rule"
+        return [f"  no copy leaves: {reason} (counted as receive_rejected_datagrams_total, reason {label})"]
+    waiting = sum(bool(copy.standby_for) for copy in item.copies)
+    count = len(item.copies) + len(item.pools) - waiting
+    more = f", {waiting} more while another receiver is down" if waiting else ""
+    text = [f"  {count} {'copy leaves' if count == 1 else 'copies leave'}{more}:"]
+    for copy in item.copies:
+        text += _copy_lines(copy, "    ")
+    for pool in item.pools:
+        even = len(set(pool.weights)) == 1
+        members = zip(pool.members, pool.weights, strict=True)
+        names = ", ".join(copy.receiver if even else f"{copy.receiver} (weight {w})" for copy, w in members)
+        text.append(f"    pool {pool.pool}: one of {names}, by {pool.balance}")
+        for copy in pool.members:
+            text += _copy_lines(copy, "      ")
+    return text
+
+
+def _copy_lines(copy: Copy, indent: str) -> list[str]:
+    return [
+        f"{indent}{copy.receiver}: to {copy.to}",
+        f"{indent}  from {copy.source}: {copy.source_why}",
+        f"{indent}  engine {copy.engine}: {copy.engine_why}",
+        f"{indent}  {', '.join(copy.details)}",
+    ]

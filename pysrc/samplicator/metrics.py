@@ -114,6 +114,12 @@ class StateCollector(Collector):
         elif metric.name == "receiver_features_given_up":
             for receiver in readings.receivers:
                 yield from (((receiver.name, label), float(word in receiver.gave_up)) for label, word in metric.split)
+        elif metric.name == "receiver_state":
+            for receiver in readings.receivers:
+                yield from (((receiver.name, label), float(receiver.state == word)) for label, word in metric.split)
+        elif owner == "member":
+            for pool in readings.pools:
+                yield from (((pool.name, m.receiver), float(getattr(m, name))) for m in pool.members)
         elif owner == "receiver":
             yield from (((receiver.name,), float(getattr(receiver, name))) for receiver in readings.receivers)
         elif owner == "reader":

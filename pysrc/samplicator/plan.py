@@ -126,13 +126,28 @@ class ListenerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """How a receiver's state is asked for. kind: auto | udp | ipfix | off | tcp | http. For tcp and http: where to
+    (address of 4 or 16 bytes, port, scope id), path, and host: HOST:PORT as the operator wrote it.
+    """
+
+    kind: str = "auto"
+    address: bytes = b""
+    port: int = 0
+    scope_id: int = 0
+    host: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ReceiverSpec:
     """A receiver: where its copies go and how they leave.
 
     address: network order, 4 or 16 bytes, as `family` says. host: as the operator wrote it. engine_why: one sentence
     for people. source: a fixed (address, port) instead of our own, port 0 = one the kernel picks. ttl 0 and tos -1 =
     kept from the datagram. by_exporter: freq chooses exporters, not datagrams. refresh: templates are sent again after
-    so many datagrams, so many ms, options data likewise; 0 = never. probe: see config.model.Receiver.
+    so many datagrams, so many ms, options data likewise; 0 = never. standby_for: name of the receiver whose copies it
+    gets while that one is down, "" = none. needed: a standby or a pool acts on its state.
     """
 
     name: str
@@ -152,13 +167,29 @@ class ReceiverSpec:
     pause_us: int
     by_exporter: bool = False
     refresh: tuple[int, int, int, int] = (0, 0, 0, 0)
-    probe: str = "auto"
+    probe: ProbeSpec = ProbeSpec()
+    standby_for: str = ""
+    needed: bool = False
+
+    @property
+    def deaf(self) -> bool:
+        """Whether its engine hears nothing of refused copies: ICMP goes to the exporter, or to no socket at all."""
+        return self.engine != "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Receivers that share the exporters. balance: exporter-hash | round-robin. members: (receiver index, weight)."""
+
+    name: str
+    balance: str
+    members: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSpec:
-    """A rule: sources, listener indexes (None = all), receiver indexes, whether later rules are skipped; text for
-    people.
+    """A rule: sources, listener indexes (None = all), receiver indexes (a standby right behind its primary), whether
+    later rules are skipped; text for people; pool indexes.
     """
 
     sources: tuple[ParsedSource, ...]
@@ -166,6 +197,7 @@ class RuleSpec:
     receivers: tuple[int, ...]
     stop: bool
     text: str
+    pools: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,3 +220,4 @@ class PlanSpec:
     flow_memory: int = 64 << 20
     warnings: tuple[str, ...] = ()
     host_addresses: tuple[HostAddress, ...] = ()
+    pools: tuple[PoolSpec, ...] = ()

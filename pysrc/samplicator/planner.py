@@ -14,7 +14,7 @@ import ipaddress
 from dataclasses import replace
 from typing import Final
 
-from samplicator.config.address import MAPPED, Endpoint, ParsedSource, address_text, endpoint_text
+from samplicator.config.address import Endpoint, address_text, endpoint_text
 from samplicator.config.model import Config, Loaded, Path, Receiver
 from samplicator.errors import ConfigError, Problem
 from samplicator.plan import (
@@ -23,6 +23,7 @@ from samplicator.plan import (
     ListenerSpec,
     NameKey,
     PlanSpec,
+    ProbeSpec,
     ReceiverSpec,
     Resolved,
     ResolvedAddress,
@@ -31,6 +32,7 @@ from samplicator.plan import (
     SocketSpec,
 )
 from samplicator.receive import NEEDS, rings_of
+from samplicator.routing import needed, pool_specs, rule_specs
 
 __all__ = [
     "NEEDS_NET_RAW",
@@ -56,7 +58,6 @@ NEEDS_NET_RAW: Final = (
     'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
 )
 TRANSPARENT_WHY: Final = "runs leave in one send by sockets bound to the exporters, the rest by a raw socket"
-_MAPPED_MASK: Final = b"\xff" * 12
 
 
 def names_of(config: Config) -> dict[NameKey, Path]:
@@ -69,6 +70,9 @@ def names_of(config: Config) -> dict[NameKey, Path]:
     for index, receiver in enumerate(config.receiver):
         if not receiver.endpoint.literal:
             found.setdefault((receiver.endpoint.host, FAMILIES[receiver.family]), ("receiver", index, "to"))
+        asked = receiver.probing.endpoint
+        if asked is not None and not asked.literal:
+            found.setdefault((asked.host, FAMILIES[receiver.family]), ("receiver", index, "probe"))
     return found
 
 
@@ -96,6 +100,7 @@ class _Compiler:
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.host: tuple[HostAddress, ...] = ()
+        self.needed = needed(self.config)
 
     def run(self) -> PlanSpec:
         listeners = self.receive(self.listeners())
@@ -115,7 +120,7 @@ class _Compiler:
         return PlanSpec(
             listeners=listeners,
             receivers=receivers,
-            rules=self.rules(),
+            rules=rule_specs(self.loaded, self.resolved),
             workers=workers,
             cpus=cpus,
             receive_buffer=datapath.receive_buffer,
@@ -127,6 +132,7 @@ class _Compiler:
             flow_memory=datapath.flow_memory,
             host_addresses=self.host,
             warnings=tuple(self.warnings),
+            pools=pool_specs(self.config),
         )
 
     def problem(self, path: Path, why: str) -> None:
@@ -281,8 +287,22 @@ class _Compiler:
                 receiver.options_refresh_packets,
                 receiver.options_refresh_minutes * 60_000,
             ),
-            probe=receiver.probe,
+            probe=self.probe(path, receiver, address),
+            standby_for=receiver.standby_for,
+            needed=receiver.probe != "off" and receiver.name in self.needed,
         )
+
+    def probe(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> ProbeSpec:
+        """Where and how the receiver is asked. A host that does not resolve is a problem, and its own is used."""
+        probe = receiver.probing
+        if probe.kind not in ("tcp", "http"):
+            return ProbeSpec(probe.kind)
+        host = receiver.endpoint.host
+        if probe.endpoint is not None:
+            host = probe.endpoint.host
+            address = self.lookup(probe.endpoint, receiver.family, (*path, "probe")) or address
+        where = endpoint_text(host, probe.port)
+        return ProbeSpec(probe.kind, address.address, probe.port, address.scope_id, where, probe.path)
 
     def engine(
         self, path: Path, receiver: Receiver, address: ResolvedAddress, source: tuple[bytes, int] | None
@@ -370,34 +390,7 @@ class _Compiler:
                 f"({endpoint_text(hit.address, hit.port)}): every datagram would come back for ever",
             )
 
-    # ------------------------------------------------------------------ rules, workers
-
-    def rules(self) -> tuple[RuleSpec, ...]:
-        listener_index = {listener.name: index for index, listener in enumerate(self.config.listener)}
-        receiver_index = {receiver.name: index for index, receiver in enumerate(self.config.receiver)}
-        specs = []
-        for index, rule in enumerate(self.config.rule):
-            sources = tuple(s for source in self.loaded.sources[index] for s in self.expand(source))
-            listeners = tuple(dict.fromkeys(listener_index[name] for name in rule.listener)) if rule.listener else None
-            receivers = tuple(dict.fromkeys(receiver_index[name] for name in rule.to))
-            from_text = ", ".join(rule.from_) or "everything"
-            text = f"{from_text} -> {', '.join(rule.to) or 'nobody'}{' (stop)' if rule.stop else ''}"
-            specs.append(RuleSpec(sources, listeners, receivers, rule.stop, text))
-        return tuple(specs)
-
-    def expand(self, source: ParsedSource) -> list[ParsedSource]:
-        """A source as literals: a host name becomes each of its addresses, one that can never match becomes nothing."""
-        if not source.host:
-            return [] if source.never else [source]
-        literals = []
-        for address in self.resolved.get((source.host, source.family), ()):
-            full = address.address if address.family == 6 else MAPPED + address.address
-            mask = source.mask
-            if address.family == 4 and mask[:12] != _MAPPED_MASK:
-                continue
-            masked = bytes(a & m for a, m in zip(full, mask, strict=True))
-            literals.append(ParsedSource(address.family, masked, mask, source.text, source.host))
-        return literals
+    # ------------------------------------------------------------------ workers
 
     def workers(self) -> tuple[int, tuple[int, ...]]:
         """Number of workers and the CPUs to pin them to. A fixed number without `cpus` is left to the scheduler."""

@@ -36,7 +36,9 @@ class ListenerReading:
 class ReceiverReading:
     """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text. source: "own" | "spoof". up: reachable as
     far as known. gave_up: what the kernel refused it for good: segment | transparent | packet. link: of engine packet,
-    the next hop, or why copies leave by the raw socket now, for people; else "".
+    the next hop, or why copies leave by the raw socket now, for people; else "". state: "up" | "refusing" |
+    "unreachable", state_why: for people, "" when up. standby_for: its primary, "" = none; waiting: it gets no copies
+    now, the primary being up; takeovers: times it began to get them.
     """
 
     name: str
@@ -51,6 +53,31 @@ class ReceiverReading:
     generation_added: int
     gave_up: tuple[str, ...] = ()
     link: str = ""
+    state: str = "up"
+    state_why: str = ""
+    state_since_unix: float = 0.0
+    standby_for: str = ""
+    waiting: bool = False
+    takeovers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberReading:
+    """A receiver in a pool. up: the pool sends to it. exporters: observation domains assigned to it now."""
+
+    receiver: str
+    weight: int
+    up: bool
+    exporters: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReading:
+    """One pool. balance: "exporter-hash" | "round-robin"."""
+
+    name: str
+    balance: str
+    members: tuple[MemberReading, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +166,20 @@ class Readings:
     latency_sum_ns: int
     plan_started_unix: float
     flow: FlowReading = field(default_factory=FlowReading)
+    pools: tuple[PoolReading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """Answer to "who gets the datagrams of this exporter": rule texts in order, receiver names, denied by a stop
-    rule.
+    rule, pool names (one of the members each).
     """
 
     rules: tuple[str, ...]
     rule_indexes: tuple[int, ...]
     receivers: tuple[str, ...]
     denied: bool
+    pools: tuple[str, ...] = ()
 
 
 def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:

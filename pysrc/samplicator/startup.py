@@ -64,10 +64,13 @@ def _receivers(readings: Readings) -> list[str]:
     lines = []
     for receiver in readings.receivers[:SHOWN]:
         place = endpoint_text(receiver.address, receiver.port)
-        down = "" if receiver.up else "; NO ROUTE to it now, tried again"
+        down = "" if receiver.up else f"; {receiver.state.upper()} now ({receiver.state_why}), tried again"
+        down += f"; standby for {receiver.standby_for}" if receiver.standby_for else ""
         lines.append(f"receiver {receiver.name}: {place} by {receiver.engine} ({receiver.engine_why}){down}")
     if len(readings.receivers) > SHOWN:
         lines.append(f"and {len(readings.receivers) - SHOWN} more receivers")
+    for pool in readings.pools[:SHOWN]:
+        lines.append(f"pool {pool.name}: one of {', '.join(m.receiver for m in pool.members)}, by {pool.balance}")
     return lines
 
 

@@ -9,7 +9,8 @@ import pytest
 from hosts import Load, host
 from samplicator.config.legacy import parse_command_line
 from samplicator.errors import ConfigError
-from samplicator.planner import PlanSpec, ResolvedAddress, compile
+from samplicator.plan import PoolSpec, ProbeSpec
+from samplicator.planner import PlanSpec, ResolvedAddress, compile, names_of
 
 LISTENER = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
 RULE = '[[rule]]\nto = ["r"]\n'
@@ -231,3 +232,49 @@ def test_packet_to_this_host_says_that_it_leaves_by_raw(load: Load) -> None:
     text = LISTENER + receiver('spoof = true\nengine = "packet"', to="192.0.2.7:9") + RULE
     spec = compile(load(text), {}, host("192.0.2.7"))
     assert "the receiver is this host" in spec.receivers[0].engine_why
+
+
+GROUP = """[[receiver]]
+name = "s"
+to = "192.0.2.2:9995"
+standby_for = "r"
+[[receiver]]
+name = "m"
+to = "c.example:1"
+probe = "http://health.example:8080/up"
+[[pool]]
+name = "p"
+members = ["m", "r"]
+weight = [2, 5]
+balance = "round-robin"
+"""
+
+
+def test_standbys_and_pools(load: Load) -> None:
+    loaded = load(LISTENER + receiver() + GROUP + '[[rule]]\nto = ["p", "r"]\n[[rule]]\nto = ["m"]\n')
+    names = names_of(loaded.config)
+    assert names == {("c.example", 0): ("receiver", 2, "to"), ("health.example", 0): ("receiver", 2, "probe")}
+    found = {("c.example", 0): (ResolvedAddress(bytes([192, 0, 2, 3])),)}
+    with pytest.raises(ConfigError, match=r"receiver\[2\].probe: the host name 'health.example' does not resolve"):
+        compile(loaded, found, host())
+    found[("health.example", 0)] = (ResolvedAddress(bytes([192, 0, 2, 9])),)
+    spec = compile(loaded, found, host())
+    assert spec.pools == (PoolSpec("p", "round-robin", ((2, 2), (0, 5))),)
+    assert [(rule.receivers, rule.pools) for rule in spec.rules] == [((0, 1), (0,)), ((2,), ())]
+    assert [(r.name, r.standby_for, r.needed) for r in spec.receivers] == [
+        ("r", "", True), ("s", "r", False), ("m", "", True),
+    ]  # fmt: skip
+    assert spec.receivers[2].probe == ProbeSpec("http", bytes([192, 0, 2, 9]), 8080, 0, "health.example:8080", "/up")
+
+
+def test_a_probe_without_a_host_asks_the_receivers_own(load: Load) -> None:
+    loaded = load(LISTENER + receiver('probe = "tcp://:4739"', to="[2001:db8::1]:9995") + RULE)
+    spec = compile(loaded, {}, host())
+    six = socket.inet_pton(socket.AF_INET6, "2001:db8::1")
+    assert spec.receivers[0].probe == ProbeSpec("tcp", six, 4739, 0, "[2001:db8::1]:4739", "")
+    assert not spec.receivers[0].needed
+
+
+def test_a_receiver_that_is_never_asked_is_not_waited_for(load: Load) -> None:
+    text = receiver('probe = "off"') + '[[pool]]\nname = "p"\nmembers = ["r"]\n[[rule]]\nto = ["p"]\n'
+    assert not plan(load, LISTENER + text).receivers[0].needed

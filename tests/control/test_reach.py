@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
-from samplicator.plan import ReceiverSpec
+from hosts import free_port
+from samplicator.plan import ProbeSpec, ReceiverSpec
+from samplicator.probes import REFUSING, UNREACHABLE, UP, Answer, Connection, Datagram, Page
 from samplicator.reach import IPFIX_EMPTY, Reach
 
-
-def closed_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+LOCAL = bytes([127, 0, 0, 1])
 
 
-def spec(port: int, probe: str) -> ReceiverSpec:
+def spec(
+    port: int, probe: str | ProbeSpec, *, engine: str = "raw", needed: bool = False, address: bytes = LOCAL
+) -> ReceiverSpec:
     return ReceiverSpec(
-        name="r", address=bytes([127, 0, 0, 1]), port=port, family=4, scope_id=0, host="", engine="raw", engine_why="",
-        spoof=True, source=None, checksum=True, freq=1, ttl=64, tos=0, pause_us=0, probe=probe,
+        name="r", address=address, port=port, family=4, scope_id=0, host="", engine=engine, engine_why="",
+        spoof=engine != "udp", source=None, checksum=True, freq=1, ttl=64, tos=0, pause_us=0,
+        probe=ProbeSpec(probe) if isinstance(probe, str) else probe, needed=needed,
     )  # fmt: skip
+
+
+def stream(kind: str, port: int, path: str = "") -> ProbeSpec:
+    return ProbeSpec(kind, LOCAL, port, 0, f"127.0.0.1:{port}", path)
 
 
 def run(reach: Reach, now: float, seconds: float) -> list[float]:
@@ -35,41 +43,111 @@ def run(reach: Reach, now: float, seconds: float) -> list[float]:
     return back
 
 
-@pytest.mark.parametrize(("probe", "payload"), [("udp", b""), ("ipfix", IPFIX_EMPTY)])
-def test_closed_and_open_again(probe: str, payload: bytes) -> None:
-    port = closed_port()
-    reach = Reach(spec(port, probe))
-    assert run(reach, 100.0, 3.0) == []
-    assert reach.refusing
+def until(done: Callable[[], bool], reach: Reach, now: float, seconds: float) -> float:
+    """Steps of 0.1 s until done; the time that took."""
+    for step in range(round(seconds * 10)):
+        reach.step(now + step / 10)
+        if done():
+            return step / 10
+        time.sleep(0.005)
+    raise AssertionError("waited in vain")
+
+
+@contextlib.contextmanager
+def udp(port: int = 0) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", port))
+        sock.settimeout(1)
+        yield sock
+
+
+def silent(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        sock.recv(100)
+    except BlockingIOError:
+        return True
+    return False
+
+
+# ---- datagrams
+
+
+@pytest.mark.parametrize(("probe", "payload"), [("udp", b""), ("ipfix", IPFIX_EMPTY)])
+def test_closed_and_open_again(probe: str, payload: bytes) -> None:
+    port = free_port()
+    reach = Reach(spec(port, probe))
+    assert run(reach, 100.0, 3.0) == []
+    assert (reach.state, reach.why, reach.refusing) == (REFUSING, "its port is closed", True)
+    with udp(port) as sock:
         back = run(reach, 103.0, 5.0)
         assert len(back) == 1
         assert back[0] - 103.0 < 1.0
-        assert not reach.refusing
-        sock.settimeout(1)
+        assert (reach.state, reach.why, reach.refusing) == (UP, "", False)
         assert sock.recv(100) == payload
     reach.close()
 
 
+def test_where_somebody_waits_it_is_asked_more_often_and_believed_twice() -> None:
+    port = free_port()
+    reach = Reach(spec(port, "auto", needed=True))
+    with udp(port):
+        assert run(reach, 100.0, 3.0) == []
+        assert reach.state == UP
+    assert until(lambda: reach.state == REFUSING, reach, 103.0, 2.0) <= 0.7
+    with udp(port):
+        back = run(reach, 104.0, 5.0)
+        assert len(back) == 1
+        assert 0.5 < back[0] - 104.0 < 2.0  # two probes, half a second apart, without a refusal
+    reach.close()
+
+
 def test_auto_asks_only_while_copies_are_refused() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+    with udp() as sock:
         reach = Reach(spec(sock.getsockname()[1], "auto"))
         assert run(reach, 100.0, 5.0) == []
-        sock.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            sock.recv(10)
+        assert silent(sock)
         reach.refused(105.0)
-        assert reach.refusing
+        assert reach.state == REFUSING
         assert len(run(reach, 105.0, 3.0)) == 1
         assert run(reach, 108.0, 3.0) == []
     reach.close()
 
 
+@pytest.mark.parametrize(
+    ("engine", "needed", "templates", "asked"),
+    [
+        ("raw", False, False, False),
+        ("raw", False, True, True),
+        ("raw", True, False, True),
+        ("transparent", False, True, True),
+        ("packet", True, False, True),
+        ("udp", False, True, False),
+        ("udp", True, True, False),
+    ],
+)
+def test_whom_auto_disturbs(engine: str, needed: bool, templates: bool, asked: bool) -> None:
+    """A receiver that is up sees probes only where nothing else would tell, and somebody wants to know."""
+    with udp() as sock:
+        reach = Reach(spec(sock.getsockname()[1], "auto", engine=engine, needed=needed))
+        reach.templates = templates
+        assert reach.asks == asked
+        run(reach, 100.0, 5.0)
+        assert silent(sock) != asked
+    reach.close()
+
+
+def test_auto_asks_whom_a_standby_waits_for_while_it_cannot_be_reached() -> None:
+    with udp() as sock:
+        reach = Reach(spec(sock.getsockname()[1], "auto", engine="udp", needed=True))
+        reach.anxious = True
+        run(reach, 100.0, 1.0)
+        assert not silent(sock)
+    reach.close()
+
+
 def test_one_that_relapses_is_believed_later() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+    with udp() as sock:
         reach = Reach(spec(sock.getsockname()[1], "auto"))
         waits, now = [], 100.0
         for _ in range(6):
@@ -84,7 +162,209 @@ def test_one_that_relapses_is_believed_later() -> None:
 
 
 def test_off_never_asks() -> None:
-    reach = Reach(spec(closed_port(), "off"))
+    reach = Reach(spec(free_port(), "off", needed=True))
     reach.refused(100.0)
     assert run(reach, 100.0, 5.0) == []
-    assert not reach.refusing
+    assert reach.state == UP
+
+
+def test_no_route_is_unreachable() -> None:
+    probe = Datagram(bytes([198, 18, 255, 1]), 9, 0, b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect_ex", lambda sock, where: 101)  # ENETUNREACH
+        assert probe.start(100.0) == Answer(UNREACHABLE, "network unreachable")
+    assert not probe.busy
+
+
+# ---- TCP
+
+
+@contextlib.contextmanager
+def tcp(port: int = 0) -> Iterator[socket.socket]:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        sock.listen(50)
+        yield sock
+
+
+def test_tcp_open_closed_and_open_again() -> None:
+    with tcp() as sock:
+        port = sock.getsockname()[1]
+        reach = Reach(spec(free_port(), stream("tcp", port), needed=True))
+        assert run(reach, 100.0, 2.0) == []
+        assert reach.state == UP
+    assert until(lambda: reach.state != UP, reach, 102.0, 2.0) <= 0.7
+    assert (reach.state, reach.why) == (REFUSING, f"tcp://127.0.0.1:{port}: connection refused")
+    assert not reach.refusing  # its port for datagrams may well be open
+    with tcp(port):
+        assert len(run(reach, 104.0, 2.0)) == 1
+    reach.close()
+
+
+def test_tcp_that_never_answers_is_down_the_second_time() -> None:
+    """A full backlog: the kernel answers no SYN. One lost packet must not move exporters."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        port = sock.getsockname()[1]
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.1", port))
+            time.sleep(0.05)
+            reach = Reach(spec(port, stream("tcp", port), needed=True))
+            took = until(lambda: reach.state != UP, reach, 100.0, 5.0)
+            assert 2.0 <= took <= 2.6
+            assert reach.why == f"tcp://127.0.0.1:{port}: no answer within 1 s"
+            reach.close()
+
+
+def test_copies_refused_outweigh_a_connection() -> None:
+    with tcp() as sock:
+        reach = Reach(spec(free_port(), stream("tcp", sock.getsockname()[1]), engine="udp"))
+        reach.refused(100.0)
+        assert run(reach, 100.0, 1.5) == []
+        assert reach.state == REFUSING
+        assert len(run(reach, 101.5, 3.0)) == 1
+    reach.close()
+
+
+def test_news_of_another_host_are_not_its_own() -> None:
+    reach = Reach(spec(9, ProbeSpec("tcp", bytes([127, 0, 0, 9]), 1, 0, "127.0.0.9:1")))
+    reach._judge(Answer(UNREACHABLE, "tcp://127.0.0.9:1: host unreachable"), 100.0)
+    assert reach.state == REFUSING
+    reach.close()
+
+
+# ---- HTTP
+
+
+class Web:
+    """An HTTP server of one answer; the requests it got."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        self.answer = answer
+        self.requests: list[bytes] = []
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.port = self.sock.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        kept = []
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.sock.accept()
+                self.requests.append(connection.recv(4096))
+                if self.answer is None:
+                    kept.append(connection)
+                    continue
+                connection.sendall(self.answer)
+                connection.close()
+
+    def close(self) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+        self.thread.join(2)
+        assert not self.thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "why"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", UP, ""),
+        (b"HTTP/1.0 204 No Content\r\n\r\n", UP, ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", UP, ""),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", REFUSING, "answered 503"),
+        (b"HTTP/1.1 301 Moved\r\nLocation: /\r\n\r\n", REFUSING, "answered 301"),
+        (b"SSH-2.0-OpenSSH_9\r\n", REFUSING, "no answer by HTTP"),
+        (b"", REFUSING, "no answer by HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000, REFUSING, "no answer by HTTP"),
+    ],
+)
+def test_pages(answer: bytes, state: str, why: str) -> None:
+    web = Web(answer)
+    reach = Reach(spec(free_port(), stream("http", web.port, "/health?a=b")))
+    until(lambda: bool(web.requests), reach, 100.0, 2.0)
+    time.sleep(0.05)
+    reach.step(101.0)
+    time.sleep(0.05)
+    reach.step(101.5)
+    assert (reach.state, reach.why) == (state, why and f"http://127.0.0.1:{web.port}/health?a=b: {why}")
+    head, *headers = web.requests[0].decode().split("\r\n")
+    assert head == "GET /health?a=b HTTP/1.1"
+    assert f"Host: 127.0.0.1:{web.port}" in headers
+    assert "User-Agent: samplicator" in headers
+    reach.close()
+    web.close()
+
+
+def test_a_page_that_never_comes() -> None:
+    """Bounded to two seconds, and the thread that waits for it ends."""
+    web = Web(None)
+    before = threading.active_count()
+    probe = Page(stream("http", web.port, "/"))
+    assert probe.start(100.0) is None
+    time.sleep(0.05)
+    assert probe.poll(100.1) is None
+    assert probe.busy
+    assert threading.active_count() == before + 1
+    assert probe.poll(101.9) is None
+    answer = probe.poll(102.0)
+    assert answer == Answer(REFUSING, f"http://127.0.0.1:{web.port}/: no answer within 2 s", sure=False)
+    assert not probe.busy
+    end = time.monotonic() + 1
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    web.close()
+
+
+def test_no_step_waits() -> None:
+    """Eight receivers whose servers keep silent, 100 steps: no step takes longer than a few milliseconds."""
+    web = Web(None)
+    reaches = [Reach(spec(9, stream("http", web.port, "/"), needed=True)) for _ in range(8)]
+    worst = 0.0
+    for step in range(100):
+        begun = time.perf_counter()
+        for reach in reaches:
+            reach.step(100.0 + step / 10)
+        worst = max(worst, time.perf_counter() - begun)
+    assert worst < 0.1
+    for reach in reaches:
+        reach.close()
+    web.close()
+
+
+def test_local_trouble_is_no_news() -> None:
+    """No descriptor left: nothing is known, nothing changes."""
+    connection = Connection(stream("tcp", free_port()))
+    assert connection._answer(24) is None  # EMFILE
+    reach = Reach(spec(9, stream("tcp", 9)))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fails(*words: object) -> socket.socket:
+            raise OSError(24, "too many open files")
+
+        patch.setattr(socket, "socket", fails)
+        assert run(reach, 100.0, 3.0) == []
+    assert reach.state == UP
+
+
+def test_another_probe_by_reload() -> None:
+    port = free_port()
+    reach = Reach(spec(port, "udp"))
+    run(reach, 100.0, 1.0)
+    assert reach.state == REFUSING
+    with tcp() as sock:
+        reach.adopt(spec(port, stream("tcp", sock.getsockname()[1])))
+        assert reach.state == REFUSING
+        assert len(run(reach, 101.0, 3.0)) == 1
+    reach.adopt(spec(port, "udp"))
+    run(reach, 105.0, 3.0)
+    assert reach.state == REFUSING
+    reach.adopt(spec(port, "off"))
+    assert reach.state == UP
+    reach.close()

@@ -37,6 +37,8 @@ class Refusing:
 
     def __init__(self, bits: int) -> None:
         self.gave_up = bits
+        self.tx = SimpleNamespace(refusing=False, down=False, unresolved=False)
+        self.fallback = None
         self.links: list[Link | None] = []
 
     def set_link(self, link: Link | None) -> None:
@@ -50,7 +52,7 @@ def state_of(load: Load, bits: int) -> ReceiverState:
     spec = compile(load(text(free_port())), {}, host("192.0.2.1"))
     path: Any = SimpleNamespace(link=None, link_words="")
     ways: Any = [Refusing(0), Refusing(bits)]
-    return ReceiverState(spec.receivers[0], path, 1, 1, {}, ways, up=True, reach=Reach(spec.receivers[0]))
+    return ReceiverState(spec.receivers[0], path, 1, 1, {}, ways, Reach(spec.receivers[0]))
 
 
 def test_a_feature_is_told_once(load: Load) -> None:

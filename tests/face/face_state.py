@@ -18,6 +18,8 @@ from samplicator.readings import (
     FlowSession,
     FlowTemplate,
     ListenerReading,
+    MemberReading,
+    PoolReading,
     Readings,
     ReceiverReading,
     WorkerReading,
@@ -41,6 +43,15 @@ def lawful_tx(start: int) -> dict[str, int]:
     dropped = sum(values[f"dropped_{reason}"] for reason in _fastpath.REASONS)
     values["offered"] = values["sampled_out"] + values["sent"] + dropped
     return values
+
+
+DOWN: dict[str, Any] = {
+    "state": "unreachable",
+    "state_why": "no route to it",
+    "state_since_unix": time.time() - 61.0,
+    "standby_for": "nfdump",
+    "takeovers": 2,
+}
 
 
 def make_readings(*, zero: bool = False) -> Readings:
@@ -74,6 +85,7 @@ def make_readings(*, zero: bool = False) -> Readings:
             counters=dict.fromkeys(_fastpath.TX_FIELDS, 0) if zero else lawful_tx(start),
             up=start == 3000,
             generation_added=1,
+            **({} if start == 3000 else DOWN),
         )
         for name, start, address, source, engine in (
             ("nfdump", 3000, "192.0.2.10", "spoof", "raw"),
@@ -101,6 +113,11 @@ def make_readings(*, zero: bool = False) -> Readings:
         latency_sum_ns=0 if zero else 1_500_000_000,
         plan_started_unix=1.7e9,
         flow=make_flow(0 if zero else 1),
+        pools=(
+            PoolReading(
+                "both", "exporter-hash", (MemberReading("nfdump", 3, True, 301), MemberReading("six", 1, False, 100))
+            ),
+        ),
     )
 
 

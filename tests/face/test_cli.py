@@ -173,6 +173,7 @@ def test_dump_plan_is_json(write: Path) -> None:
         "sources": [{"text": "", "family": 0, "address": "::", "mask": "::"}],
         "listeners": None,
         "receivers": [0],
+        "pools": [],
         "stop": False,
     }
 
@@ -234,7 +235,7 @@ def test_convert_refuses(write: Path, words: list[str], text: str) -> None:
 def test_schema() -> None:
     schema = json.loads(run("schema").stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(schema["properties"]) == {"service", "datapath", "listener", "receiver", "rule"}
+    assert set(schema["properties"]) == {"service", "datapath", "listener", "receiver", "pool", "rule"}
 
 
 # ---------------------------------------------------------------------------------------------------- status, reload
@@ -273,6 +274,7 @@ def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
         "/api/v1/status": (200, {**http.status_of(state, readings), **changes}),
         "/api/v1/receivers": (200, http.receivers_of(readings)),
         "/api/v1/listeners": (200, http.listeners_of(readings)),
+        "/api/v1/pools": (200, http.pools_of(readings)),
     }
 
 
@@ -283,7 +285,11 @@ def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = capsys.readouterr().out
         assert text.startswith("samplicator 9.9.9, pid 123, up 1m, ready\nconfiguration: a.toml, generation 7, ")
         assert "nfdump    192.0.2.10:9995      spoof   raw     up " in text
-        assert "six       [2001:db8::10]:9995  own     udp     DOWN" in text
+        assert "six       [2001:db8::10]:9995  own     udp     UNREACHABLE, for nfdump" in text
+        assert "  six: unreachable for 1m: no route to it" in text
+        assert "pool  balance        member  weight  exporters  state\n" in text
+        assert "both  exporter-hash  nfdump       3        301  in\n" in text
+        assert "both  exporter-hash  six          1        100  OUT\n" in text
         assert "six: not sent: 4006 no_route, 4007 no_neighbor" in text
         assert main(["status", "--control", path, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["listeners"][0]["name"] == "netflow"
@@ -358,4 +364,4 @@ def test_columns_line_up() -> None:
     assert table(["name", "n"], [["a", 5], ["longer", 1234]]) == ["name       n", "a          5", "longer  1234"]
     assert table(["name", "n"], []) == ["name  n"]
     assert [duration(s) for s in (0, 59.9, 60, 3600, 90061)] == ["0s", "59s", "1m", "1h", "1d 1h 1m"]
-    assert status_lines({"status": pages_of()["/api/v1/status"][1], "listeners": [], "receivers": []})
+    assert status_lines({"status": pages_of()["/api/v1/status"][1], "listeners": [], "receivers": [], "pools": []})

@@ -18,6 +18,11 @@ RECEIVERS = [
     {"name": "b", "to": "[2001:db8::b]:9", "spoof": True},
     {"name": "c", "to": "192.0.2.3:9", "source": "198.51.100.7:2055", "freq": 10, "checksum": False, "ttl": "keep"},
     {"name": "d", "to": "192.0.2.4:9", "tos": 184, "pause_us": 5},
+    {"name": "e", "to": "192.0.2.5:9", "standby_for": "a"},
+]
+POOLS = [
+    {"name": "p", "members": ["a", "b"], "weight": {"b": 2}},
+    {"name": "q", "members": ["d"], "balance": "round-robin"},
 ]
 LISTENERS = [
     {"name": "one", "listen": ["0.0.0.0:2055", "[::]:2055"]},
@@ -34,7 +39,7 @@ rules = st.lists(
         lambda sources, listeners, to, stop: {"from": sources, "listener": listeners, "to": to, "stop": stop},
         st.lists(st.sampled_from(SOURCES), max_size=3),
         st.lists(st.sampled_from(["one", "two", "three"]), max_size=2, unique=True),
-        st.lists(st.sampled_from("abcd"), max_size=3, unique=True),
+        st.lists(st.sampled_from("abcdepq"), max_size=4, unique=True),
         st.booleans(),
     ),
     max_size=6,
@@ -42,7 +47,7 @@ rules = st.lists(
 
 
 def plan_of(rule_tables: list[dict[str, object]]) -> PlanSpec:
-    config = Config.model_validate({"listener": LISTENERS, "receiver": RECEIVERS, "rule": rule_tables})
+    config = Config.model_validate({"listener": LISTENERS, "receiver": RECEIVERS, "pool": POOLS, "rule": rule_tables})
     loaded = Loaded(config, parsed_sources(config))
     return compile(loaded, {}, Capabilities(net_raw=True))
 
@@ -57,7 +62,10 @@ def test_says_what_the_compiled_plan_does(rule_tables: list[dict[str, object]], 
         listener = next(item.index for item in spec.listeners if item.name == answer.listener)
         matching, ways, denied = plan.route(address.packed, listener)
         assert tuple(rule.number - 1 for rule in answer.rules if rule.matches) == matching
-        assert [copy.receiver for copy in answer.copies] == [spec.receivers[way].name for way in sorted(ways)]
+        receivers = [spec.receivers[way].name for way in sorted(ways) if way < len(spec.receivers)]
+        pools = [spec.pools[way - len(spec.receivers)].name for way in sorted(ways) if way >= len(spec.receivers)]
+        assert [copy.receiver for copy in answer.copies] == receivers
+        assert [pool.pool for pool in answer.pools] == pools
         assert answer.denied == denied
 
 
@@ -107,7 +115,7 @@ GOLDEN = """\
       10.1.2.3 is in 10.0.0.0/8; stop: later rules are not looked at [x.toml:3]
   rule 4 is not looked at: everything -> a
       rule 3 matches and has stop [x.toml:4]
-  4 copies leave:
+  4 copies leave, 1 more while another receiver is down:
     a: to 192.0.2.1:9
       from 10.1.2.3:5000: the exporter's own, spoofed
       engine transparent: spoofed: runs leave in one send by sockets bound to the exporters, the rest by a raw socket
@@ -124,6 +132,10 @@ GOLDEN = """\
       from this host's address: not spoofed
       engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way
       ttl 64, tos 184, a pause of 5 us after each
+    e: to 192.0.2.5:9
+      from this host's address: not spoofed
+      engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way
+      only while a is down, templates first, ttl 64, tos 0
 """
 
 
@@ -153,3 +165,28 @@ def test_text_when_nobody_gets_a_copy(tmp_path: Path) -> None:
     assert "no rule matches" in unmatched[-1]
     assert "reason no_route_rule" in unmatched[-1]
     assert "no listener takes this" in lines((), address, port, 9)[0]
+
+
+def test_pools_and_standbys_in_words() -> None:
+    address, port = parse_exporter("10.0.0.1:5000")
+    spec = plan_of([{"from": ["10.0.0.0/8"], "listener": ["one"], "to": ["a", "p", "q"], "stop": False}])
+    answers = explain(spec, address, port, 2055)
+    text = lines(answers[:1], address, port, 2055)
+    assert "  3 copies leave, 1 more while another receiver is down:" in text
+    assert "    pool p: one of a (weight 1), b (weight 2), by exporter-hash" in text
+    assert "      a: to 192.0.2.1:9" in text
+    assert "      b: to [2001:db8::b]:9" in text
+    assert "    pool q: one of d, by round-robin" in text
+    assert any("only while a is down, templates first" in line for line in text)
+    assert "    e: to 192.0.2.5:9" in text
+    assert [copy.receiver for copy in answers[0].pools[0].members] == ["a", "b"]
+    assert answers[0].pools[0].weights == (1, 2)
+    assert not answers[0].denied
+
+
+def test_a_pool_alone_is_no_denial() -> None:
+    address, port = parse_exporter("10.0.0.1:5000")
+    spec = plan_of([{"from": [], "listener": [], "to": ["q"], "stop": True}])
+    answer = explain(spec, address, port, 2055)[0]
+    assert (answer.copies, len(answer.pools), answer.denied) == ((), 1, False)
+    assert "  1 copy leaves:" in lines([answer], address, port, 2055)

@@ -55,6 +55,7 @@ def with_sockets(
         ("/-/ready", 200, "text/plain"),
         ("/api/v1/status", 200, "application/json"),
         ("/api/v1/receivers", 200, "application/json"),
+        ("/api/v1/pools", 200, "application/json"),
         ("/api/v1/listeners", 200, "application/json"),
         ("/api/v1/config", 200, "application/json"),
         ("/api/v1/flow", 200, "application/json"),
@@ -94,6 +95,11 @@ def test_status_adds_up() -> None:
         status = await (await client.get("/api/v1/status")).json()
         receivers = await (await client.get("/api/v1/receivers")).json()
         listeners = await (await client.get("/api/v1/listeners")).json()
+        pools = await (await client.get("/api/v1/pools")).json()
+        assert [pool["name"] for pool in pools] == ["both"]
+        assert pools[0]["members"][1] == {"receiver": "six", "weight": 1, "up": False, "exporters": 100}
+        assert (receivers[1]["state"], receivers[1]["state_why"]) == ("unreachable", "no route to it")
+        assert (receivers[1]["standby_for"], receivers[1]["waiting"], receivers[1]["takeovers"]) == ("nfdump", False, 2)
         got, sent = status["received"], status["sent"]
         assert got["datagrams"] == got["matched"] + got["truncated"] + got["denied"] + got["unmatched"]
         assert sent["offered"] == sent["sent"] + sent["sampled_out"] + sent["errors"]

@@ -59,7 +59,7 @@ def test_fixed_label_values_are_all_there_as_zero() -> None:
         for cause, _ in metric.split:
             names = {"listener": "netflow", "receiver": "nfdump"}
             labels = {label: names[label] for label in metric.labels[:-1]} | {metric.labels[-1]: cause}
-            assert value(found, metric.name, **labels) == 0, metric.name
+            assert value(found, metric.name, **labels) == (cause == "up"), metric.name
 
 
 def test_values_come_from_their_fields() -> None:
@@ -88,6 +88,14 @@ def test_values_come_from_their_fields() -> None:
     where = {"address": "2001:db8::10", "port": "9995", "source": "own", "engine": "udp"}
     assert value(found, "receiver_info", receiver="six", **where) == 1
     assert value(found, "receiver_up", receiver="six") == 0
+    for state in ("up", "refusing", "unreachable"):
+        assert value(found, "receiver_state", receiver="nfdump", state=state) == (state == "up")
+        assert value(found, "receiver_state", receiver="six", state=state) == (state == "unreachable")
+    assert value(found, "receiver_takeovers_total", receiver="six") == 2
+    assert value(found, "receiver_waiting", receiver="six") == 0
+    assert value(found, "pool_exporters", pool="both", receiver="nfdump") == 301
+    assert value(found, "pool_member_up", pool="both", receiver="nfdump") == 1
+    assert value(found, "pool_member_up", pool="both", receiver="six") == 0
     assert value(found, "listener_info", listener="netflow", address="::", port="2055") == 1
     build = [labels for (name, labels) in found if name == "samplicator_build_info"]
     assert {name for name, _ in build[0]} == {"version", "revision", "python", "cython"}

@@ -18,13 +18,15 @@ PACKAGE = ROOT / "pysrc" / "samplicator"
 
 # From the ground up. A module imports at run time only from layers below its own; config/ also within itself.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"", "errors", "catalogue"}),
+    frozenset({"", "errors", "metric"}),
+    frozenset({"catalogue"}),
     frozenset({"config"}),
     frozenset({"plan"}),
-    frozenset({"receive", "links", "neighbours", "ring"}),
+    frozenset({"receive", "routing", "links", "neighbours", "ring"}),
     frozenset({"ingress"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
     frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),
+    frozenset({"probes"}),
     frozenset({"reach"}),
     frozenset({"engines"}),
     frozenset({"supervisor"}),

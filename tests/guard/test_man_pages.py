@@ -15,7 +15,7 @@ import pytest
 from guard_tree import ROOT
 from samplicator.cli.parser import make_parser
 from samplicator.config import legacy
-from samplicator.config.model import Config, Datapath, Listener, Receiver, Rule, Service, Table
+from samplicator.config.model import Config, Datapath, Listener, Pool, Receiver, Rule, Service, Table
 
 MAN = ROOT / "deploy" / "man"
 PAGES = sorted(MAN.glob("*.[0-9]"))
@@ -24,6 +24,7 @@ TABLES: dict[str, type[Table]] = {
     "[datapath]": Datapath,
     "[[listener]]": Listener,
     "[[receiver]]": Receiver,
+    "[[pool]]": Pool,
     "[[rule]]": Rule,
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 from guard_tree import ROOT
-from samplicator import _fastpath
+from samplicator import _fastpath, probes
 from samplicator.catalogue import (
     BY_NAME,
     CATALOGUE,
@@ -19,6 +19,7 @@ from samplicator.catalogue import (
     PREFIX,
     PROTOCOLS,
     SEND_REASONS,
+    STATES,
     markdown,
     series_names,
     used_fields,
@@ -90,6 +91,10 @@ def test_protocols_are_the_same_words_everywhere() -> None:
     assert set(PROTOCOLS) == set(_fastpath.FLOW_KIND_NAMES.values())
     units = {name for row in CATALOGUE if row.name.startswith("flow_sequence_lost") for name, _ in row.split}
     assert units == set(PROTOCOLS) - {"netflow1", "other"}
+
+
+def test_states_are_the_same_words_everywhere() -> None:
+    assert STATES == (probes.UP, probes.REFUSING, probes.UNREACHABLE)
 
 
 def test_catalogue_keeps_to_the_rules() -> None:

@@ -123,6 +123,7 @@ def summary(plan: PlanSpec) -> str:
     parts = (
         f"{_count(len(plan.listeners), 'listener')} ({_count(sockets, 'port')})",
         _count(len(plan.receivers), "receiver") + (f" ({by_engine})" if by_engine else ""),
+        *([_count(len(plan.pools), "pool")] if plan.pools else []),
         _count(len(plan.rules), "rule"),
         _count(plan.workers, "worker"),
     )
@@ -139,6 +140,10 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
                 **asdict(receiver),
                 "address": address_text(receiver.address),
                 "source": None if source is None else {"address": address_text(source[0]), "port": source[1]},
+                "probe": {
+                    **asdict(receiver.probe),
+                    "address": address_text(receiver.probe.address) if receiver.probe.address else "",
+                },
             }
         )
     rules = [
@@ -147,6 +152,7 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
             "sources": [_source_json(source) for source in rule.sources],
             "listeners": None if rule.listeners is None else list(rule.listeners),
             "receivers": list(rule.receivers),
+            "pools": list(rule.pools),
             "stop": rule.stop,
         }
         for rule in plan.rules

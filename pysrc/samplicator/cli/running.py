@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def status(options: Namespace) -> int:
     """What the daemon does, for people or as JSON."""
     try:
         path = control_path(options.control, options.config)
-        value = {page: get_json(path, f"/api/v1/{page}") for page in ("status", "listeners", "receivers")}
+        value = {page: get_json(path, f"/api/v1/{page}") for page in ("status", "listeners", "receivers", "pools")}
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,7 +67,7 @@ def status(options: Namespace) -> int:
 
 def status_lines(value: Mapping[str, Any]) -> list[str]:
     """The human form: state, two tables, notes on what needs attention."""
-    state, listeners, receivers = value["status"], value["listeners"], value["receivers"]
+    state, listeners, receivers, pools = (value[page] for page in ("status", "listeners", "receivers", "pools"))
     config = state["config"]
     up = duration(state["uptime_seconds"])
     ready = "ready" if state["ready"] else f"NOT READY: {state['ready_why']}"
@@ -111,7 +112,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
                     else f"{item['address']}:{item['port']}",
                     item["source"],
                     item["engine"],
-                    "up" if item["up"] else "DOWN",
+                    state_word(item),
                     item["counters"]["sent"],
                     item["counters"]["sampled_out"],
                     item["errors"],
@@ -120,7 +121,17 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             ],
         ),
     ]
+    if pools:
+        rows = [
+            [pool["name"], pool["balance"], each["receiver"], each["weight"], each["exporters"], _in_pool(each)]
+            for pool in pools
+            for each in pool["members"]
+        ]
+        lines += ["", *table(["pool", "balance", "member", "weight", "exporters", "state"], rows)]
     for item in receivers:
+        if not item["up"]:
+            since = duration(max(0.0, time.time() - item["state_since_unix"]))
+            lines.append(f"  {item['name']}: {item['state']} for {since}: {item['state_why']}")
         reasons = [
             f"{count} {field.removeprefix('dropped_')}"
             for field, count in item["counters"].items()
@@ -129,6 +140,18 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         if reasons:
             lines.append(f"  {item['name']}: not sent: {', '.join(reasons)}")
     return lines
+
+
+def state_word(item: Mapping[str, Any]) -> str:
+    """up, REFUSING or UNREACHABLE, and what a standby does."""
+    word = "up" if item["up"] else str(item["state"]).upper()
+    if not item["standby_for"]:
+        return word
+    return f"{word}, waiting" if item["waiting"] else f"{word}, for {item['standby_for']}"
+
+
+def _in_pool(member: Mapping[str, Any]) -> str:
+    return "in" if member["up"] else "OUT"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

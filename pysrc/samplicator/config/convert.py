@@ -36,6 +36,8 @@ def to_toml(loaded: Loaded) -> str:
         lines += ["", "[[listener]]", *_changed(listener)]
     for receiver in config.receiver:
         lines += ["", "[[receiver]]", *_changed(receiver)]
+    for pool in config.pool:
+        lines += ["", "[[pool]]", *_changed(pool)]
     for index, rule in enumerate(config.rule):
         lines += ["", *_rule(loaded, index, rule)]
     return "\n".join(lines) + "\n"
@@ -71,6 +73,8 @@ def _value(value: object) -> str:
         return _text(value)
     if isinstance(value, list):
         return _list([_value(item) for item in value])
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_text(key)} = {_value(item)}" for key, item in value.items()) + " }"
     return repr(value)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from samplicator.config.model import Config, Listener, Receiver, restart_settings
+from samplicator.config.model import Config, Listener, Pool, Receiver, restart_settings
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,20 @@ class Diff:
 
     receivers: Changes = field(default_factory=Changes)
     listeners: Changes = field(default_factory=Changes)
+    pools: Changes = field(default_factory=Changes)
     rules_changed: bool = False
     settings: list[str] = field(default_factory=list)
     restart_needed: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.receivers or self.listeners or self.rules_changed or self.settings or self.restart_needed)
+        tables = self.receivers or self.listeners or self.pools or self.rules_changed
+        return bool(tables or self.settings or self.restart_needed)
 
     def text(self) -> str:
         """One line for people."""
         parts = [f"receivers {self.receivers.text()}"] if self.receivers else []
         parts += [f"listeners {self.listeners.text()}"] if self.listeners else []
+        parts += [f"pools {self.pools.text()}"] if self.pools else []
         parts += ["rules changed"] if self.rules_changed else []
         parts += self.settings
         parts += [f"{setting} (needs a restart)" for setting in self.restart_needed]
@@ -71,13 +74,17 @@ def diff(old: Config, new: Config) -> Diff:
     return Diff(
         _changes(old.receiver, new.receiver),
         _changes(old.listener, new.listener),
+        _changes(old.pool, new.pool),
         old.rule != new.rule,
         live,
         restarts,
     )
 
 
-def _changes(old: Sequence[Receiver] | Sequence[Listener], new: Sequence[Receiver] | Sequence[Listener]) -> Changes:
+Named = Sequence[Receiver] | Sequence[Listener] | Sequence[Pool]
+
+
+def _changes(old: Named, new: Named) -> Changes:
     before = {item.name: item for item in old}
     after = {item.name: item for item in new}
     return Changes(

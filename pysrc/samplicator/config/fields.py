@@ -20,8 +20,10 @@ from samplicator.config.address import (
     parse_source,
     parse_target,
 )
+from samplicator.config.probe import parse_probe
 
 MAX_SOCKET_BUFFER = 2**31 - 1
+MAX_WEIGHT = 1000
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -91,6 +93,21 @@ def _either(low: int, high: int, word: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": low, "maximum": high}, {"const": word}]})
 
 
+def _weights(value: object) -> object:
+    values: list[object] | None = None
+    if isinstance(value, dict):
+        values = list(value.values())
+    elif isinstance(value, list):
+        values = value
+    numbers = [w for w in values or () if isinstance(w, int) and not isinstance(w, bool)]
+    if values is None or len(numbers) < len(values) or any(not 1 <= w <= MAX_WEIGHT for w in numbers):
+        raise ValueError(
+            f"want whole numbers 1..{MAX_WEIGHT}, one for each member, as [2, 1], or a table, as {{ NAME = 2 }}"
+        )
+    return value
+
+
+_WEIGHT = {"type": "integer", "minimum": 1, "maximum": MAX_WEIGHT}
 Name = Annotated[str, AfterValidator(_name)]
 Size = Annotated[
     int,
@@ -115,3 +132,11 @@ OwnSourceText = Annotated[str, AfterValidator(lambda text: _checked(parse_own_so
 Family = Literal["any", "ipv4", "ipv6"]
 Refresh = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Minutes = Annotated[int, Field(ge=0, le=10080)]
+ProbeText = Annotated[str, AfterValidator(_checked(parse_probe))]
+Weights = Annotated[
+    list[int] | dict[str, int],
+    BeforeValidator(_weights),
+    WithJsonSchema(
+        {"anyOf": [{"type": "array", "items": _WEIGHT}, {"type": "object", "additionalProperties": _WEIGHT}]}
+    ),
+]

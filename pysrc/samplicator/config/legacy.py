@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from samplicator.config.address import EVERYTHING, endpoint_text, parse_listen, parse_port
+from samplicator.config.draft import Finding, Suggest
 from samplicator.config.fields import MAX_SOCKET_BUFFER
 from samplicator.config.model import (
     Config,
@@ -39,7 +40,7 @@ from samplicator.config.rulefile import (
     read_rule_file,
 )
 from samplicator.config.services import port_by_name
-from samplicator.config.validate import Finding, Suggest, check_ipfix, check_loops
+from samplicator.config.validate import check_ipfix, check_loops
 from samplicator.errors import ConfigError, Problem
 
 __all__ = ["LegacyOptions", "LegacyRule", "Settings", "parse_command_line", "parse_rule_file"]

@@ -38,12 +38,14 @@ from samplicator.config.fields import (
     Minutes,
     Name,
     OwnSourceText,
+    ProbeText,
     Refresh,
     Size,
     SourceText,
     TargetText,
     Tos,
     Ttl,
+    Weights,
     Workers,
     check_control,
     check_file,
@@ -51,6 +53,7 @@ from samplicator.config.fields import (
     check_http,
     check_interface,
 )
+from samplicator.config.probe import Probe, parse_probe
 from samplicator.errors import Problem
 
 __all__ = [
@@ -62,6 +65,8 @@ __all__ = [
     "Loaded",
     "ParsedSource",
     "Path",
+    "Pool",
+    "Probe",
     "Receiver",
     "Rule",
     "Service",
@@ -261,10 +266,19 @@ class Receiver(Table):
     options_refresh_minutes: Minutes = Field(
         0, description="Options data are sent again after so many minutes, 0..10080; 0 = never.", json_schema_extra=LIVE
     )
-    probe: Literal["auto", "udp", "ipfix", "off"] = Field(
+    probe: ProbeText = Field(
         "auto",
-        description="How to find out that the receiver's port is closed or open again: an empty datagram (udp) or an "
-        "IPFIX message without sets (ipfix) from our own address every 2 s; auto: only while it refuses.",
+        description="How to find out that the receiver is down or back, every 2 s (0.5 s where a standby or a pool "
+        "waits for it), from our own address: an empty datagram (udp), an IPFIX message without sets (ipfix), a "
+        "connection (tcp://HOST:PORT, tcp://:PORT = the receiver's host) or a GET answered 2xx "
+        "(http://HOST:PORT/PATH); off; auto: an empty datagram while copies are refused and, where refusals of copies "
+        "cannot be heard (spoofed), always if a standby or a pool needs to know or if the receiver gets templates.",
+        json_schema_extra=LIVE,
+    )
+    standby_for: str = Field(
+        "",
+        description='Name of the receiver whose copies this one gets while that one is down, templates first; "" = no '
+        "standby.",
         json_schema_extra=LIVE,
     )
     ttl: Ttl = Field(
@@ -302,6 +316,41 @@ class Receiver(Table):
         """(family, address, port) of `source`; None when there is none."""
         return parse_own_source(self.source) if self.source else None
 
+    @property
+    def probing(self) -> Probe:
+        """`probe`, parsed."""
+        return parse_probe(self.probe)
+
+
+class Pool(Table):
+    """Receivers that share the exporters: each datagram goes to one of them, templates go to all."""
+
+    name: Name = Field(
+        description="Name used by rules, metrics and logs; unique among pools and receivers.", json_schema_extra=LIVE
+    )
+    members: list[str] = Field(
+        min_length=1, description="Names of the receivers that share the exporters.", json_schema_extra=LIVE
+    )
+    weight: Weights = Field(
+        default=[],
+        description="Share of each member, 1..1000: a list in the order of `members`, or a table { NAME = WEIGHT }; "
+        "left out = 1.",
+        json_schema_extra=LIVE,
+    )
+    balance: Literal["exporter-hash", "round-robin"] = Field(
+        "exporter-hash",
+        description="exporter-hash: an observation domain of an exporter stays with one member; round-robin: each "
+        "datagram goes to the next.",
+        json_schema_extra=LIVE,
+    )
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """One for each member, in their order."""
+        if isinstance(self.weight, dict):
+            return tuple(self.weight.get(name, 1) for name in self.members)
+        return tuple(self.weight) or (1,) * len(self.members)
+
 
 class Rule(Table):
     """Which exporters' datagrams go to which receivers. Every matching rule fires, in order, until one with `stop`."""
@@ -314,7 +363,8 @@ class Rule(Table):
     )
     listener: list[str] = Field(default=[], description="Names of listeners; left out = all.", json_schema_extra=LIVE)
     to: list[str] = Field(
-        description="Names of receivers that get a copy; [] with `stop = true` denies.", json_schema_extra=LIVE
+        description="Names of receivers and pools that get a copy; [] with `stop = true` denies.",
+        json_schema_extra=LIVE,
     )
     stop: bool = Field(
         False, description="true: when this rule matches, later rules are not looked at.", json_schema_extra=LIVE
@@ -328,6 +378,7 @@ class Config(Table):
     datapath: Datapath = Field(default_factory=Datapath, description="The threads that forward.")
     listener: list[Listener] = Field(default=[], description="Where exporters send to.")
     receiver: list[Receiver] = Field(default=[], description="Where copies go.")
+    pool: list[Pool] = Field(default=[], description="Receivers that share the exporters.")
     rule: list[Rule] = Field(default=[], description="Which copies are made.")
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from samplicator.config.draft import Draft, Finding, Suggest
 from samplicator.config.lines import Lines
 from samplicator.config.model import (
     Config,
@@ -25,6 +26,7 @@ from samplicator.config.model import (
     Listener,
     Loaded,
     Path,
+    Pool,
     Receiver,
     Rule,
     Service,
@@ -32,12 +34,12 @@ from samplicator.config.model import (
     dotted,
     parsed_sources,
 )
-from samplicator.config.validate import Draft, Finding, Suggest, check
+from samplicator.config.validate import check
 from samplicator.errors import ConfigError, Problem
 
 MAX_FILE_BYTES = 64 << 20
 _TABLES: dict[str, type[Table]] = {"service": Service, "datapath": Datapath}
-_LISTS: dict[str, type[Table]] = {"listener": Listener, "receiver": Receiver, "rule": Rule}
+_LISTS: dict[str, type[Table]] = {"listener": Listener, "receiver": Receiver, "pool": Pool, "rule": Rule}
 _AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _WANT = {
     "string_type": "want text in quotes",
@@ -136,8 +138,18 @@ class _Reader:
         datapath = self._table(self.raw.get("datapath", {}), Datapath, ("datapath",)) or Datapath()
         listeners = self._list("listener", Listener)
         receivers = self._list("receiver", Receiver)
+        pools = self._list("pool", Pool)
         rules = self._list("rule", Rule)
-        self.draft = Draft(datapath, listeners, receivers, rules, self._names("listener"), self._names("receiver"))
+        self.draft = Draft(
+            datapath,
+            listeners,
+            receivers,
+            rules,
+            self._names("listener"),
+            self._names("receiver"),
+            pool=pools,
+            pool_names=self._names("pool"),
+        )
         self.draft.sources = {
             index: sources
             for index, rule in enumerate(rules)
@@ -155,6 +167,7 @@ class _Reader:
             datapath=draft.datapath,
             listener=[item for item in draft.listener if item is not None],
             receiver=[item for item in draft.receiver if item is not None],
+            pool=[item for item in draft.pool if item is not None],
             rule=[item for item in draft.rule if item is not None],
         )
 

@@ -7,12 +7,12 @@ broken values. Called by config.toml and config.legacy. Never raises, never read
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from samplicator.config.address import EVERYTHING, ParsedSource, parse_ip, parse_source
-from samplicator.config.model import Config, Datapath, Listener, Path, Receiver, Rule
+from samplicator.config.draft import Draft, Finding, Suggest
+from samplicator.config.groups import check_pools, check_standbys
+from samplicator.config.model import Datapath, Listener, Receiver, Rule
 
 IPFIX_PORTS = (4739, 4740)
 FLOW_SHARE = 256 << 10
@@ -23,60 +23,6 @@ REFRESHES = (
     "options_refresh_packets",
     "options_refresh_minutes",
 )
-MAX_SUGGESTIONS = 20
-"""Similar names are looked for this often in one run; with thousands of unknown names it would take long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong (error) or doubtful (not error) at a path."""
-
-    path: Path
-    why: str
-    error: bool = True
-
-
-@dataclass
-class Draft:
-    """A configuration on its way in. None stands for a table that is too broken to look at; names keep what could be
-    read."""
-
-    datapath: Datapath
-    listener: Sequence[Listener | None]
-    receiver: Sequence[Receiver | None]
-    rule: Sequence[Rule | None]
-    listener_names: Sequence[str | None]
-    receiver_names: Sequence[str | None]
-    sources: dict[int, tuple[ParsedSource, ...]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, config: Config, sources: dict[int, tuple[ParsedSource, ...]]) -> Draft:
-        """The draft of a complete configuration."""
-        return cls(
-            config.datapath,
-            config.listener,
-            config.receiver,
-            config.rule,
-            [listener.name for listener in config.listener],
-            [receiver.name for receiver in config.receiver],
-            sources,
-        )
-
-
-class Suggest:
-    """The nearest known word, a bounded number of times."""
-
-    def __init__(self) -> None:
-        self.left = MAX_SUGGESTIONS
-
-    def __call__(self, word: str, known: Iterable[str]) -> str:
-        """`; did you mean 'x'?`, or nothing."""
-        if self.left <= 0:
-            return ""
-        self.left -= 1
-        near = difflib.get_close_matches(word, list(known), 1)
-        return f"; did you mean {near[0]!r}?" if near else ""
-
 
 def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
     """Every finding of a TOML file's draft."""
@@ -90,6 +36,8 @@ def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
     for index, receiver in enumerate(draft.receiver):
         if receiver is not None:
             findings += _receiver(index, receiver)
+    findings += check_standbys(draft, suggest)
+    findings += check_pools(draft, suggest)
     findings += _flow(draft)
     findings += _host_bits(draft)
     findings += _references(draft, suggest)
@@ -215,11 +163,15 @@ def _host_bits(draft: Draft) -> Iterator[Finding]:
 
 
 def _references(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
-    known = {"to": {name for name in draft.receiver_names if name}, "listener": {n for n in draft.listener_names if n}}
+    known = {
+        "to": {name for name in (*draft.receiver_names, *draft.pool_names) if name},
+        "listener": {n for n in draft.listener_names if n},
+    }
+    target = "receiver or pool" if draft.pool else "receiver"
     for index, rule in enumerate(draft.rule):
         if rule is None:
             continue
-        for key, names, kind in (("to", rule.to, "receiver"), ("listener", rule.listener, "listener")):
+        for key, names, kind in (("to", rule.to, target), ("listener", rule.listener, "listener")):
             seen: set[str] = set()
             for entry, name in enumerate(names):
                 if name not in known[key]:
@@ -240,10 +192,16 @@ def _unused(draft: Draft) -> Iterator[Finding]:
     if not draft.rule or None in draft.rule:
         return
     rules = [rule for rule in draft.rule if rule is not None]
-    used = {name for rule in rules for name in rule.to}
+    named = {name for rule in rules for name in rule.to}
+    used = named | {name for pool in draft.pool if pool is not None and pool.name in named for name in pool.members}
     for index, name in enumerate(draft.receiver_names):
-        if name is not None and name not in used:
+        receiver = draft.receiver[index]
+        standby = receiver is not None and receiver.standby_for in named
+        if name is not None and name not in used and not standby:
             yield Finding(("receiver", index), f"no rule sends to {name!r}: it gets nothing", error=False)
+    for index, name in enumerate(draft.pool_names):
+        if name is not None and name not in named:
+            yield Finding(("pool", index), f"no rule sends to {name!r}: it gets nothing", error=False)
     heard = {name for rule in rules for name in rule.listener}
     if all(rule.listener for rule in rules):
         for index, name in enumerate(draft.listener_names):

@@ -10,12 +10,14 @@ and never decide what runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Plan, Tx, TxCounters
 from samplicator.engines.intakes import Intake, ListenerState, RingGroup, RingIntake, socket_key
-from samplicator.engines.ways import ENGINES, Path, ReceiverState, Way, meets, receiver_key
-from samplicator.plan import PlanSpec, ReceiverSpec, RuleSpec
+from samplicator.engines.receivers import ReceiverState, Standing, ids
+from samplicator.engines.ways import ENGINES, Path, Way, meets, receiver_key
+from samplicator.plan import PlanSpec, PoolSpec, ReceiverSpec, RuleSpec
 from samplicator.readings import add_up
 
 __all__ = [
@@ -25,34 +27,50 @@ __all__ = [
     "ReceiverState",
     "RingGroup",
     "RingIntake",
+    "Standing",
     "Way",
     "add_up",
     "dry_plan",
+    "fast_pools",
     "fast_rules",
+    "ids",
     "meets",
     "receiver_key",
     "socket_key",
 ]
 
+BALANCES: Final = {"exporter-hash": _fastpath.POOL_EXPORTER_HASH, "round-robin": _fastpath.POOL_ROUND_ROBIN}
+FastPool = tuple[int, int, Sequence[tuple[int, int]]]
 FastRule = tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]
 
 
-def fast_rules(rules: Sequence[RuleSpec], slots: Mapping[int, int] | None = None) -> list[FastRule]:
-    """Rules as a Plan wants them. slots: listener index of the plan -> index the sockets carry; None = the same."""
+def fast_rules(
+    rules: Sequence[RuleSpec], receivers: int, slots: Mapping[int, int] | None = None
+) -> list[FastRule]:
+    """Rules as a Plan wants them. receivers: their number, which the numbers of pools follow. slots: listener index of
+    the plan -> index the sockets carry; None = the same.
+    """
     return [
         (
             [(source.family, source.address, source.mask) for source in rule.sources],
             None if rule.listeners is None else [slots[i] if slots else i for i in rule.listeners],
-            rule.receivers,
+            (*rule.receivers, *(receivers + pool for pool in rule.pools)),
             rule.stop,
         )
         for rule in rules
     ]
 
 
+def fast_pools(pools: Sequence[PoolSpec], ids: Mapping[str, int]) -> list[FastPool]:
+    """Pools as a Plan wants them. ids: by name."""
+    return [(ids[pool.name], BALANCES[pool.balance], pool.members) for pool in pools]
+
+
 def dry_plan(spec: PlanSpec) -> Plan:
     """A plan that is never published: for `route()` on a configuration that does not run. Opens nothing."""
-    return Plan(0, [], [_dry_tx(receiver) for receiver in spec.receivers], fast_rules(spec.rules))
+    pools = fast_pools(spec.pools, {pool.name: number for number, pool in enumerate(spec.pools, 1)})
+    rules = fast_rules(spec.rules, len(spec.receivers))
+    return Plan(0, [], [_dry_tx(receiver) for receiver in spec.receivers], rules, pools)
 
 
 def _dry_tx(spec: ReceiverSpec) -> Tx:

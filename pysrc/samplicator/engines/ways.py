@@ -13,35 +13,23 @@ from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import Tx, TxCounters
-from samplicator.plan import ReceiverSpec
-from samplicator.reach import Reach
-from samplicator.readings import ReceiverReading, add_up
+from samplicator.plan import ProbeSpec, ReceiverSpec
 
 if TYPE_CHECKING:
     from samplicator.links import Link
 
 DEFAULT_MTU: Final = 1500
-_UNREACHABLE: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{r}") for r in ("no_route", "no_neighbor", "refused"))
-_REFUSED: Final = _fastpath.TX_FIELDS.index("dropped_refused")
-_SENT: Final = _fastpath.TX_FIELDS.index("sent")
-_NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 ENGINES: Final = {
     "udp": _fastpath.ENGINE_UDP,
     "raw": _fastpath.ENGINE_RAW,
     "transparent": _fastpath.ENGINE_TRANSPARENT,
     "packet": _fastpath.ENGINE_PACKET,
 }
-FEATURES: Final = {
-    "segment": _fastpath.GAVE_UP_SEGMENT,
-    "transparent": _fastpath.GAVE_UP_TRANSPARENT,
-    "packet": _fastpath.GAVE_UP_PACKET,
-}
-"""What the kernel can refuse for good, and the bit of Tx.gave_up that says so."""
 
 
 def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
-    """What makes two receiver specs the same way out: all but what is only text for people."""
-    return replace(spec, host="", engine_why="", probe="")
+    """What makes two receiver specs the same way out: all but what is text for people or about its state."""
+    return replace(spec, host="", engine_why="", probe=ProbeSpec(), standby_for="", needed=False)
 
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
@@ -52,13 +40,14 @@ def meets(spec: ReceiverSpec) -> tuple[object, ...]:
 @dataclass(slots=True, eq=False)
 class Way:
     """One Tx of one worker with the sockets it lives on. fallback: its Tx for exporters of the other address family.
-    unconnected: sockets that had no route when they were opened.
+    unconnected: sockets that had no route when they were opened. waits: a standby that is to get no copies.
     """
 
     tx: Tx
     fallback: Tx | None = None
     sockets: list[socket.socket] = field(default_factory=list)
     unconnected: list[socket.socket] = field(default_factory=list)
+    waits: bool = False
 
     @property
     def gave_up(self) -> int:
@@ -71,6 +60,12 @@ class Way:
             self.tx.link()
         else:
             self.tx.link(link.interface, link.header, link.mtu)
+
+    def set_waiting(self, waiting: bool) -> None:
+        """Whether a standby is to get no copies; to be called before a plan that names a new way is published."""
+        if self.waits != waiting:  # Tx.waiting says more: it holds until the templates are sent
+            self.waits = waiting
+            self.tx.standby(waiting)
 
     def set_mtu(self, mtu: int) -> None:
         self.tx.mtu = mtu
@@ -210,114 +205,3 @@ def _try_connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
         return sockets.connect(sock, spec)
     except OSError:
         return False
-
-
-@dataclass(slots=True, eq=False)
-class ReceiverState:
-    """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
-    opened anew. told: GAVE_UP bits that were logged.
-    """
-
-    spec: ReceiverSpec
-    path: Path
-    send_buffer: int
-    generation_added: int
-    counters: dict[int, TxCounters]
-    ways: list[Way]
-    up: bool
-    reach: Reach
-    lost: bool = False
-    told: int = 0
-    seen: tuple[int, ...] = _NOTHING_SENT
-    refused_seen: int = 0
-
-    def totals(self) -> tuple[int, ...]:
-        return add_up([_NOTHING_SENT, *(counters.read() for counters in list(self.counters.values()))])
-
-    def close_but(self, kept: ReceiverState | None) -> None:
-        """Closes every way, and the path, that `kept` does not share."""
-        still = {id(way) for way in kept.ways} if kept else set()
-        for way in self.ways:
-            if id(way) not in still:
-                way.close()
-        if kept is None or kept.path is not self.path:
-            self.path.close()
-        if kept is None or kept.reach is not self.reach:
-            self.reach.close()
-
-    @property
-    def gave_up(self) -> int:
-        """GAVE_UP bits of all ways: what the kernel refused on any of them."""
-        bits = 0
-        for way in list(self.ways):
-            bits |= way.gave_up
-        return bits
-
-    def set_link(self, link: Link | None, words: str) -> None:
-        """Told by links: where frames for the receiver go now."""
-        self.path.link, self.path.link_words = link, words
-        for way in list(self.ways):
-            way.set_link(link)
-
-    def set_unresolved(self, unresolved: bool) -> None:
-        """Told by neighbours: whether the next hop does not answer."""
-        for way in list(self.ways):
-            for tx in (way.tx, way.fallback):
-                if tx is not None and tx.unresolved != unresolved:
-                    tx.unresolved = unresolved
-
-    def newly_given_up(self) -> tuple[str, ...]:
-        """Features given up since the last call."""
-        bits = self.gave_up & ~self.told
-        self.told |= bits
-        return tuple(name for name, bit in FEATURES.items() if bits & bit)
-
-    def replay(self) -> None:
-        """Asks every worker to send it all templates; wake them."""
-        for way in list(self.ways):
-            way.tx.replay()
-
-    def look(self, now: float) -> bool:
-        """Several times a second: whether it refuses, and whether it has come back just now."""
-        refused = self.totals()[_REFUSED]
-        if refused != self.refused_seen:
-            self.refused_seen = refused
-            self.reach.refused(now)
-        if self.reach.step(now):
-            self.up = self.path.routed
-            return self.up
-        if self.reach.refusing:
-            self.up = False
-        return False
-
-    def refresh(self) -> bool:
-        """Looks at the path again, and at what became of the copies since the last look; True when it has come back."""
-        was_up = self.up
-        if not self.path.refresh(self.ways):
-            self.lost = True
-        now = self.totals()
-        failed = sum(now[i] - self.seen[i] for i in _UNREACHABLE)
-        moved = now[_SENT] > self.seen[_SENT]
-        self.seen = now
-        if not self.path.routed or failed:
-            self.up = False
-        elif not self.reach.refusing and (moved or not any(now[i] for i in _UNREACHABLE)):
-            self.up = True
-        return self.up and not was_up
-
-    def read(self) -> ReceiverReading:
-        spec = self.spec
-        return ReceiverReading(
-            name=spec.name,
-            host=spec.host,
-            address=sockets.text_of(spec.address),
-            port=spec.port,
-            source="spoof" if spec.spoof else "own",
-            engine=spec.engine,
-            engine_why=spec.engine_why,
-            counters=dict(zip(_fastpath.TX_FIELDS, self.totals(), strict=True)),
-            up=self.up,
-            generation_added=self.generation_added,
-            gave_up=tuple(name for name, bit in FEATURES.items() if self.gave_up & bit),
-            link=self.path.link_words,
-        )

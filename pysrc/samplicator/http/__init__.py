@@ -56,6 +56,7 @@ def make_app(state: ServiceState) -> web.Application:
     get("/api/v1/status", _status)
     get("/api/v1/receivers", _receivers)
     get("/api/v1/listeners", _listeners)
+    get("/api/v1/pools", _pools)
     get("/api/v1/config", _config)
     get("/api/v1/flow", _flow)
     get("/api/v1/exporters", _exporters)
@@ -155,6 +156,11 @@ async def _receivers(request: web.Request) -> web.Response:
 async def _listeners(request: web.Request) -> web.Response:
     readings = await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)
     return _json(listeners_of(readings))
+
+
+async def _pools(request: web.Request) -> web.Response:
+    readings = await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)
+    return _json(pools_of(readings))
 
 
 async def _config(request: web.Request) -> web.Response:
@@ -271,6 +277,7 @@ def status_of(state: ServiceState, readings: Readings) -> dict[str, Any]:
         },
         "listeners": len(readings.listeners),
         "receivers": len(readings.receivers),
+        "pools": len(readings.pools),
         "workers": [asdict(worker) for worker in readings.workers],
     }
 
@@ -286,6 +293,11 @@ def listeners_of(readings: Readings) -> list[dict[str, Any]]:
         {**asdict(item), "sockets": [endpoint_text(address, port) for address, port in item.sockets]}
         for item in readings.listeners
     ]
+
+
+def pools_of(readings: Readings) -> list[dict[str, Any]]:
+    """What `/api/v1/pools` answers, in the order of the configuration."""
+    return [asdict(pool) for pool in readings.pools]
 
 
 def _errors(counters: Any) -> int:

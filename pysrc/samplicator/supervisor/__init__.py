@@ -24,6 +24,7 @@ from samplicator.neighbours import Neighbours
 from samplicator.plan import PlanSpec
 from samplicator.readings import FlowSession, FlowTemplate, Readings, Route
 from samplicator.supervisor.build import Build, BuildError, Running
+from samplicator.supervisor.standings import Standings
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Supervisor:
         self._debris: list[Callable[[], None]] = []
         self._links: Links | None = None
         self._neighbours = Neighbours()
+        self._standings = Standings(self._running)
 
     # ------------------------------------------------------------------ apply
 
@@ -94,7 +96,8 @@ class Supervisor:
         leaving = self._running.workers[spec.workers :]
         self._stop_rings(build)
         build.mark_flow()
-        joined = build.joined() if self._running.workers else []
+        self._standings.arrange(build.receivers, spec)
+        joined = [state for state in build.joined() if not state.standing.waiting] if self._running.workers else []
         for state in joined:
             state.replay()
         self._hand_out(build.workers, plans)
@@ -110,7 +113,7 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
-        if joined:
+        if joined or spec.pools:
             self._wake(build.workers)
         self._adjust_rings(build)
         self._follow_links()
@@ -186,7 +189,9 @@ class Supervisor:
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
             for receiver in build.receivers.values():
-                receiver.reach.spec = receiver.spec
+                receiver.reach.adopt(receiver.spec)
+            self._running.pool_ids = build.pool_ids
+            self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers
             self.spec = build.spec
             self._running.batch = self._running.batch or build.spec.batch
@@ -278,6 +283,7 @@ class Supervisor:
             receivers = list(self._running.receivers.values())
             workers = list(self._running.workers)
             latency, latency_sum = [self._gone_latency], self._gone_latency_sum
+            pools = self._standings.pools(self.spec) if self.spec is not None else ()
         for worker in workers:
             counts, total = worker.worker.latency()
             latency.append(counts)
@@ -291,6 +297,7 @@ class Supervisor:
             latency_sum_ns=latency_sum,
             plan_started_unix=self.plan_started_unix,
             flow=self._running.flows.read(),
+            pools=pools,
         )
 
     def flow_sessions(
@@ -324,33 +331,32 @@ class Supervisor:
         address is gone: apply() opens them anew.
         """
         with self._lock:
-            back = []
+            now = time.monotonic()
+            self._follow([state for state in self._running.receivers.values() if state.refresh(now)])
             for state in self._running.receivers.values():
-                if state.refresh():
-                    back.append(state)
                 for feature in state.newly_given_up():
                     log.warning("receiver %r: %s; given up until it is opened anew", state.spec.name, REFUSED[feature])
-            self._returned(back)
+            if self._plan is not None and self.spec is not None:
+                self._standings.mark_templates(self._plan, self.spec)
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
 
     def look(self) -> None:
-        """Several times a second: receivers that refuse, and those that have come back, which get the templates. Does
-        nothing while a plan changes.
+        """Several times a second: the state of the receivers and what follows from it. Does nothing while a plan
+        changes.
         """
         if not self._lock.acquire(blocking=False):
             return
         try:
             now = time.monotonic()
-            self._returned([state for state in self._running.receivers.values() if state.look(now)])
+            self._follow([state for state in self._running.receivers.values() if state.look(now)])
         finally:
             self._lock.release()
 
-    def _returned(self, states: Sequence[ReceiverState]) -> None:
-        for state in states:
-            log.info("receiver %r is back: all templates are replayed to it", state.spec.name)
-            state.replay()
-        if states:
+    def _follow(self, changed: Sequence[ReceiverState]) -> None:
+        if changed:
+            self._standings.follow(changed)
             self._wake(self._running.workers)
+        self._standings.finish_returns()
 
     def watch_neighbours(self) -> None:
         """Several times a second: tells the datapath whose next hop does not answer."""
@@ -377,12 +383,13 @@ class Supervisor:
             listener = (by_port or names)[0]
         if listener not in self._running.listeners:
             raise KeyError(listener)
-        rules, receivers, denied = plan.route(address, self._running.listeners[listener].slot)
+        rules, ways, denied = plan.route(address, self._running.listeners[listener].slot)
         return Route(
             rules=tuple(spec.rules[index].text for index in rules),
             rule_indexes=rules,
-            receivers=tuple(spec.receivers[index].name for index in receivers),
+            receivers=tuple(spec.receivers[index].name for index in ways if index < len(spec.receivers)),
             denied=denied,
+            pools=tuple(spec.pools[i - len(spec.receivers)].name for i in ways if i >= len(spec.receivers)),
         )
 
     def listener_name(self, slot: int) -> str:

@@ -8,12 +8,13 @@ Supervisor.apply, on the reload's thread. It must never publish a plan that name
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from samplicator import _fastpath, ring, sockets
+from samplicator import ring, sockets
 from samplicator._fastpath import Plan, TxCounters, Worker
 from samplicator.config.address import endpoint_text
 from samplicator.engines import (
@@ -23,14 +24,18 @@ from samplicator.engines import (
     ReceiverState,
     RingGroup,
     RingIntake,
+    Standing,
     Way,
+    fast_pools,
     fast_rules,
     meets,
     receiver_key,
     socket_key,
 )
+from samplicator.engines.receivers import NO_ROUTE
 from samplicator.ingress import Ingress
 from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
+from samplicator.probes import UNREACHABLE
 from samplicator.reach import Reach
 from samplicator.supervisor.flows import Flows
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
@@ -53,7 +58,9 @@ class BuildError(OSError):
 
 @dataclass(slots=True)
 class Running:
-    """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart."""
+    """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart. pool_ids:
+    by name, kept while the pool exists; pools_made: the last of them.
+    """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
     receivers: dict[str, ReceiverState] = field(default_factory=dict)
@@ -63,6 +70,8 @@ class Running:
     max_datagram: int = 0
     max_delay_us: int = -1
     flows: Flows = field(default_factory=Flows)
+    pool_ids: dict[str, int] = field(default_factory=dict)
+    pools_made: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +98,8 @@ class Build:
         self.receivers: dict[str, ReceiverState] = {}
         self.workers: list[WorkerThread] = []
         self.owners: dict[Intake | RingIntake, int] = {}
+        new = itertools.count(running.pools_made + 1)
+        self.pool_ids = {pool.name: running.pool_ids.get(pool.name) or next(new) for pool in spec.pools}
         self._running = running
         self._generation = generation
         self._trace = trace
@@ -127,7 +138,8 @@ class Build:
     def plans(self, generation: int, *, without: Sequence[Intake | RingIntake] = ()) -> dict[int, Plan]:
         """A plan for each worker; the sockets in `without` are in none."""
         slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
-        rules = fast_rules(self.spec.rules, slots)
+        rules = fast_rules(self.spec.rules, len(self.spec.receivers), slots)
+        pools = fast_pools(self.spec.pools, self.pool_ids)
         states = [self.receivers[receiver.name] for receiver in self.spec.receivers]
         held_back = set(without)
         return {
@@ -136,6 +148,7 @@ class Build:
                 [i.rx for i, owner in self.owners.items() if owner == worker.index and i not in held_back],
                 [state.ways[worker.index].tx for state in states],
                 rules,
+                pools,
             )
             for worker in self.workers
         }
@@ -342,10 +355,8 @@ class Build:
             generation_added=old.generation_added if old else self._generation,
             counters=dict(old.counters) if old else {},
             ways=ways,
-            up=old.up if old is not None and same else path.routed,
             reach=old.reach if old is not None and same else Reach(wanted),
-            refused_seen=old.refused_seen if old else 0,
-            seen=old.seen if old else (0,) * len(_fastpath.TX_FIELDS),
+            standing=self._standing(wanted, path, old, same),
             told=old.told if old is not None and same else 0,
         )
         for index in range(len(ways), spec.workers):
@@ -354,6 +365,20 @@ class Build:
             self._ways.append(way)
             state.ways.append(way)
         return state
+
+
+    @staticmethod
+    def _standing(wanted: ReceiverSpec, path: Path, old: ReceiverState | None, same: bool) -> Standing:
+        """What is known of the receiver: all of it when it stays, else what is counted."""
+        if old is not None and same:
+            return old.standing
+        standing = Standing(waiting=bool(wanted.standby_for))
+        if not path.routed:
+            standing.state, standing.why = UNREACHABLE, NO_ROUTE
+        if old is not None:
+            standing.seen, standing.takeovers = old.standing.seen, old.standing.takeovers
+            standing.waiting = old.standing.waiting if old.spec.standby_for else standing.waiting
+        return standing
 
 
 def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:
@@ -368,7 +393,7 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     listening = sum(len(listener.sockets) + len(listener.rings) for listener in spec.listeners) * spec.workers
     sending = sum(1 + r.spoof for r in spec.receivers) * spec.workers
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
-    sending += sum(r.probe in ("udp", "ipfix") for r in spec.receivers)
+    sending += sum(r.probe.kind != "off" for r in spec.receivers)
     need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
     if need > limit:
         raise BuildError(

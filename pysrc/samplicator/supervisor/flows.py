@@ -20,6 +20,9 @@ LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
 """A gap of a domain that is silent for so long is loss: nothing comes late any more."""
 _KINDS: Final = tuple(_fastpath.FLOW_KIND_NAMES.items())
+_ADDRESS, _LISTENER, _TEMPLATES, _OPTIONS_TEMPLATES = (
+    _fastpath.FLOW_SESSION_FIELDS.index(name) for name in ("address", "listener", "templates", "options_templates")
+)
 _DOMAIN_AT: Final = len(_fastpath.FLOW_SESSION_FIELDS) - len(_fastpath.FLOW_DOMAIN_FIELDS)
 
 
@@ -78,6 +81,31 @@ class Flows:
                 row = flow.session(number)
                 if row is not None:
                     yield index, number, row
+
+    def templates_known(self) -> bool:
+        """Whether any worker holds a template."""
+        at = [_fastpath.FLOW_COUNTER_FIELDS.index(name) for name in ("templates", "options_templates")]
+        return any(flow.counters()[0][i] for flow in self.by_worker.values() for i in at)
+
+    def teachers(self, place: tuple[int, int], limit: int) -> tuple[list[tuple[bytes, int]], tuple[int, int]]:
+        """(address, listener slot) of exporters whose templates are known, among `limit` places from `place` (worker,
+        number) on, and where to go on.
+        """
+        worker, number = place
+        found: dict[tuple[bytes, int], None] = {}
+        indexes = sorted(self.by_worker)
+        if worker not in self.by_worker:
+            worker, number = next((i for i in indexes if i > worker), indexes[0] if indexes else 0), 0
+        flow = self.by_worker.get(worker)
+        if flow is None:
+            return [], (0, 0)
+        last = min(number + limit, flow.capacity[0])
+        for each in range(number + 1, last + 1):
+            row = flow.session(each)
+            if row is not None and (row[_TEMPLATES] or row[_OPTIONS_TEMPLATES]):
+                found[(row[_ADDRESS], row[_LISTENER])] = None  # type: ignore[index]
+        after = (worker, last) if last < flow.capacity[0] else (worker + 1, 0)
+        return list(found), after
 
     def templates(self, worker: int, number: int) -> list[FlowTemplate]:
         """What a session taught: templates, options templates and the last options data."""

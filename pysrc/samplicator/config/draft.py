@@ -1,0 +1,72 @@
+"""A configuration on its way in, and what is found wrong with it.
+
+Purpose: what config.validate and config.groups look at and answer with. Called by them, config.toml and config.legacy.
+Never raises.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from samplicator.config.address import ParsedSource
+from samplicator.config.model import Config, Datapath, Listener, Path, Pool, Receiver, Rule
+
+MAX_SUGGESTIONS = 20
+"""Similar names are looked for this often in one run; with thousands of unknown names it would take long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong (error) or doubtful (not error) at a path."""
+
+    path: Path
+    why: str
+    error: bool = True
+
+
+@dataclass
+class Draft:
+    """A configuration on its way in. None stands for a table that is too broken to look at; names keep what could be
+    read."""
+
+    datapath: Datapath
+    listener: Sequence[Listener | None]
+    receiver: Sequence[Receiver | None]
+    rule: Sequence[Rule | None]
+    listener_names: Sequence[str | None]
+    receiver_names: Sequence[str | None]
+    sources: dict[int, tuple[ParsedSource, ...]] = field(default_factory=dict)
+    pool: Sequence[Pool | None] = ()
+    pool_names: Sequence[str | None] = ()
+
+    @classmethod
+    def of(cls, config: Config, sources: dict[int, tuple[ParsedSource, ...]]) -> Draft:
+        """The draft of a complete configuration."""
+        return cls(
+            config.datapath,
+            config.listener,
+            config.receiver,
+            config.rule,
+            [listener.name for listener in config.listener],
+            [receiver.name for receiver in config.receiver],
+            sources,
+            config.pool,
+            [pool.name for pool in config.pool],
+        )
+
+
+class Suggest:
+    """The nearest known word, a bounded number of times."""
+
+    def __init__(self) -> None:
+        self.left = MAX_SUGGESTIONS
+
+    def __call__(self, word: str, known: Iterable[str]) -> str:
+        """`; did you mean 'x'?`, or nothing."""
+        if self.left <= 0:
+            return ""
+        self.left -= 1
+        near = difflib.get_close_matches(word, list(known), 1)
+        return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,260 @@
+"""A receiver that runs: its ways, its counters, and its state.
+
+Purpose: puts together what is known of a receiver (its route, its next hop, its copies, its probe) into one state, and
+tells the ways what follows from it. Invariants: state changes in look() and refresh() only, by one thread at a time;
+counters and the number of take-overs only grow. Called by supervisor. It must never wait, and never decide who gets
+copies instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from samplicator import _fastpath, sockets
+from samplicator._fastpath import TxCounters
+from samplicator.engines.ways import Path, Way
+from samplicator.plan import ReceiverSpec
+from samplicator.probes import REFUSING, UNREACHABLE, UP
+from samplicator.reach import Reach
+from samplicator.readings import ReceiverReading, add_up
+
+if TYPE_CHECKING:
+    from samplicator.links import Link
+
+FEATURES: Final = {
+    "segment": _fastpath.GAVE_UP_SEGMENT,
+    "transparent": _fastpath.GAVE_UP_TRANSPARENT,
+    "packet": _fastpath.GAVE_UP_PACKET,
+}
+"""What the kernel can refuse for good, and the bit of Tx.gave_up that says so."""
+NEIGHBOUR_SECONDS: Final = 1.2
+"""A next hop counts as answering when it has not been unresolved for so long (neighbours.PATIENCE_SECONDS and more)."""
+FAILED_SECONDS: Final = 5.0
+"""So long without a copy that failed (no route, no neighbour): it can be reached again."""
+GRACE_SECONDS: Final = 1.0
+"""Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
+reports of old copies wait at their sockets."""
+NO_ROUTE: Final = "no route to it"
+NO_ANSWER: Final = "its host, or the next hop, does not answer"
+COPIES_REFUSED: Final = "copies to it are refused"
+COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
+_FAILED: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{reason}") for reason in ("no_route", "no_neighbor"))
+_REFUSED: Final = _fastpath.TX_FIELDS.index("dropped_refused")
+_SENT: Final = _fastpath.TX_FIELDS.index("sent")
+NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
+
+
+@dataclass(slots=True)
+class Standing:
+    """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
+    Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over. Times
+    are of the monotonic clock.
+    """
+
+    state: str = UP
+    why: str = ""
+    since: float = field(default_factory=time.time)
+    waiting: bool = False
+    down: bool = False
+    takeovers: int = 0
+    unresolved: bool = False
+    seen: tuple[int, ...] = NOTHING_SENT
+    told_refusing: bool = False
+    told_until: float = 0.0
+    bad_until: float = 0.0
+    failing: str = ""
+    sent_at_failure: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class ReceiverState:
+    """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
+    opened anew. told: GAVE_UP bits that were logged.
+    """
+
+    spec: ReceiverSpec
+    path: Path
+    send_buffer: int
+    generation_added: int
+    counters: dict[int, TxCounters]
+    ways: list[Way]
+    reach: Reach
+    standing: Standing = field(default_factory=Standing)
+    lost: bool = False
+    told: int = 0
+
+    @property
+    def up(self) -> bool:
+        return self.standing.state == UP
+
+    def totals(self) -> tuple[int, ...]:
+        return add_up([NOTHING_SENT, *(counters.read() for counters in list(self.counters.values()))])
+
+    def close_but(self, kept: ReceiverState | None) -> None:
+        """Closes every way, and the path, that `kept` does not share."""
+        still = {id(way) for way in kept.ways} if kept else set()
+        for way in self.ways:
+            if id(way) not in still:
+                way.close()
+        if kept is None or kept.path is not self.path:
+            self.path.close()
+        if kept is None or kept.reach is not self.reach:
+            self.reach.close()
+
+    @property
+    def gave_up(self) -> int:
+        """GAVE_UP bits of all ways: what the kernel refused on any of them."""
+        bits = 0
+        for way in list(self.ways):
+            bits |= way.gave_up
+        return bits
+
+    def newly_given_up(self) -> tuple[str, ...]:
+        """Features given up since the last call."""
+        bits = self.gave_up & ~self.told
+        self.told |= bits
+        return tuple(name for name, bit in FEATURES.items() if bits & bit)
+
+    # ------------------------------------------------------------------ what the ways are told
+
+    def set_link(self, link: Link | None, words: str) -> None:
+        """Told by links: where frames for the receiver go now."""
+        self.path.link, self.path.link_words = link, words
+        for way in list(self.ways):
+            way.set_link(link)
+
+    def set_unresolved(self, unresolved: bool) -> None:
+        """Told by neighbours: whether the next hop does not answer."""
+        self.standing.unresolved = unresolved
+        for way in list(self.ways):
+            for tx in (way.tx, way.fallback):
+                if tx is not None and tx.unresolved != unresolved:
+                    tx.unresolved = unresolved
+
+    def set_waiting(self, waiting: bool) -> None:
+        """A standby gets no copies (True), or all templates and then copies; wake the workers."""
+        self.standing.waiting = waiting
+        for way in list(self.ways):
+            way.set_waiting(waiting)
+
+    def set_down(self, down: bool) -> None:
+        """Whether pools do without it."""
+        self.standing.down = down
+        for way in list(self.ways):
+            way.tx.down = down
+
+    def tell_refusing(self, now: float) -> None:
+        """Whether copies that the kernel takes are refused all the same, where the engine cannot hear it."""
+        refusing = self.spec.deaf and self.reach.refusing
+        if refusing != self.standing.told_refusing:
+            self.standing.told_refusing = refusing
+            self.standing.told_until = now + GRACE_SECONDS
+        for way in list(self.ways):
+            if way.tx.refusing != refusing:
+                way.tx.refusing = refusing
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a replay asked for is not finished."""
+        return any(way.tx.replaying for way in list(self.ways))
+
+    def replay(self) -> None:
+        """Asks every worker to send it all templates; wake them."""
+        for way in list(self.ways):
+            way.tx.replay()
+
+    # ------------------------------------------------------------------ its state
+
+    def look(self, now: float) -> bool:
+        """Several times a second: True when its state has changed."""
+        self._copies(now)
+        self.reach.step(now)
+        return self._settle(now)
+
+    def refresh(self, now: float) -> bool:
+        """Every few seconds: looks at the path again; True when its state has changed."""
+        was_routed = self.path.routed
+        if not self.path.refresh(self.ways):
+            self.lost = True
+        if self.path.routed and not was_routed:  # what failed did so for want of a route
+            self._copies(now)
+            self.standing.failing, self.standing.bad_until = "", 0.0
+        return self.look(now)
+
+    def _copies(self, now: float) -> None:
+        """What became of the copies since the last look."""
+        standing = self.standing
+        totals, before = self.totals(), standing.seen
+        if totals == before:
+            return
+        standing.seen = totals
+        if totals[_REFUSED] != before[_REFUSED] and not standing.told_refusing and now >= standing.told_until:
+            self.reach.refused(now)
+        failing = UNREACHABLE if any(totals[i] != before[i] for i in _FAILED) else ""
+        if self.spec.probe.kind == "off" and totals[_REFUSED] != before[_REFUSED]:
+            failing = REFUSING
+        if failing and not standing.unresolved and (standing.failing or now >= standing.bad_until):
+            standing.failing = failing
+            standing.bad_until = now + FAILED_SECONDS
+            standing.sent_at_failure = totals[_SENT]
+
+    def _settle(self, now: float) -> bool:
+        standing = self.standing
+        state, why = self._judge(now)
+        self.reach.anxious = state == UNREACHABLE
+        self.tell_refusing(now)
+        changed = state != standing.state
+        if changed:
+            standing.since = time.time()
+            standing.told_until = now + GRACE_SECONDS if state == UP else standing.told_until
+        standing.state, standing.why = state, why
+        return changed
+
+    def _judge(self, now: float) -> tuple[str, str]:
+        standing, reach = self.standing, self.reach
+        if not self.path.routed:
+            return UNREACHABLE, NO_ROUTE
+        if standing.unresolved:
+            standing.bad_until = max(standing.bad_until, now + NEIGHBOUR_SECONDS)
+            return UNREACHABLE, NO_ANSWER
+        if reach.state != UP:
+            return reach.state, reach.why
+        words = COPIES_REFUSED if standing.failing == REFUSING else COPIES_FAIL
+        if now < standing.bad_until:
+            return (standing.failing, words) if standing.failing else (UNREACHABLE, NO_ANSWER)
+        if standing.failing:  # no news is good news only where somebody asks, or where copies get through
+            if not reach.asks and standing.seen[_SENT] == standing.sent_at_failure:
+                return standing.failing, words
+            standing.failing = ""
+        return UP, ""
+
+    def read(self) -> ReceiverReading:
+        spec, standing = self.spec, self.standing
+        return ReceiverReading(
+            name=spec.name,
+            host=spec.host,
+            address=sockets.text_of(spec.address),
+            port=spec.port,
+            source="spoof" if spec.spoof else "own",
+            engine=spec.engine,
+            engine_why=spec.engine_why,
+            counters=dict(zip(_fastpath.TX_FIELDS, self.totals(), strict=True)),
+            up=self.up,
+            generation_added=self.generation_added,
+            gave_up=tuple(name for name, bit in FEATURES.items() if self.gave_up & bit),
+            link=self.path.link_words,
+            state=standing.state,
+            state_why=standing.why,
+            state_since_unix=standing.since,
+            standby_for=spec.standby_for,
+            waiting=standing.waiting,
+            takeovers=standing.takeovers,
+        )
+
+
+def ids(states: Sequence[ReceiverState], worker: int) -> dict[int, str]:
+    """Receiver name by TxCounters.id of a worker."""
+    return {state.counters[worker].id: state.spec.name for state in states if worker in state.counters}
