@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
-    atomic_exchange, atomic_fence_load32, atomic_fence_release, atomic_load32, atomic_load32_acquire, atomic_load64,
+    atomic_change32, atomic_exchange, atomic_fence_load32, atomic_fence_release, atomic_load32, atomic_load32_acquire, atomic_load64,
     atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release, atomic_store64, atomic_store64_release,
     atomics_add,
 )
@@ -24,7 +24,9 @@ from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
-from flow.renumber cimport flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
+from flow.renumber cimport (
+    flow_forget_receiver, flow_leave_out, flow_next, flow_pause, flow_refresh_due, flow_renumber, flow_write_number,
+)
 from flow.replay cimport (
     FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
     flow_replay_domain, flow_replay_next, flow_replay_t,
@@ -36,14 +38,20 @@ from flow.state cimport (
     FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
-from plan cimport PLAN_NONE, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, route_t, rule_t, source_group_t, source_t
+from plan cimport (
+    PLAN_NONE, PLAN_ROUND_ROBIN, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, pool_member_t, pool_t, route_t, rule_t, source_group_t, source_t,
+)
+from pool cimport (
+    POOL_ENTRIES, pool_adopt, pool_assign, pool_by_id, pool_cache_t, pool_entry_t, pool_expire, pool_find, pool_load, pool_member, pool_turn,
+)
 from run cimport run_make, runs_t
 from rx.socket cimport RX_CONTROL, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t, rx_socket_t
 from sample cimport sample_keep
 from session cimport SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
-    TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_RING, TX_VECTORS, tx_copy_t, tx_flush, tx_link_t,
+    TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_RING, TX_VECTORS, TX_WAITING, TX_WAKING,
+    tx_copy_t, tx_flush, tx_link_t,
     tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
 )
 from uapi.net cimport (
@@ -84,5 +92,6 @@ include "tx/packet.pxi"
 include "worker_state.pxi"
 include "worker_send.pxi"
 include "worker_flow.pxi"
+include "worker_pool.pxi"
 include "worker.pxi"
 include "worker_handle.pxi"

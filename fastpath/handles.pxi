@@ -32,6 +32,10 @@ cdef class TxCounters:
     def __dealloc__(self):
         free(self.c)
 
+    @property
+    def id(self):
+        return self.c.id
+
     def read(self):
         return snapshot_u64(&self.c.offered, TX_FIELD_COUNT)
 
@@ -216,6 +220,38 @@ cdef class Tx:
     @unresolved.setter
     def unresolved(self, bint value):
         atomic_store32(&self.tx.unresolved, value)
+
+    @property
+    def down(self):
+        return atomic_load32(&self.tx.down) != 0
+
+    @down.setter
+    def down(self, bint value):
+        atomic_store32(&self.tx.down, value)
+
+    @property
+    def refusing(self):
+        return atomic_load32(&self.tx.refusing) != 0
+
+    @refusing.setter
+    def refusing(self, bint value):
+        atomic_store32(&self.tx.refusing, value)
+
+    def standby(self, bint waiting):
+        if waiting:
+            self._wait(TX_WAITING)
+        elif atomic_load32(&self.tx.waiting) == TX_WAITING:
+            self._wait(TX_WAKING)
+            self.replay()
+
+    cdef _wait(self, u32 how):
+        atomic_store32(&self.tx.waiting, how)
+        if self.fallback is not None:
+            atomic_store32(&self.fallback.tx.waiting, how)
+
+    @property
+    def waiting(self):
+        return atomic_load32(&self.tx.waiting) != 0
 
     @property
     def gave_up(self):

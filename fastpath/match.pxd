@@ -68,15 +68,16 @@ cdef inline bint match_listener(const rule_t *rule, u32 listener) noexcept nogil
 
 
 cdef inline u32 match_ways(plan_t *plan, u8 family, u32 listener, bint *denied) noexcept nogil:
-    """Fills plan.ways from plan.rule_bits; returns how many. denied: a rule with stop ended the walk."""
+    """Fills plan.ways from plan.rule_bits, pools last; returns how many. denied: a rule with stop ended the walk."""
     cdef u32 w, r, k, way, count = 0
+    cdef u32 pools = 0
     cdef u64 bits
     cdef rule_t *rule
-    memset(plan.way_bits, 0, ((plan.way_count + 63) // 64) * 8)
+    memset(plan.way_bits, 0, ((plan.way_count + plan.pool_count + 63) // 64) * 8)
     denied[0] = False
     for w in range((plan.rule_count + 63) // 64):
         bits = plan.rule_bits[w]
-        while bits:
+        while bits and not denied[0]:
             r = w * 64 + <u32>match_ctz(bits)
             bits &= bits - 1
             rule = &plan.rules[r]
@@ -84,17 +85,22 @@ cdef inline u32 match_ways(plan_t *plan, u8 family, u32 listener, bint *denied) 
                 continue
             for k in range(rule.count):
                 way = plan.rule_ways[rule.first + k]
-                if plan.way_other[way] != PLAN_NONE and plan.way_family[way] != family:
+                if way < plan.way_count and plan.way_other[way] != PLAN_NONE and plan.way_family[way] != family:
                     way = plan.way_other[way]
                 if (plan.way_bits[way >> 6] >> (way & 63)) & 1:
                     continue
                 plan.way_bits[way >> 6] |= <u64>1 << (way & 63)
-                plan.ways[count] = way
-                count += 1
-            if rule.stop:
-                denied[0] = True
-                return count
-    return count
+                if way < plan.way_count:
+                    plan.ways[count] = way
+                    count += 1
+                else:
+                    plan.tail[pools] = way
+                    pools += 1
+            denied[0] = rule.stop
+        if denied[0]:
+            break
+    memcpy(&plan.ways[count], plan.tail, <size_t>pools * 4)
+    return count + pools
 
 
 cdef inline void match_forget(plan_t *plan) noexcept nogil:

@@ -12,6 +12,7 @@ cdef enum:
     PLAN_ROUTE_UNMATCHED = 0       # no rule matched: nobody gets a copy
     PLAN_ROUTE_DENIED = 1          # a rule with stop matched and nobody gets a copy
     PLAN_ROUTE_FIRST = 2
+    PLAN_ROUND_ROBIN = 1           # balance of a pool
 
 ctypedef struct source_t:          # one prefix of one rule
     u8 address[16]                 # masked; IPv4 in IPv4-mapped form
@@ -31,7 +32,25 @@ ctypedef struct rule_t:
     u32 count
     u8 stop
 
-ctypedef struct route_t:           # the union of an exporter's rules: ways out, in order
+ctypedef struct pool_member_t:
+    u32 way
+    u32 receiver                   # id of its counters
+    u32 weight
+    u32 since                      # serial of the plan it joined with
+    u64 seed                       # of its rank
+    u32 homes                      # exporters that belong to it
+    u32 load                       # exporters it has now; read by other threads
+    long turn                      # of round-robin
+    u32 down                       # as of the last batch
+
+ctypedef struct pool_t:
+    u32 number                     # its id, > 0, the same in every plan
+    u32 turns                      # round-robin
+    u32 first                      # in plan_t.members
+    u32 count
+    u32 version                    # exporters judged under another one are judged again
+
+ctypedef struct route_t:           # the union of an exporter's rules: ways out, in order, pools (way_count + index) behind them
     u32 first                      # in pool
     u32 count
     u32 hash
@@ -48,10 +67,14 @@ ctypedef struct plan_t:
     u32 way_count                  # ways out (Tx objects), those of other families behind the configured ones
     u8 *way_family                 # 4 or 6 where a way takes one family of exporters only, 0 = all
     u32 *way_other                 # the way that takes the other family instead, PLAN_NONE = none needed
+    u32 pool_count
+    pool_t *pools
+    pool_member_t *members
     # scratch of match
     u64 *rule_bits
     u64 *way_bits
     u32 *ways
+    u32 *tail                      # pools found, until the ways are complete
     # memo
     u32 route_count
     u32 route_limit

@@ -17,6 +17,7 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u32 *numbers                       # BATCH_LIMIT a way: sequence numbers to write into the copies ...
     u8 *numbered                       # ... where this is 1
     u32 *rewrites                      # how many, 0 outside a batch
+    bint turns                         # some pool is balanced by round-robin
 
 
 @cython.final
@@ -28,7 +29,7 @@ cdef class Plan:
     cdef size_t public_ways
     cdef void *arena
 
-    def __cinit__(self, u64 generation, sockets, txs, rules):
+    def __cinit__(self, u64 generation, sockets, txs, rules, pools=()):
         cdef RxSocket rx_socket
         cdef Tx tx
         cdef u32 i
@@ -40,6 +41,7 @@ cdef class Plan:
             rx_socket = <RxSocket?>part        # not None either
             self.work.sockets[i] = &rx_socket.socket
         self._take_ways(self.parts[1])
+        self._take_pools([(number, balance, list(members)) for number, balance, members in pools])
         self._take_rules([(list(s), None if ls is None else list(ls), list(ws), bool(stop)) for s, ls, ws, stop in rules])
         self._make_memo()
 
@@ -67,8 +69,6 @@ cdef class Plan:
         self.work.rewrites = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         p.way_family = <u8 *>plan_arena(&self.arena, p.way_count, 1)
         p.way_other = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        p.way_bits = <u64 *>plan_arena(&self.arena, (p.way_count + 63) // 64, 8)
-        p.ways = <u32 *>plan_arena(&self.arena, p.way_count, 4)
         extra = public_count
         for i, tx in enumerate(txs):
             self.work.ways[i] = tx.tx
@@ -83,6 +83,44 @@ cdef class Plan:
                 self.work.owner[extra] = i
                 extra += 1
 
+    cdef _take_pools(self, list pools):
+        cdef plan_t *p = &self.work.routing
+        cdef pool_t *pool
+        cdef pool_member_t *member
+        cdef u32 k, used = 0
+        p.pool_count = len(pools)
+        p.pools = <pool_t *>plan_arena(&self.arena, p.pool_count, sizeof(pool_t))
+        p.members = <pool_member_t *>plan_arena(&self.arena, sum([len(members) for _, _, members in pools]), sizeof(pool_member_t))
+        for k, (number, balance, members) in enumerate(pools):
+            if not members:
+                raise ValueError(f"pool {number} has no members")
+            if not 1 <= number <= 0xFFFFFFFF or number in [earlier for earlier, _, _ in pools[:k]]:
+                raise ValueError(f"pool id {number} is not 1..4294967295, or given twice")
+            pool = &p.pools[k]
+            pool.number = number
+            pool.turns = balance == PLAN_ROUND_ROBIN
+            pool.first = used
+            pool.count = len(members)
+            self.work.turns = self.work.turns or pool.turns
+            for way, weight in members:
+                if not 0 <= way < self.public_ways or way in [p.members[i].way for i in range(pool.first, used)]:
+                    raise ValueError(f"pool {number} names way {way} of {self.public_ways}, or twice")
+                if not 1 <= weight <= 1000:
+                    raise ValueError(f"weight {weight} is not 1..1000")
+                member = &p.members[used]
+                member.way = way
+                member.weight = weight
+                member.receiver = self.work.ways[way].counters.id
+                member.seed = match_hash(self.work.ways[way].address) * <u64>0x9E3779B97F4A7C15 ^ self.work.ways[way].port_be
+                used += 1
+                self._number(way)
+
+    cdef _number(self, u32 way):
+        """A member's numbers may differ from the exporters' from now on, even when it has left the pool."""
+        self.work.ways[way].numbered = 1
+        if self.work.routing.way_other[way] != <u32>PLAN_NONE:
+            self.work.ways[self.work.routing.way_other[way]].numbered = 1
+
     cdef _take_rules(self, list rules):
         cdef plan_t *p = &self.work.routing
         cdef rule_t *rule
@@ -92,16 +130,15 @@ cdef class Plan:
         p.rule_count = len(rules)
         p.rules = <rule_t *>plan_arena(&self.arena, p.rule_count, sizeof(rule_t))
         p.rule_ways = <u32 *>plan_arena(&self.arena, sum([len(ways) for _, _, ways, _ in rules]), 4)
-        p.rule_bits = <u64 *>plan_arena(&self.arena, (p.rule_count + 63) // 64, 8)
         for r, (sources, listeners, ways, stop) in enumerate(rules):
             rule = &p.rules[r]
             rule.stop = stop
             rule.first = used
             rule.count = len(ways)
             for way in ways:
-                if not 0 <= way < self.public_ways:
+                if not 0 <= way < self.public_ways + p.pool_count:
                     raise ValueError(f"rule {r} names way {way} of {self.public_ways}")
-                p.rule_ways[used] = way
+                p.rule_ways[used] = way if way < self.public_ways else way - self.public_ways + p.way_count
                 used += 1
             if listeners is not None:
                 for listener in listeners:
@@ -149,16 +186,22 @@ cdef class Plan:
     cdef _make_memo(self):
         cdef plan_t *p = &self.work.routing
         p.route_limit = 65536
-        p.pool_limit = max(262144, 4 * p.way_count)
+        p.pool_limit = max(262144, 4 * (p.way_count + p.pool_count))
         p.slot_mask = 65535
+        self._make_scratch(p)
         p.routes = <route_t *>plan_arena(&self.arena, p.route_limit, sizeof(route_t))
         p.pool = <u32 *>plan_arena(&self.arena, p.pool_limit, 4)
         p.slots = <u32 *>plan_arena(&self.arena, <size_t>p.slot_mask + 1, 4)
         match_forget(p)
         self.probe = p[0]
-        self.probe.rule_bits = <u64 *>plan_arena(&self.arena, (p.rule_count + 63) // 64, 8)
-        self.probe.way_bits = <u64 *>plan_arena(&self.arena, (p.way_count + 63) // 64, 8)
-        self.probe.ways = <u32 *>plan_arena(&self.arena, p.way_count, 4)
+        self._make_scratch(&self.probe)
+
+    cdef _make_scratch(self, plan_t *p):
+        cdef u32 most = p.way_count + p.pool_count
+        p.rule_bits = <u64 *>plan_arena(&self.arena, (p.rule_count + 63) // 64, 8)
+        p.way_bits = <u64 *>plan_arena(&self.arena, (most + 63) // 64, 8)
+        p.ways = <u32 *>plan_arena(&self.arena, most, 4)
+        p.tail = <u32 *>plan_arena(&self.arena, p.pool_count, 4)
 
     def __dealloc__(self):
         plan_free(self.arena)
@@ -188,4 +231,7 @@ cdef class Plan:
                 rules.append(i)
                 if self.probe.rules[i].stop:
                     break
-        return tuple(rules), tuple([self.work.owner[self.probe.ways[i]] for i in range(count)]), stopped and count == 0
+        return tuple(rules), tuple([self._public(self.probe.ways[i]) for i in range(count)]), stopped and count == 0
+
+    cdef _public(self, u32 way):
+        return self.work.owner[way] if way < self.work.routing.way_count else way - self.work.routing.way_count + self.public_ways

@@ -21,28 +21,56 @@ cdef inline u32 worker_route(worker_t *w, u32 d) noexcept nogil:
     return session.route
 
 
+cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active) noexcept nogil:
+    """Enters datagram d into the selection of a way; returns the new number of active ways."""
+    cdef work_t *work = w.work
+    cdef tx_t *tx = work.ways[way]
+    cdef u32 n
+    if unlikely(atomic_load32(&tx.waiting)):
+        return active
+    if tx.freq > 1 and not worker_keeps(w, tx, d):
+        atomics_add(&tx.counters.offered, 1)
+        atomics_add(&tx.counters.sampled_out, 1)
+        return active
+    n = work.selected[way]
+    if n == 0:
+        work.active[active] = way
+        active += 1
+    work.selections[<size_t>way * BATCH_LIMIT + n] = <u16>d
+    if tx.numbered and w.seeing:
+        worker_number(w, tx, way, n, d)
+    work.selected[way] = n + 1
+    return active
+
+
 cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
     """Enters datagram d into the selection of every way of its route; returns the new number of active ways."""
     cdef work_t *work = w.work
     cdef route_t *r = &work.routing.routes[route]
-    cdef u32 k, way, n
-    cdef tx_t *tx
+    cdef u32 k, way
     for k in range(r.count):
         way = work.routing.pool[r.first + k]
-        tx = work.ways[way]
-        if tx.freq > 1 and not worker_keeps(w, tx, d):
-            atomics_add(&tx.counters.offered, 1)
-            atomics_add(&tx.counters.sampled_out, 1)
-            continue
-        n = work.selected[way]
-        if n == 0:
-            work.active[active] = way
-            active += 1
-        work.selections[<size_t>way * BATCH_LIMIT + n] = <u16>d
-        if tx.numbered and w.seeing:
-            worker_number(w, tx, way, n, d)
-        work.selected[way] = n + 1
+        if unlikely(way >= work.routing.way_count):
+            way = worker_pool(w, r, &work.routing.pools[way - work.routing.way_count], d)
+            if way == <u32>PLAN_NONE:
+                continue
+        active = worker_enter(w, d, way, active)
     return active
+
+
+cdef inline void worker_clear(worker_t *w, u32 active) noexcept nogil:
+    """Empties the selections."""
+    cdef u32 a
+    for a in range(active):
+        w.work.selected[w.work.active[a]] = 0
+        w.work.rewrites[w.work.active[a]] = 0
+
+
+cdef u32 worker_send_now(worker_t *w, u32 active) noexcept nogil:
+    """Sends what is selected so far, so that what follows comes behind it; returns the number of active ways then: 0."""
+    worker_send(w, active)
+    worker_clear(w, active)
+    return 0
 
 
 cdef inline void worker_latency(worker_t *w) noexcept nogil:
@@ -59,12 +87,14 @@ cdef inline void worker_latency(worker_t *w) noexcept nogil:
 cdef inline void worker_observe(worker_t *w, u32 d) noexcept nogil:
     """Shows datagram d to the flow stage."""
     flow_observe(w.flow, &w.batch.exporter[d], w.batch.listener, w.batch.data[d], w.batch.length[d], &w.seen[d])
+    if unlikely(w.work.routing.pool_count and flow_always(&w.seen[d])):
+        worker_note_news(w, d)
 
 
 cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     """The life of a batch: route, observe, select, send, count."""
     cdef rx_counters_t *c = socket.counters
-    cdef u32 d, a, route
+    cdef u32 d, route
     cdef u32 active = 0
     cdef u64 unmatched = 0
     cdef u64 denied = 0
@@ -73,12 +103,17 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
     if w.seeing:
         flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
+    if unlikely(w.work.routing.pool_count):
+        worker_pools_look(w)
     for d in range(w.batch.n):
         route = worker_route(w, d)
         if route >= PLAN_ROUTE_FIRST:
             if w.seeing:
                 worker_observe(w, d)
+            if unlikely(w.news and w.work.turns):
+                active = worker_send_now(w, active)
             active = worker_select(w, d, route, active)
+            w.news = False
         elif route == PLAN_ROUTE_DENIED:
             denied += 1
         else:
@@ -90,9 +125,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     worker_latency(w)
     if unlikely(w.trace != NULL):
         worker_trace(w, active)
-    for a in range(active):
-        w.work.selected[w.work.active[a]] = 0
-        w.work.rewrites[w.work.active[a]] = 0
+    worker_clear(w, active)
     if unlikely(w.due_count):
         worker_replay_due(w)
 
@@ -171,6 +204,24 @@ cdef void worker_drain(worker_t *w, rx_socket_t *only, u64 deadline_ns) noexcept
                 found += worker_read(w, w.work.sockets[i], WORKER_ROUNDS)
 
 
+cdef void worker_take_over(worker_t *w, work_t *old, work_t *new) noexcept nogil:
+    """What is remembered from the old plan (NULL: none) is brought up to the new one: exporters of pools, numbers of receivers that left."""
+    cdef u32 i, k
+    cdef bint stays
+    cdef plan_t *before
+    if w.pools.entries != NULL:
+        before = &old.routing if old != NULL else NULL
+        pool_adopt(&w.pools, &new.routing, before)
+    if old == NULL or w.flow == NULL:
+        return
+    for i in range(old.routing.way_count):
+        stays = old.owner[i] != i          # a fallback: its owner speaks for it
+        for k in range(new.routing.way_count):
+            stays = stays or new.ways[k].counters == old.ways[i].counters
+        if not stays:
+            flow_forget_receiver(w.flow, old.ways[i].counters.id)
+
+
 cdef void worker_adopt(worker_t *w) noexcept nogil:
     """Takes the published plan, if there is one: sockets that leave are drained under the old plan, new ones join the epoll."""
     cdef work_t *old = w.work
@@ -192,6 +243,7 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
             event.events = EPOLLIN
             event.data.ptr = new.sockets[i]
             epoll_ctl(w.epoll, EPOLL_CTL_ADD, new.sockets[i].fd, &event)
+    worker_take_over(w, old, new)
     w.work = new
     session_void(&w.sessions)
     atomic_store64_release(&w.generation, new.routing.generation)
@@ -224,7 +276,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
     for i in range(n):
         if w.events[i].data.ptr == NULL:
             read(w.wake, &ignored, sizeof(ignored))
-            w.replaying = w.flow != NULL   # perhaps: the next pass looks
+            w.replaying = True             # perhaps: the next pass looks
         else:
             if unlikely(w.events[i].events & EPOLLERR):
                 worker_forget_error(<rx_socket_t *>w.events[i].data.ptr)

@@ -84,32 +84,40 @@ cdef void worker_send_rewritten(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept 
     worker_send_own(w, tx, to)
 
 
-cdef tx_t *worker_route_has(worker_t *w, const flow_domain_t *domain, u32 way) noexcept nogil:
-    """The way by which an exporter's datagrams reach the receiver of `way`: it, its other family's, or NULL = no rule sends them there."""
+cdef tx_t *worker_route_has(worker_t *w, const flow_domain_t *domain, u32 way, const pool_t **through) noexcept nogil:
+    """The way by which an exporter's datagrams reach the receiver of `way`: it, its other family's, or NULL = no rule sends them there.
+    through: the pool that they may reach it by, NULL = none."""
     cdef plan_t *plan = &w.work.routing
+    cdef const pool_t *pool
     cdef bint forgot
-    cdef u32 k, other
+    cdef u32 k, i, other
     cdef u32 route = match_route(plan, domain.exporter.address, domain.exporter.family, domain.listener, &forgot)
+    through[0] = NULL
     if forgot:
         session_void(&w.sessions)
     if route < PLAN_ROUTE_FIRST:
         return NULL
     for k in range(plan.routes[route].count):
         other = plan.pool[plan.routes[route].first + k]
-        if other == way or other == plan.way_other[way]:
-            return w.work.ways[other]
+        if other < plan.way_count:
+            if other == way or other == plan.way_other[way]:
+                return w.work.ways[other]
+            continue
+        pool = &plan.pools[other - plan.way_count]
+        for i in range(pool.first, pool.first + pool.count):
+            other = plan.members[i].way
+            if other == way or plan.way_other[other] == way:
+                through[0] = pool
+                return w.work.ways[worker_family(w, other, domain.exporter.family)]
     return NULL
 
 
-cdef void worker_replay_domain(worker_t *w, u32 way, u32 number, u32 what, u32 mode) noexcept nogil:
+cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode) noexcept nogil:
     """Sends templates and options data of one domain to a receiver, as the exporter; every copy is offered and counted."""
     cdef flow_domain_t *domain = &w.flow.domains[number]
     cdef batch_t *to = w.rewritten
     cdef flow_replay_t replay
     cdef u32 octets, overhead, payload
-    cdef tx_t *tx = worker_route_has(w, domain, way)
-    if tx == NULL:
-        return
     if tx.by_exporter and tx.freq > 1 and not flow_keeps_exporter(domain.exporter.address, tx.freq):
         return
     overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
@@ -139,6 +147,22 @@ cdef void worker_replay_domain(worker_t *w, u32 way, u32 number, u32 what, u32 m
             worker_send_own(w, tx, to)
 
 
+cdef void worker_replay_domain(worker_t *w, u32 way, u32 number, u32 what, u32 mode) noexcept nogil:
+    """The same, if a rule sends the domain's exporter there. A member of a pool that others serve now has its numbers stand still."""
+    cdef flow_domain_t *domain = &w.flow.domains[number]
+    cdef const pool_t *through
+    cdef pool_entry_t *entry
+    cdef bint hit
+    cdef tx_t *tx = worker_route_has(w, domain, way, &through)
+    if tx == NULL:
+        return
+    if through != NULL and not through.turns:
+        entry = pool_find(&w.pools, through.number, domain.exporter.address, domain.domain, &hit)
+        if not (hit and entry.now == tx.counters.id) and not flow_pause(w.flow, number, tx.counters.id, flow_next(domain)):
+            return
+    worker_replay_to(w, tx, number, what, mode)
+
+
 cdef void worker_replay_due(worker_t *w) noexcept nogil:
     """The refreshes that this batch's copies made due."""
     cdef u32 i
@@ -147,10 +171,22 @@ cdef void worker_replay_due(worker_t *w) noexcept nogil:
     w.due_count = 0
 
 
+cdef void worker_woken(worker_t *w, u32 way) noexcept nogil:
+    """A standby that was woken has the templates now, or there are none: the next batch is its."""
+    cdef u32 other = w.work.routing.way_other[way]
+    atomic_change32(&w.work.ways[way].waiting, TX_WAKING, 0)
+    if other != PLAN_NONE:
+        atomic_change32(&w.work.ways[other].waiting, TX_WAKING, 0)
+
+
 cdef void worker_replay_joined(worker_t *w, u32 way, tx_t *tx) noexcept nogil:
-    """All templates of all exporters whose rules name this receiver, as far as one pass goes."""
+    """All templates of all exporters whose rules name this receiver, as far as one pass goes; none for a standby that waits."""
     cdef u32 steps = FLOW_REPLAY_STEPS
     cdef u32 number = 1
+    if atomic_load32(&tx.waiting) == TX_WAITING:
+        tx.replay_cursor = 0
+        atomic_store32(&tx.replay, 0)
+        return
     while number:
         number = flow_replay_domain(w.flow, &tx.replay_cursor, &steps)
         if number:
@@ -159,20 +195,30 @@ cdef void worker_replay_joined(worker_t *w, u32 way, tx_t *tx) noexcept nogil:
         tx.replay_cursor = 0
         atomics_add(&tx.counters.replays, 1)
         atomic_store32(&tx.replay, 0)
+        worker_woken(w, way)
 
 
 cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
-    """Between batches: replays that the control plane asked for, and the slow hand that lets things expire."""
+    """Between batches: replays that the control plane asked for, and the slow hands that let things expire."""
     cdef u32 way
     cdef tx_t *tx
-    if w.flow == NULL or w.work == NULL or now_ns - w.flow_look_ns < FLOW_REPLAY_LOOK_NS:
+    if w.work == NULL or now_ns - w.flow_look_ns < FLOW_REPLAY_LOOK_NS:
         return
     w.flow_look_ns = now_ns
-    flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
     w.replaying = False
+    if w.flow != NULL:
+        flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
     for way in range(w.work.routing.way_count):
         tx = w.work.ways[way]
-        if atomic_load32(&tx.replay):
+        if not atomic_load32(&tx.replay):
+            continue
+        if w.flow == NULL:
+            atomic_store32(&tx.replay, 0)
+            worker_woken(w, way)
+        else:
             worker_replay_joined(w, way, tx)
             w.replaying = w.replaying or atomic_load32(&tx.replay)
-    flow_age(w.flow, FLOW_AGE_STEPS)
+    if w.flow != NULL:
+        flow_age(w.flow, FLOW_AGE_STEPS)
+    if w.pools.entries != NULL:
+        pool_expire(&w.pools, &w.work.routing, POOL_EXPIRE_STEPS)

@@ -139,6 +139,8 @@ cdef class Worker:
             if plan.work.ways[way].fd < 0:
                 raise ValueError("a dry plan (a Tx without a descriptor) cannot be published")
         plan.worker = self
+        if plan.work.routing.pool_count and self.w.pools.entries == NULL:
+            self.w.pools.entries = <pool_entry_t *>plan_arena(&self.arena, POOL_ENTRIES, sizeof(pool_entry_t))
         self._release()
         self.plans.append(plan)
         atomic_exchange(&self.w.next, &plan.work)
@@ -174,6 +176,17 @@ cdef class Worker:
 
     def read(self):
         return snapshot_u64(&self.w.counters.cpu_ns, WORKER_FIELD_COUNT)
+
+    def pool(self, u32 number):
+        cdef Plan plan
+        cdef pool_t *pool
+        cdef u32 i
+        for plan in self.plans:
+            pool = pool_by_id(&plan.work.routing, number)
+            if plan.work.routing.generation == atomic_load64_acquire(&self.w.generation) and pool != NULL:
+                return {plan.work.routing.members[i].receiver: pool_load(&plan.work.routing.members[i])
+                        for i in range(pool.first, pool.first + pool.count)}
+        return {}
 
     def latency(self):
         return snapshot_u64(self.w.counters.latency, LATENCY_BUCKETS), atomic_load64(&self.w.counters.latency_sum_ns)

@@ -29,6 +29,9 @@ ctypedef struct worker_t:
     batch_t *batch
     tx_ring_t ring
     session_cache_t sessions
+    pool_cache_t pools                 # entries NULL = no plan had pools yet
+    bint news                          # the datagram at hand taught templates that other members of its pools have to know
+    u32 announcements                  # of these, told in this batch
     ports_t ports
     tx_t packet                        # the packet socket; only `send` and `fd` mean anything
     runs_t *runs_grouped               # of the whole batch, by exporter session

@@ -63,10 +63,38 @@ cdef inline void flow_state_follow(const flow_domain_t *d, flow_state_t *state, 
         state.restarts = d.restarts_seen
         state.offset = 0
         state.owes = 0
+        state.paused = 0
+    if state.paused:
+        state.paused = 0
+        state.offset -= s.position - state.paused_at
     if state.owes:
         if <u32>d.datagrams - state.left_out == 1:
             state.offset -= s.carry
         state.owes = 0
+
+
+cdef inline u32 flow_next(const flow_domain_t *d) noexcept nogil:
+    """The position of the domain's next datagram, as far as known."""
+    return d.sequence.last if d.sequence.unknown else d.sequence.expected
+
+
+cdef inline bint flow_pause(flow_t *flow, u32 number, u32 receiver, u32 position) noexcept nogil:
+    """From the datagram at this position on the receiver gets none of the domain's, until flow_renumber() is asked for a copy again: what came
+    in between is left out of its numbers. Nothing new for one that is paused. False: no room for a state."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef flow_state_t *state
+    cdef u32 i = flow_state_make(flow, number, receiver)
+    if i == 0:
+        return False
+    state = &flow.states[i]
+    if state.restarts != d.restarts_seen:
+        state.restarts = d.restarts_seen
+        state.offset = state.owes = state.paused = 0
+    if not state.paused:
+        state.paused = 1
+        state.paused_at = position
+        state.owes = 0
+    return True
 
 
 cdef inline bint flow_renumber(flow_t *flow, const flow_seen_t *s, u32 receiver, u32 *value) noexcept nogil:

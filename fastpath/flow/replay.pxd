@@ -5,13 +5,14 @@ Header of the domain's last datagram, clocks moved on by the time since; the exp
 that a datagram's payload fits. Numbers: FLOW_REPLAY_JOIN counts up to the next number expected, as if the datagrams had come just before:
 the receiver's stream goes on untouched (for one that joins or came back). FLOW_REPLAY_REFRESH goes into a running stream: what the
 datagrams use up (v9: one each; IPFIX: its data records, none for templates) is added to the receiver's offset, so that all after are
-renumbered. Called by: the worker, between batches, which sends them as the exporter. Must never write past the given bytes.
+renumbered. A receiver that is paused in this domain (flow_pause) has its numbers go on where they stand, in both modes.
+Called by: the worker, which sends them as the exporter. Must never write past the given bytes.
 """
 
 from libc.string cimport memcpy, memset
 from atomics cimport atomics_add
 from flow.memory cimport flow_chain_copy
-from flow.renumber cimport flow_state, flow_state_make
+from flow.renumber cimport flow_next, flow_state, flow_state_make
 from flow.scan cimport FLOW_IPFIX, FLOW_V9
 from flow.state cimport (
     FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t,
@@ -191,10 +192,15 @@ cdef inline bint flow_replay_begin(flow_t *flow, flow_replay_t *r, u32 number, u
         return False
     if state and flow.states[state].restarts == d.restarts_seen:
         offset = flow.states[state].offset
-    r.sequence = offset + (d.sequence.last if d.sequence.unknown else d.sequence.expected)
+    if state and flow.states[state].restarts == d.restarts_seen and flow.states[state].paused:
+        r.sequence = offset + flow.states[state].paused_at
+        r.state = state
+        return True
+    r.sequence = offset + flow_next(d)
     if mode == FLOW_REPLAY_REFRESH:
         flow.states[state].restarts = d.restarts_seen
         flow.states[state].offset = offset
+        flow.states[state].paused = 0
         r.state = state
         return True
     while flow_replay_next(flow, r, NULL):

@@ -124,6 +124,7 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     u32 options_templates          # of the templates, those of options
     u32 state                      # first renumbered receiver
     u32 restarts_seen              # renumbering states of another one begin anew
+    u32 announced                  # low bits of templates_added when all members of its pools were told
     u64 first_ns                   # CLOCK_REALTIME of the first datagram
     u64 seen_ns
     u8 header[FLOW_HEADER]         # of the last datagram
@@ -150,6 +151,8 @@ ctypedef struct flow_state_t:      # renumbering of one domain for one receiver
     u32 restarts                   # restarts_seen it belongs to
     u32 left_out                   # low 32 bits of the datagram number whose unknown units were left out ...
     u32 owes                       # ... if this is 1
+    u32 paused                     # the receiver gets none of the domain's datagrams for now ...
+    u32 paused_at                  # ... from this position on: its numbers stand still
     u32 copies[FLOW_LISTS]         # since the last replay of templates, of options data
     u32 replayed_ms[FLOW_LISTS]
 

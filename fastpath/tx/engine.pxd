@@ -13,7 +13,7 @@ No path drops the rest of a vector, no path exits.
 """
 
 from libc.string cimport memcpy, memset
-from atomics cimport atomics_add
+from atomics cimport atomic_load32, atomics_add
 from counters cimport (
     REASON_COUNT, REASON_MESSAGE_TOO_LONG, REASON_NO_BUFFER_SPACE, REASON_NO_NEIGHBOR, REASON_NO_ROUTE, REASON_OTHER,
     REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
@@ -34,6 +34,8 @@ cdef enum:
     TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, for good
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
+    TX_WAITING = 1                 # tx_t.waiting: gets no copies
+    TX_WAKING = 2                  # gets none until all templates are replayed to it
     TX_RING = 2048                 # messages; more than the 1365 fragments of the largest datagram at the smallest MTU
     TX_VECTORS = 4 * TX_RING       # of the ring
     TX_HEADER = 96                 # header bytes reserved a message: virtio-net, link with VLAN, IPv6, UDP are 76
@@ -88,6 +90,9 @@ ctypedef struct tx_t:
     u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent all the same
     u32 replay                     # the control plane asks for all templates; taken back when they are sent
     u32 replay_cursor
+    u32 waiting                    # TX_WAITING or TX_WAKING, 0 = no; the worker ends the waking
+    u32 down                       # the control plane says so: pools pass it over
+    u32 refusing                   # likewise, of an engine that hears no refusals: what the kernel accepts counts as refused
     u32 refresh_copies[2]          # templates, options data: replayed after so many copies, 0 = never
     u32 refresh_ms[2]              # and after so long
     u8 by_exporter                 # freq thins exporters, not datagrams
@@ -203,6 +208,9 @@ cdef inline u64 tx_pay(tx_t *tx, u64 copies) noexcept nogil:
 cdef inline void tx_settle(tx_t *tx, u64 copies, u64 octets) noexcept nogil:
     """Counts accepted copies as sent, but for those that earlier reports are owed."""
     cdef u64 paid
+    if unlikely(atomic_load32(&tx.refusing)):
+        atomics_add(&tx.counters.dropped[REASON_REFUSED], copies)
+        return
     if unlikely(tx.debt and copies):
         paid = tx_pay(tx, copies)
         octets -= octets // copies * paid

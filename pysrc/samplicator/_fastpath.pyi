@@ -34,6 +34,10 @@ ENGINE_TRANSPARENT: Final[int]
 socket."""
 ENGINE_PACKET: Final[int]
 """Spoofed, as link frames by the worker's packet socket (packet(7), PACKET_VNET_HDR); the rest by the raw socket."""
+POOL_EXPORTER_HASH: Final[int]
+"""Balance of a pool: each exporter (address and observation domain) has one member, by rendezvous hashing."""
+POOL_ROUND_ROBIN: Final[int]
+"""Balance of a pool: datagram by datagram, in proportion to the weights."""
 GAVE_UP_SEGMENT: Final[int]
 """Bit of Tx.gave_up: segmented sends (EIO, EINVAL or EOPNOTSUPP of a send with UDP_SEGMENT)."""
 GAVE_UP_TRANSPARENT: Final[int]
@@ -115,6 +119,10 @@ class TxCounters:
     fallback."""
 
     def __new__(cls) -> TxCounters: ...
+    @property
+    def id(self) -> int:
+        """1 or more, unique in the process: by it workers know the receiver from one plan to the next."""
+
     def read(self) -> tuple[int, ...]: ...
 
 @final
@@ -220,6 +228,23 @@ class Tx:
     """Whether the next hop is known not to answer (netlink): copies are then counted as no_neighbor, but for one every
     100 ms, which keeps the kernel asking. Written by the control plane while the worker runs."""
 
+    down: bool
+    """Whether pools pass this member over, from the next batch on. Written by the control plane while the worker runs;
+    set it on the main Tx of a receiver only."""
+
+    refusing: bool
+    """Whether what the kernel accepts is counted as refused, not as sent: for engines that hear no refusals (all but
+    ENGINE_UDP), when a probe has. Copies are sent all the same. Written by the control plane while the worker runs."""
+
+    def standby(self, waiting: bool) -> None:
+        """True: from the next batch on it gets no copies; they are not offered, so not counted. False: it gets all
+        templates first (as by replay(); wake the worker), then copies. Applies to its fallback too. While it waits,
+        replay() sends nothing. By one thread at a time."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it gets no copies now: it waits, or its templates are not sent yet."""
+
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
 
@@ -230,8 +255,10 @@ class Plan:
     rules: (sources, listeners, txs, stop): sources = (family 0|4|6, address 16 bytes, mask 16 bytes), IPv4 in
     IPv4-mapped form; listeners = listener indexes or None for all; txs = indexes into `txs`. Every matching rule
     fires
-    (union, each Tx once), up to and including the first matching rule with stop. Raises ValueError on an index or
-    length out of range."""
+    (union, each Tx once), up to and including the first matching rule with stop. pools: (id, balance, members): id 1
+    or more, the same for a pool in every plan; balance POOL_EXPORTER_HASH or POOL_ROUND_ROBIN; members = (index into
+    `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver that a rule
+    names besides the pool gets one copy. Raises ValueError on an index, weight or length out of range."""
 
     def __new__(
         cls,
@@ -239,12 +266,13 @@ class Plan:
         sockets: Sequence[RxSocket],
         txs: Sequence[Tx],
         rules: Sequence[tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]],
+        pools: Sequence[tuple[int, int, Sequence[tuple[int, int]]]] = (),
     ) -> Plan: ...
     @property
     def generation(self) -> int: ...
     def route(self, address: bytes, listener: int) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-        """(matching rules in order, Tx indexes that get a copy, denied) for an exporter address (4 or 16 bytes) on a
-        listener."""
+        """(matching rules in order, Tx indexes that get a copy and behind them pools as len(txs) + p, denied) for an
+        exporter address (4 or 16 bytes) on a listener."""
 
 @final
 class Worker:
@@ -291,6 +319,10 @@ class Worker:
 
     def wake(self) -> None:
         """Ends the worker's wait, if it waits: a replay asked for begins at once."""
+
+    def pool(self, id: int) -> dict[int, int]:
+        """Exporters (address and observation domain) that each member of a pool has now on this worker, by
+        TxCounters.id; {} when the running plan has no such pool. Always 0 with POOL_ROUND_ROBIN."""
 
     def read(self) -> tuple[int, ...]: ...
     def latency(self) -> tuple[tuple[int, ...], int]:

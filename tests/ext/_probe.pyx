@@ -225,3 +225,53 @@ def flushes_since_full(Tx tx not None):
 def stalls(Worker worker not None):
     """Waits for a full queue."""
     return worker.w.ring.stalls
+
+
+def pool_adopt_plan(Worker worker not None, Plan plan not None, Plan old=None):
+    """What the worker does when it takes over a plan; old: the one before."""
+    cdef plan_t *before = NULL
+    if worker.w.pools.entries == NULL:
+        worker.w.pools.entries = <pool_entry_t *>plan_arena(&worker.arena, POOL_ENTRIES, sizeof(pool_entry_t))
+    if old is not None:
+        before = &old.work.routing
+    pool_adopt(&worker.w.pools, &plan.work.routing, before)
+
+
+def pool_member_down(Worker worker not None, Plan plan not None, u32 member, bint down):
+    plan.work.routing.members[member].down = down
+    worker.w.pools.versions += 1
+    plan.work.routing.pools[0].version = worker.w.pools.versions
+
+
+def pool_seconds(Worker worker not None, u32 now_s):
+    worker.w.pools.now_s = now_s
+
+
+def pool_forget(Worker worker not None, Plan plan not None, u32 steps):
+    pool_expire(&worker.w.pools, &plan.work.routing, steps)
+
+
+def pool_give(Worker worker not None, Plan plan not None, bytes address not None, u64 domain):
+    """(receiver that had the exporter before, receiver that has it, its way) in the first pool of the plan."""
+    cdef u32 before
+    cdef const u8 *octets = address
+    if len(address) != 16:
+        raise ValueError("16 bytes")
+    entry = pool_assign(&worker.w.pools, &plan.work.routing, &plan.work.routing.pools[0], octets, domain, &before)
+    return before, entry.now, entry.way
+
+
+def pool_shares(Plan plan not None):
+    """(receiver, homes, load) of each member of the first pool."""
+    cdef plan_t *p = &plan.work.routing
+    return [(p.members[i].receiver, p.members[i].homes, p.members[i].load) for i in range(p.pools[0].count)]
+
+
+def pool_turns(Plan plan not None, int n):
+    """The ways of the next n turns of the first pool."""
+    cdef plan_t *p = &plan.work.routing
+    return [p.members[pool_turn(p, &p.pools[0])].way for _ in range(n)]
+
+
+def pool_used(Worker worker not None):
+    return worker.w.pools.used
