@@ -157,7 +157,7 @@ cdef class Tx:
         self.tx.numbered = self.tx.refreshes or (self.tx.freq > 1 and not self.tx.by_exporter)
 
     def replay(self):
-        atomic_store32(&self.tx.replay, 1)
+        atomic_store32(&self.tx.replay, TX_REPLAY_ALL)
 
     @property
     def replaying(self):

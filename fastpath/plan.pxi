@@ -17,6 +17,8 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u32 *numbers                       # BATCH_LIMIT a way: sequence numbers to write into the copies ...
     u8 *numbered                       # ... where this is 1
     u32 *rewrites                      # how many, 0 outside a batch
+    u32 *told                          # ways that are told the templates of exporters new to them when the plan is adopted
+    u32 told_count
     bint turns                         # some pool is balanced by round-robin
 
 
@@ -29,7 +31,7 @@ cdef class Plan:
     cdef size_t public_ways
     cdef void *arena
 
-    def __cinit__(self, u64 generation, sockets, txs, rules, pools=()):
+    def __cinit__(self, u64 generation, sockets, txs, rules, pools=(), told=()):
         cdef RxSocket rx_socket
         cdef Tx tx
         cdef u32 i
@@ -43,6 +45,7 @@ cdef class Plan:
         self._take_ways(self.parts[1])
         self._take_pools([(number, balance, list(members)) for number, balance, members in pools])
         self._take_rules([(list(s), None if ls is None else list(ls), list(ws), bool(stop)) for s, ls, ws, stop in rules])
+        self._take_told(list(told))
         self._make_memo()
 
     cdef _take_ways(self, list txs):
@@ -114,6 +117,14 @@ cdef class Plan:
                 member.seed = match_hash(self.work.ways[way].address) * <u64>0x9E3779B97F4A7C15 ^ self.work.ways[way].port_be
                 used += 1
                 self._number(way)
+
+    cdef _take_told(self, list told):
+        self.work.told_count = len(told)
+        self.work.told = <u32 *>plan_arena(&self.arena, self.work.told_count, 4)
+        for k, way in enumerate(told):
+            if not 0 <= way < self.public_ways:
+                raise ValueError(f"way {way} of {self.public_ways} is to be told")
+            self.work.told[k] = way
 
     cdef _number(self, u32 way):
         """A member's numbers may differ from the exporters' from now on, even when it has left the pool."""

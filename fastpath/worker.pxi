@@ -215,7 +215,8 @@ cdef void worker_drain(worker_t *w, rx_socket_t *only, u64 deadline_ns) noexcept
 
 
 cdef void worker_take_over(worker_t *w, work_t *old, work_t *new) noexcept nogil:
-    """What is remembered from the old plan (NULL: none) is brought up to the new one: exporters of pools, numbers of receivers that left."""
+    """What is remembered from the old plan (NULL: none) is brought up to the new one: exporters of pools, who is told
+    templates, numbers of receivers that left."""
     cdef u32 i, k
     cdef bint stays
     cdef plan_t *before
@@ -224,6 +225,9 @@ cdef void worker_take_over(worker_t *w, work_t *old, work_t *new) noexcept nogil
         pool_adopt(&w.pools, &new.routing, before)
     if old == NULL or w.flow == NULL:
         return
+    w.before = old if new.told_count else NULL
+    for i in range(new.told_count):
+        atomic_change32(&new.ways[new.told[i]].replay, 0, TX_REPLAY_NEW)
     for i in range(old.routing.way_count):
         stays = old.owner[i] != i          # a fallback: its owner speaks for it
         for k in range(new.routing.way_count):
@@ -256,6 +260,8 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
     worker_take_over(w, old, new)
     w.work = new
     session_void(&w.sessions)
+    w.flow_look_ns = 0
+    worker_flow(w, worker_clock(CLOCK_MONOTONIC))      # who is new has the templates before the first datagram
     atomic_store64_release(&w.generation, new.routing.generation)
 
 

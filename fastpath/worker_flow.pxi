@@ -5,7 +5,7 @@
 
 cdef enum:
     FLOW_AGE_STEPS = 64                # places of the table looked at in one loop pass
-    FLOW_REPLAY_STEPS = 4096           # domains looked at for one receiver in one loop pass
+    FLOW_REPLAY_STEPS = 2048           # domains looked at for replays in one loop pass
     FLOW_REPLAY_LOOK_NS = 1000000      # how often the worker asks whether a replay is wanted
     FLOW_DUE_LIMIT = 256               # refreshes of one batch; more wait for the next copy
 
@@ -179,21 +179,44 @@ cdef void worker_woken(worker_t *w, u32 way) noexcept nogil:
         atomic_change32(&w.work.ways[other].waiting, TX_WAKING, 0)
 
 
-cdef void worker_replay_joined(worker_t *w, u32 way, tx_t *tx) noexcept nogil:
-    """All templates of all exporters whose rules name this receiver, as far as one pass goes; none for a standby that waits."""
-    cdef u32 steps = FLOW_REPLAY_STEPS
+cdef bint worker_had(worker_t *w, const flow_domain_t *domain, const tx_t *tx) noexcept nogil:
+    """Whether the plan before sent the exporter to this receiver, perhaps through a pool."""
+    cdef plan_t *plan = &w.before.routing
+    cdef const pool_t *pool
+    cdef bint forgot
+    cdef u32 k, way
+    cdef u32 route = match_route(plan, domain.exporter.address, domain.exporter.family, domain.listener, &forgot)
+    if route < PLAN_ROUTE_FIRST:
+        return False
+    for k in range(plan.routes[route].count):
+        way = plan.pool[plan.routes[route].first + k]
+        if way < plan.way_count:
+            if w.before.ways[way].counters == tx.counters:
+                return True
+            continue
+        pool = &plan.pools[way - plan.way_count]
+        if pool_member(plan, pool, tx.counters.id) != <u32>PLAN_NONE:
+            return True
+    return False
+
+
+cdef void worker_replay_joined(worker_t *w, u32 way, tx_t *tx, u32 *steps) noexcept nogil:
+    """Templates of all exporters whose rules name this receiver, or of those new to it, as far as the steps go; none for a standby that
+    waits."""
+    cdef bint new = atomic_load32(&tx.replay) == TX_REPLAY_NEW
     cdef u32 number = 1
     if atomic_load32(&tx.waiting) == TX_WAITING:
         tx.replay_cursor = 0
         atomic_store32(&tx.replay, 0)
         return
     while number:
-        number = flow_replay_domain(w.flow, &tx.replay_cursor, &steps)
-        if number:
+        number = flow_replay_domain(w.flow, &tx.replay_cursor, steps)
+        if number and not (new and (w.before == NULL or worker_had(w, &w.flow.domains[number], tx))):
             worker_replay_domain(w, way, number, FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN)
     if tx.replay_cursor > w.flow.domain_limit:
         tx.replay_cursor = 0
-        atomics_add(&tx.counters.replays, 1)
+        if not new:
+            atomics_add(&tx.counters.replays, 1)
         atomic_store32(&tx.replay, 0)
         worker_woken(w, way)
 
@@ -201,6 +224,7 @@ cdef void worker_replay_joined(worker_t *w, u32 way, tx_t *tx) noexcept nogil:
 cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
     """Between batches: replays that the control plane asked for, and the slow hands that let things expire."""
     cdef u32 way
+    cdef u32 steps = FLOW_REPLAY_STEPS
     cdef tx_t *tx
     if w.work == NULL or now_ns - w.flow_look_ns < FLOW_REPLAY_LOOK_NS:
         return
@@ -216,8 +240,10 @@ cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
             atomic_store32(&tx.replay, 0)
             worker_woken(w, way)
         else:
-            worker_replay_joined(w, way, tx)
+            worker_replay_joined(w, way, tx, &steps)
             w.replaying = w.replaying or atomic_load32(&tx.replay)
+    if not w.replaying:
+        atomic_exchange(<void **>&w.before, NULL)
     if w.flow != NULL:
         flow_age(w.flow, FLOW_AGE_STEPS)
     if w.pools.entries != NULL:

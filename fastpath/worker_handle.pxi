@@ -154,12 +154,12 @@ cdef class Worker:
         write(self.w.wake, &one, sizeof(one))
 
     cdef _release(self):
-        """Lets go of the plans published before the one that runs."""
+        """Lets go of the plans published before the one that runs, but for the one before it while its routes are asked."""
         cdef Plan plan
         cdef size_t i
         for i, plan in enumerate(self.plans):
             if plan.work.routing.generation == atomic_load64_acquire(&self.w.generation):
-                del self.plans[:i]
+                del self.plans[:i - 1 if i and atomic_load_acquire(<void **>&self.w.before) != NULL else i]
                 return
 
     @property

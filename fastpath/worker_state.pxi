@@ -17,6 +17,7 @@ ctypedef struct worker_t:
     int epoll
     int wake
     work_t *work                       # running plan
+    work_t *before                     # the one before it, while its routes say which exporters are new to a receiver; else NULL
     void *next                         # published, not yet adopted
     u64 generation                     # of `work`; read by other threads
     u64 stop_deadline_ns               # CLOCK_MONOTONIC; 0 = run on

@@ -34,6 +34,8 @@ cdef enum:
     TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, for good
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
+    TX_REPLAY_ALL = 1              # tx_t.replay: templates of all exporters
+    TX_REPLAY_NEW = 2              # of those that the plan before did not send there
     TX_WAITING = 1                 # tx_t.waiting: gets no copies
     TX_WAKING = 2                  # gets none until all templates are replayed to it
     TX_RING = 2048                 # messages; more than the 1365 fragments of the largest datagram at the smallest MTU
@@ -88,7 +90,7 @@ ctypedef struct tx_t:
     u32 freq
     u32 unresolved                 # the control plane says that the next hop does not answer (netlink)
     u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent all the same
-    u32 replay                     # the control plane asks for all templates; taken back when they are sent
+    u32 replay                     # TX_REPLAY: templates are asked for; taken back when they are sent
     u32 replay_cursor
     u32 waiting                    # TX_WAITING or TX_WAKING, 0 = no; the worker ends the waking
     u32 down                       # the control plane says so: pools pass it over

@@ -254,11 +254,12 @@ class Plan:
 
     rules: (sources, listeners, txs, stop): sources = (family 0|4|6, address 16 bytes, mask 16 bytes), IPv4 in
     IPv4-mapped form; listeners = listener indexes or None for all; txs = indexes into `txs`. Every matching rule
-    fires
-    (union, each Tx once), up to and including the first matching rule with stop. pools: (id, balance, members): id 1
-    or more, the same for a pool in every plan; balance POOL_EXPORTER_HASH or POOL_ROUND_ROBIN; members = (index into
-    `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver that a rule
-    names besides the pool gets one copy. Raises ValueError on an index, weight or length out of range."""
+    fires (union, each Tx once), up to and including the first matching rule with stop. pools: (id, balance, members):
+    id 1 or more, the same for a pool in every plan; balance POOL_EXPORTER_HASH or POOL_ROUND_ROBIN; members =
+    (index into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver
+    that a rule names besides the pool gets one copy. told: indexes of Tx whose rules changed: when the plan is adopted
+    they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
+    index, weight or length out of range."""
 
     def __new__(
         cls,
@@ -267,6 +268,7 @@ class Plan:
         txs: Sequence[Tx],
         rules: Sequence[tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]],
         pools: Sequence[tuple[int, int, Sequence[tuple[int, int]]]] = (),
+        told: Sequence[int] = (),
     ) -> Plan: ...
     @property
     def generation(self) -> int: ...
@@ -320,9 +322,9 @@ class Worker:
     def wake(self) -> None:
         """Ends the worker's wait, if it waits: a replay asked for begins at once."""
 
-    def pool(self, id: int) -> dict[int, int]:
-        """Exporters (address and observation domain) that each member of a pool has now on this worker, by
-        TxCounters.id; {} when the running plan has no such pool. Always 0 with POOL_ROUND_ROBIN."""
+    def pool(self, number: int) -> dict[int, int]:
+        """Exporters (address and observation domain) that each member of pool `number` (its id) has now on this worker,
+        by TxCounters.id; {} when the running plan has no such pool. Always 0 with POOL_ROUND_ROBIN."""
 
     def read(self) -> tuple[int, ...]: ...
     def latency(self) -> tuple[tuple[int, ...], int]:

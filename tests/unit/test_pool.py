@@ -35,8 +35,8 @@ def new(members: int, weights: Sequence[int] = ()) -> tuple[_probe.Worker, _prob
     return worker, first, counters
 
 
-def give(worker: _probe.Worker, which: _probe.Plan, all_of_them: list[tuple[bytes, int]]) -> dict[tuple[bytes, int], int]:
-    return {one: _probe.pool_give(worker, which, *one)[1] for one in all_of_them}
+def give(worker: _probe.Worker, which: _probe.Plan, some: list[tuple[bytes, int]]) -> dict[tuple[bytes, int], int]:
+    return {one: _probe.pool_give(worker, which, *one)[1] for one in some}
 
 
 def check_shares(which: _probe.Plan, given: dict[tuple[bytes, int], int]) -> None:
@@ -60,9 +60,8 @@ def test_equal_members_share_evenly(seed: int) -> None:
 @pytest.mark.parametrize("step", [1, 4, 256])
 def test_neighbouring_addresses_share_evenly(step: int) -> None:
     worker, which, _ = new(4)
-    loads = Counter(
-        give(worker, which, [(bytes(10) + b"\xff\xff\xc6\x12" + (n * step).to_bytes(2, "big"), 0) for n in range(250)]).values()
-    )
+    block = [(bytes(10) + b"\xff\xff\xc6\x12" + (n * step).to_bytes(2, "big"), 0) for n in range(250)]
+    loads = Counter(give(worker, which, block).values())
     assert max(loads.values()) / min(loads.values()) < 1.25
 
 
@@ -180,7 +179,7 @@ def test_a_reload_that_changes_nothing_moves_nobody() -> None:
 
 
 def test_a_pool_that_goes_is_forgotten() -> None:
-    worker, which, counters = new(2)
+    worker, which, _ = new(2)
     give(worker, which, exporters(50))
     assert _probe.pool_used(worker) == 50
     _probe.pool_adopt_plan(worker, _probe.Plan(2, [], [], []), which)
@@ -207,7 +206,9 @@ def test_the_silent_are_forgotten() -> None:
     assert sum(load for _, _, load in _probe.pool_shares(which)) == 20
 
 
-@pytest.mark.parametrize(("weights", "turns"), [((1, 1, 1), (4, 4, 4)), ((3, 2, 1), (6, 4, 2)), ((10, 1, 1), (10, 1, 1))])
+@pytest.mark.parametrize(
+    ("weights", "turns"), [((1, 1, 1), (4, 4, 4)), ((3, 2, 1), (6, 4, 2)), ((10, 1, 1), (10, 1, 1))]
+)
 def test_round_robin(weights: tuple[int, ...], turns: tuple[int, ...]) -> None:
     _, which, _ = new(3, weights)
     counted = Counter(_probe.pool_turns(which, 12))
@@ -238,7 +239,7 @@ def test_round_robin_is_smooth_and_passes_the_dead() -> None:
 )
 def test_bad_pools_are_refused(pools: list[tuple[int, int, list[tuple[int, int]]]]) -> None:
     txs = [_probe.Tx(_probe.ENGINE_UDP, -1, _probe.TxCounters(), bytes(4), 9) for _ in range(2)]
-    with pytest.raises(ValueError, match="pool|weight"):
+    with pytest.raises(ValueError, match=r"pool|weight"):
         _probe.Plan(1, [], txs, [], pools)
 
 
