@@ -25,7 +25,7 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
 	systemd man-db groff mandoc libcap2-bin util-linux
 
-.PHONY: all run build install test lint asan tools bench clean build-needs test-needs
+.PHONY: all run build install test lint asan fuzz tools bench clean build-needs test-needs
 .DELETE_ON_ERROR:
 
 all: build
@@ -92,7 +92,7 @@ define compile
 endef
 
 # The tests' build has their probe extension too; it counts as the ordinary build as well.
-EXT := $(STAMPS)/ext$(if $(filter test lint asan,$(MAKECMDGOALS)),-probe)
+EXT := $(STAMPS)/ext$(if $(filter test lint asan fuzz,$(MAKECMDGOALS)),-probe)
 
 $(STAMPS)/ext: $(SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
 	$(call compile,0)
@@ -167,9 +167,17 @@ $(STAMPS)/asan: $(SOURCES) $(PROBE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject
 ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONPATH=$(CURDIR)/$(ASAN_LIB) PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=4 UBSAN_OPTIONS=print_stacktrace=1
 
-asan: test-needs $(STAMPS)/asan
+asan: test-needs $(STAMPS)/asan tools
 	@$(ASAN_ENV) $(BIN)/python -c 'from samplicator import _fastpath as f, _probe as p; assert "asan" in f.__file__ and "asan" in p.__file__'
 	$(ASAN_ENV) $(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/engine $(PYTEST_ARGS)
+	$(ASAN_ENV) $(BIN)/python tests/fuzz/daemon_fuzz.py
+
+# Half an hour: inputs through the flow stage (libFuzzer, needs clang), datagrams through the daemon; both under ASan and UBSan.
+FUZZ_COUNT ?= 10000000
+
+fuzz: test-needs $(STAMPS)/asan tools
+	$(BIN)/python tests/fuzz/flow_fuzz.py --runs $(FUZZ_COUNT)
+	$(ASAN_ENV) $(BIN)/python tests/fuzz/daemon_fuzz.py --count $(FUZZ_COUNT)
 
 # ---- traffic tools (C) and benchmarks
 

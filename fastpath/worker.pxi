@@ -26,7 +26,7 @@ cdef inline bint worker_has_told(worker_t *w, const tx_t *tx, u32 d) noexcept no
     return w.seeing and w.seen[d].number != 0 and w.seen[d].number <= tx.replay_cursor
 
 
-cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active) noexcept nogil:
+cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active, bint seeing) noexcept nogil:
     """Enters datagram d into the selection of a way; returns the new number of active ways."""
     cdef work_t *work = w.work
     cdef tx_t *tx = work.ways[way]
@@ -43,13 +43,13 @@ cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active) noexcept n
         work.active[active] = way
         active += 1
     work.selections[<size_t>way * BATCH_LIMIT + n] = <u16>d
-    if tx.numbered and w.seeing:
+    if seeing and tx.numbered:
         worker_number(w, tx, way, n, d)
     work.selected[way] = n + 1
     return active
 
 
-cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
+cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active, bint seeing) noexcept nogil:
     """Enters datagram d into the selection of every way of its route; returns the new number of active ways."""
     cdef work_t *work = w.work
     cdef route_t *r = &work.routing.routes[route]
@@ -60,7 +60,7 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active) noexcep
             way = worker_pool(w, r, &work.routing.pools[way - work.routing.way_count], d)
             if way == <u32>PLAN_NONE:
                 continue
-        active = worker_enter(w, d, way, active)
+        active = worker_enter(w, d, way, active, seeing)
     return active
 
 
@@ -97,29 +97,23 @@ cdef inline void worker_observe(worker_t *w, u32 d) noexcept nogil:
         worker_note_news(w, d)
 
 
-cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
-    """The life of a batch: route, observe, select, send, count."""
-    cdef rx_counters_t *c = socket.counters
+cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexcept nogil:
+    """Routes, observes and selects every datagram of the batch; returns the active ways. seeing is a constant where this is called: a batch
+    that the flow stage does not see has nothing of it in the loop."""
     cdef u32 d, route
     cdef u32 active = 0
     cdef u64 unmatched = 0
     cdef u64 denied = 0
-    w.sessions.now += 1
-    w.batch.groups = 0
-    w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
-    if w.seeing:
-        flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
-    if unlikely(w.work.routing.pool_count):
-        worker_pools_look(w)
     for d in range(w.batch.n):
         route = worker_route(w, d)
         if route >= PLAN_ROUTE_FIRST:
-            if w.seeing:
+            if seeing:
                 worker_observe(w, d)
-            if unlikely(w.news and w.work.turns):
-                active = worker_send_now(w, active)
-            active = worker_select(w, d, route, active)
-            w.news = False
+                if unlikely(w.news and w.work.turns):
+                    active = worker_send_now(w, active)
+            active = worker_select(w, d, route, active, seeing)
+            if seeing:
+                w.news = False
         elif route == PLAN_ROUTE_DENIED:
             denied += 1
         else:
@@ -127,6 +121,22 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     atomics_add(&c.unmatched, unmatched)
     atomics_add(&c.denied, denied)
     atomics_add(&c.matched, w.batch.n - unmatched - denied)
+    return active
+
+
+cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
+    """The life of a batch: route, observe, select, send, count."""
+    cdef u32 active
+    w.sessions.now += 1
+    w.batch.groups = 0
+    w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
+    if unlikely(w.work.routing.pool_count):
+        worker_pools_look(w)
+    if w.seeing:
+        flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
+        active = worker_choose(w, socket.counters, True)
+    else:
+        active = worker_choose(w, socket.counters, False)
     worker_send(w, active)
     worker_latency(w)
     if unlikely(w.trace != NULL):

@@ -53,8 +53,9 @@ cdef inline u32 flow_extent(const u16 *steps, u32 count, const u8 *p, u32 n) noe
     return at
 
 
-cdef inline u64 flow_scope_hash(const u8 *p, u32 n) noexcept nogil:
-    cdef u64 h = n
+cdef inline u64 flow_scope_hash(const flow_t *flow, const u8 *p, u32 n) noexcept nogil:
+    """Seeded: who knew the state after one word could choose the next so that all his scopes fall together."""
+    cdef u64 h = flow.seed ^ n
     cdef u64 word
     while n >= 8:
         memcpy(&word, p, 8)
@@ -66,12 +67,15 @@ cdef inline u64 flow_scope_hash(const u8 *p, u32 n) noexcept nogil:
     return flow_mix(h, word)
 
 
-cdef inline void flow_withdraw(flow_t *flow, u32 number, const flow_record_t *r) noexcept nogil:
-    """Drops one template, or all of the set's kind. A withdrawal of what is unknown says nothing."""
+cdef inline bint flow_withdraw(flow_t *flow, u32 number, const flow_record_t *r, u32 *budget) noexcept nogil:
+    """Drops one template, or all of the set's kind. A withdrawal of what is unknown says nothing. False: too many that walk a long list."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef u8 kind = FLOW_ITEM_OPTIONS_TEMPLATE if r.options else FLOW_ITEM_TEMPLATE
     cdef u32 i, following
     if r.withdraw == FLOW_WITHDRAW_ALL:
+        if budget[0] < d.count[FLOW_TEMPLATES]:
+            return False
+        budget[0] -= d.count[FLOW_TEMPLATES]
         i = d.first[FLOW_TEMPLATES]
         while i:
             following = flow.items[i].next
@@ -79,11 +83,12 @@ cdef inline void flow_withdraw(flow_t *flow, u32 number, const flow_record_t *r)
                 flow_item_free(flow, i)
                 atomics_add(&d.withdrawn, 1)
             i = following
-        return
+        return True
     i = flow_template(flow, number, r.id)
     if i:
         flow_item_free(flow, i)
         atomics_add(&d.withdrawn, 1)
+    return True
 
 
 cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const u8 *p, const flow_record_t *r) noexcept nogil:
@@ -106,7 +111,7 @@ cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const
         n = flow_steps(p, r, steps, &scope_steps)
     if not flow_item_room(flow, number, flow_blocks_for(r.bytes + 2 * n), False):
         return False
-    i = flow_item_make(flow, number, kind, r.id, flow_items_hash(number, r.id, False, 0))
+    i = flow_item_make(flow, number, kind, r.id, flow_items_hash(flow, number, r.id, False, 0))
     item = &flow.items[i]
     flow.serial += 1
     item.serial = flow.serial
@@ -132,7 +137,8 @@ cdef inline bint flow_learn_templates(flow_t *flow, u32 number, bint ipfix, u32 
             return False
         budget[0] -= 1
         if r.withdraw:
-            flow_withdraw(flow, number, &r)
+            if not flow_withdraw(flow, number, &r, budget):
+                return False
         elif not flow_learn_template(flow, number, ipfix, p, &r):
             return False
         p += r.bytes
@@ -143,7 +149,7 @@ cdef inline bint flow_learn_templates(flow_t *flow, u32 number, bint ipfix, u32 
 cdef inline bint flow_learn_options(flow_t *flow, u32 number, u32 template, const u8 *p, u32 n, u32 scope) noexcept nogil:
     """Keeps the options data record at p, n bytes, the first `scope` of them its scope. False: no room."""
     cdef flow_item_t *t = &flow.items[template]
-    cdef u32 hashed = flow_items_hash(number, t.id, True, flow_scope_hash(p, scope))
+    cdef u32 hashed = flow_items_hash(flow, number, t.id, True, flow_scope_hash(flow, p, scope))
     cdef u32 i = flow.item_buckets[hashed & (flow.limit.buckets - 1)]
     cdef flow_item_t *item
     while i:

@@ -24,7 +24,7 @@ from uapi.net cimport u8, u16, u32, u64
 cdef enum:
     FLOW_NEVER = 0xFFFFFFFFU
     FLOW_RECLAIM_STEPS = 64        # domains looked at for one that may go
-    FLOW_RECLAIM_TRIES = 4
+    FLOW_RECLAIM_TRIES = 4         # besides one for each block that is wanted
     FLOW_OWN_STEPS = 16            # the same, of one exporter
 
 
@@ -77,8 +77,8 @@ cdef inline void flow_write_end(u32 *version) noexcept nogil:
     atomic_store32(version, version[0] + 1)
 
 
-cdef inline u32 flow_items_hash(u32 number, u32 template_id, bint data, u64 scope) noexcept nogil:
-    return <u32>(flow_mix(<u64>number << 32 | template_id << 1 | data, scope) >> 16)
+cdef inline u32 flow_items_hash(const flow_t *flow, u32 number, u32 template_id, bint data, u64 scope) noexcept nogil:
+    return <u32>(flow_mix(flow.seed ^ (<u64>number << 32 | template_id << 1 | data), scope) >> 16)
 
 
 cdef inline void flow_item_link(flow_t *flow, flow_domain_t *d, u32 i, u32 which) noexcept nogil:
@@ -332,10 +332,11 @@ cdef inline bint flow_item_oldest(flow_t *flow, flow_domain_t *d, bint data) noe
 
 
 cdef inline bint flow_item_room(flow_t *flow, u32 number, u32 blocks, bint data) noexcept nogil:
-    """Makes room for an item of so many blocks within all bounds; options data never at the cost of a template of its own domain."""
+    """Makes room for an item of so many blocks within all bounds; options data never at the cost of a template of its own domain. Each domain
+    reclaimed gives back a block or an item at least."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef flow_exporter_t *e = &flow.exporters[d.owner]
-    cdef u32 tries = FLOW_RECLAIM_TRIES
+    cdef u32 tries = blocks + FLOW_RECLAIM_TRIES
     if blocks > flow.limit.exporter_blocks:
         return False
     while d.count[FLOW_TEMPLATES] + d.count[FLOW_OPTIONS] >= flow.limit.domain_items or e.blocks + blocks > flow.limit.exporter_blocks:
@@ -383,7 +384,7 @@ cdef inline void flow_item_repeat(flow_t *flow, u32 i) noexcept nogil:
 
 cdef inline u32 flow_template(const flow_t *flow, u32 number, u32 template_id) noexcept nogil:
     """The item of a template, of either kind; 0 = unknown."""
-    cdef u32 i = flow.item_buckets[flow_items_hash(number, template_id, False, 0) & (flow.limit.buckets - 1)]
+    cdef u32 i = flow.item_buckets[flow_items_hash(flow, number, template_id, False, 0) & (flow.limit.buckets - 1)]
     cdef const flow_item_t *item
     while i:
         item = &flow.items[i]

@@ -1,18 +1,21 @@
 """Builds the flow stage's fuzz target with clang, libFuzzer, ASan and UBSan, and runs it: `python
-tests/fuzz/flow_fuzz.py --runs 10000000`.
+tests/fuzz/flow_fuzz.py --runs 10000000` (part of `make fuzz`).
 
-`--make-corpus` writes tests/fuzz/corpus/flow anew from the model's encoders and the captures. A finding leaves its
-input in build/fuzz and ends with libFuzzer's exit status. Called by tests/fuzz/test_flow_target.py, which runs it
-for seconds.
+The corpus, tests/fuzz/corpus/flow, has named files, made by `--make-corpus` from the model's encoders and the captures,
+and files named by a hash: inputs that runs found. `--keep` brings these up to date: the fewest and smallest that reach
+every edge that anything found so far reaches. A finding leaves its input in build/fuzz and ends with libFuzzer's exit
+status. Called by tests/fuzz/test_flow_target.py, which runs it for seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +23,7 @@ CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "flow"
 BUILD = ROOT / "build" / "fuzz"
 TARGET = BUILD / "flow_target"
 SANITIZERS = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+FOUND = re.compile("[0-9a-f]{40}")
 LEAVE_OUT, REPLAY, REFRESH, LATER, AGE = 0x08, 0x10, 0x20, 0x40, 0x80
 
 
@@ -121,14 +125,33 @@ def run(runs: int, seconds: int, jobs_corpus: Path) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def keep(found: Path) -> None:
+    """Replaces the hash-named files of the corpus by the smallest choice from them and from `found`."""
+    with tempfile.TemporaryDirectory() as place:
+        options = ["-merge=1", "-max_len=1024", "-use_counters=0"]
+        subprocess.run([str(build()), *options, place, str(CORPUS), str(found)], check=True)
+        chosen = {path.name: path.read_bytes() for path in Path(place).iterdir()}
+    named = {path.read_bytes() for path in CORPUS.iterdir() if not FOUND.fullmatch(path.name)}
+    for path in CORPUS.iterdir():
+        if FOUND.fullmatch(path.name):
+            path.unlink()
+    for name, content in chosen.items():
+        if content not in named:
+            (CORPUS / name).write_bytes(content)
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=int, default=1_000_000)
     options.add_argument("--seconds", type=int, default=0)
     options.add_argument("--make-corpus", action="store_true")
+    options.add_argument("--keep", nargs="?", const=BUILD / "corpus", type=Path, metavar="DIRECTORY")
     given = options.parse_args()
     if given.make_corpus:
         make_corpus()
+        return 0
+    if given.keep:
+        keep(given.keep)
         return 0
     return run(given.runs, given.seconds, BUILD / "corpus")
 

@@ -7,6 +7,7 @@ much. After each input the whole table is walked: every list, chain and gauge mu
 started. Built and run by tests/fuzz/flow_fuzz.py.
 """
 
+from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort, calloc, free, malloc
 from libc.string cimport memcpy, memset
 from batch cimport exporter_t
@@ -19,6 +20,9 @@ from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
 from uapi.net cimport u8, u32, u64
 
+cdef extern from "<stdlib.h>" nogil:
+    int atexit(void (*told)() noexcept nogil)
+
 cdef enum:
     TARGET_BYTES = 200000
     OP_LEAVE_OUT = 0x08
@@ -30,6 +34,14 @@ cdef enum:
 cdef u8 *target_memory = NULL
 cdef flow_limits_t target_limit
 cdef flow_t target_flow
+cdef u64 target_datagrams = 0
+cdef u64 target_recognized = 0
+
+
+cdef void target_tell() noexcept nogil:
+    """At the end, in libFuzzer's style: an input is many datagrams, and not each of them says that it is NetFlow, IPFIX or sFlow."""
+    fprintf(stderr, b"stat::datagrams_observed:        %llu\n", <unsigned long long>target_datagrams)
+    fprintf(stderr, b"stat::datagrams_recognized:      %llu\n", <unsigned long long>target_recognized)
 
 
 cdef void target_require(bint holds) noexcept nogil:
@@ -120,6 +132,7 @@ cdef void target_replay(flow_t *flow, u32 number, u32 mode, u32 payload) noexcep
 
 
 cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept nogil:
+    global target_datagrams, target_recognized
     cdef flow_seen_t s
     cdef exporter_t exporter
     cdef u32 value
@@ -131,6 +144,8 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
     if op & OP_LATER:
         flow_tick(flow, flow.now_ns + <u64>3000000000 * (1 + n))
     flow_observe(flow, &exporter, 0, p, n, &s)
+    target_datagrams += 1
+    target_recognized += s.kind != 0
     if op & OP_LEAVE_OUT:
         flow_leave_out(flow, &s, op & 3)
     elif flow_renumber(flow, &s, op & 3, &value):
@@ -164,6 +179,7 @@ cdef public int LLVMFuzzerTestOneInput(const u8 *data, size_t size) noexcept nog
         target_limit.template_ms = 60000
         target_limit.forget_ms = 600000
         target_memory = <u8 *>calloc(1, flow_memory(&target_limit) + 64)
+        atexit(target_tell)
     memset(target_memory, 0, flow_memory(&target_limit))
     flow_create(&target_flow, &target_limit, target_memory, 42)
     flow_tick(&target_flow, <u64>1700000000 * 1000000000)

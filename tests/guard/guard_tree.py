@@ -27,8 +27,8 @@ def with_suffix(*suffixes: str) -> list[Path]:
 
 
 def text(path: Path) -> str | None:
-    """The file's text, None when it is not text (captures, pictures)."""
+    """The file's text, None when it is not text (captures, pictures, fuzzed inputs)."""
     data = (ROOT / path).read_bytes()
-    if b"\0" in data:
+    if b"\0" in data or "corpus" in path.parts:
         return None
     return data.decode()
