@@ -32,6 +32,10 @@ class LabError(RuntimeError):
     """The environment or a relay did not do what the measurement needs; the message says what."""
 
 
+class DisturbedError(LabError):
+    """The machine was too busy for this run: something was lost before the relay could see it. Worth another try."""
+
+
 class Process:
     """One process in a namespace, pinned to CPUs (a taskset list); its output goes to files in the lab's directory."""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
 
-from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, Lab, LabError, Process, run
+from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, DisturbedError, Lab, LabError, Process, run
 from matrix import RELAYS, TRAFFICS, Case, Relay
 
 RECEIVE_BUFFER = 512 << 20  # a drain's whole fill
@@ -30,8 +31,9 @@ def toml_value(value: object) -> str:
 
 
 def samplicator_config(lab: Lab, case: Case, relay: Relay, ipv6: bool, buffer: int) -> str:
-    """One listener, N receivers, one rule that fires (and case.rules - 1 before it that do not match)."""
-    lines = ["[service]", 'http = ""', 'control = ""', 'log_level = "warning"', "", "[datapath]"]
+    """One listener, N receivers, one rule that fires (and relay.rules - 1 before it that do not match)."""
+    control = lab.directory / "control.sock"
+    lines = ["[service]", 'http = ""', f'control = "{control}"', 'log_level = "warning"', "", "[datapath]"]
     datapath = {"workers": 1, "cpus": [lab.relay_cpu], "receive_buffer": buffer, **relay.datapath}
     lines += [f"{key} = {toml_value(value)}" for key, value in datapath.items()]
     lines += ["", "[[listener]]", 'name = "in"', f'listen = ["{Lab.listen(ipv6)}"]']
@@ -42,7 +44,7 @@ def samplicator_config(lab: Lab, case: Case, relay: Relay, ipv6: bool, buffer: i
         lines += ["", "[[receiver]]", f'name = "r{i}"', f'to = "{Lab.receiver(i, ipv6)}"']
         lines += [f"spoof = {toml_value(case.spoof)}"]
         lines += [f"{key} = {toml_value(value)}" for key, value in relay.receiver.items()]
-    for i in range(case.rules - 1):
+    for i in range(relay.rules - 1):
         prefix = f"10.{i >> 16 & 255}.{i >> 8 & 255}.{i & 255}/32"
         lines += ["", "[[rule]]", f'from = ["{prefix}"]', 'to = ["r0"]']
     lines += ["", "[[rule]]", f"to = {toml_value(names)}"]
@@ -99,7 +101,27 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         time.sleep(0.01)
     if relay.kind == "pmacct":
         time.sleep(2)  # its tee process is not ready when the socket is
+    if relay.kind == "samplicator":
+        wait_started(lab, process)
     return process
+
+
+def wait_started(lab: Lab, process: Process) -> None:
+    """Until the daemon has done all that belongs to its start: ready, and the next hops of engine packet known (until
+    then copies leave by raw sockets, and the control plane competes with the datapath for its CPU).
+    """
+    argv = [str(REPO / ".venv" / "bin" / "samplicator"), "status", "--control", str(lab.directory / "control.sock")]
+    end = time.monotonic() + 20
+    while True:
+        done = subprocess.run([*argv, "--json"], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            receivers = json.loads(done.stdout)["receivers"]
+            if all(r["engine"] != "packet" or r["link"].startswith("r1") for r in receivers):
+                break
+        if not process.alive() or time.monotonic() > end:
+            raise LabError(f"{process.name} does not get ready: {done.stdout[-500:]} {done.stderr[-500:]}")
+        time.sleep(0.05)
+    time.sleep(SETTLE_S)
 
 
 # -- traffic --
@@ -108,6 +130,7 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
 def traffic_options(case: Case) -> list[str]:
     traffic = TRAFFICS[case.traffic]
     options = ["--exporters", str(case.exporters or traffic.exporters), "--run", str(traffic.run)]
+    options += ["--port-step", "1"] * traffic.own_ports
     if traffic.pcap:
         captures = sorted(REPO.glob(traffic.pcap))
         if not captures:
@@ -122,21 +145,32 @@ def traffic_options(case: Case) -> list[str]:
 def sink_options(case: Case) -> list[str]:
     if not case.spoof:
         return []
-    return ["--source-base", Lab.source_base(case.ipv6), "--source-port", str(SOURCE_PORT)]
+    port = ["--source-port", str(SOURCE_PORT), "--port-step", str(int(TRAFFICS[case.traffic].own_ports))]
+    return ["--source-base", Lab.source_base(case.ipv6), *port]
 
 
 def warm_up(lab: Lab, case: Case, relay: Process) -> None:
-    """A few paced rounds through the relay, until copies arrive: neighbours known, sessions and sockets made."""
+    """A few paced rounds through the relay, until copies arrive: neighbours known, sessions and sockets made. Many
+    exporters: one datagram of each as well, so that every session is known.
+    """
     before = lab.witness.device_bytes("c0")
     exporters = case.exporters or TRAFFICS[case.traffic].exporters
-    count = str(min(2 * exporters, 2000) * TRAFFICS[case.traffic].run)
-    sent = lab.start_loadgen(case.ipv6, *traffic_options(case), "--count", count, "--rate", "20000").result(60)
+    count = min(2 * exporters, 2000) * TRAFFICS[case.traffic].run
+    rounds = [("--count", str(count), "--rate", "20000")]
+    if exporters > 2000:
+        rounds.append(("--run", "1", "--count", str(exporters), "--rate", "40000"))
+    expected = 0
+    for options in rounds:
+        sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(60)
+        expected += sent["bytes"] * case.receivers
     end = time.monotonic() + 5
-    while lab.witness.device_bytes("c0") - before < sent["bytes"] * case.receivers:
+    while lab.witness.device_bytes("c0") - before < expected:
         if not relay.alive() or time.monotonic() > end:
             raise LabError(f"{relay.name} forwards nothing or not all in the warm-up")
         time.sleep(0.02)
-    time.sleep(SETTLE_S)
+    seen = 0  # the device's bytes are more than payload: some may still be on their way
+    while seen != (seen := lab.witness.device_bytes("c0")):
+        time.sleep(SETTLE_S)
 
 
 def fill(lab: Lab, case: Case, relay: Process) -> dict:
@@ -147,7 +181,7 @@ def fill(lab: Lab, case: Case, relay: Process) -> dict:
     time.sleep(0.02)
     _, waiting, drops = relay.udp_queue(LISTEN_PORT)
     if drops != drops_before:
-        raise LabError(f"the receive queue overflowed: {drops - drops_before} dropped, {waiting} bytes waiting")
+        raise DisturbedError(f"the receive queue overflowed: {drops - drops_before} dropped, {waiting} bytes waiting")
     return sent
 
 
@@ -184,6 +218,23 @@ def cpu_spent(process: Process, before: dict[int, int], after: dict[int, int]) -
     return {"worker_ns": sum(spent.get(t, 0) for t in workers) if workers else total, "process_ns": total}
 
 
+def blame(lab: Lab, relay: Relay, what: str) -> None:
+    """Raises for bytes that are missing, with the relay's own account of them where it has one. A receive queue or ring
+    that overflowed while the relay was stopped is the machine's fault: a ring hands a block over every millisecond,
+    full or not, so a fill that was held up for seconds uses it up.
+    """
+    if relay.kind != "samplicator":
+        raise LabError(what)
+    program = str(REPO / ".venv" / "bin" / "samplicator")
+    ledger = json.loads(run(program, "ledger", "--control", str(lab.directory / "control.sock"), "--json"))
+    drops = sum(row["kernel_drops"] for row in ledger["here"])
+    failed = {row["receiver"]: row["failed"] for row in ledger["after"] if any(row["failed"].values())}
+    sent = sorted({row["sent"] for row in ledger["after"]})
+    matched = sum(row["matched"] for row in ledger["here"])
+    what += f"; its ledger: {drops} dropped by the kernel before it, {matched} matched, {sent} sent, failed: {failed}"
+    raise DisturbedError(what) if drops and not failed else LabError(what)
+
+
 # -- the measurements --
 
 
@@ -200,11 +251,11 @@ def drain(lab: Lab, case: Case, relay_name: str) -> dict:
         released = release(lab, process, sent["bytes"] * case.receivers)
         packets, payload = lab.ingress_counters()
         rss = process.rss_kib()
+        expected = sent["bytes"] * case.receivers
+        if payload - payload_before != expected:
+            blame(lab, relay, f"{relay_name}: {payload - payload_before} payload bytes left, {expected} expected")
     finally:
         process.stop()
-    expected = sent["bytes"] * case.receivers
-    if payload - payload_before != expected:
-        raise LabError(f"{relay_name}: {payload - payload_before} payload bytes left, {expected} expected")
     copies = sent["sent"] * case.receivers
     worker = released["worker_ns"]
     return {
@@ -235,6 +286,8 @@ def verified(lab: Lab, case: Case, relay_name: str) -> dict:
         sent = fill(lab, case, process)
         released = release(lab, process, sent["bytes"] * case.receivers)
         got = finish_sink(sink)
+        if got["received"] < sent["sent"] * case.receivers and not got["sink_drops"]:
+            blame(lab, relay, f"{relay_name}: {got['received']} of {sent['sent'] * case.receivers} copies arrived")
     finally:
         process.stop()
     check(got, sent, case, relay_name)
