@@ -151,14 +151,16 @@ def sink_options(case: Case) -> list[str]:
 
 def warm_up(lab: Lab, case: Case, relay: Process) -> None:
     """A few paced rounds through the relay, until copies arrive: neighbours known, sessions and sockets made. Many
-    exporters: one datagram of each as well, so that every session is known.
+    exporters: one datagram of each as well, so that every session is known, or a run from every port.
     """
     before = lab.witness.device_bytes("c0")
-    exporters = case.exporters or TRAFFICS[case.traffic].exporters
-    count = min(2 * exporters, 2000) * TRAFFICS[case.traffic].run
+    traffic = TRAFFICS[case.traffic]
+    exporters = case.exporters or traffic.exporters
+    count = min(2 * exporters, 2000) * traffic.run
     rounds = [("--count", str(count), "--rate", "20000")]
     if exporters > 2000:
-        rounds.append(("--run", "1", "--count", str(exporters), "--rate", "40000"))
+        run = traffic.run if traffic.own_ports else 1
+        rounds.append(("--run", str(run), "--count", str(exporters * run), "--rate", "40000"))
     expected = 0
     for options in rounds:
         sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(60)

@@ -275,7 +275,7 @@ class Receiver(Table):
     )
     engine: Literal["auto", "udp", "raw", "transparent", "packet"] = Field(
         "auto",
-        description="How copies leave: a UDP socket, a raw socket, sockets bound to the exporters' addresses "
+        description="How copies leave: a UDP socket, a raw socket, sockets bound to the exporters' ports "
         "(transparent), link frames past routing and firewall (packet); auto: the best of the first three.",
         json_schema_extra=LIVE,
     )
