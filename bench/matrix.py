@@ -201,6 +201,11 @@ TABLES: dict[str, tuple[Case, ...]] = {
         Case("bursts", True, 4, _SCALE, 120000, exporters=100000),
         Case("ports", True, 4, _SCALE, 120000, exporters=10000),
     ),
+    # The memory promise: 64 receivers, 10,000 rules, 10,000 exporters (rss_kib in the result).
+    "memory": (
+        Case("bursts", True, 64, ("auto-10000-rules", "packet-10000-rules"), 12000, exporters=10000),
+        Case("bursts", False, 64, ("auto-10000-rules",), 12000, exporters=10000),
+    ),
     "workers": (Case("bursts", False, 4, ("auto", "auto-2-workers"), 120000),),
     "versus": (
         # Real NetFlow, because these two look at what they forward. nfcapd stores the flows as well: that is its work.

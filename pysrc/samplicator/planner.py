@@ -376,10 +376,14 @@ class _Compiler:
         listener_index = {listener.name: index for index, listener in enumerate(self.config.listener)}
         receiver_index = {receiver.name: index for index, receiver in enumerate(self.config.receiver)}
         specs = []
+        shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # of many rules most go to the same few
         for index, rule in enumerate(self.config.rule):
             sources = tuple(s for source in self.loaded.sources[index] for s in self.expand(source))
+            if sources == self.loaded.sources[index]:
+                sources = self.loaded.sources[index]
             listeners = tuple(dict.fromkeys(listener_index[name] for name in rule.listener)) if rule.listener else None
             receivers = tuple(dict.fromkeys(receiver_index[name] for name in rule.to))
+            receivers = shared.setdefault(receivers, receivers)
             from_text = ", ".join(rule.from_) or "everything"
             text = f"{from_text} -> {', '.join(rule.to) or 'nobody'}{' (stop)' if rule.stop else ''}"
             specs.append(RuleSpec(sources, listeners, receivers, rule.stop, text))

@@ -31,6 +31,7 @@ from samplicator.config.model import (
     Table,
     dotted,
     parsed_sources,
+    share_values,
 )
 from samplicator.config.validate import Draft, Finding, Suggest, check
 from samplicator.errors import ConfigError, Problem
@@ -137,6 +138,7 @@ class _Reader:
         listeners = self._list("listener", Listener)
         receivers = self._list("receiver", Receiver)
         rules = self._list("rule", Rule)
+        share_values(rules)
         self.draft = Draft(datapath, listeners, receivers, rules, self._names("listener"), self._names("receiver"))
         self.draft.sources = {
             index: sources
