@@ -9,6 +9,7 @@ knows nothing of tables and medians.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -20,6 +21,7 @@ from matrix import RELAYS, TRAFFICS, Case, Relay
 RECEIVE_BUFFER = 512 << 20  # a drain's whole fill
 RECEIVE_BUFFER_PACED = 64 << 20  # samplicator's default: loss must not hide in a queue of seconds
 POLL_S = 0.002
+POLL_SHARED_S = 0.01  # where the relay has this script's CPU as well: looking costs a millisecond
 SETTLE_S = 0.1
 
 
@@ -72,6 +74,10 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         argv += [word.format(next_hop=lab.next_hop()) for word in relay.options]
         argv += ["--segment-max", "1452" if ipv6 else "1472"] if relay.kind == "bare" else []
         argv += ["--spoof"] * case.spoof + to
+        if relay.processes > 1:
+            cpus = (lab.relay_cpu, lab.other_cpu)
+            each = [shlex.join(["taskset", "-c", str(cpu), *argv]) for cpu in cpus[: relay.processes]]
+            argv, pin = ["sh", "-c", " & ".join(each) + " & wait"], ",".join(map(str, cpus))
     elif relay.kind == "samplicator":
         path = lab.directory / f"{relay.name}.toml"
         path.write_text(samplicator_config(lab, case, relay, ipv6, buffer))
@@ -92,10 +98,19 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         raise LabError(f"unknown kind of relay: {relay.kind}")
     lab.drop_at_relay(relay.ring_drop)
     process = lab.start_relay(argv, relay.name, pin)
+    try:
+        wait_listening(lab, relay, process)
+    except BaseException:
+        process.stop()
+        raise
+    return process
+
+
+def wait_listening(lab: Lab, relay: Relay, process: Process) -> None:
     if relay.kind in ("classic", "bare"):
         process.wait_ready()
     end = time.monotonic() + 20
-    while process.udp_queue(LISTEN_PORT)[0] == 0:
+    while process.udp_queue(LISTEN_PORT)[0] < relay.processes:
         if not process.alive() or time.monotonic() > end:
             raise LabError(f"{relay.name} does not listen: {process.errors() or process.out.read_text()[-500:]}")
         time.sleep(0.01)
@@ -103,7 +118,6 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         time.sleep(2)  # its tee process is not ready when the socket is
     if relay.kind == "samplicator":
         wait_started(lab, process)
-    return process
 
 
 def wait_started(lab: Lab, process: Process) -> None:
@@ -158,7 +172,7 @@ def warm_up(lab: Lab, case: Case, relay: Process) -> None:
     exporters = case.exporters or traffic.exporters
     count = min(2 * exporters, 2000) * traffic.run
     rounds = [("--count", str(count), "--rate", "20000")]
-    if exporters > 2000:
+    if exporters > 2000 and not traffic.cold:
         run = traffic.run if traffic.own_ports else 1
         rounds.append(("--run", str(run), "--count", str(exporters * run), "--rate", "40000"))
     expected = 0
@@ -198,7 +212,7 @@ def release(lab: Lab, relay: Process, expected: int) -> dict:
     relay.signal(signal.SIGCONT)
     last_change, seen = start, base
     while True:
-        time.sleep(POLL_S)
+        time.sleep(POLL_SHARED_S if "," in relay.cpus else POLL_S)
         now, arrived, cpu = time.monotonic(), lab.witness.device_bytes("c0"), relay.cpu_ns()
         samples.append((now, arrived, cpu))
         if arrived != seen:
@@ -217,7 +231,15 @@ def cpu_spent(process: Process, before: dict[int, int], after: dict[int, int]) -
     spent = {thread: after[thread] - before.get(thread, 0) for thread in after}
     total = sum(spent.values())
     workers = process.threads_named("sampl-worker")
-    return {"worker_ns": sum(spent.get(t, 0) for t in workers) if workers else total, "process_ns": total}
+    each = sorted(ns for t, ns in spent.items() if (t in workers or not workers) and ns > 1_000_000)
+    datapath = sum(spent.get(t, 0) for t in workers) if workers else total
+    return {"worker_ns": datapath, "process_ns": total, "split": each}
+
+
+def ledger_of(lab: Lab) -> dict:
+    """What a samplicator relay says of all it got and sent."""
+    program = str(REPO / ".venv" / "bin" / "samplicator")
+    return json.loads(run(program, "ledger", "--control", str(lab.directory / "control.sock"), "--json"))
 
 
 def blame(lab: Lab, relay: Relay, what: str) -> None:
@@ -227,8 +249,7 @@ def blame(lab: Lab, relay: Relay, what: str) -> None:
     """
     if relay.kind != "samplicator":
         raise LabError(what)
-    program = str(REPO / ".venv" / "bin" / "samplicator")
-    ledger = json.loads(run(program, "ledger", "--control", str(lab.directory / "control.sock"), "--json"))
+    ledger = ledger_of(lab)
     drops = sum(row["kernel_drops"] for row in ledger["here"])
     failed = {row["receiver"]: row["failed"] for row in ledger["after"] if any(row["failed"].values())}
     sent = sorted({row["sent"] for row in ledger["after"]})
@@ -264,6 +285,8 @@ def drain(lab: Lab, case: Case, relay_name: str) -> dict:
         "copies": copies,
         "worker_ns": worker,
         "process_ns": released["process_ns"],
+        "split": released["split"],
+        "busiest_s": round(max(released["split"], default=0) * 1e-9, 4),
         "wall_s": released["wall_s"],
         "copies_per_cpu_s": round(copies * 1e9 / worker),
         "copies_per_process_cpu_s": round(copies * 1e9 / released["process_ns"]),
@@ -426,3 +449,46 @@ def zero_loss(lab: Lab, case: Case, relay_name: str, seconds: float, low: float,
         else:
             low = rate
     return {"zero_loss_rate": low, "limited_by_generator": False, "tries": tries}
+
+
+def soak(lab: Lab, case: Case, relay_name: str, datagrams: int, rate: float) -> dict:
+    """So many datagrams at this rate, the collector dropping at ingress: does the memory of the relay stay flat?
+
+    rss_kib: (seconds, KiB) every second until all is sent. growth_kib: the highest of the last tenth less the highest
+    of the first; drops are counted, not refused: the machine may be too slow for the rate.
+    """
+    relay = RELAYS[relay_name]
+    if relay.kind != "samplicator":
+        raise LabError("soak is for samplicator relays")
+    lab.offload(case.offload)
+    lab.drop_at_ingress(True)
+    traffic = TRAFFICS[case.traffic]
+    segment = ["--segment"] if traffic.run > 1 and "-" not in traffic.size and not traffic.pcap else []
+    process = start_relay(lab, case, relay, RECEIVE_BUFFER_PACED)
+    try:
+        warm_up(lab, case, process)
+        options = [*traffic_options(case), *segment, "--count", str(datagrams), "--rate", f"{rate:.0f}"]
+        start = time.monotonic()
+        generator = lab.start_loadgen(case.ipv6, *options)
+        rss = []
+        while generator.alive() and process.alive() and time.monotonic() - start < 3 * datagrams / rate + 60:
+            rss.append((round(time.monotonic() - start, 1), process.rss_kib()))
+            time.sleep(1)
+        generator.signal(signal.SIGTERM)
+        sent = generator.result(10)
+        wait_empty(process, LISTEN_PORT)
+        ledger = ledger_of(lab)
+        rss.append((round(time.monotonic() - start, 1), process.rss_kib()))
+    finally:
+        process.stop()
+    tenth = max(1, len(rss) // 10)
+    return {
+        "datagrams": sent["sent"],
+        "rate": sent["rate"],
+        "matched": sum(row["matched"] for row in ledger["here"]),
+        "kernel_drops": sum(row["kernel_drops"] for row in ledger["here"]),
+        "copies_sent": sum(row["sent"] for row in ledger["after"]),
+        "copies_failed": sum(sum(row["failed"].values()) for row in ledger["after"]),
+        "growth_kib": max(k for _, k in rss[-tenth:]) - max(k for _, k in rss[:tenth]),
+        "rss_kib": rss,
+    }
