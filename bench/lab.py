@@ -32,11 +32,15 @@ class LabError(RuntimeError):
     """The environment or a relay did not do what the measurement needs; the message says what."""
 
 
+class DisturbedError(LabError):
+    """The machine was too busy for this run: something was lost before the relay could see it. Worth another try."""
+
+
 class Process:
     """One process in a namespace, pinned to CPUs (a taskset list); its output goes to files in the lab's directory."""
 
     def __init__(self, lab: Lab, namespace: str, cpus: str, argv: list[str], name: str) -> None:
-        self.name = name
+        self.name, self.cpus = name, cpus
         self.out = lab.directory / f"{name}.{secrets.token_hex(3)}.out"
         self.err = self.out.with_suffix(".err")
         with self.out.open("wb") as out, self.err.open("wb") as err:
@@ -49,8 +53,13 @@ class Process:
         self.pid = self.popen.pid  # `ip netns exec` and taskset exec in place: the pid is the program's
 
     def signal(self, number: int) -> None:
-        if self.popen.poll() is None:
-            self.popen.send_signal(number)
+        """SIGSTOP and SIGCONT go to its descendants too."""
+        if self.popen.poll() is not None:
+            return
+        for child in self.family()[1:] if number in (signal.SIGSTOP, signal.SIGCONT) else ():
+            with contextlib.suppress(OSError):
+                os.kill(child, number)
+        self.popen.send_signal(number)
 
     def wait(self, timeout: float) -> int:
         return self.popen.wait(timeout)

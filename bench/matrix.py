@@ -19,6 +19,8 @@ class Traffic:
     run: int
     size: str = "1400"
     pcap: str = ""
+    cold: bool = False  # of many exporters, most are not seen before the measurement
+    own_ports: bool = False  # exporter i sends from port SOURCE_PORT + i, else all from SOURCE_PORT
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Relay:
 
     `spoof` lists the modes it can do. For samplicator, `receiver`, `listener` and `datapath` are extra TOML settings of
     those tables; for the C tools `options` are extra arguments, with {next_hop} for the collector's link address and
-    `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own). `like` is the bare loop
-    of the same kind, the limit it is held against.
+    `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own). `rules`: how many, of
+    which only the last fires. `processes`: so many of a C tool, one a CPU, share the listener's port. `like` is the
+    bare loop of the same kind, the limit it is held against.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Relay:
     receiver: dict[str, object] = field(default_factory=dict)
     listener: dict[str, object] = field(default_factory=dict)
     datapath: dict[str, object] = field(default_factory=dict)
+    rules: int = 1
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,6 @@ class Case:
     datagrams: int = 60000
     offload: bool = True
     ipv6: bool = False
-    rules: int = 1
     exporters: int = 0
 
     @property
@@ -63,8 +67,6 @@ class Case:
             parts.append("ipv6")
         if not self.offload:
             parts.append("no-offload")
-        if self.rules > 1:
-            parts.append(f"{self.rules}rules")
         if self.exporters:
             parts.append(f"{self.exporters}exporters")
         return "-".join(parts)
@@ -76,6 +78,8 @@ TRAFFICS = {
         Traffic("bursts", "16 exporters, runs of 16, 1400 bytes", 16, 16),
         Traffic("bursts46", "4 exporters, runs of 46, 1400 bytes", 4, 46),
         Traffic("worst", "500 exporters one by one, sizes 60-1468 at random", 500, 1, "60-1468"),
+        Traffic("ports", "as bursts, every exporter from a port of its own", 16, 16, own_ports=True),
+        Traffic("fresh", "every datagram from a new exporter, 200 bytes", 100000, 1, "200", cold=True),
         Traffic("mix", "the repo's captures from 50 exporters", 50, 8, pcap="pysrc/samplicator/captures/*.pcap"),
         Traffic(
             "netflow9",
@@ -86,6 +90,10 @@ TRAFFICS = {
         ),
     )
 }
+
+def _with_rules(relay: Relay, rules: int) -> Relay:
+    return replace(relay, name=f"{relay.name}-{rules}-rules", rules=rules)
+
 
 _PACKET = ("--device-out", "r1", "--next-hop", "{next_hop}")
 _RING = ("--receive", "ring", "--device", "r0", "--ring-blocks", "512")
@@ -126,11 +134,14 @@ RELAYS = {
             datapath=_RING_BUFFER,
             like="bare-ring-packet",
         ),
-        Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}),
+        Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}, like="bare-segment-2"),
+        Relay("bare-segment-2", "bare", options=("--send", "segment", "--share-port"), processes=2),
         Relay("pmacct", "pmacct"),
         Relay("nfcapd", "nfcapd", (False,)),
     )
 }
+_ENGINES = ("udp", "auto", "packet", "ring", "ring-packet")
+RELAYS |= {r.name: r for r in (_with_rules(RELAYS[name], 10000) for name in _ENGINES)}
 
 # The drain's fill is chosen so that a run takes a tenth of a second at least and the receive queue stays under 512 MiB.
 _BURSTS = (
@@ -142,6 +153,11 @@ _BURSTS = (
 _WORST = (
     Case("worst", True, 4, ("classic", "auto", "packet", "ring-packet", "bare-plain", "bare-packet"), 80000),
     Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
+)
+
+_SCALE = (
+    "classic",
+    *(name for engine in ("auto", "packet", "ring", "ring-packet") for name in (engine, f"{engine}-10000-rules")),
 )
 
 TABLES: dict[str, tuple[Case, ...]] = {
@@ -184,11 +200,30 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "fan-out": tuple(
         Case("bursts", True, n, ("classic", "auto"), max(4000, 240000 // n)) for n in (1, 2, 4, 8, 16, 32, 64, 128)
     ),
+    # 10,000 rules against one, 100,000 exporters (10,000 with a port each) against 16: the rules' cost is the ratio of
+    # two relays of one case, the exporters' that of one relay in two cases.
     "scale": (
-        Case("bursts", True, 4, ("auto",)),
-        Case("bursts", True, 4, ("auto",), rules=10000, exporters=100000, datagrams=200000),
+        Case("bursts", True, 4, _SCALE, 120000),
+        Case("bursts", True, 4, _SCALE, 120000, exporters=100000),
+        Case("ports", True, 4, _SCALE, 120000, exporters=10000),
     ),
-    "workers": (Case("bursts", False, 4, ("auto", "auto-2-workers"), 120000),),
+    # What a session costs that is not in the cache: every datagram of 100,000 is a new exporter's (but for the 2,000 of
+    # the warm-up), against 500, which are all known. 10^9 / (copies per CPU-second) is ns a datagram, all included: the
+    # miss, the rules, the flow stage's new entry, the pages touched for the first time.
+    "miss": tuple(
+        Case("fresh", False, 1, ("udp", "udp-10000-rules"), 100000, exporters=n) for n in (500, 100000)
+    ),
+    # The memory promise: 64 receivers, 10,000 rules, 10,000 exporters (rss_kib in the result).
+    "memory": (
+        Case("bursts", True, 64, ("auto-10000-rules", "packet-10000-rules"), 12000, exporters=10000),
+        Case("bursts", False, 64, ("auto-10000-rules",), 12000, exporters=10000),
+    ),
+    # Two workers on two CPUs against one, and beside it what the machine gives two bare loops: compare `wall s`. Many
+    # exporters, since the kernel's hash deals them out; `split` in the result says how.
+    "workers": tuple(
+        Case("bursts", spoof, 4, ("auto", "auto-2-workers", "bare-segment", "bare-segment-2"), 120000, exporters=512)
+        for spoof in (False, True)
+    ),
     "versus": (
         # Real NetFlow, because these two look at what they forward. nfcapd stores the flows as well: that is its work.
         Case("netflow9", True, 4, ("classic", "pmacct", "auto")),

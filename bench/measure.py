@@ -9,16 +9,19 @@ knows nothing of tables and medians.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 
-from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, Lab, LabError, Process, run
+from lab import LISTEN_PORT, RECEIVER_PORT, REPO, SOURCE_PORT, TOOLS, DisturbedError, Lab, LabError, Process, run
 from matrix import RELAYS, TRAFFICS, Case, Relay
 
 RECEIVE_BUFFER = 512 << 20  # a drain's whole fill
 RECEIVE_BUFFER_PACED = 64 << 20  # samplicator's default: loss must not hide in a queue of seconds
 POLL_S = 0.002
+POLL_SHARED_S = 0.01  # where the relay has this script's CPU as well: looking costs a millisecond
 SETTLE_S = 0.1
 
 
@@ -30,8 +33,9 @@ def toml_value(value: object) -> str:
 
 
 def samplicator_config(lab: Lab, case: Case, relay: Relay, ipv6: bool, buffer: int) -> str:
-    """One listener, N receivers, one rule that fires (and case.rules - 1 before it that do not match)."""
-    lines = ["[service]", 'http = ""', 'control = ""', 'log_level = "warning"', "", "[datapath]"]
+    """One listener, N receivers, one rule that fires (and relay.rules - 1 before it that do not match)."""
+    control = lab.directory / "control.sock"
+    lines = ["[service]", 'http = ""', f'control = "{control}"', 'log_level = "warning"', "", "[datapath]"]
     datapath = {"workers": 1, "cpus": [lab.relay_cpu], "receive_buffer": buffer, **relay.datapath}
     lines += [f"{key} = {toml_value(value)}" for key, value in datapath.items()]
     lines += ["", "[[listener]]", 'name = "in"', f'listen = ["{Lab.listen(ipv6)}"]']
@@ -42,7 +46,7 @@ def samplicator_config(lab: Lab, case: Case, relay: Relay, ipv6: bool, buffer: i
         lines += ["", "[[receiver]]", f'name = "r{i}"', f'to = "{Lab.receiver(i, ipv6)}"']
         lines += [f"spoof = {toml_value(case.spoof)}"]
         lines += [f"{key} = {toml_value(value)}" for key, value in relay.receiver.items()]
-    for i in range(case.rules - 1):
+    for i in range(relay.rules - 1):
         prefix = f"10.{i >> 16 & 255}.{i >> 8 & 255}.{i & 255}/32"
         lines += ["", "[[rule]]", f'from = ["{prefix}"]', 'to = ["r0"]']
     lines += ["", "[[rule]]", f"to = {toml_value(names)}"]
@@ -70,6 +74,10 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         argv += [word.format(next_hop=lab.next_hop()) for word in relay.options]
         argv += ["--segment-max", "1452" if ipv6 else "1472"] if relay.kind == "bare" else []
         argv += ["--spoof"] * case.spoof + to
+        if relay.processes > 1:
+            cpus = (lab.relay_cpu, lab.other_cpu)
+            each = [shlex.join(["taskset", "-c", str(cpu), *argv]) for cpu in cpus[: relay.processes]]
+            argv, pin = ["sh", "-c", " & ".join(each) + " & wait"], ",".join(map(str, cpus))
     elif relay.kind == "samplicator":
         path = lab.directory / f"{relay.name}.toml"
         path.write_text(samplicator_config(lab, case, relay, ipv6, buffer))
@@ -90,16 +98,44 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
         raise LabError(f"unknown kind of relay: {relay.kind}")
     lab.drop_at_relay(relay.ring_drop)
     process = lab.start_relay(argv, relay.name, pin)
+    try:
+        wait_listening(lab, relay, process)
+    except BaseException:
+        process.stop()
+        raise
+    return process
+
+
+def wait_listening(lab: Lab, relay: Relay, process: Process) -> None:
     if relay.kind in ("classic", "bare"):
         process.wait_ready()
     end = time.monotonic() + 20
-    while process.udp_queue(LISTEN_PORT)[0] == 0:
+    while process.udp_queue(LISTEN_PORT)[0] < relay.processes:
         if not process.alive() or time.monotonic() > end:
             raise LabError(f"{relay.name} does not listen: {process.errors() or process.out.read_text()[-500:]}")
         time.sleep(0.01)
     if relay.kind == "pmacct":
         time.sleep(2)  # its tee process is not ready when the socket is
-    return process
+    if relay.kind == "samplicator":
+        wait_started(lab, process)
+
+
+def wait_started(lab: Lab, process: Process) -> None:
+    """Until the daemon has done all that belongs to its start: ready, and the next hops of engine packet known (until
+    then copies leave by raw sockets, and the control plane competes with the datapath for its CPU).
+    """
+    argv = [str(REPO / ".venv" / "bin" / "samplicator"), "status", "--control", str(lab.directory / "control.sock")]
+    end = time.monotonic() + 20
+    while True:
+        done = subprocess.run([*argv, "--json"], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            receivers = json.loads(done.stdout)["receivers"]
+            if all(r["engine"] != "packet" or r["link"].startswith("r1") for r in receivers):
+                break
+        if not process.alive() or time.monotonic() > end:
+            raise LabError(f"{process.name} does not get ready: {done.stdout[-500:]} {done.stderr[-500:]}")
+        time.sleep(0.05)
+    time.sleep(SETTLE_S)
 
 
 # -- traffic --
@@ -108,6 +144,7 @@ def start_relay(lab: Lab, case: Case, relay: Relay, buffer: int = RECEIVE_BUFFER
 def traffic_options(case: Case) -> list[str]:
     traffic = TRAFFICS[case.traffic]
     options = ["--exporters", str(case.exporters or traffic.exporters), "--run", str(traffic.run)]
+    options += ["--port-step", "1"] * traffic.own_ports
     if traffic.pcap:
         captures = sorted(REPO.glob(traffic.pcap))
         if not captures:
@@ -122,21 +159,34 @@ def traffic_options(case: Case) -> list[str]:
 def sink_options(case: Case) -> list[str]:
     if not case.spoof:
         return []
-    return ["--source-base", Lab.source_base(case.ipv6), "--source-port", str(SOURCE_PORT)]
+    port = ["--source-port", str(SOURCE_PORT), "--port-step", str(int(TRAFFICS[case.traffic].own_ports))]
+    return ["--source-base", Lab.source_base(case.ipv6), *port]
 
 
 def warm_up(lab: Lab, case: Case, relay: Process) -> None:
-    """A few paced rounds through the relay, until copies arrive: neighbours known, sessions and sockets made."""
+    """A few paced rounds through the relay, until copies arrive: neighbours known, sessions and sockets made. Many
+    exporters: one datagram of each as well, so that every session is known, or a run from every port.
+    """
     before = lab.witness.device_bytes("c0")
-    exporters = case.exporters or TRAFFICS[case.traffic].exporters
-    count = str(min(2 * exporters, 2000) * TRAFFICS[case.traffic].run)
-    sent = lab.start_loadgen(case.ipv6, *traffic_options(case), "--count", count, "--rate", "20000").result(60)
+    traffic = TRAFFICS[case.traffic]
+    exporters = case.exporters or traffic.exporters
+    count = min(2 * exporters, 2000) * traffic.run
+    rounds = [("--count", str(count), "--rate", "20000")]
+    if exporters > 2000 and not traffic.cold:
+        run = traffic.run if traffic.own_ports else 1
+        rounds.append(("--run", str(run), "--count", str(exporters * run), "--rate", "40000"))
+    expected = 0
+    for options in rounds:
+        sent = lab.start_loadgen(case.ipv6, *traffic_options(case), *options).result(60)
+        expected += sent["bytes"] * case.receivers
     end = time.monotonic() + 5
-    while lab.witness.device_bytes("c0") - before < sent["bytes"] * case.receivers:
+    while lab.witness.device_bytes("c0") - before < expected:
         if not relay.alive() or time.monotonic() > end:
             raise LabError(f"{relay.name} forwards nothing or not all in the warm-up")
         time.sleep(0.02)
-    time.sleep(SETTLE_S)
+    seen = 0  # the device's bytes are more than payload: some may still be on their way
+    while seen != (seen := lab.witness.device_bytes("c0")):
+        time.sleep(SETTLE_S)
 
 
 def fill(lab: Lab, case: Case, relay: Process) -> dict:
@@ -147,7 +197,7 @@ def fill(lab: Lab, case: Case, relay: Process) -> dict:
     time.sleep(0.02)
     _, waiting, drops = relay.udp_queue(LISTEN_PORT)
     if drops != drops_before:
-        raise LabError(f"the receive queue overflowed: {drops - drops_before} dropped, {waiting} bytes waiting")
+        raise DisturbedError(f"the receive queue overflowed: {drops - drops_before} dropped, {waiting} bytes waiting")
     return sent
 
 
@@ -162,7 +212,7 @@ def release(lab: Lab, relay: Process, expected: int) -> dict:
     relay.signal(signal.SIGCONT)
     last_change, seen = start, base
     while True:
-        time.sleep(POLL_S)
+        time.sleep(POLL_SHARED_S if "," in relay.cpus else POLL_S)
         now, arrived, cpu = time.monotonic(), lab.witness.device_bytes("c0"), relay.cpu_ns()
         samples.append((now, arrived, cpu))
         if arrived != seen:
@@ -181,7 +231,31 @@ def cpu_spent(process: Process, before: dict[int, int], after: dict[int, int]) -
     spent = {thread: after[thread] - before.get(thread, 0) for thread in after}
     total = sum(spent.values())
     workers = process.threads_named("sampl-worker")
-    return {"worker_ns": sum(spent.get(t, 0) for t in workers) if workers else total, "process_ns": total}
+    each = sorted(ns for t, ns in spent.items() if (t in workers or not workers) and ns > 1_000_000)
+    datapath = sum(spent.get(t, 0) for t in workers) if workers else total
+    return {"worker_ns": datapath, "process_ns": total, "split": each}
+
+
+def ledger_of(lab: Lab) -> dict:
+    """What a samplicator relay says of all it got and sent."""
+    program = str(REPO / ".venv" / "bin" / "samplicator")
+    return json.loads(run(program, "ledger", "--control", str(lab.directory / "control.sock"), "--json"))
+
+
+def blame(lab: Lab, relay: Relay, what: str) -> None:
+    """Raises for bytes that are missing, with the relay's own account of them where it has one. A receive queue or ring
+    that overflowed while the relay was stopped is the machine's fault: a ring hands a block over every millisecond,
+    full or not, so a fill that was held up for seconds uses it up.
+    """
+    if relay.kind != "samplicator":
+        raise LabError(what)
+    ledger = ledger_of(lab)
+    drops = sum(row["kernel_drops"] for row in ledger["here"])
+    failed = {row["receiver"]: row["failed"] for row in ledger["after"] if any(row["failed"].values())}
+    sent = sorted({row["sent"] for row in ledger["after"]})
+    matched = sum(row["matched"] for row in ledger["here"])
+    what += f"; its ledger: {drops} dropped by the kernel before it, {matched} matched, {sent} sent, failed: {failed}"
+    raise DisturbedError(what) if drops and not failed else LabError(what)
 
 
 # -- the measurements --
@@ -200,17 +274,19 @@ def drain(lab: Lab, case: Case, relay_name: str) -> dict:
         released = release(lab, process, sent["bytes"] * case.receivers)
         packets, payload = lab.ingress_counters()
         rss = process.rss_kib()
+        expected = sent["bytes"] * case.receivers
+        if payload - payload_before != expected:
+            blame(lab, relay, f"{relay_name}: {payload - payload_before} payload bytes left, {expected} expected")
     finally:
         process.stop()
-    expected = sent["bytes"] * case.receivers
-    if payload - payload_before != expected:
-        raise LabError(f"{relay_name}: {payload - payload_before} payload bytes left, {expected} expected")
     copies = sent["sent"] * case.receivers
     worker = released["worker_ns"]
     return {
         "copies": copies,
         "worker_ns": worker,
         "process_ns": released["process_ns"],
+        "split": released["split"],
+        "busiest_s": round(max(released["split"], default=0) * 1e-9, 4),
         "wall_s": released["wall_s"],
         "copies_per_cpu_s": round(copies * 1e9 / worker),
         "copies_per_process_cpu_s": round(copies * 1e9 / released["process_ns"]),
@@ -235,6 +311,8 @@ def verified(lab: Lab, case: Case, relay_name: str) -> dict:
         sent = fill(lab, case, process)
         released = release(lab, process, sent["bytes"] * case.receivers)
         got = finish_sink(sink)
+        if got["received"] < sent["sent"] * case.receivers and not got["sink_drops"]:
+            blame(lab, relay, f"{relay_name}: {got['received']} of {sent['sent'] * case.receivers} copies arrived")
     finally:
         process.stop()
     check(got, sent, case, relay_name)
@@ -371,3 +449,46 @@ def zero_loss(lab: Lab, case: Case, relay_name: str, seconds: float, low: float,
         else:
             low = rate
     return {"zero_loss_rate": low, "limited_by_generator": False, "tries": tries}
+
+
+def soak(lab: Lab, case: Case, relay_name: str, datagrams: int, rate: float) -> dict:
+    """So many datagrams at this rate, the collector dropping at ingress: does the memory of the relay stay flat?
+
+    rss_kib: (seconds, KiB) every second until all is sent. growth_kib: the highest of the last tenth less the highest
+    of the first; drops are counted, not refused: the machine may be too slow for the rate.
+    """
+    relay = RELAYS[relay_name]
+    if relay.kind != "samplicator":
+        raise LabError("soak is for samplicator relays")
+    lab.offload(case.offload)
+    lab.drop_at_ingress(True)
+    traffic = TRAFFICS[case.traffic]
+    segment = ["--segment"] if traffic.run > 1 and "-" not in traffic.size and not traffic.pcap else []
+    process = start_relay(lab, case, relay, RECEIVE_BUFFER_PACED)
+    try:
+        warm_up(lab, case, process)
+        options = [*traffic_options(case), *segment, "--count", str(datagrams), "--rate", f"{rate:.0f}"]
+        start = time.monotonic()
+        generator = lab.start_loadgen(case.ipv6, *options)
+        rss = []
+        while generator.alive() and process.alive() and time.monotonic() - start < 3 * datagrams / rate + 60:
+            rss.append((round(time.monotonic() - start, 1), process.rss_kib()))
+            time.sleep(1)
+        generator.signal(signal.SIGTERM)
+        sent = generator.result(10)
+        wait_empty(process, LISTEN_PORT)
+        ledger = ledger_of(lab)
+        rss.append((round(time.monotonic() - start, 1), process.rss_kib()))
+    finally:
+        process.stop()
+    tenth = max(1, len(rss) // 10)
+    return {
+        "datagrams": sent["sent"],
+        "rate": sent["rate"],
+        "matched": sum(row["matched"] for row in ledger["here"]),
+        "kernel_drops": sum(row["kernel_drops"] for row in ledger["here"]),
+        "copies_sent": sum(row["sent"] for row in ledger["after"]),
+        "copies_failed": sum(sum(row["failed"].values()) for row in ledger["after"]),
+        "growth_kib": max(k for _, k in rss[-tenth:]) - max(k for _, k in rss[:tenth]),
+        "rss_kib": rss,
+    }

@@ -6,8 +6,8 @@ The public face (signatures, units, errors raised) is documented in pysrc/sampli
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
@@ -55,15 +55,16 @@ from tx.engine cimport (
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN,
-    CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM,
+    CMSG_NXTHDR, CMSG_SPACE, EACCES, EAFNOSUPPORT, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM,
     EPOLLERR, EPOLLIN,
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER,
-    IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT,
-    IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE,
+    IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PKTINFO, IP_PMTUDISC_DONT, IP_TOS, IP_TRANSPARENT,
+    IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE, RLIMIT_NOFILE,
     SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_ERROR, SO_REUSEADDR, SO_TIMESTAMPNS,
     SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
-    epoll_wait, eventfd, get_errno, getsockopt, htons, iovec, likely, mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
-    recvmmsg, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64,
+    epoll_wait, eventfd, get_errno, getrlimit, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, iovec, likely,
+    mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
+    recvmmsg, rlimit, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64,
     unlikely, write,
 )
 from wire cimport (

@@ -13,18 +13,25 @@ cdef void *plan_alloc(size_t count, size_t size) except NULL:
 
 
 cdef void *plan_arena(void **chain, size_t count, size_t size) except NULL:
-    """Zeroed memory that plan_free(chain) gives back with all the rest: a new plan is a new arena (one line before it links the chain)."""
-    cdef u8 *p = <u8 *>plan_alloc(64 + count * size, 1)
-    (<void **>p)[0] = chain[0]
-    chain[0] = p
-    return p + 64
+    """Zeroed memory that plan_free(chain) gives back with all the rest: a new plan is a new arena. A line of its own before it links the chain
+    and says what to free. calloc() leaves large pieces to the kernel's zero pages: what is never used costs no memory."""
+    cdef size_t octets = 2 * 64 + (count * size + 63) // 64 * 64
+    cdef u8 *raw = <u8 *>calloc(octets, 1)
+    cdef void **line
+    if raw == NULL:
+        raise MemoryError(f"{octets} bytes for the datapath")
+    line = <void **>(raw + 64 - <size_t>raw % 64)
+    line[0] = chain[0]
+    line[1] = raw
+    chain[0] = line
+    return <u8 *>line + 64
 
 
 cdef void plan_free(void *chain) noexcept nogil:
     cdef void *following
     while chain != NULL:
         following = (<void **>chain)[0]
-        free(chain)
+        free((<void **>chain)[1])
         chain = following
 
 

@@ -5,7 +5,7 @@
 routes replaced) are free. Called by: the worker, one look-up per datagram. Must never allocate.
 """
 
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 from batch cimport batch_t
 from match cimport match_hash
 from uapi.net cimport u8, u16, u32, u64
@@ -13,19 +13,19 @@ from uapi.net cimport u8, u16, u32, u64
 cdef enum:
     SESSION_WAYS = 8
 
-ctypedef struct session_t:
+ctypedef struct session_t:         # 32 bytes: a set is four cache lines
     u8 address[16]
     u16 port_be
     u16 listener
-    u32 epoch                      # 0 = never used
+    u16 epoch                      # 0 = never used
+    u16 group                      # in the batch `seen`
     u32 seen                       # batch number of the last datagram
     u32 route
-    u32 group                      # in that batch
 
 ctypedef struct session_cache_t:
-    session_t *entries             # sets of SESSION_WAYS, 36 bytes an entry
+    session_t *entries             # sets of SESSION_WAYS
     u32 set_mask
-    u32 epoch                      # entries of another epoch are void
+    u16 epoch                      # entries of another epoch are void
     u32 now                        # batch number
     u32 split                      # the last one in which a session may have got two groups
     u64 used
@@ -78,15 +78,16 @@ cdef inline void session_group(session_cache_t *cache, session_t *entry, batch_t
     since order holds within a group only."""
     if entry.seen != cache.now:
         entry.seen = cache.now
-        entry.group = batch.groups
+        entry.group = <u16>batch.groups
         batch.groups += 1
-    batch.group[d] = <u16>entry.group
+    batch.group[d] = entry.group
 
 
 cdef inline void session_void(session_cache_t *cache) noexcept nogil:
     """Forgets all sessions at once by beginning a new epoch; within a batch, those seen in it get a second group."""
     cache.split = cache.now
     cache.epoch += 1
-    if cache.epoch == 0:
+    if cache.epoch == 0:           # entries of the first epoch must not come to life again
+        memset(cache.entries, 0, (<size_t>cache.set_mask + 1) * SESSION_WAYS * sizeof(session_t))
         cache.epoch = 1
     cache.used = 0

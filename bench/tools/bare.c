@@ -18,7 +18,7 @@
 static const char USAGE[] =
     "usage: bare --listen ADDR:PORT --to ADDR:PORT [--to ...] [--spoof] [--receive recvmmsg|ring] [--send plain|segment|packet]\n"
     "            [--batch N] [--segment-max BYTES] [--ttl N] [--buffer BYTES] [--device NAME] [--ring-blocks N]\n"
-    "            [--device-out NAME --next-hop MAC [--bypass]]\n";
+    "            [--device-out NAME --next-hop MAC [--bypass]] [--share-port]\n";
 
 /* ---- plain ---- */
 
@@ -223,11 +223,11 @@ static int open_sender(const endpoint *to)
 
 int main(int argc, char **argv)
 {
-	enum { LISTEN = 256, TO, SPOOF, RECEIVE, SEND, NBATCH, SEGMENT, TTL, BUFFER, DEVICE, BLOCKS, OUT, NEXT_HOP, BYPASS };
+	enum { LISTEN = 256, TO, SPOOF, RECEIVE, SEND, NBATCH, SEGMENT, TTL, BUFFER, DEVICE, BLOCKS, OUT, NEXT_HOP, BYPASS, SHARE };
 	static const struct option table[] = {{"listen", 1, 0, LISTEN}, {"to", 1, 0, TO}, {"spoof", 0, 0, SPOOF},
 	    {"receive", 1, 0, RECEIVE}, {"send", 1, 0, SEND}, {"batch", 1, 0, NBATCH}, {"segment-max", 1, 0, SEGMENT}, {"ttl", 1, 0, TTL},
 	    {"buffer", 1, 0, BUFFER}, {"device", 1, 0, DEVICE}, {"ring-blocks", 1, 0, BLOCKS}, {"device-out", 1, 0, OUT},
-	    {"next-hop", 1, 0, NEXT_HOP}, {"bypass", 0, 0, BYPASS}, {0, 0, 0, 0}};
+	    {"next-hop", 1, 0, NEXT_HOP}, {"bypass", 0, 0, BYPASS}, {"share-port", 0, 0, SHARE}, {0, 0, 0, 0}};
 	const char *receive = "recvmmsg", *send = "plain", *device = NULL, *device_out = NULL, *next_hop = NULL;
 	void (*relay)(uint32_t) = relay_plain;
 	endpoint at = {0};
@@ -253,6 +253,7 @@ int main(int argc, char **argv)
 		case OUT: device_out = optarg; break;
 		case NEXT_HOP: next_hop = optarg; break;
 		case BYPASS: bypass = 1; break;
+		case SHARE: share_port = 1; break;
 		default: die("%s", USAGE);
 		}
 	}

@@ -197,9 +197,13 @@ __attribute__((unused)) static void catch_stop(void)
 	sigaction(SIGINT, &action, NULL);
 }
 
+__attribute__((unused)) static int share_port; /* SO_REUSEPORT for udp_listener() */
+
 __attribute__((unused)) static int udp_listener(const endpoint *at, int buffer_bytes)
 {
 	int one = 1, fd = socket(at->sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (share_port)
+		setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
 	if (fd < 0)
 		die("socket: %s", strerror(errno));
 	if (at->sa.sa_family == AF_INET6) /* "[::]" and "0.0.0.0" of one port may both be given */

@@ -198,7 +198,7 @@ ctypedef struct flow_t:
     u32 block_free
     u32 state_free
     flow_set_t *sets
-    flow_domain_t *domains         # 1 + slot
+    flow_domain_t *domains         # by number, see flow_number()
     flow_exporter_t *exporters
     flow_item_t *items
     flow_block_t *blocks

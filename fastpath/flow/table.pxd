@@ -51,6 +51,11 @@ cdef inline u64 flow_hash(const flow_t *flow, const exporter_t *exporter, u8 kin
     return flow_mix(a, domain)
 
 
+cdef inline u32 flow_number(const flow_t *flow, u32 slot) noexcept nogil:
+    """The number of the domain in a slot. First ways of all sets come first, and they fill first: pages of the others are not touched."""
+    return 1 + slot % FLOW_WAYS * flow.limit.sets + slot // FLOW_WAYS
+
+
 cdef inline u32 flow_find(flow_t *flow, const exporter_t *exporter, const flow_seen_t *s, u64 hashed) noexcept nogil:
     """The domain's number, 0 = not in the table. hashed: flow_hash() of the same."""
     cdef u32 first = (<u32>hashed & (flow.limit.sets - 1)) * FLOW_WAYS
@@ -60,10 +65,10 @@ cdef inline u32 flow_find(flow_t *flow, const exporter_t *exporter, const flow_s
     cdef flow_domain_t *d
     for way in range(<u32>FLOW_WAYS):
         if ways.tag[way] == tag:
-            d = &flow.domains[1 + first + way]
+            d = &flow.domains[flow_number(flow, first + way)]
             if (d.domain == s.domain and d.kind == s.kind and d.exporter.port_be == exporter.port_be
                     and memcmp(d.exporter.address, exporter.address, 16) == 0):
-                return 1 + first + way
+                return flow_number(flow, first + way)
     return 0
 
 
@@ -264,7 +269,7 @@ cdef inline u32 flow_way_for(flow_t *flow, u32 first) noexcept nogil:
             best = rank
             slot = first + way
     if slot != FLOW_NEVER and best:
-        flow_evict(flow, 1 + slot)
+        flow_evict(flow, flow_number(flow, slot))
         atomics_add(&flow.counters.evicted_domains, 1)
     return slot
 
@@ -284,17 +289,17 @@ cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_
     ways.tag[slot % FLOW_WAYS] = <u32>(hashed >> 32) | 1
     ways.seen_ms[slot % FLOW_WAYS] = flow.now_ms
     ways.grade[slot % FLOW_WAYS] = 0
-    d = &flow.domains[1 + slot]
+    d = &flow.domains[flow_number(flow, slot)]
     flow_write_begin(&d.head_version)
     d.slot = slot
     d.domain = s.domain
     d.kind = s.kind
     d.exporter = exporter[0]
     d.first_ns = d.seen_ns = flow.now_ns
-    flow_exporter_join(flow, 1 + slot)
+    flow_exporter_join(flow, flow_number(flow, slot))
     flow_write_end(&d.head_version)
     atomics_add(&flow.counters.domains, 1)
-    return 1 + slot
+    return flow_number(flow, slot)
 
 
 cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:

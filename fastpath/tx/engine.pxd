@@ -41,7 +41,7 @@ cdef enum:
     TX_RING = 2048                 # messages; more than the 1365 fragments of the largest datagram at the smallest MTU
     TX_VECTORS = 4 * TX_RING       # of the ring
     TX_HEADER = 96                 # header bytes reserved a message: virtio-net, link with VLAN, IPv6, UDP are 76
-    TX_CONTROL = 96                # control bytes reserved a message: segment size first, then TOS, TTL
+    TX_CONTROL = 128               # control bytes reserved a message: segment size first, then TOS, TTL, source address (112)
     TX_WAITS = 2                   # waits for a full queue before a copy is given up
     TX_WAIT_MS = 1                 # for room in the socket's buffer
     TX_NAP_US = 50                 # for room in the device's queue

@@ -1,24 +1,27 @@
-# Engine `transparent`: spoofed runs leave through the ordinary UDP stack, by a socket bound to the exporter's own address and port
-# (IP_TRANSPARENT, ip(7)), one per exporter session and worker, shared by all receivers. A session earns its socket by sending runs; forged
-# sources never cost one. An exporter whose address is local to this host never gets one: the socket would take that exporter's own traffic.
-# What a session's socket does not take (no socket, queue full of another receiver's copies, refused) is left to the receiver's raw socket,
+# Engine `transparent`: spoofed runs leave through the ordinary UDP stack, by an IP_TRANSPARENT socket (ip(7)) that is bound to the exporter's
+# port; the exporter's address goes with each message (IP_PKTINFO), so one socket a port and worker serves all exporters that send from it,
+# and all receivers. It is bound to an address that nobody has and nothing is routed to, so it cannot take anybody's traffic, not even that of
+# an exporter on this host. A port earns its socket by what runs would save: forged ones must not cost a socket each.
+# What such a socket does not take (there is none, queue full of another receiver's copies, refused) is left to the receiver's raw socket,
 # for the rest of the batch, so that order per exporter and receiver holds. Called by worker.pxi for receivers that take the whole batch.
 
 cdef enum:
     PORT_WAYS = 8
-    PORT_SETS = 128                    # 1024 sessions with a socket a worker at most
-    PORT_EARN = 4                      # batches with a run before a socket is opened
+    PORT_SETS = 2048                   # 16384 ports with a socket a worker at most, 3 KiB of kernel memory each
+    PORT_EARN = 8                      # sends that runs would have saved before a socket is opened
+    PORT_AGAIN = 4096                  # the same before one that could not be opened is tried again
     PORT_IDLE = 4096                   # batches after which an unused socket may make way
+    PORT_SEND_BUFFER = 16 << 20        # bytes at least: all exporters and receivers share it
     PORT_EMPTY = 0
     PORT_CANDIDATE = 1
     PORT_OPEN = 2
-    PORT_NEVER = 3                     # local address, or the kernel refused
+    PORT_REFUSED = 3                   # by the kernel, or too many descriptors are open
 
-ctypedef struct port_t:                # an exporter session's way out
-    u8 address[16]
+ctypedef struct port_t:                # the way out of the exporters that send from a port
     u16 port_be
+    u8 family                          # 4 or 6
     u8 state
-    u8 earned
+    u32 earned                         # sends that runs would have saved
     u32 seen                           # batch number
     int fd
 
@@ -26,17 +29,17 @@ ctypedef struct ports_t:
     port_t *entries
     u32 open                           # sockets
     int send_buffer                    # bytes, of each socket
-    tx_t way                           # how a session's socket is sent through; only `send` and `fd` mean anything
+    tx_t way                           # how a socket is sent through; only `send` and `fd` mean anything
 
 
-cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, u32 now) noexcept nogil:
-    """The session's entry, made when there is room for it; NULL when its set is full of busy ones."""
-    cdef u32 h = match_hash(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1)
-    cdef port_t *entry = &ports.entries[<size_t>((h ^ (h >> 16)) % PORT_SETS) * PORT_WAYS]
+cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, bint make, u32 now) noexcept nogil:
+    """The entry of the exporter's port. make: a new one when there is none; NULL when its set is full of busy ones."""
+    cdef u32 h = (<u32>exporter.port_be * 2 + (exporter.family == 6)) * <u32>0x9E3779B1
+    cdef port_t *entry = &ports.entries[<size_t>((h >> 16) % PORT_SETS) * PORT_WAYS]
     cdef port_t *victim = NULL
     cdef u32 i, age, oldest = 0
     for i in range(<u32>PORT_WAYS):
-        if entry.state != PORT_EMPTY and entry.port_be == exporter.port_be and memcmp(entry.address, exporter.address, 16) == 0:
+        if entry.state != PORT_EMPTY and entry.port_be == exporter.port_be and entry.family == exporter.family:
             entry.seen = now
             return entry
         age = 0xFFFFFFFFU if entry.state == PORT_EMPTY else now - entry.seen
@@ -44,13 +47,13 @@ cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, u32 no
             oldest = age
             victim = entry
         entry += 1
-    if victim == NULL:
+    if victim == NULL or not make:
         return NULL
     if victim.state == PORT_OPEN:
         close(victim.fd)
         ports.open -= 1
-    memcpy(victim.address, exporter.address, 16)
     victim.port_be = exporter.port_be
+    victim.family = exporter.family
     victim.state = PORT_CANDIDATE
     victim.earned = 0
     victim.seen = now
@@ -58,20 +61,21 @@ cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, u32 no
     return victim
 
 
-cdef inline int port_bind(int fd, const exporter_t *exporter, u16 port_be) noexcept nogil:
-    """bind(2) to the exporter's address and the given port."""
+cdef inline int port_bind(int fd, const port_t *port) noexcept nogil:
+    """bind(2) to nobody's address, the IPv4 dummy address (RFC 7600 §4.8) or 100::1 of the discard-only prefix (RFC 6666), and the port."""
     cdef sockaddr_in ipv4
     cdef sockaddr_in6 ipv6
-    if exporter.family == 4:
+    if port.family == 4:
         memset(&ipv4, 0, sizeof(ipv4))
         ipv4.sin_family = AF_INET
-        ipv4.sin_port = port_be
-        memcpy(&ipv4.sin_addr, &exporter.address[12], 4)
+        ipv4.sin_port = port.port_be
+        ipv4.sin_addr.s_addr = htonl(0xC0000008)
         return bind(fd, <const sockaddr *>&ipv4, sizeof(ipv4))
     memset(&ipv6, 0, sizeof(ipv6))
     ipv6.sin6_family = AF_INET6
-    ipv6.sin6_port = port_be
-    memcpy(&ipv6.sin6_addr, exporter.address, 16)
+    ipv6.sin6_port = port.port_be
+    ipv6.sin6_addr.s6_addr[0] = 1
+    ipv6.sin6_addr.s6_addr[15] = 1
     return bind(fd, <const sockaddr *>&ipv6, sizeof(ipv6))
 
 
@@ -79,32 +83,32 @@ cdef inline void port_set(int fd, int level, int name, int value) noexcept nogil
     setsockopt(fd, level, name, &value, sizeof(value))
 
 
-cdef void port_open(ports_t *ports, port_t *port, const exporter_t *exporter) noexcept nogil:
-    """Opens the session's socket, or marks it as never to be had. An address that can be bound without IP_TRANSPARENT is local."""
-    cdef int family = AF_INET if exporter.family == 4 else AF_INET6
-    cdef int level = IPPROTO_IP if exporter.family == 4 else IPPROTO_IPV6
-    cdef int transparent = IP_TRANSPARENT if exporter.family == 4 else IPV6_TRANSPARENT
+cdef inline bint port_affords(int fd) noexcept nogil:
+    """Whether a socket with this descriptor leaves the process half of what it may open: the lowest free number is given out first."""
+    cdef rlimit most
+    return getrlimit(RLIMIT_NOFILE, &most) == 0 and <unsigned long>fd < most.rlim_cur // 2
+
+
+cdef void port_open(ports_t *ports, port_t *port) noexcept nogil:
+    """Opens the port's socket, or marks it as refused."""
+    cdef int family = AF_INET if port.family == 4 else AF_INET6
+    cdef int level = IPPROTO_IP if port.family == 4 else IPPROTO_IPV6
+    cdef int transparent = IP_TRANSPARENT if port.family == 4 else IPV6_TRANSPARENT
+    cdef int send_buffer = ports.send_buffer if ports.send_buffer > PORT_SEND_BUFFER else <int>PORT_SEND_BUFFER
     cdef int one = 1
-    cdef int fd
-    port.state = PORT_NEVER
-    fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef int fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    port.state = PORT_REFUSED
     if fd < 0:
         return
     port_set(fd, SOL_SOCKET, SO_RCVBUF, 2048)
-    if port_bind(fd, exporter, 0) == 0 or get_errno() != EADDRNOTAVAIL:
-        close(fd)
-        return
-    port_set(fd, SOL_SOCKET, SO_REUSEADDR, 1)
-    port_set(fd, SOL_SOCKET, SO_SNDBUF, ports.send_buffer)
-    port_set(fd, SOL_SOCKET, SO_SNDBUFFORCE, ports.send_buffer)
-    if exporter.family == 4:
-        port_set(fd, level, IP_RECVERR, 1)
+    port_set(fd, SOL_SOCKET, SO_REUSEADDR, 1)          # other workers have one for the same port
+    port_set(fd, SOL_SOCKET, SO_SNDBUF, send_buffer)
+    port_set(fd, SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
+    if port.family == 4:
         port_set(fd, level, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
     else:
-        port_set(fd, level, IPV6_RECVERR, 1)
         port_set(fd, level, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
-    if (setsockopt(fd, level, transparent, &one, sizeof(one)) < 0
-            or port_bind(fd, exporter, port.port_be) < 0):
+    if not port_affords(fd) or setsockopt(fd, level, transparent, &one, sizeof(one)) < 0 or port_bind(fd, port) < 0:
         close(fd)
         return
     port.fd = fd
@@ -120,31 +124,30 @@ cdef void ports_close(ports_t *ports) noexcept nogil:
                 close(ports.entries[i].fd)
 
 
-cdef inline port_t *port_peek(ports_t *ports, const exporter_t *exporter, u32 now) noexcept nogil:
-    """The session's entry if it has one."""
-    cdef u32 h = match_hash(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1)
-    cdef port_t *entry = &ports.entries[<size_t>((h ^ (h >> 16)) % PORT_SETS) * PORT_WAYS]
-    cdef u32 i
-    for i in range(<u32>PORT_WAYS):
-        if entry.state != PORT_EMPTY and entry.port_be == exporter.port_be and memcmp(entry.address, exporter.address, 16) == 0:
-            entry.seen = now
-            return entry
-        entry += 1
-    return NULL
+cdef inline bint port_serves(const exporter_t *exporter) noexcept nogil:
+    """Whether the kernel takes the address as a source: not 0.0.0.0/8, loopback, multicast, broadcast; for IPv6 not ::/8 (unspecified,
+    loopback), link-local (needs an interface), multicast. Only a ring, or a forger beside us, brings such."""
+    cdef const u8 *address = &exporter.address[0]
+    if exporter.family == 4:
+        return address[12] != 0 and address[12] != 127 and address[12] < 224
+    return address[0] != 0 and address[0] != 0xFF and not (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
 
 
-cdef inline port_t *port_for(ports_t *ports, const exporter_t *exporter, bint has_run, u32 now) noexcept nogil:
-    """The open socket of an exporter session or NULL; a batch with a run counts towards earning one."""
-    cdef port_t *port = port_find(ports, exporter, now) if has_run else port_peek(ports, exporter, now)
+cdef inline port_t *port_for(ports_t *ports, const exporter_t *exporter, u32 saves, u32 now) noexcept nogil:
+    """The open socket of an exporter's port or NULL. saves: sends that its runs in this batch save, which counts towards earning one."""
+    cdef port_t *port
+    if not port_serves(exporter):
+        return NULL
+    port = port_find(ports, exporter, saves != 0, now)
     if port == NULL or port.state == PORT_OPEN:
         return port
-    if port.state == PORT_CANDIDATE and has_run:
-        port.earned += 1
-        if port.earned >= PORT_EARN:
-            port_open(ports, port, exporter)
-            if port.state == PORT_OPEN:
-                return port
-    return NULL
+    port.earned += saves
+    if port.state == PORT_REFUSED and port.earned >= PORT_AGAIN:
+        port.state = PORT_CANDIDATE
+    if port.state == PORT_CANDIDATE and port.earned >= PORT_EARN:
+        port.earned = 0
+        port_open(ports, port)
+    return port if port.state == PORT_OPEN else NULL
 
 
 cdef inline void shared_leave(work_t *work, u32 way, const u16 *order, u32 n) noexcept nogil:
@@ -191,16 +194,38 @@ cdef void shared_flush(work_t *work, tx_t *port, u8 feature, const runs_t *runs,
     ring.vectors_used = 0
 
 
-cdef inline void transparent_name(tx_t *tx, msghdr *message) noexcept nogil:
-    """The receiver's address: the session's socket is not connected."""
+cdef inline void transparent_name(tx_t *tx, const exporter_t *exporter, msghdr *message, u8 *control) noexcept nogil:
+    """Destination and source address of a message: the socket has neither. control: of the message, with what it holds already."""
+    cdef in_pktinfo ipv4
+    cdef in6_pktinfo ipv6
+    cdef u8 *end = control + message.msg_controllen
     message.msg_name = &tx.name
-    message.msg_namelen = sizeof(sockaddr_in) if tx.family == 4 else sizeof(sockaddr_in6)
+    if tx.family == 4:
+        message.msg_namelen = sizeof(sockaddr_in)
+        memset(&ipv4, 0, sizeof(ipv4))
+        memcpy(&ipv4.ipi_spec_dst, &exporter.address[12], 4)
+        end = tx_udp_control(end, IPPROTO_IP, IP_PKTINFO, &ipv4, sizeof(ipv4))
+    else:
+        message.msg_namelen = sizeof(sockaddr_in6)
+        memset(&ipv6, 0, sizeof(ipv6))
+        memcpy(&ipv6.ipi6_addr, exporter.address, 16)
+        end = tx_udp_control(end, IPPROTO_IPV6, IPV6_PKTINFO, &ipv6, sizeof(ipv6))
+    message.msg_control = control
+    message.msg_controllen = end - control
+
+
+cdef inline void transparent_finish(work_t *work, tx_t *port, const runs_t *runs, u32 n, tx_ring_t *ring) noexcept nogil:
+    """Sends what waits for a socket; the next one is tried for every receiver again."""
+    cdef u32 a
+    shared_flush(work, port, TX_GAVE_UP_TRANSPARENT, runs, ring)
+    for a in range(n):
+        work.ways[work.shared[a]].blocked = 0
 
 
 cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs_t *runs, u32 begin, u32 end, u32 n,
                             tx_ring_t *ring) noexcept nogil:
-    """Runs begin..end-1, all of one exporter session with an open socket, to the n ways of work.shared."""
-    cdef u32 run, a, way, i, first, count, step
+    """Runs begin..end-1, all of one exporter session whose port has a socket, to the n ways of work.shared."""
+    cdef u32 run, a, way, i, m, first, count, step
     cdef tx_t *tx
     for run in range(begin, end):
         for a in range(n):
@@ -219,35 +244,37 @@ cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs
                 if tx.blocked:
                     shared_leave(work, way, &runs.order[i], step)
                 else:
-                    ring.copies[ring.n].way = way
-                    ring.copies[ring.n].first = <u16>i
-                    transparent_name(tx, &ring.messages[ring.n].msg_hdr)
+                    m = ring.n
+                    ring.copies[m].way = way
+                    ring.copies[m].first = <u16>i
                     tx_udp_message(tx, batch, runs, i, step, False, ring)
+                    transparent_name(tx, &batch.exporter[runs.order[i]], &ring.messages[m].msg_hdr, ring.control + <size_t>m * TX_CONTROL)
                 i += step
-    shared_flush(work, port, TX_GAVE_UP_TRANSPARENT, runs, ring)
-    for a in range(n):
-        work.ways[work.shared[a]].blocked = 0
 
 
 cdef void transparent_send(work_t *work, ports_t *ports, const batch_t *batch, runs_t *runs, u32 now, u32 n, tx_ring_t *ring) noexcept nogil:
-    """The batch to the n ways of work.shared: by the exporters' sockets where they have one, else left to raw."""
+    """The batch to the n ways of work.shared: by the sockets of the exporters' ports where they have one, else left to raw. What follows each
+    other by one socket is one call."""
     cdef u32 begin = 0
-    cdef u32 end, a, d
-    cdef bint has_run
+    cdef u32 end, a, d, saves
     cdef port_t *port
+    ports.way.fd = -1
     while begin < runs.n:
         d = runs.order[runs.first[begin]]
-        has_run = False
+        saves = 0
         end = begin
         while end < runs.n and batch.group[runs.order[runs.first[end]]] == batch.group[d]:
-            has_run |= runs.count[end] > 1
+            saves += runs.count[end] - 1
             end += 1
-        port = port_for(ports, &batch.exporter[d], has_run, now)
+        port = port_for(ports, &batch.exporter[d], saves, now)
         if port != NULL:
-            ports.way.fd = port.fd
+            if ports.way.fd != port.fd:
+                transparent_finish(work, &ports.way, runs, n, ring)
+                ports.way.fd = port.fd
             transparent_group(work, &ports.way, batch, runs, begin, end, n, ring)
         else:
             for a in range(n):
                 shared_leave(work, work.shared[a], &runs.order[runs.first[begin]],
                              runs.first[end - 1] + runs.count[end - 1] - runs.first[begin])
         begin = end
+    transparent_finish(work, &ports.way, runs, n, ring)

@@ -35,6 +35,12 @@ cdef extern from "uapi/compat.h" nogil:
         u32 sin6_flowinfo
         in6_addr sin6_addr
         u32 sin6_scope_id
+    struct in_pktinfo:
+        in_addr ipi_spec_dst
+    struct in6_pktinfo:
+        in6_addr ipi6_addr
+    struct rlimit:
+        unsigned long rlim_cur
     struct sockaddr_ll:
         sa_family_t sll_family
         u16 sll_protocol
@@ -90,7 +96,7 @@ cdef extern from "uapi/compat.h" nogil:
     int EINVAL, EIO, ENOTCONN, EDESTADDRREQ, EHOSTDOWN, EPROTO, EOPNOTSUPP, EADDRNOTAVAIL, EAFNOSUPPORT
     int SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SO_ERROR, SO_REUSEADDR, SO_TIMESTAMPNS, SO_SNDBUF, SO_SNDBUFFORCE, SO_RCVBUF
     int SOL_UDP, UDP_SEGMENT, UDP_GRO, PR_SET_TIMERSLACK, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT
-    int IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT
+    int IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT, IP_PKTINFO, IPV6_PKTINFO, RLIMIT_NOFILE
     int SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
     void *MAP_FAILED
@@ -118,6 +124,7 @@ cdef extern from "uapi/compat.h" nogil:
     int clock_gettime(int clock, timespec *ts)
     int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
     int nanosleep(const timespec *req, timespec *rem)
+    int getrlimit(int resource, rlimit *limit)
     void *mmap(void *addr, size_t n, int prot, int flags, int fd, long offset)
     int munmap(void *addr, size_t n)
     u16 htons(u16 x)

@@ -57,7 +57,7 @@ NEEDS_NET_RAW: Final = (
     "needs CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
     'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
 )
-TRANSPARENT_WHY: Final = "runs leave in one send by sockets bound to the exporters, the rest by a raw socket"
+TRANSPARENT_WHY: Final = "runs leave in one send by sockets bound to exporters' ports, the rest by a raw socket"
 
 
 def names_of(config: Config) -> dict[NameKey, Path]:

@@ -19,6 +19,7 @@ from typing import Protocol
 from samplicator import planner
 from samplicator.config.diff import Diff, diff
 from samplicator.config.model import Loaded
+from samplicator.daemon import give_back_memory
 from samplicator.errors import ConfigError
 from samplicator.planner import Capabilities, PlanSpec
 from samplicator.resolve import Resolver
@@ -116,6 +117,7 @@ class Reloader:
             self._begins()
             work = self._reload if reread else self._replan
             result = await asyncio.get_running_loop().run_in_executor(self._pool, work, trigger)
+            await asyncio.get_running_loop().run_in_executor(self._pool, give_back_memory)
             self._ended(result)
             return result
 

@@ -45,11 +45,15 @@ def rule_specs(loaded: Loaded, resolved: Resolved) -> tuple[RuleSpec, ...]:
         if receiver.standby_for:
             standbys.setdefault(receiver.standby_for, []).append(receiver.name)
     specs = []
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # of many rules most go to the same few
     for index, rule in enumerate(config.rule):
         sources = tuple(s for source in loaded.sources[index] for s in _expand(source, resolved))
+        if sources == loaded.sources[index]:
+            sources = loaded.sources[index]
         listeners = tuple(dict.fromkeys(listener_index[name] for name in rule.listener)) if rule.listener else None
         names = [each for name in rule.to for each in (name, *standbys.get(name, ()))]
         receivers = tuple(dict.fromkeys(receiver_index[name] for name in names if name in receiver_index))
+        receivers = shared.setdefault(receivers, receivers)
         pools = tuple(dict.fromkeys(pool_index[name] for name in rule.to if name in pool_index))
         from_text = ", ".join(rule.from_) or "everything"
         text = f"{from_text} -> {', '.join(rule.to) or 'nobody'}{' (stop)' if rule.stop else ''}"

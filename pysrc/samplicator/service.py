@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -27,7 +26,7 @@ import uvloop
 from samplicator import __version__, logs, sockets, startup
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.model import Loaded
-from samplicator.daemon import Background, raise_descriptor_limit, remove_pid_file, write_pid_file
+from samplicator.daemon import Background, give_back_memory, raise_descriptor_limit, remove_pid_file, write_pid_file
 from samplicator.errors import ConfigError
 from samplicator.notify import Notifier
 from samplicator.plan import HostAddress
@@ -234,8 +233,7 @@ class Service:
             self._spawn(self._watch_idle(self._options.idle_timeout_ms / 1e3))
         if self._notifier.watchdog_seconds:
             self._spawn(self._every(self._notifier.watchdog_seconds / 3, self._feed_watchdog))
-        gc.collect()
-        gc.freeze()
+        give_back_memory()
         self._notifier.ready(self._status_line())
         if self._background is not None:
             self._background.ready(keep_stderr=bool(self._options.debug))

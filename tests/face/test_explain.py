@@ -118,7 +118,7 @@ GOLDEN = """\
   4 copies leave, 1 more while another receiver is down:
     a: to 192.0.2.1:9
       from 10.1.2.3:5000: the exporter's own, spoofed
-      engine transparent: spoofed: runs leave in one send by sockets bound to the exporters, the rest by a raw socket
+      engine transparent: spoofed: runs leave in one send by sockets bound to exporters' ports, the rest by a raw socket
       ttl 64, tos 0
     b: to [2001:db8::b]:9
       from this host's address: not spoofed: an IPv4 source cannot stand in an IPv6 header

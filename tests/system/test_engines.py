@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import struct
 import time
 from collections.abc import Sequence
 
@@ -119,7 +120,9 @@ def test_transparent_runs_keep_source_order_and_bytes(lab: Lab, six: bool) -> No
 
 
 def test_transparent_never_takes_a_local_exporters_port(lab: Lab) -> None:
-    """An exporter on the relay's own host keeps its traffic: no socket of ours is ever bound to its address."""
+    """An exporter on the relay's own host keeps its traffic: no socket of ours is ever bound to its address, or to all;
+    those for its port are bound to nobody's (192.0.0.8, RFC 7600).
+    """
     relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001"))
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     local = lab.relay.socket(socket.AF_INET)
@@ -130,12 +133,29 @@ def test_transparent_never_takes_a_local_exporters_port(lab: Lab) -> None:
         time.sleep(0.02)
     in_order(tap.collect(240), [local], 240)
     table = lab.relay.call(lambda: open("/proc/thread-self/net/udp").read())  # noqa: SIM115
-    assert len(re.findall(r":15B3 ", table)) == 1
+    here = struct.pack("=I", struct.unpack("!I", socket.inet_aton(lab.relay4()))[0]).hex().upper()
+    assert sorted(re.findall(r": ([0-9A-F]{8}):15B3 ", table)) == sorted([here, "080000C0"])
     stranger = lab.exporter_socket("198.18.64.9", 7)
     stranger.sendto(b"for the exporter itself", (lab.relay4(), 5555))
     assert local.recv(100) == b"for the exporter itself"
     local.close()
     assert sent(relay)[0] == 240
+
+
+def test_transparent_serves_all_exporters_of_a_port_by_one_socket(lab: Lab) -> None:
+    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001"))
+    tap = lab.tap(1, lambda seen: seen.port == 9001)
+    exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 5000) for n in range(20)]
+    acquaint(lab, lab.relay4())
+    for step in range(4):
+        held(relay, exporters, (lab.relay4(), 2055), step * 10, 10)
+        wait_for(lambda done=(step + 1) * 200: relay.metrics().value("receive_datagrams_total") == done, "them")
+    in_order(tap.collect(800), exporters, 40)
+    copies, calls = sent(relay)
+    assert copies == 800
+    assert calls < 100
+    table = lab.relay.call(lambda: open("/proc/thread-self/net/udp").read())  # noqa: SIM115
+    assert re.findall(r": ([0-9A-F]{8}):1388 ", table) == ["080000C0"]
 
 
 def test_other_family_leaves_unspoofed(lab: Lab) -> None:

@@ -11,6 +11,8 @@ import errno
 import itertools
 import os
 import random
+import socket
+import struct
 import time
 
 import pytest
@@ -58,9 +60,9 @@ def datagrams(count: int, size: int | None = None) -> list[tuple[bytes, int, int
 class Way:
     """A way out with the scripted engine behind it, and what came of it."""
 
-    def __init__(self, engine: int = _probe.ENGINE_UDP, **options: object) -> None:
+    def __init__(self, engine: int = _probe.ENGINE_UDP, address: bytes = RECEIVER, **options: object) -> None:
         self.counters = _probe.TxCounters()
-        self.tx = _probe.Tx(engine, -1, self.counters, RECEIVER, 2055, **options)
+        self.tx = _probe.Tx(engine, -1, self.counters, address, 2055, **options)
         self.script = _probe.Script()
         self.raw = engine == _probe.ENGINE_RAW
 
@@ -328,7 +330,7 @@ def test_pause_does_not_part_the_fragments_of_a_copy() -> None:
     assert values["sent"] == 4
 
 
-# ---- the whole batch, exporters' own sockets among it
+# ---- the whole batch, the sockets of exporters' ports among it
 
 
 def everything() -> list[tuple[int, bytes, bytes]]:
@@ -358,8 +360,39 @@ def test_batch_to_many_ways() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
+@pytest.mark.parametrize(
+    ("text", "served"),
+    [
+        ("198.18.0.7", True), ("1.0.0.0", True), ("223.255.255.255", True), ("2001:db8::7", True), ("fec0::1", True),
+        ("0.0.0.7", False), ("127.0.0.1", False), ("224.0.0.7", False), ("240.0.0.1", False),
+        ("255.255.255.255", False), ("::", False), ("::1", False), ("fe80::7", False), ("febf::7", False),
+        ("ff02::7", False),
+    ],
+)  # fmt: skip
+def test_a_ports_socket_serves_what_the_kernel_takes_for_a_source(text: str, served: bool) -> None:
+    """Any other address would have the kernel refuse the send, and the receiver lose the engine for good."""
+    six = ":" in text
+    address = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, text)
+    way = Way(_probe.ENGINE_TRANSPARENT, address=bytes(15) + b"\1") if six else Way(_probe.ENGINE_TRANSPARENT)
+    worker = _probe.Worker(batch=1, sessions=8)
+    plan = _probe.Plan(1, [], [way.tx], [(everything(), None, (0,), False)])
+    script = _probe.Script()
+    _probe.play_batch(worker, plan, _probe.RxCounters(), [(address, 7, 64, 0, bytes(50))] * 20, script)
+    assert way.values()["sent"] == 20
+    if not served:
+        assert len(script.accepted) == 20
+        assert not any(control for _, control in script.accepted)
+        return
+    [(_, control)] = script.accepted
+    assert segment_size(control) == 50
+    level, kind = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) if six else (socket.IPPROTO_IP, 8)
+    info = address + bytes(4) if six else bytes(4) + address + bytes(4)
+    assert struct.pack("=QII", 16 + len(info), level, kind) + info in control
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.ENOBUFS, errno.EPERM, errno.EIO, errno.EHOSTUNREACH])
-def test_exporters_own_socket_fails_at_every_place(error: int) -> None:
+def test_a_ports_socket_fails_at_every_place(error: int) -> None:
     """What the shared socket does not take leaves by raw: nothing lost, nothing twice, order per receiver kept."""
     count = 9
     for place, partial in itertools.product(range(4), (1, 2)):
@@ -367,10 +400,10 @@ def test_exporters_own_socket_fails_at_every_place(error: int) -> None:
         worker = _probe.Worker(batch=1, sessions=8)
         plan = _probe.Plan(1, [], [way.tx for way in ways], [(everything(), None, (0, 1), False)])
         batch = [(EXPORTER, 2055, 64, 0, bytes([1, n]) + bytes(80 if n < count else 60)) for n in range(2 * count)]
-        for _ in range(6):  # the session earns its socket
+        for _ in range(6):  # the port earns its socket
             script = _probe.Script()
             _probe.play_batch(worker, plan, _probe.RxCounters(), batch, script)
-        assert any(segment_size(control) for _, control in script.accepted), "no run left by the exporter's socket"
+        assert any(segment_size(control) for _, control in script.accepted), "no run left by the port's socket"
         before = [way.values()["sent"] for way in ways]
         script = _probe.Script([partial] * place + [-error])
         _probe.play_batch(worker, plan, _probe.RxCounters(), batch, script)

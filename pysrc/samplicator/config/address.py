@@ -252,8 +252,14 @@ def source_of(family: int, address: bytes, mask: str | None, text: str) -> Parse
     else:
         bits = ((1 << int(mask)) - 1) << (width - int(mask))
     if family == 4:
-        return ParsedSource(4, MAPPED + address, b"\xff" * 12 + bits.to_bytes(4, "big"), text)
-    return ParsedSource(6, address, bits.to_bytes(16, "big"), text)
+        return ParsedSource(4, MAPPED + address, _mask(b"\xff" * 12, bits), text)
+    return ParsedSource(6, address, _mask(b"", bits), text)
+
+
+@lru_cache(512)
+def _mask(head: bytes, bits: int) -> bytes:
+    """16 bytes that end in `bits`; equal ones are one object."""
+    return head + bits.to_bytes(16 - len(head), "big")
 
 
 EVERYTHING = ParsedSource(0, ANY, ANY, "")

@@ -33,6 +33,7 @@ from samplicator.config.model import (
     Table,
     dotted,
     parsed_sources,
+    share_values,
 )
 from samplicator.config.validate import check
 from samplicator.errors import ConfigError, Problem
@@ -140,6 +141,7 @@ class _Reader:
         receivers = self._list("receiver", Receiver)
         pools = self._list("pool", Pool)
         rules = self._list("rule", Rule)
+        share_values(rules)
         self.draft = Draft(
             datapath,
             listeners,

@@ -41,7 +41,7 @@ HEARTBEAT_SECONDS: Final = 5.0
 
 REFUSED: Final = {
     "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
-    "transparent": "the kernel refuses exporters' own sockets: copies leave by the raw socket",
+    "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
     "packet": "the kernel refuses its frames: copies leave by the raw socket",
 }
 _HEARTBEAT: Final = _fastpath.WORKER_FIELDS.index("heartbeat_ns")
