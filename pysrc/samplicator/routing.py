@@ -10,7 +10,7 @@ from typing import Final
 
 from samplicator.config.address import MAPPED, ParsedSource
 from samplicator.config.model import Config, Loaded
-from samplicator.plan import PoolSpec, Resolved, RuleSpec
+from samplicator.plan import PlanSpec, PoolSpec, Resolved, RuleSpec
 
 _MAPPED_MASK: Final = b"\xff" * 12
 
@@ -74,3 +74,23 @@ def _expand(source: ParsedSource, resolved: Resolved) -> list[ParsedSource]:
         masked = bytes(a & m for a, m in zip(full, mask, strict=True))
         literals.append(ParsedSource(address.family, masked, mask, source.text, source.host))
     return literals
+
+
+def widened(old: PlanSpec, new: PlanSpec) -> set[str]:
+    """Names of the receivers that the new rules may send exporters to which the old ones did not: never one too few."""
+    before = _routes(old)
+    after = _routes(new)
+    if {key for key in before if key[2]} != {key for key in after if key[2]}:
+        return {receiver.name for receiver in new.receivers}  # who was stopped short of later rules
+    return {name for key, names in after.items() for name in names - before.get(key, set())}
+
+
+def _routes(spec: PlanSpec) -> dict[tuple[tuple[ParsedSource, ...], tuple[str, ...] | None, bool], set[str]]:
+    """(sources, listeners, stop) of the rules, and who they name, perhaps through a pool."""
+    found: dict[tuple[tuple[ParsedSource, ...], tuple[str, ...] | None, bool], set[str]] = {}
+    for rule in spec.rules:
+        listeners = None if rule.listeners is None else tuple(spec.listeners[index].name for index in rule.listeners)
+        names = found.setdefault((rule.sources, listeners, rule.stop), set())
+        names.update(spec.receivers[index].name for index in rule.receivers)
+        names.update(spec.receivers[index].name for pool in rule.pools for index, _ in spec.pools[pool].members)
+    return found

@@ -392,3 +392,28 @@ def test_a_look_at_many_receivers_is_quick(load: Load) -> None:
         assert each < 0.02
     finally:
         supervisor.drain_and_stop(0.2)
+
+
+def took(collector: Collector, got: list[bytes]) -> list[bytes]:
+    got += collector.take()
+    return got
+
+
+def test_a_receiver_that_a_rule_newly_names_is_told_the_templates(bench: Bench) -> None:
+    """It ran all the time and kept its socket; the exporter's templates are long gone by."""
+    bench.apply('"a"')
+    template = model.a_set(0, model.template(256, FIELDS))
+    bench.send(model.v9(1, 7, template))
+    bench.until(lambda: len(bench.a.take()) > 0, sending=False)
+    assert bench.b.take() == []
+    bench.apply('"a", "b"')
+    got: list[bytes] = []
+    bench.until(lambda: bool(took(bench.b, got)), sending=False)
+    assert template in got[0]
+    bench.send(model.v9(2, 7, model.a_set(256, bytes(8))))
+    bench.until(lambda: len(took(bench.b, got)) > 1, sending=False)
+    assert len(bench.a.take()) == 1
+    collector = model.Collector()
+    for payload in got:
+        collector.take(0, payload)
+    assert (collector.records, collector.sequence_errors, collector.unknown_sets) == (1, 0, 0)

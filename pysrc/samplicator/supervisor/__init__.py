@@ -23,6 +23,7 @@ from samplicator.engines import ListenerState, ReceiverState, add_up
 from samplicator.neighbours import Neighbours
 from samplicator.plan import PlanSpec
 from samplicator.readings import FlowSession, FlowTemplate, Readings, Route
+from samplicator.routing import widened
 from samplicator.supervisor.build import Build, BuildError, Running
 from samplicator.supervisor.standings import Standings
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
@@ -84,7 +85,8 @@ class Supervisor:
             try:
                 build.open(self._descriptor_limit)
                 moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
-                plans = build.plans(self.generation + 1, without=moved)
+                told = widened(self.spec, spec) if self.spec is not None else set()
+                plans = build.plans(self.generation + 1, without=moved, told=told)
                 last = build.plans(self.generation + 2) if moved else {}
             except BaseException:
                 build.undo()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -135,8 +135,12 @@ class Build:
         for path in self._paths:
             path.close()
 
-    def plans(self, generation: int, *, without: Sequence[Intake | RingIntake] = ()) -> dict[int, Plan]:
-        """A plan for each worker; the sockets in `without` are in none."""
+    def plans(
+        self, generation: int, *, without: Sequence[Intake | RingIntake] = (), told: Set[str] = frozenset()
+    ) -> dict[int, Plan]:
+        """A plan for each worker; the sockets in `without` are in none. told: names of the receivers that get the
+        templates of exporters new to them.
+        """
         slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
         rules = fast_rules(self.spec.rules, len(self.spec.receivers), slots)
         pools = fast_pools(self.spec.pools, self.pool_ids)
@@ -149,6 +153,7 @@ class Build:
                 [state.ways[worker.index].tx for state in states],
                 rules,
                 pools,
+                [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in told],
             )
             for worker in self.workers
         }
