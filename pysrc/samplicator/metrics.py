@@ -32,7 +32,7 @@ from samplicator.catalogue import CATALOGUE, Metric
 
 if TYPE_CHECKING:
     from samplicator.readings import Readings
-    from samplicator.service import ServiceState
+    from samplicator.state import ServiceState
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 GZIP_LEVEL: Final = 1  # nine times quicker than the default 9, a tenth larger (measured)

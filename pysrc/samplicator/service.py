@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,7 @@ from samplicator.notify import Notifier
 from samplicator.plan import HostAddress
 from samplicator.reload import Reloader, ReloadResult, problems_of
 from samplicator.resolve import Resolver
+from samplicator.state import ServiceState
 from samplicator.supervisor import Supervisor
 from samplicator.trouble import Trouble
 from samplicator.watch import Watcher
@@ -46,53 +47,6 @@ EXIT_IDLE: Final = 5
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
 NEIGHBOUR_SECONDS: Final = 0.5
-
-LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-"""Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
-
-
-@dataclass(slots=True)
-class LoopLag:
-    """How late the control loop's timer fired: counts per bound of LOOP_LAG_BOUNDS and +Inf last (not cumulative),
-    and the sum.
-    """
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(LOOP_LAG_BOUNDS) + 1))
-    sum_seconds: float = 0.0
-
-    @property
-    def bounds(self) -> tuple[float, ...]:
-        return LOOP_LAG_BOUNDS
-
-    def observe(self, seconds: float) -> None:
-        self.sum_seconds += seconds
-        for index, bound in enumerate(LOOP_LAG_BOUNDS):
-            if seconds <= bound:
-                self.counts[index] += 1
-                return
-        self.counts[-1] += 1
-
-
-@dataclass(slots=True)
-class ServiceState:
-    """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
-    runs now.
-
-    ready, healthy: (state, one line of why). log_messages: level name in lower case -> lines written. reload_token:
-    "" = none configured.
-    """
-
-    supervisor: Supervisor
-    reloader: Reloader
-    loaded: Loaded
-    started_unix: float
-    version: str
-    ready: Callable[[], tuple[bool, str]]
-    healthy: Callable[[], tuple[bool, str]]
-    log_messages: dict[str, int]
-    loop_lag: LoopLag = field(default_factory=LoopLag)
-    startup: str = ""
-    reload_token: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from samplicator.planner import compile
 from samplicator.routing import widened
 
 CAPABILITIES = sockets.capabilities()
-PARTS = "".join(f'[[listener]]\nname = "{name}"\nlisten = ["127.0.0.1:{port}"]\n' for port, name in ((1, "in"), (2, "more")))
+PARTS = "".join(
+    f'[[listener]]\nname = "{name}"\nlisten = ["127.0.0.1:{port}"]\n' for port, name in ((1, "in"), (2, "more"))
+)
 PARTS += "".join(f'[[receiver]]\nname = "{name}"\nto = "127.0.0.1:{port}"\n' for port, name in enumerate("abcd", 9001))
 POOL = '[[pool]]\nname = "p"\nmembers = ["c", "d"]\n'
 TEN = 'from = ["10.0.0.0/8"]\n'

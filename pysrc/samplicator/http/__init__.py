@@ -28,7 +28,7 @@ from samplicator.http.front import MAX_FIELD, MAX_LINE, SHARED, Front, Shared, o
 
 if TYPE_CHECKING:
     from samplicator.readings import Readings
-    from samplicator.service import ServiceState
+    from samplicator.state import ServiceState
 
 __all__ = ["MAX_FIELD", "MAX_LINE", "Front", "is_control", "make_app", "open_control", "open_tcp", "remove_control"]
 

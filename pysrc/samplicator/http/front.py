@@ -22,7 +22,7 @@ from aiohttp import web
 from samplicator.config.address import parse_listen
 
 if TYPE_CHECKING:
-    from samplicator.service import ServiceState
+    from samplicator.state import ServiceState
 
 MAX_LINE: Final = 4096  # bytes of the request line
 MAX_FIELD: Final = 8190  # bytes of a header
