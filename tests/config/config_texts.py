@@ -80,6 +80,11 @@ TOML_KEYS = st.sampled_from(
         "freq",
         "ttl",
         "spoof",
+        "probe",
+        "standby_for",
+        "members",
+        "weight",
+        "balance",
         "source",
         "http",
         "control",
@@ -104,6 +109,9 @@ TOML_WORDS = st.sampled_from(
         "auto",
         "keep",
         "64MiB",
+        "tcp://:80",
+        "http://h:1/x",
+        "round-robin",
         "",
     ]
 )
@@ -132,7 +140,9 @@ def toml_texts(draw: Any) -> str:
     lines = []
     for _ in range(draw(st.integers(0, 6))):
         table = draw(
-            st.sampled_from(["[service]", "[datapath]", "[[listener]]", "[[receiver]]", "[[rule]]", "[rule.x]"])
+            st.sampled_from(
+                ["[service]", "[datapath]", "[[listener]]", "[[receiver]]", "[[pool]]", "[[rule]]", "[rule.x]"]
+            )
         )
         lines.append(table)
         for key, value in draw(st.dictionaries(TOML_KEYS, TOML_VALUES, max_size=4)).items():
@@ -175,6 +185,7 @@ RECEIVERS = st.lists(
             source=st.sampled_from(["", "2001:db8::9", "[::1]:8"]),
             engine=st.sampled_from(["udp"]),
             pause_us=st.sampled_from([0, 9]),
+            probe=st.sampled_from(["auto", "off", "tcp://:1", "http://[::1]:80/a%20b", "ipfix"]),
         ),
     ),
     min_size=1,
@@ -187,11 +198,33 @@ FROM = st.lists(
 
 
 @st.composite
+def pools(draw: Any, receivers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Up to two pools of the receivers; those that are left may stand by for others."""
+    names = [receiver["name"] for receiver in receivers]
+    found = []
+    for name in draw(st.lists(st.sampled_from(["pool one", 'p\u00f6"l']), unique=True)):
+        members = draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+        share = st.integers(1, 1000)
+        weight = st.one_of(
+            st.lists(share, min_size=len(members), max_size=len(members)),
+            st.dictionaries(st.sampled_from(members), share),
+        )
+        kinds = st.sampled_from(["exporter-hash", "round-robin"])
+        found.append({"name": name, "members": members, "weight": draw(weight), "balance": draw(kinds)})
+    pooled = {name for pool in found for name in pool["members"]}
+    free = [receiver for receiver in receivers if receiver["name"] not in pooled]
+    if len(free) > 1 and free[0].get("probe") != "off" and draw(st.booleans()):
+        free[1]["standby_for"] = free[0]["name"]
+    return found
+
+
+@st.composite
 def configs(draw: Any) -> Config:
     listeners, receivers = draw(LISTENERS), draw(RECEIVERS)
     for index, listener in enumerate(listeners):
         listener["listen"] = [f"0.0.0.0:{2055 + index}", f"[::]:{100 * index + 5000}-{100 * index + 5009}"]
-    names = st.lists(st.sampled_from([receiver["name"] for receiver in receivers]), unique=True)
+    groups = draw(pools(receivers))
+    names = st.lists(st.sampled_from([item["name"] for item in (*receivers, *groups)]), unique=True)
     heard = st.lists(st.sampled_from([listener["name"] for listener in listeners]), unique=True)
     rules = st.lists(entries({"to": names}, **{"from": FROM, "listener": heard, "stop": st.booleans()}), max_size=4)
     service = entries({}, http=st.sampled_from(["", "0.0.0.0:9", "[::1]:9"]), control=st.just("/a b/\\c"),
@@ -199,7 +232,7 @@ def configs(draw: Any) -> Config:
     datapath = entries({}, workers=st.sampled_from([1, 2, "auto"]), cpus=st.just([3, 1]), batch=st.just(512),
                        receive_buffer=st.sampled_from([1, 4096, "3MB", "7 KiB", "1GiB"]))  # fmt: skip
     return Config.model_validate(
-        {"listener": listeners, "receiver": receivers, "rule": draw(rules), "service": draw(service),
+        {"listener": listeners, "receiver": receivers, "pool": groups, "rule": draw(rules), "service": draw(service),
          "datapath": draw(datapath)}
     )  # fmt: skip
 

@@ -163,7 +163,7 @@ ERRORS: list[dict[str, Any]] = [
     },
     {
         "description": "two for each other",
-        "in": HEAD.replace("1:9995\"", '1:9995"\nstandby_for = "beta"') + 'standby_for = "alpha"\n' + RULE,
+        "in": HEAD.replace('1:9995"', '1:9995"\nstandby_for = "beta"') + 'standby_for = "alpha"\n' + RULE,
         "expected": [
             "7: receiver[0].standby_for: 'beta' (receiver[1]) is a standby itself, for 'alpha'; name that one",
             "11: receiver[1].standby_for: 'alpha' (receiver[0]) is a standby itself, for 'beta'; name that one",
@@ -171,9 +171,7 @@ ERRORS: list[dict[str, Any]] = [
     },
     {
         "description": "standby for a pool",
-        "in": HEAD
-        + '[[receiver]]\nname = "c"\nto = "192.0.2.3:1"\nstandby_for = "p"\n'
-        + pool(MEMBERS, to='p", "c'),
+        "in": HEAD + '[[receiver]]\nname = "c"\nto = "192.0.2.3:1"\nstandby_for = "p"\n' + pool(MEMBERS, to='p", "c'),
         "expected": [
             "13: receiver[2].standby_for: 'p' is a pool, which takes a member that is down out by itself; name a "
             "receiver"
@@ -193,7 +191,7 @@ ERRORS: list[dict[str, Any]] = [
         "expected": [
             "10: receiver[1].standby_for: unknown receiver 'x'",
             '11: receiver[1].probe: \'icmp\': want "auto", "udp", "ipfix", "off", "tcp://HOST:PORT" or '
-            "\"http://HOST:PORT/PATH\" (without HOST: the receiver's own)",
+            '"http://HOST:PORT/PATH" (without HOST: the receiver\'s own)',
             "14: pool[0].members[0]: unknown receiver 'x'",
             "15: pool[0].weight: want whole numbers 1..1000, one for each member, as [2, 1], or a table, as "
             "{ NAME = 2 }",
@@ -243,7 +241,7 @@ WARNINGS: list[dict[str, Any]] = [
     },
     {
         "description": "no templates are known",
-        "in": HEAD.replace("2055\"]", '2055"]\nflow = "off"') + pool(MEMBERS),
+        "in": HEAD.replace('2055"]', '2055"]\nflow = "off"') + pool(MEMBERS),
         "expected": [
             '11: pool[0]: every listener has flow = "off": a member that takes over an exporter is not sent its '
             "templates"

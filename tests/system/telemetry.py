@@ -64,7 +64,7 @@ def flock(lab: Lab, count: int) -> list[Exporter]:
 
 
 def sets(seen: Seen) -> set[str]:
-    """"template", "data": what a datagram of theirs has."""
+    """ "template", "data": what a datagram of theirs has."""
     message = model.parse(seen.payload)
     if message is None:
         return set()

@@ -24,6 +24,7 @@ REFRESHES = (
     "options_refresh_minutes",
 )
 
+
 def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
     """Every finding of a TOML file's draft."""
     suggest = suggest or Suggest()

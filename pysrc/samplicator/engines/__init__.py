@@ -44,9 +44,7 @@ FastPool = tuple[int, int, Sequence[tuple[int, int]]]
 FastRule = tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]
 
 
-def fast_rules(
-    rules: Sequence[RuleSpec], receivers: int, slots: Mapping[int, int] | None = None
-) -> list[FastRule]:
+def fast_rules(rules: Sequence[RuleSpec], receivers: int, slots: Mapping[int, int] | None = None) -> list[FastRule]:
     """Rules as a Plan wants them. receivers: their number, which the numbers of pools follow. slots: listener index of
     the plan -> index the sockets carry; None = the same.
     """

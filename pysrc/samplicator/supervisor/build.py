@@ -371,7 +371,6 @@ class Build:
             state.ways.append(way)
         return state
 
-
     @staticmethod
     def _standing(wanted: ReceiverSpec, path: Path, old: ReceiverState | None, same: bool) -> Standing:
         """What is known of the receiver: all of it when it stays, else what is counted."""
