@@ -125,9 +125,11 @@ cdef void ports_close(ports_t *ports) noexcept nogil:
 
 
 cdef inline bint port_serves(const exporter_t *exporter) noexcept nogil:
-    """Whether the kernel takes the address as a source: not 0.0.0.0/8, loopback, multicast, broadcast; for IPv6 not ::/8 (unspecified,
-    loopback), link-local (needs an interface), multicast. Only a ring, or a forger beside us, brings such."""
+    """Whether the kernel takes this for a source: not 0.0.0.0/8, loopback, multicast, broadcast; for IPv6 not ::/8 (unspecified, loopback),
+    link-local (needs an interface), multicast: only a ring, or a forger beside us, brings such. Port 0 (RFC 768: none) cannot be bound."""
     cdef const u8 *address = &exporter.address[0]
+    if exporter.port_be == 0:
+        return False
     if exporter.family == 4:
         return address[12] != 0 and address[12] != 127 and address[12] < 224
     return address[0] != 0 and address[0] != 0xFF and not (address[0] == 0xFE and address[1] & 0xC0 == 0x80)

@@ -391,6 +391,17 @@ def test_a_ports_socket_serves_what_the_kernel_takes_for_a_source(text: str, ser
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
+def test_port_zero_has_no_socket() -> None:
+    """Bound to port 0 it would have any."""
+    way = Way(_probe.ENGINE_TRANSPARENT)
+    plan = _probe.Plan(1, [], [way.tx], [(everything(), None, (0,), False)])
+    script = _probe.Script()
+    batch = [(EXPORTER, 0, 64, 0, bytes(50))] * 20
+    _probe.play_batch(_probe.Worker(batch=1, sessions=8), plan, _probe.RxCounters(), batch, script)
+    assert [message[:1] for message, _ in script.accepted] == [b"\x45"] * 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.ENOBUFS, errno.EPERM, errno.EIO, errno.EHOSTUNREACH])
 def test_a_ports_socket_fails_at_every_place(error: int) -> None:
     """What the shared socket does not take leaves by raw: nothing lost, nothing twice, order per receiver kept."""
