@@ -12,7 +12,7 @@ Each field says in `json_schema_extra` whether a reload changes it at run time (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -414,23 +414,28 @@ def dotted(path: Path) -> str:
 
 def parsed_sources(config: Config) -> dict[int, tuple[ParsedSource, ...]]:
     """`Loaded.sources` of a configuration as TOML means it."""
-    return {
-        index: tuple(parse_source(text) for text in rule.from_) or (EVERYTHING,)
-        for index, rule in enumerate(config.rule)
-    }
+    return {index: sources_of(rule) for index, rule in enumerate(config.rule)}
 
 
-def share_values(rules: Iterable[Rule | None]) -> None:
+def sources_of(rule: Rule) -> tuple[ParsedSource, ...]:
+    """The parsed sources of a rule."""
+    return tuple(parse_source(text) for text in rule.from_) or (EVERYTHING,)
+
+
+class SharedValues:
     """Has equal lists of names be one list: of ten thousand rules a few hundred bytes each. Nobody changes them."""
-    lists: dict[tuple[str, ...], list[str]] = {}
-    keys: dict[frozenset[str], set[str]] = {}
-    for rule in rules:
-        if rule is not None:
-            for key in ("to", "listener"):
-                names: list[str] = rule.__dict__[key]
-                rule.__dict__[key] = lists.setdefault(tuple(names), names)
-            given = keys.setdefault(frozenset(rule.model_fields_set), rule.model_fields_set)
-            object.__setattr__(rule, "__pydantic_fields_set__", given)
+
+    def __init__(self) -> None:
+        self._lists: dict[tuple[str, ...], list[str]] = {}
+        self._keys: dict[frozenset[str], set[str]] = {}
+
+    def share(self, rule: Rule) -> None:
+        """As soon as the rule is made: what it gives back is where the next one goes."""
+        for key in ("to", "listener"):
+            names: list[str] = rule.__dict__[key]
+            rule.__dict__[key] = self._lists.setdefault(tuple(names), names)
+        given = self._keys.setdefault(frozenset(rule.model_fields_set), rule.model_fields_set)
+        object.__setattr__(rule, "__pydantic_fields_set__", given)
 
 
 def restart_settings() -> list[tuple[str, str]]:

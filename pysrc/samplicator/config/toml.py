@@ -30,10 +30,10 @@ from samplicator.config.model import (
     Receiver,
     Rule,
     Service,
+    SharedValues,
     Table,
     dotted,
-    parsed_sources,
-    share_values,
+    sources_of,
 )
 from samplicator.config.validate import check
 from samplicator.errors import ConfigError, Problem
@@ -140,8 +140,7 @@ class _Reader:
         listeners = self._list("listener", Listener)
         receivers = self._list("receiver", Receiver)
         pools = self._list("pool", Pool)
-        rules = self._list("rule", Rule)
-        share_values(rules)
+        rules = self._rules()
         self.draft = Draft(
             datapath,
             listeners,
@@ -152,12 +151,7 @@ class _Reader:
             pool=pools,
             pool_names=self._names("pool"),
         )
-        self.draft.sources = {
-            index: sources
-            for index, rule in enumerate(rules)
-            if rule is not None
-            for sources in parsed_sources(Config(rule=[rule])).values()
-        }
+        self.draft.sources = {index: sources_of(rule) for index, rule in enumerate(rules) if rule is not None}
         self.findings += [self._as_written(finding) for finding in check(self.draft, self.suggest)]
         return self.findings
 
@@ -193,6 +187,21 @@ class _Reader:
             self._add((table,), f"want [[{table}]], with double brackets, once for each {table}")
             return [None]  # something is there: "no receiver" would be one complaint too many
         return [self._table(item, model, (table, index)) for index, item in enumerate(self._items(table))]
+
+    def _rules(self) -> list[Rule | None]:
+        """There may be tens of thousands: each takes the place of what it was read from."""
+        raw = self._items("rule")
+        if not raw:
+            return self._list("rule", Rule)
+        shared = SharedValues()
+        rules: list[Rule | None] = []
+        for index in range(len(raw)):
+            rule = self._table(raw[index], Rule, ("rule", index))
+            raw[index] = None
+            if rule is not None:
+                shared.share(rule)
+            rules.append(rule)
+        return rules
 
     def _names(self, table: str) -> list[str | None]:
         names = [item.get("name") if isinstance(item, dict) else None for item in self._items(table)]
