@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplicator.config.model import Config, Loaded, parsed_sources
+from samplicator.config.model import Config, Loaded, sources_of
 from samplicator.engines import dry_plan
 from samplicator.explain import explain, lines, parse_exporter
 from samplicator.planner import Capabilities, PlanSpec, compile
@@ -48,7 +48,7 @@ rules = st.lists(
 
 def plan_of(rule_tables: list[dict[str, object]]) -> PlanSpec:
     config = Config.model_validate({"listener": LISTENERS, "receiver": RECEIVERS, "pool": POOLS, "rule": rule_tables})
-    loaded = Loaded(config, parsed_sources(config))
+    loaded = Loaded(config, {index: sources_of(rule) for index, rule in enumerate(config.rule)})
     return compile(loaded, {}, Capabilities(net_raw=True))
 
 

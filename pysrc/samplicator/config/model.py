@@ -412,13 +412,8 @@ def dotted(path: Path) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def parsed_sources(config: Config) -> dict[int, tuple[ParsedSource, ...]]:
-    """`Loaded.sources` of a configuration as TOML means it."""
-    return {index: sources_of(rule) for index, rule in enumerate(config.rule)}
-
-
 def sources_of(rule: Rule) -> tuple[ParsedSource, ...]:
-    """The parsed sources of a rule."""
+    """`Loaded.sources` of a rule as TOML means it."""
     return tuple(parse_source(text) for text in rule.from_) or (EVERYTHING,)
 
 
