@@ -185,7 +185,7 @@ ctypedef struct flow_t:
     u64 seed
     u64 now_ns                     # CLOCK_REALTIME, once a batch
     u32 now_ms
-    u32 hand                       # of reclaim: the domain looked at next
+    u32 hand                       # of reclaim: the slot looked at last
     u32 sweep                      # of age
     u32 serial                     # of the last definition
     u32 domain_limit               # sets * FLOW_WAYS

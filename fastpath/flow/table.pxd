@@ -303,20 +303,22 @@ cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_
 
 
 cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
-    """Evicts a domain that holds memory, the cheapest among the next few; never `spare`. False: all of these are established and active."""
+    """Evicts a domain that holds memory, the cheapest among the next few; never `spare`. False: all of these are established and active. Goes
+    by slots: by numbers it would meet nothing for long where few sets are full."""
     cdef u32 best = FLOW_NEVER
     cdef u32 victim = 0
-    cdef u32 _step, rank
+    cdef u32 _step, rank, number
     cdef flow_domain_t *d
     for _step in range(<u32>FLOW_RECLAIM_STEPS):
-        flow.hand = flow.hand + 1 if flow.hand < flow.domain_limit else 1
-        d = &flow.domains[flow.hand]
-        if d.owner == 0 or flow.hand == spare or (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS] | d.state) == 0:
+        flow.hand = flow.hand + 1 if flow.hand + 1 < flow.domain_limit else 0
+        number = flow_number(flow, flow.hand)
+        d = &flow.domains[number]
+        if d.owner == 0 or number == spare or (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS] | d.state) == 0:
             continue
         rank = flow_rank(flow, d.slot)
         if rank < best:
             best = rank
-            victim = flow.hand
+            victim = number
     if victim == 0:
         return False
     flow_evict(flow, victim)

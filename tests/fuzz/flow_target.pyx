@@ -18,6 +18,7 @@ from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_du
 from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_next, flow_replay_t
 from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
+from flow.table cimport flow_number
 from uapi.net cimport u8, u32, u64
 
 cdef extern from "<stdlib.h>" nogil:
@@ -78,11 +79,12 @@ cdef void target_check(flow_t *flow) noexcept nogil:
     cdef u64 domains = 0
     cdef u64 states = 0
     cdef u64 pending
-    cdef u32 number, which, i
+    cdef u32 number, which, i, slot
     cdef flow_domain_t *d
-    for number in range(1, flow.domain_limit + 1):
+    for slot in range(flow.domain_limit):
+        number = flow_number(flow, slot)
         d = &flow.domains[number]
-        target_require((d.version | d.head_version) % 2 == 0 and (d.owner != 0) == (flow.sets[(number - 1) // 16].tag[(number - 1) % 16] != 0))
+        target_require((d.version | d.head_version) % 2 == 0 and (d.owner != 0) == (flow.sets[slot // 16].tag[slot % 16] != 0))
         if d.owner == 0:
             target_require(d.first[0] == 0 and d.first[1] == 0 and d.state == 0)
             continue
