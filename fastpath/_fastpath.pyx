@@ -64,8 +64,8 @@ from uapi.net cimport (
     SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, eventfd, get_errno, getrlimit, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, iovec, likely,
     mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
-    recvmmsg, rlimit, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, timespec, u8, u16, u32, u64,
-    unlikely, write,
+    recvmmsg, rlimit, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, THREAD_SCHEDULE_BYTES,
+    thread_schedule, thread_schedule_get, thread_schedule_set, timespec, u8, u16, u32, u64, unlikely, write,
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,

@@ -1,6 +1,19 @@
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
 
+cdef void worker_slice() noexcept nogil:
+    """A short time slice for the calling thread, if its policy is the ordinary one: from Linux 6.12 on it may then interrupt a thread with a
+    longer one when datagrams come (sched(7); kernel/sched/fair.c, PREEMPT_SHORT), the control plane's on the same CPU above all. Older
+    kernels take no notice; whoever may not set it goes on without."""
+    cdef thread_schedule schedule
+    memset(&schedule, 0, sizeof(schedule))
+    if thread_schedule_get(&schedule) == 0 and schedule.policy == 0:
+        schedule.size = THREAD_SCHEDULE_BYTES
+        schedule.flags = 0
+        schedule.runtime = WORKER_SLICE_NS
+        thread_schedule_set(&schedule)
+
+
 @cython.final
 cdef class Worker:
     cdef worker_t *w
@@ -126,6 +139,7 @@ cdef class Worker:
             raise RuntimeError("the worker runs already")
         self.running = True
         prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)           # naps of microseconds, not of 50 us more (prctl(2))
+        worker_slice()
         try:
             with nogil:
                 worker_loop(self.w)

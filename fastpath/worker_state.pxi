@@ -5,6 +5,7 @@ cdef enum:
     WORKER_ROUNDS = 8                  # batches of one socket in a row before the others get their turn
     WORKER_IDLE_MS = 1000              # heartbeat when nothing comes
     WORKER_CPU_CLOCK_NS = 10000000     # how often the thread's CPU clock is read
+    WORKER_SLICE_NS = 100000           # the shortest time slice that the kernel gives
     WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
     WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
 

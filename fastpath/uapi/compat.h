@@ -19,6 +19,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,6 +66,21 @@ static inline int smp_change32(uint32_t *p, uint32_t old, uint32_t v) {
 }
 static inline uint64_t smp_load64_acquire(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void smp_store64_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+/* struct sched_attr of sched_setattr(2) as Linux 3.14 made it, and the calls, which libc does not declare before glibc 2.41. */
+#define THREAD_SCHEDULE_BYTES 48
+struct thread_schedule {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+_Static_assert(sizeof(struct thread_schedule) == THREAD_SCHEDULE_BYTES, "struct sched_attr");
+static inline int thread_schedule_get(struct thread_schedule *now) {
+    return (int)syscall(SYS_sched_getattr, 0, now, THREAD_SCHEDULE_BYTES, 0);
+}
+static inline int thread_schedule_set(struct thread_schedule *wanted) { return (int)syscall(SYS_sched_setattr, 0, wanted, 0); }
+
 static inline int smp_errno(void) { return errno; }
 
 #endif

@@ -122,6 +122,12 @@ cdef extern from "uapi/compat.h" nogil:
     ssize_t write(int fd, const void *buf, size_t n)
     int close(int fd)
     int clock_gettime(int clock, timespec *ts)
+    ctypedef struct thread_schedule "struct thread_schedule":
+        u32 size, policy
+        u64 flags, runtime
+    u32 THREAD_SCHEDULE_BYTES
+    int thread_schedule_get(thread_schedule *now)
+    int thread_schedule_set(thread_schedule *wanted)
     int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
     int nanosleep(const timespec *req, timespec *rem)
     int getrlimit(int resource, rlimit *limit)
