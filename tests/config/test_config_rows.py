@@ -387,3 +387,11 @@ def test_hash_follows_files_and_arguments(tmp_path: Path) -> None:
     rules.write_text("10.0.0.0/8: 192.0.2.2\n")
     hashes.add(parse_command_line(argv).loaded.text_hash)  # type: ignore[union-attr]
     assert len(hashes) == 3
+
+
+@pytest.mark.parametrize(("options", "probe"), [(["-S"], "off"), ([], "auto")])
+def test_a_spoofed_receiver_gets_nothing_but_copies(options: list[str], probe: str) -> None:
+    """The ancestor sends no probes; unspoofed receivers are asked only while they refuse."""
+    loaded = parse_command_line([*options, "-p", "2055", "192.0.2.1/9995"]).loaded
+    assert loaded is not None
+    assert [receiver.probe for receiver in loaded.config.receiver] == [probe]

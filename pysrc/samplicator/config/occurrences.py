@@ -107,6 +107,8 @@ class Occurrences:
                 ttl=receiver.ttl,
                 pause_us=settings.pause_us,
                 family=settings.family,
+                # the ancestor sends copies and nothing else; unspoofed receivers are only asked while they refuse
+                probe="off" if settings.spoof else "auto",
             )
         )
         self.places[("receiver", index)] = (rule.file, rule.line)

@@ -73,7 +73,7 @@ class Daemon:
         for receiver in receivers:
             host, port = receiver.address
             spoof = str(receiver.spoof).lower()
-            text += f'\n[[receiver]]\nname = "{receiver.label}"\nto = "{host}:{port}"\nspoof = {spoof}\n'
+            text += f'\n[[receiver]]\nname = "{receiver.label}"\nto = "{host}:{port}"\nspoof = {spoof}\nprobe = "off"\n'
         names = ", ".join(f'"{receiver.label}"' for receiver in receivers)
         text += f'\n[[rule]]\nfrom = ["127.1.0.0/16"]\nto = [{names}]\n'
         self.config.write_text(text)
