@@ -91,6 +91,7 @@ TRAFFICS = {
     )
 }
 
+
 def _with_rules(relay: Relay, rules: int) -> Relay:
     return replace(relay, name=f"{relay.name}-{rules}-rules", rules=rules)
 
@@ -210,9 +211,7 @@ TABLES: dict[str, tuple[Case, ...]] = {
     # What a session costs that is not in the cache: every datagram of 100,000 is a new exporter's (but for the 2,000 of
     # the warm-up), against 500, which are all known. 10^9 / (copies per CPU-second) is ns a datagram, all included: the
     # miss, the rules, the flow stage's new entry, the pages touched for the first time.
-    "miss": tuple(
-        Case("fresh", False, 1, ("udp", "udp-10000-rules"), 100000, exporters=n) for n in (500, 100000)
-    ),
+    "miss": tuple(Case("fresh", False, 1, ("udp", "udp-10000-rules"), 100000, exporters=n) for n in (500, 100000)),
     # The memory promise: 64 receivers, 10,000 rules, 10,000 exporters (rss_kib in the result).
     "memory": (
         Case("bursts", True, 64, ("auto-10000-rules", "packet-10000-rules"), 12000, exporters=10000),

@@ -168,12 +168,15 @@ cdef class Worker:
         write(self.w.wake, &one, sizeof(one))
 
     cdef _release(self):
-        """Lets go of the plans published before the one that runs, but for the one before it while its routes are asked."""
+        """Lets go of the plans published before the one that runs, and before the one whose routes are still asked (worker_t.before). Which
+        that is may only be read after the generation: the worker writes it first."""
         cdef Plan plan
         cdef size_t i
+        cdef u64 running = atomic_load64_acquire(&self.w.generation)
+        cdef void *before = atomic_load_acquire(<void **>&self.w.before)
         for i, plan in enumerate(self.plans):
-            if plan.work.routing.generation == atomic_load64_acquire(&self.w.generation):
-                del self.plans[:i - 1 if i and atomic_load_acquire(<void **>&self.w.before) != NULL else i]
+            if <void *>&plan.work == before or plan.work.routing.generation == running:
+                del self.plans[:i]
                 return
 
     @property

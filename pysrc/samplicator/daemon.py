@@ -81,8 +81,9 @@ def raise_descriptor_limit() -> int:
 
 def give_back_memory() -> None:
     """After a configuration was read: drops what is unreachable, has the kernel take back what malloc keeps for later
-    (malloc_trim(3), glibc only). What is left is not looked at again by the collector.
+    (malloc_trim(3), glibc only). What is left is not looked at by the collector until the next call.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     with contextlib.suppress(AttributeError):

@@ -15,9 +15,7 @@ CAPACITY = 65536
 
 def plan(counters: Sequence[_probe.TxCounters], weights: Sequence[int] = (), generation: int = 1) -> _probe.Plan:
     """One pool of dry receivers, member n of weights[n]; the same counters are the same receiver."""
-    txs = [
-        _probe.Tx(_probe.ENGINE_UDP, -1, c, bytes([198, 18, 0, c.id % 250 + 1]), 9000 + c.id) for c in counters
-    ]
+    txs = [_probe.Tx(_probe.ENGINE_UDP, -1, c, bytes([198, 18, 0, c.id % 250 + 1]), 9000 + c.id) for c in counters]
     members = [(n, weights[n] if weights else 1) for n in range(len(txs))]
     return _probe.Plan(generation, [], txs, [([ANY], None, [len(txs)], False)], [(7, 0, members)])
 
