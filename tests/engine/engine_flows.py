@@ -1,4 +1,4 @@
-"""A worker with a flow stage on loopback, exporters of templates and data, and a collector behind each receiver. Used by
+"""A worker with a flow stage on loopback, exporters of templates and data, a collector behind each receiver. Used by
 the tests of pools and standbys. Must never judge by itself what a collector would say: that is flow_model.Collector.
 """
 
