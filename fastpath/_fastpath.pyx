@@ -47,7 +47,7 @@ from pool cimport (
 from run cimport run_make, runs_t
 from rx.socket cimport RX_CONTROL, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t, rx_socket_t
 from sample cimport sample_keep
-from session cimport SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
+from session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,

@@ -96,7 +96,7 @@ cdef class Flow:
         """One tuple of FLOW_SESSION_FIELDS for each (exporter session, kind, domain). sequence: the next number expected."""
         cdef u32 number
         out = []
-        for number in range(1, self.flow.domain_limit + 1):
+        for number in range(1, atomic_load32(&self.flow.domain_top) + 1):
             if self.flow.domains[number].owner:
                 session = self.session(number)
                 if session is not None:

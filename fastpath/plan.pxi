@@ -44,7 +44,7 @@ cdef class Plan:
             self.work.sockets[i] = &rx_socket.socket
         self._take_ways(self.parts[1])
         self._take_pools([(number, balance, list(members)) for number, balance, members in pools])
-        self._take_rules([(list(s), None if ls is None else list(ls), list(ws), bool(stop)) for s, ls, ws, stop in rules])
+        self._take_rules(rules)
         self._take_told(list(told))
         self._make_memo()
 
@@ -132,18 +132,24 @@ cdef class Plan:
         if self.work.routing.way_other[way] != <u32>PLAN_NONE:
             self.work.ways[self.work.routing.way_other[way]].numbered = 1
 
-    cdef _take_rules(self, list rules):
+    cdef _take_rules(self, rules):
+        """Goes through the rules twice; keeps none of them."""
         cdef plan_t *p = &self.work.routing
         cdef rule_t *rule
         cdef u32 r, k, used = 0
+        cdef size_t named = 0
         cdef bytes address, mask           # TypeError for anything else
         cdef dict groups = {}
         p.rule_count = len(rules)
+        for _, _, ways, _ in rules:
+            named += len(ways)
         p.rules = <rule_t *>plan_arena(&self.arena, p.rule_count, sizeof(rule_t))
-        p.rule_ways = <u32 *>plan_arena(&self.arena, sum([len(ways) for _, _, ways, _ in rules]), 4)
+        p.rule_ways = <u32 *>plan_arena(&self.arena, named, 4)
         for r, (sources, listeners, ways, stop) in enumerate(rules):
+            if r >= p.rule_count or used + len(ways) > named:
+                raise ValueError("the rules are not the same when they are gone through again")
             rule = &p.rules[r]
-            rule.stop = stop
+            rule.stop = bool(stop)
             rule.first = used
             rule.count = len(ways)
             for way in ways:

@@ -2,7 +2,8 @@
 """Per-worker cache of exporter sessions (address, port, listener) -> route. Bounded: forged sources evict, they never grow it.
 
 8-way set associative: a session lives in one set; the least recently seen of the set goes first. Entries of an older epoch (plan or memo of
-routes replaced) are free. Called by: the worker, one look-up per datagram. Must never allocate.
+routes replaced) are free. Begins small and doubles up to its bound instead of evicting: pages never used cost nothing.
+Called by: the worker, one look-up per datagram. Must never allocate.
 """
 
 from libc.string cimport memcmp, memcpy, memset
@@ -12,6 +13,7 @@ from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
     SESSION_WAYS = 8
+    SESSION_SETS = 512             # at first: 4096 sessions, 128 KiB
 
 ctypedef struct session_t:         # 32 bytes: a set is four cache lines
     u8 address[16]
@@ -24,7 +26,8 @@ ctypedef struct session_t:         # 32 bytes: a set is four cache lines
 
 ctypedef struct session_cache_t:
     session_t *entries             # sets of SESSION_WAYS
-    u32 set_mask
+    u32 set_mask                   # of the sets in use
+    u32 set_limit                  # the largest set_mask
     u16 epoch                      # entries of another epoch are void
     u32 now                        # batch number
     u32 split                      # the last one in which a session may have got two groups
@@ -33,11 +36,16 @@ ctypedef struct session_cache_t:
     u64 evictions
 
 
+cdef inline session_t *session_set(const session_cache_t *cache, const u8 *address, u16 port_be, u16 listener) noexcept nogil:
+    """The first entry of the session's set."""
+    cdef u32 h = match_hash(address) ^ (<u32>port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
+    return &cache.entries[<size_t>((h ^ (h >> 15)) & cache.set_mask) * SESSION_WAYS]
+
+
 cdef inline session_t *session_find(session_cache_t *cache, const u8 *address, u16 port_be, u16 listener,
                                     bint *hit) noexcept nogil:
     """The session's entry (hit), or the entry it may take (not hit): the caller fills the route, session_take() the rest."""
-    cdef u32 h = match_hash(address) ^ (<u32>port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
-    cdef session_t *entry = &cache.entries[<size_t>((h ^ (h >> 15)) & cache.set_mask) * SESSION_WAYS]
+    cdef session_t *entry = session_set(cache, address, port_be, listener)
     cdef session_t *victim = entry
     cdef u32 age, oldest = 0
     cdef u32 _way
@@ -52,6 +60,10 @@ cdef inline session_t *session_find(session_cache_t *cache, const u8 *address, u
             victim = entry
         entry += 1
     hit[0] = False
+    if oldest != 0xFFFFFFFFU and cache.set_mask < cache.set_limit:
+        cache.set_mask = 2 * cache.set_mask + 1
+        session_void(cache)
+        victim = session_set(cache, address, port_be, listener)
     return victim
 
 

@@ -26,6 +26,7 @@ cdef class Worker:
 
     def __cinit__(self, *, long long batch=512, long long max_datagram=65535, long long sessions=131072, int send_buffer=4194304,
                   int packet_fd=-1, u32 max_delay_us=0, Flow flow=None):
+        cdef u32 sets
         if not 1 <= batch <= BATCH_LIMIT:
             raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
         if not 1 <= max_datagram <= 65535:
@@ -53,8 +54,10 @@ cdef class Worker:
         self.w.ports.way.send = tx_send_kernel
         self.w.packet.send = tx_send_kernel
         self.w.packet.fd = packet_fd
-        self.w.sessions.set_mask = plan_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS) - 1
-        self.w.sessions.entries = <session_t *>plan_arena(&self.arena, (<size_t>self.w.sessions.set_mask + 1) * SESSION_WAYS, sizeof(session_t))
+        sets = plan_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS)
+        self.w.sessions.set_limit = sets - 1
+        self.w.sessions.set_mask = (sets if sets < SESSION_SETS else <u32>SESSION_SETS) - 1
+        self.w.sessions.entries = <session_t *>plan_arena(&self.arena, <size_t>sets * SESSION_WAYS, sizeof(session_t))
         session_void(&self.w.sessions)
         self._make_epoll()
         self._make_flow(flow)

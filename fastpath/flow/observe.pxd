@@ -15,10 +15,10 @@ from flow.scan cimport (
 )
 from flow.sequence cimport flow_gaps_settle, flow_sequence
 from flow.state cimport (
-    FLOW_ESTABLISHED_DATAGRAMS, FLOW_ESTABLISHED_MS, FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_REPEATS, FLOW_LISTS, FLOW_WAYS,
-    flow_domain_t, flow_set_t, flow_t,
+    FLOW_ESTABLISHED_DATAGRAMS, FLOW_ESTABLISHED_MS, FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_REPEATS, FLOW_LISTS,
+    flow_domain_t, flow_t, flow_way_t,
 )
-from flow.table cimport flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_write_begin, flow_write_end
+from flow.table cimport flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_way, flow_write_begin, flow_write_end
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
@@ -34,14 +34,13 @@ cdef inline void flow_tick(flow_t *flow, u64 now_ns) noexcept nogil:
 
 cdef inline void flow_grade(flow_t *flow, flow_domain_t *d) noexcept nogil:
     """Notes in the set that the domain was seen, and how well it is known."""
-    cdef flow_set_t *ways = &flow.sets[d.slot // FLOW_WAYS]
-    cdef u8 *grade = &ways.grade[d.slot % FLOW_WAYS]
-    ways.seen_ms[d.slot % FLOW_WAYS] = flow.now_ms
-    if grade[0] < FLOW_GRADE_ESTABLISHED:
+    cdef flow_way_t *way = flow_way(flow, d.slot)
+    way.seen_ms = flow.now_ms
+    if way.grade < FLOW_GRADE_ESTABLISHED:
         if d.datagrams >= FLOW_ESTABLISHED_DATAGRAMS and flow.now_ns - d.first_ns >= <u64>FLOW_ESTABLISHED_MS * 1000000:
-            grade[0] = FLOW_GRADE_ESTABLISHED
-        elif d.datagrams > 1 and grade[0] == FLOW_GRADE_ONCE:
-            grade[0] = FLOW_GRADE_REPEATS
+            way.grade = FLOW_GRADE_ESTABLISHED
+        elif d.datagrams > 1 and way.grade == FLOW_GRADE_ONCE:
+            way.grade = FLOW_GRADE_REPEATS
 
 
 cdef inline void flow_note(flow_t *flow, flow_domain_t *d, const exporter_t *exporter, u32 listener, const u8 *p,
@@ -123,11 +122,11 @@ cdef inline void flow_age(flow_t *flow, u32 steps) noexcept nogil:
     cdef u32 age
     while steps:
         steps -= 1
-        flow.sweep = flow.sweep + 1 if flow.sweep < flow.domain_limit else 1
+        flow.sweep = flow.sweep + 1 if flow.sweep < flow.domain_top else 1
         d = &flow.domains[flow.sweep]
         if d.owner == 0:
             continue
-        age = flow.now_ms - flow.sets[d.slot // FLOW_WAYS].seen_ms[d.slot % FLOW_WAYS]
+        age = flow.now_ms - flow_way(flow, d.slot).seen_ms
         if age >= flow.limit.forget_ms:
             flow_evict(flow, flow.sweep)
             atomics_add(&flow.counters.forgotten_domains, 1)

@@ -172,7 +172,7 @@ cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil
     cdef u32 *link
     if atomic_load64(&flow.counters.states) == 0:
         return
-    for number in range(1, flow.domain_limit + 1):
+    for number in range(1, flow.domain_top + 1):
         link = &flow.domains[number].state
         while link[0]:
             i = link[0]

@@ -213,14 +213,14 @@ cdef inline bint flow_replay_begin(flow_t *flow, flow_replay_t *r, u32 number, u
 cdef inline u32 flow_replay_domain(const flow_t *flow, u32 *cursor, u32 *steps) noexcept nogil:
     """The next domain from *cursor (0 at first) that has templates; 0 = steps used up, or (*cursor past domain_limit) the end."""
     cdef const flow_domain_t *d
-    while cursor[0] < flow.domain_limit and steps[0]:
+    while cursor[0] < flow.domain_top and steps[0]:
         cursor[0] += 1
         steps[0] -= 1
         d = &flow.domains[cursor[0]]
         if d.owner and d.first[FLOW_TEMPLATES]:
             return cursor[0]
-    if cursor[0] == flow.domain_limit:
-        cursor[0] += 1
+    if cursor[0] >= flow.domain_top:
+        cursor[0] = flow.domain_limit + 1
     return 0
 
 

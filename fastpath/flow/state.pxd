@@ -43,10 +43,14 @@ ctypedef struct flow_limits_t:
     u32 template_ms                # templates and options data not repeated for this long expire
     u32 forget_ms                  # a domain silent for this long is forgotten
 
+ctypedef struct flow_way_t:
+    u32 number                     # of the domain
+    u32 seen_ms
+    u32 grade
+
 ctypedef struct flow_set_t:        # what find and evict look at, close together
     u32 tag[FLOW_WAYS]             # of the key's hash, 0 = empty
-    u32 seen_ms[FLOW_WAYS]
-    u8 grade[FLOW_WAYS]
+    flow_way_t way[FLOW_WAYS]
 
 ctypedef struct flow_exporter_t:   # bounds what one exporter session may take
     u8 address[16]
@@ -116,7 +120,7 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     u32 version                    # sequence lock of items
     u32 head_version               # sequence lock of exporter, listener, header
     u32 owner                      # its exporter, 0 = this entry is empty
-    u32 next                       # of its exporter's domains
+    u32 next                       # of its exporter's domains, or of the free ones
     u32 previous
     u32 first[FLOW_LISTS]
     u32 last[FLOW_LISTS]
@@ -185,20 +189,22 @@ ctypedef struct flow_t:
     u64 seed
     u64 now_ns                     # CLOCK_REALTIME, once a batch
     u32 now_ms
-    u32 hand                       # of reclaim: the slot looked at last
+    u32 hand                       # of reclaim: the domain looked at last
     u32 sweep                      # of age
     u32 serial                     # of the last definition
     u32 domain_limit               # sets * FLOW_WAYS
-    u32 exporter_top               # numbers given out so far
+    u32 domain_top                 # numbers given out so far
+    u32 exporter_top
     u32 item_top
     u32 block_top
     u32 state_top
-    u32 exporter_free              # chains of those given back
+    u32 domain_free                # chains of those given back
+    u32 exporter_free
     u32 item_free
     u32 block_free
     u32 state_free
     flow_set_t *sets
-    flow_domain_t *domains         # by number, see flow_number()
+    flow_domain_t *domains         # by number
     flow_exporter_t *exporters
     flow_item_t *items
     flow_block_t *blocks

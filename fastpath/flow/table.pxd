@@ -17,7 +17,7 @@ from flow.memory cimport (
 from flow.scan cimport flow_seen_t
 from flow.state cimport (
     FLOW_GRADE_ESTABLISHED, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t,
-    flow_exporter_t, flow_item_t, flow_set_t, flow_t,
+    flow_exporter_t, flow_item_t, flow_set_t, flow_t, flow_way_t,
 )
 from uapi.net cimport u8, u16, u32, u64
 
@@ -51,9 +51,8 @@ cdef inline u64 flow_hash(const flow_t *flow, const exporter_t *exporter, u8 kin
     return flow_mix(a, domain)
 
 
-cdef inline u32 flow_number(const flow_t *flow, u32 slot) noexcept nogil:
-    """The number of the domain in a slot. First ways of all sets come first, and they fill first: pages of the others are not touched."""
-    return 1 + slot % FLOW_WAYS * flow.limit.sets + slot // FLOW_WAYS
+cdef inline flow_way_t *flow_way(const flow_t *flow, u32 slot) noexcept nogil:
+    return &flow.sets[slot // FLOW_WAYS].way[slot % FLOW_WAYS]
 
 
 cdef inline u32 flow_find(flow_t *flow, const exporter_t *exporter, const flow_seen_t *s, u64 hashed) noexcept nogil:
@@ -65,10 +64,10 @@ cdef inline u32 flow_find(flow_t *flow, const exporter_t *exporter, const flow_s
     cdef flow_domain_t *d
     for way in range(<u32>FLOW_WAYS):
         if ways.tag[way] == tag:
-            d = &flow.domains[flow_number(flow, first + way)]
+            d = &flow.domains[ways.way[way].number]
             if (d.domain == s.domain and d.kind == s.kind and d.exporter.port_be == exporter.port_be
                     and memcmp(d.exporter.address, exporter.address, 16) == 0):
-                return flow_number(flow, first + way)
+                return ways.way[way].number
     return 0
 
 
@@ -182,6 +181,8 @@ cdef inline void flow_evict(flow_t *flow, u32 number) noexcept nogil:
     memset(d, 0, sizeof(flow_domain_t))
     d.version = version
     d.head_version = head_version
+    d.next = flow.domain_free
+    flow.domain_free = number
     flow_write_end(&d.head_version)
     flow_write_end(&d.version)
     flow_less(&flow.counters.domains, 1)
@@ -189,14 +190,13 @@ cdef inline void flow_evict(flow_t *flow, u32 number) noexcept nogil:
 
 cdef inline u32 flow_rank(const flow_t *flow, u32 slot) noexcept nogil:
     """What it costs to evict what is in the slot: the least goes first. 0 = empty, FLOW_NEVER = it stays. Older is cheaper in a grade."""
-    cdef const flow_set_t *ways = &flow.sets[slot // FLOW_WAYS]
-    cdef u32 way = slot % FLOW_WAYS
-    cdef u32 age = flow.now_ms - ways.seen_ms[way]
-    if ways.tag[way] == 0:
+    cdef const flow_way_t *way = flow_way(flow, slot)
+    cdef u32 age = flow.now_ms - way.seen_ms
+    if flow.sets[slot // FLOW_WAYS].tag[slot % FLOW_WAYS] == 0:
         return 0
-    if ways.grade[way] == FLOW_GRADE_ESTABLISHED and age < flow.limit.idle_ms:
+    if way.grade == FLOW_GRADE_ESTABLISHED and age < flow.limit.idle_ms:
         return FLOW_NEVER
-    return ((<u32>ways.grade[way] + 1) << 28) - (age if age < 0x0FFFFFFF else 0x0FFFFFFF)
+    return ((way.grade + 1) << 28) - (age if age < 0x0FFFFFFF else 0x0FFFFFFF)
 
 
 cdef inline u32 flow_exporter_find(const flow_t *flow, const u8 *address, u16 port_be) noexcept nogil:
@@ -269,56 +269,69 @@ cdef inline u32 flow_way_for(flow_t *flow, u32 first) noexcept nogil:
             best = rank
             slot = first + way
     if slot != FLOW_NEVER and best:
-        flow_evict(flow, flow_number(flow, slot))
+        flow_evict(flow, flow_way(flow, slot).number)
         atomics_add(&flow.counters.evicted_domains, 1)
     return slot
+
+
+cdef inline u32 flow_domain_take(flow_t *flow) noexcept nogil:
+    """An empty domain; there are as many as slots, so one is always left."""
+    cdef u32 number = flow.domain_free
+    if number:
+        flow.domain_free = flow.domains[number].next
+        flow.domains[number].next = 0
+    else:
+        number = flow.domain_top + 1
+        atomic_store32(&flow.domain_top, number)
+    return number
 
 
 cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_seen_t *s, u64 hashed) noexcept nogil:
     """Makes an entry for a domain that flow_find() did not find; its number, 0 = refused (counted)."""
     cdef u32 owner = flow_exporter_find(flow, exporter.address, exporter.port_be)
     cdef u32 slot = FLOW_NEVER
+    cdef u32 number
     cdef flow_domain_t *d
-    cdef flow_set_t *ways
+    cdef flow_way_t *way
     if owner == 0 or flow_exporter_room(flow, owner):
         slot = flow_way_for(flow, (<u32>hashed & (flow.limit.sets - 1)) * FLOW_WAYS)
     if slot == FLOW_NEVER:
         atomics_add(&flow.counters.refused_domains, 1)
         return 0
-    ways = &flow.sets[slot // FLOW_WAYS]
-    ways.tag[slot % FLOW_WAYS] = <u32>(hashed >> 32) | 1
-    ways.seen_ms[slot % FLOW_WAYS] = flow.now_ms
-    ways.grade[slot % FLOW_WAYS] = 0
-    d = &flow.domains[flow_number(flow, slot)]
+    number = flow_domain_take(flow)
+    flow.sets[slot // FLOW_WAYS].tag[slot % FLOW_WAYS] = <u32>(hashed >> 32) | 1
+    way = flow_way(flow, slot)
+    way.number = number
+    way.seen_ms = flow.now_ms
+    way.grade = 0
+    d = &flow.domains[number]
     flow_write_begin(&d.head_version)
     d.slot = slot
     d.domain = s.domain
     d.kind = s.kind
     d.exporter = exporter[0]
     d.first_ns = d.seen_ns = flow.now_ns
-    flow_exporter_join(flow, flow_number(flow, slot))
+    flow_exporter_join(flow, number)
     flow_write_end(&d.head_version)
     atomics_add(&flow.counters.domains, 1)
-    return flow_number(flow, slot)
+    return number
 
 
 cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
-    """Evicts a domain that holds memory, the cheapest among the next few; never `spare`. False: all of these are established and active. Goes
-    by slots: by numbers it would meet nothing for long where few sets are full."""
+    """Evicts a domain that holds memory, the cheapest among the next few; never `spare`. False: all of these are established and active."""
     cdef u32 best = FLOW_NEVER
     cdef u32 victim = 0
-    cdef u32 _step, rank, number
+    cdef u32 _step, rank
     cdef flow_domain_t *d
     for _step in range(<u32>FLOW_RECLAIM_STEPS):
-        flow.hand = flow.hand + 1 if flow.hand + 1 < flow.domain_limit else 0
-        number = flow_number(flow, flow.hand)
-        d = &flow.domains[number]
-        if d.owner == 0 or number == spare or (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS] | d.state) == 0:
+        flow.hand = flow.hand + 1 if flow.hand < flow.domain_top else 1
+        d = &flow.domains[flow.hand]
+        if d.owner == 0 or flow.hand == spare or (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS] | d.state) == 0:
             continue
         rank = flow_rank(flow, d.slot)
         if rank < best:
             best = rank
-            victim = number
+            victim = flow.hand
     if victim == 0:
         return False
     flow_evict(flow, victim)

@@ -3,7 +3,7 @@
 Field tuples name the values of each `read()` in order. Addresses are network-order bytes: 4 (IPv4) or 16 (IPv6).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, final
 
 from typing_extensions import Buffer
@@ -259,14 +259,14 @@ class Plan:
     (index into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver
     that a rule names besides the pool gets one copy. told: indexes of Tx whose rules changed: when the plan is adopted
     they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
-    index, weight or length out of range."""
+    index, weight or length out of range. `rules` is gone through twice and not kept."""
 
     def __new__(
         cls,
         generation: int,
         sockets: Sequence[RxSocket],
         txs: Sequence[Tx],
-        rules: Sequence[tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]],
+        rules: Collection[tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]],
         pools: Sequence[tuple[int, int, Sequence[tuple[int, int]]]] = (),
         told: Sequence[int] = (),
     ) -> Plan: ...
@@ -282,14 +282,11 @@ class Worker:
 
     batch: datagrams a receive call, 1..BATCH_MAX. max_datagram: bytes kept of a datagram, 1..65535; longer ones are
     counted and dropped. sessions: capacity of the exporter cache, 1..2^24 (rounded up to a power of two).
-    send_buffer:
-    bytes, 1 or more, of each exporter's own socket (ENGINE_TRANSPARENT; 1024 sockets at most). packet_fd: the
-    AF_PACKET
-    socket of ENGINE_PACKET (SOCK_RAW, protocol 0, PACKET_VNET_HDR, non-blocking), owned by the caller and kept open
-    as
-    long as the worker runs; -1 = none: copies of that engine leave by their raw sockets. max_delay_us: microseconds a
-    worker that is not idle waits for more datagrams before it receives, 0..100000. Raises ValueError, MemoryError,
-    OSError (epoll, eventfd)."""
+    send_buffer: bytes, 1 or more, of each socket of ENGINE_TRANSPARENT (one an exporters' port, 16384 at most).
+    packet_fd: the AF_PACKET socket of ENGINE_PACKET (SOCK_RAW, protocol 0, PACKET_VNET_HDR, non-blocking), owned by
+    the caller and kept open as long as the worker runs; -1 = none: copies of that engine leave by their raw sockets.
+    max_delay_us: microseconds a worker that is not idle waits for more datagrams before it receives, 0..100000.
+    Raises ValueError, MemoryError, OSError (epoll, eventfd)."""
 
     def __new__(
         cls,

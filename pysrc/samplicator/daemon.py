@@ -81,10 +81,10 @@ def raise_descriptor_limit() -> int:
 
 def give_back_memory() -> None:
     """After a configuration was read: drops what is unreachable, has the kernel take back what malloc keeps for later
-    (malloc_trim(3), glibc only). What is left is not looked at by the collector until the next call.
+    (malloc_trim(3), glibc only). What is left the first time, modules above all, the collector never looks at again.
     """
-    gc.unfreeze()
     gc.collect()
-    gc.freeze()
+    if not gc.get_freeze_count():
+        gc.freeze()
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

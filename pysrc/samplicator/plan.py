@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from samplicator.config.address import ParsedSource
+from samplicator.config.model import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +190,21 @@ class PoolSpec:
 @dataclass(frozen=True, slots=True)
 class RuleSpec:
     """A rule: sources, listener indexes (None = all), receiver indexes (a standby right behind its primary), whether
-    later rules are skipped; text for people; pool indexes.
+    later rules are skipped; the rule as configured; pool indexes.
     """
 
     sources: tuple[ParsedSource, ...]
     listeners: tuple[int, ...] | None
     receivers: tuple[int, ...]
     stop: bool
-    text: str
+    written: Rule
     pools: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        names = ", ".join(self.written.to) or "nobody"
+        return f"{', '.join(self.written.from_) or 'everything'} -> {names}{' (stop)' if self.stop else ''}"
 
 
 @dataclass(frozen=True, slots=True)

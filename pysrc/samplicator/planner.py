@@ -80,7 +80,7 @@ def source_names_of(loaded: Loaded) -> dict[NameKey, Path]:
     """Every host name that a rule's `from` uses."""
     return {
         (source.host, source.family): ("rule", index, "from", number)
-        for index, sources in loaded.sources.items()
+        for index, sources in enumerate(loaded.sources)
         for number, source in enumerate(sources)
         if source.host
     }

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from samplicator import planner
+from samplicator.config.compact import load_compact
 from samplicator.config.diff import Diff, diff
 from samplicator.config.model import Loaded
 from samplicator.daemon import give_back_memory
@@ -127,7 +128,7 @@ class Reloader:
         loaded: Loaded | None = None
         changes = Diff()
         try:
-            loaded = self._load()
+            loaded = load_compact(self._load)
             changes = diff(self.loaded.config, loaded.config) if self.loaded else changes
             self._apply(loaded)
         except Exception as error:

@@ -55,9 +55,7 @@ def rule_specs(loaded: Loaded, resolved: Resolved) -> tuple[RuleSpec, ...]:
         receivers = tuple(dict.fromkeys(receiver_index[name] for name in names if name in receiver_index))
         receivers = shared.setdefault(receivers, receivers)
         pools = tuple(dict.fromkeys(pool_index[name] for name in rule.to if name in pool_index))
-        from_text = ", ".join(rule.from_) or "everything"
-        text = f"{from_text} -> {', '.join(rule.to) or 'nobody'}{' (stop)' if rule.stop else ''}"
-        specs.append(RuleSpec(sources, listeners, receivers, rule.stop, text, pools))
+        specs.append(RuleSpec(sources, listeners, receivers, rule.stop, rule, pools))
     return tuple(specs)
 
 

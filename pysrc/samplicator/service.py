@@ -25,6 +25,7 @@ import uvloop
 
 from samplicator import __version__, logs, sockets, startup
 from samplicator.config.address import address_text, endpoint_text
+from samplicator.config.compact import load_compact
 from samplicator.config.model import Loaded
 from samplicator.daemon import Background, give_back_memory, raise_descriptor_limit, remove_pid_file, write_pid_file
 from samplicator.errors import ConfigError
@@ -75,7 +76,7 @@ def run_service(load: Callable[[], Loaded], *, options: Options | None = None) -
     chosen = options or Options()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     try:
-        loaded = load()
+        loaded = load_compact(load)
     except (ConfigError, OSError) as error:
         return _refuse(problems_of(error, None), 1 if chosen.legacy or isinstance(error, OSError) else 2)
     background = Background() if chosen.background else None

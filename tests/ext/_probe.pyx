@@ -86,7 +86,12 @@ def session(Worker worker not None, bytes address not None, int port, int listen
 def session_numbers(Worker worker not None):
     """(used, misses, evictions, capacity)."""
     cdef session_cache_t *cache = &worker.w.sessions
-    return cache.used, cache.misses, cache.evictions, (cache.set_mask + 1) * SESSION_WAYS
+    return cache.used, cache.misses, cache.evictions, (cache.set_limit + 1) * SESSION_WAYS
+
+
+def session_places(Worker worker not None):
+    """How many entries are in use now, of those that there can be."""
+    return (worker.w.sessions.set_mask + 1) * SESSION_WAYS
 
 
 def session_batch(Worker worker not None, u32 now):

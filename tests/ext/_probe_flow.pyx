@@ -9,7 +9,7 @@ cimport cython
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from atomics cimport atomic_load64
+from atomics cimport atomic_load32, atomic_load64
 from batch cimport exporter_t
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory

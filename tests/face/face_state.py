@@ -224,7 +224,7 @@ def make_state(*, zero: bool = False, **changes: Any) -> ServiceState:
     values: dict[str, Any] = {
         "supervisor": FakeSupervisor(make_readings(zero=zero)),
         "reloader": FakeReloader(),
-        "loaded": Loaded(Config(), {}, files=("a.toml",), text_hash="ab" * 32),
+        "loaded": Loaded(Config(), (), files=("a.toml",), text_hash="ab" * 32),
         "started_unix": time.time() - 60,
         "version": "9.9.9",
         "ready": lambda: (True, "ok"),

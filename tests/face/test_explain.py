@@ -48,7 +48,7 @@ rules = st.lists(
 
 def plan_of(rule_tables: list[dict[str, object]]) -> PlanSpec:
     config = Config.model_validate({"listener": LISTENERS, "receiver": RECEIVERS, "pool": POOLS, "rule": rule_tables})
-    loaded = Loaded(config, {index: sources_of(rule) for index, rule in enumerate(config.rule)})
+    loaded = Loaded(config, tuple(sources_of(rule) for rule in config.rule))
     return compile(loaded, {}, Capabilities(net_raw=True))
 
 

@@ -52,6 +52,24 @@ def test_bounded_under_forged_sources() -> None:
     assert hits > 3000, "the exporters that come back are still known"
 
 
+def test_grows_instead_of_evicting() -> None:
+    """Begins small, doubles when a set is full, and only at its bound does it evict."""
+    worker = _probe.Worker(batch=1, sessions=131072)
+    assert _probe.session_places(worker) == 4096
+    for _ in range(8):  # each doubling forgets all
+        for n in range(10_000):
+            assert _probe.session(worker, forged(n * 7), 2055, 0, n)[1] == n
+    assert all(_probe.session(worker, forged(n * 7), 2055, 0, 0) == (True, n) for n in range(10_000))
+    assert _probe.session_numbers(worker)[2] == 0
+    assert 16384 <= _probe.session_places(worker) <= 131072
+    for n in range(400_000):
+        _probe.session(worker, forged(n * 7), 2055, 0, n)
+    used, _, evictions, capacity = _probe.session_numbers(worker)
+    assert _probe.session_places(worker) == capacity == 131072
+    assert used <= capacity
+    assert evictions > 200_000
+
+
 def test_least_recently_seen_goes_first() -> None:
     worker = _probe.Worker(batch=1, sessions=8)
     for n in range(8):

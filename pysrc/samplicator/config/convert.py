@@ -88,7 +88,7 @@ def _text(value: str) -> str:
 
 
 def _rule(loaded: Loaded, index: int, rule: Rule) -> Iterable[str]:
-    sources = loaded.sources.get(index, ())
+    sources = loaded.sources[index]
     if loaded.origin == "legacy":
         file, line = loaded.locate(("rule", index))
         yield _comment(f"{file}:{line}" if line else f"{file}: every exporter")

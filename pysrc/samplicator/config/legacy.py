@@ -276,7 +276,9 @@ class _Reading:
         for finding in (*check_loops(config.listener, config.receiver), *check_ipfix(config.listener, config.receiver)):
             self.warnings.append(_warning(finding, config, locate))
         digest = hashlib.sha256("\0".join(argv).encode("utf-8", "backslashreplace") + b"\0" + self.digest)
-        return Loaded(config, build.sources, self.warnings, tuple(self.files), digest.hexdigest(), "legacy", locate)
+        return Loaded(
+            config, tuple(build.sources), self.warnings, tuple(self.files), digest.hexdigest(), "legacy", locate
+        )
 
     def checked(self, model: type[T], values: dict[str, object]) -> T | None:
         try:

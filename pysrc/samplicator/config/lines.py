@@ -8,6 +8,7 @@ by config.toml. Never raises.
 from __future__ import annotations
 
 import re
+import zlib
 from contextlib import suppress
 
 Path = tuple[str | int, ...]
@@ -23,16 +24,19 @@ _ESCAPES = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b", 
 
 
 class Lines:
-    """Line numbers, 1-based, of the values of one text."""
+    """Line numbers, 1-based, of the values of one text; kept packed, since it is rarely asked for."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self._packed = zlib.compress(text.encode("utf-8", "surrogatepass"), 1)
         self._known: dict[Path, int] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_packed": self._packed, "_known": None}
 
     def of(self, path: Path) -> int:
         """The line of a value, or of the nearest enclosing one; 0 when nothing encloses it."""
         if self._known is None:
-            self._known = _Walk(self._text).walk()
+            self._known = _Walk(zlib.decompress(self._packed).decode("utf-8", "surrogatepass")).walk()
         for length in range(len(path), 0, -1):
             if path[:length] in self._known:
                 return self._known[path[:length]]

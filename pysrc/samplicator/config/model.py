@@ -386,7 +386,7 @@ class Config(Table):
 class Loaded:
     """What a loader returns: a configuration that passed every check, and where it came from.
 
-    sources: index of a rule -> its parsed sources (EVERYTHING alone when `from` is left out). warnings: in file order.
+    sources: of each rule, parsed (EVERYTHING alone when `from` is left out). warnings: in file order.
     files: files read, as given. text_hash: hex sha256 of what was read (for a command line: the arguments too).
     locate: path of a value -> (file, line), so that later stages can report it; line 0 when there is none. Answers for
     the nearest enclosing value when the very one has no line; slow on its first call, so call it only when there is a
@@ -394,7 +394,7 @@ class Loaded:
     """
 
     config: Config
-    sources: dict[int, tuple[ParsedSource, ...]]
+    sources: tuple[tuple[ParsedSource, ...], ...]
     warnings: list[Problem] = field(default_factory=list)
     files: tuple[str, ...] = ()
     text_hash: str = ""
@@ -413,7 +413,7 @@ def dotted(path: Path) -> str:
 
 
 def sources_of(rule: Rule) -> tuple[ParsedSource, ...]:
-    """`Loaded.sources` of a rule as TOML means it."""
+    """The entry of `Loaded.sources` for a rule as TOML means it."""
     return tuple(parse_source(text) for text in rule.from_) or (EVERYTHING,)
 
 

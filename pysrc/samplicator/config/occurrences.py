@@ -60,7 +60,7 @@ class Occurrences:
     def __init__(self, rules: list[LegacyRule]) -> None:
         self.receivers: list[Receiver] = []
         self.rules: list[Rule] = []
-        self.sources: dict[int, tuple[ParsedSource, ...]] = {}
+        self.sources: list[tuple[ParsedSource, ...]] = []
         self.places: dict[Path, tuple[str, int]] = {}
         self.names: dict[str, int] = {}
         self.groups: dict[LegacyReceiver, list[_Group]] = {}
@@ -75,7 +75,7 @@ class Occurrences:
         everything = rule.source.any
         names = {"to": [self.receivers[index].name for index in to]}
         self.rules.append(Rule.model_validate(names if everything else {"from": [rule.source.text], **names}))
-        self.sources[number] = (EVERYTHING if everything else rule.source,)
+        self.sources.append((EVERYTHING if everything else rule.source,))
         self.places[("rule", number)] = (rule.file, rule.line)
 
     def receiver(self, receiver: LegacyReceiver, rule: LegacyRule) -> int:

@@ -84,7 +84,7 @@ def parse_toml(data: bytes, path: str) -> Loaded:
         raise ConfigError(errors, warnings)
     return Loaded(
         config=reader.config(),
-        sources=reader.draft.sources,
+        sources=tuple(reader.draft.sources.values()),
         warnings=warnings,
         files=(path,),
         text_hash=hashlib.sha256(data).hexdigest(),

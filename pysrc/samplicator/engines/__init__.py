@@ -9,7 +9,8 @@ and never decide what runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from samplicator import _fastpath
@@ -21,6 +22,7 @@ from samplicator.plan import PlanSpec, PoolSpec, ReceiverSpec, RuleSpec
 from samplicator.readings import add_up
 
 __all__ = [
+    "FastRules",
     "Intake",
     "ListenerState",
     "Path",
@@ -32,7 +34,6 @@ __all__ = [
     "add_up",
     "dry_plan",
     "fast_pools",
-    "fast_rules",
     "ids",
     "meets",
     "receiver_key",
@@ -44,19 +45,31 @@ FastPool = tuple[int, int, Sequence[tuple[int, int]]]
 FastRule = tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]
 
 
-def fast_rules(rules: Sequence[RuleSpec], receivers: int, slots: Mapping[int, int] | None = None) -> list[FastRule]:
-    """Rules as a Plan wants them. receivers: their number, which the numbers of pools follow. slots: listener index of
-    the plan -> index the sockets carry; None = the same.
+@dataclass(frozen=True, slots=True)
+class FastRules(Collection[FastRule]):
+    """Rules as a Plan wants them, each made when it is asked for: there may be tens of thousands. receivers: their
+    number, which the numbers of pools follow. slots: listener index of the plan -> index the sockets carry; None = the
+    same.
     """
-    return [
-        (
-            [(source.family, source.address, source.mask) for source in rule.sources],
-            None if rule.listeners is None else [slots[i] if slots else i for i in rule.listeners],
-            (*rule.receivers, *(receivers + pool for pool in rule.pools)),
-            rule.stop,
-        )
-        for rule in rules
-    ]
+
+    rules: Sequence[RuleSpec]
+    receivers: int
+    slots: Mapping[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def __contains__(self, rule: object) -> bool:
+        return any(rule == one for one in self)
+
+    def __iter__(self) -> Iterator[FastRule]:
+        for rule in self.rules:
+            yield (
+                [(source.family, source.address, source.mask) for source in rule.sources],
+                None if rule.listeners is None else [self.slots[i] if self.slots else i for i in rule.listeners],
+                (*rule.receivers, *(self.receivers + pool for pool in rule.pools)),
+                rule.stop,
+            )
 
 
 def fast_pools(pools: Sequence[PoolSpec], ids: Mapping[str, int]) -> list[FastPool]:
@@ -67,7 +80,7 @@ def fast_pools(pools: Sequence[PoolSpec], ids: Mapping[str, int]) -> list[FastPo
 def dry_plan(spec: PlanSpec) -> Plan:
     """A plan that is never published: for `route()` on a configuration that does not run. Opens nothing."""
     pools = fast_pools(spec.pools, {pool.name: number for number, pool in enumerate(spec.pools, 1)})
-    rules = fast_rules(spec.rules, len(spec.receivers))
+    rules = FastRules(spec.rules, len(spec.receivers))
     return Plan(0, [], [_dry_tx(receiver) for receiver in spec.receivers], rules, pools)
 
 

@@ -18,6 +18,7 @@ from samplicator import ring, sockets
 from samplicator._fastpath import Plan, TxCounters, Worker
 from samplicator.config.address import endpoint_text
 from samplicator.engines import (
+    FastRules,
     Intake,
     ListenerState,
     Path,
@@ -27,7 +28,6 @@ from samplicator.engines import (
     Standing,
     Way,
     fast_pools,
-    fast_rules,
     meets,
     receiver_key,
     socket_key,
@@ -142,7 +142,7 @@ class Build:
         templates of exporters new to them.
         """
         slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
-        rules = fast_rules(self.spec.rules, len(self.spec.receivers), slots)
+        rules = FastRules(self.spec.rules, len(self.spec.receivers), slots)
         pools = fast_pools(self.spec.pools, self.pool_ids)
         states = [self.receivers[receiver.name] for receiver in self.spec.receivers]
         held_back = set(without)
