@@ -21,7 +21,6 @@ from matrix import RELAYS, TRAFFICS, Case, Relay
 RECEIVE_BUFFER = 512 << 20  # a drain's whole fill
 RECEIVE_BUFFER_PACED = 64 << 20  # samplicator's default: loss must not hide in a queue of seconds
 POLL_S = 0.002
-POLL_SHARED_S = 0.01  # where the relay has this script's CPU as well: looking costs a millisecond
 SETTLE_S = 0.1
 
 
@@ -204,26 +203,28 @@ def fill(lab: Lab, case: Case, relay: Process) -> dict:
 def release(lab: Lab, relay: Process, expected: int) -> dict:
     """Lets the relay run until all has left it (`expected` payload bytes), or nothing more does for three seconds.
 
-    Returns CPU time and wall time up to its last copy.
+    Returns CPU time and wall time up to its last copy. Where the relay has this script's CPU as well, only what is
+    cheap is looked at until all has left.
     """
+    shared = "," in relay.cpus
     before, base = relay.cpu_ns(), lab.witness.device_bytes("c0")
-    samples: list[tuple[float, int, dict[int, int]]] = []
+    samples: list[tuple[float, int, dict[int, int] | None]] = []
     start = time.monotonic()
     relay.signal(signal.SIGCONT)
     last_change, seen = start, base
     while True:
-        time.sleep(POLL_SHARED_S if "," in relay.cpus else POLL_S)
-        now, arrived, cpu = time.monotonic(), lab.witness.device_bytes("c0"), relay.cpu_ns()
-        samples.append((now, arrived, cpu))
+        time.sleep(POLL_S)
+        now, arrived = time.monotonic(), lab.witness.device_bytes("c0")
+        samples.append((now, arrived, None if shared and arrived - base < expected else relay.cpu_ns()))
         if arrived != seen:
             seen, last_change = arrived, now
         done = seen - base >= expected and relay.udp_queue(LISTEN_PORT)[1] == 0
         if now - last_change > (SETTLE_S if done else 3) or not relay.alive():
             break
-    # The first sample at which all had left, and one more: the relay has gone to sleep by then.
+    # The first sample at which all had left; for the CPU time one more: the relay has gone to sleep by then.
     index = next(i for i, sample in enumerate(samples) if sample[1] == seen)
-    at, _, cpu = samples[min(index + 1, len(samples) - 1)]
-    return {**cpu_spent(relay, before, cpu), "wall_s": round(at - start, 4)}
+    cpu = samples[min(index + 1, len(samples) - 1)][2] or relay.cpu_ns()
+    return {**cpu_spent(relay, before, cpu), "wall_s": round(samples[index][0] - start, 4)}
 
 
 def cpu_spent(process: Process, before: dict[int, int], after: dict[int, int]) -> dict:
