@@ -382,6 +382,10 @@ class Config(Table):
     rule: list[Rule] = Field(default=[], description="Which copies are made.")
 
 
+def _nowhere(path: Path) -> tuple[str, int]:  # a lambda cannot be pickled (config.compact)
+    return "", 0
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What a loader returns: a configuration that passed every check, and where it came from.
@@ -399,7 +403,7 @@ class Loaded:
     files: tuple[str, ...] = ()
     text_hash: str = ""
     origin: Literal["toml", "legacy"] = "toml"
-    locate: Callable[[Path], tuple[str, int]] = lambda path: ("", 0)
+    locate: Callable[[Path], tuple[str, int]] = _nowhere
 
     def problem(self, path: Path, why: str) -> Problem:
         """A Problem about the value at `path`."""
