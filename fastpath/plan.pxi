@@ -137,7 +137,7 @@ cdef class Plan:
         cdef plan_t *p = &self.work.routing
         cdef rule_t *rule
         cdef u32 r, k, used = 0
-        cdef size_t named = 0
+        cdef Py_ssize_t named = 0
         cdef bytes address, mask           # TypeError for anything else
         cdef dict groups = {}
         p.rule_count = len(rules)
