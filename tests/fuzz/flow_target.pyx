@@ -18,7 +18,7 @@ from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_du
 from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_next, flow_replay_t
 from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
-from flow.table cimport flow_number
+from flow.table cimport flow_way
 from uapi.net cimport u8, u32, u64
 
 cdef extern from "<stdlib.h>" nogil:
@@ -82,9 +82,21 @@ cdef void target_check(flow_t *flow) noexcept nogil:
     cdef u32 number, which, i, slot
     cdef flow_domain_t *d
     for slot in range(flow.domain_limit):
-        number = flow_number(flow, slot)
+        if flow.sets[slot // 16].tag[slot % 16]:
+            number = flow_way(flow, slot).number
+            target_require(0 < number and number <= flow.domain_top and flow.domains[number].owner and flow.domains[number].slot == slot)
+            domains += 1
+    target_require(domains == flow.counters.domains)
+    i = flow.domain_free
+    while i:                               # used and given back are all that were given out
+        target_require(i <= flow.domain_top and flow.domains[i].owner == 0 and domains < flow.domain_top)
+        domains += 1
+        i = flow.domains[i].next
+    target_require(domains == flow.domain_top and domains <= flow.domain_limit)
+    domains = 0
+    for number in range(1, flow.domain_limit + 1):
         d = &flow.domains[number]
-        target_require((d.version | d.head_version) % 2 == 0 and (d.owner != 0) == (flow.sets[slot // 16].tag[slot % 16] != 0))
+        target_require((d.version | d.head_version) % 2 == 0)
         if d.owner == 0:
             target_require(d.first[0] == 0 and d.first[1] == 0 and d.state == 0)
             continue
