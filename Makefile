@@ -1,5 +1,5 @@
 # The entry points. `make run` and `make test` are all that a newcomer needs: both install what is missing (with apt when root;
-# otherwise they say what is missing and stop), build into .venv and do nothing twice.
+# otherwise they print the command that installs it, and stop), build into .venv and do nothing twice.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -23,17 +23,21 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
 
 TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
-	systemd man-db groff mandoc libcap2-bin util-linux
+	systemd man-db groff mandoc libcap2-bin util-linux clang
 
-.PHONY: all run build install test lint asan fuzz tools bench clean build-needs test-needs
+.PHONY: all run build install uninstall test lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:
 
 all: build
 
 # ---- run
 
-run: build
+run: announce build
+	@echo "Running the demo for ten seconds: a relay, four exporters and two receivers on loopback"
 	@$(BIN)/samplicator demo
+
+announce:
+	@[ -e $(STAMPS)/ext ] || echo "Building into $(V) first: packages, then the datapath. This takes about a minute."
 
 # ---- build
 
@@ -54,8 +58,8 @@ endef
 define install_missing
 if [ -n "$$missing" ]; then \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "Missing packages (Debian names). Install them and run make again:" >&2; \
-		for package in $$missing; do echo "    $$package" >&2; done; exit 1; \
+		echo "Packages are missing. Install them (Debian names), then run make again:" >&2; \
+		echo "    sudo apt-get install -y --no-install-recommends$$missing" >&2; exit 1; \
 	fi; \
 	policy=/usr/sbin/policy-rc.d; \
 	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; fi; \
@@ -106,16 +110,49 @@ $(STAMPS)/ext-probe: $(SOURCES) $(PROBE_SOURCES) setup.py pyproject.toml $(STAMP
 
 # ---- install: the program into PREFIX, unit, sysctl drop-in, man pages and (if there is none) a first configuration
 
-install: build-needs
+COMMANDS := samplicator samplicate
+UNIT := /etc/systemd/system/samplicator.service
+SYSCTL := /etc/sysctl.d/60-samplicator.conf
+
+# $(1): the target. What it writes belongs to root.
+define need_root
+[ "$$(id -u)" = 0 ] || { echo "make $(1) writes to $(PREFIX), /etc and /usr/local: run it as root (sudo make $(1))" >&2; exit 1; }
+endef
+
+install:
+	@$(call need_root,install)
+	@[ -e $(PREFIX)/pyvenv.cfg ] || [ -z "$$(ls -A $(PREFIX) 2>/dev/null)" ] || \
+		{ echo "PREFIX=$(PREFIX) has other files in it; name a folder of its own, as PREFIX=/opt/samplicator" >&2; exit 1; }
+	@$(MAKE) --no-print-directory build-needs
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/python -m pip install -q --disable-pip-version-check .
-	for name in samplicator samplicate; do ln -sf $(PREFIX)/bin/$$name /usr/local/bin/$$name; done
+	for name in $(COMMANDS); do ln -sf $(PREFIX)/bin/$$name /usr/local/bin/$$name; done
 	for page in deploy/man/*.8; do install -D -m 644 -t /usr/local/share/man/man8 $$page; done
 	install -D -m 644 -t /usr/local/share/man/man5 deploy/man/samplicator.toml.5
-	install -D -m 644 -t /etc/systemd/system deploy/systemd/samplicator.service
-	install -D -m 644 -t /etc/sysctl.d deploy/systemd/60-samplicator.conf
+	install -D -m 644 deploy/systemd/samplicator.service $(UNIT)
+	sed -i 's,/opt/samplicator/,$(PREFIX)/,' $(UNIT)
+	install -D -m 644 deploy/systemd/60-samplicator.conf $(SYSCTL)
 	[ -e /etc/samplicator/samplicator.toml ] || install -D -m 644 -t /etc/samplicator deploy/samplicator.toml
-	@echo "Edit /etc/samplicator/samplicator.toml, then: sysctl --system; systemctl enable --now samplicator"
+	@sysctl -q -p $(SYSCTL) || echo "The limits of $(SYSCTL) could not be set now; they hold from the next boot on." >&2
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
+	if systemctl -q is-active samplicator 2>/dev/null; then \
+		echo "samplicator is installed, but the old code still runs. To change over: systemctl restart samplicator"; \
+	else \
+		echo "samplicator is installed. Edit /etc/samplicator/samplicator.toml, then: systemctl enable --now samplicator"; \
+	fi
+
+# The configuration stays: it is the operator's.
+uninstall:
+	@$(call need_root,uninstall)
+	@if [ -d /run/systemd/system ]; then systemctl -q disable --now samplicator 2>/dev/null || true; fi
+	rm -f $(UNIT) $(SYSCTL)
+	for name in $(COMMANDS); do \
+		[ "$$(readlink /usr/local/bin/$$name)" != $(PREFIX)/bin/$$name ] || rm -f /usr/local/bin/$$name; \
+	done
+	for page in deploy/man/*; do rm -f /usr/local/share/man/man$${page##*.}/$${page##*/}; done
+	[ ! -e $(PREFIX)/bin/samplicator ] || [ ! -e $(PREFIX)/pyvenv.cfg ] || rm -rf $(PREFIX)
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "samplicator is removed. Its configuration is left in /etc/samplicator."
 
 # ---- test
 
@@ -127,8 +164,15 @@ for package in $(TEST_PACKAGES); do \
 done
 endef
 
+# libFuzzer comes apart from the compiler, in a package that is named by the compiler's release.
+define find_fuzz_needs
+missing=; package=libclang-rt-$$(clang -dumpversion 2>/dev/null | cut -d. -f1)-dev; \
+[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || missing=" $$package"
+endef
+
 test-needs: build-needs
 	@$(find_test_needs); $(install_missing)
+	@$(find_fuzz_needs); $(install_missing)
 
 $(STAMPS)/test-tools: pyproject.toml | $(EXT)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from samplicator.config.address import MAPPED, ParsedSource
 from samplicator.config.convert import to_toml
 from samplicator.config.legacy import parse_command_line
-from samplicator.config.model import Config, Loaded, sources_of
+from samplicator.config.model import Config, Loaded, Service, sources_of
 from samplicator.config.rulefile import Settings, parse_rules
 from samplicator.config.toml import parse_toml
 from samplicator.errors import ConfigError, Problem
@@ -97,9 +97,15 @@ def test_good_configurations_round_trip(config: Config) -> None:
 
 
 def alive(loaded: Loaded) -> Config:
-    """The configuration without the rules that can never match: TOML refuses those, convert makes comments of them."""
+    """The configuration without the rules that can never match: TOML refuses those, convert makes comments of them.
+    Converted from samplicate it has the pages and the control socket that samplicate does not have.
+    """
     rules = [rule for index, rule in enumerate(loaded.config.rule) if not any(s.never for s in loaded.sources[index])]
-    return loaded.config.model_copy(update={"rule": rules})
+    update: dict[str, object] = {"rule": rules}
+    if loaded.origin == "legacy":
+        opened = {key: Service.model_fields[key].default for key in ("http", "control")}
+        update["service"] = loaded.config.service.model_copy(update=opened)
+    return loaded.config.model_copy(update=update)
 
 
 def check_round_trip(loaded: Loaded) -> None:
@@ -196,3 +202,17 @@ def test_convert_comments_out_what_never_matches() -> None:
     assert '# from = ["10.1.2.3/24"]' in text
     assert "perhaps 10.1.2.0/24 was meant" in text
     assert "# f:1" in text
+
+
+def test_convert_of_a_rule_file_alone_says_what_is_missing() -> None:
+    loaded = legacy(["10.0.0.0/8: 192.0.2.1/9"])
+    assert "samplicator convert -- -S -p 2055 -c RULEFILE" in to_toml(loaded, rules_only=True)
+    assert "convert --" not in to_toml(loaded)
+
+
+def test_convert_leaves_pages_and_control_socket_on() -> None:
+    """The commands that the manual names work with a converted file; how to switch them off stands in a comment."""
+    text = to_toml(legacy(["10.0.0.0/8: 192.0.2.1/9"]))
+    service = parse_toml(text.encode(), "again").config.service
+    assert (service.http, service.control) == (Service().http, Service().control)
+    assert '# http = ""' in text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,17 +39,20 @@ def test_what_is_copied_is_not_ignored() -> None:
 
 
 @pytest.fixture
-def launcher(tmp_path: Path) -> Path:
-    """The launcher, built to become `grep CapEff`: it shows what the daemon would be allowed to do."""
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents:
-        if parent.owner() == tmp_path.owner() and parent.name.startswith("pytest"):
-            parent.chmod(0o755)
-    program = tmp_path / "launcher"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", '-DPROGRAM="/bin/grep"']
-    done = run("gcc", *flags, "-o", program, DEPLOY / "docker" / "launcher.c")
-    assert done.returncode == 0, said(done)
-    return program
+def launcher() -> Iterator[Path]:
+    """The launcher, built to become `grep CapEff`: it shows what the daemon would be allowed to do. It lies where file
+    capabilities count: Debian 13 mounts /tmp with nosuid, which makes them void (mount(8)).
+    """
+    places = [Path(tempfile.gettempdir()), Path("/var/tmp"), ROOT / "build"]
+    place = next((p for p in places if p.is_dir() and not os.statvfs(p).f_flag & os.ST_NOSUID), None)
+    assert place is not None, f"file capabilities are void (nosuid) in all of {', '.join(map(str, places))}"
+    with tempfile.TemporaryDirectory(prefix="launcher-", dir=place) as folder:
+        Path(folder).chmod(0o755)
+        program = Path(folder) / "launcher"
+        flags = ["-O2", "-Wall", "-Wextra", "-Werror", '-DPROGRAM="/bin/grep"']
+        done = run("gcc", *flags, "-o", program, DEPLOY / "docker" / "launcher.c")
+        assert done.returncode == 0, said(done)
+        yield program
 
 
 def start(launcher: Path, bounding: str) -> str:

@@ -58,7 +58,7 @@ to = ["nfdum"]
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "40"}  # which must not matter
     return subprocess.run(
-        [sys.executable, "-m", "samplicator.cli", *words], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-m", "samplicator", *words], capture_output=True, text=True, timeout=60, env=environment
     )
 
 
@@ -220,8 +220,8 @@ def test_convert_gives_what_check_accepts(write: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["convert"], "want a rule file, or -- and the samplicate options"),
-        (["convert", "rules", "--", "-S"], "want a rule file, or -- and the samplicate options"),
+        (["convert"], "name a rule file, or write -- and the samplicate options"),
+        (["convert", "rules", "--", "-S"], "name a rule file, or write -- and the samplicate options"),
         (["convert", "missing"], "missing"),
         (["convert", "--", "-h"], "make no configuration"),
         (["convert", "--", "1.2.3.4/9000/0"], "frequency"),
@@ -358,7 +358,8 @@ def test_a_socket_one_may_not_use_says_whose_it_is(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     sock.close()
-    assert "not permitted: it belongs to user root, group root, mode 660" in done.stdout, done.stderr
+    wanted = f"permission denied: {path} belongs to user root, group root, mode 660; run this with sudo"
+    assert wanted in done.stdout, done.stderr
 
 
 def test_columns_line_up() -> None:

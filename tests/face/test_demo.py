@@ -158,7 +158,7 @@ def test_verdict_reads_series_as_they_are_rendered() -> None:
 
 
 def demo(*words: str) -> list[str]:
-    return [sys.executable, "-m", "samplicator.cli", "demo", *words]
+    return [sys.executable, "-m", "samplicator", "demo", *words]
 
 
 def left_behind() -> list[str]:

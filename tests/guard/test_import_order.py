@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"service"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 USES_FASTPATH = {"supervisor", "engines", "metrics"}
 THIRD_PARTY: dict[str, set[str]] = {

@@ -2,7 +2,7 @@
 
 Purpose: arguments to a call and an exit status, texts for people. Invariants: importing this package and answering
 --help or --version imports nothing heavy (no pydantic, aiohttp, rich, compiled module): each command imports what it
-needs when it runs. Called by the console scripts and by `python -m samplicator.cli`. It must never decide anything
+needs when it runs. Called by the console scripts and by `python -m samplicator`. It must never decide anything
 the library should decide.
 """
 

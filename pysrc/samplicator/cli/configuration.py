@@ -202,7 +202,8 @@ def convert(options: Namespace) -> int:
 
     if (options.rule_file is None) == (options.passed_on is None):
         print(
-            "error: want a rule file, or -- and the samplicate options; see samplicator convert --help", file=sys.stderr
+            "error: name a rule file, or write -- and the samplicate options; see samplicator convert --help",
+            file=sys.stderr,
         )
         return 2
     words = options.passed_on if options.passed_on is not None else ["-c", options.rule_file]
@@ -215,7 +216,15 @@ def convert(options: Namespace) -> int:
         print("error: -h and --version make no configuration", file=sys.stderr)
         return 2
     _report((), map(str, parsed.loaded.warnings))
-    sys.stdout.write(to_toml(parsed.loaded))
+    rules_only = options.rule_file is not None
+    if rules_only:
+        print(
+            "warning: a rule file does not say where samplicate listens and whether it spoofs: the result listens on "
+            "port 2000 and does not spoof. Give the options of the old command line too: samplicator convert -- "
+            f"OPTIONS -c {options.rule_file}",
+            file=sys.stderr,
+        )
+    sys.stdout.write(to_toml(parsed.loaded, rules_only=rules_only))
     return 0
 
 

@@ -6,6 +6,7 @@ anything but by asking the daemon to.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -62,7 +63,7 @@ def request(path: str, method: str, page: str, *, timeout: float = 10.0) -> tupl
     except FileNotFoundError:
         why = "there is no such socket: is the daemon running, with service.control set to this path?"
     except PermissionError:
-        why = f"not permitted: {_owner(path)}; run this as root or as a member of that group"
+        why = f"permission denied: {_owner(path)}"
     except ConnectionRefusedError:
         why = "nobody answers there: left over by a daemon that is gone"
     except TimeoutError:
@@ -88,18 +89,27 @@ def get_json(path: str, page: str) -> Any:
 
 
 def _owner(path: str) -> str:
-    import grp
-
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return "the directory is closed to this user"
+    """Whose the socket is and what to do. Where its folder is closed to this user, it is about the folder."""
+    facts = None
+    for place in (path, os.path.dirname(os.path.abspath(path))):
+        with contextlib.suppress(OSError):
+            facts = os.stat(place)
+            break
+    if facts is None:
+        return "run this with sudo"
     try:
         user = pwd.getpwuid(facts.st_uid).pw_name
     except KeyError:
         user = str(facts.st_uid)
+    group = _group(facts.st_gid)
+    text = f"{place} belongs to user {user}, group {group}, mode {facts.st_mode & 0o777:o}; run this with sudo"
+    return f"{text} or as a member of group {group}" if facts.st_gid else text
+
+
+def _group(gid: int) -> str:
+    import grp
+
     try:
-        group = grp.getgrgid(facts.st_gid).gr_name
+        return grp.getgrgid(gid).gr_name
     except KeyError:
-        group = str(facts.st_gid)
-    return f"it belongs to user {user}, group {group}, mode {facts.st_mode & 0o777:o}"
+        return str(gid)

@@ -31,10 +31,23 @@ first steps:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps examples as they are, on lines of a fixed width: the output does not depend on the terminal."""
+    """Keeps examples as they are, with lines and columns of a fixed width: the output depends neither on the terminal
+    nor on the release of Python (3.13 counts the width of commands otherwise).
+    """
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
+        super().__init__(prog, max_help_position=26, width=100)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length = self._max_help_position
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`-c, --config FILE`, as Python 3.13 writes it; older releases name FILE twice."""
+        text = super()._format_action_invocation(action)
+        if action.option_strings and action.nargs != 0:
+            text = f"{', '.join(action.option_strings)} {text.rsplit(' ', 1)[1]}"
+        return text
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -10,28 +10,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from samplicator.config.address import size_text
-from samplicator.config.model import Loaded, Rule, Table
+from samplicator.config.model import Loaded, Rule, Service, Table
 
 SIZES = ("receive_buffer", "send_buffer", "ring_buffer", "flow_memory")
 LINE_LENGTH = 110
-OFF = (
-    "# samplicate opened nothing but its UDP sockets. Without these two lines: metrics and status pages on",
-    "# 127.0.0.1:9420, and the local socket that `samplicator status` and `samplicator reload` use.",
+SERVICE = (
+    "# samplicate opened nothing but its UDP sockets. Here metrics and status pages are on 127.0.0.1:9420, and",
+    "# `samplicator status` and `samplicator reload` use a local socket. To switch both off:",
+    "# [service]",
+    '# http = ""',
+    '# control = ""',
+)
+LISTENS = (
+    "# The rule file does not say where samplicate listens and whether it spoofs: its options do. This is what it does",
+    "# without any. With others (-p, -s, -S, -n, -b, receivers), convert the whole command line:",
+    "#   samplicator convert -- -S -p 2055 -c RULEFILE",
 )
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
 
 
-def to_toml(loaded: Loaded) -> str:
-    """The file, ending in a newline."""
+def to_toml(loaded: Loaded, *, rules_only: bool = False) -> str:
+    """The file, ending in a newline. rules_only: a rule file was given without the options of its command line; the
+    file then says what is missing.
+    """
     config = loaded.config
     lines = list(_head(loaded))
-    for name, table in (("service", config.service), ("datapath", config.datapath)):
+    if rules_only:
+        lines += ["#", *LISTENS]
+    service = config.service
+    if loaded.origin == "legacy" and not (service.http or service.control):
+        lines += ["", *SERVICE]
+        service = service.model_copy(update={"http": Service().http, "control": Service().control})
+    for name, table in (("service", service), ("datapath", config.datapath)):
         changed = list(_changed(table))
         if changed:
             lines += ["", f"[{name}]", *changed]
-    if loaded.origin == "legacy" and not (config.service.http or config.service.control):
-        at = lines.index("[service]")  # it is there: off is not the default
-        lines[at:at] = OFF
     for listener in config.listener:
         lines += ["", "[[listener]]", *_changed(listener)]
     for receiver in config.receiver:

@@ -82,7 +82,7 @@ class Daemon:
         """Starts it and waits until it is ready. Raises Failed with what it said."""
         with (self.directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "samplicator.cli", "run", "-c", str(self.config)],
+                [sys.executable, "-m", "samplicator", "run", "-c", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,8 +1,0 @@
-"""`python -m samplicator.cli`: the `samplicator` command of this very interpreter. Used by the demo and the tests."""
-
-import sys
-
-from samplicator.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
