@@ -103,7 +103,8 @@ def _owner(path: str) -> str:
         user = str(facts.st_uid)
     group = _group(facts.st_gid)
     text = f"{place} belongs to user {user}, group {group}, mode {facts.st_mode & 0o777:o}; run this with sudo"
-    return f"{text} or as a member of group {group}" if facts.st_gid else text
+    joinable = facts.st_gid and not group.isdigit()  # systemd's DynamicUser has a group that nobody can join
+    return f"{text} or as a member of group {group}" if joinable else text
 
 
 def _group(gid: int) -> str:
