@@ -118,9 +118,9 @@ cdef class Tx:
             raise ValueError("a zero UDP checksum is illegal over IPv6 (RFC 8200 §8.1)")
         if fallback is not None and (fallback.counters is not counters or fallback.fallback is not None):
             raise ValueError("a fallback shares its owner's counters and has no fallback")
-        if cutter is not None and (engine != TX_ENGINE_UDP or len(address) != 4 or cutter.counters is not counters
-                                   or cutter.tx.engine != TX_ENGINE_RAW or not cutter.tx.has_source):
-            raise ValueError("a cutter is a raw Tx with a source and its owner's counters, of a Tx of engine udp over IPv4")
+        if cutter is not None and (engine != TX_ENGINE_UDP or cutter.counters is not counters or cutter.tx.engine != TX_ENGINE_RAW
+                                   or not cutter.tx.has_source):
+            raise ValueError("a cutter is a raw Tx with a source and its owner's counters, of a Tx of engine udp")
         self.tx = <tx_t *>plan_alloc(1, sizeof(tx_t))
         self.counters = counters
         self.fallback = fallback

@@ -16,12 +16,14 @@ cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selectio
 
 
 cdef inline bint worker_is_long(const worker_t *w, const tx_t *tx, u32 d) noexcept nogil:
-    return w.batch.length[d] + WIRE_UDP_HEADER + WIRE_IPV4_HEADER > atomic_load32(&tx.mtu)
+    cdef u32 header = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
+    return w.batch.length[d] + header > atomic_load32(&tx.mtu)
 
 
 cdef void worker_send_cut(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
-    """A selection for engine `udp` over IPv4, where no option of a socket says how long fragments may be: what is longer than the MTU is cut
-    here, by a raw socket with the address and port of the other, so that the receiver sees one source; in order."""
+    """A selection for engine `udp` with an MTU of its own, which no option of a socket can say: IPv4 has none, and IPV6_MTU makes fragments
+    only of what is over the route's (net/ipv6/ip6_output.c, ip6_finish_output). What is longer is cut here, by a raw socket with the address
+    and port of the other, so that the receiver sees one source; in order."""
     cdef u32 first = 0
     cdef u32 end
     cdef bint is_long

@@ -179,7 +179,7 @@ class Tx:
     ms, options data likewise (0 = never), per observation domain. fallback: the Tx that takes exporters of the other
     address family
     (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`.
-    cutter: of an ENGINE_UDP over IPv4, an ENGINE_RAW with a source and the same counters and `mtu`: what is longer than
+    cutter: of an ENGINE_UDP, an ENGINE_RAW with a source and the same counters and `mtu`: what is longer than
     `mtu` leaves by it in fragments of that size, once cut_from() was called; without one the kernel cuts for the route.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 

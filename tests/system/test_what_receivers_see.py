@@ -1,17 +1,21 @@
-"""What receivers see of a copy besides its bytes: TTL and TOS, whatever the defaults of this host.
+"""What receivers see of a copy besides its bytes: TTL and TOS whatever the defaults of this host, and packets that the
+path takes; and what other programs of this host see of us: the ports that runs leave from.
 
 Copies leave in runs here (segmented sends), one by one, and by every engine, to hosts and to groups.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import socket
 
 import pytest
-from lab import Lab, Relay
+from lab import Lab, Namespace, Relay, run
 from process import wait_for
 from test_engines import acquaint, held, in_order, payloads, wait_link
+from witness import Tap
 
 COUNT = 24
 
@@ -203,3 +207,152 @@ def test_a_new_listener_gets_its_port(lab: Lab, workers: int) -> None:
     assert after[1] - before[1] == 4 * 8 * COUNT
     assert after[0] - before[0] < 8 * COUNT  # in runs
     relay.check_laws()
+
+
+# ---- mtu
+
+
+SIZES = (100, 1352, 1353, 1372, 1373, 1452, 1453, 1472, 1473, 4000, 20_000, 0)
+ENGINES = {
+    9001: 'engine = "udp"',
+    9002: 'engine = "raw"\nspoof = true',
+    9003: 'engine = "transparent"\nspoof = true',
+    9004: 'engine = "packet"\nspoof = true',
+    9005: 'engine = "raw"',
+    9006: 'engine = "udp"\ntos = "keep"\nttl = "keep"',
+}
+
+
+def batch_of_sizes() -> list[bytes]:
+    """Runs that fit, runs that do not, and all sizes after each other."""
+    sizes = [300] * 20 + [size for size in SIZES for _ in range(3)] + [1400] * 8 + list(SIZES)
+    return [f"{n}:".encode().ljust(size, b"x")[:size] for n, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
+def test_nothing_is_longer_than_the_configured_mtu(lab: Lab, six: bool) -> None:
+    """Every engine, in runs and one by one: whole, in order, from the right source, and no packet over 1400 bytes."""
+    place = f"[{lab.peer6(1)}]" if six else lab.peer4(1)
+    text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055", "[::]:2055"]\n'
+    for port, extra in ENGINES.items():
+        text += f'[[receiver]]\nname = "r{port}"\nto = "{place}:{port}"\nprobe = "off"\nmtu = 1400\n{extra}\n'
+    relay = lab.samplicator(text + "[[rule]]\nto = [" + ", ".join(f'"r{port}"' for port in ENGINES) + "]\n")
+    wait_link(relay, "^r1, ", "r9004")
+    for port in ENGINES:
+        lab.collector_socket(1, port, six=six)
+    tap = lab.tap(1, lambda seen: seen.port in ENGINES)
+    exporter = lab.exporter_socket("2001:db8:8000::5" if six else "198.18.64.5", 6000)
+    listener = lab.relay6() if six else lab.relay4()
+    acquaint(lab, listener)
+    wanted = batch_of_sizes()
+    for round_number in (1, 2):
+        relay.send_signal(signal.SIGSTOP)
+        for payload in wanted:
+            exporter.sendto(payload, (listener, 2055))
+        relay.send_signal(signal.SIGCONT)
+        wait_for(lambda n=round_number: relay.metrics().total("receive_datagrams_total") == n * len(wanted), "them", 20)
+    seen = tap.collect(2 * len(wanted) * len(ENGINES), 20)
+    assert tap.longest <= 1400
+    header = 48 if six else 28
+    sources: dict[int, set[int]] = {}
+    for port, extra in ENGINES.items():
+        mine = [one for one in seen if one.port == port]
+        assert [one.payload for one in mine] == wanted * 2, extra
+        assert {one.checksum for one in mine} == {"good"}, extra
+        for one in mine:
+            assert (one.fragments > 1) == (len(one.payload) + header > 1400), f"{extra}: {len(one.payload)} bytes"
+        own = lab.relay6(1) if six else lab.relay4(1)
+        assert {one.source for one in mine} == {exporter.getsockname()[0] if "spoof" in extra else own}, extra
+        sources[port] = {one.source_port for one in mine}
+        reading = next(item for item in relay.api("receivers") if item["name"] == f"r{port}")
+        assert (reading["mtu"], reading["mtu_why"]) == (1400, "configured")
+        assert relay.metrics().value("receiver_mtu_bytes", receiver=f"r{port}") == 1400
+    assert all(len(ports) == 1 for ports in sources.values()), sources
+    metrics = relay.check_laws()
+    assert metrics.total("send_datagrams_total") == 2 * len(wanted) * len(ENGINES)
+    assert metrics.total("send_errors_total") == 0
+
+
+def narrow_path(lab: Lab, *mtus: int) -> tuple[Namespace, str, str]:
+    """A collector behind the first one, which is a router, over links of these MTUs: its namespace and addresses."""
+    before = lab.collectors[0]
+    for hop, mtu in enumerate(mtus, 1):
+        far = lab._namespace(f"{before.name.rpartition('-')[0]}-f{hop}")
+        far.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1, ipv6__conf__default__accept_dad=0)
+        run(
+            "ip", "link", "add", f"f{hop}", "mtu", str(mtu), "netns", before.name,
+            "type", "veth", "peer", "name", "e0", "mtu", str(mtu), "netns", far.name,
+        )  # fmt: skip
+        for namespace, device, last in ((before, f"f{hop}", 1), (far, "e0", 2)):
+            namespace.ip("addr", "add", f"203.0.113.{4 * hop + last}/30", "dev", device)
+            namespace.ip("addr", "add", f"2001:db8:77:{hop}::{last}/64", "dev", device, "nodad")
+            namespace.ip("link", "set", device, "up")
+            namespace.run("ethtool", "-K", device, "tx", "off", "gro", "off")
+        far.ip("link", "set", "lo", "up")
+        far.ip("route", "add", "default", "via", f"203.0.113.{4 * hop + 1}")
+        far.ip("-6", "route", "add", "default", "via", f"2001:db8:77:{hop}::1")
+        before.ip("route", "add", "203.0.113.100", "via", f"203.0.113.{4 * hop + 2}")
+        before.ip("-6", "route", "add", "2001:db8:77::100", "via", f"2001:db8:77:{hop}::2")
+        before = far
+    before.ip("addr", "add", "203.0.113.100/32", "dev", "lo")
+    before.ip("addr", "add", "2001:db8:77::100/128", "dev", "lo", "nodad")
+    lab.relay.ip("route", "add", "203.0.113.0/24", "via", lab.peer4(1))
+    lab.relay.ip("-6", "route", "add", "2001:db8:77::/48", "via", lab.peer6(1))
+    return before, "203.0.113.100", "2001:db8:77::100"
+
+
+def mtu_of(relay: Relay, receiver: str) -> int:
+    return int(next(item["mtu"] for item in relay.api("receivers") if item["name"] == receiver))
+
+
+def test_spoofed_ipv6_over_a_smaller_path_mtu_arrives(lab: Lab) -> None:
+    """Two routers on the way take less than our link and say so to the exporter, who is somewhere else: by itself the
+    relay finds out what they take, tells it, and cuts.
+    """
+    far, _, there = narrow_path(lab, 1450, 1400)
+    spoofed = {port: extra for port, extra in ENGINES.items() if "spoof" in extra}
+    text = '[[listener]]\nname = "in"\nlisten = ["[::]:2055"]\n'
+    for port, extra in spoofed.items():
+        text += f'[[receiver]]\nname = "r{port}"\nto = "[{there}]:{port}"\n{extra}\n'
+    text += f'[[receiver]]\nname = "told"\nto = "[{there}]:9009"\nspoof = true\nprobe = "off"\nmtu = 1300\n'
+    text += f'[[receiver]]\nname = "deaf"\nto = "[{there}]:9008"\nspoof = true\nprobe = "off"\n'
+    names = ", ".join(f'"r{port}"' for port in spoofed)
+    relay = lab.samplicator(text + f'[[rule]]\nto = [{names}, "told", "deaf"]\n')
+    wait_link(relay, "^r1, ", "r9004")
+    sinks = {}
+    for port in (*spoofed, 9008, 9009):
+        sinks[port] = far.socket(socket.AF_INET6)
+        lab.closers.append(sinks[port].close)
+        sinks[port].setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
+        sinks[port].bind((there, port))
+        sinks[port].setblocking(False)
+    for port in spoofed:
+        wait_for(lambda name=f"r{port}": mtu_of(relay, name) == 1400, f"the path of {port} to be known", 20)
+    assert (mtu_of(relay, "told"), mtu_of(relay, "deaf")) == (1300, 1500)
+    assert len(re.findall(r"r9003'?: packets have 1400 bytes at most, told by a router", relay.tail())) == 1
+    tap = Tap(far, "e0")
+    lab.closers.append(tap.close)
+    exporter = lab.exporter_socket("2001:db8:8000::5", 6000)
+    acquaint(lab, lab.relay6())
+    wanted = batch_of_sizes()
+    for round_number in (1, 2):
+        relay.send_signal(signal.SIGSTOP)
+        for payload in wanted:
+            exporter.sendto(payload, (lab.relay6(), 2055))
+        relay.send_signal(signal.SIGCONT)
+        wait_for(lambda n=round_number: relay.metrics().total("receive_datagrams_total") == n * len(wanted), "them", 20)
+    relay.check_laws()
+
+    def arrived(port: int) -> list[bytes]:
+        got = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                payload, name = sinks[port].recvfrom(1 << 16)
+                assert name[:2] == ("2001:db8:8000::5", 6000)
+                got.append(payload)
+        return got
+
+    tap.collect(2 * len(wanted) * (len(spoofed) + 1))
+    for port in (*spoofed, 9009):
+        assert arrived(port) == wanted * 2, port
+    assert 0 < len(arrived(9008)) < len(wanted) * 2  # what happens to those who do not ask

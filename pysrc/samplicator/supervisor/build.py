@@ -438,7 +438,8 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     changes.
     """
     listening = sum(len(listener.sockets) + len(listener.rings) for listener in spec.listeners) * spec.workers
-    sending = sum(1 + r.spoof for r in spec.receivers) * spec.workers
+    sending = sum(1 + r.spoof + (r.mtu > 0) for r in spec.receivers) * spec.workers
+    sending += sum(r.family == 6 and r.spoof for r in spec.receivers)  # what asks for the path MTU
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
     sending += sum(r.probe.kind != "off" for r in spec.receivers)
     need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
