@@ -94,10 +94,11 @@ cdef class Tx:
     cdef tx_t *tx
     cdef TxCounters counters
     cdef Tx fallback
+    cdef Tx cutter
 
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
                   long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, bint by_exporter=False,
-                  refresh=(0, 0, 0, 0), Tx fallback=None):
+                  refresh=(0, 0, 0, 0), Tx fallback=None, Tx cutter=None):
         cdef const u8 *octets = address
         if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
             raise ValueError(f"engine {engine} is unknown")
@@ -117,6 +118,9 @@ cdef class Tx:
             raise ValueError("a zero UDP checksum is illegal over IPv6 (RFC 8200 §8.1)")
         if fallback is not None and (fallback.counters is not counters or fallback.fallback is not None):
             raise ValueError("a fallback shares its owner's counters and has no fallback")
+        if cutter is not None and (engine != TX_ENGINE_UDP or cutter.counters is not counters or cutter.tx.engine != TX_ENGINE_RAW
+                                   or not cutter.tx.has_source):
+            raise ValueError("a cutter is a raw Tx with a source and its owner's counters, of a Tx of engine udp")
         self.tx = <tx_t *>plan_alloc(1, sizeof(tx_t))
         self.counters = counters
         self.fallback = fallback
@@ -138,6 +142,9 @@ cdef class Tx:
         self.tx.random_state = int.from_bytes(urandom(8), "little") | 1
         memcpy(self.tx.address, octets, len(address))
         self._set_name(scope_id)
+        self.cutter = cutter
+        if cutter is not None:
+            self.tx.cutter = cutter.tx
         self.mtu = mtu
         if source is not None and engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW):
             raise ValueError("a fixed source leaves by udp or raw only")
@@ -184,6 +191,12 @@ cdef class Tx:
         memcpy(self.tx.source, octets, len(address))
         self.tx.has_source = 1
         self.tx.source_port_be = htons(<u16>port)
+
+    def cut_from(self, bytes address not None, int port):
+        if self.cutter is None:
+            raise ValueError("this Tx has no cutter")
+        self.cutter._set_source(address, port)
+        atomic_store32_release(&self.tx.cuts, 1)
 
     @property
     def fd(self):
@@ -267,3 +280,5 @@ cdef class Tx:
         if not least <= value <= 0x7FFFFFFF:
             raise ValueError(f"mtu {value} is below {least}")
         atomic_store32(&self.tx.mtu, <u32>value if value < 65535 else 65535)
+        if self.cutter is not None:
+            self.cutter.mtu = value

@@ -340,5 +340,6 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             atomics_add(&w.counters.wakeups, 1)
             worker_events(w, n)
         worker_flow(w, start)
+        ports_look(&w.ports, w.sessions.now, start)
         worker_beat(w, start)
         atomics_add(&w.counters.busy_ns, worker_clock(CLOCK_MONOTONIC) - start)

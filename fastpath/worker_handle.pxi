@@ -194,6 +194,16 @@ cdef class Worker:
         atomic_store64(&self.w.stop_deadline_ns, worker_clock(CLOCK_MONOTONIC) + <u64>drain_ms * 1000000)
         self._wake()
 
+    def withhold(self, int port):
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port {port} is not 0..65535 (0 = none)")
+        atomic_store32(&self.w.ports.withheld, ((self.w.ports.withheld >> 16) + 1) << 16 | htons(<u16>port))
+        self._wake()
+
+    @property
+    def let_go(self):
+        return atomic_load32_acquire(&self.w.ports.released) == self.w.ports.withheld
+
     def read(self):
         return snapshot_u64(&self.w.counters.cpu_ns, WORKER_FIELD_COUNT)
 

@@ -15,8 +15,37 @@ cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selectio
     return runs
 
 
+cdef inline bint worker_is_long(const worker_t *w, const tx_t *tx, u32 d) noexcept nogil:
+    cdef u32 header = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
+    return w.batch.length[d] + header > atomic_load32(&tx.mtu)
+
+
+cdef void worker_send_cut(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
+    """A selection for engine `udp` with an MTU of its own, which no option of a socket can say: IPv4 has none, and IPV6_MTU makes fragments
+    only of what is over the route's (net/ipv6/ip6_output.c, ip6_finish_output). What is longer is cut here, by a raw socket with the address
+    and port of the other, so that the receiver sees one source; in order."""
+    cdef u32 first = 0
+    cdef u32 end
+    cdef bint is_long
+    while first < n:
+        is_long = worker_is_long(w, tx, selection[first])
+        end = first + 1
+        while end < n and worker_is_long(w, tx, selection[end]) == is_long:
+            end += 1
+        if is_long:
+            tx_raw_emit(tx.cutter, w.batch, selection + first, end - first, &w.ring)
+            tx_flush(tx.cutter, &w.ring)
+        else:
+            tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection + first, end - first, False), &w.ring)
+            tx_flush(tx, &w.ring)
+        first = end
+
+
 cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
     """A receiver's selection by its own socket: one emit, one flush."""
+    if unlikely(tx.cutter != NULL) and atomic_load32_acquire(&tx.cuts):
+        worker_send_cut(w, tx, selection, n)
+        return
     if tx.engine == TX_ENGINE_UDP:
         tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection, n, False), &w.ring)
     else:

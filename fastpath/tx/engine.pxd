@@ -85,6 +85,8 @@ ctypedef struct tx_t:
     tx_send_t send
     void *script                   # of a scripted engine
     tx_counters_t *counters
+    tx_t *cutter                   # udp with an MTU of its own: the raw way that cuts what is longer; NULL = the kernel cuts for the route
+    u32 cuts                       # the cutter knows our address and port
     int fd
     u32 mtu                        # path MTU in bytes; written by the control plane, relaxed
     u32 freq

@@ -92,7 +92,7 @@ cdef inline bint packet_takes(tx_t *tx, const runs_t *runs, u32 group) noexcept 
     cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
     if tx.blocked or tx.gave_up & TX_GAVE_UP_PACKET:
         return False
-    return runs.group_longest[group] + overhead <= tx.link_now.mtu
+    return runs.group_longest[group] + overhead <= tx.link_now.mtu and runs.group_longest[group] + overhead <= atomic_load32(&tx.mtu)
 
 
 cdef void packet_send(work_t *work, tx_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,

@@ -3,7 +3,11 @@
 # and all receivers. It is bound to an address that nobody has and nothing is routed to, so it cannot take anybody's traffic, not even that of
 # an exporter on this host. A port earns its socket by what runs would save: forged ones must not cost a socket each.
 # What such a socket does not take (there is none, queue full of another receiver's copies, refused) is left to the receiver's raw socket,
-# for the rest of the batch, so that order per exporter and receiver holds. Called by worker.pxi for receivers that take the whole batch.
+# for the rest of the batch, so that order per exporter and receiver holds; and so is all of an exporter in a batch in which something is
+# over the receiver's MTU: the raw socket cuts fragments of the right size. Called by worker.pxi for receivers that take the whole batch.
+# A bound port is one that no other program can bind to all addresses (bind(2), EADDRINUSE). So a port is taken only while runs leave from it
+# (PORT_IDLE_SECONDS), never one that a program of this host has, and it is let go of when a listener of ours is to have it. A listener's
+# port is shared with the listener (SO_REUSEPORT, set on both; the supervisor sees to the listener's side).
 
 cdef enum:
     PORT_WAYS = 8
@@ -11,6 +15,8 @@ cdef enum:
     PORT_EARN = 8                      # sends that runs would have saved before a socket is opened
     PORT_AGAIN = 4096                  # the same before one that could not be opened is tried again
     PORT_IDLE = 4096                   # batches after which an unused socket may make way
+    PORT_IDLE_SECONDS = 5              # after which it is closed: the port may be somebody else's then
+    PORT_SECOND_NS = 1000000000
     PORT_SEND_BUFFER = 16 << 20        # bytes at least: all exporters and receivers share it
     PORT_EMPTY = 0
     PORT_CANDIDATE = 1
@@ -28,8 +34,47 @@ ctypedef struct port_t:                # the way out of the exporters that send 
 ctypedef struct ports_t:
     port_t *entries
     u32 open                           # sockets
+    u32 withheld                       # port_be that a listener is to have (0 = none), so gets no socket; above it the number of the request
+    u32 released                       # of these the last that the worker has served; read by the control plane, which writes `withheld`
+    u32 second                         # how many have been looked at
+    u32 marks[PORT_IDLE_SECONDS]       # batch number at each of the last seconds
+    u64 looked_ns                      # CLOCK_MONOTONIC
     int send_buffer                    # bytes, of each socket
     tx_t way                           # how a socket is sent through; only `send` and `fd` mean anything
+
+
+cdef inline void port_clear(ports_t *ports, port_t *port) noexcept nogil:
+    """Gives the port back, if it has a socket, and forgets what was earned."""
+    if port.state == PORT_OPEN:
+        close(port.fd)
+        ports.open -= 1
+    port.state = PORT_EMPTY
+    port.earned = 0
+    port.fd = -1
+
+
+cdef void ports_look(ports_t *ports, u32 now, u64 now_ns) noexcept nogil:
+    """Gives back what is withheld, at once, and once a second what no run has left from for PORT_IDLE_SECONDS. now: batch number."""
+    cdef u32 withheld = atomic_load32(&ports.withheld)
+    cdef u32 before, i
+    cdef bint second = now_ns - ports.looked_ns >= PORT_SECOND_NS
+    cdef port_t *port
+    if not second and withheld == ports.released:
+        return
+    before = ports.marks[ports.second % PORT_IDLE_SECONDS]
+    if second:
+        ports.looked_ns = now_ns
+        ports.marks[ports.second % PORT_IDLE_SECONDS] = now
+        ports.second += 1
+    if ports.open:
+        for i in range(<u32>(PORT_SETS * PORT_WAYS)):
+            port = &ports.entries[i]
+            if port.state != PORT_OPEN:
+                continue
+            if port.port_be == <u16>withheld or (second and ports.second > PORT_IDLE_SECONDS and <int>(port.seen - before) <= 0):
+                port_clear(ports, port)
+    if withheld != ports.released:
+        atomic_store32_release(&ports.released, withheld)
 
 
 cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, bint make, u32 now) noexcept nogil:
@@ -40,7 +85,8 @@ cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, bint m
     cdef u32 i, age, oldest = 0
     for i in range(<u32>PORT_WAYS):
         if entry.state != PORT_EMPTY and entry.port_be == exporter.port_be and entry.family == exporter.family:
-            entry.seen = now
+            if make:                       # what leaves one by one does not need the port
+                entry.seen = now
             return entry
         age = 0xFFFFFFFFU if entry.state == PORT_EMPTY else now - entry.seen
         if age > oldest and (entry.state != PORT_OPEN or age > PORT_IDLE):
@@ -49,15 +95,11 @@ cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, bint m
         entry += 1
     if victim == NULL or not make:
         return NULL
-    if victim.state == PORT_OPEN:
-        close(victim.fd)
-        ports.open -= 1
+    port_clear(ports, victim)
     victim.port_be = exporter.port_be
     victim.family = exporter.family
     victim.state = PORT_CANDIDATE
-    victim.earned = 0
     victim.seen = now
-    victim.fd = -1
     return victim
 
 
@@ -89,6 +131,18 @@ cdef inline bint port_affords(int fd) noexcept nogil:
     return getrlimit(RLIMIT_NOFILE, &most) == 0 and <unsigned long>fd < most.rlim_cur // 2
 
 
+cdef inline bint port_take(int fd, const port_t *port) noexcept nogil:
+    """Binds the port, unless a program of this host has it. A listener of ours shares it: its sockets have SO_REUSEPORT, which counts among
+    sockets of one user only (net/ipv4/udp.c, udp_lib_lport_inuse) and, bound to another address, takes no datagram from anybody."""
+    port_set(fd, SOL_SOCKET, SO_REUSEADDR, 1)          # other workers have one for the same port
+    if port_bind(fd, port) == 0:
+        return True
+    if get_errno() != EADDRINUSE:
+        return False
+    port_set(fd, SOL_SOCKET, SO_REUSEPORT, 1)
+    return port_bind(fd, port) == 0
+
+
 cdef void port_open(ports_t *ports, port_t *port) noexcept nogil:
     """Opens the port's socket, or marks it as refused."""
     cdef int family = AF_INET if port.family == 4 else AF_INET6
@@ -101,14 +155,17 @@ cdef void port_open(ports_t *ports, port_t *port) noexcept nogil:
     if fd < 0:
         return
     port_set(fd, SOL_SOCKET, SO_RCVBUF, 2048)
-    port_set(fd, SOL_SOCKET, SO_REUSEADDR, 1)          # other workers have one for the same port
     port_set(fd, SOL_SOCKET, SO_SNDBUF, send_buffer)
     port_set(fd, SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
     if port.family == 4:
         port_set(fd, level, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        port_set(fd, level, IP_TTL, UDP_SOCKET_TTL)
+        port_set(fd, level, IP_MULTICAST_TTL, UDP_SOCKET_TTL)
     else:
         port_set(fd, level, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
-    if not port_affords(fd) or setsockopt(fd, level, transparent, &one, sizeof(one)) < 0 or port_bind(fd, port) < 0:
+        port_set(fd, level, IPV6_UNICAST_HOPS, UDP_SOCKET_TTL)
+        port_set(fd, level, IPV6_MULTICAST_HOPS, UDP_SOCKET_TTL)
+    if not port_affords(fd) or setsockopt(fd, level, transparent, &one, sizeof(one)) < 0 or not port_take(fd, port):
         close(fd)
         return
     port.fd = fd
@@ -138,7 +195,7 @@ cdef inline bint port_serves(const exporter_t *exporter) noexcept nogil:
 cdef inline port_t *port_for(ports_t *ports, const exporter_t *exporter, u32 saves, u32 now) noexcept nogil:
     """The open socket of an exporter's port or NULL. saves: sends that its runs in this batch save, which counts towards earning one."""
     cdef port_t *port
-    if not port_serves(exporter):
+    if not port_serves(exporter) or exporter.port_be == <u16>atomic_load32(&ports.withheld):
         return NULL
     port = port_find(ports, exporter, saves != 0, now)
     if port == NULL or port.state == PORT_OPEN:
@@ -224,10 +281,20 @@ cdef inline void transparent_finish(work_t *work, tx_t *port, const runs_t *runs
         work.ways[work.shared[a]].blocked = 0
 
 
+cdef inline bint transparent_takes(const tx_t *tx, const runs_t *runs, u32 group) noexcept nogil:
+    """Whether this receiver's copies of all that the exporter sent in this batch can leave by the port's socket: within the MTU, for the
+    kernel's own fragments would be cut for the route, and with a checksum."""
+    cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
+    if tx.blocked or tx.gave_up & TX_GAVE_UP_TRANSPARENT or not tx.checksum:
+        return False
+    return runs.group_longest[group] + overhead <= atomic_load32(&tx.mtu)
+
+
 cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs_t *runs, u32 begin, u32 end, u32 n,
                             tx_ring_t *ring) noexcept nogil:
     """Runs begin..end-1, all of one exporter session whose port has a socket, to the n ways of work.shared."""
     cdef u32 run, a, way, i, m, first, count, step
+    cdef u32 group = batch.group[runs.order[runs.first[begin]]]
     cdef tx_t *tx
     for run in range(begin, end):
         for a in range(n):
@@ -235,7 +302,7 @@ cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs
             tx = work.ways[way]
             first = runs.first[run]
             count = runs.count[run]
-            if tx.blocked or tx.gave_up & TX_GAVE_UP_TRANSPARENT or not tx.checksum:
+            if not transparent_takes(tx, runs, group):
                 shared_leave(work, way, &runs.order[first], count)
                 continue
             step = count if tx_udp_segments(tx, batch, runs, run) else 1

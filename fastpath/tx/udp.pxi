@@ -4,7 +4,7 @@
 # Called by worker.pxi (emit) for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
 
 cdef enum:
-    UDP_DEFAULT_TTL = 64               # of a new UDP socket (net.ipv4.ip_default_ttl, net.ipv6.conf.*.hop_limit as shipped)
+    UDP_SOCKET_TTL = 64                # of every socket whose copies have no TTL of their own: set when it is opened, here and in sockets.py
 
 
 cdef inline u8 *tx_udp_control(u8 *control, int level, int kind, const void *value, u32 octets) noexcept nogil:
@@ -21,7 +21,8 @@ cdef inline u8 *tx_udp_control(u8 *control, int level, int kind, const void *val
 
 cdef inline void tx_udp_ancillary(tx_t *tx, const exporter_t *exporter, u16 segment, bint own, u8 *control, msghdr *message) noexcept nogil:
     """Control messages of one send: segment size (0 = none) first, then TOS and TTL where the socket's will not do:
-    those of the receiver's own socket (own) are set to the configured ones, a shared one has the kernel's defaults."""
+    those of the receiver's own socket (own) are set to the configured ones, a shared one has UDP_SOCKET_TTL and 0. The kernel's
+    defaults (net.ipv4.ip_default_ttl, hop limits of routes and interfaces, 1 for groups) are in no copy."""
     cdef u8 *end = control
     cdef int level = IPPROTO_IP if tx.family == 4 else IPPROTO_IPV6
     cdef int tos_type = IP_TOS if tx.family == 4 else IPV6_TCLASS
@@ -29,7 +30,7 @@ cdef inline void tx_udp_ancillary(tx_t *tx, const exporter_t *exporter, u16 segm
     cdef int tos = exporter.tos if tx.tos < 0 else tx.tos
     cdef int ttl = tx.ttl if tx.ttl else exporter.ttl
     cdef int socket_tos = tx.tos if own and tx.tos > 0 else 0
-    cdef int socket_ttl = tx.ttl if own else UDP_DEFAULT_TTL
+    cdef int socket_ttl = tx.ttl if own else UDP_SOCKET_TTL
     if segment:
         end = tx_udp_control(end, SOL_UDP, UDP_SEGMENT, &segment, sizeof(segment))
     if tos != socket_tos:

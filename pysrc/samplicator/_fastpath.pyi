@@ -179,6 +179,8 @@ class Tx:
     ms, options data likewise (0 = never), per observation domain. fallback: the Tx that takes exporters of the other
     address family
     (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`.
+    cutter: of an ENGINE_UDP, an ENGINE_RAW with a source and the same counters and `mtu`: what is longer than
+    `mtu` leaves by it in fragments of that size, once cut_from() was called; without one the kernel cuts for the route.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
@@ -200,7 +202,12 @@ class Tx:
         by_exporter: bool = False,
         refresh: tuple[int, int, int, int] = (0, 0, 0, 0),
         fallback: Tx | None = None,
+        cutter: Tx | None = None,
     ) -> Tx: ...
+    def cut_from(self, address: bytes, port: int) -> None:
+        """Address and port of the socket of a Tx with a cutter; from now on the cutter sends what is longer than `mtu`.
+        Once, when the socket is connected; while the worker runs, too."""
+
     @property
     def fd(self) -> int: ...
     @property
@@ -318,6 +325,14 @@ class Worker:
 
     def wake(self) -> None:
         """Ends the worker's wait, if it waits: a replay asked for begins at once."""
+
+    def withhold(self, port: int) -> None:
+        """The worker closes its socket of ENGINE_TRANSPARENT for this UDP port, of both families, and opens none, until
+        another port is named; 0 = none. By one thread at a time. Raises ValueError."""
+
+    @property
+    def let_go(self) -> bool:
+        """Whether the worker, which must run, has done what withhold() last asked for."""
 
     def pool(self, number: int) -> dict[int, int]:
         """Exporters (address and observation domain) that each member of pool `number` (its id) has now on this worker,

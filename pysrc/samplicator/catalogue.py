@@ -220,6 +220,13 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receiver.gave_up",
         split=(("segment", "segment"), ("transparent", "transparent"), ("packet", "packet")),
     ),
+    Metric(
+        "receiver_mtu_bytes",
+        "gauge",
+        _R,
+        "Bytes of an IP packet to the receiver at most: of the route, the configuration, or as routers on the way say.",
+        "receiver.mtu",
+    ),
     Metric("pool_member_up", "gauge", _M, "1 while the pool sends to the member, 0 while it is left out.", "member.up"),
     Metric(
         "pool_exporters",

@@ -200,6 +200,8 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         details.append(f"1 {'exporter' if receiver.by_exporter else 'datagram'} in {receiver.freq}{templates}")
     if flow:
         details += _refreshes(receiver)
+    if receiver.mtu:
+        details.append(f"packets of {receiver.mtu} bytes at most")
     if not receiver.checksum:
         details.append("UDP checksum 0")
     if receiver.pause_us:

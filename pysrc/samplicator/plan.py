@@ -146,9 +146,10 @@ class ReceiverSpec:
 
     address: network order, 4 or 16 bytes, as `family` says. host: as the operator wrote it. engine_why: one sentence
     for people. source: a fixed (address, port) instead of our own, port 0 = one the kernel picks. ttl 0 and tos -1 =
-    kept from the datagram. by_exporter: freq chooses exporters, not datagrams. refresh: templates are sent again after
-    so many datagrams, so many ms, options data likewise; 0 = never. standby_for: name of the receiver whose copies it
-    gets while that one is down, "" = none. needed: a standby or a pool acts on its state.
+    kept from the datagram. mtu: bytes that packets may have at most, 0 = as the path takes. by_exporter: freq chooses
+    exporters, not datagrams. refresh: templates are sent again after so many datagrams, so many ms, options data
+    likewise; 0 = never. standby_for: name of the receiver whose copies it gets while that one is down, "" = none.
+    needed: a standby or a pool acts on its state.
     """
 
     name: str
@@ -166,6 +167,7 @@ class ReceiverSpec:
     ttl: int
     tos: int
     pause_us: int
+    mtu: int = 0
     by_exporter: bool = False
     refresh: tuple[int, int, int, int] = (0, 0, 0, 0)
     probe: ProbeSpec = ProbeSpec()

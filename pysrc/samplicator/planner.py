@@ -259,6 +259,7 @@ class _Compiler:
                         f"port {source[1]} is a listener's own: a socket bound to it would take its datagrams; leave "
                         'the port out, or use engine = "raw"',
                     )
+        self.mtu(path, receiver, address, engine)
         if not receiver.checksum and address.family == 6:
             self.warnings.append(
                 f"receiver {receiver.name!r}: checksum = false has no effect over IPv6, where a UDP checksum is a must "
@@ -280,6 +281,7 @@ class _Compiler:
             ttl=0 if receiver.ttl == "keep" else receiver.ttl,
             tos=-1 if receiver.tos == "keep" else receiver.tos,
             pause_us=receiver.pause_us,
+            mtu=0 if receiver.mtu == "auto" else receiver.mtu,
             by_exporter=receiver.freq_mode == "exporter",
             refresh=(
                 receiver.template_refresh_packets,
@@ -291,6 +293,16 @@ class _Compiler:
             standby_for=receiver.standby_for,
             needed=receiver.probe != "off" and receiver.name in self.needed,
         )
+
+    def mtu(self, path: Path, receiver: Receiver, address: ResolvedAddress, engine: str) -> None:
+        """What is wrong with `mtu`, of which the family is known only now."""
+        if receiver.mtu == "auto":
+            return
+        if address.family == 6 and receiver.mtu < 1280:
+            self.problem((*path, "mtu"), "every IPv6 link takes 1280 bytes (RFC 8200 section 5): use 1280 or more")
+        if engine == "udp" and not self.capabilities.net_raw:
+            why = f"fragments of this size are cut here, for which a raw socket {NEEDS_NET_RAW}; or leave `mtu` out"
+            self.problem((*path, "mtu"), why + ": the kernel cuts what the path does not take")
 
     def probe(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> ProbeSpec:
         """Where and how the receiver is asked. A host that does not resolve is a problem, and its own is used."""
@@ -411,6 +423,8 @@ class _Compiler:
 
 def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
     """Engine "auto" of a spoofed receiver, and why."""
+    if address.family == 4 and address.address[0] >= 224:  # net/ipv4/route.c, ip_route_output_key_hash_rcu
+        return "raw", "spoofed, to a group: the kernel lets UDP sockets send to one from addresses of this host only"
     if not receiver.checksum and address.family == 4:
         return "raw", "spoofed with UDP checksum 0, which only headers made here can have"
     if receiver.pause_us:

@@ -56,6 +56,9 @@ SO_ATTACH_FILTER: Final = 26
 TX_RECEIVE_BUFFER: Final = 65536
 """Room for ICMP reports in the error queue of a way out. Datagrams never get in, see _refuse_all."""
 
+UDP_SOCKET_TTL: Final = 64
+"""Of a socket whose copies keep the TTL they came with; the datapath knows it (fastpath/tx/udp.pxi)."""
+
 NO_ROUTE_YET: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EINVAL}
 )
@@ -157,6 +160,14 @@ def open_listener(
     return sock
 
 
+def share_port(sock: socket.socket) -> None:
+    """Lets the workers' sockets for exporters that send from this port (engine `transparent`) be bound beside a
+    listener that is bound already: until then the port is its own, so that another program that has it is found out.
+    Programs of another user are refused as before (SO_REUSEPORT, socket(7)).
+    """
+    _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+
+
 def _join(sock: socket.socket, group: str, interface: str) -> None:
     index = socket.if_nametoindex(interface) if interface else 0
     if ":" in group:
@@ -241,20 +252,18 @@ def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
     """The socket of the `udp` engine, bound when a source is set; still to be connected."""
     sock = _open_tx(spec.family, socket.SOCK_DGRAM, 0, send_buffer)
     try:
-        ttl, tos = spec.ttl, spec.tos
+        ttl, tos = spec.ttl or UDP_SOCKET_TTL, spec.tos
         if spec.family == 4:
             sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)  # the kernel fragments, DF clear
             _bool(sock, socket.SOL_SOCKET, SO_NO_CHECK, not spec.checksum)
-            if ttl:
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
             if tos >= 0:
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_DONT)
-            if ttl:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
             if tos >= 0:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TCLASS, tos)
         if spec.source is not None:

@@ -50,7 +50,7 @@ class Refusing:
 
 def state_of(load: Load, bits: int) -> ReceiverState:
     spec = compile(load(text(free_port())), {}, host("192.0.2.1"))
-    path: Any = SimpleNamespace(link=None, link_words="")
+    path: Any = SimpleNamespace(link=None, link_words="", mtu=1500, mtu_why="of the route")
     ways: Any = [Refusing(0), Refusing(bits)]
     return ReceiverState(spec.receivers[0], path, 1, 1, {}, ways, Reach(spec.receivers[0]))
 
@@ -79,7 +79,9 @@ def test_housekeeping_logs_one_line(load: Load, caplog: pytest.LogCaptureFixture
     supervisor.apply(compile(load(text(free_port())), {}, host()))
     state = supervisor._running.receivers["r"]
     ways, path = state.ways, state.path
-    stands: Any = SimpleNamespace(refresh=lambda ways: True, routed=True, link_words="")
+    stands: Any = SimpleNamespace(
+        refresh=lambda ways: True, look=lambda now, ways: None, routed=True, link_words="", mtu=1500, mtu_why=""
+    )
     wrong: Any = Refusing(_fastpath.GAVE_UP_SEGMENT)
     try:
         state.path = stands

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"ingress"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
     frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),
-    frozenset({"probes"}),
+    frozenset({"probes", "pathmtu"}),
     frozenset({"reach"}),
     frozenset({"engines"}),
     frozenset({"supervisor"}),

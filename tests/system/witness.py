@@ -157,7 +157,9 @@ class Reassembly:
 
 
 class Tap:
-    """Reads a device from the moment it is made. The kernel queues; collect() dissects."""
+    """Reads a device from the moment it is made. The kernel queues; collect() dissects. longest: bytes of the longest
+    packet of any kind so far.
+    """
 
     def __init__(self, namespace: Namespace, device: str, wanted: Callable[[Seen], bool] | None = None) -> None:
         self.socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
@@ -168,12 +170,15 @@ class Tap:
         self.reassembly = Reassembly()
         self.wanted = wanted or (lambda seen: True)
         self.seen: list[Seen] = []
+        self.longest = 0
 
     def drain(self) -> list[Seen]:
         """Dissects what is there now."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                seen = self.reassembly.feed(self.socket.recv(1 << 17))
+                frame = self.socket.recv(1 << 17)
+                self.longest = max(self.longest, len(frame) - 14)
+                seen = self.reassembly.feed(frame)
                 if seen is not None and self.wanted(seen):
                     self.seen.append(seen)
         packets, drops = struct.unpack("=II", self.socket.getsockopt(SOL_PACKET, 6, 8))  # PACKET_STATISTICS

@@ -80,11 +80,11 @@ def _workers(value: object) -> object:
     raise ValueError('want a whole number 1..256 or "auto"')
 
 
-def _number_or_keep(low: int, high: int) -> Callable[[object], object]:
+def _number_or(word: str, low: int, high: int) -> Callable[[object], object]:
     def check(value: object) -> object:
-        if value == "keep" or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+        if value == word or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
             return value
-        raise ValueError(f'want a whole number {low}..{high} or "keep"')
+        raise ValueError(f'want a whole number {low}..{high} or "{word}"')
 
     return check
 
@@ -123,8 +123,9 @@ Size = Annotated[
     ),
 ]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers), _either(1, 256, "auto")]
-Ttl = Annotated[int | Literal["keep"], BeforeValidator(_number_or_keep(1, 255)), _either(1, 255, "keep")]
-Tos = Annotated[int | Literal["keep"], BeforeValidator(_number_or_keep(0, 255)), _either(0, 255, "keep")]
+Ttl = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 1, 255)), _either(1, 255, "keep")]
+Tos = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 0, 255)), _either(0, 255, "keep")]
+Mtu = Annotated[int | Literal["auto"], BeforeValidator(_number_or("auto", 68, 65535)), _either(68, 65535, "auto")]
 ListenText = Annotated[str, AfterValidator(_checked(parse_listen))]
 TargetText = Annotated[str, AfterValidator(_checked(parse_target))]
 SourceText = Annotated[str, AfterValidator(_checked(parse_source))]

@@ -31,6 +31,7 @@ from samplicator.config.fields import (
     Family,
     ListenText,
     Minutes,
+    Mtu,
     Name,
     OwnSourceText,
     ProbeText,
@@ -281,6 +282,12 @@ class Receiver(Table):
     )
     tos: Tos = Field(
         0, description='TOS or traffic class of copies, 0..255, or "keep": as received.', json_schema_extra=LIVE
+    )
+    mtu: Mtu = Field(
+        "auto",
+        description="Bytes of an IP packet to it at most, 68..65535 (IPv6: 1280 at least); what is longer leaves in "
+        "fragments. auto: what route and path take.",
+        json_schema_extra=LIVE,
     )
     engine: Literal["auto", "udp", "raw", "transparent", "packet"] = Field(
         "auto",

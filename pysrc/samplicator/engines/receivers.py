@@ -171,6 +171,7 @@ class ReceiverState:
     def look(self, now: float) -> bool:
         """Several times a second: True when its state has changed."""
         self._copies(now)
+        self.path.look(now, self.ways)
         self.reach.step(now)
         return self._settle(now)
 
@@ -246,6 +247,8 @@ class ReceiverState:
             generation_added=self.generation_added,
             gave_up=tuple(name for name, bit in FEATURES.items() if self.gave_up & bit),
             link=self.path.link_words,
+            mtu=self.path.mtu,
+            mtu_why=self.path.mtu_why,
             state=standing.state,
             state_why=standing.why,
             state_since_unix=standing.since,

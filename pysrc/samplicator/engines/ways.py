@@ -6,6 +6,7 @@ caller, who keeps them. Called by supervisor. It must never publish, and never d
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import Tx, TxCounters
+from samplicator.pathmtu import path_mtu
 from samplicator.plan import ProbeSpec, ReceiverSpec
 
 if TYPE_CHECKING:
     from samplicator.links import Link
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MTU: Final = 1500
 ENGINES: Final = {
@@ -40,13 +44,15 @@ def meets(spec: ReceiverSpec) -> tuple[object, ...]:
 @dataclass(slots=True, eq=False)
 class Way:
     """One Tx of one worker with the sockets it lives on. fallback: its Tx for exporters of the other address family.
-    unconnected: sockets that had no route when they were opened. waits: a standby that is to get no copies.
+    unconnected: sockets that had no route when they were opened. cutting: a Tx of engine udp with a cutter (see
+    _fastpath.Tx), and its socket, until that is connected. waits: a standby that is to get no copies.
     """
 
     tx: Tx
     fallback: Tx | None = None
     sockets: list[socket.socket] = field(default_factory=list)
     unconnected: list[socket.socket] = field(default_factory=list)
+    cutting: tuple[Tx, socket.socket] | None = None
     waits: bool = False
 
     @property
@@ -72,6 +78,13 @@ class Way:
         if self.fallback is not None:
             self.fallback.mtu = mtu
 
+    def start_cutting(self) -> None:
+        """Tells a cutter where its copies come from, as soon as that is known."""
+        if self.cutting is not None and self.cutting[1] not in self.unconnected:
+            tx, sock = self.cutting
+            tx.cut_from(sockets.own_address(sock), sock.getsockname()[1])
+            self.cutting = None
+
     def close(self) -> None:
         for sock in self.sockets:
             sock.close()
@@ -79,17 +92,22 @@ class Way:
 
 class Path:
     """What all workers' ways to one receiver share: the probed path, and the reserved own source of unspoofed raw
-    copies. link: the next hop of engine `packet`, link_words: that, or why there is none, for people.
+    copies. mtu: bytes that a packet has at most, of the route, the configuration and what routers on the way say,
+    mtu_why: which of them it is, for people. link: the next hop of engine `packet`, link_words: that, or why there is
+    none, for people.
     """
 
-    __slots__ = ("link", "link_words", "mtu", "reservation", "routed", "source", "spec")
+    __slots__ = ("_beyond", "_route_mtu", "link", "link_words", "mtu", "mtu_why", "reservation", "routed", "source",
+                 "spec")  # fmt: skip
 
     def __init__(self, spec: ReceiverSpec) -> None:
         self.spec = spec
         self.link: Link | None = None
         self.link_words = "not looked for yet" if spec.engine == "packet" else ""
         probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
-        self.mtu = probe.mtu or DEFAULT_MTU
+        self._route_mtu = probe.mtu or DEFAULT_MTU
+        self._beyond = path_mtu(spec)
+        self.mtu, self.mtu_why = self._least_mtu()
         self.routed = probe.mtu > 0
         self.reservation: socket.socket | None = None
         self.source = spec.source
@@ -99,6 +117,38 @@ class Path:
     def close(self) -> None:
         if self.reservation is not None:
             self.reservation.close()
+        if self._beyond is not None:
+            self._beyond.close()
+
+    def _least_mtu(self) -> tuple[int, str]:
+        least, why = self._route_mtu, "of the route"
+        beyond = self._beyond
+        if beyond is not None and 0 < beyond.learned < least:
+            least, why = beyond.learned, "told by a router on the way"
+        elif beyond is not None and beyond.doubtful:
+            why += (
+                f"; but echo requests of {beyond.interface} bytes get no answer, and those of 1280 bytes do: if long "
+                "copies are lost, set `mtu`"
+            )
+        return (self.spec.mtu, "configured") if 0 < self.spec.mtu <= least else (least, why)
+
+    def look(self, now: float, ways: Sequence[Way]) -> None:
+        """Several times a second: what routers on the way take."""
+        if self._beyond is not None and self._beyond.step(now):
+            self._set_mtu(ways)
+            say = log.info if self._beyond.learned == 0 and not self._beyond.doubtful else log.warning
+            say(
+                "receiver %r: packets have %d bytes at most, %s (the interface takes %d): longer copies leave in "
+                "fragments",
+                self.spec.name, self.mtu, self.mtu_why, self._beyond.interface,
+            )  # fmt: skip
+
+    def _set_mtu(self, ways: Sequence[Way]) -> None:
+        before = self.mtu
+        self.mtu, self.mtu_why = self._least_mtu()
+        if self.mtu != before:
+            for way in ways:
+                way.set_mtu(self.mtu)
 
     def open_way(self, counters: TxCounters, send_buffer: int) -> Way:
         """A way for one more worker."""
@@ -138,6 +188,7 @@ class Path:
                 way.fallback = fallback.tx
                 way.sockets += fallback.sockets
                 way.unconnected += fallback.unconnected
+                way.cutting = fallback.cutting
         except BaseException:
             sock.close()
             if fallback is not None:
@@ -154,12 +205,11 @@ class Path:
         self.routed = probe.mtu > 0
         if not self.routed:
             return True
-        if probe.mtu != self.mtu:
-            self.mtu = probe.mtu
-            for way in ways:
-                way.set_mtu(probe.mtu)
+        self._route_mtu = probe.mtu
+        self._set_mtu(ways)
         for way in ways:
             way.unconnected = [sock for sock in way.unconnected if not _try_connect(sock, spec)]
+            way.start_cutting()
         return not self._source_lost(ways, probe.source)
 
     def _source_lost(self, ways: Sequence[Way], source: bytes) -> bool:
@@ -176,8 +226,13 @@ class Path:
 
 
 def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: int) -> Way:
-    sock = sockets.open_udp(spec, send_buffer)
+    opened = [sockets.open_udp(spec, send_buffer)]
+    sock = opened[0]
     try:
+        cutter = None
+        if spec.mtu:
+            opened.append(sockets.open_raw(spec, send_buffer))
+            cutter = _cutter(spec, opened[1], counters, mtu)
         tx = Tx(
             _fastpath.ENGINE_UDP,
             sock.fileno(),
@@ -193,11 +248,34 @@ def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: in
             pause_us=spec.pause_us,
             by_exporter=spec.by_exporter,
             refresh=spec.refresh,
+            cutter=cutter,
         )
-        return Way(tx, None, [sock], [] if sockets.connect(sock, spec) else [sock])
+        way = Way(tx, None, opened, [one for one in opened if not sockets.connect(one, spec)])
+        if cutter is not None:
+            way.cutting = tx, sock
+            way.start_cutting()
+        return way
     except BaseException:
-        sock.close()
+        for one in opened:
+            one.close()
         raise
+
+
+def _cutter(spec: ReceiverSpec, sock: socket.socket, counters: TxCounters, mtu: int) -> Tx:
+    return Tx(
+        _fastpath.ENGINE_RAW,
+        sock.fileno(),
+        counters,
+        spec.address,
+        spec.port,
+        ttl=spec.ttl,
+        tos=spec.tos,
+        checksum=spec.checksum,
+        mtu=mtu,
+        source=(bytes(len(spec.address)), 0),  # until the other socket is connected
+        scope_id=spec.scope_id,
+        pause_us=spec.pause_us,
+    )
 
 
 def _try_connect(sock: socket.socket, spec: ReceiverSpec) -> bool:

@@ -98,6 +98,7 @@ class Supervisor:
         leaving = self._running.workers[spec.workers :]
         self._stop_rings(build)
         build.mark_flow()
+        build.share_ports()
         self._standings.arrange(build.receivers, spec)
         joined = [state for state in build.joined() if not state.standing.waiting] if self._running.workers else []
         for state in joined:

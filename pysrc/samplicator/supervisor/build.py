@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
+import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from samplicator import ring, sockets
 from samplicator._fastpath import Plan, TxCounters, Worker
@@ -40,6 +41,7 @@ from samplicator.reach import Reach
 from samplicator.supervisor.flows import Flows
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
+WITHHOLD_SECONDS: Final = 2.0
 SPARE_DESCRIPTORS: Final = 64
 """Descriptors kept free for HTTP, files, name look-ups and probes."""
 
@@ -103,6 +105,7 @@ class Build:
         self._running = running
         self._generation = generation
         self._trace = trace
+        self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
         self._intakes: list[Intake | RingIntake] = []
         self._ways: list[Way] = []
         self._paths: list[Path] = []
@@ -280,7 +283,7 @@ class Build:
         size = self.spec.receive_buffer
         while len(group) < self.spec.workers:
             try:
-                sock = sockets.open_listener(key, receive_buffer=size, beside=beside, join=not group, **keep)
+                sock = self._listen(key, receive_buffer=size, beside=beside, join=not group, **keep)
             except OSError as error:
                 where = endpoint_text(key.address, key.port) + (f" on {key.interface}" if key.interface else "")
                 text = f"listener {listener.name!r} cannot listen at {where}: {error.strerror}"
@@ -293,6 +296,35 @@ class Build:
             self._intakes.append(intake)
             beside.append(sock)
             group.append(intake)
+
+    def _listen(self, key: SocketSpec, **options: Any) -> socket.socket:
+        """A listener's socket. When the port is taken it may be by a worker, for exporters that send from it: the
+        workers let go of it first.
+        """
+        try:
+            return self._share(sockets.open_listener(key, **options))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not self._running.workers:
+                raise
+        try:
+            withhold_port(self._running.workers, key.port)
+            return self._share(sockets.open_listener(key, **options))
+        finally:
+            for worker in self._running.workers:
+                worker.worker.withhold(0)
+
+    def _share(self, sock: socket.socket) -> socket.socket:
+        if self._by_ports:
+            sockets.share_port(sock)
+        return sock
+
+    def share_ports(self) -> None:
+        """Exporters that send from a listener's port leave in runs, too; to be called when nothing can fail any
+        more.
+        """
+        for groups in self.groups.values():
+            for intake in (i for group in groups.values() for i in group):
+                self._share(intake.sock)
 
     # ------------------------------------------------------------------ workers, receivers
 
@@ -385,6 +417,17 @@ class Build:
         return standing
 
 
+def withhold_port(workers: Sequence[WorkerThread], port: int) -> None:
+    """Has the workers close their sockets for exporters that send from a port, and open none; waits for it, briefly: a
+    worker looks between two batches. withhold(0) ends it.
+    """
+    for worker in workers:
+        worker.worker.withhold(port)
+    deadline = time.monotonic() + WITHHOLD_SECONDS
+    while time.monotonic() < deadline and not all(w.failed or w.worker.let_go for w in workers):
+        time.sleep(0.0005)
+
+
 def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:
     text = f"listener {listener.name!r} cannot receive by ring on {spec.interface}: {error.strerror or error}"
     return BuildError(error.errno or 0, text, ("listener", listener.index, "receive"))
@@ -395,7 +438,8 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     changes.
     """
     listening = sum(len(listener.sockets) + len(listener.rings) for listener in spec.listeners) * spec.workers
-    sending = sum(1 + r.spoof for r in spec.receivers) * spec.workers
+    sending = sum(1 + r.spoof + (r.mtu > 0) for r in spec.receivers) * spec.workers
+    sending += sum(r.family == 6 and r.spoof for r in spec.receivers)  # what asks for the path MTU
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
     sending += sum(r.probe.kind != "off" for r in spec.receivers)
     need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
