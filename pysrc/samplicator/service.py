@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
-from samplicator import __version__, logs, sockets, startup
+from samplicator import __version__, logs, neighbours, sockets, startup
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.compact import load_compact
 from samplicator.config.model import Loaded
@@ -47,7 +47,7 @@ EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
-NEIGHBOUR_SECONDS: Final = 0.5
+NEIGHBOUR_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def run_service(load: Callable[[], Loaded], *, options: Options | None = None) -
 
 def _refuse(problems: Sequence[str], status: int) -> int:
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        logs.print_error(problem)
     return status
 
 
@@ -131,6 +131,7 @@ class Service:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._addresses: tuple[HostAddress, ...] = ()
         self._degraded: list[str] = []
+        self._short: set[str] = set()
         self._served: list[str] = []
         self.state = ServiceState(
             supervisor=self._supervisor,
@@ -181,7 +182,7 @@ class Service:
             self._watcher.start()
         self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
         self._spawn(self._every(LOOK_SECONDS, partial(asyncio.to_thread, self._supervisor.look)))
-        self._spawn(self._every(NEIGHBOUR_SECONDS, partial(asyncio.to_thread, self._supervisor.watch_neighbours)))
+        self._spawn(self._watch_neighbours())
         self._spawn(self._refresh_names())
         self._spawn(self._measure_lag())
         if self._options.idle_timeout_ms:
@@ -257,7 +258,12 @@ class Service:
         self.state.startup = startup.paragraph(
             __version__, spec, self._supervisor.readings(), self._supervisor.grants(), self._degraded, self._served
         )
-        log.info("%s", self.state.startup)
+        lines = self.state.startup.split("\n")
+        log.info("%s", "\n".join(line for line in lines if not line.startswith(startup.DEGRADED)))
+        for line in lines:
+            if line.startswith(startup.DEGRADED):
+                log.warning("%s", line)
+        self._short = set(startup.short_buffers(self._supervisor.grants()))
 
     # ------------------------------------------------------------------ reloads
 
@@ -273,8 +279,10 @@ class Service:
             self._resolver.max_age = loaded.config.service.resolve_interval
             self._watcher.follow(loaded.files)
             self._take_token(loaded)
-            for line in startup.short_buffers(self._supervisor.grants()):
-                log.debug("%s", line)
+            short = set(startup.short_buffers(self._supervisor.grants()))
+            for line in sorted(short - self._short):
+                log.warning("%s%s", startup.DEGRADED, line)
+            self._short = short
         self._notifier.ready(self._status_line() if result.ok else f"configuration refused: {result.problems[0]}")
 
     def _take_token(self, loaded: Loaded) -> None:
@@ -331,6 +339,31 @@ class Service:
             if now not in (spec.host_addresses, self._addresses):
                 self._addresses = now  # tried once, whatever comes of it
                 await self._reloader.replan("other addresses of this host")
+
+    async def _watch_neighbours(self) -> None:
+        """Several times a second, and when the kernel tells that some neighbour has changed. A large neighbour table
+        takes long to read: a twentieth of a CPU at most goes into it.
+        """
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+        events = neighbours.open_events()
+        if events is not None:
+            loop.add_reader(events, neighbours.drain_events, events, news.set)
+        try:
+            while True:
+                begun = loop.time()
+                try:
+                    await asyncio.to_thread(self._supervisor.watch_neighbours)
+                except Exception:
+                    log.exception("neighbours")
+                await asyncio.sleep(min(20 * (loop.time() - begun), 5.0))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), max(NEIGHBOUR_SECONDS - (loop.time() - begun), 0.001))
+                news.clear()
+        finally:
+            if events is not None:
+                loop.remove_reader(events)
+                events.close()
 
     async def _refresh_names(self) -> None:
         while True:
