@@ -7,7 +7,7 @@ The public face (signatures, units, errors raised) is documented in pysrc/sampli
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
@@ -20,6 +20,9 @@ from counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
+from flow.alias cimport (
+    ALIAS_SETS, ALIAS_WAYS, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
+)
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
@@ -29,14 +32,16 @@ from flow.renumber cimport (
 )
 from flow.replay cimport (
     FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
-    flow_replay_domain, flow_replay_next, flow_replay_t,
+    flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_t,
 )
 from flow.scan cimport (
-    FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9, flow_seen_t,
+    FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_UNKNOWN, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9,
+    flow_seen_t,
 )
 from flow.state cimport (
     FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
+from flow.template cimport flow_u32
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport (
     PLAN_NONE, PLAN_ROUND_ROBIN, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, pool_member_t, pool_t, route_t, rule_t, source_group_t, source_t,
@@ -51,7 +56,8 @@ from session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, 
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
-    TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel, tx_settle, tx_t,
+    TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_link_t, tx_random, tx_read_reports, tx_refuses_segments, tx_ring_t, tx_send_kernel,
+    tx_settle, tx_t,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN,
@@ -61,7 +67,9 @@ from uapi.net cimport (
     IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PKTINFO, IP_PMTUDISC_DONT, IP_TOS, IP_TRANSPARENT,
     IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE, RLIMIT_NOFILE,
     SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_ERROR, SO_REUSEADDR, SO_TIMESTAMPNS,
-    SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
+    BPF_RET_K, IPV6_MULTICAST_HOPS, IPV6_RECVERR, IPV6_UNICAST_HOPS, IP_MULTICAST_TTL, IP_RECVERR, SO_ATTACH_FILTER, SO_BROADCAST,
+    SO_NO_CHECK, SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, connect, getsockname, sock_filter, sock_fprog,
+    clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, eventfd, get_errno, getrlimit, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, iovec, likely,
     mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
     recvmmsg, rlimit, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, THREAD_SCHEDULE_BYTES,
@@ -81,6 +89,7 @@ cdef extern from "Python.h":
 include "snapshot.pxi"
 include "flow.pxi"
 include "memory.pxi"
+include "alias.pxi"
 include "handles.pxi"
 include "plan.pxi"
 include "rx/recvmmsg.pxi"
@@ -89,9 +98,11 @@ include "tx/udp.pxi"
 include "tx/raw.pxi"
 include "tx/transparent.pxi"
 include "tx/packet.pxi"
+include "tx/lane.pxi"
 include "worker_state.pxi"
 include "worker_send.pxi"
 include "worker_flow.pxi"
+include "worker_lane.pxi"
 include "worker_pool.pxi"
 include "worker.pxi"
 include "worker_handle.pxi"

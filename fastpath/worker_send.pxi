@@ -17,8 +17,13 @@ cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selectio
 
 cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
     """A receiver's selection by its own socket: one emit, one flush."""
+    cdef runs_t *runs
+    if unlikely(tx.per_session):
+        worker_send_lanes(w, tx, selection, n)
+        return
     if tx.engine == TX_ENGINE_UDP:
-        tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection, n, False), &w.ring)
+        runs = worker_runs(w, tx, selection, n, False)
+        tx_udp_emit(tx, w.batch, runs, 0, runs.n, &w.ring)
     else:
         tx_raw_emit(tx, w.batch, selection, n, &w.ring)
     tx_flush(tx, &w.ring)
@@ -43,7 +48,10 @@ cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept
     if now_ns - tx.probed_ns >= TX_PROBE_NS:
         tx.probed_ns = now_ns
         sent = 1
-        worker_send_one(w, tx, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
+        if w.work.rewrites[way]:
+            worker_send_rewritten(w, tx, way, 1)
+        else:
+            worker_send_one(w, tx, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
     atomics_add(&tx.counters.dropped[REASON_NO_NEIGHBOR], n - sent)
 
 

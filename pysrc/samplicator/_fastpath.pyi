@@ -17,9 +17,10 @@ RX_FIELDS: Final[tuple[str, ...]]
 errors_other."""
 TX_FIELDS: Final[tuple[str, ...]]
 """offered, sampled_out, sent, sent_bytes, calls, retries, dropped_<reason> for each of REASONS, replays (of all
-templates, completed)."""
+templates, completed), shared_port (copies of a Tx with per_session whose session had no socket of its own)."""
 WORKER_FIELDS: Final[tuple[str, ...]]
-"""cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_REALTIME), sessions, session_misses, session_evictions."""
+"""cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_REALTIME), sessions, session_misses, session_evictions,
+session_sockets (open for sessions with a source port of their own)."""
 BATCH_BOUNDS: Final[tuple[int, ...]]
 """Upper bounds (datagrams) of the receive batch histogram; one more bucket, +Inf, follows."""
 LATENCY_BOUNDS_NS: Final[tuple[int, ...]]
@@ -179,6 +180,9 @@ class Tx:
     ms, options data likewise (0 = never), per observation domain. fallback: the Tx that takes exporters of the other
     address family
     (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`.
+    alias: copies of NetFlow v9 and IPFIX carry the alias of their exporter's domain (Aliases) instead of the domain.
+    per_session (ENGINE_UDP): each exporter session has a socket of its own, connected and set up like `fd`; sessions
+    without one leave by `fd`, under their alias.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
@@ -200,6 +204,8 @@ class Tx:
         by_exporter: bool = False,
         refresh: tuple[int, int, int, int] = (0, 0, 0, 0),
         fallback: Tx | None = None,
+        alias: bool = False,
+        per_session: bool = False,
     ) -> Tx: ...
     @property
     def fd(self) -> int: ...
@@ -248,6 +254,33 @@ class Tx:
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
 
+ALIAS_BYTES: Final[int]
+"""Bytes of the memory of Aliases."""
+ALIAS_COUNT: Final[int]
+"""Entries that it has room for."""
+ALIAS_FIELDS: Final[tuple[str, ...]]
+"""place, alias, address, port (of the session that holds it), kind (a value of FLOW_KIND_NAMES), domain, shared (the
+sessions of the exporter hold it in turn), seen_s (CLOCK_MONOTONIC)."""
+
+@final
+class Aliases:
+    """Who has which number instead of an observation domain: one table for all workers, for the process's life.
+
+    memory: a writable buffer of ALIAS_BYTES that outlives the process (a mapped file), so that the next one goes on
+    from there; what is not such a table is begun anew. None: memory of its own. Raises ValueError for another size.
+    Any thread may read while workers run."""
+
+    def __new__(cls, memory: Buffer | None = None) -> Aliases: ...
+    @property
+    def unlisted(self) -> int:
+        """Times that an alias was given and there was no room to remember it."""
+
+    def list(self, after: int, limit: int) -> tuple[list[tuple[int, int, bytes, int, str, int, bool, int]], int]:
+        """`limit` rows of ALIAS_FIELDS from place `after` on, and where to go on, 0 = the end."""
+
+    def take(self, address: bytes, port: int, kind: int, domain: int, now_s: int, may_claim: bool = True) -> int:
+        """The alias of a session's domain (kind 9 or 10), as a worker asks for it; 0 = none is left."""
+
 @final
 class Plan:
     """The immutable compiled form of what one worker does. Keeps its sockets, Tx and counters alive.
@@ -259,7 +292,8 @@ class Plan:
     (index into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver
     that a rule names besides the pool gets one copy. told: indexes of Tx whose rules changed: when the plan is adopted
     they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
-    index, weight or length out of range. `rules` is gone through twice and not kept."""
+    index, weight or length out of range, or when a Tx needs aliases and there are none. `rules` is gone through twice
+    and not kept."""
 
     def __new__(
         cls,
@@ -269,6 +303,7 @@ class Plan:
         rules: Collection[tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]],
         pools: Sequence[tuple[int, int, Sequence[tuple[int, int]]]] = (),
         told: Sequence[int] = (),
+        aliases: Aliases | None = None,
     ) -> Plan: ...
     @property
     def generation(self) -> int: ...

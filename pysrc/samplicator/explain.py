@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samplicator.apart import REMEDY
 from samplicator.config.address import MAPPED, ParsedSource, address_text, endpoint_text
 from samplicator.planner import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
 
@@ -194,6 +195,9 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         why = "configured as source"
     else:
         source, why = "this host's address", "not spoofed"
+    if source.startswith("this host") or not receiver.spoof:
+        port_of, domain_of = _told_apart(receiver, flow)
+        source, why = source + port_of, why + domain_of
     details = [f"ttl {receiver.ttl or 'kept'}", f"tos {'kept' if receiver.tos < 0 else receiver.tos}"]
     if receiver.freq > 1:
         templates = ", templates always" if flow and not receiver.by_exporter else ""
@@ -210,6 +214,16 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
     if receiver.standby_for:
         details.insert(0, f"only while {receiver.standby_for} is down, templates first")
     return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for)
+
+
+def _told_apart(receiver: ReceiverSpec, flow: bool) -> tuple[str, str]:
+    """Of a copy that is not spoofed: what its port is, and how the collector tells exporters apart."""
+    port = ", a port for each exporter session" if receiver.per_session else ""
+    if receiver.unique:
+        return port, "; the domain of NetFlow v9 and IPFIX is a number of its own per exporter (samplicator domains)"
+    if receiver.per_session or not flow:
+        return port, ""
+    return port, f"; templates of NetFlow v9 and IPFIX exporters can overwrite each other there: {REMEDY}"
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:

@@ -34,7 +34,7 @@ def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
     """What a collector knows the exporters by, and where it is: when this changes, it has to be told the templates."""
-    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source
+    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source, spec.per_session, spec.unique
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +130,7 @@ class Path:
                 by_exporter=spec.by_exporter,
                 refresh=spec.refresh,
                 fallback=fallback.tx if fallback else None,
+                alias=spec.unique,
             )
             if spec.engine == "packet" and self.link is not None:
                 tx.link(self.link.interface, self.link.header, self.link.mtu)
@@ -193,6 +194,8 @@ def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: in
             pause_us=spec.pause_us,
             by_exporter=spec.by_exporter,
             refresh=spec.refresh,
+            alias=spec.unique,
+            per_session=spec.per_session,
         )
         return Way(tx, None, [sock], [] if sockets.connect(sock, spec) else [sock])
     except BaseException:
