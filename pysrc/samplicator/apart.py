@@ -8,7 +8,7 @@ wrongly and says nothing. Pure: specs in, sentences out. Called by planner and e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from samplicator.config.address import ParsedSource
@@ -17,6 +17,7 @@ from samplicator.plan import ListenerSpec, PoolSpec, ReceiverSpec, RuleSpec
 OTHER_PORTS: Final = frozenset({161, 162, 514, 601, 1514, 6343, 6514, 10162, 10514})
 """Ports of syslog, SNMP and sFlow by custom: what comes there has no templates."""
 SHOWN: Final = 5
+ONE: Final = b"\xff" * 16
 REMEDY: Final = 'set spoof = true, source_port = "per-session" or domain = "unique"'
 
 
@@ -27,18 +28,23 @@ def warnings(
     pools: Sequence[PoolSpec],
 ) -> list[str]:
     """What an operator has to know: receivers where templates can meet, and aliases that cannot be had."""
-    mixed: list[str] = []
-    blind: list[str] = []
     flowing = {listener.index for listener in listeners if listener.flow and _may_flow(listener)}
     deaf = {listener.index: listener.name for listener in listeners if not listener.flow}
-    everywhere = tuple(listener.index for listener in listeners)
-    for index, receiver in enumerate(receivers):
-        named = [rule for rule in rules if _names(rule, index, pools)]
-        heard = {i for rule in named for i in (everywhere if rule.listeners is None else rule.listeners)}
-        if receiver.apart:
-            blind += [f"{receiver.name!r} (listener {deaf[i]!r})" for i in sorted(heard & deaf.keys())]
-        elif heard & flowing and _several(_unspoofed(receiver, named)):
-            mixed.append(receiver.name)
+    everywhere = frozenset(listener.index for listener in listeners)
+    first: dict[int, ParsedSource] = {}
+    several: set[int] = set()
+    quiet: dict[tuple[int, int], None] = {}
+    for rule in rules:
+        heard = everywhere if rule.listeners is None else frozenset(rule.listeners)
+        named = {*rule.receivers, *(index for pool in rule.pools for index, _ in pools[pool].members)} - several
+        for index in named:
+            receiver = receivers[index]
+            if receiver.apart:
+                quiet.update(dict.fromkeys((index, i) for i in sorted(heard & deaf.keys())))
+            elif heard & flowing and _several(receiver, rule, first, index):
+                several.add(index)
+    mixed = [receivers[index].name for index in sorted(several)]
+    blind = [f"{receivers[index].name!r} (listener {deaf[i]!r})" for index, i in sorted(quiet)]
     found = []
     if mixed:
         found.append(
@@ -64,23 +70,13 @@ def _may_flow(listener: ListenerSpec) -> bool:
     return any(socket.port not in OTHER_PORTS for socket in listener.sockets)
 
 
-def _names(rule: RuleSpec, receiver: int, pools: Sequence[PoolSpec]) -> bool:
-    return receiver in rule.receivers or any(receiver == i for pool in rule.pools for i, _ in pools[pool].members)
-
-
-def _unspoofed(receiver: ReceiverSpec, rules: Sequence[RuleSpec]) -> Iterator[ParsedSource]:
-    """The sources whose copies have our address; of a spoofed receiver those of the other address family."""
-    for rule in rules:
-        for source in rule.sources:
-            if not receiver.spoof or source.family not in (0, receiver.family):
-                yield source
-
-
-def _several(sources: Iterator[ParsedSource]) -> bool:
-    """Whether these are more than one exporter."""
-    first: ParsedSource | None = None
-    for source in sources:
-        if source.mask != b"\xff" * 16 or (first is not None and first.address != source.address):
+def _several(receiver: ReceiverSpec, rule: RuleSpec, first: dict[int, ParsedSource], index: int) -> bool:
+    """Whether the rule's sources are more than one exporter, with those of the rules before (first: one of them). Of a
+    spoofed receiver only those of the other address family count: their copies have our address.
+    """
+    for source in rule.sources:
+        if receiver.spoof and source.family in (0, receiver.family):
+            continue
+        if source.mask != ONE or first.setdefault(index, source).address != source.address:
             return True
-        first = source
     return False

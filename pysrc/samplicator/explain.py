@@ -35,7 +35,8 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """One copy that leaves. to, source: address and port as text. details: ttl, tos, freq, checksum, as far as not
-    the default. standby_for: it leaves only while that receiver is down, "" = always.
+    the default. standby_for: it leaves only while that receiver is down, "" = always. apart: how the collector
+    tells the exporters of copies apart that are not spoofed, or that it cannot; "" = there is nothing to say.
     """
 
     receiver: str
@@ -46,6 +47,7 @@ class Copy:
     engine_why: str
     details: tuple[str, ...]
     standby_for: str = ""
+    apart: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +197,11 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         why = "configured as source"
     else:
         source, why = "this host's address", "not spoofed"
-    if source.startswith("this host") or not receiver.spoof:
-        port_of, domain_of = _told_apart(receiver, flow)
-        source, why = source + port_of, why + domain_of
+    apart = ""
+    if flow and not (receiver.spoof and receiver.family == exporter.version):
+        apart = _told_apart(receiver)
+    if receiver.per_session:
+        source += ", a port for each exporter session"
     details = [f"ttl {receiver.ttl or 'kept'}", f"tos {'kept' if receiver.tos < 0 else receiver.tos}"]
     if receiver.freq > 1:
         templates = ", templates always" if flow and not receiver.by_exporter else ""
@@ -213,17 +217,15 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         to += f" ({receiver.host})"
     if receiver.standby_for:
         details.insert(0, f"only while {receiver.standby_for} is down, templates first")
-    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for)
+    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for, apart)
 
 
-def _told_apart(receiver: ReceiverSpec, flow: bool) -> tuple[str, str]:
-    """Of a copy that is not spoofed: what its port is, and how the collector tells exporters apart."""
-    port = ", a port for each exporter session" if receiver.per_session else ""
+def _told_apart(receiver: ReceiverSpec) -> str:
     if receiver.unique:
-        return port, "; the domain of NetFlow v9 and IPFIX is a number of its own per exporter (samplicator domains)"
-    if receiver.per_session or not flow:
-        return port, ""
-    return port, f"; templates of NetFlow v9 and IPFIX exporters can overwrite each other there: {REMEDY}"
+        return "exporters of NetFlow v9 and IPFIX have a domain each there (samplicator domains)"
+    if receiver.per_session:
+        return "exporters of NetFlow v9 and IPFIX have a port each there, or while they have none a domain"
+    return f"exporters of NetFlow v9 and IPFIX can overwrite each other's templates there: {REMEDY}"
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:
@@ -282,6 +284,7 @@ def _copy_lines(copy: Copy, indent: str) -> list[str]:
     return [
         f"{indent}{copy.receiver}: to {copy.to}",
         f"{indent}  from {copy.source}: {copy.source_why}",
+        *([f"{indent}  {copy.apart}"] if copy.apart else []),
         f"{indent}  engine {copy.engine}: {copy.engine_why}",
         f"{indent}  {', '.join(copy.details)}",
     ]
