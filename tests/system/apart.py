@@ -23,7 +23,6 @@ import flow_model as model
 from flow_model import V9
 from lab import Lab
 from process import Process, tool
-from witness import Seen
 
 Flow = tuple[str, str, int, int, int, int]
 """Source, destination, their ports, packets, bytes."""
@@ -32,32 +31,27 @@ ROWS = 4
 
 
 class Exporter:
-    """Sends templates in every `every`-th datagram, data in all others. order: seed of its field order."""
+    """Sends templates in every `every`-th datagram, data in all others. sock: connected to the relay. order: seed of
+    its field order.
+    """
 
-    def __init__(
-        self,
-        lab: Lab,
-        address: str,
-        port: int,
-        kind: int,
-        order: int,
-        *,
-        domain: int = 0,
-        every: int = 6,
-        to: int = 2055,
-    ) -> None:
-        self.kind, self.domain, self.every, self.order = kind, domain, every, order
-        self.address = address
+    def __init__(self, sock: socket.socket, kind: int, order: int, *, domain: int = 0, every: int = 6) -> None:
+        self.sock, self.kind, self.domain, self.every, self.order = sock, kind, domain, every, order
         self.fields = list(FIELDS)
         random.Random(order).shuffle(self.fields)
-        self.sock = lab.exporter_socket(address, port)
-        self.sock.connect((lab.relay4(), to))
         self.sequence = self.datagrams = 0
         self.flows: list[Flow] = []
 
     def row(self, k: int) -> tuple[Flow, bytes]:
         n = self.datagrams
-        flow = (f"10.{self.order}.{n // 250}.{n % 250}", f"192.0.2.{k}", 1000 + k, 53 + self.order, 7 + k, 900 + n)
+        flow = (
+            f"{10 + self.order // 250}.{self.order % 250}.{n // 250}.{n % 250}",
+            f"192.0.2.{k}",
+            1000 + k,
+            53 + self.order,
+            7 + k,
+            900 + n,
+        )
         raw = struct.pack(
             ">4s4sHHBBII",
             socket.inet_aton(flow[0]),
@@ -96,9 +90,15 @@ class Exporter:
         self.sock.send(self.payload())
 
 
+def exporter(lab: Lab, address: str, port: int, kind: int, order: int, **more: int) -> Exporter:
+    sock = lab.exporter_socket(address, port)
+    sock.connect((lab.relay4(), 2055))
+    return Exporter(sock, kind, order, **more)
+
+
 def flock(lab: Lab, count: int, kind: int, **more: int) -> list[Exporter]:
     """Exporters at addresses of their own that send from one port number, as routers of one make do."""
-    return [Exporter(lab, f"198.18.{110 + n // 200}.{1 + n % 200}", 50001, kind, n, **more) for n in range(count)]
+    return [exporter(lab, f"198.18.{110 + n // 200}.{1 + n % 200}", 50001, kind, n, **more) for n in range(count)]
 
 
 def rounds(exporters: Sequence[Exporter], count: int, pause: float = 0.0003) -> None:
@@ -112,10 +112,13 @@ def expected(exporters: Sequence[Exporter]) -> Counter[Flow]:
     return Counter(flow for exporter in exporters for flow in exporter.flows)
 
 
-class PortJudge:
-    """A collector as RFC 7011 has it: templates and sequences per source address, source port and domain."""
+class Judge:
+    """A collector as RFC 7011 has it: templates and sequences per source address, source port and domain; by_port
+    False: as nfdump and pmacct have it, whatever the port.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_port: bool = True) -> None:
+        self.by_port = by_port
         self.templates: dict[tuple[object, ...], list[tuple[int, int, int]]] = {}
         self.next: dict[tuple[object, ...], int] = {}
         self.flows: Counter[Flow] = Counter()
@@ -123,11 +126,11 @@ class PortJudge:
         self.sources: set[tuple[str, int]] = set()
         self.domains: set[int] = set()
 
-    def take(self, seen: Seen) -> None:
-        message = model.parse(seen.payload)
+    def take(self, source: tuple[str, int], payload: bytes) -> None:
+        message = model.parse(payload)
         assert message is not None
-        key = (*seen.exporter, message.kind, message.domain)
-        self.sources.add(seen.exporter)
+        key = (source if self.by_port else source[0], message.kind, message.domain)
+        self.sources.add(source)
         self.domains.add(message.domain)
         records = 0
         for one in message.sets:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from apart import Exporter, Nfacctd, Nfcapd, PortJudge, expected, flock, rounds
+from apart import Exporter, Judge, Nfacctd, Nfcapd, expected, flock, rounds
 from flow_model import IPFIX, V9
 from lab import Lab
 from process import wait_for
@@ -79,7 +79,7 @@ def test_a_port_for_each_session(lab: Lab, kind: int) -> None:
     text = configuration(lab, 'source_port = "per-session"', second=False)
     relay = lab.samplicator(text)
     exporters = flock(lab, MANY, kind)
-    judge = PortJudge()
+    judge = Judge()
     rounds(exporters, 13)
     come(relay, exporters)
     relay.hangup(text.replace("workers = 2", "workers = 2\nbatch = 512\nmax_delay = 0"))
@@ -87,7 +87,7 @@ def test_a_port_for_each_session(lab: Lab, kind: int) -> None:
     come(relay, exporters)
     for seen in tap.collect(26 * MANY):
         assert seen.checksum == "good"
-        judge.take(seen)
+        judge.take(seen.exporter, seen.payload)
     assert judge.flows == expected(exporters)
     assert (judge.sequence_errors, judge.unknown) == (0, 0)
     assert judge.domains == {0}
