@@ -20,6 +20,9 @@ from counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
+from flow.alias cimport (
+    ALIAS_SETS, ALIAS_WAYS, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
+)
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
@@ -29,14 +32,16 @@ from flow.renumber cimport (
 )
 from flow.replay cimport (
     FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
-    flow_replay_domain, flow_replay_next, flow_replay_t,
+    flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_t,
 )
 from flow.scan cimport (
-    FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9, flow_seen_t,
+    FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_UNKNOWN, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9,
+    flow_seen_t,
 )
 from flow.state cimport (
     FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
+from flow.template cimport flow_u32
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport (
     PLAN_NONE, PLAN_ROUND_ROBIN, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, pool_member_t, pool_t, route_t, rule_t, source_group_t, source_t,
@@ -54,22 +59,22 @@ from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
     TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_give_up, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel,
-    tx_settle, tx_t, tx_try_again,
+    tx_settle, tx_t, tx_read_reports, tx_try_again,
 )
 from uapi.net cimport (
-    AF_INET, AF_INET6, AF_PACKET, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN,
-    CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRINUSE, EAFNOSUPPORT, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM,
-    EPOLLERR, EPOLLIN,
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER,
-    IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_TRANSPARENT, IPV6_UNICAST_HOPS, IP_MTU_DISCOVER, IP_MULTICAST_TTL, IP_PKTINFO, IP_PMTUDISC_DONT, IP_TOS, IP_TRANSPARENT,
-    IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE, RLIMIT_NOFILE,
-    SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_ERROR, SO_REUSEADDR,
-    SO_REUSEPORT, SO_TIMESTAMPNS, SIOCINQ,
-    SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
-    epoll_wait, eventfd, get_errno, getrlimit, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, ioctl, iovec, likely,
-    mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
-    recvmmsg, rlimit, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, THREAD_SCHEDULE_BYTES,
-    thread_schedule, thread_schedule_get, thread_schedule_set, timespec, u8, u16, u32, u64, unlikely, write,
+    AF_INET, AF_INET6, AF_PACKET, BPF_RET_K, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR,
+    CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRINUSE, EAFNOSUPPORT, EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM,
+    EPERM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLIN, IP_MTU_DISCOVER, IP_MULTICAST_TTL, IP_PKTINFO,
+    IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_MTU_DISCOVER,
+    IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TCLASS, IPV6_TRANSPARENT, IPV6_UNICAST_HOPS,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PR_SET_TIMERSLACK, PROT_READ, PROT_WRITE, RLIMIT_NOFILE,
+    SCM_TIMESTAMPNS, SIOCINQ, SO_ATTACH_FILTER, SO_BROADCAST, SO_ERROR, SO_NO_CHECK, SO_RCVBUF, SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF,
+    SO_SNDBUFFORCE, SO_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, THREAD_SCHEDULE_BYTES, UDP_GRO,
+    UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, connect, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, get_errno,
+    getrlimit, getsockname, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, ioctl, iovec, likely, mmap, mmsghdr, msghdr, munmap,
+    nanosleep, ntohs, prctl, read, recvmmsg, rlimit, setsockopt, sock_filter, sock_fprog, sockaddr, sockaddr_in, sockaddr_in6,
+    sockaddr_ll, socket, socklen_t, thread_schedule, thread_schedule_get, thread_schedule_set, timespec, u16, u32, u64, u8, unlikely,
+    write,
 )
 from wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
@@ -85,6 +90,7 @@ cdef extern from "Python.h":
 include "snapshot.pxi"
 include "flow.pxi"
 include "memory.pxi"
+include "alias.pxi"
 include "handles.pxi"
 include "plan.pxi"
 include "rx/recvmmsg.pxi"
@@ -93,9 +99,11 @@ include "tx/udp.pxi"
 include "tx/raw.pxi"
 include "tx/transparent.pxi"
 include "tx/packet.pxi"
+include "tx/lane.pxi"
 include "worker_state.pxi"
 include "worker_send.pxi"
 include "worker_flow.pxi"
+include "worker_lane.pxi"
 include "worker_pool.pxi"
 include "worker.pxi"
 include "worker_handle.pxi"

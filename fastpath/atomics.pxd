@@ -19,6 +19,8 @@ cdef extern from "uapi/compat.h" nogil:
     bint ATOMIC_STORES_IN_ORDER "SMP_STORES_IN_ORDER"
     void atomic_fence_release "smp_fence_release"()
     bint atomic_change32 "smp_change32"(u32 *p, u32 old, u32 v)   # stores v if old is there
+    bint atomic_change64 "smp_change64"(u64 *p, u64 old, u64 v)
+    void atomic_count "smp_count"(u64 *p)                         # one more, of a counter with many writers
     void *atomic_load_acquire "smp_load_acquire"(void **p)
     void *atomic_exchange "smp_exchange"(void **p, void *v)
     u64 atomic_load64_acquire "smp_load64_acquire"(const u64 *p)

@@ -22,8 +22,8 @@ cdef enum:
     REASON_COUNT = 7
 
     RX_FIELD_COUNT = 11
-    TX_FIELD_COUNT = 7 + REASON_COUNT
-    WORKER_FIELD_COUNT = 8
+    TX_FIELD_COUNT = 8 + REASON_COUNT
+    WORKER_FIELD_COUNT = 9
     BATCH_BUCKETS = 11         # <= 1, 2, 4, ... 512, +Inf
     LATENCY_BUCKETS = 17       # 10 us .. 1 s in 1-2.5-5 steps, +Inf
 
@@ -50,6 +50,7 @@ ctypedef struct tx_counters_t:
     u64 retries                # send calls repeated after EAGAIN, ENOBUFS or a pending error
     u64 dropped[REASON_COUNT]
     u64 replays                # replays of all templates to this receiver that were completed
+    u64 shared_port            # of the copies that were to leave by their session's own port: those without one
     u32 countdown              # copies to leave out before the next one is sent (freq)
     u32 id                     # of the receiver, for its renumbering states; unique in the process
 
@@ -62,6 +63,7 @@ ctypedef struct worker_counters_t:
     u64 sessions               # exporter sessions now in the cache
     u64 session_misses
     u64 session_evictions
+    u64 session_sockets        # open for sessions that have a source port of their own
     u64 latency[LATENCY_BUCKETS]
     u64 latency_sum_ns
 

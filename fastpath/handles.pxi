@@ -124,7 +124,7 @@ cdef class Tx:
 
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
                   long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, bint by_exporter=False,
-                  refresh=(0, 0, 0, 0), Tx fallback=None, Tx cutter=None):
+                  refresh=(0, 0, 0, 0), Tx fallback=None, Tx cutter=None, bint alias=False, bint per_session=False):
         cdef const u8 *octets = address
         if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
             raise ValueError(f"engine {engine} is unknown")
@@ -159,6 +159,10 @@ cdef class Tx:
         self.tx.tos = tos
         self.tx.freq = <u32>freq
         self.tx.by_exporter = by_exporter
+        if per_session and engine != TX_ENGINE_UDP:
+            raise ValueError("a source port for each session is for the engine udp only")
+        self.tx.alias = alias
+        self.tx.per_session = per_session
         self._set_refresh(refresh)
         self.tx.checksum = checksum
         self.tx.pause_us = <u32>pause_us
@@ -187,7 +191,7 @@ cdef class Tx:
     cdef _set_refresh(self, refresh):
         self.tx.refresh_copies[0], self.tx.refresh_ms[0], self.tx.refresh_copies[1], self.tx.refresh_ms[1] = refresh
         self.tx.refreshes = any(refresh)
-        self.tx.numbered = self.tx.refreshes or (self.tx.freq > 1 and not self.tx.by_exporter)
+        self.tx.numbered = self.tx.refreshes or (self.tx.freq > 1 and not self.tx.by_exporter) or self.tx.alias or self.tx.per_session
 
     def replay(self):
         atomic_store32(&self.tx.replay, TX_REPLAY_ALL)

@@ -20,6 +20,7 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u32 *told                          # ways that are told the templates of exporters new to them when the plan is adopted
     u32 told_count
     bint turns                         # some pool is balanced by round-robin
+    aliases_t *aliases                 # NULL = no receiver needs any
 
 
 @cython.final
@@ -31,11 +32,11 @@ cdef class Plan:
     cdef size_t public_ways
     cdef void *arena
 
-    def __cinit__(self, u64 generation, sockets, txs, rules, pools=(), told=()):
+    def __cinit__(self, u64 generation, sockets, txs, rules, pools=(), told=(), Aliases aliases=None):
         cdef RxSocket rx_socket
         cdef Tx tx
         cdef u32 i
-        self.parts = [list(sockets), list(txs)]
+        self.parts = [list(sockets), list(txs), aliases]
         self.work.routing.generation = generation
         self.work.socket_count = len(self.parts[0])
         self.work.sockets = <rx_socket_t **>plan_arena(&self.arena, self.work.socket_count, sizeof(rx_socket_t *))
@@ -43,6 +44,7 @@ cdef class Plan:
             rx_socket = <RxSocket?>part        # not None either
             self.work.sockets[i] = &rx_socket.socket
         self._take_ways(self.parts[1])
+        self._take_aliases(aliases)
         self._take_pools([(number, balance, list(members)) for number, balance, members in pools])
         self._take_rules(rules)
         self._take_told(list(told))
@@ -117,6 +119,14 @@ cdef class Plan:
                 member.seed = match_hash(self.work.ways[way].address) * <u64>0x9E3779B97F4A7C15 ^ self.work.ways[way].port_be
                 used += 1
                 self._number(way)
+
+    cdef _take_aliases(self, Aliases aliases):
+        cdef u32 way
+        for way in range(self.work.routing.way_count):
+            if self.work.ways[way].alias or self.work.ways[way].per_session:
+                if aliases is None:
+                    raise ValueError("a Tx with alias or per_session needs the aliases of the process")
+                self.work.aliases = &aliases.aliases
 
     cdef _take_told(self, list told):
         self.work.told_count = len(told)

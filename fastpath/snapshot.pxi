@@ -7,8 +7,10 @@ CYTHON_VERSION = ".".join([str((CYTHON_HEX_VERSION >> shift) & 0xFF) for shift i
 REASONS = ("no_route", "no_neighbor", "message_too_long", "no_buffer_space", "refused", "permission", "other")
 RX_FIELDS = ("datagrams", "bytes", "truncated", "truncated_bytes", "unmatched", "denied", "matched",
              "errors_again", "errors_intr", "errors_nomem", "errors_other")
-TX_FIELDS = ("offered", "sampled_out", "sent", "sent_bytes", "calls", "retries", *[f"dropped_{reason}" for reason in REASONS], "replays")
-WORKER_FIELDS = ("cpu_ns", "busy_ns", "wakeups", "stalls", "heartbeat_ns", "sessions", "session_misses", "session_evictions")
+TX_FIELDS = ("offered", "sampled_out", "sent", "sent_bytes", "calls", "retries", *[f"dropped_{reason}" for reason in REASONS], "replays",
+             "shared_port")
+WORKER_FIELDS = ("cpu_ns", "busy_ns", "wakeups", "stalls", "heartbeat_ns", "sessions", "session_misses", "session_evictions",
+                 "session_sockets")
 BATCH_BOUNDS = tuple([1 << i for i in range(BATCH_BUCKETS - 1)])
 LATENCY_BOUNDS_NS = (*[mantissa * 10 ** e for e in range(3, 8) for mantissa in (10, 25, 50)], 1_000_000_000)
 ENGINE_UDP = TX_ENGINE_UDP

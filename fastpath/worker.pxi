@@ -109,6 +109,10 @@ cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexce
         if route >= PLAN_ROUTE_FIRST:
             if seeing:
                 worker_observe(w, d)
+                if unlikely(w.work.aliases != NULL):
+                    worker_alias(w, d)
+                    if unlikely(w.moved):
+                        worker_alias_moved(w, route, d)
                 if unlikely(w.news and w.work.turns):
                     active = worker_send_now(w, active)
             active = worker_select(w, d, route, active, seeing)
@@ -130,6 +134,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     w.sessions.now += 1
     w.batch.groups = 0
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
+    if unlikely(w.work.aliases != NULL):
+        w.lanes.now_s = <u32>(worker_clock(CLOCK_MONOTONIC) // 1000000000)
     if unlikely(w.work.routing.pool_count):
         worker_pools_look(w)
     if w.seeing:
@@ -144,6 +150,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     worker_clear(w, active)
     if unlikely(w.due_count):
         worker_replay_due(w)
+    if unlikely(w.lanes.due_count):
+        worker_lanes_due(w)
 
 
 cdef void worker_trace(worker_t *w, u32 active) noexcept with gil:
@@ -276,6 +284,7 @@ cdef void worker_take_over(worker_t *w, work_t *old, work_t *new) noexcept nogil
     cdef u32 i, k
     cdef bint stays
     cdef plan_t *before
+    lanes_keep(&w.lanes, new.ways, new.routing.way_count)
     if w.pools.entries != NULL:
         before = &old.routing if old != NULL else NULL
         pool_adopt(&w.pools, &new.routing, before)
@@ -329,6 +338,7 @@ cdef void worker_beat(worker_t *w, u64 now_ns) noexcept nogil:
     atomic_store64(&c.sessions, w.sessions.used)
     atomic_store64(&c.session_misses, w.sessions.misses)
     atomic_store64(&c.session_evictions, w.sessions.evictions)
+    atomic_store64(&c.session_sockets, w.lanes.open)
     atomic_store64(&c.stalls, w.ring.stalls)
     if now_ns - w.cpu_read_ns >= WORKER_CPU_CLOCK_NS:
         w.cpu_read_ns = now_ns

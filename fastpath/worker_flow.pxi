@@ -8,6 +8,8 @@ cdef enum:
     FLOW_REPLAY_STEPS = 2048           # domains looked at for replays in one loop pass
     FLOW_REPLAY_LOOK_NS = 1000000      # how often the worker asks whether a replay is wanted
     FLOW_DUE_LIMIT = 256               # refreshes of one batch; more wait for the next copy
+    WORKER_NUMBERED = 1                # bits of work_t.numbered: another sequence number
+    WORKER_NAMED = 2                   # the alias instead of the domain
 
 
 cdef inline bint worker_keeps(worker_t *w, tx_t *tx, u32 d) noexcept nogil:
@@ -40,10 +42,13 @@ cdef inline void worker_refresh(worker_t *w, tx_t *tx, u32 way, u32 d) noexcept 
 
 
 cdef inline void worker_number(worker_t *w, tx_t *tx, u32 way, u32 n, u32 d) noexcept nogil:
-    """Notes the sequence number that the n-th copy of this batch for a numbered receiver is to carry, if it differs."""
+    """Notes the sequence number and the domain that the n-th copy of this batch for a numbered receiver is to carry, if they differ."""
     cdef size_t place = <size_t>way * BATCH_LIMIT + n
-    w.work.numbered[place] = flow_renumber(w.flow, &w.seen[d], tx.counters.id, &w.work.numbers[place])
-    w.work.rewrites[way] += w.work.numbered[place]
+    cdef u8 named = 0
+    if unlikely(tx.alias or tx.per_session):
+        named = worker_named(w, tx, d)
+    w.work.numbered[place] = flow_renumber(w.flow, &w.seen[d], tx.counters.id, &w.work.numbers[place]) | named
+    w.work.rewrites[way] += w.work.numbered[place] != 0
     if tx.refreshes:
         worker_refresh(w, tx, way, d)
 
@@ -59,7 +64,7 @@ cdef void worker_send_own(worker_t *w, tx_t *tx, batch_t *batch) noexcept nogil:
 
 
 cdef void worker_send_rewritten(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept nogil:
-    """A selection some of whose copies carry another sequence number than they came with: those are copied first."""
+    """A selection some of whose copies carry another sequence number or domain than they came with: those are copied first."""
     cdef batch_t *to = w.rewritten
     cdef batch_t *received = w.batch
     cdef size_t place
@@ -76,7 +81,10 @@ cdef void worker_send_rewritten(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept 
         if w.work.numbered[place]:
             copy = w.own_bytes + <size_t>i * RX_SLOT
             memcpy(copy, received.data[d], received.length[d])
-            flow_write_number(copy, &w.seen[d], w.work.numbers[place])
+            if w.work.numbered[place] & WORKER_NUMBERED:
+                flow_write_number(copy, &w.seen[d], w.work.numbers[place])
+            if w.work.numbered[place] & WORKER_NAMED:
+                alias_write(copy, received.length[d], w.seen[d].kind, w.alias[d])
             to.data[i] = copy
     to.n = n
     to.groups = received.groups
@@ -117,7 +125,7 @@ cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode
     cdef flow_domain_t *domain = &w.flow.domains[number]
     cdef batch_t *to = w.rewritten
     cdef flow_replay_t replay
-    cdef u32 octets, overhead, payload
+    cdef u32 octets, overhead, payload, alias
     if tx.by_exporter and tx.freq > 1 and not flow_keeps_exporter(domain.exporter.address, tx.freq):
         return
     overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
@@ -127,6 +135,7 @@ cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode
         payload = WIRE_UDP_MAX_IPV4
     if not flow_replay_begin(w.flow, &replay, number, tx.counters.id, what, mode, payload):
         return
+    alias = worker_alias_replayed(w, tx, number) if (tx.alias or tx.per_session) and w.work.aliases != NULL else 0
     to.listener = domain.listener
     to.groups = 1
     octets = 1
@@ -136,6 +145,8 @@ cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode
             octets = flow_replay_next(w.flow, &replay, w.own_bytes + <size_t>to.n * RX_SLOT)
             if octets == 0:
                 break
+            if alias:
+                alias_write(w.own_bytes + <size_t>to.n * RX_SLOT, octets, domain.kind, alias)
             to.exporter[to.n] = domain.exporter
             to.data[to.n] = w.own_bytes + <size_t>to.n * RX_SLOT
             to.length[to.n] = octets
@@ -229,6 +240,7 @@ cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
     if w.work == NULL or now_ns - w.flow_look_ns < FLOW_REPLAY_LOOK_NS:
         return
     w.flow_look_ns = now_ns
+    w.lanes.now_s = <u32>(now_ns // 1000000000)
     w.replaying = False
     if w.flow != NULL:
         flow_tick(w.flow, worker_clock(CLOCK_REALTIME))

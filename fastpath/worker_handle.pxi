@@ -51,6 +51,7 @@ cdef class Worker:
         self.w.runs_own = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
         self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
         self.w.ports.send_buffer = send_buffer
+        self.w.lanes.entries = <lane_t *>plan_arena(&self.arena, LANE_SETS * LANE_WAYS, sizeof(lane_t))
         self.w.ports.way.send = tx_send_kernel
         self.w.packet.send = tx_send_kernel
         self.w.packet.fd = packet_fd
@@ -102,6 +103,7 @@ cdef class Worker:
             return
         self.flow = flow
         self.w.seen = <flow_seen_t *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(flow_seen_t))
+        self.w.alias = <u32 *>plan_arena(&self.arena, BATCH_LIMIT, 4)
         self.w.rewritten = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
         self.w.identity = <u16 *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
         for i in range(<u32>BATCH_LIMIT):
@@ -131,6 +133,7 @@ cdef class Worker:
         if self.w.wake >= 0:
             close(self.w.wake)
         ports_close(&self.w.ports)
+        lanes_end(&self.w.lanes)
         if self.w.arena.bytes != NULL:
             munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
         if self.w.own_bytes != NULL:

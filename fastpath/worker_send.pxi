@@ -24,6 +24,7 @@ cdef void worker_send_cut(worker_t *w, tx_t *tx, const u16 *selection, u32 n) no
     """A selection for engine `udp` with an MTU of its own, which no option of a socket can say: IPv4 has none, and IPV6_MTU makes fragments
     only of what is over the route's (net/ipv6/ip6_output.c, ip6_finish_output). What is longer is cut here, by a raw socket with the address
     and port of the other, so that the receiver sees one source; in order."""
+    cdef runs_t *runs
     cdef u32 first = 0
     cdef u32 end
     cdef bint is_long
@@ -36,18 +37,24 @@ cdef void worker_send_cut(worker_t *w, tx_t *tx, const u16 *selection, u32 n) no
             tx_raw_emit(tx.cutter, w.batch, selection + first, end - first, &w.ring)
             tx_flush(tx.cutter, &w.ring)
         else:
-            tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection + first, end - first, False), &w.ring)
+            runs = worker_runs(w, tx, selection + first, end - first, False)
+            tx_udp_emit(tx, w.batch, runs, 0, runs.n, &w.ring)
             tx_flush(tx, &w.ring)
         first = end
 
 
 cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
     """A receiver's selection by its own socket: one emit, one flush."""
+    cdef runs_t *runs
+    if unlikely(tx.per_session):
+        worker_send_lanes(w, tx, selection, n)
+        return
     if unlikely(tx.cutter != NULL) and atomic_load32_acquire(&tx.cuts):
         worker_send_cut(w, tx, selection, n)
         return
     if tx.engine == TX_ENGINE_UDP:
-        tx_udp_emit(tx, w.batch, worker_runs(w, tx, selection, n, False), &w.ring)
+        runs = worker_runs(w, tx, selection, n, False)
+        tx_udp_emit(tx, w.batch, runs, 0, runs.n, &w.ring)
     else:
         tx_raw_emit(tx, w.batch, selection, n, &w.ring)
     tx_flush(tx, &w.ring)
@@ -72,7 +79,10 @@ cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept
     if now_ns - tx.probed_ns >= TX_PROBE_NS:
         tx.probed_ns = now_ns
         sent = 1
-        worker_send_one(w, tx, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
+        if w.work.rewrites[way]:
+            worker_send_rewritten(w, tx, way, 1)
+        else:
+            worker_send_one(w, tx, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
     atomics_add(&tx.counters.dropped[REASON_NO_NEIGHBOR], n - sent)
 
 

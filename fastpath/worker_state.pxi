@@ -39,6 +39,9 @@ ctypedef struct worker_t:
     u32 announcements                  # of these, told in this batch
     ports_t ports
     tx_t packet                        # the packet socket; only `send` and `fd` mean anything
+    lanes_t lanes
+    bint moved                         # the domain of the datagram at hand has another alias than before
+    u32 *alias                         # of each datagram's domain, 0 = none; where some receiver wants it
     runs_t *runs_grouped               # of the whole batch, by exporter session
     runs_t *runs_plain                 # of the whole batch as one group
     runs_t *runs_own                   # of one receiver's own selection

@@ -128,6 +128,8 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     u32 options_templates          # of the templates, those of options
     u32 state                      # first renumbered receiver
     u32 restarts_seen              # renumbering states of another one begin anew
+    u32 alias                      # the number that its copies carry instead of the domain (flow/alias.pxd), 0 = not asked for yet
+    u32 alias_s                    # CLOCK_MONOTONIC when it was asked for last
     u32 announced                  # low bits of templates_added when all members of its pools were told
     u64 first_ns                   # CLOCK_REALTIME of the first datagram
     u64 seen_ns

@@ -109,6 +109,8 @@ ctypedef struct tx_t:
     u8 by_exporter                 # freq thins exporters, not datagrams
     u8 numbered                    # its sequence numbers may differ from the exporters'
     u8 refreshes                   # some refresh is set
+    u8 alias                       # v9 and IPFIX copies carry the alias of their domain
+    u8 per_session                 # each exporter session has a socket of its own (tx/lane.pxi)
     u32 pause_us                   # after each copy (the ancestor's -x)
     int tos                        # -1 = as received
     u8 engine

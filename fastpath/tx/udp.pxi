@@ -69,11 +69,11 @@ cdef inline void tx_udp_message(tx_t *tx, const batch_t *batch, runs_t *runs, u3
     ring.n = m + 1
 
 
-cdef inline void tx_udp_emit(tx_t *tx, const batch_t *batch, runs_t *runs, tx_ring_t *ring) noexcept nogil:
-    """Writes the messages of all runs: at most one per datagram, so the ring has room."""
+cdef inline void tx_udp_emit(tx_t *tx, const batch_t *batch, runs_t *runs, u32 begin, u32 end, tx_ring_t *ring) noexcept nogil:
+    """Writes the messages of runs begin..end-1: at most one per datagram, so the ring has room."""
     cdef u32 run, i, step
     cdef msghdr *message
-    for run in range(runs.n):
+    for run in range(begin, end):
         step = runs.count[run] if tx_udp_segments(tx, batch, runs, run) else 1
         i = runs.first[run]
         while i < runs.first[run] + runs.count[run]:

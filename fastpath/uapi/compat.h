@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <linux/errqueue.h>
+#include <linux/filter.h>
 #include <linux/if_packet.h>
 #include <linux/sock_diag.h>
 #include <linux/sockios.h>
@@ -75,6 +76,10 @@ static inline void *smp_exchange(void **p, void *v) { return __atomic_exchange_n
 static inline int smp_change32(uint32_t *p, uint32_t old, uint32_t v) {
     return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
+static inline int smp_change64(uint64_t *p, uint64_t old, uint64_t v) {
+    return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline void smp_count(uint64_t *p) { __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
 static inline uint64_t smp_load64_acquire(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void smp_store64_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 /* struct sched_attr of sched_setattr(2) as Linux 3.14 made it, and the calls, which libc does not declare before glibc 2.41. */

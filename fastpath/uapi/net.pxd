@@ -78,6 +78,14 @@ cdef extern from "uapi/compat.h" nogil:
     struct epoll_event:
         u32 events
         epoll_data_t data
+    struct sock_filter:
+        u16 code
+        u8 jt
+        u8 jf
+        u32 k
+    struct sock_fprog:
+        unsigned short len
+        sock_filter *filter
     struct sock_extended_err:
         u32 ee_errno
         u8 ee_origin
@@ -98,6 +106,8 @@ cdef extern from "uapi/compat.h" nogil:
     int SOL_UDP, UDP_SEGMENT, UDP_GRO, PR_SET_TIMERSLACK, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT
     int IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT, IP_PKTINFO, IPV6_PKTINFO, RLIMIT_NOFILE
     unsigned long SIOCINQ
+    int SO_ATTACH_FILTER, SO_BROADCAST, SO_NO_CHECK, IP_MULTICAST_TTL, IPV6_UNICAST_HOPS, IPV6_MULTICAST_HOPS
+    int BPF_RET_K "(BPF_RET | BPF_K)"
     int SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
     void *MAP_FAILED
@@ -107,6 +117,8 @@ cdef extern from "uapi/compat.h" nogil:
     ssize_t recvmsg(int fd, msghdr *msg, int flags)
     int socket(int family, int kind, int protocol)
     int bind(int fd, const sockaddr *address, socklen_t length)
+    int connect(int fd, const sockaddr *address, socklen_t length)
+    int getsockname(int fd, sockaddr *address, socklen_t *length)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *length)
     cmsghdr *CMSG_FIRSTHDR(msghdr *msg)

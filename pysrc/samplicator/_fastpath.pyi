@@ -17,9 +17,10 @@ RX_FIELDS: Final[tuple[str, ...]]
 errors_other."""
 TX_FIELDS: Final[tuple[str, ...]]
 """offered, sampled_out, sent, sent_bytes, calls, retries, dropped_<reason> for each of REASONS, replays (of all
-templates, completed)."""
+templates, completed), shared_port (copies of a Tx with per_session whose session had no socket of its own)."""
 WORKER_FIELDS: Final[tuple[str, ...]]
-"""cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_REALTIME), sessions, session_misses, session_evictions."""
+"""cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_REALTIME), sessions, session_misses, session_evictions,
+session_sockets (open for sessions with a source port of their own)."""
 BATCH_BOUNDS: Final[tuple[int, ...]]
 """Upper bounds (datagrams) of the receive batch histogram; one more bucket, +Inf, follows."""
 LATENCY_BOUNDS_NS: Final[tuple[int, ...]]
@@ -190,6 +191,9 @@ class Tx:
     (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`.
     cutter: of an ENGINE_UDP, an ENGINE_RAW with a source and the same counters and `mtu`: what is longer than
     `mtu` leaves by it in fragments of that size, once cut_from() was called; without one the kernel cuts for the route.
+    alias: copies of NetFlow v9 and IPFIX carry the alias of their exporter's domain (Aliases) instead of the domain.
+    per_session (ENGINE_UDP): each exporter session has a socket of its own, connected and set up like `fd`; sessions
+    without one leave by `fd`, under their alias.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
@@ -212,6 +216,8 @@ class Tx:
         refresh: tuple[int, int, int, int] = (0, 0, 0, 0),
         fallback: Tx | None = None,
         cutter: Tx | None = None,
+        alias: bool = False,
+        per_session: bool = False,
     ) -> Tx: ...
     def cut_from(self, address: bytes, port: int) -> None:
         """Address and port of the socket of a Tx with a cutter; from now on the cutter sends what is longer than `mtu`.
@@ -268,6 +274,33 @@ class Tx:
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
 
+ALIAS_BYTES: Final[int]
+"""Bytes of the memory of Aliases."""
+ALIAS_COUNT: Final[int]
+"""Entries that it has room for."""
+ALIAS_FIELDS: Final[tuple[str, ...]]
+"""place, alias, address, port (of the session that holds it), kind (a value of FLOW_KIND_NAMES), domain, shared (the
+sessions of the exporter hold it in turn), seen_s (CLOCK_MONOTONIC)."""
+
+@final
+class Aliases:
+    """Who has which number instead of an observation domain: one table for all workers, for the process's life.
+
+    memory: a writable buffer of ALIAS_BYTES that outlives the process (a mapped file), so that the next one goes on
+    from there; what is not such a table is begun anew. None: memory of its own. Raises ValueError for another size.
+    Any thread may read while workers run."""
+
+    def __new__(cls, memory: Buffer | None = None) -> Aliases: ...
+    @property
+    def unlisted(self) -> int:
+        """Times that an alias was given and there was no room to remember it."""
+
+    def list(self, after: int, limit: int) -> tuple[list[tuple[int, int, bytes, int, str, int, bool, int]], int]:
+        """`limit` rows of ALIAS_FIELDS from place `after` on, and where to go on, 0 = the end."""
+
+    def take(self, address: bytes, port: int, kind: int, domain: int, now_s: int, may_claim: bool = True) -> int:
+        """The alias of a session's domain (kind 9 or 10), as a worker asks for it; 0 = none is left."""
+
 @final
 class Plan:
     """The immutable compiled form of what one worker does. Keeps its sockets, Tx and counters alive.
@@ -279,7 +312,8 @@ class Plan:
     (index into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver
     that a rule names besides the pool gets one copy. told: indexes of Tx whose rules changed: when the plan is adopted
     they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
-    index, weight or length out of range. `rules` is gone through twice and not kept."""
+    index, weight or length out of range, or when a Tx needs aliases and there are none. `rules` is gone through twice
+    and not kept."""
 
     def __new__(
         cls,
@@ -289,6 +323,7 @@ class Plan:
         rules: Collection[tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]],
         pools: Sequence[tuple[int, int, Sequence[tuple[int, int]]]] = (),
         told: Sequence[int] = (),
+        aliases: Aliases | None = None,
     ) -> Plan: ...
     @property
     def generation(self) -> int: ...

@@ -188,6 +188,13 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "Times all templates of the receiver's exporters were replayed to it.",
         "tx.replays",
     ),
+    Metric(
+        "send_shared_port_datagrams_total",
+        "counter",
+        _R,
+        'Copies to a receiver with source_port = "per-session" whose session had no port of its own.',
+        "tx.shared_port",
+    ),
     Metric("receiver_up", "gauge", _R, "1 when the receiver can be reached, as far as known.", "receiver.up"),
     Metric(
         "receiver_state",
@@ -378,6 +385,13 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         _W,
         "Exporter sessions that made room for another in the cache.",
         "worker.session_evictions",
+    ),
+    Metric(
+        "worker_session_sockets",
+        "gauge",
+        _W,
+        'Sockets open for exporter sessions with a source port of their own (source_port = "per-session").',
+        "worker.session_sockets",
     ),
     Metric("worker_generation", "gauge", _W, "Generation of the plan the worker runs.", "reader.generation"),
     # ---- configuration

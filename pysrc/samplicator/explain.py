@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samplicator.apart import REMEDY
 from samplicator.config.address import MAPPED, ParsedSource, address_text, endpoint_text
 from samplicator.planner import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
 
@@ -34,7 +35,8 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """One copy that leaves. to, source: address and port as text. details: ttl, tos, freq, checksum, as far as not
-    the default. standby_for: it leaves only while that receiver is down, "" = always.
+    the default. standby_for: it leaves only while that receiver is down, "" = always. apart: how the collector
+    tells the exporters of copies apart that are not spoofed, or that it cannot; "" = there is nothing to say.
     """
 
     receiver: str
@@ -45,6 +47,7 @@ class Copy:
     engine_why: str
     details: tuple[str, ...]
     standby_for: str = ""
+    apart: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,11 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         why = "configured as source"
     else:
         source, why = "this host's address", "not spoofed"
+    apart = ""
+    if flow and not (receiver.spoof and receiver.family == exporter.version):
+        apart = _told_apart(receiver)
+    if receiver.per_session:
+        source += ", a port for each exporter session"
     details = [f"ttl {receiver.ttl or 'kept'}", f"tos {'kept' if receiver.tos < 0 else receiver.tos}"]
     if receiver.freq > 1:
         templates = ", templates always" if flow and not receiver.by_exporter else ""
@@ -211,7 +219,15 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         to += f" ({receiver.host})"
     if receiver.standby_for:
         details.insert(0, f"only while {receiver.standby_for} is down, templates first")
-    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for)
+    return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for, apart)
+
+
+def _told_apart(receiver: ReceiverSpec) -> str:
+    if receiver.unique:
+        return "exporters of NetFlow v9 and IPFIX have a domain each there (samplicator domains)"
+    if receiver.per_session:
+        return "exporters of NetFlow v9 and IPFIX have a port each there, or while they have none a domain"
+    return f"exporters of NetFlow v9 and IPFIX can overwrite each other's templates there: {REMEDY}"
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:
@@ -270,6 +286,7 @@ def _copy_lines(copy: Copy, indent: str) -> list[str]:
     return [
         f"{indent}{copy.receiver}: to {copy.to}",
         f"{indent}  from {copy.source}: {copy.source_why}",
+        *([f"{indent}  {copy.apart}"] if copy.apart else []),
         f"{indent}  engine {copy.engine}: {copy.engine_why}",
         f"{indent}  {', '.join(copy.details)}",
     ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
-from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate
+from samplicator.readings import AliasReading, FlowField, FlowReading, FlowSession, FlowTemplate
 
 UNITS: Final = {
     "netflow1": "flows",
@@ -94,6 +94,21 @@ def exporter(
         "next_sequence": session.next_sequence,
         "sampling_interval": sampling(session, templates),
         **_clock(session),
+    }
+
+
+def alias(row: AliasReading) -> dict[str, Any]:
+    """Who stands behind a domain in copies. unique: the number there; held_by: exporter = its sessions in turn,
+    session = this one alone, because another of the same exporter uses the domain too.
+    """
+    return {
+        "unique": row.alias,
+        "exporter": row.address,
+        "port": row.port,
+        "protocol": row.protocol,
+        "domain": row.domain,
+        "held_by": "exporter" if row.shared else "session",
+        "silent_seconds": row.silent_seconds,
     }
 
 

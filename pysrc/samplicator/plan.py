@@ -149,7 +149,8 @@ class ReceiverSpec:
     kept from the datagram. mtu: bytes that packets may have at most, 0 = as the path takes. by_exporter: freq chooses
     exporters, not datagrams. refresh: templates are sent again after so many datagrams, so many ms, options data
     likewise; 0 = never. standby_for: name of the receiver whose copies it gets while that one is down, "" = none.
-    needed: a standby or a pool acts on its state.
+    needed: a standby or a pool acts on its state. per_session: each exporter session has a source port of its own.
+    unique: observation domains are replaced by their aliases.
     """
 
     name: str
@@ -173,6 +174,13 @@ class ReceiverSpec:
     probe: ProbeSpec = ProbeSpec()
     standby_for: str = ""
     needed: bool = False
+    per_session: bool = False
+    unique: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether exporters are kept apart by aliases of their domains, always or where a session has no own port."""
+        return self.per_session or self.unique
 
     @property
     def deaf(self) -> bool:
@@ -212,7 +220,8 @@ class RuleSpec:
 @dataclass(frozen=True, slots=True)
 class PlanSpec:
     """All that shall run. workers >= 1; cpus: worker k is pinned to cpus[k % len], () = not pinned; sizes in bytes.
-    host_addresses: what rings were derived from, () when there are none.
+    host_addresses: what rings were derived from, () when there are none. alias_file: where the aliases of domains are
+    kept from one process to the next, "" = nowhere.
     """
 
     listeners: tuple[ListenerSpec, ...]
@@ -230,3 +239,4 @@ class PlanSpec:
     warnings: tuple[str, ...] = ()
     host_addresses: tuple[HostAddress, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
+    alias_file: str = ""

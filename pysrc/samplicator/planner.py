@@ -14,6 +14,7 @@ import ipaddress
 from dataclasses import replace
 from typing import Final
 
+from samplicator import apart
 from samplicator.config.address import Endpoint, address_text, endpoint_text
 from samplicator.config.model import Config, Loaded, Path, Receiver
 from samplicator.errors import ConfigError, Problem
@@ -117,10 +118,15 @@ class _Compiler:
         if self.problems:
             raise ConfigError(self.problems)
         datapath = self.config.datapath
+        rules = rule_specs(self.loaded, self.resolved)
+        pools = pool_specs(self.config)
+        if self.loaded.origin == "toml":  # who comes from samplicate knows what collectors see
+            self.warnings += apart.warnings(listeners, receivers, rules, pools)
+        control = self.config.service.control
         return PlanSpec(
             listeners=listeners,
             receivers=receivers,
-            rules=rule_specs(self.loaded, self.resolved),
+            rules=rules,
             workers=workers,
             cpus=cpus,
             receive_buffer=datapath.receive_buffer,
@@ -132,7 +138,8 @@ class _Compiler:
             flow_memory=datapath.flow_memory,
             host_addresses=self.host,
             warnings=tuple(self.warnings),
-            pools=pool_specs(self.config),
+            pools=pools,
+            alias_file=f"{control}.domains" if control and any(r.apart for r in receivers) else "",
         )
 
     def problem(self, path: Path, why: str) -> None:
@@ -292,6 +299,8 @@ class _Compiler:
             probe=self.probe(path, receiver, address),
             standby_for=receiver.standby_for,
             needed=receiver.probe != "off" and receiver.name in self.needed,
+            per_session=self.per_session(path, receiver, engine),
+            unique=receiver.domain == "unique",
         )
 
     def mtu(self, path: Path, receiver: Receiver, address: ResolvedAddress, engine: str) -> None:
@@ -303,6 +312,17 @@ class _Compiler:
         if engine == "udp" and not self.capabilities.net_raw:
             why = f"fragments of this size are cut here, for which a raw socket {NEEDS_NET_RAW}; or leave `mtu` out"
             self.problem((*path, "mtu"), why + ": the kernel cuts what the path does not take")
+        if receiver.source_port == "per-session":
+            why = "cannot be combined with source_port = \"per-session\"; leave `mtu` out: the kernel cuts for the route"
+            self.problem((*path, "mtu"), why)
+
+    def per_session(self, path: Path, receiver: Receiver, engine: str) -> bool:
+        if receiver.source_port == "shared":
+            return False
+        if engine != "udp" and not receiver.spoof and receiver.engine == "auto":
+            why = "per-session needs UDP sockets, and those cannot have a source that is not an address of this host"
+            self.problem((*path, "source_port"), why)
+        return engine == "udp"
 
     def probe(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> ProbeSpec:
         """Where and how the receiver is asked. A host that does not resolve is a problem, and its own is used."""

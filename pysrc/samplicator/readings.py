@@ -156,6 +156,21 @@ class FlowTemplate:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasReading:
+    """Who has an alias: the number that stands in copies instead of an observation domain. port: of the session that
+    has it. shared: the sessions of this exporter that use the domain have it in turn; else this session alone.
+    """
+
+    alias: int
+    address: str
+    port: int
+    protocol: str
+    domain: int
+    shared: bool
+    silent_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Readings:
     """All counters at one moment, summed over workers. latency_counts: one per _fastpath.LATENCY_BOUNDS_NS and +Inf
     last.

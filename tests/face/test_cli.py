@@ -76,7 +76,7 @@ def write(tmp_path: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------------------------------------- help
 
 
-COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "demo", "schema")
+COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "domains", "demo", "schema")
 
 
 def test_help_is_the_golden_one() -> None:
@@ -134,9 +134,20 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 
 
 def test_check_of_a_good_file(write: Path) -> None:
+    good = write / "good.toml"
+    good.write_text(good.read_text().replace(':9995"\n', ':9995"\ndomain = "unique"\n'))
     done = run("check", "-c", "good.toml")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "good.toml: ok: 1 listener (1 port), 1 receiver (1 udp), 1 rule, 1 worker\n"
+
+
+def test_check_warns_where_templates_can_meet(write: Path) -> None:
+    done = run("check", "-c", "good.toml")
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        "warning: receiver 'nfdump': copies are not spoofed, so NetFlow v9 and IPFIX of several"
+    )
+    assert 'set spoof = true, source_port = "per-session" or domain = "unique"' in done.stderr
 
 
 def test_check_reports_everything_at_once(write: Path) -> None:

@@ -105,7 +105,11 @@ def test_exporter_texts_refused(text: str) -> None:
         parse_exporter(text)
 
 
-GOLDEN = """\
+APART = (
+    "exporters of NetFlow v9 and IPFIX can overwrite each other's templates there: "
+    'set spoof = true, source_port = "per-session" or domain = "unique"'
+)
+GOLDEN = f"""\
 10.1.2.3:5000 -> port 2055: listener one (0.0.0.0:2055)
   rule 1 does not match: 2001:db8::/32 -> a
       its sources are IPv6, the exporter is IPv4 [x.toml:1]
@@ -122,18 +126,22 @@ GOLDEN = """\
       ttl 64, tos 0
     b: to [2001:db8::b]:9
       from this host's address: not spoofed: an IPv4 source cannot stand in an IPv6 header
+      {APART}
       engine udp: copies that cannot be spoofed leave through a UDP socket
       ttl 64, tos 0
     c: to 192.0.2.3:9
       from 198.51.100.7:2055: configured as source
+      {APART}
       engine raw: the source 198.51.100.7 is not an address of this host, so headers are made here
       ttl kept, tos 0, 1 datagram in 10, templates always, UDP checksum 0
     d: to 192.0.2.4:9
       from this host's address: not spoofed
+      {APART}
       engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way
       ttl 64, tos 184, a pause of 5 us after each
     e: to 192.0.2.5:9
       from this host's address: not spoofed
+      {APART}
       engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way
       only while a is down, templates first, ttl 64, tos 0
 """

@@ -46,7 +46,7 @@ def _command(name: str) -> Callable[[Namespace], int]:
     modules = {
         **dict.fromkeys(("check", "explain", "convert", "schema"), "configuration"),
         **dict.fromkeys(("run", "reload", "status", "demo"), "running"),
-        **dict.fromkeys(("exporters", "templates", "ledger", "export"), "flow"),
+        **dict.fromkeys(("exporters", "templates", "domains", "ledger", "export"), "flow"),
     }
     found: Callable[[Namespace], int] = getattr(import_module(f"samplicator.cli.{modules[name]}"), name)
     return found

@@ -50,7 +50,7 @@ def judge(path: str) -> Judged:
 
 def judge_loaded(loaded: Loaded) -> Judged:
     """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
-    from samplicator import sockets
+    from samplicator import masquerade, sockets
 
     warnings = [str(warning) for warning in loaded.warnings]
     host = sockets.capabilities()
@@ -70,6 +70,9 @@ def judge_loaded(loaded: Loaded) -> Judged:
         warnings.append(
             f"this user may not receive by ring, which {', '.join(ring)} needs CAP_NET_RAW, CAP_NET_ADMIN for"
         )
+    if any(receiver.spoof and receiver.engine != "packet" for receiver in plan.receivers):
+        rewriting = masquerade.rules()
+        warnings += [masquerade.sentence(rewriting)] if rewriting else []
     return Judged(loaded, None if problems else plan, tuple(problems), tuple(warnings))
 
 
@@ -173,6 +176,7 @@ def _source_json(source: ParsedSource) -> dict[str, Any]:
 def explain(options: Namespace) -> int:
     """Which rules match, which copies leave."""
     from samplicator import explain as explaining
+    from samplicator import masquerade
 
     try:
         exporter, port = explaining.parse_exporter(options.exporter)
@@ -191,7 +195,9 @@ def explain(options: Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(answer) for answer in answers], indent=2))
     else:
-        print("\n".join(explaining.lines(answers, exporter, port, options.to_port)))
+        rewriting = masquerade.rules()
+        note = ["", f"note: {masquerade.sentence(rewriting)}"] if rewriting else []
+        print("\n".join([*explaining.lines(answers, exporter, port, options.to_port), *note]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The commands that show what the daemon knows of flow telemetry: exporters, templates, ledger, export.
+"""The commands that show what the daemon knows of flow telemetry: exporters, templates, domains, ledger, export.
 
 Called by cli.main, each with the parsed options; each returns the exit status: 0 = shown, 1 = the daemon cannot be
 reached. Standard library only. The daemon's answers come in pages; a command reads at most MOST domains.
@@ -41,6 +41,11 @@ def templates(options: Namespace) -> int:
     return _show(
         options, lambda path: {"domains": _chosen(_pages(path, "templates", "domains"), options)}, template_lines
     )
+
+
+def domains(options: Namespace) -> int:
+    """Who has which number instead of its domain."""
+    return _show(options, lambda path: {"domains": _chosen(_pages(path, "domains"), options)}, domain_lines)
 
 
 def ledger(options: Namespace) -> int:
@@ -144,6 +149,26 @@ def template_lines(value: Mapping[str, Any]) -> list[str]:
                 width = "variable" if field["bytes"] is None else str(field["bytes"])
                 lines.append(f"    {field['name']} ({width}){' scope' if field['scope'] else ''}")
     return lines or ["no template is known"]
+
+
+# ---------------------------------------------------------------------------------------------------- domains
+
+
+def domain_lines(value: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["unique"],
+            f"0x{row['unique']:08x}",
+            _where(row),
+            row["protocol"],
+            row["domain"],
+            row["held_by"],
+            duration(row["silent_seconds"]),
+        ]
+        for row in value["domains"]
+    ]
+    head = ["in copies", "hex", "exporter", "protocol", "its domain", "held by", "silent"]
+    return table(head, rows) if rows else ["no exporter has been given a domain of its own"]
 
 
 # ---------------------------------------------------------------------------------------------------- ledger

@@ -154,6 +154,14 @@ def make_parser() -> argparse.ArgumentParser:
         "0, or 1 when the daemon cannot be reached.",
         "  samplicator templates --exporter 192.0.2.1\n",
     )
+    domains = command(
+        "domains",
+        "show who stands behind a domain in unspoofed copies",
+        "Shows which exporter has which observation domain (IPFIX) or source id (NetFlow v9) at receivers with "
+        'domain = "unique", and in copies of sessions without a port of their own where source_port = "per-session". '
+        "Exit status 0, or 1 when the daemon cannot be reached.",
+        "  samplicator domains\n  samplicator domains --exporter 192.0.2.1 --json\n",
+    )
     ledger = command(
         "ledger",
         "show where datagrams were lost",
@@ -168,9 +176,9 @@ def make_parser() -> argparse.ArgumentParser:
         "status 0, or 1 when the daemon cannot be reached.",
         "  samplicator export\n",
     )
-    for each in (exporters, templates):
+    for each in (exporters, templates, domains):
         each.add_argument("--exporter", metavar="ADDR", default="", help="only this one")
-    for each in (exporters, templates, ledger, export):
+    for each in (exporters, templates, domains, ledger, export):
         _control(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 

@@ -231,6 +231,18 @@ class Receiver(Table):
     source: OwnSourceText = Field(
         "", description='Own source ADDR or ADDR:PORT of copies; "" = the kernel chooses.', json_schema_extra=LIVE
     )
+    source_port: Literal["shared", "per-session"] = Field(
+        "shared",
+        description="Source port of copies that are not spoofed: one for all exporters, or one for each exporter's "
+        "address and port, so that collectors can tell them apart.",
+        json_schema_extra=LIVE,
+    )
+    domain: Literal["keep", "unique"] = Field(
+        "keep",
+        description="Observation domain (IPFIX) or source id (NetFlow v9) of copies: as received, or a number of "
+        "its own for each exporter and domain, for collectors that tell exporters by their address only.",
+        json_schema_extra=LIVE,
+    )
     checksum: bool = Field(
         True, description="false: UDP checksum 0 (none) on IPv4 copies; illegal over IPv6.", json_schema_extra=LIVE
     )

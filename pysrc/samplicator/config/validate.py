@@ -75,6 +75,9 @@ def _flow(draft: Draft) -> Iterator[Finding]:
     if not draft.listener or any(listener is None or listener.flow != "off" for listener in draft.listener):
         return
     for index, receiver in enumerate(draft.receiver):
+        if receiver is not None and receiver.domain == "unique":
+            why = 'every listener has flow = "off": domains are not looked at, so copies keep them'
+            yield Finding(("receiver", index, "domain"), why, error=False)
         for key in REFRESHES:
             if receiver is not None and getattr(receiver, key):
                 why = 'every listener has flow = "off": no template is known that could be sent again'
@@ -134,6 +137,7 @@ def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
     if receiver.spoof and receiver.engine == "udp":
         why = 'the udp engine sends from our own address; with spoof = true write engine = "auto" or "raw"'
         yield Finding(("receiver", index, "engine"), why)
+    yield from _apart(index, receiver)
     if own and family and own[0] != family:
         why = f"an IPv{own[0]} source for a receiver that is reached over IPv{family}"
         yield Finding(("receiver", index, "source"), why)
@@ -148,6 +152,26 @@ def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
     if receiver.pause_us:
         why = "the worker waits after each copy: all receivers are delayed, and datagrams may be lost"
         yield Finding(("receiver", index, "pause_us"), why, error=False)
+
+
+def _apart(index: int, receiver: Receiver) -> Iterator[Finding]:
+    """What keeps exporters apart whose copies are not spoofed."""
+    own = receiver.own_source
+    if receiver.source_port == "per-session":
+        path = ("receiver", index, "source_port")
+        if receiver.spoof:
+            yield Finding(
+                path, "a spoofed copy has the exporter's port; leave `source_port` out, or write spoof = false"
+            )
+        elif receiver.engine not in ("auto", "udp"):
+            why = f'"per-session" needs UDP sockets, not engine "{receiver.engine}"; write engine = "auto" or "udp"'
+            yield Finding(path, why)
+        if own and own[2]:
+            why = f"the source has port {own[2]}, so there is one port for all; write the address alone"
+            yield Finding(("receiver", index, "source"), why)
+    if receiver.domain == "unique" and receiver.spoof:
+        why = 'collectors tell spoofed exporters by their addresses; "unique" is for copies that are not spoofed'
+        yield Finding(("receiver", index, "domain"), why, error=False)
 
 
 def _host_bits(draft: Draft) -> Iterator[Finding]:

@@ -38,7 +38,7 @@ def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
     """What a collector knows the exporters by, and where it is: when this changes, it has to be told the templates."""
-    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source
+    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source, spec.per_session, spec.unique
 
 
 @dataclass(slots=True, eq=False)
@@ -180,6 +180,7 @@ class Path:
                 by_exporter=spec.by_exporter,
                 refresh=spec.refresh,
                 fallback=fallback.tx if fallback else None,
+                alias=spec.unique,
             )
             if spec.engine == "packet" and self.link is not None:
                 tx.link(self.link.interface, self.link.header, self.link.mtu)
@@ -249,6 +250,8 @@ def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: in
             by_exporter=spec.by_exporter,
             refresh=spec.refresh,
             cutter=cutter,
+            alias=spec.unique,
+            per_session=spec.per_session,
         )
         way = Way(tx, None, opened, [one for one in opened if not sockets.connect(one, spec)])
         if cutter is not None:

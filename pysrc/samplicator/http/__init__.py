@@ -61,6 +61,7 @@ def make_app(state: ServiceState) -> web.Application:
     get("/api/v1/flow", _flow)
     get("/api/v1/exporters", _exporters)
     get("/api/v1/templates", _templates)
+    get("/api/v1/domains", _domains)
     app.router.add_post("/-/reload", _reload)
     app.router.add_put("/-/reload", _reload)
     return app
@@ -189,6 +190,15 @@ async def _exporters(request: web.Request) -> web.Response:
 async def _templates(request: web.Request) -> web.Response:
     """A page of observation domains with their templates."""
     return _json(await asyncio.to_thread(_page_of_templates, request.app[SHARED].state, *_page(request, PAGE // 10)))
+
+
+async def _domains(request: web.Request) -> web.Response:
+    """A page of who has which number instead of its domain."""
+    supervisor = request.app[SHARED].state.supervisor
+    (_, number), limit = _page(request, PAGE)
+    rows, after = await asyncio.to_thread(supervisor.aliases, number, limit)
+    answer = {"domains": [flowview.alias(row) for row in rows], "unlisted": supervisor.aliases_unlisted()}
+    return _json({**answer, "after": _place((0, after)) if after else None})
 
 
 def _page(request: web.Request, most: int) -> tuple[tuple[int, int], int]:

@@ -24,8 +24,9 @@ from samplicator.engines.account import SEGMENTING, settle
 from samplicator.neighbours import ASKED_IN_VAIN, Neighbours
 from samplicator.plan import PlanSpec
 from samplicator.reach import Host
-from samplicator.readings import FlowSession, FlowTemplate, Readings, Route
+from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route
 from samplicator.routing import widened
+from samplicator.supervisor import aliases
 from samplicator.supervisor.build import Build, BuildError, Running
 from samplicator.supervisor.standings import Standings
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
@@ -325,6 +326,14 @@ class Supervisor:
     def flow_templates(self, worker: int, number: int) -> list[FlowTemplate]:
         """Templates and options data of one of them."""
         return self._running.flows.templates(worker, number)
+
+    def aliases(self, after: int, limit: int) -> tuple[list[AliasReading], int]:
+        """A page of who has which alias of a domain: see aliases.rows."""
+        return aliases.rows(self._running.aliases, after, limit)
+
+    def aliases_unlisted(self) -> int:
+        """Times that an alias was given and there was no room to remember it."""
+        return self._running.aliases.unlisted if self._running.aliases is not None else 0
 
     def received(self) -> int:
         """Datagrams received so far, whatever became of them."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from samplicator import ring, sockets
-from samplicator._fastpath import Plan, TxCounters, Worker
+from samplicator._fastpath import Aliases, Plan, TxCounters, Worker
 from samplicator.config.address import endpoint_text
 from samplicator.engines import (
     FastRules,
@@ -38,6 +38,7 @@ from samplicator.ingress import Ingress
 from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
 from samplicator.probes import UNREACHABLE
 from samplicator.reach import Reach
+from samplicator.supervisor import aliases
 from samplicator.supervisor.flows import Flows
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
@@ -61,7 +62,7 @@ class BuildError(OSError):
 @dataclass(slots=True)
 class Running:
     """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart. pool_ids:
-    by name, kept while the pool exists; pools_made: the last of them.
+    by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that needs any on.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Running:
     flows: Flows = field(default_factory=Flows)
     pool_ids: dict[str, int] = field(default_factory=dict)
     pools_made: int = 0
+    aliases: Aliases | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +117,8 @@ class Build:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
         check_descriptors(self.spec, descriptor_limit)
         self._open_states()
+        if self._running.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
+            self._running.aliases = aliases.make(self.spec.alias_file)
         self._open_listeners()
         self._open_workers()
         self._open_receivers()
@@ -158,6 +162,7 @@ class Build:
                 rules,
                 pools,
                 [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in told],
+                self._running.aliases,
             )
             for worker in self.workers
         }

@@ -1,0 +1,64 @@
+"""Masquerade: rules of this host's firewall that give datagrams another source address, read with the host's own tools.
+
+A spoofed copy passes the firewall like all else that leaves (but with engine "packet"): a rule that masquerades it
+makes it come from this host, and the collector sees one exporter. Called by `check` and `explain`, which a person runs:
+it starts programs. Bounded in time; where something goes wrong there is no answer, and no error.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import Final
+
+TOOLS: Final = (
+    ("nft", "list", "ruleset"),
+    ("iptables-legacy-save", "-t", "nat"),
+    ("ip6tables-legacy-save", "-t", "nat"),
+)
+"""What shows the rules; `iptables` of today writes nftables rules, which nft lists."""
+SECONDS: Final = 2.0
+SHOWN: Final = 3
+_NFT_BLOCK: Final = re.compile(r"^\s*(table|chain)\s+(.*?)\s*\{$")
+_REWRITES: Final = re.compile(r"\b(masquerade|snat)\b|-j (MASQUERADE|SNAT)\b", re.IGNORECASE)
+
+
+def rules() -> list[str]:
+    """The rules that rewrite source addresses, SHOWN at most; [] when there are none or they may not be read."""
+    found: list[str] = []
+    for command in TOOLS:
+        try:
+            done = subprocess.run(
+                command, capture_output=True, timeout=SECONDS, check=False, text=True, errors="replace"
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if done.returncode == 0:
+            found += parse(command[0], done.stdout)
+    return found[:SHOWN]
+
+
+def parse(tool: str, text: str) -> list[str]:
+    """The rules of one tool's listing, each with its table and chain."""
+    found = []
+    table = chain = ""
+    for line in text.splitlines():
+        block = _NFT_BLOCK.match(line)
+        if block is not None:
+            if block[1] == "table":
+                table, chain = block[2], ""
+            else:
+                chain = block[2]
+        elif _REWRITES.search(line) and not line.lstrip().startswith(("#", "comment", "type nat")):
+            where = f"table {table} chain {chain}: " if table else ""
+            found.append(f"{tool}: {where}{' '.join(line.split())[:120]}")
+    return found
+
+
+def sentence(found: list[str]) -> str:
+    """For people."""
+    return (
+        f"this host gives datagrams another source address ({'; '.join(found)}): where that takes in what is "
+        "forwarded, spoofed copies and exporters behind it lose their addresses; except UDP to the collectors from it, "
+        'or use engine = "packet"'
+    )
