@@ -313,7 +313,7 @@ class _Compiler:
             why = f"fragments of this size are cut here, for which a raw socket {NEEDS_NET_RAW}; or leave `mtu` out"
             self.problem((*path, "mtu"), why + ": the kernel cuts what the path does not take")
         if receiver.source_port == "per-session":
-            why = "cannot be combined with source_port = \"per-session\"; leave `mtu` out: the kernel cuts for the route"
+            why = 'cannot be combined with source_port = "per-session"; leave `mtu` out: the kernel cuts for the route'
             self.problem((*path, "mtu"), why)
 
     def per_session(self, path: Path, receiver: Receiver, engine: str) -> bool:
