@@ -131,7 +131,7 @@ class PathMtu:
         """
         assert self._sock is not None
         try:
-            self._sock.send(bytes(LONGEST - 40))
+            self._sock.send(bytes(LONGEST + 1))
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
