@@ -13,7 +13,7 @@ cdef enum:
     PORT_WAYS = 8
     PORT_SETS = 2048                   # 16384 ports with a socket a worker at most, 3 KiB of kernel memory each
     PORT_EARN = 8                      # sends that runs would have saved before a socket is opened
-    PORT_AGAIN = 4096                  # the same before one that could not be opened is tried again
+    PORT_AGAIN_SECONDS = 60            # after which one that could not be opened is tried again: programs that have it are restarted, too
     PORT_IDLE = 4096                   # batches after which an unused socket may make way
     PORT_IDLE_SECONDS = 5              # after which it is closed: the port may be somebody else's then
     PORT_SECOND_NS = 1000000000
@@ -27,7 +27,7 @@ ctypedef struct port_t:                # the way out of the exporters that send 
     u16 port_be
     u8 family                          # 4 or 6
     u8 state
-    u32 earned                         # sends that runs would have saved
+    u32 earned                         # sends that runs would have saved; PORT_REFUSED: the second in which it was
     u32 seen                           # batch number
     int fd
 
@@ -200,11 +200,14 @@ cdef inline port_t *port_for(ports_t *ports, const exporter_t *exporter, u32 sav
     port = port_find(ports, exporter, saves != 0, now)
     if port == NULL or port.state == PORT_OPEN:
         return port
-    port.earned += saves
-    if port.state == PORT_REFUSED and port.earned >= PORT_AGAIN:
+    if port.state == PORT_REFUSED:
+        if ports.second - port.earned < PORT_AGAIN_SECONDS:
+            return NULL
         port.state = PORT_CANDIDATE
-    if port.state == PORT_CANDIDATE and port.earned >= PORT_EARN:
         port.earned = 0
+    port.earned += saves
+    if port.earned >= PORT_EARN:
+        port.earned = ports.second
         port_open(ports, port)
     return port if port.state == PORT_OPEN else NULL
 

@@ -1,4 +1,4 @@
-"""Path MTU of a spoofed IPv6 receiver, found out by asking from our own address.
+"""Path MTU of an IPv6 receiver whose copies have another host's source, found out by asking from our own address.
 
 Routers do not fragment IPv6 (RFC 8200 section 5): one that cannot pass a packet on drops it and tells the source, which
 for a spoofed copy is the exporter. So nobody here hears that copies are lost. Asked is by an ICMPv6 echo request as
@@ -67,6 +67,11 @@ class PathMtu:
         self._silent = 0  # rounds in a row that ended like that
         self._next = 0.0
 
+    def inherit(self, other: PathMtu | None) -> None:
+        """Goes on from what another knew of the way to the same place."""
+        if other is not None and (other.address, other._scope) == (self.address, self._scope):
+            self.learned = other.learned
+
     def step(self, now: float) -> bool:
         """Hears answers and asks what is due; True when `learned` or `doubtful` has changed."""
         before = self.learned, self.doubtful
@@ -131,7 +136,7 @@ class PathMtu:
         """
         assert self._sock is not None
         try:
-            self._sock.send(bytes(LONGEST - 40))
+            self._sock.send(bytes(LONGEST + 1))
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
@@ -195,7 +200,8 @@ class PathMtu:
 
 def path_mtu(spec: ReceiverSpec) -> PathMtu | None:
     """What follows the path of a receiver; None where nobody has to: see the head of this file."""
-    if spec.family != 6 or not spec.spoof or spec.probe.kind == "off" or spec.address[0] == 0xFF:
+    others = spec.spoof or (spec.engine == "raw" and spec.source is not None)  # routers tell somebody else
+    if spec.family != 6 or not others or spec.probe.kind == "off" or spec.address[0] == 0xFF:
         return None
     return PathMtu(spec.address, spec.scope_id)
 

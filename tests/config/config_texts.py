@@ -178,6 +178,7 @@ RECEIVERS = st.lists(
             tos=st.sampled_from([0, 255, "keep"]),
             spoof=st.booleans(),
             engine=st.sampled_from(["auto", "raw"]),
+            mtu=st.sampled_from(["auto", 68, 1400, 65535]),
             freq=st.sampled_from([1, 2, 2**32 - 1]),
         ),
         entries(

@@ -39,6 +39,8 @@ def problems(load: Load, text: str, *local: str, net_raw: bool = True) -> list[s
         ("spoof = true\nfreq = 10", "transparent", "with freq = 10 by the raw socket"),
         ("spoof = true\nchecksum = false", "raw", "UDP checksum 0"),
         ("spoof = true\npause_us = 5", "raw", "pause"),
+        ("mtu = 1400", "udp", "not spoofed"),
+        ("spoof = true\nmtu = 68", "transparent", "spoofed"),
         ('spoof = true\nengine = "raw"', "raw", "configured"),
         ('spoof = true\nengine = "transparent"', "transparent", "configured"),
         ('spoof = true\nengine = "packet"', "packet", "configured"),
@@ -226,6 +228,29 @@ def test_engines_that_do_not_fit(load: Load, extra: str, why: str) -> None:
     found = problems(load, LISTENER + receiver(extra) + RULE)
     assert len(found) == 1
     assert why in found[0]
+
+
+def test_a_group_is_spoofed_by_the_raw_socket(load: Load) -> None:
+    spec = plan(load, LISTENER + receiver("spoof = true", to="239.1.2.3:9") + RULE).receivers[0]
+    assert (spec.engine, "group" in spec.engine_why) == ("raw", True)
+    spec = plan(load, LISTENER + receiver("spoof = true", to="[ff0e::1]:9") + RULE).receivers[0]
+    assert spec.engine == "transparent"
+
+
+@pytest.mark.parametrize(
+    ("mtu", "wanted"), [("", 0), ('mtu = "auto"', 0), ("mtu = 1280", 1280), ("mtu = 65535", 65535)]
+)
+def test_mtu(load: Load, mtu: str, wanted: int) -> None:
+    assert plan(load, LISTENER + receiver(mtu, to="[2001:db8::2]:9") + RULE).receivers[0].mtu == wanted
+
+
+def test_mtu_that_does_not_fit(load: Load) -> None:
+    found = problems(load, LISTENER + receiver("mtu = 1279", to="[2001:db8::2]:9") + RULE)
+    assert "receiver[0].mtu" in found[0]
+    assert "1280" in found[0]
+    found = problems(load, LISTENER + receiver("mtu = 1400") + RULE, net_raw=False)
+    assert "receiver[0].mtu" in found[0]
+    assert "CAP_NET_RAW" in found[0]
 
 
 def test_packet_to_this_host_says_that_it_leaves_by_raw(load: Load) -> None:

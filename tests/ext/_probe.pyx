@@ -186,6 +186,12 @@ cdef fill(Worker worker, list datagrams):
     batch.groups = len(groups)
 
 
+cdef play_by(tx_t *tx, Script script, int (*send)(tx_t *, mmsghdr *, u32) noexcept nogil):
+    if tx != NULL:
+        tx.script = NULL if script is None else <void *>script
+        tx.send = send
+
+
 def play(Worker worker not None, Tx tx not None, list datagrams not None, Script script not None):
     """Sends the datagrams, (exporter address 4|16 bytes, port, ttl, tos, payload), as one batch by this way out, with the script in the
     kernel's place. Counts `offered` as the worker would. The worker is not to run."""
@@ -196,12 +202,12 @@ def play(Worker worker not None, Tx tx not None, list datagrams not None, Script
         selection[d] = <u16>d
     worker.w.plain_known = worker.w.grouped_known = False
     atomics_add(&tx.tx.counters.offered, worker.w.batch.n)
-    tx.tx.script = <void *>script
-    tx.tx.send = script_play
+    play_by(tx.tx, script, script_play)
+    play_by(tx.tx.cutter, script, script_play)
     with nogil:
         worker_send_one(worker.w, tx.tx, selection, worker.w.batch.n)
-    tx.tx.send = tx_send_kernel
-    tx.tx.script = NULL
+    play_by(tx.tx, None, tx_send_kernel)
+    play_by(tx.tx.cutter, None, tx_send_kernel)
 
 
 def play_batch(Worker worker not None, Plan plan not None, RxCounters counters not None, list datagrams not None, Script script not None):

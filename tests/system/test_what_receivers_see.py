@@ -118,25 +118,36 @@ def calls_and_copies(relay: Relay) -> tuple[int, int]:
     return metrics.total("send_calls_total"), metrics.total("send_datagrams_total")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_from_a_listeners_port_to_the_listeners_port_leaves_in_runs(lab: Lab, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("listen", "six", "workers"),
+    [(("0.0.0.0:2055",), False, 1), (("[::]:2055", "0.0.0.0:2055"), False, 2), (("[::]:2055",), False, 1),
+     (("[::]:2055",), True, 2), (("{here}:2055",), False, 1)],
+)  # fmt: skip
+def test_from_a_listeners_port_to_the_listeners_port_leaves_in_runs(
+    lab: Lab, listen: tuple[str, ...], six: bool, workers: int
+) -> None:
     """2055 to 2055, as many exporters do it."""
-    relay = lab.samplicator(spoofing(lab, "[::]:2055", "0.0.0.0:2055", workers=workers))
+    here = lab.relay6() if six else lab.relay4()
+    text = spoofing(lab, *(where.replace("{here}", here) for where in listen), workers=workers)
+    if six:
+        text = text.replace(f'"{lab.peer4(1)}:9001"', f'"[{lab.peer6(1)}]:9001"')
+    relay = lab.samplicator(text)
     tap = lab.tap(1, lambda seen: seen.port == 9001)
-    exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 2055) for n in range(8)]
-    acquaint(lab, lab.relay4())
+    pool = "2001:db8:8000::" if six else "198.18.64."
+    exporters = [lab.exporter_socket(f"{pool}{n + 1}", 2055) for n in range(8)]
+    acquaint(lab, here)
     for step in range(4):
-        held(relay, exporters, (lab.relay4(), 2055), step * COUNT, COUNT)
+        held(relay, exporters, (here, 2055), step * COUNT, COUNT)
         wait_for(lambda n=step + 1: relay.metrics().total("receive_datagrams_total") == n * 8 * COUNT, "them", 20)
     in_order(tap.collect(4 * 8 * COUNT), exporters, 4 * COUNT)
     calls, copies = calls_and_copies(relay)
     assert copies == 4 * 8 * COUNT
     assert calls < copies / 4
-    assert NOBODYS in ports_in_use(lab, 2055)
+    assert six or NOBODYS in ports_in_use(lab, 2055)
     # what is sent to the port still goes to the listener, and to it alone
-    stranger = lab.exporter_socket("198.18.64.77", 7)
+    stranger = lab.exporter_socket(f"{pool}77", 7)
     for _ in range(10):
-        stranger.sendto(b"q" * 200, (lab.relay4(), 2055))
+        stranger.sendto(b"q" * 200, (here, 2055))
     wait_for(lambda: relay.metrics().total("receive_datagrams_total") == 4 * 8 * COUNT + 10, "the last", 20)
     # and nobody else gets the port
     with lab.relay.socket(socket.AF_INET) as other, pytest.raises(OSError, match="in use"):
@@ -171,9 +182,9 @@ def test_a_port_in_use_stays_and_datagrams_one_by_one_do_not_keep_it(lab: Lab) -
     wait_for(lambda: ports_in_use(lab, 5000) == ports_in_use(lab, 5001) == [NOBODYS], "both", 20)
 
     def only_the_busy_one() -> bool:
-        held(relay, [busy], (lab.relay4(), 2055), 0, 2)
+        held(relay, [busy], (lab.relay4(), 2055), 0, COUNT)
         trickle.sendto(b"alone", (lab.relay4(), 2055))
-        assert ports_in_use(lab, 5000) == [NOBODYS]
+        wait_for(lambda: ports_in_use(lab, 5000) == [NOBODYS], "the busy one's port to be in use", 20)
         return ports_in_use(lab, 5001) == []
 
     wait_for(only_the_busy_one, "the trickle's port to be given back", 30, 0.2)

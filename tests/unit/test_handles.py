@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import gc
 import socket
+import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,33 @@ def test_plan_belongs_to_one_worker() -> None:
 def test_worker_refuses_negative_drain() -> None:
     with pytest.raises(ValueError):
         Worker(batch=1, sessions=8).stop(-1)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_worker_refuses_to_withhold(port: int) -> None:
+    worker = Worker(batch=1, sessions=8)
+    with pytest.raises(ValueError, match="port"):
+        worker.withhold(port)
+
+
+def test_a_port_is_let_go_of_by_a_worker_that_runs() -> None:
+    worker = Worker(batch=1, sessions=8)
+    assert worker.let_go
+    worker.publish(Plan(1, [], [], []))
+    worker.withhold(2055)
+    assert not worker.let_go
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        for port in (0, 2055, 2055):
+            end = time.monotonic() + 20
+            while not worker.let_go and time.monotonic() < end:
+                time.sleep(0.001)
+            assert worker.let_go
+            worker.withhold(port)
+    finally:
+        worker.stop()
+        thread.join()
 
 
 def test_worker_and_plan_are_freed_together() -> None:

@@ -100,13 +100,16 @@ class Path:
     __slots__ = ("_beyond", "_route_mtu", "link", "link_words", "mtu", "mtu_why", "reservation", "routed", "source",
                  "spec")  # fmt: skip
 
-    def __init__(self, spec: ReceiverSpec) -> None:
+    def __init__(self, spec: ReceiverSpec, before: Path | None = None) -> None:
+        """before: the one of the same receiver in the plan before, from which stays what is known of the way there."""
         self.spec = spec
         self.link: Link | None = None
         self.link_words = "not looked for yet" if spec.engine == "packet" else ""
         probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
         self._route_mtu = probe.mtu or DEFAULT_MTU
         self._beyond = path_mtu(spec)
+        if self._beyond is not None and before is not None:
+            self._beyond.inherit(before._beyond)
         self.mtu, self.mtu_why = self._least_mtu()
         self.routed = probe.mtu > 0
         self.reservation: socket.socket | None = None

@@ -399,7 +399,7 @@ class Build:
         if old is not None and same:
             path, ways = old.path, old.ways[: spec.workers]
         else:
-            path, ways = Path(wanted), []
+            path, ways = Path(wanted, old.path if old is not None else None), []
             self._paths.append(path)
         state = ReceiverState(
             spec=wanted,
@@ -457,7 +457,7 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     """
     listening = sum(len(listener.sockets) + 2 * len(listener.rings) for listener in spec.listeners) * spec.workers
     sending = sum(1 + r.spoof + (r.mtu > 0) for r in spec.receivers) * spec.workers
-    sending += sum(r.family == 6 and r.spoof for r in spec.receivers)  # what asks for the path MTU
+    sending += sum(r.family == 6 and r.engine != "udp" for r in spec.receivers)  # what asks for the path MTU
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
     sending += sum(r.probe.kind != "off" for r in spec.receivers)
     need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
