@@ -41,6 +41,7 @@ from flow.scan cimport (
 from flow.state cimport (
     FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
+from flow.table cimport flow_mix
 from flow.template cimport flow_u32
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport (
