@@ -26,14 +26,16 @@ cdef void worker_alias(worker_t *w, u32 d) noexcept nogil:
 
 
 cdef void worker_lane_taught(worker_t *w, lane_t *lane, const flow_seen_t *s) noexcept nogil:
-    """A socket was opened: it is told the templates of all domains of its session. s: of the datagram at hand, which is the first to leave by
-    it; NULL: between batches."""
+    """A socket was opened: it is told the templates of all domains of its session that come by this batch's listener. s: of the datagram at
+    hand, which is the first to leave by it; NULL: the batch is sent."""
     cdef u32 number
     if w.flow == NULL:
         return
     number = flow_replay_exporter(w.flow, lane.address, lane.port_be)
     while number:
-        if s == NULL or s.number != number:
+        if w.flow.domains[number].listener != w.batch.listener:
+            pass                           # perhaps another rule's
+        elif s == NULL or s.number != number:
             worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN)
         elif w.flow.domains[number].datagrams > 1 and flow_pause(w.flow, number, lane.tx.counters.id, s.position):
             worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH)
