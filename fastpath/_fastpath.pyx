@@ -21,7 +21,7 @@ from counters cimport (
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from flow.alias cimport (
-    ALIAS_SETS, ALIAS_WAYS, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
+    ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory

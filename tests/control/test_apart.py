@@ -113,14 +113,14 @@ RULESET = """table ip nat {
 table inet filter {
 \tchain input {
 \t\ttype filter hook input priority filter; policy accept;
-\t\tudp dport 2055 accept comment "no masquerading here"
+\t\tudp dport 2055 accept comment "no masquerade here, snat to nothing"
 \t}
 }
 """
 
 
 def test_rules_that_rewrite_sources() -> None:
-    found = masquerade.parse("nft", RULESET.replace("no masquerading here", "fine"))
+    found = masquerade.parse("nft", RULESET)
     assert found == [
         'nft: table ip nat chain postrouting: oifname "eth0" masquerade',
         "nft: table ip nat chain postrouting: ip daddr 192.0.2.0/24 counter packets 0 bytes 0 snat to 198.51.100.1",
@@ -131,6 +131,8 @@ def test_rules_that_rewrite_sources() -> None:
         "iptables-legacy-save: -A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE"
     ]
     assert masquerade.parse("nft", "") == []
+    assert masquerade.parse("nft", '\t\txt target "MASQUERADE"\n') == ['nft: xt target "MASQUERADE"']
+    assert masquerade.parse("nft", "\t\tjump KUBE-MARK-MASQ\n\tchain masquerade {\n\t\tjump snat\n") == []
 
 
 def test_tools_that_fail_say_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -129,6 +129,21 @@ def test_lanes_from_the_first_datagram(stand: Stand, kind: int) -> None:
 
 
 @KINDS
+def test_lanes_over_ipv6(stand: Stand, kind: int) -> None:
+    """Exporters of IPv4, a collector of IPv6."""
+    sink = stand.relay.sink("::1")
+    stand.ways.append(stand.relay.udp("::1", sink.port, per_session=True))
+    stand.sinks.append(sink)
+    stand.judges.append(Judge())
+    stand.taken.append(0)
+    stand.start()
+    stand.rounds(stand.flock(10, kind), 15)
+    stand.check()
+    assert len(stand.judges[0].sources) == 10
+    assert {source[0] for source in stand.judges[0].sources} == {"::1"}
+
+
+@KINDS
 def test_a_lane_that_is_earned(stand: Stand, kind: int) -> None:
     """Without credit a session leaves by the shared port, under an alias, until it has sent eight datagrams; its
     templates, which it sent once, come again by the new port.

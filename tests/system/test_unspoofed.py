@@ -11,7 +11,7 @@ import pytest
 from apart import Exporter, Judge, Nfacctd, Nfcapd, expected, exporter, flock, rounds
 from flow_model import IPFIX, V9
 from lab import Lab
-from process import wait_for
+from process import command, tool, wait_for
 from relay import Relay
 
 KINDS = pytest.mark.parametrize("kind", [V9, IPFIX], ids=["netflow9", "ipfix"])
@@ -191,3 +191,24 @@ def test_a_reload_sets_the_key(lab: Lab) -> None:
         judge.take(seen.exporter, seen.payload)
     assert judge.flows == expected(exporters)
     assert (judge.sequence_errors, judge.unknown) == (0, 0)
+
+
+def test_rules_that_masquerade_are_named(lab: Lab) -> None:
+    """check where something is spoofed, explain always."""
+    rules = lab.directory / "nat.nft"
+    hook = "type nat hook postrouting priority 100"
+    rules.write_text(f'table ip nat {{\nchain out {{\n{hook}\noifname "r1" masquerade\n}}\n}}\n')
+    config = lab.directory / "spoofed.toml"
+    config.write_text(configuration(lab, "spoof = true"))
+
+    def said(*words: str) -> str:
+        done = lab.start([command("samplicator"), *words, "-c", str(config)], lab.relay, words[0])
+        assert done.wait(20) == 0, done.tail()
+        return done.stdout() + done.stderr()
+
+    asked = ("explain", "--from", "198.18.110.1:50001", "--to-port", "2055")
+    assert "another source address" not in said("check") + said(*asked)
+    assert lab.start([tool("nft"), "-f", str(rules)], lab.relay, "nft").wait(20) == 0
+    for text in (said("check"), said(*asked)):
+        assert 'nft: table ip nat chain out: oifname "r1" masquerade' in text
+        assert 'use engine = "packet"' in text
