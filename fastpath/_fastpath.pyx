@@ -21,7 +21,7 @@ from counters cimport (
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from flow.alias cimport (
-    ALIAS_SETS, ALIAS_WAYS, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
+    ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
@@ -41,6 +41,7 @@ from flow.scan cimport (
 from flow.state cimport (
     FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
+from flow.table cimport flow_mix
 from flow.template cimport flow_u32
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport (

@@ -56,7 +56,7 @@ cdef class Aliases:
                           entry.key.port == 0, <u32>claim))
         return found, 0
 
-    def take(self, bytes address not None, int port, int kind, u32 domain, u32 now_s, bint may_claim=True):
+    def take(self, bytes address not None, int port, int kind, u32 domain, u32 now_s, bint may_claim=True, u32 born_s=0):
         cdef exporter_t exporter
         cdef const u8 *octets = address
         if len(address) not in (4, 16) or not 0 <= port <= 65535 or kind not in (FLOW_V9, FLOW_IPFIX):
@@ -68,4 +68,4 @@ cdef class Aliases:
             wire_map_ipv4(exporter.address, octets)
         else:
             memcpy(exporter.address, octets, 16)
-        return alias_take(&self.aliases, &exporter, kind, domain, may_claim, now_s)
+        return alias_take(&self.aliases, &exporter, kind, domain, may_claim, born_s, now_s)

@@ -14,11 +14,12 @@ cdef void worker_alias(worker_t *w, u32 d) noexcept nogil:
     if at == 0:
         return
     if s.number == 0:
-        w.alias[d] = alias_take(w.work.aliases, &w.batch.exporter[d], s.kind, flow_u32(w.batch.data[d] + at), False, w.lanes.now_s)
+        w.alias[d] = alias_take(w.work.aliases, &w.batch.exporter[d], s.kind, flow_u32(w.batch.data[d] + at), False, 0, w.lanes.now_s)
         return
     domain = &w.flow.domains[s.number]
     if domain.alias == 0 or domain.alias_s != w.lanes.now_s:
-        alias = alias_take(w.work.aliases, &w.batch.exporter[d], s.kind, <u32>s.domain, not s.flags & FLOW_UNKNOWN, w.lanes.now_s)
+        alias = alias_take(w.work.aliases, &w.batch.exporter[d], s.kind, <u32>s.domain, not s.flags & FLOW_UNKNOWN,
+                           alias_born(s.kind, s.uptime_ms, w.lanes.now_s), w.lanes.now_s)
         w.moved = domain.alias != 0 and domain.alias != alias
         domain.alias = alias
         domain.alias_s = w.lanes.now_s
@@ -26,14 +27,16 @@ cdef void worker_alias(worker_t *w, u32 d) noexcept nogil:
 
 
 cdef void worker_lane_taught(worker_t *w, lane_t *lane, const flow_seen_t *s) noexcept nogil:
-    """A socket was opened: it is told the templates of all domains of its session. s: of the datagram at hand, which is the first to leave by
-    it; NULL: between batches."""
+    """A socket was opened: it is told the templates of all domains of its session that come by this batch's listener. s: of the datagram at
+    hand, which is the first to leave by it; NULL: the batch is sent."""
     cdef u32 number
     if w.flow == NULL:
         return
     number = flow_replay_exporter(w.flow, lane.address, lane.port_be)
     while number:
-        if s == NULL or s.number != number:
+        if w.flow.domains[number].listener != w.batch.listener:
+            pass                           # perhaps another rule's
+        elif s == NULL or s.number != number:
             worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN)
         elif w.flow.domains[number].datagrams > 1 and flow_pause(w.flow, number, lane.tx.counters.id, s.position):
             worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH)
@@ -80,7 +83,7 @@ cdef u32 worker_alias_replayed(worker_t *w, tx_t *tx, u32 number) noexcept nogil
             lane_begin(&w.lanes, lane, tx, &domain.exporter, w.sessions.now)
         if lane != NULL and lane.state == LANE_OPEN:
             return 0
-    return alias_take(w.work.aliases, &domain.exporter, domain.kind, <u32>domain.domain, False, w.lanes.now_s)
+    return alias_take(w.work.aliases, &domain.exporter, domain.kind, <u32>domain.domain, False, 0, w.lanes.now_s)
 
 
 cdef void worker_send_lanes(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:

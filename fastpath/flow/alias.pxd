@@ -5,9 +5,10 @@ for each exporter and domain, so that templates of two exporters never meet.
 An alias is a hash of (exporter address, version, domain), unseeded: the same on every worker and relay and after every restart, and without
 any memory. A number that somebody else has is passed over for the next one of ALIAS_TRIES; 0 is never given out (RFC 7011 §3.1: no domain is
 meant). The port is no part of it while one session at a time uses the domain, so an exporter that restarts keeps its alias: a session holds it
-by its claim, and one that comes while the holder is alive gets an alias of its own, hashed with its port. After ALIAS_QUIET_S of silence the
-holder's alias may be taken over. What this table remembers is only who has which: where there is no room, the session's own hash is used all
-the same, which is counted (unlisted). Nobody's domain is passed on as it came: a mix of templates is worse than a number that changes.
+by its claim, and one that comes while the holder is alive gets an alias of its own, hashed with its port. The holder's alias may be taken over
+after ALIAS_QUIET_S of silence, and at once by an exporter that says (v9: sysUptime) that it started after the holder was last seen. What this
+table remembers is only who has which: where there is no room, the session's own hash is used all the same, which is counted (unlisted).
+Nobody's domain is passed on as it came: a mix of templates is worse than a number that changes.
 
 One table for all workers. Looking up takes no lock; a set is changed by the worker whose turn it is (one compare-and-swap), and who does not
 get the turn goes on without an entry, waiting for nobody. Called by: the worker, once a second and domain. No allocation, no I/O.
@@ -153,7 +154,13 @@ cdef inline u32 alias_own(aliases_t *t, alias_key_t *key, const exporter_t *expo
     return number
 
 
-cdef inline u32 alias_take(aliases_t *t, const exporter_t *exporter, u32 kind, u32 domain, bint may_claim, u32 now_s) noexcept nogil:
+cdef inline u32 alias_born(u32 kind, u32 uptime_ms, u32 now_s) noexcept nogil:
+    """When the exporter started as it says, on our clock in seconds; 0 = it does not say."""
+    return now_s - uptime_ms // 1000 if kind == FLOW_V9 and uptime_ms // 1000 < now_s else 0
+
+
+cdef inline u32 alias_take(aliases_t *t, const exporter_t *exporter, u32 kind, u32 domain, bint may_claim, u32 born_s,
+                           u32 now_s) noexcept nogil:
     """The alias of an exporter session's domain; 0: there is none (all choices are taken: one in 2^80). may_claim: it may take over what a
     silent session of the same exporter held: not while its templates are unknown, for the collector would use the other's."""
     cdef alias_key_t key
@@ -176,7 +183,7 @@ cdef inline u32 alias_take(aliases_t *t, const exporter_t *exporter, u32 kind, u
             if <u32>claim != now_s:
                 atomic_change64(&t.entries[place - 1].claim, claim, <u64>port << 32 | now_s)
             return number
-        if not may_claim or now_s - <u32>claim < ALIAS_QUIET_S:
+        if not may_claim or (now_s - <u32>claim < ALIAS_QUIET_S and born_s <= <u32>claim + 1):
             break
         own = alias_own(t, &key, exporter, now_s, False)
         if own:

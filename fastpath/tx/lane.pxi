@@ -11,11 +11,14 @@ cdef enum:
     LANE_WAYS = 8
     LANE_SETS = 512
     LANE_EARN = 8                      # datagrams of a session without credit before its socket is opened
-    LANE_CREDIT = 64                   # sockets given at once
+    LANE_CREDIT = 128                  # sockets given at once
     LANE_CREDIT_S = 8                  # more of them each second
     LANE_IDLE_S = 120
     LANE_ONCE_S = 10
     LANE_AGAIN_S = 1                   # the kernel refused a socket: tried again after this
+    LANE_PORT = 32768                  # ports are chosen where the kernel would (net.ipv4.ip_local_port_range as shipped) ...
+    LANE_PORTS = 28232                 # ... so many of them ...
+    LANE_CHOICES = 8                   # ... by hash; when all of these are taken, by the kernel
     LANE_DUE = 64                      # sockets opened after one batch at most; more wait for their next datagram
     LANE_EMPTY = 0
     LANE_WAITS = 1                     # for its socket
@@ -117,16 +120,34 @@ cdef void lane_options(int fd, const tx_t *tx) noexcept nogil:
         lane_copy_option(fd, tx.fd, IPPROTO_IPV6, IPV6_TCLASS)
 
 
-cdef bint lane_connect(int fd, const tx_t *tx) noexcept nogil:
-    """From the address that the receiver's own socket has, a port that the kernel picks, to the receiver."""
+cdef u16 lane_port(const lane_t *lane, u32 choice) noexcept nogil:
+    """The port that this session had before, too, and has after a restart: the collector still knows its templates then. Unseeded."""
+    cdef u64 a, b
+    memcpy(&a, lane.address, 8)
+    memcpy(&b, lane.address + 8, 8)
+    a = flow_mix(flow_mix(a, b), <u64>lane.port_be << 32 | choice)
+    memcpy(&b, lane.tx.address, 8)
+    a = flow_mix(a, b)
+    memcpy(&b, lane.tx.address + 8, 8)
+    a = flow_mix(a, b ^ lane.tx.port_be)
+    return <u16>(LANE_PORT + (a >> 16) % LANE_PORTS)
+
+
+cdef bint lane_connect(int fd, const lane_t *lane) noexcept nogil:
+    """From the address that the receiver's own socket has, and a port of the session's own, to the receiver."""
+    cdef const tx_t *tx = lane.tx
     cdef sockaddr_in6 own                              # a sockaddr_in has its port at the same place
     cdef socklen_t length = sizeof(own)
     cdef socklen_t name_length = sizeof(sockaddr_in) if tx.family == 4 else sizeof(sockaddr_in6)
+    cdef u32 choice
     memset(&own, 0, sizeof(own))
     if getsockname(tx.fd, <sockaddr *>&own, &length) < 0:
         return False
-    own.sin6_port = 0
-    return bind(fd, <const sockaddr *>&own, name_length) == 0 and connect(fd, <const sockaddr *>&tx.name, name_length) == 0
+    for choice in range(<u32>LANE_CHOICES + 1):
+        own.sin6_port = htons(lane_port(lane, choice)) if choice < LANE_CHOICES else 0
+        if bind(fd, <const sockaddr *>&own, name_length) == 0:
+            return connect(fd, <const sockaddr *>&tx.name, name_length) == 0
+    return False
 
 
 cdef bint lane_open(lanes_t *lanes, lane_t *lane) noexcept nogil:
@@ -137,7 +158,7 @@ cdef bint lane_open(lanes_t *lanes, lane_t *lane) noexcept nogil:
     if fd < 0:
         return False
     lane_options(fd, lane.tx)
-    if not port_affords(fd) or not lane_connect(fd, lane.tx):
+    if not port_affords(fd) or not lane_connect(fd, lane):
         close(fd)
         return False
     lane.fd = fd

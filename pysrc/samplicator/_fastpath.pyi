@@ -298,8 +298,11 @@ class Aliases:
     def list(self, after: int, limit: int) -> tuple[list[tuple[int, int, bytes, int, str, int, bool, int]], int]:
         """`limit` rows of ALIAS_FIELDS from place `after` on, and where to go on, 0 = the end."""
 
-    def take(self, address: bytes, port: int, kind: int, domain: int, now_s: int, may_claim: bool = True) -> int:
-        """The alias of a session's domain (kind 9 or 10), as a worker asks for it; 0 = none is left."""
+    def take(
+        self, address: bytes, port: int, kind: int, domain: int, now_s: int, may_claim: bool = True, born_s: int = 0
+    ) -> int:
+        """The alias of a session's domain (kind 9 or 10), as a worker asks for it; 0 = none is left. may_claim: it may
+        take over that of a silent session. born_s: when the exporter started as it says, 0 = unknown."""
 
 @final
 class Plan:

@@ -41,7 +41,7 @@ def warnings(
             receiver = receivers[index]
             if receiver.apart:
                 quiet.update(dict.fromkeys((index, i) for i in sorted(heard & deaf.keys())))
-            elif heard & flowing and _several(receiver, rule, first, index):
+            elif not receiver.spoof and heard & flowing and _several(rule, first, index):
                 several.add(index)
     mixed = [receivers[index].name for index in sorted(several)]
     blind = [f"{receivers[index].name!r} (listener {deaf[i]!r})" for index, i in sorted(quiet)]
@@ -70,13 +70,8 @@ def _may_flow(listener: ListenerSpec) -> bool:
     return any(socket.port not in OTHER_PORTS for socket in listener.sockets)
 
 
-def _several(receiver: ReceiverSpec, rule: RuleSpec, first: dict[int, ParsedSource], index: int) -> bool:
-    """Whether the rule's sources are more than one exporter, with those of the rules before (first: one of them). Of a
-    spoofed receiver only those of the other address family count: their copies have our address.
-    """
-    for source in rule.sources:
-        if receiver.spoof and source.family in (0, receiver.family):
-            continue
-        if source.mask != ONE or first.setdefault(index, source).address != source.address:
-            return True
-    return False
+def _several(rule: RuleSpec, first: dict[int, ParsedSource], index: int) -> bool:
+    """Whether the rule's sources are more than one exporter, with those of the rules before (first: one of them)."""
+    return any(
+        source.mask != ONE or first.setdefault(index, source).address != source.address for source in rule.sources
+    )

@@ -20,7 +20,8 @@ TOOLS: Final = (
 SECONDS: Final = 2.0
 SHOWN: Final = 3
 _NFT_BLOCK: Final = re.compile(r"^\s*(table|chain)\s+(.*?)\s*\{$")
-_REWRITES: Final = re.compile(r"\b(masquerade|snat)\b|-j (MASQUERADE|SNAT)\b", re.IGNORECASE)
+_REWRITES: Final = re.compile(r'\bmasquerade\b|\bsnat (ip6? )?(prefix )?to\b|(-j |")(MASQUERADE|SNAT)\b')
+_COMMENT: Final = re.compile(r'(--)?comment "[^"]*"|--comment \S+')
 
 
 def rules() -> list[str]:
@@ -49,7 +50,7 @@ def parse(tool: str, text: str) -> list[str]:
                 table, chain = block[2], ""
             else:
                 chain = block[2]
-        elif _REWRITES.search(line) and not line.lstrip().startswith(("#", "comment", "type nat")):
+        elif _REWRITES.search(_COMMENT.sub("", line)):
             where = f"table {table} chain {chain}: " if table else ""
             found.append(f"{tool}: {where}{' '.join(line.split())[:120]}")
     return found

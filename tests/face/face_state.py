@@ -13,6 +13,7 @@ from typing import Any
 from samplicator import _fastpath
 from samplicator.config.model import Config, Loaded
 from samplicator.readings import (
+    AliasReading,
     FlowField,
     FlowReading,
     FlowSession,
@@ -194,6 +195,13 @@ class FakeSupervisor:
 
     def flow_templates(self, worker: int, number: int) -> list[FlowTemplate]:
         return make_templates()
+
+    def aliases(self, after: int, limit: int) -> tuple[list[AliasReading], int]:
+        rows = [AliasReading(4000000000 + n, "192.0.2.1", 2055, "netflow9", n, n != 1, 61.0) for n in range(3)]
+        return rows[after : after + limit], after + limit if after + limit < 3 else 0
+
+    def aliases_unlisted(self) -> int:
+        return 5
 
     def listener_names(self) -> dict[int, str]:
         return {4: "netflow"}

@@ -11,6 +11,7 @@ from samplicator import flowview
 from samplicator.cli import flow
 from samplicator.config.model import Receiver
 from samplicator.http import listeners_of, receivers_of
+from samplicator.readings import AliasReading
 
 
 def answer(value: object) -> Any:
@@ -55,6 +56,14 @@ def test_export_speaks_as_a_router_does() -> None:
     assert f"{counters['dropped_no_neighbor']} export packets were dropped due to adjacency issues" in text
     assert "template refresh rate 20 packets, timeout no minutes" in text
     assert "602 flow templates active, 603 option templates active" in text
+
+
+def test_lines_of_domains() -> None:
+    row = AliasReading(4000000001, "2001:db8::1", 2055, "ipfix", 7, True, 61.0)
+    text = flow.domain_lines({"domains": [answer(flowview.alias(row))]})
+    assert text[0].split() == ["in", "copies", "hex", "exporter", "protocol", "its", "domain", "held", "by", "silent"]
+    assert text[1].split() == ["4000000001", "0xee6b2801", "[2001:db8::1]:2055", "ipfix", "7", "exporter", "1m"]
+    assert flow.domain_lines({"domains": []}) == ["no exporter has been given a domain of its own"]
 
 
 def test_lines_of_exporters_and_templates() -> None:

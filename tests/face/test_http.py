@@ -61,6 +61,8 @@ def with_sockets(
         ("/api/v1/flow", 200, "application/json"),
         ("/api/v1/exporters", 200, "application/json"),
         ("/api/v1/templates", 200, "application/json"),
+        ("/api/v1/domains", 200, "application/json"),
+        ("/api/v1/domains?limit=x", 400, "application/json"),
         ("/api/v1/exporters?after=x", 400, "application/json"),
         ("/api/v1/templates?limit=0", 400, "application/json"),
         ("/nothing", 404, "application/json"),
@@ -127,6 +129,25 @@ def test_exporters_come_in_pages() -> None:
         assert (row["listener"], row["domain"], row["place"]) == ("netflow", 7, "0.5")
         assert (row["datagrams_per_second"], row["mean_bytes"]) == (2.0, 100.0)
         assert (row["sampling_interval"], row["uptime_seconds"], row["clock_skew_seconds"]) == (512, 1000.0, 2.0)
+
+    with_client(make_state(), body)
+
+
+def test_domains_come_in_pages() -> None:
+    async def body(client: Client) -> None:
+        first = await (await client.get("/api/v1/domains?limit=2")).json()
+        assert (len(first["domains"]), first["after"], first["unlisted"]) == (2, "0.2", 5)
+        last = await (await client.get("/api/v1/domains?limit=2&after=0.2")).json()
+        assert (len(last["domains"]), last["after"]) == (1, None)
+        assert first["domains"][1] == {
+            "unique": 4000000001,
+            "exporter": "192.0.2.1",
+            "port": 2055,
+            "protocol": "netflow9",
+            "domain": 1,
+            "held_by": "session",
+            "silent_seconds": 61.0,
+        }
 
     with_client(make_state(), body)
 

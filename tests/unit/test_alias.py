@@ -82,6 +82,16 @@ def test_who_comes_back_after_somebody_took_over_gets_another() -> None:
     assert aliases.take(HOST, 40001, V9, 0, 500) == other
 
 
+def test_a_quick_restart_that_the_exporter_tells_of() -> None:
+    """Version 9 says when the exporter started: later than the holder was last seen."""
+    aliases = Aliases()
+    one = aliases.take(HOST, 40001, V9, 0, 1000)
+    assert aliases.take(HOST, 40002, V9, 0, 1005, True, 1003) == one
+    assert aliases.take(HOST, 40003, V9, 0, 1006, True, 1006) != one  # it may as well be another beside it
+    assert aliases.take(HOST, 40004, V9, 0, 1010, True, 900) != one
+    assert aliases.take(HOST, 40005, V9, 0, 1010, False, 1009) != one
+
+
 def test_unknown_templates_do_not_take_over() -> None:
     """The collector would decode with those of the session before."""
     aliases = Aliases()

@@ -169,9 +169,6 @@ def _apart(index: int, receiver: Receiver) -> Iterator[Finding]:
         if own and own[2]:
             why = f"the source has port {own[2]}, so there is one port for all; write the address alone"
             yield Finding(("receiver", index, "source"), why)
-    if receiver.domain == "unique" and receiver.spoof:
-        why = 'collectors tell spoofed exporters by their addresses; "unique" is for copies that are not spoofed'
-        yield Finding(("receiver", index, "domain"), why, error=False)
 
 
 def _host_bits(draft: Draft) -> Iterator[Finding]:

@@ -183,7 +183,7 @@ class Path:
                 by_exporter=spec.by_exporter,
                 refresh=spec.refresh,
                 fallback=fallback.tx if fallback else None,
-                alias=spec.unique,
+                alias=spec.unique and not spec.spoof,  # a spoofed copy tells its exporter by its address
             )
             if spec.engine == "packet" and self.link is not None:
                 tx.link(self.link.interface, self.link.header, self.link.mtu)
