@@ -222,6 +222,14 @@ cdef class Tx:
         atomic_store32(&self.tx.unresolved, value)
 
     @property
+    def accounted(self):
+        return atomic_load32(&self.tx.accounted) != 0
+
+    @accounted.setter
+    def accounted(self, bint value):
+        atomic_store32(&self.tx.accounted, value)
+
+    @property
     def down(self):
         return atomic_load32(&self.tx.down) != 0
 

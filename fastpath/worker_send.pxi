@@ -62,6 +62,8 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
         n = work.selected[way]
         tx = work.ways[way]
         atomics_add(&tx.counters.offered, n)
+        if unlikely(tx.gave_up):
+            tx_try_again(tx)
         if unlikely(atomic_load32(&tx.unresolved)):
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:

@@ -6,10 +6,13 @@ pointer so that a scripted engine can play back errno and partial counts in test
 the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
 
 Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most (2 ms a flush in all), then count that copy,
-and do not wait again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for good
-for this receiver, send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR
+and do not wait again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for this
+receiver for a while, send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR
 queue): booked against the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next.
 No path drops the rest of a vector, no path exits.
+
+Nothing is given up for good: firewall rules, a full conntrack table (both EPERM), an IPsec policy (EIO), a path MTU (EINVAL) come and go. A
+feature is tried again after a minute, and then after twice as long each time, a quarter of an hour at most: a try costs one send call.
 """
 
 from libc.string cimport memcpy, memset
@@ -19,10 +22,10 @@ from counters cimport (
     REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
 )
 from uapi.net cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, CMSG_SPACE, EACCES, EAGAIN, ECONNREFUSED, EDESTADDRREQ, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO,
+    CLOCK_MONOTONIC, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, CMSG_SPACE, EACCES, EAGAIN, ECONNREFUSED, EDESTADDRREQ, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO,
     EMSGSIZE, ENETDOWN,
     ENETUNREACH, ENOBUFS, ENOMEM, EOPNOTSUPP, EPERM, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, MSG_DONTWAIT, MSG_ERRQUEUE,
-    POLLOUT, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, cmsghdr, get_errno, iovec, mmsghdr, msghdr, nanosleep, poll, pollfd, recvmsg,
+    POLLOUT, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, clock_gettime, cmsghdr, get_errno, iovec, mmsghdr, msghdr, nanosleep, poll, pollfd, recvmsg,
     sendmmsg, sockaddr_in6, sockaddr_ll, sock_extended_err, timespec, unlikely, u8, u16, u32, u64,
 )
 
@@ -31,9 +34,10 @@ cdef enum:
     TX_ENGINE_RAW = 1
     TX_ENGINE_TRANSPARENT = 2
     TX_ENGINE_PACKET = 3
-    TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, for good
+    TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, and is not asked for now
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
+    TX_FEATURES = 3
     TX_REPLAY_ALL = 1              # tx_t.replay: templates of all exporters
     TX_REPLAY_NEW = 2              # of those that the plan before did not send there
     TX_WAITING = 1                 # tx_t.waiting: gets no copies
@@ -50,6 +54,8 @@ cdef enum:
     TX_REPEATS = 4                 # repeats of one copy after reports about earlier ones
     TX_PROBE_NS = 100000000        # an unresolved next hop is tried again with one copy this often
     TX_REPORTS = 64                # reports read at one go
+    TX_AGAIN_S = 60                # a refused feature is tried again after so many seconds, then after twice as many
+    TX_AGAIN_LIMIT_S = 900         # at most; one that worked for longer than this begins anew
 
 ctypedef struct tx_t
 
@@ -89,6 +95,7 @@ ctypedef struct tx_t:
     u32 mtu                        # path MTU in bytes; written by the control plane, relaxed
     u32 freq
     u32 unresolved                 # the control plane says that the next hop does not answer (netlink)
+    u32 accounted                  # likewise, that it accounts for what such a next hop loses: reports of that are no news
     u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent all the same
     u32 replay                     # TX_REPLAY: templates are asked for; taken back when they are sent
     u32 replay_cursor
@@ -109,12 +116,14 @@ ctypedef struct tx_t:
     u8 reports                     # the socket has IP_RECVERR and can carry reports of ICMP
     u8 has_source
     u8 blocked                     # within a batch: the shared socket failed this receiver, the rest goes by its own
-    u8 gave_up                     # TX_GAVE_UP bits, sticky; read by the control plane
+    u8 gave_up                     # TX_GAVE_UP bits; read by the control plane
     u16 source_port_be             # 0 = the exporter's
     u16 port_be
     u8 source[16]                  # 4 bytes used for IPv4
     u8 address[16]
     sockaddr_in6 name              # the receiver as a socket address; sockaddr_in for family 4
+    u32 again_s[TX_FEATURES]       # CLOCK_MONOTONIC from which a feature that was given up is tried again
+    u32 pause_s[TX_FEATURES]       # how long it was given up for last, 0 = never
     u32 link_version               # sequence lock of `link`: odd while it is written
     tx_link_t link                 # written by the control plane
     tx_link_t link_now             # the worker's copy for one batch
@@ -185,8 +194,9 @@ cdef inline u32 tx_read_reports(tx_t *tx) noexcept nogil:
                 memcpy(&report, CMSG_DATA(cmsg), sizeof(report))
                 if report.ee_origin == SO_EE_ORIGIN_ICMP or report.ee_origin == SO_EE_ORIGIN_ICMP6:
                     reason = tx_report_reason(report.ee_errno)
-                    tx.owed[reason] += 1
-                    tx.debt += 1
+                    if reason != REASON_NO_NEIGHBOR or not atomic_load32(&tx.accounted):
+                        tx.owed[reason] += 1
+                        tx.debt += 1
             cmsg = CMSG_NXTHDR(&message, cmsg)
     return n
 
@@ -269,6 +279,39 @@ cdef inline bint tx_again(tx_t *tx, tx_ring_t *ring, int error, u32 tries) noexc
     return tx.reports and tx_read_reports(tx) > 0 and tries <= TX_REPEATS
 
 
+cdef inline u32 tx_clock_s() noexcept nogil:
+    """CLOCK_MONOTONIC, seconds."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <u32>now.tv_sec
+
+
+cdef inline void tx_give_up(tx_t *tx, u8 feature) noexcept nogil:
+    """The kernel refuses a feature (one bit): it is not asked for again for a while, the longer the oftener it refused."""
+    cdef u32 place = feature >> 1
+    cdef u32 now_s
+    if tx.gave_up & feature:
+        return
+    now_s = tx_clock_s()
+    if tx.pause_s[place] == 0 or now_s - tx.again_s[place] > TX_AGAIN_LIMIT_S:
+        tx.pause_s[place] = TX_AGAIN_S
+    elif tx.pause_s[place] * 2 < TX_AGAIN_LIMIT_S:
+        tx.pause_s[place] *= 2
+    else:
+        tx.pause_s[place] = TX_AGAIN_LIMIT_S
+    tx.again_s[place] = now_s + tx.pause_s[place]
+    tx.gave_up |= feature
+
+
+cdef inline void tx_try_again(tx_t *tx) noexcept nogil:
+    """Takes back what was given up long enough ago. For a way that gave something up; once a batch."""
+    cdef u32 place
+    cdef u32 now_s = tx_clock_s()
+    for place in range(<u32>TX_FEATURES):
+        if tx.gave_up & (1 << place) and <int>(now_s - tx.again_s[place]) >= 0:
+            tx.gave_up &= <u8>~(1 << place)
+
+
 cdef inline bint tx_refuses_segments(int error) noexcept nogil:
     """What udp_send_skb() (net/ipv4/udp.c) answers to a segmented send that it cannot do at all."""
     return error == EIO or error == EINVAL or error == EOPNOTSUPP
@@ -306,7 +349,7 @@ cdef inline u32 tx_failed(tx_t *tx, tx_ring_t *ring, u32 i, int error) noexcept 
     cdef u32 reason
     if ring.copies[i].copies > 1 and (tx_refuses_segments(error) or error == EMSGSIZE):
         if error != EMSGSIZE:
-            tx.gave_up |= TX_GAVE_UP_SEGMENT
+            tx_give_up(tx, TX_GAVE_UP_SEGMENT)
         tx_flush_plain(tx, ring, i)
         return i + 1
     reason = tx_reason(error)

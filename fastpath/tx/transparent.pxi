@@ -160,9 +160,9 @@ cdef inline void shared_leave(work_t *work, u32 way, const u16 *order, u32 n) no
 
 
 cdef inline void shared_refused(tx_t *tx, u8 feature, int error) noexcept nogil:
-    """What the kernel can never do for this receiver is given up for good; anything else is only this moment's."""
+    """What the kernel does not do for this receiver now is given up for a while; anything else is only this moment's."""
     if tx_refuses_segments(error) or error == EPERM or error == EACCES:
-        tx.gave_up |= feature
+        tx_give_up(tx, feature)
 
 
 cdef void shared_flush(work_t *work, tx_t *port, u8 feature, const runs_t *runs, tx_ring_t *ring) noexcept nogil:

@@ -205,8 +205,8 @@ class Tx:
     def fd(self) -> int: ...
     @property
     def gave_up(self) -> int:
-        """GAVE_UP bits: what the kernel refused this receiver, for good. Written by the worker; any thread may
-        read."""
+        """GAVE_UP bits: what the kernel refused this receiver and is not asked for now; the worker tries it again after
+        a minute, then after twice as long each time, 15 minutes at most. Written by the worker; any thread may read."""
 
     def replay(self) -> None:
         """Asks for all templates and options data of all exporters whose rules name this receiver, as if their
@@ -227,6 +227,10 @@ class Tx:
     unresolved: bool
     """Whether the next hop is known not to answer (netlink): copies are then counted as no_neighbor, but for one every
     100 ms, which keeps the kernel asking. Written by the control plane while the worker runs."""
+
+    accounted: bool
+    """Whether the control plane accounts for what a next hop that does not answer loses: then a report of that kind
+    (host unreachable, IP_RECVERR) is not counted once more. Written by the control plane while the worker runs."""
 
     down: bool
     """Whether pools pass this member over, from the next batch on. Written by the control plane while the worker runs;

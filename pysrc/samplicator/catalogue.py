@@ -216,7 +216,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receiver_features_given_up",
         "gauge",
         (*_R, "feature"),
-        "1 when the kernel refused the feature for this receiver: copies leave in a slower way until a restart.",
+        "1 while the kernel refuses the feature for this receiver: copies leave in a slower way; it is tried again.",
         "receiver.gave_up",
         split=(("segment", "segment"), ("transparent", "transparent"), ("packet", "packet")),
     ),

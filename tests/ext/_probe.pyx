@@ -10,6 +10,7 @@ right about: it hands in, it hands out.
 include "_fastpath.pyx"
 
 from counters cimport counters_latency_bucket
+from tx.engine cimport TX_FEATURES
 
 SESSIONS_WAYS = SESSION_WAYS
 RING = TX_RING
@@ -221,6 +222,18 @@ def play_batch(Worker worker not None, Plan plan not None, RxCounters counters n
     with nogil:
         worker_batch(worker.w, &socket)
     worker.w.work = NULL
+
+
+def later(Tx tx not None, u32 seconds):
+    """As if so many seconds more had passed since the way gave something up."""
+    cdef u32 place
+    for place in range(<u32>TX_FEATURES):
+        tx.tx.again_s[place] -= seconds
+
+
+def given_up_for(Tx tx not None):
+    """For how many seconds each feature was given up last: segment, transparent, packet."""
+    return tuple([tx.tx.pause_s[place] for place in range(TX_FEATURES)])
 
 
 def flushes_since_full(Tx tx not None):

@@ -14,6 +14,7 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -202,8 +203,8 @@ def segment_size(control: bytes) -> int:
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
-def test_refused_segments_are_given_up_for_good(error: int) -> None:
-    """The run goes out datagram by datagram, in order, and no run is tried again."""
+def test_refused_segments_are_given_up_for_a_while(error: int) -> None:
+    """The run goes out datagram by datagram, in order, and no run is tried at once again."""
     way = Way()
     values = way.play([-error], datagrams(10, 50))
     assert way.numbers() == list(range(10))
@@ -212,6 +213,56 @@ def test_refused_segments_are_given_up_for_good(error: int) -> None:
     assert all(not segment_size(control) for _, control in way.script.accepted)
     way.play([], datagrams(10, 50))
     assert [want for want, _ in way.script.calls] == [10]
+
+
+def lone(way: Way) -> Callable[[list[int]], Values]:
+    """Plays a script for a batch of ten equal datagrams as the worker does it."""
+    plan = _probe.Plan(1, [], [way.tx], [([(0, bytes(16), bytes(16))], None, (0,), False)])
+    worker = _probe.Worker(batch=1, sessions=8)
+
+    def play(steps: list[int]) -> Values:
+        way.script = _probe.Script(steps)
+        _probe.play_batch(worker, plan, _probe.RxCounters(), datagrams(10, 50), way.script)
+        return way.values()
+
+    return play
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_refused_feature_is_tried_again_ever_more_rarely(error: int) -> None:
+    way = Way()
+    play = lone(way)
+    for pause in (60, 120, 240, 480, 900, 900, 900):
+        values = play([-error])
+        assert (way.tx.gave_up, _probe.given_up_for(way.tx)[0]) == (_probe.GAVE_UP_SEGMENT, pause)
+        assert values["sent"] == values["offered"]
+        _probe.later(way.tx, pause - 5)
+        play([])
+        assert len(way.script.accepted) == 10  # not yet
+        _probe.later(way.tx, 6)
+    play([])
+    assert (len(way.script.accepted), way.tx.gave_up) == (1, 0)  # a run: the kernel takes them again
+    _probe.later(way.tx, 1000)
+    play([-error])
+    assert _probe.given_up_for(way.tx)[0] == 60  # it worked for long: a new trouble
+    check_law(way.values())
+
+
+def test_runs_refused_in_one_flush_are_one_refusal() -> None:
+    way = Way()
+    script = [-errno.EIO, *[1] * 10, -errno.EIO]
+    way.play(script, [*datagrams(10, 50), *datagrams(10, 90)])
+    assert _probe.given_up_for(way.tx) == (60, 0, 0)
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES])
+@pytest.mark.parametrize("engine", [_probe.ENGINE_UDP, _probe.ENGINE_RAW])
+def test_what_a_firewall_refuses_is_offered_again_at_once(engine: int, error: int) -> None:
+    """EPERM comes and goes with a rule or a full conntrack table: it costs the copies it hits and nothing more."""
+    way = Way(engine)
+    values = way.play([-error] * 10, datagrams(10))
+    assert (values["dropped_permission"], values["sent"], way.tx.gave_up) == (10, 0, 0)
+    assert way.play([], datagrams(10))["sent"] == 10
 
 
 def test_run_over_the_path_mtu_is_no_reason_to_give_up() -> None:
@@ -370,7 +421,7 @@ def test_batch_to_many_ways() -> None:
     ],
 )  # fmt: skip
 def test_a_ports_socket_serves_what_the_kernel_takes_for_a_source(text: str, served: bool) -> None:
-    """Any other address would have the kernel refuse the send, and the receiver lose the engine for good."""
+    """Any other address would have the kernel refuse the send, and the receiver lose the engine for a while."""
     six = ":" in text
     address = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, text)
     way = Way(_probe.ENGINE_TRANSPARENT, address=bytes(15) + b"\1") if six else Way(_probe.ENGINE_TRANSPARENT)
@@ -399,6 +450,28 @@ def test_port_zero_has_no_socket() -> None:
     batch = [(EXPORTER, 0, 64, 0, bytes(50))] * 20
     _probe.play_batch(_probe.Worker(batch=1, sessions=8), plan, _probe.RxCounters(), batch, script)
     assert [message[:1] for message, _ in script.accepted] == [b"\x45"] * 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES, errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_refused_ports_socket_is_tried_again(error: int) -> None:
+    way = Way(_probe.ENGINE_TRANSPARENT)
+    play = lone(way)
+
+    def in_runs(steps: list[int]) -> bool:
+        play(steps)
+        return any(segment_size(control) for _, control in way.script.accepted)
+
+    while not in_runs([]):
+        pass
+    assert not in_runs([-error])
+    assert not in_runs([])
+    assert way.tx.gave_up == _probe.GAVE_UP_TRANSPARENT
+    _probe.later(way.tx, 61)
+    assert in_runs([])
+    assert way.tx.gave_up == 0
+    values = way.values()
+    assert (values["sent"], dropped(values)) == (values["offered"], 0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
