@@ -2,17 +2,21 @@
 
 Purpose: the kernel accepts copies for a neighbour that does not answer, holds a few and drops the rest unseen (arp(7));
 to a spoofed copy not even a report comes back. So this looks at the neighbour table itself, with two plain
-rtnetlink(7) questions, and says who is unresolved, for the datapath to count those copies as no_neighbor. Invariants: a
-receiver is called unresolved only after PATIENCE_SECONDS without an address, and no longer at the first look that finds
-one. Called by supervisor. It must never send a datagram or change an entry.
+rtnetlink(7) questions, and says who is unresolved, for the datapath to count those copies as no_neighbor, and how each
+next hop was found, for what was counted as sent before that (engines/account). Invariants: a receiver is called
+unresolved only after PATIENCE_SECONDS without an address, and no longer at the first look that finds one. Called by
+supervisor. It must never send a datagram or change an entry.
 """
 
 from __future__ import annotations
 
+import enum
+import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 PATIENCE_SECONDS: Final = 1.0
@@ -23,11 +27,67 @@ NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
 RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 24, 26, 28, 30
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
+RTMGRP_NEIGH: Final = 0x4
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_VIA = 1, 4, 5, 18
 RTN_UNICAST: Final = 1
+NDA_DST, NDA_CACHEINFO = 1, 3
+CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 Hop = tuple[int, bytes]
 """Interface index and address of a next hop."""
+
+
+class Answering(enum.Enum):
+    """What the kernel knows of a next hop. YES: its link address. ASKED: not yet, it is being asked for. FAILED: it did
+    not answer. ABSENT: nothing, or there is no such thing (this host itself, multicast).
+    """
+
+    YES = enum.auto()
+    ASKED = enum.auto()
+    FAILED = enum.auto()
+    ABSENT = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A receiver's next hop at one look. since: when it came to be so, as far as known (monotonic). late: it has not
+    answered for PATIENCE_SECONDS.
+    """
+
+    hop: Hop | None
+    state: Answering
+    since: float = 0.0
+    late: bool = False
+
+
+ASKED_IN_VAIN: Final = (Answering.ASKED, Answering.FAILED)
+"""What is sent to such a next hop goes nowhere, unless it answers in time."""
+NOWHERE: Final = Sight(None, Answering.ABSENT)
+
+
+def open_events() -> socket.socket | None:
+    """A socket that becomes readable when some neighbour changes (rtnetlink(7)); None: not to be had here."""
+    events = None
+    try:
+        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+        events.bind((0, RTMGRP_NEIGH))
+    except OSError:
+        if events is not None:
+            events.close()
+        return None
+    return events
+
+
+def drain_events(events: socket.socket, tell: Callable[[], object]) -> None:
+    """Empties the socket and tells that there was something, if only that too much came (ENOBUFS)."""
+    for _ in range(100):
+        try:
+            events.recv(65536)
+        except BlockingIOError:
+            break
+        except OSError:
+            continue
+    tell()
 
 
 def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
@@ -41,9 +101,12 @@ def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 
 
 class Neighbours:
-    """Remembers since when each next hop has had no address. Not for two threads at once."""
+    """Remembers since when each next hop has had no address. sights: by name, of the last look(). Not for two threads
+    at once.
+    """
 
     def __init__(self) -> None:
+        self.sights: dict[str, Sight] = {}
         self._hops: dict[tuple[bytes, int], tuple[float, Hop | None]] = {}
         self._since: dict[Hop, float] = {}
 
@@ -54,28 +117,32 @@ class Neighbours:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
             netlink.settimeout(1.0)
             netlink.bind((0, 0))
+            self._hops = {key: hop for key, hop in self._hops.items() if time.monotonic() - hop[0] < ROUTES_SECONDS}
+            hops = {name: self._hop(netlink, target) for name, target in receivers.items()}
+            wanted = set(hops.values())
+            table = {hop: (state, age) for hop, state, age in self._table(netlink) if hop in wanted}
             now = time.monotonic()
-            bad = {hop for hop, state in self._table(netlink) if state & (NUD_INCOMPLETE | NUD_FAILED)}
+            bad = {hop for hop, (state, _) in table.items() if state & (NUD_INCOMPLETE | NUD_FAILED)}
             self._since = {hop: self._since.get(hop, now) for hop in bad}
-            self._hops = {key: hop for key, hop in self._hops.items() if now - hop[0] < ROUTES_SECONDS}
-            if not bad:
-                return set()
             late = {hop for hop, since in self._since.items() if now - since >= PATIENCE_SECONDS}
-            return {name for name, target in receivers.items() if self._hop(netlink, target, now) in late}
+            self.sights = {name: _sight(hop, table, hop in late, now) for name, hop in hops.items()}
+            return {name for name, sight in self.sights.items() if sight.late}
 
-    def _hop(self, netlink: socket.socket, target: tuple[bytes, int], now: float) -> Hop | None:
+    def _hop(self, netlink: socket.socket, target: tuple[bytes, int]) -> Hop | None:
         if target not in self._hops:
-            self._hops[target] = (now, self._route(netlink, *target))
+            self._hops[target] = (time.monotonic(), self._route(netlink, *target))
         return self._hops[target][1]
 
-    def _table(self, netlink: socket.socket) -> Iterator[tuple[Hop, int]]:
-        """(next hop, state) of every entry."""
+    def _table(self, netlink: socket.socket) -> Iterator[tuple[Hop, int, float]]:
+        """(next hop, state, seconds since it changed) of every entry."""
         for kind, body in self._ask(netlink, RTM_GETNEIGH, NLM_F_DUMP, bytes(12)):
             if kind == RTM_NEWNEIGH and len(body) >= 12:
                 interface, state = struct.unpack_from("=iH", body, 4)
-                for name, value in attributes(body, 12):
-                    if name == 1:  # NDA_DST
-                        yield (interface, value), state
+                found = dict(attributes(body, 12))
+                info = found.get(NDA_CACHEINFO, b"")  # struct nda_cacheinfo: confirmed, used, updated, references
+                age = struct.unpack_from("=I", info, 8)[0] / CLOCK_TICKS if len(info) >= 12 else 0.0
+                if NDA_DST in found:
+                    yield (interface, found[NDA_DST]), state, age
 
     def _route(self, netlink: socket.socket, address: bytes, scope_id: int) -> Hop | None:
         """Next hop of an address, None = no route, or not a neighbour's (this host, multicast)."""
@@ -106,3 +173,12 @@ class Neighbours:
                 offset += (length + 3) & ~3
             if not flags & NLM_F_DUMP:
                 return
+
+
+def _sight(hop: Hop | None, table: Mapping[Hop, tuple[int, float]], late: bool, now: float) -> Sight:
+    state, age = table.get(hop, (0, 0.0)) if hop is not None else (0, 0.0)
+    if state & NUD_INCOMPLETE:
+        return Sight(hop, Answering.ASKED, now - age, late)
+    if state & NUD_FAILED:
+        return Sight(hop, Answering.FAILED, now - age, late)
+    return Sight(hop, Answering.YES if state else Answering.ABSENT, now - age)

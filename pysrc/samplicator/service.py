@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
-from samplicator import __version__, logs, sockets, startup
+from samplicator import __version__, logs, neighbours, sockets, startup
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.compact import load_compact
 from samplicator.config.model import Loaded
@@ -47,7 +47,7 @@ EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
-NEIGHBOUR_SECONDS: Final = 0.5
+NEIGHBOUR_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Service:
             self._watcher.start()
         self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
         self._spawn(self._every(LOOK_SECONDS, partial(asyncio.to_thread, self._supervisor.look)))
-        self._spawn(self._every(NEIGHBOUR_SECONDS, partial(asyncio.to_thread, self._supervisor.watch_neighbours)))
+        self._spawn(self._watch_neighbours())
         self._spawn(self._refresh_names())
         self._spawn(self._measure_lag())
         if self._options.idle_timeout_ms:
@@ -331,6 +331,31 @@ class Service:
             if now not in (spec.host_addresses, self._addresses):
                 self._addresses = now  # tried once, whatever comes of it
                 await self._reloader.replan("other addresses of this host")
+
+    async def _watch_neighbours(self) -> None:
+        """Several times a second, and when the kernel tells that some neighbour has changed. A large neighbour table
+        takes long to read: a twentieth of a CPU at most goes into it.
+        """
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+        events = neighbours.open_events()
+        if events is not None:
+            loop.add_reader(events, neighbours.drain_events, events, news.set)
+        try:
+            while True:
+                begun = loop.time()
+                try:
+                    await asyncio.to_thread(self._supervisor.watch_neighbours)
+                except Exception:
+                    log.exception("neighbours")
+                await asyncio.sleep(min(20 * (loop.time() - begun), 5.0))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), max(NEIGHBOUR_SECONDS - (loop.time() - begun), 0.001))
+                news.clear()
+        finally:
+            if events is not None:
+                loop.remove_reader(events)
+                events.close()
 
     async def _refresh_names(self) -> None:
         while True:

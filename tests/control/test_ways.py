@@ -1,4 +1,4 @@
-"""What the kernel refuses a receiver for good: told once, shown in the readings; next hops reach every way."""
+"""What the kernel refuses a receiver: told once, and when it works again; next hops reach every way."""
 
 from __future__ import annotations
 
@@ -63,6 +63,30 @@ def test_a_feature_is_told_once(load: Load) -> None:
     way.gave_up = _fastpath.GAVE_UP_TRANSPARENT | _fastpath.GAVE_UP_SEGMENT
     assert state.newly_given_up() == ("transparent",)
     assert state.read().gave_up == ("segment", "transparent")
+
+
+def test_a_feature_that_works_again_is_told_once(load: Load) -> None:
+    """Asked for again, with copies leaving and not refused: a retry that fails, or an idle receiver, is no news."""
+    state = state_of(load, _fastpath.GAVE_UP_SEGMENT)
+    counts: Any = SimpleNamespace(sent=0)
+    place = _fastpath.TX_FIELDS.index("sent")
+    totals = lambda: tuple(counts.sent if i == place else 0 for i in range(len(_fastpath.TX_FIELDS)))  # noqa: E731
+    state.counters = {0: SimpleNamespace(read=totals)}  # type: ignore[dict-item]
+    way: Any = state.ways[1]
+    assert state.newly_given_up() == ("segment",)
+    assert state.newly_regained(100.0) == ()
+    way.gave_up = 0
+    assert state.newly_regained(160.0) == ()
+    way.gave_up = _fastpath.GAVE_UP_SEGMENT
+    assert (state.newly_given_up(), state.newly_regained(165.0)) == ((), ())
+    way.gave_up = 0
+    assert state.newly_regained(300.0) == ()
+    assert state.newly_regained(320.0) == ()  # nothing was sent
+    counts.sent = 5
+    assert state.newly_regained(330.0) == ("segment",)
+    assert state.newly_regained(340.0) == ()
+    way.gave_up = _fastpath.GAVE_UP_SEGMENT
+    assert state.newly_given_up() == ("segment",)
 
 
 def test_a_link_reaches_every_way(load: Load) -> None:

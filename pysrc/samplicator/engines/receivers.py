@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import TxCounters
+from samplicator.engines.account import Account
 from samplicator.engines.ways import Path, Way
 from samplicator.plan import ReceiverSpec
 from samplicator.probes import REFUSING, UNREACHABLE, UP
@@ -29,7 +30,9 @@ FEATURES: Final = {
     "transparent": _fastpath.GAVE_UP_TRANSPARENT,
     "packet": _fastpath.GAVE_UP_PACKET,
 }
-"""What the kernel can refuse for good, and the bit of Tx.gave_up that says so."""
+"""What the kernel can refuse, and the bit of Tx.gave_up that says so."""
+REGAINED_SECONDS: Final = 10.0
+"""A feature that is asked for again so long, with copies leaving, and not refused, works again."""
 NEIGHBOUR_SECONDS: Final = 1.2
 """A next hop counts as answering when it has not been unresolved for so long (neighbours.PATIENCE_SECONDS and more)."""
 FAILED_SECONDS: Final = 5.0
@@ -50,8 +53,8 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 @dataclass(slots=True)
 class Standing:
     """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
-    Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over. Times
-    are of the monotonic clock.
+    Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over.
+    account: what its next hop lost. Times are of the monotonic clock.
     """
 
     state: str = UP
@@ -67,12 +70,15 @@ class Standing:
     bad_until: float = 0.0
     failing: str = ""
     sent_at_failure: int = 0
+    accounted_until: float = 0.0
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(slots=True, eq=False)
 class ReceiverState:
     """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
-    opened anew. told: GAVE_UP bits that were logged.
+    opened anew. told: GAVE_UP bits that were logged. asked: for those that are asked for again, by bit: since when
+    (monotonic) and the copies sent until then.
     """
 
     spec: ReceiverSpec
@@ -85,6 +91,7 @@ class ReceiverState:
     standing: Standing = field(default_factory=Standing)
     lost: bool = False
     told: int = 0
+    asked: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def up(self) -> bool:
@@ -113,10 +120,24 @@ class ReceiverState:
         return bits
 
     def newly_given_up(self) -> tuple[str, ...]:
-        """Features given up since the last call."""
+        """Features given up since the last call; one that is tried again in vain is no news."""
         bits = self.gave_up & ~self.told
         self.told |= bits
         return tuple(name for name, bit in FEATURES.items() if bits & bit)
+
+    def newly_regained(self, now: float) -> tuple[str, ...]:
+        """Features that were told to be given up and have turned out to work again. now: monotonic."""
+        sent, bits = self.totals()[_SENT], self.gave_up
+        found = []
+        for name, bit in FEATURES.items():
+            if not self.told & bit or bits & bit:
+                self.asked.pop(bit, None)
+                continue
+            since, before = self.asked.setdefault(bit, (now, sent))
+            if now - since >= REGAINED_SECONDS and sent > before:
+                self.told &= ~bit
+                found.append(name)
+        return tuple(found)
 
     # ------------------------------------------------------------------ what the ways are told
 
@@ -133,6 +154,18 @@ class ReceiverState:
             for tx in (way.tx, way.fallback):
                 if tx is not None and tx.unresolved != unresolved:
                     tx.unresolved = unresolved
+
+    def set_accounted(self, asked: bool, now: float) -> None:
+        """Whether the next hop is being asked for in vain: the account then has what the kernel would report. Reports
+        may wait at the sockets for a while.
+        """
+        standing = self.standing
+        if asked:
+            standing.accounted_until = now + NEIGHBOUR_SECONDS
+        for way in list(self.ways):
+            for tx in (way.tx, way.fallback):
+                if tx is not None and tx.accounted != (now < standing.accounted_until):
+                    tx.accounted = not tx.accounted
 
     def set_waiting(self, waiting: bool) -> None:
         """A standby gets no copies (True), or all templates and then copies; wake the workers."""
@@ -231,7 +264,8 @@ class ReceiverState:
             standing.failing = ""
         return UP, ""
 
-    def read(self) -> ReceiverReading:
+    def read(self, totals: Sequence[int] | None = None) -> ReceiverReading:
+        """totals: the counters to show, None = as the datapath has them now."""
         spec, standing = self.spec, self.standing
         return ReceiverReading(
             name=spec.name,
@@ -241,7 +275,7 @@ class ReceiverState:
             source="spoof" if spec.spoof else "own",
             engine=spec.engine,
             engine_why=spec.engine_why,
-            counters=dict(zip(_fastpath.TX_FIELDS, self.totals(), strict=True)),
+            counters=dict(zip(_fastpath.TX_FIELDS, self.totals() if totals is None else totals, strict=True)),
             up=self.up,
             generation_added=self.generation_added,
             gave_up=tuple(name for name, bit in FEATURES.items() if self.gave_up & bit),

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Final
 from samplicator import _fastpath, ring
 from samplicator._fastpath import Plan
 from samplicator.engines import ListenerState, ReceiverState, add_up
-from samplicator.neighbours import Neighbours
+from samplicator.engines.account import SEGMENTING, settle
+from samplicator.neighbours import ASKED_IN_VAIN, Neighbours
 from samplicator.plan import PlanSpec
 from samplicator.readings import FlowSession, FlowTemplate, Readings, Route
 from samplicator.routing import widened
@@ -44,6 +45,11 @@ REFUSED: Final = {
     "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
     "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
     "packet": "the kernel refuses its frames: copies leave by the raw socket",
+}
+REGAINED: Final = {
+    "segment": "the kernel takes segmented sends again",
+    "transparent": "copies leave by sockets for exporters' ports again",
+    "packet": "copies leave as frames again",
 }
 _HEARTBEAT: Final = _fastpath.WORKER_FIELDS.index("heartbeat_ns")
 
@@ -72,6 +78,7 @@ class Supervisor:
         self._debris: list[Callable[[], None]] = []
         self._links: Links | None = None
         self._neighbours = Neighbours()
+        self._account_lock = threading.Lock()  # of _neighbours and the receivers' accounts; taken within _lock or alone
         self._standings = Standings(self._running)
 
     # ------------------------------------------------------------------ apply
@@ -286,6 +293,7 @@ class Supervisor:
             workers = list(self._running.workers)
             latency, latency_sum = [self._gone_latency], self._gone_latency_sum
             pools = self._standings.pools(self.spec) if self.spec is not None else ()
+        shown, _ = self._take_account(receivers)
         for worker in workers:
             counts, total = worker.worker.latency()
             latency.append(counts)
@@ -293,7 +301,7 @@ class Supervisor:
         return Readings(
             generation=self.generation,
             listeners=listeners,
-            receivers=tuple(state.read() for state in receivers),
+            receivers=tuple(state.read(counters) for state, counters in zip(receivers, shown, strict=True)),
             workers=tuple(worker.read() for worker in workers),
             latency_counts=add_up(latency),
             latency_sum_ns=latency_sum,
@@ -337,7 +345,10 @@ class Supervisor:
             self._follow([state for state in self._running.receivers.values() if state.refresh(now)])
             for state in self._running.receivers.values():
                 for feature in state.newly_given_up():
-                    log.warning("receiver %r: %s; given up until it is opened anew", state.spec.name, REFUSED[feature])
+                    words = f"{REFUSED[feature]}; tried again in a minute, then less often"
+                    log.warning("receiver %r: %s", state.spec.name, words)
+                for feature in state.newly_regained(now):
+                    log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
             if self._plan is not None and self.spec is not None:
                 self._standings.mark_templates(self._plan, self.spec)
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
@@ -364,13 +375,34 @@ class Supervisor:
         """Several times a second: tells the datapath whose next hop does not answer."""
         with self._lock:
             states = list(self._running.receivers.values())
+            _, gone = self._take_account(states)
+            if gone is None:
+                return
+            now = time.monotonic()
+            for state in states:
+                state.set_accounted(state.standing.account.sight.state in ASKED_IN_VAIN, now)
+                state.set_unresolved(state.spec.name in gone)
+
+    def _take_account(self, states: Sequence[ReceiverState]) -> tuple[list[tuple[int, ...]], set[str] | None]:
+        """The counters of each receiver as they are to be shown, and the names of those whose next hop does not answer;
+        None: the kernel cannot be asked now.
+        """
+        with self._account_lock:
+            totals = [state.totals() for state in states]  # before the look: what it finds holds for all of them
             try:
                 gone = self._neighbours.look({s.spec.name: (s.spec.address, s.spec.scope_id) for s in states})
             except OSError as error:
                 log.debug("neighbour table: %s", error)
-                return
-            for state in states:
-                state.set_unresolved(state.spec.name in gone)
+                gone, sights = None, {}
+            else:
+                sights = self._neighbours.sights
+            now = time.monotonic()
+            accounts = [state.standing.account for state in states]
+            for state, account, counted in zip(states, accounts, totals, strict=True):
+                account.runs = state.spec.engine in SEGMENTING
+                account.take(counted, sights.get(state.spec.name, account.sight), now)
+            settle(accounts)
+            return [account.shown(counted) for account, counted in zip(accounts, totals, strict=True)], gone
 
     def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
         """Who gets the datagrams of an exporter now. The listener is named, or found by a port of its; else the

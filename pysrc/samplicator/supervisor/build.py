@@ -363,6 +363,7 @@ class Build:
             reach=old.reach if old is not None and same else Reach(wanted),
             standing=self._standing(wanted, path, old, same),
             told=old.told if old is not None and same else 0,
+            asked=old.asked if old is not None and same else {},
         )
         for index in range(len(ways), spec.workers):
             counters = state.counters.setdefault(index, TxCounters())
@@ -381,6 +382,7 @@ class Build:
             standing.state, standing.why = UNREACHABLE, NO_ROUTE
         if old is not None:
             standing.seen, standing.takeovers = old.standing.seen, old.standing.takeovers
+            standing.account = old.standing.account
             standing.waiting = old.standing.waiting if old.spec.standby_for else standing.waiting
         return standing
 
