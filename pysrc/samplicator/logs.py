@@ -24,8 +24,26 @@ def level_name(record: logging.LogRecord) -> str:
     return _NAMES.get(record.levelname, record.levelname.lower())
 
 
+def to_journal(stream: IO[str]) -> bool:
+    """Whether journald reads the stream, and takes `<4>` at the head of a line for its priority (sd-daemon(3)). The
+    variable is inherited: it holds for the stream that it names (systemd.exec(5), $JOURNAL_STREAM).
+    """
+    place = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # not a file
+        return bool(place)
+    return place == f"{status.st_dev}:{status.st_ino}"
+
+
+def print_error(text: str) -> None:
+    """`error: text` on stderr, before anything is set up."""
+    prefix = f"<{_PRIORITY['error']}>" if to_journal(sys.stderr) else ""
+    print(f"{prefix}error: {text}", file=sys.stderr)
+
+
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123+0000 warning message`; under journald (which has the time) `<4>message`."""
+    """`2026-01-31T12:00:00.123+0000 warning message`; to journald (which has the time) `<4>message`."""
 
     def __init__(self, journal: bool) -> None:
         super().__init__()
@@ -46,8 +64,13 @@ class TextFormatter(logging.Formatter):
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (ISO 8601), level, message, logger, and the fields given as extra={"fields":
-    {...}}.
+    {...}}. Under journald the priority comes before it, which journald takes off again: without it a warning would be
+    no more to `journalctl -p warning` than any other line.
     """
+
+    def __init__(self, journal: bool = False) -> None:
+        super().__init__()
+        self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -62,7 +85,8 @@ class JsonFormatter(logging.Formatter):
             entry.update(fields)
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        text = json.dumps(entry, ensure_ascii=False, default=str)
+        return f"<{_PRIORITY.get(level_name(record), 6)}>{text}" if self._journal else text
 
 
 class CountingHandler(logging.StreamHandler[IO[str]]):
@@ -98,10 +122,10 @@ def adjust(level: str, format_: str) -> None:
     root = logging.getLogger()
     root.setLevel(logging.WARNING if LEVELS[level] < logging.WARNING else LEVELS[level])
     logging.getLogger("samplicator").setLevel(LEVELS[level])
-    formatter = JsonFormatter() if format_ == "json" else TextFormatter("JOURNAL_STREAM" in os.environ)
     for handler in root.handlers:
         if isinstance(handler, CountingHandler):
-            handler.setFormatter(formatter)
+            journal = to_journal(handler.stream)
+            handler.setFormatter(JsonFormatter(journal) if format_ == "json" else TextFormatter(journal))
 
 
 class RateGate:

@@ -41,8 +41,8 @@ _WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """state: UP | REFUSING | UNREACHABLE. why: for people, "" when up. sure: False for silence that a lost packet may
-    have caused.
+    """state: UP | REFUSING | UNREACHABLE. why: for people, "" when up. sure: False for silence, whatever is taken from
+    it: a lost packet, or an answer that was held back, may have caused it.
     """
 
     state: str
@@ -77,7 +77,9 @@ def _open(kind: int, address: bytes, port: int, scope_id: int) -> tuple[socket.s
 
 
 class Datagram:
-    """A datagram of `payload`: ICMP errors show on the socket, silence is consent."""
+    """A datagram of `payload`: ICMP errors show on the socket, silence is consent that may be mistaken,
+    a datagram that comes back is not.
+    """
 
     def __init__(self, address: bytes, port: int, scope_id: int, payload: bytes) -> None:
         self._where = address, port, scope_id
@@ -114,11 +116,20 @@ class Datagram:
 
     def poll(self, now: float) -> Answer | None:
         answer = self._errors()
-        if answer is None and self._due and now >= self._due:
+        if answer is None and self._answered():
             answer = Answer(UP)
+        if answer is None and self._due and now >= self._due:
+            answer = Answer(UP, sure=False)
         if answer is not None:
             self._due = 0.0
         return answer
+
+    def _answered(self) -> bool:
+        """Whether anything came back from there."""
+        try:
+            return self._sock is not None and bool(self._sock.recvfrom(1)[1])
+        except OSError:
+            return False
 
     def _errors(self) -> Answer | None:
         """What has been reported since the last call."""

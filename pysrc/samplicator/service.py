@@ -91,7 +91,7 @@ def run_service(load: Callable[[], Loaded], *, options: Options | None = None) -
 
 def _refuse(problems: Sequence[str], status: int) -> int:
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        logs.print_error(problem)
     return status
 
 
@@ -131,6 +131,7 @@ class Service:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._addresses: tuple[HostAddress, ...] = ()
         self._degraded: list[str] = []
+        self._short: set[str] = set()
         self._served: list[str] = []
         self.state = ServiceState(
             supervisor=self._supervisor,
@@ -257,7 +258,12 @@ class Service:
         self.state.startup = startup.paragraph(
             __version__, spec, self._supervisor.readings(), self._supervisor.grants(), self._degraded, self._served
         )
-        log.info("%s", self.state.startup)
+        lines = self.state.startup.split("\n")
+        log.info("%s", "\n".join(line for line in lines if not line.startswith(startup.DEGRADED)))
+        for line in lines:
+            if line.startswith(startup.DEGRADED):
+                log.warning("%s", line)
+        self._short = set(startup.short_buffers(self._supervisor.grants()))
 
     # ------------------------------------------------------------------ reloads
 
@@ -273,8 +279,10 @@ class Service:
             self._resolver.max_age = loaded.config.service.resolve_interval
             self._watcher.follow(loaded.files)
             self._take_token(loaded)
-            for line in startup.short_buffers(self._supervisor.grants()):
-                log.debug("%s", line)
+            short = set(startup.short_buffers(self._supervisor.grants()))
+            for line in sorted(short - self._short):
+                log.warning("%s%s", startup.DEGRADED, line)
+            self._short = short
         self._notifier.ready(self._status_line() if result.ok else f"configuration refused: {result.problems[0]}")
 
     def _take_token(self, loaded: Loaded) -> None:

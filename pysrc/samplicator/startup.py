@@ -12,6 +12,8 @@ from samplicator.config.address import endpoint_text, size_text
 from samplicator.plan import PlanSpec
 from samplicator.readings import Readings
 
+DEGRADED = "degraded: "
+"""How the lines begin that an operator should act on; the log has them as warnings."""
 SHOWN = 12
 """Receivers and listeners named one by one; more are counted."""
 
@@ -30,7 +32,7 @@ def paragraph(
     lines.append(", ".join(_worker(worker.index, worker.cpu) for worker in readings.workers))
     lines += _receivers(readings)
     lines += [f"metrics, status: {', '.join(served)}"] if served else []
-    lines += [f"degraded: {why}" for why in [*short_buffers(grants), *degraded]]
+    lines += [f"{DEGRADED}{why}" for why in [*short_buffers(grants), *degraded]]
     return "\n".join(lines)
 
 

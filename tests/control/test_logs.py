@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from samplicator import logs
@@ -59,6 +61,29 @@ def test_journal_gets_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
     logs.setup("info", "text", stream)
     logging.getLogger("samplicator.test").error("bad\nworse")
     assert stream.getvalue() == "<3>bad\n<3>    worse\n"
+
+
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_the_journal_is_known_by_its_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, format_: str) -> None:
+    """JOURNAL_STREAM is inherited by whatever a unit starts: only the stream that it names goes to the journal."""
+    with (tmp_path / "log").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        heads = []
+        for place in (f"{status.st_dev}:{status.st_ino}", f"{status.st_dev}:{status.st_ino + 1}", ""):
+            monkeypatch.setenv("JOURNAL_STREAM", place)
+            stream.seek(0)
+            stream.truncate()
+            logs.setup("info", format_, stream)
+            logging.getLogger("samplicator.test").warning("bad")
+            stream.seek(0)
+            heads.append(stream.read()[:3])
+            monkeypatch.setattr("sys.stderr", stream)
+            logs.print_error("no such file")
+            stream.flush()
+            stream.seek(0)
+            assert stream.read().endswith(("<3>" if heads[-1] == "<4>" else "\n") + "error: no such file\n")
+        assert heads[0] == "<4>"
+        assert not any(head.startswith("<") for head in heads[1:])
 
 
 def test_level_and_format_change_live(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,8 @@ def test_a_standby_waits_takes_over_and_waits_again(bench: Bench, caplog: pytest
         b = bench.of("b")
         assert (b.waiting, b.takeovers, bench.state("a")) == (False, 1, "refusing")
         bench.a.open()
-        bench.until(lambda: bench.of("b").waiting)
-        bench.until(lambda: bench.state("a") == "up")
+        bench.until(lambda: bench.of("b").waiting, 10)
+        bench.until(lambda: bench.state("a") == "up", 10)
         time.sleep(0.1)
         bench.b.take()
         for _ in range(20):
@@ -257,6 +257,34 @@ def test_a_member_that_fails_is_left_out_until_it_has_its_templates(
     said = [record.getMessage() for record in caplog.records]
     assert said.count("receiver 'b' is refusing: its port is closed; pool 'p' does without it") == 1
     assert "pool 'p': no member is up" not in " ".join(said)
+
+
+def test_what_is_down_is_a_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that nobody stands in for, too: `journalctl -p warning` has to show it; once."""
+    bench.apply('"a", "b"')
+    bench.a.close()
+    with caplog.at_level(logging.INFO):
+        bench.until(lambda: bench.state("a") == "refusing")
+        for _ in range(50):
+            bench.send()
+            bench.look()
+            time.sleep(0.01)
+        bench.apply('"a", "b"')
+    records = [record for record in caplog.records if "receiver 'a'" in record.getMessage()]
+    assert [(r.levelname, r.getMessage()) for r in records] == [
+        ("WARNING", "receiver 'a' is refusing: its port is closed")
+    ]
+
+
+def test_what_is_down_from_the_start_is_a_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    nowhere = type(sockets.probe_path(bytes([127, 0, 0, 1]), 9, 0))(0, b"")
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(sockets, "probe_path", lambda *words: nowhere)
+        bench.apply('"a"')
+    records = [record for record in caplog.records if "receiver 'a'" in record.getMessage()]
+    assert [(r.levelname, r.getMessage()) for r in records] == [
+        ("WARNING", "receiver 'a' is unreachable: no route to it")
+    ]
 
 
 def test_a_pool_without_members_says_so(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ from samplicator.engines.account import Account
 from samplicator.engines.ways import Path, Way
 from samplicator.plan import ReceiverSpec
 from samplicator.probes import REFUSING, UNREACHABLE, UP
-from samplicator.reach import Reach
+from samplicator.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
 from samplicator.readings import ReceiverReading, add_up
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 class Standing:
     """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
     Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over.
-    account: what its next hop lost. Times are of the monotonic clock.
+    account: what its next hop lost. told: that it is down is in the log. came: when it came back last; hold: how long
+    copies must not fail after it failed again soon; measured: when copies were counted last, and how many there were.
+    Times are of the monotonic clock.
     """
 
     state: str = UP
@@ -70,6 +72,10 @@ class Standing:
     bad_until: float = 0.0
     failing: str = ""
     sent_at_failure: int = 0
+    told: bool = False
+    hold: float = 0.0
+    came: float = 0.0
+    measured: tuple[float, int] = (0.0, 0)
     accounted_until: float = 0.0
     account: Account = field(default_factory=Account)
 
@@ -221,6 +227,7 @@ class ReceiverState:
         """What became of the copies since the last look."""
         standing = self.standing
         totals, before = self.totals(), standing.seen
+        self._measure(totals, now)
         if totals == before:
             return
         standing.seen = totals
@@ -230,9 +237,21 @@ class ReceiverState:
         if self.spec.probe.kind == "off" and totals[_REFUSED] != before[_REFUSED]:
             failing = REFUSING
         if failing and not standing.unresolved and (standing.failing or now >= standing.bad_until):
+            if not standing.failing:
+                relapse = standing.came and now - standing.came < RELAPSE_SECONDS
+                standing.hold = min(max(FAILED_SECONDS, 2 * standing.hold), HOLD_LIMIT_SECONDS) if relapse else 0.0
             standing.failing = failing
-            standing.bad_until = now + FAILED_SECONDS
+            standing.bad_until = now + max(FAILED_SECONDS, standing.hold)
             standing.sent_at_failure = totals[_SENT]
+
+    def _measure(self, totals: Sequence[int], now: float) -> None:
+        """How many copies leave for it, once a second."""
+        standing = self.standing
+        taken = totals[_SENT] + totals[_REFUSED]
+        then, before = standing.measured
+        if now - then >= 1.0:
+            self.reach.copies_per_second = max(taken - before, 0) / (now - then) if then else 0.0
+            standing.measured = now, taken
 
     def _settle(self, now: float) -> bool:
         standing = self.standing
@@ -243,6 +262,7 @@ class ReceiverState:
         if changed:
             standing.since = time.time()
             standing.told_until = now + GRACE_SECONDS if state == UP else standing.told_until
+            standing.came = now if state == UP else standing.came
         standing.state, standing.why = state, why
         return changed
 

@@ -23,6 +23,7 @@ from samplicator.engines import ListenerState, ReceiverState, add_up
 from samplicator.engines.account import SEGMENTING, settle
 from samplicator.neighbours import ASKED_IN_VAIN, Neighbours
 from samplicator.plan import PlanSpec
+from samplicator.reach import Host
 from samplicator.readings import FlowSession, FlowTemplate, Readings, Route
 from samplicator.routing import widened
 from samplicator.supervisor.build import Build, BuildError, Running
@@ -197,8 +198,10 @@ class Supervisor:
                 self._debris.append(partial(self._close_leaving, gone))
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
+            hosts: dict[tuple[bytes, int], Host] = {}
             for receiver in build.receivers.values():
                 receiver.reach.adopt(receiver.spec)
+                receiver.reach.stay_at(hosts.setdefault((receiver.spec.address, receiver.spec.scope_id), Host()))
             self._running.pool_ids = build.pool_ids
             self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers

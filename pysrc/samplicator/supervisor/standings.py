@@ -38,12 +38,14 @@ class Standings:
         self._pools: dict[str, list[str]] = {}  # receiver -> its pools
         self._members: dict[str, list[str]] = {}  # pool -> its receivers
         self._returning: dict[str, float] = {}  # member -> when it gets its exporters back at the latest
+        self._empty: set[str] = set()  # pools without a member that is up
         self._place = (0, 0)
 
     def arrange(self, receivers: Mapping[str, ReceiverState], spec: PlanSpec) -> None:
         """Before a plan is published: who waits and who is down in it. Nothing can fail any more."""
         now = time.monotonic()
         self._members = {pool.name: [spec.receivers[i].name for i, _ in pool.members] for pool in spec.pools}
+        self._empty &= self._members.keys()
         self._pools = {}
         for pool, members in self._members.items():
             for name in members:
@@ -52,6 +54,9 @@ class Standings:
         self._returning = {}
         for state in receivers.values():
             state.tell_refusing(now)
+            if not state.up and not state.standing.told:
+                state.standing.told = True
+                log.warning("receiver %r is %s: %s", state.spec.name, state.standing.state, state.standing.why)
             state.set_down(state.spec.needed and not state.up)
             primary = receivers.get(state.spec.standby_for)
             if primary is None:
@@ -75,6 +80,7 @@ class Standings:
         for state in changed:
             name, standing = state.spec.name, state.standing
             if state.up:
+                standing.told = False
                 words = "" if standing.waiting else ": all templates are replayed to it"
                 log.info("receiver %r is back%s", name, words)
                 if not standing.waiting:
@@ -85,7 +91,8 @@ class Standings:
             state.set_down(state.spec.needed)
             pools = [f"pool {pool!r} does without it" for pool in self._pools.get(name, ()) if state.spec.needed]
             words = "; ".join([f"receiver {name!r} is {standing.state}: {standing.why}", *pools])
-            log.log(logging.WARNING if pools else logging.INFO, "%s", words)
+            log.warning("%s", words)
+            standing.told = True
         for standby, primary in self._standbys:
             if primary.up and not standby.standing.waiting:
                 standby.set_waiting(True)
@@ -107,10 +114,15 @@ class Standings:
 
     def _check_pools(self, changed: Sequence[ReceiverState]) -> None:
         receivers = self._running.receivers
-        touched = {pool for state in changed if not state.up for pool in self._pools.get(state.spec.name, ())}
+        touched = {pool for state in changed for pool in self._pools.get(state.spec.name, ())}
         for pool in sorted(touched):
-            if not any(receivers[name].up for name in self._members[pool]):
+            up = [name for name in self._members[pool] if receivers[name].up]
+            if not up and pool not in self._empty:
+                self._empty.add(pool)
                 log.error("pool %r: no member is up: copies go where they would go if all were", pool)
+            elif up and pool in self._empty:
+                self._empty.remove(pool)
+                log.info("pool %r: %s is up again", pool, ", ".join(map(repr, up)))
 
     # ------------------------------------------------------------------ who gets templates
 
