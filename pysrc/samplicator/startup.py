@@ -1,5 +1,5 @@
-"""Startup: the honest paragraph a start prints: what runs, by which engines and why, what was asked for and not
-granted.
+"""Startup: the honest paragraph a start prints: what runs, what was asked for and not granted. Which engine sends the
+copies, and why, is for `samplicator explain`.
 
 Pure text from a plan and readings. Called by service; the same text is in the status page.
 """
@@ -68,7 +68,8 @@ def _receivers(readings: Readings) -> list[str]:
         place = endpoint_text(receiver.address, receiver.port)
         down = "" if receiver.up else f"; {receiver.state.upper()} now ({receiver.state_why}), tried again"
         down += f"; standby for {receiver.standby_for}" if receiver.standby_for else ""
-        lines.append(f"receiver {receiver.name}: {place} by {receiver.engine} ({receiver.engine_why}){down}")
+        source = "spoofed" if receiver.source == "spoof" else "from our own address"
+        lines.append(f"receiver {receiver.name}: {place}, {source}{down}")
     if len(readings.receivers) > SHOWN:
         lines.append(f"and {len(readings.receivers) - SHOWN} more receivers")
     for pool in readings.pools[:SHOWN]:

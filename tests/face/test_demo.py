@@ -176,6 +176,13 @@ def test_short_run_is_faultless() -> None:
     assert sent is not None
     assert {number for pair in counts for number in pair} == {sent[1]}
     assert int(sent[1].replace(",", "")) > 4000
+    shown = re.findall(
+        r"sent ([\d,]+)   the daemon received ([\d,]+)((?: \| \S+ [\d,]+ copies, [^|\n]*)+)", done.stdout
+    )
+    assert shown
+    for first, second, rest in shown:
+        arrived = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) copies", rest)]
+        assert max(arrived) <= int(second.replace(",", "")) <= int(first.replace(",", ""))
     assert re.search(r"samplicate -S -p 2055 \S+/9995 \S+/9995$", done.stdout, re.MULTILINE)
     assert set(left_behind()) <= set(before)
 

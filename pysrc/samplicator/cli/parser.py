@@ -196,7 +196,10 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--forever", action="store_true", help="until Ctrl-C")
     demo.add_argument("--rate", type=_rate, default=2000, metavar="N", help="datagrams a second (default 2000)")
     demo.add_argument(
-        "--http", default="", metavar="ADDR:PORT", help="where the daemon serves its metrics (default: a free port)"
+        "--http",
+        default="",
+        metavar="ADDR:PORT",
+        help="where the daemon serves its metrics (default: 127.0.0.1:9420, or a free port)",
     )
 
     command(

@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from samplicator.cli.control import Unreachable, control_path, get_json, request
 
@@ -63,6 +63,14 @@ def status(options: Namespace) -> int:
     else:
         print("\n".join(status_lines(value)))
     return 0 if value["status"]["ready"] and value["status"]["healthy"] else NOT_READY
+
+
+SLOWER: Final = {
+    "segment": "segmented sends",
+    "transparent": "sockets for exporters' ports",
+    "packet": "frames",
+}
+"""What a receiver does without when the kernel refuses it, by its word in `gave_up`."""
 
 
 def status_lines(value: Mapping[str, Any]) -> list[str]:
@@ -139,6 +147,9 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         ]
         if reasons:
             lines.append(f"  {item['name']}: not sent: {', '.join(reasons)}")
+        if item["gave_up"]:
+            words = ", ".join(SLOWER[feature] for feature in item["gave_up"])
+            lines.append(f"  {item['name']}: refused by the kernel, tried again now and then: {words}")
     return lines
 
 

@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from samplicator.demo.daemon import Daemon, Failed, free_port, may_spoof
-from samplicator.demo.traffic import CAPTURES, Exporter, Feeder, Receiver, make_exporters
+from samplicator.demo.traffic import CAPTURES, Exporter, Feeder, Receiver, Tally, make_exporters
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,13 +33,17 @@ PREFERRED_HTTP: Final = 9420
 
 @dataclass(slots=True, eq=False)
 class View:
-    """The numbers on show; rates are those since the update before."""
+    """The numbers on show, of one moment: what arrived is read first, what the daemon received next, what was sent
+    last, so that nothing arrives before it was sent. rates are those since the update before.
+    """
 
     feeder: Feeder
     receivers: Sequence[Receiver]
     daemon: Daemon
     started: float
     counted: float = 0.0  # datagrams, by the daemon's own metrics
+    sent: int = 0
+    tallies: list[Tally] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     _last: list[int] = field(default_factory=list)
     _when: float = 0.0
@@ -47,26 +51,28 @@ class View:
     def update(self) -> None:
         """Takes new readings."""
         now = time.monotonic()
-        counts = [receiver.tally.received for receiver in self.receivers]
+        self.tallies = [replace(receiver.tally) for receiver in self.receivers]
+        counts = [tally.received for tally in self.tallies]
         seconds = max(1e-3, now - (self._when or self.started))
         before = self._last or [0] * len(counts)
         self.rates = [(new - old) / seconds for new, old in zip(counts, before, strict=True)]
         self._last, self._when = counts, now
         self.counted = self.daemon.metrics().get('samplicator_receive_datagrams_total{listener="demo"}', self.counted)
+        self.sent = self.feeder.sent
 
     def head(self) -> str:
         seconds = time.monotonic() - self.started
         return (
-            f"{seconds:5.1f} s   {len(self.feeder.exporters)} exporters sent {self.feeder.sent:,}   "
+            f"{seconds:5.1f} s   {len(self.feeder.exporters)} exporters sent {self.sent:,}   "
             f"the daemon received {self.counted:,.0f}"
         )
 
     def line(self) -> str:
         """For a pipe or a file."""
         parts = [
-            f"{receiver.label}: {receiver.tally.received:,} copies, {receiver.tally.verified:,} verified, "
-            f"{receiver.tally.lost} lost, {receiver.tally.wrong} wrong, {rate:,.0f}/s"
-            for receiver, rate in zip(self.receivers, self.rates, strict=True)
+            f"{receiver.label}: {tally.received:,} copies, {tally.verified:,} verified, "
+            f"{tally.lost} lost, {tally.wrong} wrong, {rate:,.0f}/s"
+            for receiver, tally, rate in zip(self.receivers, self.tallies, self.rates, strict=True)
         ]
         return " | ".join((self.head(), *parts))
 
@@ -80,8 +86,7 @@ class View:
             table.add_column(name)
         for name in ("copies", "verified", "lost", "wrong", "copies/s"):
             table.add_column(name, justify="right", min_width=8)
-        for receiver, rate in zip(self.receivers, self.rates, strict=True):
-            tally = receiver.tally
+        for receiver, tally, rate in zip(self.receivers, self.tallies, self.rates, strict=True):
             good, bad = "green", "bold red"
             table.add_row(
                 receiver.label,

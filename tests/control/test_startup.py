@@ -1,0 +1,43 @@
+"""What a start says: where copies go and from whose address; engines and their reasons are for `explain`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hosts import Load, free_port, host
+from samplicator import startup
+from samplicator.planner import compile
+from samplicator.readings import Readings, ReceiverReading
+from samplicator.sockets import text_of
+
+
+def test_the_paragraph_names_no_engine(load: Load) -> None:
+    text = f'[[listener]]\nname = "in"\nlisten = ["127.0.0.1:{free_port()}"]\n'
+    for name, extra in (("own", ""), ("spoofed", "spoof = true"), ("frames", 'spoof = true\nengine = "packet"')):
+        text += f'[[receiver]]\nname = "{name}"\nto = "192.0.2.1:9995"\n{extra}\n'
+    spec = compile(load(text + '[[rule]]\nto = ["own", "spoofed", "frames"]\n'), {}, host())
+    rows = tuple(
+        ReceiverReading(
+            r.name,
+            r.host,
+            text_of(r.address),
+            r.port,
+            "spoof" if r.spoof else "own",
+            r.engine,
+            r.engine_why,
+            {},
+            True,
+            1,
+        )
+        for r in spec.receivers
+    )
+    rows = (*rows[:2], replace(rows[2], up=False, state="unreachable", state_why="no route to it"))
+    readings = Readings(1, (), rows, (), (), 0, 0.0)
+    lines = startup.paragraph("1", spec, readings, {}, ["something"]).splitlines()
+    assert lines[-4:] == [
+        "receiver own: 192.0.2.1:9995, from our own address",
+        "receiver spoofed: 192.0.2.1:9995, spoofed",
+        "receiver frames: 192.0.2.1:9995, spoofed; UNREACHABLE now (no route to it), tried again",
+        "degraded: something",
+    ]
+    assert all(r.engine_why not in "\n".join(lines) for r in spec.receivers)
