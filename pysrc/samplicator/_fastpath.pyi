@@ -179,6 +179,7 @@ class Tx:
     ms, options data likewise (0 = never), per observation domain. fallback: the Tx that takes exporters of the other
     address family
     (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`.
+    nowhere: nothing can be sent to it now: every copy is counted as no_route without asking the kernel.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
@@ -200,6 +201,7 @@ class Tx:
         by_exporter: bool = False,
         refresh: tuple[int, int, int, int] = (0, 0, 0, 0),
         fallback: Tx | None = None,
+        nowhere: bool = False,
     ) -> Tx: ...
     @property
     def fd(self) -> int: ...
@@ -312,6 +314,11 @@ class Worker:
     @property
     def generation(self) -> int:
         """Generation of the plan the worker runs now, -1 before the first."""
+
+    @property
+    def unpolled(self) -> int:
+        """Sockets that epoll refuses (epoll_ctl(2): ENOSPC, ENOMEM): the worker looks at them every millisecond
+        itself."""
 
     def stop(self, drain_ms: int = 0) -> None:
         """Ends run(): reads on until its sockets are empty, for drain_ms at most, then returns from run()."""
