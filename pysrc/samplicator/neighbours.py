@@ -40,6 +40,41 @@ def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def route_interface(address: bytes) -> int:
+    """Index of the interface that the route to an address (4 or 16 bytes) leads to, 0 = no route. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
+        netlink.settimeout(1.0)
+        netlink.bind((0, 0))
+        for kind, answer in _ask(netlink, RTM_GETROUTE, 0, _route_question(address)):
+            if kind == RTM_NEWROUTE:
+                (index,) = struct.unpack("=i", dict(attributes(answer, 12)).get(RTA_OIF, bytes(4)))
+                return int(index)
+    return 0
+
+
+def _route_question(address: bytes) -> bytes:
+    """struct rtmsg and the address asked for."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0)
+    return body + struct.pack("=HH", 4 + len(address), RTA_DST) + address
+
+
+def _ask(netlink: socket.socket, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, payload) of each message of the answer, errors left out."""
+    netlink.send(struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, 1, 0) + body)
+    while True:
+        data = netlink.recv(1 << 18)
+        offset = 0
+        while offset + 16 <= len(data):
+            length, answer = struct.unpack_from("=IH", data, offset)
+            if answer in (NLMSG_ERROR, NLMSG_DONE) or length < 16:
+                return
+            yield answer, data[offset + 16 : offset + length]
+            offset += (length + 3) & ~3
+        if not flags & NLM_F_DUMP:
+            return
+
+
 class Neighbours:
     """Remembers since when each next hop has had no address. Not for two threads at once."""
 
@@ -70,7 +105,7 @@ class Neighbours:
 
     def _table(self, netlink: socket.socket) -> Iterator[tuple[Hop, int]]:
         """(next hop, state) of every entry."""
-        for kind, body in self._ask(netlink, RTM_GETNEIGH, NLM_F_DUMP, bytes(12)):
+        for kind, body in _ask(netlink, RTM_GETNEIGH, NLM_F_DUMP, bytes(12)):
             if kind == RTM_NEWNEIGH and len(body) >= 12:
                 interface, state = struct.unpack_from("=iH", body, 4)
                 for name, value in attributes(body, 12):
@@ -79,30 +114,13 @@ class Neighbours:
 
     def _route(self, netlink: socket.socket, address: bytes, scope_id: int) -> Hop | None:
         """Next hop of an address, None = no route, or not a neighbour's (this host, multicast)."""
-        family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-        body = struct.pack("=BBBBBBBBI", family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0)
-        body += struct.pack("=HH", 4 + len(address), RTA_DST) + address
+        body = _route_question(address)
         if scope_id:
             body += struct.pack("=HHI", 8, RTA_OIF, scope_id)
-        for kind, answer in self._ask(netlink, RTM_GETROUTE, 0, body):
+        for kind, answer in _ask(netlink, RTM_GETROUTE, 0, body):
             if kind == RTM_NEWROUTE and len(answer) >= 12 and answer[7] == RTN_UNICAST:
                 found = dict(attributes(answer, 12))
                 if RTA_OIF in found:
                     via = found.get(RTA_VIA, b"")[2:]
                     return struct.unpack("=i", found[RTA_OIF])[0], found.get(RTA_GATEWAY) or via or address
         return None
-
-    def _ask(self, netlink: socket.socket, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-        """(type, payload) of each message of the answer, errors left out."""
-        netlink.send(struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, 1, 0) + body)
-        while True:
-            data = netlink.recv(1 << 18)
-            offset = 0
-            while offset + 16 <= len(data):
-                length, answer = struct.unpack_from("=IH", data, offset)
-                if answer in (NLMSG_ERROR, NLMSG_DONE) or length < 16:
-                    return
-                yield answer, data[offset + 16 : offset + length]
-                offset += (length + 3) & ~3
-            if not flags & NLM_F_DUMP:
-                return
