@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 3.0
 """How long the start waits for names: the receivers whose names do resolve must not wait for a dead name server."""
+RELOAD_SECONDS: Final = 5.0
+"""The same of a reload: it keeps changes of this host from being followed meanwhile."""
 CHANGED_FILE: Final = "changed file"
 SECOND_LOOK_SECONDS: Final = 2.0
 """A changed file with faults is read once more after so long before it is refused: an editor may be half-way through
@@ -195,7 +197,7 @@ class Reloader:
         try:
             loaded = loaded or load_compact(self._load)
             changes = diff(self.loaded.config, loaded.config) if self.loaded else changes
-            self._apply(loaded, self._compile(loaded, self._resolver.resolve(loaded)))
+            self._apply(loaded, self._compile(loaded, self._resolver.resolve(loaded, RELOAD_SECONDS)))
         except Exception as error:
             self.failures_total += 1
             self.last_successful = False

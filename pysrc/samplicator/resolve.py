@@ -30,9 +30,10 @@ Lookup = Callable[[str, int], tuple[ResolvedAddress, ...]]
 """(host, family 0|4|6) -> its addresses in the order to try them; raises OSError."""
 
 TIMEOUT_SECONDS: Final = 15.0
-"""How long a reload waits for names that have no address yet."""
+"""How long names that have no address yet are waited for, where nobody is in a hurry."""
 KNOWN_SECONDS: Final = 2.0
-"""How long it waits for names that have one: the address that is known is good enough."""
+"""How long it waits for names that have one, which is good enough, and for names that have failed before: answers that
+come later count as well."""
 RETRY_SECONDS: Final = 5.0
 """How often a name that does not resolve is asked for again, when resolve_interval is not shorter."""
 
@@ -178,8 +179,9 @@ class Resolver:
         """Asks for names and waits for the answers, for those that have an address already not for long."""
         begun = time.monotonic()
         futures = {key: self._submit(key) for key in keys}
+        short = {key for key in futures if key in self._known or key in self._failing}
         for key, future in futures.items():
-            limit = min(timeout, KNOWN_SECONDS) if key in self._known else timeout
+            limit = min(timeout, KNOWN_SECONDS) if key in short else timeout
             try:
                 future.result(timeout=max(0.0, begun + limit - time.monotonic()))
             except TimeoutError:

@@ -369,7 +369,7 @@ class Service:
 
     async def _report(self) -> None:
         self._trouble.report(await asyncio.to_thread(self._supervisor.readings))
-        if not self._host.works or self._supervisor.missing():
+        if not self._host.works:
             await self._host_changed()
 
     async def _host_changed(self) -> None:

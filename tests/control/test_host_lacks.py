@@ -219,3 +219,22 @@ to = ["two"]
         moved = more.replace(str(taken), str(another.getsockname()[1]))
         with pytest.raises(BuildError, match="receiver 'two'"):
             supervisor.apply(spec(load, port, collector.port, more=moved))
+
+
+def test_who_could_not_be_sent_to_is_told_the_templates(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing but the missing own address has changed."""
+    replayed: list[str] = []
+    monkeypatch.setattr(ReceiverState, "replay", lambda state: replayed.append(state.spec.name))
+    port = free_port()
+    config = load(text(port, collector.port, receiver='source = "127.0.0.9"\nengine = "udp"'))
+    supervisor.apply(compile(config, {}, replace(CAPABILITIES, is_local=lambda address: False)))
+    assert not supervisor.readings().receivers[0].up
+    assert supervisor.missing() == (
+        "receiver 'one' is unreachable: its source 127.0.0.9 is not an address of this host now",
+    )
+    replayed.clear()
+    supervisor.apply(replace(compile(config, {}, CAPABILITIES), follows_host=True))
+    assert replayed == ["one"]
+    assert supervisor.readings().receivers[0].up

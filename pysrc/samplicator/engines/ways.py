@@ -33,8 +33,10 @@ def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
 
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
-    """What a collector knows the exporters by, and where it is: when this changes, it has to be told the templates."""
-    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source
+    """What a collector knows the exporters by, where it is, and whether it can be sent to: when this changes, it has to
+    be told the templates.
+    """
+    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source, spec.missing
 
 
 @dataclass(slots=True, eq=False)
