@@ -110,6 +110,11 @@ cdef class RxSocket:
         atomic_store32(&self.socket.flow, 1 if on else 0)
 
 
+cdef int tx_send_nowhere(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
+    """To a receiver whose address is not known: what a socket that is not connected answers, without a system call."""
+    return -EDESTADDRREQ
+
+
 cdef int tx_send_nothing(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
     """In the place of a fallback that is not there: an exporter's address cannot be the source of a packet of the other family."""
     return -EAFNOSUPPORT
@@ -124,7 +129,7 @@ cdef class Tx:
 
     def __cinit__(self, int engine, int fd, TxCounters counters not None, bytes address not None, int port, *, int ttl=64, int tos=-1,
                   long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, bint by_exporter=False,
-                  refresh=(0, 0, 0, 0), Tx fallback=None, Tx cutter=None, bint alias=False, bint per_session=False):
+                  refresh=(0, 0, 0, 0), Tx fallback=None, Tx cutter=None, bint alias=False, bint per_session=False, bint nowhere=False):
         cdef const u8 *octets = address
         if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
             raise ValueError(f"engine {engine} is unknown")
@@ -184,6 +189,9 @@ cdef class Tx:
             self.fallback.tx.reports = 0
         if source is not None:
             self._set_source(source[0], source[1])
+        if nowhere:
+            self.tx.send = tx_send_nowhere
+            self.tx.reports = 0
 
     def __dealloc__(self):
         free(self.tx)

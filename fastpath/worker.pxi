@@ -273,8 +273,8 @@ cdef void worker_drain(worker_t *w, rx_socket_t *only, u64 deadline_ns) noexcept
     while found and worker_clock(CLOCK_MONOTONIC) < deadline_ns:
         found = 0
         for i in range(w.work.socket_count):
-            if only == NULL or w.work.sockets[i] == only:
-                found += worker_read(w, w.work.sockets[i], WORKER_ROUNDS)
+            if (only == NULL or w.work.sockets[i] == only) and worker_clock(CLOCK_MONOTONIC) < deadline_ns:
+                found += worker_read(w, w.work.sockets[i], 1)
                 found += w.work.sockets[i].ring.waited_ns != 0
 
 
@@ -301,12 +301,33 @@ cdef void worker_take_over(worker_t *w, work_t *old, work_t *new) noexcept nogil
             flow_forget_receiver(w.flow, old.ways[i].counters.id)
 
 
+cdef bint worker_poll(worker_t *w, rx_socket_t *socket) noexcept nogil:
+    """Has epoll tell about a socket; False when it refuses (epoll_ctl(2): ENOSPC, the user's watches are used up; ENOMEM)."""
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.ptr = socket
+    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, socket.fd, &event) == 0
+
+
+cdef void worker_look(worker_t *w) noexcept nogil:
+    """Reads the sockets that epoll does not tell about, and offers them to it again."""
+    cdef u32 i
+    cdef u32 unpolled = 0
+    for i in range(w.work.socket_count):
+        if not w.work.sockets[i].polled:
+            w.work.sockets[i].polled = worker_poll(w, w.work.sockets[i])
+            unpolled += not w.work.sockets[i].polled
+            worker_read(w, w.work.sockets[i], WORKER_ROUNDS)
+    atomic_store32(&w.unpolled, unpolled)
+
+
 cdef void worker_adopt(worker_t *w) noexcept nogil:
     """Takes the published plan, if there is one: sockets that leave are drained under the old plan, new ones join the epoll."""
     cdef work_t *old = w.work
     cdef work_t *new
     cdef epoll_event event
     cdef u32 i
+    cdef u32 unpolled = 0
     if likely(atomic_load_acquire(&w.next) == NULL):
         return
     new = <work_t *>atomic_exchange(&w.next, NULL)
@@ -316,12 +337,13 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
         for i in range(old.socket_count):
             if not worker_has(new, old.sockets[i]):
                 worker_drain(w, old.sockets[i], worker_clock(CLOCK_MONOTONIC) + WORKER_LEAVE_NS)
+                # fails where ADD has failed: nothing to take back
                 epoll_ctl(w.epoll, EPOLL_CTL_DEL, worker_waits_on(old.sockets[i]), &event)
     for i in range(new.socket_count):
         if not worker_has(old, new.sockets[i]):
-            event.events = EPOLLIN
-            event.data.ptr = new.sockets[i]
-            epoll_ctl(w.epoll, EPOLL_CTL_ADD, worker_waits_on(new.sockets[i]), &event)
+            new.sockets[i].polled = worker_poll(w, new.sockets[i])
+        unpolled += not new.sockets[i].polled
+    atomic_store32(&w.unpolled, unpolled)
     worker_take_over(w, old, new)
     w.work = new
     worker_mark_all(w)
@@ -398,11 +420,13 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
                 worker_drain(w, NULL, deadline)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
-        timeout_ms = 1 if w.replaying or w.again else WORKER_IDLE_MS
+        timeout_ms = 1 if w.replaying or w.again else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
         if w.again == RING_NOW:
             timeout_ms = 0
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
         start = worker_clock(CLOCK_MONOTONIC)
+        if unlikely(w.unpolled):
+            worker_look(w)
         if n > 0 and w.max_delay_ns:
             start = worker_gather(&w.woken_ns, w.max_delay_ns, start)
         if n > 0:

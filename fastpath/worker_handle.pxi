@@ -191,6 +191,10 @@ cdef class Worker:
         value = atomic_load64_acquire(&self.w.generation)
         return -1 if value == 0xFFFFFFFFFFFFFFFF else value
 
+    @property
+    def unpolled(self):
+        return atomic_load32(&self.w.unpolled)
+
     def stop(self, int drain_ms=0):
         if drain_ms < 0:
             raise ValueError("drain_ms is negative")

@@ -4,6 +4,7 @@ cdef enum:
     WORKER_EVENTS = 64
     WORKER_ROUNDS = 8                  # batches of one socket in a row before the others get their turn
     WORKER_IDLE_MS = 1000              # heartbeat when nothing comes
+    WORKER_UNPOLLED_MS = 1             # the same while some socket has to be looked at
     WORKER_CPU_CLOCK_NS = 10000000     # how often the thread's CPU clock is read
     WORKER_SLICE_NS = 100000           # the shortest time slice that the kernel gives
     WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
@@ -20,6 +21,7 @@ ctypedef struct worker_t:
     int wake
     work_t *work                       # running plan
     work_t *before                     # the one before it, while its routes say which exporters are new to a receiver; else NULL
+    u32 unpolled                       # sockets of `work` that epoll did not take; read by other threads
     void *next                         # published, not yet adopted
     u64 generation                     # of `work`; read by other threads
     u64 stop_deadline_ns               # CLOCK_MONOTONIC; 0 = run on

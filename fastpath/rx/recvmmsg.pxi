@@ -93,8 +93,8 @@ cdef inline void rx_stamp(rx_socket_t *socket, u32 datagrams) noexcept nogil:
         socket.unstamped = RX_STAMP_EVERY - 1
     on = socket.unstamped == 0
     if on != socket.stamped:
-        socket.stamped = on
-        setsockopt(socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof(on))
+        if setsockopt(socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof(on)) == 0:
+            socket.stamped = on
 
 
 cdef inline bint rx_pending(const rx_arena_t *arena) noexcept nogil:

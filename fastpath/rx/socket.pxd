@@ -47,6 +47,7 @@ ctypedef struct rx_socket_t:
     int fd
     u32 listener
     rx_counters_t *counters
+    bint polled                    # epoll tells the worker about it; else the worker looks itself
     u32 flow                      # its datagrams go through the flow stage
     bint stamps                    # SO_TIMESTAMPNS was on when the worker got the socket
     bint stamped                   # it is on now

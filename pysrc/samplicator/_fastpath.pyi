@@ -194,6 +194,7 @@ class Tx:
     alias: copies of NetFlow v9 and IPFIX carry the alias of their exporter's domain (Aliases) instead of the domain.
     per_session (ENGINE_UDP): each exporter session has a socket of its own, connected and set up like `fd`; sessions
     without one leave by `fd`, under their alias.
+    nowhere: nothing can be sent to it now: every copy is counted as no_route without asking the kernel.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
@@ -218,6 +219,7 @@ class Tx:
         cutter: Tx | None = None,
         alias: bool = False,
         per_session: bool = False,
+        nowhere: bool = False,
     ) -> Tx: ...
     def cut_from(self, address: bytes, port: int) -> None:
         """Address and port of the socket of a Tx with a cutter; from now on the cutter sends what is longer than `mtu`.
@@ -370,6 +372,11 @@ class Worker:
     @property
     def generation(self) -> int:
         """Generation of the plan the worker runs now, -1 before the first."""
+
+    @property
+    def unpolled(self) -> int:
+        """Sockets that epoll refuses (epoll_ctl(2): ENOSPC, ENOMEM): the worker looks at them every millisecond
+        itself."""
 
     def stop(self, drain_ms: int = 0) -> None:
         """Ends run(): reads on until its sockets are empty, for drain_ms at most, then returns from run()."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import resource
+import stat
 import sys
+
+from samplicator.config.files import read_regular
 
 
 class Background:
@@ -56,16 +60,43 @@ def _fork() -> int:
 
 
 def write_pid_file(path: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
+    """Writes the file beside its place and moves it there: whatever is at `path`, a symbolic link, a hard link or a
+    pipe, is replaced and not written through. Where the directory may not be written to, a file of that name that is
+    ours alone is written in place. Raises OSError.
+    """
+    text = f"{os.getpid()}\n".encode()
+    fresh = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    beside = f"{path}.{os.getpid()}"
+    try:
+        descriptor = os.open(beside, fresh, 0o644)
+    except PermissionError:
+        _write_in_place(path, text)
+        return
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(text)
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+def _write_in_place(path: str, text: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "wb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1 or facts.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it is not a regular file of this user alone", path)
+        file.truncate()
+        file.write(text)
 
 
 def remove_pid_file(path: str) -> None:
     """Removes the file if it is still ours."""
     with contextlib.suppress(OSError, ValueError):
-        with open(path, encoding="ascii") as file:
-            ours = int(file.read()) == os.getpid()
-        if ours:
+        ours = int(read_regular(path, 32)) == os.getpid()
+        if ours and not os.path.islink(path):
             os.unlink(path)
 
 

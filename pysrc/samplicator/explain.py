@@ -214,8 +214,10 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         details.append("UDP checksum 0")
     if receiver.pause_us:
         details.append(f"a pause of {receiver.pause_us} us after each")
-    to = endpoint_text(address_text(receiver.address), receiver.port)
-    if receiver.host not in (address_text(receiver.address), ""):
+    to = endpoint_text(receiver.host if receiver.unresolved else address_text(receiver.address), receiver.port)
+    if receiver.missing:
+        to += f" (unreachable: {receiver.missing})"
+    elif receiver.host not in (address_text(receiver.address), ""):
         to += f" ({receiver.host})"
     if receiver.standby_for:
         details.insert(0, f"only while {receiver.standby_for} is down, templates first")

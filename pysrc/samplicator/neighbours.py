@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import enum
 import os
+import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,16 +79,21 @@ def open_events() -> socket.socket | None:
     return events
 
 
-def drain_events(events: socket.socket, tell: Callable[[], object]) -> None:
-    """Empties the socket and tells that there was something, if only that too much came (ENOBUFS)."""
+def wait_for_events(events: socket.socket | None, seconds: float) -> None:
+    """Until some neighbour changes, so many seconds at most; then empties the socket."""
+    if events is None:
+        time.sleep(seconds)
+        return
+    waiter = select.poll()  # not select(): descriptors may be over 1023
+    waiter.register(events, select.POLLIN)
+    waiter.poll(int(seconds * 1e3))
     for _ in range(100):
         try:
             events.recv(65536)
         except BlockingIOError:
             break
-        except OSError:
+        except OSError:  # ENOBUFS: more came than it could hold
             continue
-    tell()
 
 
 def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
@@ -98,6 +104,41 @@ def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & 0x3FFF, body[offset + 4 : offset + length]
         offset += (length + 3) & ~3
+
+
+def route_interface(address: bytes) -> int:
+    """Index of the interface that the route to an address (4 or 16 bytes) leads to, 0 = no route. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
+        netlink.settimeout(1.0)
+        netlink.bind((0, 0))
+        for kind, answer in _ask(netlink, RTM_GETROUTE, 0, _route_question(address)):
+            if kind == RTM_NEWROUTE:
+                (index,) = struct.unpack("=i", dict(attributes(answer, 12)).get(RTA_OIF, bytes(4)))
+                return int(index)
+    return 0
+
+
+def _route_question(address: bytes) -> bytes:
+    """struct rtmsg and the address asked for."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0)
+    return body + struct.pack("=HH", 4 + len(address), RTA_DST) + address
+
+
+def _ask(netlink: socket.socket, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, payload) of each message of the answer, errors left out."""
+    netlink.send(struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, 1, 0) + body)
+    while True:
+        data = netlink.recv(1 << 18)
+        offset = 0
+        while offset + 16 <= len(data):
+            length, answer = struct.unpack_from("=IH", data, offset)
+            if answer in (NLMSG_ERROR, NLMSG_DONE) or length < 16:
+                return
+            yield answer, data[offset + 16 : offset + length]
+            offset += (length + 3) & ~3
+        if not flags & NLM_F_DUMP:
+            return
 
 
 class Neighbours:
@@ -135,7 +176,7 @@ class Neighbours:
 
     def _table(self, netlink: socket.socket) -> Iterator[tuple[Hop, int, float]]:
         """(next hop, state, seconds since it changed) of every entry."""
-        for kind, body in self._ask(netlink, RTM_GETNEIGH, NLM_F_DUMP, bytes(12)):
+        for kind, body in _ask(netlink, RTM_GETNEIGH, NLM_F_DUMP, bytes(12)):
             if kind == RTM_NEWNEIGH and len(body) >= 12:
                 interface, state = struct.unpack_from("=iH", body, 4)
                 found = dict(attributes(body, 12))
@@ -146,33 +187,16 @@ class Neighbours:
 
     def _route(self, netlink: socket.socket, address: bytes, scope_id: int) -> Hop | None:
         """Next hop of an address, None = no route, or not a neighbour's (this host, multicast)."""
-        family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-        body = struct.pack("=BBBBBBBBI", family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0)
-        body += struct.pack("=HH", 4 + len(address), RTA_DST) + address
+        body = _route_question(address)
         if scope_id:
             body += struct.pack("=HHI", 8, RTA_OIF, scope_id)
-        for kind, answer in self._ask(netlink, RTM_GETROUTE, 0, body):
+        for kind, answer in _ask(netlink, RTM_GETROUTE, 0, body):
             if kind == RTM_NEWROUTE and len(answer) >= 12 and answer[7] == RTN_UNICAST:
                 found = dict(attributes(answer, 12))
                 if RTA_OIF in found:
                     via = found.get(RTA_VIA, b"")[2:]
                     return struct.unpack("=i", found[RTA_OIF])[0], found.get(RTA_GATEWAY) or via or address
         return None
-
-    def _ask(self, netlink: socket.socket, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-        """(type, payload) of each message of the answer, errors left out."""
-        netlink.send(struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, 1, 0) + body)
-        while True:
-            data = netlink.recv(1 << 18)
-            offset = 0
-            while offset + 16 <= len(data):
-                length, answer = struct.unpack_from("=IH", data, offset)
-                if answer in (NLMSG_ERROR, NLMSG_DONE) or length < 16:
-                    return
-                yield answer, data[offset + 16 : offset + length]
-                offset += (length + 3) & ~3
-            if not flags & NLM_F_DUMP:
-                return
 
 
 def _sight(hop: Hop | None, table: Mapping[Hop, tuple[int, float]], late: bool, now: float) -> Sight:

@@ -41,6 +41,10 @@ def _no_interface_is_missing(name: str) -> int:
     return 1
 
 
+def _the_kernel_chooses(group: bytes) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class HostAddress:
     """An address of this host and the interface that carries it. address: 4 or 16 bytes. index: of the interface."""
@@ -60,7 +64,8 @@ class Capabilities:
 
     net_raw: raw sockets can be opened. net_admin: buffer limits can be passed, ingress rules made. is_local(address):
     the address is one of this host. cpus: the CPUs this process may run on. host_addresses(): all of this host, sorted;
-    asked only for listeners that receive by ring.
+    asked only for listeners that receive by ring. interface_index(name): 0 = there is none now. group_interface(group):
+    index of the interface that the route to a multicast group leads to, 0 = none, or unknown.
     """
 
     net_raw: bool
@@ -69,6 +74,7 @@ class Capabilities:
     cpus: tuple[int, ...] = (0,)
     interface_index: Callable[[str], int] = field(default=_no_interface_is_missing, compare=False)
     host_addresses: Callable[[], tuple[HostAddress, ...]] = field(default=_no_addresses, compare=False)
+    group_interface: Callable[[bytes], int] = field(default=_the_kernel_chooses, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,9 @@ class SocketSpec:
     into listeners.
 
     v6only: refuse IPv4 on this IPv6 socket. interface: "" = all. groups: multicast groups to join, of this socket's
-    family.
+    family. index: of `interface` or of the address's zone, 0 = there is none now, or none is named. joins: index of the
+    interface that each group is joined on, 0 = the kernel chooses. An interface that is made anew has another index,
+    and what was bound to the old one is deaf: so the indexes are part of what a socket is.
     """
 
     listener: int
@@ -87,6 +95,13 @@ class SocketSpec:
     v6only: bool
     interface: str
     groups: tuple[str, ...]
+    index: int = 0
+    joins: tuple[int, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """The interface that it names, "" = none."""
+        return self.interface or self.address.partition("%")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +128,8 @@ class RingSpec:
 class ListenerSpec:
     """A listener: its index in the plan, its name (the metric label) and its sockets. receive: how datagrams come in,
     "recvmmsg" | "ring", receive_why: one sentence for people; rings: one per interface; ring_required: without them
-    the plan cannot run. flow: its datagrams go through the flow stage.
+    the plan cannot run. flow: its datagrams go through the flow stage. unresolved: HOST:PORT of places to listen at
+    whose name does not resolve now.
     """
 
     index: int
@@ -124,12 +140,14 @@ class ListenerSpec:
     rings: tuple[RingSpec, ...] = ()
     ring_required: bool = True
     flow: bool = True
+    unresolved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSpec:
     """How a receiver's state is asked for. kind: auto | udp | ipfix | off | tcp | http. For tcp and http: where to
-    (address of 4 or 16 bytes, port, scope id), path, and host: HOST:PORT as the operator wrote it.
+    (address of 4 or 16 bytes, b"" = its name does not resolve now; port, scope id), path, and host: HOST:PORT as the
+    operator wrote it.
     """
 
     kind: str = "auto"
@@ -150,7 +168,9 @@ class ReceiverSpec:
     exporters, not datagrams. refresh: templates are sent again after so many datagrams, so many ms, options data
     likewise; 0 = never. standby_for: name of the receiver whose copies it gets while that one is down, "" = none.
     needed: a standby or a pool acts on its state. per_session: each exporter session has a source port of its own.
-    unique: observation domains are replaced by their aliases.
+    unique: observation domains are replaced by their aliases. missing: what this host lacks
+    to send to it at all now, for people ("name does not resolve"), "" = nothing; its copies are then counted as
+    no_route, and where the address is not known it is all zeros.
     """
 
     name: str
@@ -181,6 +201,12 @@ class ReceiverSpec:
     def apart(self) -> bool:
         """Whether exporters are kept apart by aliases of their domains, always or where a session has no own port."""
         return self.per_session or self.unique
+    missing: str = ""
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether its address is not known now."""
+        return bool(self.missing) and not any(self.address)
 
     @property
     def deaf(self) -> bool:
@@ -221,7 +247,8 @@ class RuleSpec:
 class PlanSpec:
     """All that shall run. workers >= 1; cpus: worker k is pinned to cpus[k % len], () = not pinned; sizes in bytes.
     host_addresses: what rings were derived from, () when there are none. alias_file: where the aliases of domains are
-    kept from one process to the next, "" = nowhere.
+    kept from one process to the next, "" = nowhere. follows_host: nobody has changed the
+    configuration, the host or a name has: what it lacks is shown and tried again, never a reason to keep the old plan.
     """
 
     listeners: tuple[ListenerSpec, ...]
@@ -240,3 +267,4 @@ class PlanSpec:
     host_addresses: tuple[HostAddress, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
     alias_file: str = ""
+    follows_host: bool = field(default=False, compare=False)

@@ -52,7 +52,9 @@ __all__ = [
 ]
 
 FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
-
+NAME_UNRESOLVED: Final = "name does not resolve"
+NO_INTERFACE: Final = "no such interface"
+UNTIL_THEN: Final = "until then the receiver is unreachable, and copies to it are counted as no_route"
 
 NEEDS_NET_RAW: Final = (
     "needs CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
@@ -88,7 +90,10 @@ def source_names_of(loaded: Loaded) -> dict[NameKey, Path]:
 
 
 def compile(loaded: Loaded, resolved: Resolved, capabilities: Capabilities) -> PlanSpec:
-    """The plan of a configuration. Raises ConfigError with every problem: unknown names, missing rights, loops."""
+    """The plan of a configuration. Raises ConfigError with every problem: missing rights, loops. What this host lacks
+    now and may have later (an address of a name, an interface, an own address) is no problem: it is in the specs, and
+    in the warnings.
+    """
     return _Compiler(loaded, resolved, capabilities).run()
 
 
@@ -100,10 +105,12 @@ class _Compiler:
         self.capabilities = capabilities
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
+        self.lacks: list[Problem] = []  # of this host, now
         self.host: tuple[HostAddress, ...] = ()
         self.needed = needed(self.config)
 
     def run(self) -> PlanSpec:
+        self.warn_of_sources()
         listeners = self.receive(self.listeners())
         ports: dict[int, list[SocketSpec]] = {}
         for listener in listeners:
@@ -116,7 +123,7 @@ class _Compiler:
         )
         workers, cpus = self.workers()
         if self.problems:
-            raise ConfigError(self.problems)
+            raise ConfigError(self.problems, self.lacks)
         datapath = self.config.datapath
         rules = rule_specs(self.loaded, self.resolved)
         pools = pool_specs(self.config)
@@ -137,47 +144,63 @@ class _Compiler:
             max_delay_us=datapath.max_delay,
             flow_memory=datapath.flow_memory,
             host_addresses=self.host,
-            warnings=tuple(self.warnings),
+            warnings=(*map(str, self.lacks), *self.warnings),
             pools=pools,
             alias_file=f"{control}.domains" if control and any(r.apart for r in receivers) else "",
         )
 
+    def warn_of_sources(self) -> None:
+        for key, path in source_names_of(self.loaded).items():
+            if not self.resolved.get(key):
+                self.warn(path, f"the host name {key[0]!r} does not resolve now; it matches no exporter until it does")
+
     def problem(self, path: Path, why: str) -> None:
         self.problems.append(self.loaded.problem(path, why))
 
-    def lookup(self, endpoint: Endpoint, family: str, path: Path) -> ResolvedAddress | None:
-        if endpoint.literal:
-            return ResolvedAddress(endpoint.address, self.scope(endpoint.scope, path))
-        found = self.resolved.get((endpoint.host, FAMILIES[family]), ())
-        if not found:
-            self.problem(path, f"the host name {endpoint.host!r} does not resolve")
-            return None
-        return found[0]
+    def warn(self, path: Path, why: str) -> None:
+        self.lacks.append(self.loaded.problem(path, why))
 
-    def scope(self, scope: str, path: Path) -> int:
-        if not scope:
-            return 0
-        if scope.isdigit():
-            return int(scope)
-        index = self.capabilities.interface_index(scope)
-        if not index:
-            self.problem(path, f"there is no interface {scope!r}")
-        return index
+    def lookup(self, endpoint: Endpoint, family: str) -> ResolvedAddress | None:
+        """None: the name does not resolve now."""
+        if endpoint.literal:
+            return ResolvedAddress(endpoint.address, self.index(endpoint.scope))
+        found = self.resolved.get((endpoint.host, FAMILIES[family]), ())
+        return found[0] if found else None
+
+    def index(self, interface: str) -> int:
+        """Of an interface by name or number; 0: none is named, or there is none of this name now."""
+        if interface.isdigit():
+            return int(interface)
+        return self.capabilities.interface_index(interface) if interface else 0
 
     # ------------------------------------------------------------------ listeners
 
     def listeners(self) -> tuple[ListenerSpec, ...]:
         bound: list[list[tuple[ResolvedAddress, int, str]]] = []
+        unresolved: list[list[str]] = []
         for index, listener in enumerate(self.config.listener):
-            if listener.interface and not self.capabilities.interface_index(listener.interface):
-                self.problem(("listener", index, "interface"), f"there is no interface {listener.interface!r}")
+            if listener.interface and not self.index(listener.interface):
+                why = f"there is no interface {listener.interface!r} now; the listener is down until there is"
+                self.warn(("listener", index, "interface"), why)
             entries: list[tuple[ResolvedAddress, int, str]] = []
+            waiting: list[str] = []
             for number, endpoint in enumerate(listener.endpoints):
-                address = self.lookup(endpoint, listener.family, ("listener", index, "listen", number))
-                if address is not None:
-                    ports = range(endpoint.port, endpoint.last_port + 1)
-                    entries.extend((address, port, endpoint.scope) for port in ports)
+                path: Path = ("listener", index, "listen", number)
+                ports = range(endpoint.port, endpoint.last_port + 1)
+                address = self.lookup(endpoint, listener.family)
+                if address is None:
+                    why = (
+                        f"the host name {endpoint.host!r} does not resolve now; nothing is received there until it does"
+                    )
+                    self.warn(path, why)
+                    waiting.extend(endpoint_text(endpoint.host, port) for port in ports)
+                    continue
+                if endpoint.scope and not address.scope_id:
+                    why = f"there is no interface {endpoint.scope!r} now; nothing is received there until there is"
+                    self.warn(path, why)
+                entries.extend((address, port, endpoint.scope) for port in ports)
             bound.append(entries)
+            unresolved.append(waiting)
         ports_v4 = {port for entries in bound for address, port, _ in entries if address.family == 4}
         taken: dict[tuple[bytes, int, str], str] = {}
         specs = []
@@ -191,7 +214,8 @@ class _Compiler:
                     self.problem(("listener", index, "listen"), why)
                     continue
                 taken[key] = listener.name
-                groups = (group for group in listener.multicast if (":" in group) == (address.family == 6))
+                groups = tuple(group for group in listener.multicast if (":" in group) == (address.family == 6))
+                device = self.index(scope or listener.interface)
                 sockets.append(
                     SocketSpec(
                         listener=index,
@@ -200,12 +224,25 @@ class _Compiler:
                         family=address.family,
                         v6only=address.family == 6 and not any(address.address) and port in ports_v4,
                         interface=listener.interface,
-                        groups=tuple(groups),
+                        groups=groups,
+                        index=device,
+                        joins=tuple(self.joins(listener.interface, device, group) for group in groups),
                     )
                 )
-            flow = listener.flow != "off"
-            specs.append(ListenerSpec(index=index, name=listener.name, sockets=tuple(sockets), flow=flow))
+            specs.append(
+                ListenerSpec(
+                    index=index,
+                    name=listener.name,
+                    sockets=tuple(sockets),
+                    flow=listener.flow != "off",
+                    unresolved=tuple(unresolved[index]),
+                )
+            )
         return tuple(specs)
+
+    def joins(self, interface: str, index: int, group: str) -> int:
+        """Index of the interface that a multicast group is joined on: the configured one, or where its route leads."""
+        return index if interface else self.capabilities.group_interface(parse_ip_bytes(group))
 
     def receive(self, listeners: tuple[ListenerSpec, ...]) -> tuple[ListenerSpec, ...]:
         """The listeners with their rings, those that are to have some."""
@@ -224,17 +261,19 @@ class _Compiler:
             rings: tuple[RingSpec, ...] = ()
             if able:
                 why = "no interface of this host carries an address it listens to; name one with `interface`"
-                for socket in listener.sockets:
-                    for name in (socket.interface, socket.address.partition("%")[2]):
-                        indexes.setdefault(name, self.capabilities.interface_index(name) if name else 0)
+                there = [s for s in listener.sockets if s.index or not s.device]
+                for socket in there:
+                    indexes.setdefault(socket.device, socket.index)
                 others = [s for other in listeners if other is not listener for s in other.sockets]
-                rings = rings_of(listener.sockets, others, self.host, indexes)
+                rings = rings_of(there, others, self.host, indexes)
             if rings:
                 names = ", ".join(ring.interface for ring in rings)
                 why = "configured" if want == "ring" else "auto"
                 why += f": whole datagrams by a packet ring on {names}, before the firewall; all else by UDP sockets"
-            elif want == "ring":
+            elif want == "ring" and not able:
                 self.problem(path, why)
+            elif want == "ring":
+                self.warn(path, f"{why}; until then UDP sockets receive")
             how = "ring" if rings else "recvmmsg"
             required = want == "ring"
             specs.append(replace(listener, receive=how, receive_why=why, rings=rings, ring_required=required))
@@ -245,10 +284,17 @@ class _Compiler:
     def receiver(self, index: int, receiver: Receiver, ports: dict[int, list[SocketSpec]]) -> ReceiverSpec | None:
         path: Path = ("receiver", index)
         endpoint = receiver.endpoint
-        address = self.lookup(endpoint, receiver.family, (*path, "to"))
+        address = self.lookup(endpoint, receiver.family)
+        missing = ""
         if address is None:
-            return None
-        self.guard_loop(path, receiver, address, endpoint.port, ports)
+            missing = NAME_UNRESOLVED
+            self.warn((*path, "to"), f"the host name {endpoint.host!r} does not resolve now; {UNTIL_THEN}")
+            address = ResolvedAddress(bytes(4 if self.family(receiver) == 4 else 16))
+        elif endpoint.scope and not address.scope_id:
+            missing = f"{NO_INTERFACE}: {endpoint.scope}"
+            self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
+        else:
+            self.guard_loop(path, receiver, address, endpoint.port, ports)
         source: tuple[bytes, int] | None = None
         if receiver.own_source is not None:
             family, own, port = receiver.own_source
@@ -258,6 +304,9 @@ class _Compiler:
                 self.problem((*path, "source"), f"an IPv{family} source cannot send to {where} (IPv{address.family})")
                 return None
         engine, why = self.engine(path, receiver, address, source)
+        if engine == "udp" and source is not None and not self.capabilities.is_local(source[0]) and not missing:
+            missing = f"its source {address_text(source[0])} is not an address of this host now"
+            self.warn((*path, "source"), f"{missing.removeprefix('its source ')}; {UNTIL_THEN}")
         if engine == "udp" and source is not None and source[1]:
             for socket in ports.get(source[1], []):
                 if parse_ip_bytes(socket.address) in (source[0], bytes(len(source[0]))):
@@ -301,6 +350,7 @@ class _Compiler:
             needed=receiver.probe != "off" and receiver.name in self.needed,
             per_session=self.per_session(path, receiver, engine),
             unique=receiver.domain == "unique",
+            missing=missing,
         )
 
     def mtu(self, path: Path, receiver: Receiver, address: ResolvedAddress, engine: str) -> None:
@@ -324,16 +374,25 @@ class _Compiler:
             self.problem((*path, "source_port"), why)
         return engine == "udp"
 
+    @staticmethod
+    def family(receiver: Receiver) -> int:
+        """Address family of a receiver whose name does not resolve: what is configured, else IPv4."""
+        own = receiver.own_source
+        return FAMILIES[receiver.family] or (own[0] if own is not None else 4)
+
     def probe(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> ProbeSpec:
-        """Where and how the receiver is asked. A host that does not resolve is a problem, and its own is used."""
+        """Where and how the receiver is asked. address b"": the name of the probe does not resolve now."""
         probe = receiver.probing
         if probe.kind not in ("tcp", "http"):
             return ProbeSpec(probe.kind)
-        host = receiver.endpoint.host
+        where = endpoint_text(probe.endpoint.host if probe.endpoint is not None else receiver.endpoint.host, probe.port)
         if probe.endpoint is not None:
-            host = probe.endpoint.host
-            address = self.lookup(probe.endpoint, receiver.family, (*path, "probe")) or address
-        where = endpoint_text(host, probe.port)
+            found = self.lookup(probe.endpoint, receiver.family)
+            if found is None:
+                why = f"the host name {probe.endpoint.host!r} does not resolve now; the receiver counts as unreachable"
+                self.warn((*path, "probe"), f"{why} until it does, copies to it are sent all the same")
+                return ProbeSpec(probe.kind, b"", probe.port, 0, where, probe.path)
+            address = found
         return ProbeSpec(probe.kind, address.address, probe.port, address.scope_id, where, probe.path)
 
     def engine(
@@ -349,11 +408,6 @@ class _Compiler:
         if wanted == "udp":
             if receiver.spoof:
                 self.problem((*path, "engine"), 'engine "udp" cannot spoof; use "raw" or "auto"')
-            elif foreign and source is not None:
-                self.problem(
-                    (*path, "source"),
-                    f'{address_text(source[0])} is not an address of this host; engine "udp" can only bind to one',
-                )
             return "udp", "configured: a UDP socket connected to the receiver, the kernel writes the headers"
         if wanted in ("transparent", "packet"):
             engine, reason = self.spoofing_engine(path, receiver, address)
@@ -380,7 +434,7 @@ class _Compiler:
         if receiver.pause_us:
             self.problem((*path, "engine"), f'pause_us wants packet after packet, not "{engine}": use "raw" or "auto"')
         if engine == "packet":
-            local = self.capabilities.is_local(address.address)
+            local = any(address.address) and self.capabilities.is_local(address.address)
             reason = (
                 "configured: link frames to the next hop through one packet socket per worker, past routing, netfilter "
                 + (

@@ -17,6 +17,8 @@ class ListenerReading:
     buffer_bytes: what the kernel really grants, sum of the sockets. queue_bytes: waiting to be read. kernel_drops:
     dropped by the kernel because the buffer or ring was full. sockets: (address, port) pairs, one per configured
     socket, whatever the number of workers. receive: "recvmmsg" | "ring", receive_why: one sentence; rings: interfaces.
+    state: "up" | "partly down" | "down", as far as its sockets could be opened; state_why: what this host lacks for the
+    others, for people, "" when up.
     """
 
     name: str
@@ -30,6 +32,8 @@ class ListenerReading:
     receive: str = "recvmmsg"
     receive_why: str = ""
     rings: tuple[str, ...] = ()
+    state: str = "up"
+    state_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

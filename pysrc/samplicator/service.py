@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
@@ -26,12 +25,15 @@ import uvloop
 from samplicator import __version__, logs, neighbours, sockets, startup
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.compact import load_compact
+from samplicator.config.files import read_regular
 from samplicator.config.model import Loaded
 from samplicator.daemon import Background, give_back_memory, raise_descriptor_limit, remove_pid_file, write_pid_file
 from samplicator.errors import ConfigError
+from samplicator.hostwatch import HostWatch
+from samplicator.logs import RateGate
 from samplicator.notify import Notifier
-from samplicator.plan import HostAddress
-from samplicator.reload import Reloader, ReloadResult, problems_of
+from samplicator.pulse import Pulse
+from samplicator.reload import CHANGED_FILE, Reloader, ReloadResult, problems_of
 from samplicator.resolve import Resolver
 from samplicator.state import ServiceState
 from samplicator.supervisor import Supervisor
@@ -48,6 +50,15 @@ EXIT_IDLE: Final = 5
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
 NEIGHBOUR_SECONDS: Final = 0.1
+RETRY_SECONDS: Final = 1.0
+"""How often it is tried to listen where it was not possible before."""
+NAMES_SECONDS: Final = 0.25
+"""How often it is looked which names are due, and which have been answered."""
+AGAIN_SECONDS: Final = 10.0
+"""A new plan for the same reason is not made more often: the last one may be under way, or may have failed."""
+LAG_SECONDS: Final = 0.5
+FOLLOW_REST: Final = 4
+"""Following this host takes at most one part in so many of the time, whatever storm of events there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +122,9 @@ class Service:
         self._notifier = Notifier()
         self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
         self._supervisor = Supervisor(
-            descriptor_limit=raise_descriptor_limit(), trace=self._trace if options.debug else None
+            descriptor_limit=raise_descriptor_limit(),
+            trace=self._trace if options.debug else None,
+            strict=options.legacy,
         )
         self._reloader = Reloader(
             load,
@@ -121,7 +134,8 @@ class Service:
             begins=self._reload_begins,
             ended=self._reload_ended,
         )
-        self._watcher = Watcher(loaded.files, lambda: self._spawn(self._reloader.reload("changed file")))
+        self._watcher = Watcher(loaded.files, lambda: self._spawn(self._reloader.reload(CHANGED_FILE)))
+        self._host = HostWatch(lambda: self._spawn(self._host_changed()))
         self._trouble = Trouble()
         self._front: Front | None = None
         self._control = ""
@@ -129,9 +143,13 @@ class Service:
         self._status = 0
         self._running = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._addresses: tuple[HostAddress, ...] = ()
+        self._following = False
+        self._follow_again = False
+        self._pulses: list[Pulse] = []
+        self._gate = RateGate()
         self._degraded: list[str] = []
         self._short: set[str] = set()
+        self._neighbours = neighbours.open_events()
         self._served: list[str] = []
         self.state = ServiceState(
             supervisor=self._supervisor,
@@ -167,6 +185,7 @@ class Service:
         for warning in loaded.warnings:
             log.warning("%s", warning)
         listening = self._open_http(loaded)
+        self._host.start()  # before the plan is made: what changes meanwhile is told
         await self._reloader.start(loaded)
         self._running = True
         self._take_token(loaded)
@@ -180,11 +199,10 @@ class Service:
             await self._front.start(listening)
         if self._options.watch and loaded.files:
             self._watcher.start()
-        self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
-        self._spawn(self._every(LOOK_SECONDS, partial(asyncio.to_thread, self._supervisor.look)))
-        self._spawn(self._watch_neighbours())
-        self._spawn(self._refresh_names())
-        self._spawn(self._measure_lag())
+        self._host.follow_routes(self._needs_routes())
+        self._start_pulses()
+        self._spawn(self._every(HOUSEKEEPING_SECONDS, self._report))
+        self._spawn(self._every(1.0 - LAG_SECONDS, self._measure_lag))
         if self._options.idle_timeout_ms:
             self._spawn(self._watch_idle(self._options.idle_timeout_ms / 1e3))
         if self._notifier.watchdog_seconds:
@@ -201,7 +219,10 @@ class Service:
         self._running = False
         for task in self._tasks:
             task.cancel()
+        for pulse in self._pulses:
+            pulse.stop()
         self._watcher.stop()
+        self._host.stop()
         self._resolver.close()
         self._reloader.close()
         timeout = self.state.loaded.config.service.drain_timeout
@@ -273,25 +294,26 @@ class Service:
 
     def _reload_ended(self, result: ReloadResult) -> None:
         loaded = self._reloader.loaded
-        if result.ok and loaded is not None:
+        if (result.ok or result.published) and loaded is not None:
             self.state.loaded = loaded
             logs.adjust(loaded.config.service.log_level, loaded.config.service.log_format)
             self._resolver.max_age = loaded.config.service.resolve_interval
             self._watcher.follow(loaded.files)
+            self._host.follow_routes(self._needs_routes())
             self._take_token(loaded)
             short = set(startup.short_buffers(self._supervisor.grants()))
             for line in sorted(short - self._short):
                 log.warning("%s%s", startup.DEGRADED, line)
             self._short = short
-        self._notifier.ready(self._status_line() if result.ok else f"configuration refused: {result.problems[0]}")
+        bad = "reload failed after its plan was published" if result.published else "configuration refused"
+        self._notifier.ready(self._status_line() if result.ok else f"{bad}: {result.problems[0]}")
 
     def _take_token(self, loaded: Loaded) -> None:
         path = loaded.config.service.reload_token_file
         self.state.reload_token = ""
         if path:
             try:
-                with open(path, encoding="utf-8") as file:
-                    self.state.reload_token = file.read().strip()
+                self.state.reload_token = read_regular(path, 1 << 16).decode().strip()
             except (OSError, ValueError) as error:
                 log.error("service.reload_token_file: %s; reload over TCP stays off", error)
 
@@ -317,68 +339,86 @@ class Service:
             log.error("this is a defect of the control plane; the datapath runs on", exc_info=task.exception())
 
     async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Nothing that fails once ends it."""
         while True:
             await asyncio.sleep(seconds)
             try:
                 await work()
             except Exception:
-                log.exception("%s", getattr(work, "__name__", "work"))
+                name = getattr(work, "__name__", "work")
+                if self._gate.add((name,), 1, time.monotonic()):
+                    log.exception("%s failed; it is tried again", name)
 
-    async def _keep_house(self) -> None:
-        lost = await asyncio.to_thread(self._supervisor.housekeeping)
-        self._trouble.report(await asyncio.to_thread(self._supervisor.readings))
-        await self._follow_addresses()
-        if lost:
-            await self._reloader.replan(f"own source address gone: {', '.join(lost[:5])}")
+    def _start_pulses(self) -> None:
+        """What must happen in time has threads of its own: neither the loop nor the threads that answer HTTP requests
+        can hold it up.
+        """
+        loop = asyncio.get_running_loop()
 
-    async def _follow_addresses(self) -> None:
-        """Rings take what is sent to the addresses of this host; other addresses, other rings."""
-        spec = self._reloader.spec
-        if spec is not None and spec.host_addresses:
-            now = await asyncio.to_thread(sockets.host_addresses)
-            if now not in (spec.host_addresses, self._addresses):
-                self._addresses = now  # tried once, whatever comes of it
-                await self._reloader.replan("other addresses of this host")
+        told: dict[str, float] = {}
 
-    async def _watch_neighbours(self) -> None:
+        def then(trigger: str, names: Sequence[str]) -> None:
+            text, now = f"{trigger} {', '.join(names[:5])}", time.monotonic()
+            if names and now - told.get(trigger + text, -AGAIN_SECONDS) >= AGAIN_SECONDS:
+                told.clear()
+                told[trigger + text] = now
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(lambda: self._spawn(self._reloader.replan(text)))
+
+        supervisor = self._supervisor
+        self._pulses = [
+            Pulse("look", LOOK_SECONDS, supervisor.look),
+            Pulse("neighbors", 0.001, self._watch_neighbours),
+            Pulse("paths", HOUSEKEEPING_SECONDS, lambda: then("own source address gone:", supervisor.housekeeping())),
+            Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
+            Pulse("missing", RETRY_SECONDS, lambda: then("can be opened now:", supervisor.can_open())),
+        ]
+        for pulse in self._pulses:
+            pulse.start()
+
+    def _watch_neighbours(self) -> None:
         """Several times a second, and when the kernel tells that some neighbour has changed. A large neighbour table
         takes long to read: a twentieth of a CPU at most goes into it.
         """
-        loop = asyncio.get_running_loop()
-        news = asyncio.Event()
-        events = neighbours.open_events()
-        if events is not None:
-            loop.add_reader(events, neighbours.drain_events, events, news.set)
+        begun = time.monotonic()
+        try:
+            self._supervisor.watch_neighbours()
+        finally:
+            time.sleep(min(20 * (time.monotonic() - begun), 5.0))
+            neighbours.wait_for_events(self._neighbours, max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001))
+
+    async def _report(self) -> None:
+        self._trouble.report(await asyncio.to_thread(self._supervisor.readings))
+        if not self._host.works:
+            await self._host_changed()
+
+    async def _host_changed(self) -> None:
+        """Interfaces, addresses or routes are others now: so may be the plan."""
+        if self._following:
+            self._follow_again = True
+            return
+        self._following = True
         try:
             while True:
-                begun = loop.time()
-                try:
-                    await asyncio.to_thread(self._supervisor.watch_neighbours)
-                except Exception:
-                    log.exception("neighbours")
-                await asyncio.sleep(min(20 * (loop.time() - begun), 5.0))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), max(NEIGHBOUR_SECONDS - (loop.time() - begun), 0.001))
-                news.clear()
+                self._follow_again = False
+                begun = time.monotonic()
+                await self._reloader.follow("this host has changed")
+                await asyncio.sleep(min(1.0, FOLLOW_REST * (time.monotonic() - begun)))
+                if not self._follow_again:
+                    return
         finally:
-            if events is not None:
-                loop.remove_reader(events)
-                events.close()
+            self._following = False
 
-    async def _refresh_names(self) -> None:
-        while True:
-            await asyncio.sleep(self.state.loaded.config.service.resolve_interval)
-            if self._resolver.in_use:
-                changed = await asyncio.to_thread(self._resolver.refresh)
-                if changed:
-                    await self._reloader.replan(f"new address of {', '.join(changed[:5])}")
+    def _needs_routes(self) -> bool:
+        spec = self._reloader.spec
+        listeners = spec.listeners if spec is not None else ()
+        return any(each.groups and not each.interface for listener in listeners for each in listener.sockets)
 
     async def _measure_lag(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + 1.0
-            await asyncio.sleep(1.0)
-            self.state.loop_lag.observe(max(0.0, loop.time() - due))
+        due = loop.time() + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        self.state.loop_lag.observe(max(0.0, loop.time() - due))
 
     async def _watch_idle(self, limit: float) -> None:
         loop = asyncio.get_running_loop()
@@ -408,7 +448,19 @@ class Service:
             return False, "stopping"
         if not self._running:
             return False, "starting"
-        return self._healthy()
+        healthy, why = self._healthy()
+        if not healthy:
+            return False, why
+        return self._complete()
+
+    def _complete(self) -> tuple[bool, str]:
+        """Not ready while a listener cannot listen: datagrams for it are lost. A receiver that cannot be sent to is
+        said, and is no reason: an orchestrator that took the relay out for it would take it from all the others.
+        """
+        missing = self._supervisor.missing()
+        if not missing:
+            return True, "ok"
+        return not any(text.startswith("listener ") for text in missing), "; ".join(missing[:8])
 
     def _healthy(self) -> tuple[bool, str]:
         why = self._supervisor.stuck()

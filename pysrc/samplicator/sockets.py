@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from samplicator import neighbours
 from samplicator.plan import Capabilities, HostAddress, ReceiverSpec, SocketSpec
 
 SO_NO_CHECK: Final = 11
@@ -98,7 +99,15 @@ def _scoped(address: str) -> tuple[str, int]:
     text, _, zone = address.partition("%")
     if not zone:
         return text, 0
-    return text, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+    return text, int(zone) if zone.isdigit() else _index(zone)
+
+
+def _index(name: str) -> int:
+    """Of an interface. Raises OSError (ENODEV): that of if_nametoindex has no number."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
 
 
 def endpoint(address: bytes, port: int, scope_id: int = 0) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -152,8 +161,9 @@ def open_listener(
         address, scope_id = _scoped(spec.address)
         sock.bind((address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id))
         if join:
-            for group in spec.groups:
-                _join(sock, group, spec.interface)
+            named = _index(spec.interface) if spec.interface and spec.groups else 0
+            for group, index in zip(spec.groups, spec.joins or (0,) * len(spec.groups), strict=True):
+                _join(sock, group, named or index)
     except BaseException:
         sock.close()
         raise
@@ -168,8 +178,60 @@ def share_port(sock: socket.socket) -> None:
     _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
 
 
-def _join(sock: socket.socket, group: str, interface: str) -> None:
-    index = socket.if_nametoindex(interface) if interface else 0
+def unshared(socks: Sequence[socket.socket]) -> list[socket.socket]:
+    """Those that have their port for themselves (no SO_REUSEPORT): what open_listener() changes when it opens others
+    beside them."""
+    return [sock for sock in socks if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)]
+
+
+def unshare(socks: Sequence[socket.socket]) -> None:
+    """Takes that back, when the others are closed."""
+    for sock in socks:
+        with contextlib.suppress(OSError):
+            _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
+
+
+def refuse_all(sock: socket.socket) -> None:
+    """From now on the socket takes nothing more; what is queued stays. Raises OSError."""
+    _refuse_all(sock)
+
+
+HOST_LACKS: Final = frozenset(
+    {errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EINVAL, errno.ENXIO}
+)
+"""Failures to open a socket that a later interface, address or route mends without anybody's help. EINVAL: of an
+interface that has no IPv6 yet."""
+SOMEBODY_MUST: Final = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT, errno.ENOBUFS})
+"""Those that somebody must mend on this host: another program, a right, a switch."""
+
+
+def why_not_listening(spec: SocketSpec, error: OSError) -> str:
+    """What this host lacks, for people: a state, not a sentence."""
+    number = error.errno
+    if number == errno.ENODEV and spec.device:
+        return f"no such interface: {spec.device}"
+    if number == errno.ENODEV:
+        return f"no interface to join the multicast groups on ({', '.join(spec.groups)}); name one with `interface`"
+    if number == errno.EADDRNOTAVAIL:
+        return f"{spec.address} is not an address of this host now"
+    if number == errno.EADDRINUSE:
+        return f"another program has port {spec.port} (ss -lunp sport = :{spec.port} names it)"
+    if number == errno.EACCES and spec.port < _sysctl("net/ipv4/ip_unprivileged_port_start", 1024):
+        return (
+            f"port {spec.port} needs CAP_NET_BIND_SERVICE, which this process lacks; with systemd install the drop-in "
+            "samplicator.service.d/low-ports.conf, then systemctl daemon-reload and systemctl restart samplicator; "
+            'in Kubernetes securityContext.capabilities.add: ["NET_BIND_SERVICE"]; or lower the sysctl '
+            "net.ipv4.ip_unprivileged_port_start"
+        )
+    if number == errno.EAFNOSUPPORT:
+        return f"IPv{spec.family} is switched off on this host"
+    if number == errno.ENOBUFS and spec.groups:
+        return "too many multicast groups; raise the sysctl net.ipv4.igmp_max_memberships"
+    return error.strerror or str(error)
+
+
+def _join(sock: socket.socket, group: str, index: int) -> None:
+    """index: of the interface, 0 = the kernel chooses."""
     if ":" in group:
         request = socket.inet_pton(socket.AF_INET6, group) + struct.pack("@I", index)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
@@ -309,6 +371,11 @@ def open_packet(send_buffer: int) -> socket.socket:
     return sock
 
 
+def open_nowhere() -> socket.socket:
+    """The socket of a way to a receiver that nothing can be sent to now: it is only held."""
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+
+
 def connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
     """Connects to the receiver; False when there is no route yet (the supervisor tries again), OSError on anything
     else.
@@ -399,12 +466,12 @@ def is_local(address: bytes) -> bool:
     return True
 
 
-def _sysctl(name: str) -> int:
+def _sysctl(name: str, unknown: int = 0) -> int:
     try:
         with open(f"/proc/sys/{name}", encoding="ascii") as file:
             return int(file.read())
     except (OSError, ValueError):
-        return 0
+        return unknown
 
 
 def rmem_max() -> int:
@@ -426,6 +493,7 @@ def capabilities() -> Capabilities:
         cpus=tuple(sorted(os.sched_getaffinity(0))),
         interface_index=interface_index,
         host_addresses=host_addresses,
+        group_interface=group_interface,
     )
 
 
@@ -434,6 +502,16 @@ def host_addresses() -> tuple[HostAddress, ...]:
     from samplicator import links  # heavy, and only a ring wants to know
 
     return links.host_addresses()
+
+
+def group_interface(group: bytes) -> int:
+    """Index of the interface that the route to a multicast group leads to, as the kernel chooses for a membership that
+    names none (ip_mc_find_dev, net/ipv4/igmp.c; ipv6_sock_mc_join, net/ipv6/mcast.c); 0 when there is none.
+    """
+    try:
+        return neighbours.route_interface(group)
+    except (OSError, struct.error):
+        return 0
 
 
 def interface_index(name: str) -> int:

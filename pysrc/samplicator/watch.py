@@ -2,10 +2,11 @@
 link.
 
 inotify(7) on the directories, not on the files: editors and the kubelet replace files, and a watch on a replaced file
-is deaf. Invariants: a change is reported once, after things have been quiet for a moment, and only when the bytes
-differ; a slow poll catches what inotify cannot see (a directory that was itself replaced, a network file system).
-Called by service, on its loop. It must never block the loop longer than reading the configuration files takes, and
-never raise.
+is deaf. Invariants: a change is reported once, after the files have been quiet for a moment (an editor writes in
+pieces), and only when the bytes differ; a slow poll catches what inotify cannot see (a directory that was itself
+replaced, a network file system); what is not a regular file counts as absent and is not opened for longer than it takes
+to see that. Called by service, on its loop. It must never block the loop longer than reading the configuration files
+takes, which it does only when they may have changed, and never raise.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from samplicator.config.files import read_regular, signature
+
+IN_MODIFY: Final = 0x2
 IN_CLOSE_WRITE: Final = 0x8
 IN_MOVED_TO: Final = 0x80
 IN_CREATE: Final = 0x100
 IN_DELETE_SELF: Final = 0x400
 IN_MOVE_SELF: Final = 0x800
 IN_ONLYDIR: Final = 0x01000000
-_MASK: Final = IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
+_EVENT: Final = struct.Struct("@iIII")  # struct inotify_event: watch, mask, cookie, bytes of the name that follows
+_MASK: Final = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 
 
 def content_hash(files: Iterable[str]) -> str:
@@ -33,9 +39,8 @@ def content_hash(files: Iterable[str]) -> str:
     for name in files:
         digest.update(name.encode() + b"\0")
         try:
-            with open(name, "rb") as file:
-                digest.update(hashlib.sha256(file.read()).digest())
-        except OSError:
+            digest.update(hashlib.sha256(read_regular(name)).digest())
+        except (OSError, ValueError):
             digest.update(b"absent")
     return digest.hexdigest()
 
@@ -49,6 +54,10 @@ def directories_of(files: Iterable[str]) -> set[str]:
     return found
 
 
+QUIET_SECONDS: Final = 0.4
+"""So long nothing is written before a change counts. Pieces of one save by an editor come closer together."""
+
+
 class Watcher:
     """Calls `changed()` on the running loop when the files' content changed since this object was made or the
     last mark()."""
@@ -58,7 +67,7 @@ class Watcher:
         files: Iterable[str],
         changed: Callable[[], None],
         *,
-        quiet_seconds: float = 0.1,
+        quiet_seconds: float = QUIET_SECONDS,
         poll_seconds: float = 15.0,
     ) -> None:
         self._files = tuple(files)
@@ -68,6 +77,7 @@ class Watcher:
         self._fd = -1
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._watched: dict[str, int] = {}
+        self._looked = self._signatures()
         self._seen = content_hash(self._files)
         self._settle: asyncio.TimerHandle | None = None
         self._since = 0.0
@@ -82,7 +92,11 @@ class Watcher:
 
     def mark(self) -> None:
         """A reload is about to read the files: what they hold now is no news any more."""
+        self._looked = self._signatures()
         self._seen = content_hash(self._files)
+
+    def _signatures(self) -> list[tuple[int, ...] | None]:
+        return [signature(name) for name in self._files]
 
     def follow(self, files: Iterable[str]) -> None:
         """From now on these files."""
@@ -116,9 +130,12 @@ class Watcher:
                 self._libc.inotify_rm_watch(self._fd, descriptor)
 
     def _on_events(self) -> None:
+        concerned = False
         with contextlib.suppress(OSError):
-            while os.read(self._fd, 65536):
-                pass
+            for _ in range(64):  # the rest at the next turn of the loop
+                concerned |= self._concerns(os.read(self._fd, 65536))
+        if not concerned:
+            return
         loop = asyncio.get_running_loop()
         if self._settle is not None:
             if loop.time() - self._since > 10 * self._quiet:  # writes without end must not put it off for ever
@@ -128,16 +145,31 @@ class Watcher:
             self._since = loop.time()
         self._settle = loop.call_later(self._quiet, self._settled)
 
+    def _concerns(self, events: bytes) -> bool:
+        """Whether some of these struct inotify_event is more than writing to a file that is none of ours."""
+        ours = {os.path.basename(path) for name in self._files for path in (name, os.path.realpath(name))}
+        offset = 0
+        while offset + _EVENT.size <= len(events):
+            _, mask, _, length = _EVENT.unpack_from(events, offset)
+            name = events[offset + _EVENT.size : offset + _EVENT.size + length].rstrip(b"\0")
+            if mask & ~(IN_MODIFY | IN_CLOSE_WRITE) or os.fsdecode(name) in ours:
+                return True
+            offset += _EVENT.size + length
+        return False
+
     def _settled(self) -> None:
         self._settle = None
+        self._add_watches()
         self._compare()
 
     def _on_tick(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(self._poll, self._on_tick)
-        self._compare()
+        self._add_watches()
+        if self._signatures() != self._looked:
+            self._compare()
 
     def _compare(self) -> None:
-        self._add_watches()
+        self._looked = self._signatures()
         now = content_hash(self._files)
         if now != self._seen:
             self._seen = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,9 +138,60 @@ def test_groups_go_to_the_sockets_of_their_family(load: Load) -> None:
     assert [s.groups for s in sockets] == [("239.1.1.1",), ("ff05::1",)]
 
 
-def test_missing_interface(load: Load) -> None:
-    found = problems(load, LISTENER + 'interface = "eth9"\n' + receiver() + RULE)
-    assert "no interface 'eth9'" in found[0]
+def test_what_this_host_lacks_is_a_warning(load: Load) -> None:
+    """An interface, a name, an own address may come later: the plan says what is missing, and that it is."""
+    far = receiver('engine = "udp"\nsource = "192.0.2.77"', "192.0.2.5:1")
+    text = (
+        LISTENER
+        + 'interface = "eth9"\n'
+        + far
+        + '[[receiver]]\nname = "near"\nto = "[fe80::1%eth8]:9"\n'
+        + '[[receiver]]\nname = "named"\nto = "nowhere.example:9"\nspoof = true\n'
+        + RULE
+        + '[[rule]]\nfrom = ["router.example"]\nto = ["near"]\n'
+    )
+    spec = plan(load, text)
+    assert [(s.interface, s.index) for s in spec.listeners[0].sockets] == [("eth9", 0)]
+    assert [(r.name, r.missing, r.unresolved) for r in spec.receivers] == [
+        ("r", "its source 192.0.2.77 is not an address of this host now", False),
+        ("near", "no such interface: eth8", False),
+        ("named", "name does not resolve", True),
+    ]
+    assert [(r.address, r.family, r.host) for r in spec.receivers[2:]] == [(bytes(4), 4, "nowhere.example")]
+    words = " | ".join(spec.warnings)
+    for expected in (
+        "listener[0].interface: there is no interface 'eth9' now",
+        "receiver[1].to: there is no interface 'eth8' now",
+        "receiver[2].to: the host name 'nowhere.example' does not resolve now",
+        "receiver[0].source: 192.0.2.77 is not an address of this host now",
+        "rule[1].from[0]: the host name 'router.example' does not resolve now",
+    ):
+        assert expected in words
+
+
+def test_an_interface_made_anew_makes_another_plan(load: Load) -> None:
+    """Sockets are bound to the index of an interface, and groups are joined on one: both are part of the plan."""
+    loaded = load(
+        LISTENER
+        + 'multicast = ["239.1.1.1"]\n[[listener]]\nname = "vlan"\nlisten = ["0.0.0.0:9"]\ninterface = "eth1"\n'
+        + receiver("", "[fe80::1%eth1]:9")
+        + RULE
+    )
+    indexes = {"eth1": 2}
+    routes = {bytes([239, 1, 1, 1]): 5}
+    here = replace(
+        host(),
+        interface_index=lambda name: indexes.get(name, 0),
+        group_interface=lambda group: routes.get(group, 0),
+    )
+    first = compile(loaded, {}, here)
+    assert (first.listeners[0].sockets[0].joins, first.listeners[1].sockets[0].index) == ((5,), 2)
+    assert compile(loaded, {}, here) == first
+    indexes["eth1"] = 7
+    second = compile(loaded, {}, here)
+    assert second.listeners[1].sockets[0].index == second.receivers[0].scope_id == 7
+    routes.clear()
+    assert compile(loaded, {}, here) != second
 
 
 def test_keep_and_fixed_fields(load: Load) -> None:
@@ -155,8 +207,8 @@ def test_names_are_looked_up_with_their_family(load: Load) -> None:
     four = ResolvedAddress(bytes([192, 0, 2, 5]))
     spec = compile(loaded, {("c.example", 6): (six, four), ("c.example", 0): (four,)}, host()).receivers[0]
     assert (spec.address, spec.family, spec.host) == (six.address, 6, "c.example")
-    with pytest.raises(ConfigError, match=r"c\.example"):
-        compile(loaded, {}, host())
+    spec = compile(loaded, {}, host()).receivers[0]
+    assert (spec.address, spec.family, spec.missing) == (bytes(16), 6, "name does not resolve")
 
 
 def test_rules(load: Load) -> None:
@@ -280,8 +332,9 @@ def test_standbys_and_pools(load: Load) -> None:
     names = names_of(loaded.config)
     assert names == {("c.example", 0): ("receiver", 2, "to"), ("health.example", 0): ("receiver", 2, "probe")}
     found = {("c.example", 0): (ResolvedAddress(bytes([192, 0, 2, 3])),)}
-    with pytest.raises(ConfigError, match=r"receiver\[2\].probe: the host name 'health.example' does not resolve"):
-        compile(loaded, found, host())
+    spec = compile(loaded, found, host())
+    assert "receiver[2].probe: the host name 'health.example' does not resolve" in spec.warnings[0]
+    assert (spec.receivers[2].probe.address, spec.receivers[2].missing) == (b"", "")
     found[("health.example", 0)] = (ResolvedAddress(bytes([192, 0, 2, 9])),)
     spec = compile(loaded, found, host())
     assert spec.pools == (PoolSpec("p", "round-robin", ((2, 2), (0, 5))),)

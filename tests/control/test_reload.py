@@ -6,16 +6,18 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hosts import Load, host
+from samplicator import reload as reload_module
 from samplicator.config.model import Loaded
 from samplicator.errors import ConfigError, Problem
 from samplicator.planner import PlanSpec, ResolvedAddress
-from samplicator.reload import Reloader
+from samplicator.reload import CHANGED_FILE, Reloader
 from samplicator.resolve import Resolver
-from samplicator.supervisor import BuildError
+from samplicator.supervisor import BuildError, WorkerStuck
 
 TEXT = """
 [[listener]]
@@ -224,3 +226,137 @@ def test_two_hundred_reloads_are_quick(load: Load) -> None:
         assert bench.reloader.reloads_total == 200
 
     drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
+
+
+def test_a_reload_that_fails_after_the_publish_says_so(load: Load) -> None:
+    """A worker that hangs: the new plan runs on the others, so "nothing has changed" would be a lie."""
+
+    async def story(bench: Bench) -> None:
+        def apply(spec: PlanSpec) -> None:
+            bench.runs.generation += 1
+            bench.runs.specs.append(spec)
+            raise WorkerStuck("worker 1 has not adopted plan 2")
+
+        bench.runs.apply = apply  # type: ignore[method-assign]
+        bench.source = lambda: load(TEXT.format(name="b", to="192.0.2.2:2"))
+        result = await bench.reloader.reload("test")
+        assert (result.ok, result.published, result.generation) == (False, True, 2)
+        assert result.problems == ("worker 1 has not adopted plan 2",)
+        assert bench.reloader.spec is bench.runs.specs[-1]  # what runs is what is remembered
+        assert bench.reloader.loaded is not None
+        assert bench.reloader.loaded.config.receiver[0].name == "b"
+
+    drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
+
+
+def test_what_is_said_of_a_failed_reload(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(bench: Bench) -> None:
+        bench.runs.error = OSError(24, "Too many open files")
+        assert not (await bench.reloader.reload("one")).published
+        bench.runs.error = None
+
+        def apply(spec: PlanSpec) -> None:
+            bench.runs.generation += 1
+            raise WorkerStuck("hangs")
+
+        bench.runs.apply = apply  # type: ignore[method-assign]
+        assert (await bench.reloader.replan("two")).published
+
+    drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
+    said = [record.message for record in caplog.records if "failed" in record.message]
+    assert said[0].startswith("reload (one) failed, nothing has changed: ")
+    assert said[1] == "new plan (two) failed, plan 2 is published all the same: hangs"
+
+
+class Saving:
+    """A file that an editor saves in pieces: the first readings find faults."""
+
+    def __init__(self, load: Load, bad: int) -> None:
+        self.good = load(TEXT.format(name="b", to="192.0.2.2:2"))
+        self.bad = bad
+
+    def __call__(self) -> Loaded:
+        self.bad -= 1
+        return broken_file() if self.bad >= 0 else self.good
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload_module, "SECOND_LOOK_SECONDS", 0.1)
+
+
+def test_a_file_saved_by_halves_is_no_failed_reload(load: Load, quick: None, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(bench: Bench) -> None:
+        bench.source = Saving(load, 1)
+        result = await bench.reloader.reload(CHANGED_FILE)
+        assert result.ok
+        assert (bench.reloader.reloads_total, bench.reloader.failures_total) == (1, 0)
+        assert bench.events.count("end True") == 1
+
+    drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
+    assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+def test_a_changed_file_that_stays_broken_is_one_error(
+    load: Load, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(bench: Bench) -> None:
+        bench.source = broken_file
+        result = await bench.reloader.reload(CHANGED_FILE)
+        assert not result.ok
+        assert len(result.problems) == 2
+        assert (bench.reloader.reloads_total, bench.reloader.failures_total) == (1, 1)
+
+    drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
+    assert [record.levelname for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == ["ERROR"]
+
+
+def test_who_asks_for_a_reload_does_not_wait_for_an_editor(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload_module, "SECOND_LOOK_SECONDS", 30.0)
+
+    async def story(bench: Bench) -> None:
+        bench.source = broken_file
+        changed = asyncio.create_task(bench.reloader.reload(CHANGED_FILE))
+        while bench.reloader._looking is None:
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(10):
+            assert len((await bench.reloader.reload("SIGHUP")).problems) == 2
+            assert len((await changed).problems) == 2
+        assert bench.reloader.reloads_total == 1
+
+    drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
+
+
+def test_a_file_that_goes_on_being_written_is_waited_for(load: Load, quick: None) -> None:
+    async def story(bench: Bench) -> None:
+        bench.source = Saving(load, 3)
+        changed = asyncio.create_task(bench.reloader.reload(CHANGED_FILE))
+        for _ in range(2):
+            while bench.reloader._looking is None or bench.reloader._written_again:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            asyncio.create_task(bench.reloader.reload(CHANGED_FILE))  # noqa: RUF006
+            await asyncio.sleep(0.01)
+        result = await changed
+        assert result.ok, result
+        assert bench.reloader.failures_total == 0
+
+    drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
+
+
+def test_a_host_that_changed_makes_a_new_plan_and_one_that_did_not_makes_none(load: Load) -> None:
+    interfaces: dict[str, int] = {}
+
+    async def story(bench: Bench) -> None:
+        bench.reloader._capabilities = lambda: replace(host(), interface_index=lambda name: interfaces.get(name, 0))
+        await bench.reloader.follow("events")
+        assert len(bench.runs.specs) == 1
+        interfaces["v7"] = 12
+        await bench.reloader.follow("events")
+        assert (bench.runs.specs[-1].receivers[0].scope_id, bench.runs.specs[-1].follows_host) == (12, True)
+        assert bench.runs.specs[-1].receivers[0].missing == ""
+        await bench.reloader.follow("events")
+        assert len(bench.runs.specs) == 2
+        assert bench.loads == 0
+
+    drive(lambda: load(TEXT.format(name="a", to="[fe80::1%v7]:1")), story)

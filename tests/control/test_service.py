@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -16,8 +17,10 @@ from pathlib import Path
 import pytest
 from hosts import Load, free_port
 from samplicator import http
+from samplicator.cli.control import request
 from samplicator.service import Options, Service
 
+PLACE = "@control@"
 RUN = """
 import sys
 from samplicator.config.toml import load_toml
@@ -40,6 +43,8 @@ class Daemon:
         self, place: Path, options: dict[str, object] | None = None, text: str = "", service: str = ""
     ) -> None:
         self.place, self.port, self.file = place, free_port(), place / "a.toml"
+        self.control = str(place / "control")
+        service = service.replace(PLACE, self.control)
         self.service = f'http = ""\ncontrol = ""\n{service}' if "http" not in service else service
         self.collector = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.collector.bind(("127.0.0.1", 0))
@@ -84,6 +89,9 @@ class Daemon:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
             exporter.sendto(payload, ("127.0.0.1", self.port))
         return self.collector.recv(4000)
+
+    def ask(self, page: str, method: str = "GET") -> tuple[int, bytes]:
+        return request(self.control, method, page, timeout=30.0)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
@@ -197,10 +205,51 @@ def test_what_only_the_start_finds_out(start: Callable[..., Daemon]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
         listener = f'[[listener]]\nname = "two"\nlisten = ["127.0.0.1:{other.getsockname()[1]}"]\n'
-        daemon = start(text=listener)
+        daemon = start({"legacy": True}, text=listener)
         assert daemon.process.wait(15) == 1
     assert "listener[1]: listener 'two' cannot listen at" in daemon.log.read_text()
+    assert "another program has port" in daemon.log.read_text()
     assert "Traceback" not in daemon.log.read_text()
+
+
+def test_what_this_host_lacks_is_waited_for(start: Callable[..., Daemon]) -> None:
+    """A port that another program has, a name that does not resolve: the rest works, and the port is taken when it is
+    free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        text = (
+            f'[[listener]]\nname = "two"\nlisten = ["127.0.0.1:{port}"]\n'
+            '[[receiver]]\nname = "dead"\nto = "nowhere.invalid:9"\n[[rule]]\nto = ["dead"]\n'
+            '[[listener]]\nname = "vlan"\nlisten = ["0.0.0.0:9"]\ninterface = "nosuch9"\n'
+        )
+        daemon = start(text=text, service=f'http = ""\ncontrol = "{PLACE}"')
+        daemon.until_told("READY=1")
+        assert daemon.echo(b"hello") == b"hello"
+        assert daemon.said("listener 'two' is down: another program has port")
+        assert daemon.said("listener 'vlan' is down: no such interface: nosuch9")
+        assert daemon.said("UNREACHABLE now (name does not resolve)")
+        status, page = daemon.ask("/readyz")
+        assert status == 503
+        assert b"listener 'vlan' is down: no such interface" in page
+        assert b"receiver 'dead' is unreachable: name does not resolve" in page
+        listeners = {item["name"]: item for item in json.loads(daemon.ask("/api/v1/listeners")[1])}
+        assert (listeners["vlan"]["state"], listeners["vlan"]["up"]) == ("down", False)
+        assert listeners["vlan"]["state_why"] == "no such interface: nosuch9"
+        receivers = {item["name"]: item for item in json.loads(daemon.ask("/api/v1/receivers")[1])}
+        dead = receivers["dead"]
+        assert (dead["state"], dead["state_why"]) == ("unreachable", "name does not resolve")
+        assert dead["counters"]["offered"] == dead["counters"]["dropped_no_route"] == 1
+        metrics = daemon.ask("/metrics")[1].decode()
+        assert 'samplicator_listener_up{listener="vlan"} 0.0' in metrics
+        assert 'samplicator_receiver_up{receiver="dead"} 0.0' in metrics
+        # a reload of the same file is accepted: it takes nothing away
+        status, answer = daemon.ask("/-/reload", "POST")
+        assert status == 200, answer
+        assert any("nowhere.invalid" in warning for warning in json.loads(answer)["warnings"])
+    wait(lambda: daemon.said("listener 'two' is up"))
+    daemon.port = port
+    assert daemon.echo(b"late") == b"late"
 
 
 def test_an_http_address_that_is_taken(start: Callable[..., Daemon]) -> None:

@@ -25,13 +25,13 @@ class Seen:
         self.event.clear()
 
 
-def run(file: Path, act: Callable[[Seen, Watcher], object], *, poll: float = 60.0) -> Seen:
+def run(file: Path, act: Callable[[Seen, Watcher], object], *, poll: float = 60.0, quiet: float = 0.05) -> Seen:
     """Watches `file` while the coroutine function `act` changes things; inotify alone unless poll says otherwise."""
     seen: list[Seen] = []
 
     async def main() -> None:
         seen.append(Seen())
-        watcher = Watcher([str(file)], seen[0], quiet_seconds=0.05, poll_seconds=poll)
+        watcher = Watcher([str(file)], seen[0], quiet_seconds=quiet, poll_seconds=poll)
         watcher.start()
         await act(seen[0], watcher)  # type: ignore[misc]
         watcher.stop()
@@ -80,6 +80,27 @@ def test_a_burst_of_writes_is_one_change(tmp_path: Path) -> None:
         await asyncio.sleep(0.3)
 
     assert run(file, act).count == 1
+
+
+def test_a_file_that_is_saved_in_pieces_is_one_change(tmp_path: Path) -> None:
+    """The editor keeps the file open meanwhile; others write to files of their own in the same directory."""
+    file = tmp_path / "a.toml"
+    file.write_text("1")
+
+    async def act(seen: Seen, watcher: Watcher) -> None:
+        with open(file, "w") as writing, open(tmp_path / "log", "w") as other:
+            for number in range(8):
+                print(number, file=writing, flush=True)
+                await asyncio.sleep(0.02)
+                print(number, file=other, flush=True)
+            assert seen.count == 0
+            await seen.next()
+            before = watcher._settle
+            print("more", file=other, flush=True)
+            await asyncio.sleep(0.02)
+            assert watcher._settle is before is None, "no business of ours"
+
+    assert run(file, act, quiet=0.5).count == 1
 
 
 def test_writes_without_end_are_still_noticed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -331,6 +332,44 @@ def test_reload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["reload", "--control", path]) == 1
         assert capsys.readouterr().err == "error: not here\n"
         daemon.shutdown()
+
+
+def test_reload_of_a_file_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemctl reload: the file is broken now, and the daemon is to say what is wrong with it."""
+    path = str(tmp_path / "s")
+    monkeypatch.setattr("samplicator.cli.control.DEFAULT_CONTROL", path)
+    file = tmp_path / "a.toml"
+    file.write_text("[[receiver]\n")
+    bad = {"ok": False, "generation": 7, "problems": ["a.toml:1: TOML syntax"], "warnings": []}
+    half = {"ok": False, "generation": 8, "problems": ["worker 1 hangs"], "published": True, "warnings": ["w"]}
+    pages: dict[str, tuple[int, object]] = {"/-/reload": (422, bad)}
+    with _Daemon(path, pages) as daemon:
+        assert main(["reload", "-c", str(file)]) == 1
+        assert "error: a.toml:1: TOML syntax\nnot reloaded: generation 7 runs on" in capsys.readouterr().err
+        pages["/-/reload"] = (422, half)
+        assert main(["reload", "-c", str(tmp_path / "gone.toml")]) == 1
+        said = capsys.readouterr().err
+        assert said == "warning: w\nerror: worker 1 hangs\nreload failed, but its plan (generation 8) is published\n"
+        daemon.shutdown()
+
+
+def test_reload_without_a_control_socket_goes_by_signal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.toml"
+    good = GOOD if "[service]" in GOOD else '[service]\ncontrol = ""\n' + GOOD
+    file.write_text(good)
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append((pid, number)))
+    monkeypatch.setenv("MAINPID", "4711")
+    assert main(["reload", "-c", str(file)]) == 0, capsys.readouterr().err
+    assert told == [(4711, signal.SIGHUP)]
+    file.write_text(good + '[[rule]]\nto = ["nobody"]\n')
+    assert main(["reload", "-c", str(file)]) == 1
+    assert "nobody" in capsys.readouterr().err
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("command", ["status", "reload"])

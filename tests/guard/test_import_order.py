@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"receive", "routing", "links", "neighbours", "ring", "apart"}),
     frozenset({"ingress"}),
     frozenset({"logs", "notify", "watch", "planner", "readings"}),
-    frozenset({"resolve", "sockets", "startup", "trouble", "daemon"}),
+    frozenset({"resolve", "sockets", "startup", "trouble", "daemon", "hostwatch", "pulse"}),
     frozenset({"probes", "pathmtu"}),
     frozenset({"reach"}),
     frozenset({"engines"}),

@@ -19,11 +19,7 @@ from samplicator.errors import ConfigError, Problem
 from samplicator.planner import (
     NEEDS_NET_RAW,
     PlanSpec,
-    Resolved,
-    ResolvedAddress,
     compile,
-    names_of,
-    source_names_of,
 )
 
 
@@ -51,14 +47,14 @@ def judge(path: str) -> Judged:
 def judge_loaded(loaded: Loaded) -> Judged:
     """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
     from samplicator import masquerade, sockets
+    from samplicator.resolve import resolve_once
 
     warnings = [str(warning) for warning in loaded.warnings]
     host = sockets.capabilities()
-    resolved, problems = _resolve(loaded)
     try:
-        plan = compile(loaded, resolved, replace(host, net_raw=True, net_admin=True))
+        plan = compile(loaded, resolve_once(loaded), replace(host, net_raw=True, net_admin=True))
     except ConfigError as error:
-        return Judged(loaded, None, (*problems, *error.problems), (*warnings, *map(str, error.warnings)))
+        return Judged(loaded, None, tuple(error.problems), (*warnings, *map(str, error.warnings)))
     warnings += plan.warnings
     raw = [receiver.name for receiver in plan.receivers if receiver.engine != "udp"]
     if raw and not host.net_raw:
@@ -73,21 +69,7 @@ def judge_loaded(loaded: Loaded) -> Judged:
     if any(receiver.spoof and receiver.engine != "packet" for receiver in plan.receivers):
         rewriting = masquerade.rules()
         warnings += [masquerade.sentence(rewriting)] if rewriting else []
-    return Judged(loaded, None if problems else plan, tuple(problems), tuple(warnings))
-
-
-def _resolve(loaded: Loaded) -> tuple[Resolved, list[Problem]]:
-    """Where the names point. With names that do not resolve: their problems, and stand-ins so that the rest can be
-    judged.
-    """
-    from samplicator.resolve import Resolver
-
-    try:
-        return Resolver().resolve(loaded), []
-    except ConfigError as error:
-        stand_in = {4: bytes([192, 0, 2, 1]), 6: bytes.fromhex("20010db8") + bytes(11) + b"\1"}
-        names = {**source_names_of(loaded), **names_of(loaded.config)}
-        return {key: (ResolvedAddress(stand_in[key[1] or 4]),) for key in names}, error.problems
+    return Judged(loaded, plan, (), tuple(warnings))
 
 
 def _report(problems: Iterable[Problem | str], warnings: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ import tomllib
 from typing import Any
 
 from samplicator.cli.parser import DEFAULT_CONTROL
+from samplicator.config.files import read_regular
 
 
 class Unreachable(Exception):
@@ -35,21 +36,31 @@ class _Local(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def control_path(control: str, config: str) -> str:
-    """The path to use: given, or service.control of the configuration, or the default. Raises Unreachable."""
+class NoControl(Unreachable):
+    """The configuration switches the control socket off."""
+
+
+def control_path(control: str, config: str, *, faulty: bool = False) -> str:
+    """The path to use: given, or service.control of the configuration, or the default. faulty: the default also for a
+    configuration that cannot be read: the daemon that runs read another one. Raises Unreachable.
+    """
     if control:
         return control
     if not config:
         return DEFAULT_CONTROL
     try:
-        with open(config, "rb") as file:
-            path = tomllib.load(file).get("service", {}).get("control", DEFAULT_CONTROL)
+        values = tomllib.loads(read_regular(config).decode())
+        path = values.get("service", {}).get("control", DEFAULT_CONTROL)
     except OSError as error:
+        if faulty:
+            return DEFAULT_CONTROL
         raise Unreachable(f"{config}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
+        if faulty:
+            return DEFAULT_CONTROL
         raise Unreachable(f"{config}: cannot be read ({error}); try samplicator check -c {config}") from error
     if not path:
-        raise Unreachable(f'{config} has service.control = "": this daemon has no control socket')
+        raise NoControl(f'{config} has service.control = "": this daemon has no control socket')
     return str(path)
 
 

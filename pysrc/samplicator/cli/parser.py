@@ -82,8 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
         "check",
         "look for mistakes in a configuration",
         "Reports every error and warning of a configuration at once, as FILE:LINE: KEY: WHY. Nothing is opened or "
-        "changed. Host names are resolved, addresses and interfaces are held against this machine. Exit status 0 = "
-        "it can run, 2 = errors.",
+        "changed. Host names are resolved, addresses and interfaces are held against this machine; what it lacks now "
+        "is a warning, for it may come later. Exit status 0 = it can run, 2 = errors.",
         "  samplicator check -c samplicator.toml\n"
         "  samplicator check -c samplicator.toml --dump-plan | jq .receivers\n",
     )
@@ -124,7 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
         "reload",
         "have the running daemon read its configuration again",
         "Tells the daemon to read its files again and waits for the outcome. A configuration with errors changes "
-        "nothing. Exit status 0 = it runs now, 1 = it was refused or the daemon cannot be reached.",
+        "nothing. What this host lacks for it (a name that does not resolve, an interface) is a warning. Exit status "
+        "0 = it runs now, 1 = it was refused or the daemon cannot be reached.",
         "  samplicator reload\n  samplicator reload --control /run/samplicator/control.sock\n",
     )
     _control(reload_)

@@ -6,13 +6,15 @@ Called by cli.main, each with the parsed options; each returns the exit status.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from samplicator.cli.control import Unreachable, control_path, get_json, request
+from samplicator.cli.control import NoControl, Unreachable, control_path, get_json, request
 
 RELOAD_SECONDS = 130.0
 NOT_READY = 3
@@ -30,24 +32,55 @@ def run(options: Namespace) -> int:
 def reload(options: Namespace) -> int:
     """Asks the daemon for a reload and shows the outcome."""
     try:
-        path = control_path(options.control, options.config)
+        path = control_path(options.control, options.config, faulty=True)
         status, body = request(path, "POST", "/-/reload", timeout=RELOAD_SECONDS)
         answer: dict[str, Any] = json.loads(body)
+    except NoControl as error:
+        return _reload_by_signal(options.config, error)
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError:
         print(f"error: answer {status} is no JSON", file=sys.stderr)
         return 1
+    for warning in answer.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
     if status == 200:
         print(f"reloaded: generation {answer['generation']}, {answer['diff'] or 'nothing changed'}")
         return 0
     problems = answer.get("problems") or [answer.get("error", f"status {status}")]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    if "generation" in answer:
+    if answer.get("published"):
+        print(f"reload failed, but its plan (generation {answer['generation']}) is published", file=sys.stderr)
+    elif "generation" in answer:
         print(f"not reloaded: generation {answer['generation']} runs on unchanged", file=sys.stderr)
     return 1
+
+
+def _reload_by_signal(config: str, why: Exception) -> int:
+    """Where there is no control socket to ask at: systemd names the daemon to ExecReload= ($MAINPID, systemd.exec(5)).
+    The file is judged here, so that one with faults is refused here, too; what the kernel says is in the daemon's log.
+    """
+    from samplicator.cli.configuration import judge
+
+    main = os.environ.get("MAINPID", "")
+    if not main.isdigit():
+        print(f"error: {why}; send it SIGHUP", file=sys.stderr)
+        return 1
+    judged = judge(config)
+    for problem in judged.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if judged.problems:
+        print("not reloaded: the configuration before it runs on", file=sys.stderr)
+        return 1
+    try:
+        os.kill(int(main), signal.SIGHUP)
+    except OSError as error:
+        print(f"error: process {main} cannot be told to reload: {error.strerror}", file=sys.stderr)
+        return 1
+    print(f"the configuration has no faults; process {main} was told to reload, its log says what came of it")
+    return 0
 
 
 def status(options: Namespace) -> int:
@@ -92,12 +125,13 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
     lines += [
         "",
         *table(
-            ["listener", "listens on", "received", "matched", "rejected", "truncated", "kernel drops"],
+            ["listener", "listens on", "state", "received", "matched", "rejected", "truncated", "kernel drops"],
             [
                 [
                     item["name"],
                     ", ".join(item["sockets"][:3])
                     + (f" and {len(item['sockets']) - 3} more" if len(item["sockets"]) > 3 else ""),
+                    item["state"] if item["state"] == "up" else item["state"].upper(),
                     item["counters"]["datagrams"],
                     item["counters"]["matched"],
                     item["counters"]["unmatched"] + item["counters"]["denied"],
@@ -136,6 +170,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             for each in pool["members"]
         ]
         lines += ["", *table(["pool", "balance", "member", "weight", "exporters", "state"], rows)]
+    lines += [f"  {item['name']}: {item['state']}: {item['state_why']}" for item in listeners if item["state_why"]]
     for item in receivers:
         if not item["up"]:
             since = duration(max(0.0, time.time() - item["state_since_unix"]))

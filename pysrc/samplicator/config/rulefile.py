@@ -23,11 +23,11 @@ from samplicator.config.address import (
     parse_target,
 )
 from samplicator.config.fields import Family
+from samplicator.config.files import MAX_FILE_BYTES, TooLarge, read_regular
 from samplicator.config.services import port_by_name
 from samplicator.errors import ConfigError, Problem
 
 DEFAULT_PORT = 2000
-MAX_FILE_BYTES = 64 << 20
 COMMAND_LINE = "command line"
 PortByName = Callable[[str], int | None]
 
@@ -77,14 +77,12 @@ def parse_rule_file(path: str, settings: Settings | None = None, ports: PortByNa
 def read_rule_file(path: str) -> bytes:
     """The bytes of a rule file; ConfigError when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        return read_regular(path, MAX_FILE_BYTES)
+    except TooLarge as error:
+        raise ConfigError([Problem(path, 0, "", str(error.strerror))]) from None
     except (OSError, ValueError) as error:
         why = f"cannot read it: {getattr(error, 'strerror', None) or error}"
         raise ConfigError([Problem(path, 0, "", why)]) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError([Problem(path, 0, "", f"larger than {MAX_FILE_BYTES >> 20} MiB")])
-    return data
 
 
 def parse_rules(

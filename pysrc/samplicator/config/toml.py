@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from samplicator.config.draft import Draft, Finding, Suggest
+from samplicator.config.files import MAX_FILE_BYTES, TooLarge, read_regular
 from samplicator.config.lines import Lines
 from samplicator.config.model import (
     Config,
@@ -38,7 +39,6 @@ from samplicator.config.model import (
 from samplicator.config.validate import check
 from samplicator.errors import ConfigError, Problem
 
-MAX_FILE_BYTES = 64 << 20
 _TABLES: dict[str, type[Table]] = {"service": Service, "datapath": Datapath}
 _LISTS: dict[str, type[Table]] = {"listener": Listener, "receiver": Receiver, "pool": Pool, "rule": Rule}
 _AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
@@ -61,14 +61,13 @@ WHOLE = -1
 def load_toml(path: str) -> Loaded:
     """The configuration in the file at `path`."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular(path, MAX_FILE_BYTES)
+    except TooLarge as error:
+        raise ConfigError([Problem(path, 0, "", str(error.strerror))]) from None
     except (OSError, ValueError) as error:
         raise ConfigError(
             [Problem(path, 0, "", f"cannot read it: {getattr(error, 'strerror', None) or error}")]
         ) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError([Problem(path, 0, "", f"larger than {MAX_FILE_BYTES >> 20} MiB")])
     return parse_toml(data, path)
 
 

@@ -173,7 +173,8 @@ def socket_key(spec: SocketSpec) -> SocketSpec:
 class ListenerState:
     """A listener that runs. slot: the index its sockets carry in plans, the same as long as it lives. rings: by
     interface. leaving: what the workers are about to let go. retired_*: what closed ones had counted. receive,
-    receive_why: see ListenerSpec.
+    receive_why: see ListenerSpec. missing: sockets that this host cannot have now, and why; unresolved: places whose
+    name does not resolve now.
     """
 
     name: str
@@ -183,6 +184,8 @@ class ListenerState:
     leaving: list[Intake | RingIntake] = field(default_factory=list)
     receive: str = "recvmmsg"
     receive_why: str = ""
+    missing: dict[SocketSpec, str] = field(default_factory=dict)
+    unresolved: tuple[str, ...] = ()
     retired: tuple[int, ...] = (0,) * len(_fastpath.RX_FIELDS)
     retired_batches: tuple[int, ...] = (0,) * (len(_fastpath.BATCH_BOUNDS) + 1)
     retired_drops: int = 0
@@ -193,6 +196,14 @@ class ListenerState:
     def open(self) -> list[Intake | RingIntake]:
         """Sockets and rings."""
         return [*self.sockets(), *(intake for group in self.rings.values() for intake in group.intakes)]
+
+    def down_why(self) -> str:
+        """What it lacks, "" = nothing: one reason, and how many places it holds for."""
+        reasons = [f"name does not resolve: {place}" for place in self.unresolved] + list(self.missing.values())
+        if not reasons:
+            return ""
+        places = len(reasons) + len(self.intakes)
+        return reasons[0] + (f" ({len(reasons)} of {places} sockets are missing)" if places > 1 else "")
 
     def retire(self) -> list[Intake | RingIntake]:
         """Keeps the counts of what left; returns it, to be closed."""
@@ -221,7 +232,15 @@ class ListenerState:
             buffer_bytes=sum(info.buffer_bytes for info in memory),
             queue_bytes=sum(info.queue_bytes for info in memory),
             kernel_drops=self.retired_drops + sum(intake.drops for intake in known),
-            up=bool(self.intakes) and all(i.owner is not None for i in self.open()) and len(memory) == len(known),
+            up=(
+                bool(self.intakes)
+                and not self.missing
+                and not self.unresolved
+                and all(i.owner is not None for i in self.open())
+                and len(memory) == len(known)
+            ),
+            state="up" if self.intakes and not self.down_why() else "partly down" if self.intakes else "down",
+            state_why=self.down_why(),
             receive=self.receive,
             receive_why=self.receive_why,
             rings=tuple(self.rings),

@@ -18,7 +18,7 @@ from samplicator._fastpath import TxCounters
 from samplicator.engines.account import Account
 from samplicator.engines.ways import Path, Way
 from samplicator.plan import ReceiverSpec
-from samplicator.probes import REFUSING, UNREACHABLE, UP
+from samplicator.probes import MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
 from samplicator.readings import ReceiverReading, add_up
 
@@ -41,6 +41,7 @@ GRACE_SECONDS: Final = 1.0
 """Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
 reports of old copies wait at their sockets."""
 NO_ROUTE: Final = "no route to it"
+PROBE_UNRESOLVED: Final = "name of its probe does not resolve"
 NO_ANSWER: Final = "its host, or the next hop, does not answer"
 COPIES_REFUSED: Final = "copies to it are refused"
 COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
@@ -210,9 +211,16 @@ class ReceiverState:
     def look(self, now: float) -> bool:
         """Several times a second: True when its state has changed."""
         self._copies(now)
-        self.path.look(now, self.ways)
-        self.reach.step(now)
+        if not self.spec.missing:
+            self.path.look(now, self.ways)
+            if not self.probe_unresolved:
+                self.reach.step(now)
         return self._settle(now)
+
+    @property
+    def probe_unresolved(self) -> bool:
+        """Whether the name that it is to be asked at does not resolve now."""
+        return self.spec.probe.kind in MAKERS and not self.spec.probe.address
 
     def refresh(self, now: float) -> bool:
         """Every few seconds: looks at the path again; True when its state has changed."""
@@ -269,6 +277,10 @@ class ReceiverState:
 
     def _judge(self, now: float) -> tuple[str, str]:
         standing, reach = self.standing, self.reach
+        if self.spec.missing:
+            return UNREACHABLE, self.spec.missing
+        if self.probe_unresolved:  # nothing is known of it; a standby or a pool had better not count on it
+            return UNREACHABLE, PROBE_UNRESOLVED
         if not self.path.routed:
             return UNREACHABLE, NO_ROUTE
         if standing.unresolved:
@@ -291,7 +303,7 @@ class ReceiverState:
         return ReceiverReading(
             name=spec.name,
             host=spec.host,
-            address=sockets.text_of(spec.address),
+            address=spec.host if spec.unresolved else sockets.text_of(spec.address),
             port=spec.port,
             source="spoof" if spec.spoof else "own",
             engine=spec.engine,

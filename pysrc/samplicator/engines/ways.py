@@ -37,8 +37,11 @@ def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
 
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
-    """What a collector knows the exporters by, and where it is: when this changes, it has to be told the templates."""
-    return spec.address, spec.port, spec.scope_id, spec.spoof, spec.source, spec.per_session, spec.unique
+    """What a collector knows the exporters by, where it is, and whether it can be sent to: when this changes, it has to
+    be told the templates.
+    """
+    where = spec.address, spec.port, spec.scope_id, spec.spoof, spec.source
+    return *where, spec.per_session, spec.unique, spec.missing
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +108,12 @@ class Path:
         self.spec = spec
         self.link: Link | None = None
         self.link_words = "not looked for yet" if spec.engine == "packet" else ""
+        self.mtu = DEFAULT_MTU
+        self.routed = False
+        self.reservation: socket.socket | None = None
+        self.source = spec.source
+        if spec.missing:
+            return
         probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
         self._route_mtu = probe.mtu or DEFAULT_MTU
         self._beyond = path_mtu(spec)
@@ -112,8 +121,6 @@ class Path:
             self._beyond.inherit(before._beyond)
         self.mtu, self.mtu_why = self._least_mtu()
         self.routed = probe.mtu > 0
-        self.reservation: socket.socket | None = None
-        self.source = spec.source
         if spec.engine == "raw" and not spec.spoof and (spec.source is None or spec.source[1] == 0):
             self.reservation, self.source = sockets.reserve_source(spec)
 
@@ -155,6 +162,8 @@ class Path:
 
     def open_way(self, counters: TxCounters, send_buffer: int) -> Way:
         """A way for one more worker."""
+        if self.spec.missing:
+            return _no_way(self.spec, counters)
         if self.spec.engine == "udp":
             return _udp_way(self.spec, counters, send_buffer, self.mtu)
         return self._raw_way(counters, send_buffer)
@@ -202,9 +211,12 @@ class Path:
 
     def refresh(self, ways: Sequence[Way]) -> bool:
         """Reads the path again: MTU into the ways, connects what had no route. False when our source address is gone
-        for good and the ways must be opened anew.
+        for good and the ways must be opened anew. Raises OSError when the host cannot be asked now (no descriptor is
+        free): then all stays as it is.
         """
         spec = self.spec
+        if spec.missing:
+            return True
         probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
         self.routed = probe.mtu > 0
         if not self.routed:
@@ -227,6 +239,27 @@ class Path:
             return False
         own = sockets.own_address(ways[0].sockets[0])
         return own != source and not sockets.is_local(own)
+
+
+def _no_way(spec: ReceiverSpec, counters: TxCounters) -> Way:
+    """The way to a receiver that this host cannot send to now (ReceiverSpec.missing): every copy counts as no_route."""
+    sock = sockets.open_nowhere()
+    try:
+        tx = Tx(
+            _fastpath.ENGINE_UDP,
+            sock.fileno(),
+            counters,
+            spec.address,
+            spec.port,
+            freq=spec.freq,
+            by_exporter=spec.by_exporter,
+            refresh=spec.refresh,
+            nowhere=True,
+        )
+        return Way(tx, None, [sock])
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: int) -> Way:

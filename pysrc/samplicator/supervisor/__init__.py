@@ -10,19 +10,24 @@ by metrics and http (readings, route). It must never take a lock that a worker t
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from samplicator import _fastpath, ring
-from samplicator._fastpath import Plan
-from samplicator.engines import ListenerState, ReceiverState, add_up
+from samplicator import _fastpath, ring, sockets
+from samplicator._fastpath import Plan, TxCounters
+from samplicator.engines import ListenerState, Path, ReceiverState, add_up
 from samplicator.engines.account import SEGMENTING, settle
+from samplicator.engines.receivers import PROBE_UNRESOLVED
+from samplicator.logs import RateGate
 from samplicator.neighbours import ASKED_IN_VAIN, Neighbours
-from samplicator.plan import PlanSpec
+from samplicator.plan import PlanSpec, ReceiverSpec, SocketSpec
 from samplicator.reach import Host
 from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route
 from samplicator.routing import widened
@@ -42,6 +47,9 @@ ADOPT_SECONDS: Final = 10.0
 """How long a worker may take to adopt a plan: it may have to drain a socket first, for a second at most each."""
 HEARTBEAT_SECONDS: Final = 5.0
 """A worker beats at least once a second; older than this it is stuck."""
+
+RETRIES: Final = 32
+"""Sockets of one listener that are tried again in one go."""
 
 REFUSED: Final = {
     "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
@@ -65,7 +73,10 @@ class Supervisor:
     nobody.
     """
 
-    def __init__(self, *, descriptor_limit: int = 1 << 30, trace: TraceCallback | None = None) -> None:
+    def __init__(
+        self, *, descriptor_limit: int = 1 << 30, trace: TraceCallback | None = None, strict: bool = False
+    ) -> None:
+        """strict: see Running."""
         self.generation = 0
         self.plan_started_unix = 0.0
         self.spec: PlanSpec | None = None
@@ -73,7 +84,7 @@ class Supervisor:
         self._view_lock = threading.Lock()  # what readings() shows changes under it; no worker takes it
         self._descriptor_limit = descriptor_limit
         self._trace = trace
-        self._running = Running()
+        self._running = Running(strict=strict)
         self._plan: Plan | None = None
         self._gone_latency: tuple[int, ...] = (0,) * (len(_fastpath.LATENCY_BOUNDS_NS) + 1)
         self._gone_latency_sum = 0
@@ -82,6 +93,8 @@ class Supervisor:
         self._neighbours = Neighbours()
         self._account_lock = threading.Lock()  # of _neighbours and the receivers' accounts; taken within _lock or alone
         self._standings = Standings(self._running)
+        self._gate = RateGate()
+        self._ended = False
 
     # ------------------------------------------------------------------ apply
 
@@ -106,6 +119,7 @@ class Supervisor:
         spec = build.spec
         leaving = self._running.workers[spec.workers :]
         self._stop_rings(build)
+        build.keep_fields(adopted=False)
         build.mark_flow()
         build.share_ports()
         self._standings.arrange(build.receivers, spec)
@@ -125,6 +139,7 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        build.keep_fields(adopted=True)
         if joined or spec.pools:
             self._wake(build.workers)
         self._adjust_rings(build)
@@ -187,6 +202,7 @@ class Supervisor:
             for name, listener in build.listeners.items():
                 listener.leaving += [intake for intake in listener.open() if intake not in build.owners]
                 listener.intakes = build.groups[name]
+                self._say_listener(listener, build.missing[name], build.spec)
                 listener.receive, listener.receive_why = build.receive[name]
                 listener.rings = {}
                 for interface, part in build.rings[name].items():
@@ -216,9 +232,82 @@ class Supervisor:
                 self._running.max_delay_us = build.spec.max_delay_us
             self.plan_started_unix = time.time()
 
+    @staticmethod
+    def _say_listener(listener: ListenerState, missing: dict[SocketSpec, str], spec: PlanSpec) -> None:
+        """What a listener lacks now, logged when it is news."""
+        before = listener.down_why()
+        listener.missing = missing
+        listener.unresolved = next(wanted.unresolved for wanted in spec.listeners if wanted.name == listener.name)
+        now = listener.down_why()
+        if now and now != before:
+            word = "partly down" if listener.intakes else "down"
+            log.warning("listener %r is %s: %s; it is tried again", listener.name, word, now)
+        elif before and not now:
+            log.info("listener %r is up: all its sockets are open", listener.name)
+
+    def missing(self) -> tuple[str, ...]:
+        """What does not work for want of something on this host, one sentence each, listeners first."""
+        with self._view_lock:
+            listeners = [
+                (state.name, bool(state.intakes), state.down_why()) for state in self._running.listeners.values()
+            ]
+            receivers = list(self._running.receivers.values())
+        said = [f"listener {n!r} is {'partly down' if some else 'down'}: {why}" for n, some, why in listeners if why]
+        lacking = [(s.spec.name, s.spec.missing or PROBE_UNRESOLVED * s.probe_unresolved) for s in receivers]
+        return (*said, *(f"receiver {name!r} is unreachable: {why}" for name, why in lacking if why))
+
+    def can_open(self) -> tuple[str, ...]:
+        """Names of the listeners and receivers that a socket could be opened for now which could not be before. Opens
+        it and closes it again; apply() opens it for good.
+        """
+        with self._lock:
+            if self._ended or self.spec is None:
+                return ()
+            running = self._running.receivers
+            refused = [wanted for wanted in self.spec.receivers if not wanted.missing]
+            receivers = [w.name for w in refused if running[w.name].spec.missing and self._could_send(w)]
+            listeners = list(self._running.listeners.values())
+            on_port: dict[int, list[socket.socket]] = {}
+            for state in listeners:
+                for intake in state.sockets():
+                    on_port.setdefault(intake.spec.port, []).append(intake.sock)
+            missing = [state for state in listeners if state.missing]
+            return (*(state.name for state in missing if self._could_open(state, on_port)), *receivers)
+
+    @staticmethod
+    def _could_send(wanted: ReceiverSpec) -> bool:
+        try:
+            path = Path(wanted)
+            try:
+                path.open_way(TxCounters(), 4096).close()
+            finally:
+                path.close()
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
+    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]]) -> bool:
+        for key in list(state.missing)[:RETRIES]:
+            beside = on_port.get(key.port, ())
+            alone = sockets.unshared(beside)
+            try:
+                sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+            except OSError as error:
+                why = sockets.why_not_listening(key, error)
+                if why != state.missing[key]:
+                    state.missing[key] = why
+                    log.warning("listener %r is still down: %s; it is tried again", state.name, why)
+            else:
+                return True
+            finally:
+                sockets.unshare(alone)
+        return False
+
     def _follow_links(self) -> None:
         """Has the next hops of packet receivers followed, from the first such receiver on."""
-        states = {name: state for name, state in self._running.receivers.items() if state.spec.engine == "packet"}
+        receivers = self._running.receivers
+        states = {n: s for n, s in receivers.items() if s.spec.engine == "packet" and not s.spec.missing}
         if not states and self._links is None:
             return
         from samplicator import links  # heavy, and most plans have no such receiver
@@ -262,9 +351,18 @@ class Supervisor:
     # ------------------------------------------------------------------ end
 
     def drain_and_stop(self, timeout: float) -> None:
-        """Forwards what is queued, for `timeout` seconds at most, ends the workers and closes everything."""
+        """Forwards what is queued, for `timeout` seconds at most, ends the workers and closes everything. The sockets
+        take nothing more from the moment this begins: what goes on coming would else be queued behind the last look,
+        and lost without being counted; so it is refused by the kernel, which counts it among the listener's drops.
+        """
         with self._lock:
+            begun = time.monotonic()
+            self._ended = True
             self._stop_rings(None)
+            for listener in self._running.listeners.values():
+                for intake in listener.sockets():
+                    with contextlib.suppress(OSError):
+                        sockets.refuse_all(intake.sock)
             for worker in self._running.workers:
                 worker.worker.stop(int(timeout * 1000))
             deadline = time.monotonic() + timeout + 2.0
@@ -273,22 +371,24 @@ class Supervisor:
             if any(worker.thread.is_alive() for worker in self._running.workers):
                 log.error("a worker does not end; its sockets stay open until the process is gone")
                 return
+            drained = time.monotonic() - begun
             for worker in self._running.workers:
                 worker.close()
             if self._links is not None:
                 self._links.close()
             left = 0
             for listener in self._running.listeners.values():
-                for intake in listener.open():
-                    left += intake.memory().queue_bytes
-                    intake.close()
+                for each in listener.open():
+                    left += each.memory().queue_bytes
+                    each.close()
             for receiver in self._running.receivers.values():
                 receiver.close_but(None)
             self._running.workers = []
             if self._running.ingress is not None:
                 self._running.ingress.close()
             if left:
-                log.warning("%d bytes of socket queue were left unread after %.1f s of draining", left, timeout)
+                text = "%d bytes of socket queue were left unread after %.3f s of draining (drain_timeout: %g s)"
+                log.warning(text, left, drained, timeout)
 
     # ------------------------------------------------------------------ looking at it
 
@@ -356,8 +456,14 @@ class Supervisor:
         address is gone: apply() opens them anew.
         """
         with self._lock:
+            if self._ended:
+                return ()
             now = time.monotonic()
-            self._follow([state for state in self._running.receivers.values() if state.refresh(now)])
+            self._follow(self._those(lambda state: state.refresh(now)))
+            for worker in self._running.workers:
+                if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):
+                    text = "worker %d: epoll refuses %d of its sockets, which it looks at every millisecond itself"
+                    log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)
             for state in self._running.receivers.values():
                 for feature in state.newly_given_up():
                     words = f"{REFUSED[feature]}; tried again in a minute, then less often"
@@ -372,13 +478,28 @@ class Supervisor:
         """Several times a second: the state of the receivers and what follows from it. Does nothing while a plan
         changes.
         """
-        if not self._lock.acquire(blocking=False):
+        if self._ended or not self._lock.acquire(blocking=False):
             return
         try:
             now = time.monotonic()
-            self._follow([state for state in self._running.receivers.values() if state.look(now)])
+            self._follow(self._those(lambda state: state.look(now)))
         finally:
             self._lock.release()
+
+    def _those(self, has_changed: Callable[[ReceiverState], bool]) -> list[ReceiverState]:
+        """The receivers whose state has changed. One that cannot be looked at now (no descriptor is free, no memory) is
+        looked at again the next time, and keeps none of the others from being looked at.
+        """
+        changed = []
+        for state in list(self._running.receivers.values()):
+            try:
+                if has_changed(state):
+                    changed.append(state)
+            except Exception as error:
+                if self._gate.add(("receiver", state.spec.name), 1, time.monotonic()):
+                    defect = None if isinstance(error, OSError) else error
+                    log.warning("receiver %r cannot be looked at now: %s", state.spec.name, error, exc_info=defect)
+        return changed
 
     def _follow(self, changed: Sequence[ReceiverState]) -> None:
         if changed:
@@ -390,13 +511,16 @@ class Supervisor:
         """Several times a second: tells the datapath whose next hop does not answer."""
         with self._lock:
             states = list(self._running.receivers.values())
+            if self._ended:
+                return
             _, gone = self._take_account(states)
             if gone is None:
                 return
             now = time.monotonic()
             for state in states:
-                state.set_accounted(state.standing.account.sight.state in ASKED_IN_VAIN, now)
-                state.set_unresolved(state.spec.name in gone)
+                if not state.spec.missing:
+                    state.set_accounted(state.standing.account.sight.state in ASKED_IN_VAIN, now)
+                    state.set_unresolved(state.spec.name in gone)
 
     def _take_account(self, states: Sequence[ReceiverState]) -> tuple[list[tuple[int, ...]], set[str] | None]:
         """The counters of each receiver as they are to be shown, and the names of those whose next hop does not answer;
@@ -405,9 +529,12 @@ class Supervisor:
         with self._account_lock:
             totals = [state.totals() for state in states]  # before the look: what it finds holds for all of them
             try:
-                gone = self._neighbours.look({s.spec.name: (s.spec.address, s.spec.scope_id) for s in states})
-            except OSError as error:
-                log.debug("neighbour table: %s", error)
+                gone = self._neighbours.look(
+                    {s.spec.name: (s.spec.address, s.spec.scope_id) for s in states if not s.spec.missing}
+                )
+            except (OSError, struct.error) as error:
+                if self._gate.add(("neighbors",), 1, time.monotonic()):
+                    log.warning("the neighbor table cannot be read now: %s", error)
                 gone, sights = None, {}
             else:
                 sights = self._neighbours.sights

@@ -7,12 +7,13 @@ Supervisor.apply, on the reload's thread. It must never publish a plan that name
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import socket
 import time
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from samplicator import ring, sockets
@@ -63,6 +64,8 @@ class BuildError(OSError):
 class Running:
     """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart. pool_ids:
     by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that needs any on.
+    keep: what the sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's
+    user expects it.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -76,6 +79,8 @@ class Running:
     pool_ids: dict[str, int] = field(default_factory=dict)
     pools_made: int = 0
     aliases: Aliases | None = None
+    strict: bool = False
+    keep: Mapping[str, bool] = field(default_factory=lambda: {"ttl": False, "tos": False})
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +95,7 @@ class RingPart:
 
 class Build:
     """The next state in the making. groups: the sockets of each listener, one list per configured socket; rings: its
-    rings by interface; receive: how it receives and why.
+    rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and why.
     """
 
     def __init__(self, spec: PlanSpec, running: Running, *, generation: int, trace: TraceCallback | None) -> None:
@@ -98,6 +103,7 @@ class Build:
         self.listeners: dict[str, ListenerState] = {}
         self.groups: dict[str, dict[SocketSpec, list[Intake]]] = {}
         self.rings: dict[str, dict[str, RingPart]] = {}
+        self.missing: dict[str, dict[SocketSpec, str]] = {}
         self.receive: dict[str, tuple[str, str]] = {}
         self.receivers: dict[str, ReceiverState] = {}
         self.workers: list[WorkerThread] = []
@@ -112,6 +118,10 @@ class Build:
         self._ways: list[Way] = []
         self._paths: list[Path] = []
         self._threads: list[WorkerThread] = []
+        self._alone: list[socket.socket] = []
+        self._hindered: set[str] = set()
+        receivers = spec.receivers
+        self._keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
 
     def open(self, descriptor_limit: int) -> None:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
@@ -142,6 +152,22 @@ class Build:
             way.close()
         for path in self._paths:
             path.close()
+        sockets.unshare(self._alone)
+
+    def keep_fields(self, *, adopted: bool) -> None:
+        """Has the sockets that stay hand over what receivers keep (TTL, TOS): what is new before the plan that wants it
+        is published, what is no longer wanted when every worker has left the plan that did (adopted).
+        """
+        if self._keep == self._running.keep:
+            return
+        both = {name: wanted or self._running.keep[name] for name, wanted in self._keep.items()}
+        for groups in self.groups.values():
+            for key, group in groups.items():
+                for intake in group:
+                    with contextlib.suppress(OSError):
+                        sockets.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
+        if adopted:
+            self._running.keep = self._keep
 
     def plans(
         self, generation: int, *, without: Sequence[Intake | RingIntake] = (), told: Set[str] = frozenset()
@@ -202,22 +228,24 @@ class Build:
 
     def _open_listeners(self) -> None:
         """Sockets. A new listener has its rings installed before its sockets are bound, so that nothing comes twice."""
-        receivers = self.spec.receivers
-        keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
         on_port: dict[int, list[socket.socket]] = {}
         for running in self._running.listeners.values():
             for intake in running.sockets():
                 on_port.setdefault(intake.spec.port, []).append(intake.sock)
+        self._alone = sockets.unshared([sock for socks in on_port.values() for sock in socks])
         for wanted in self.spec.listeners:
             state = self.listeners[wanted.name]
             if not state.intakes:
                 self._install(wanted)
             groups = self.groups[wanted.name] = {}
+            self.missing[wanted.name] = {}
             for key in map(socket_key, wanted.sockets):
-                group = groups[key] = list(state.intakes.get(key, ()))
-                for intake in group:
-                    sockets.set_kept_fields(intake.sock, key, **keep)
-                self._fill(group, wanted, key, state.slot, keep, on_port.setdefault(key.port, []))
+                group = list(state.intakes.get(key, ()))
+                self._fill(group, wanted, key, state, on_port.setdefault(key.port, []))
+                if group:
+                    groups[key] = group
+            if wanted.name in self._hindered:  # a ring would take what another program's socket is to get
+                self._drop_rings(wanted, "its sockets cannot all be opened")
 
     # ------------------------------------------------------------------ rings
 
@@ -274,6 +302,11 @@ class Build:
         """What receive = "auto" makes of a ring that cannot be had."""
         if wanted.ring_required:
             raise error
+        self._drop_rings(wanted, f"auto: {error}")
+
+    def _drop_rings(self, wanted: ListenerSpec, why: str) -> None:
+        if not self.rings[wanted.name]:
+            return
         for part in self.rings[wanted.name].values():
             opened = [intake for intake in part.intakes if intake in self._intakes]
             if part.fresh:
@@ -282,7 +315,7 @@ class Build:
                 self._intakes.remove(intake)
                 intake.close()
         self.rings[wanted.name] = {}
-        self.receive[wanted.name] = "recvmmsg", f"auto: {error}"
+        self.receive[wanted.name] = "recvmmsg", why
 
     # ------------------------------------------------------------------ sockets
 
@@ -291,21 +324,25 @@ class Build:
         group: list[Intake],
         listener: ListenerSpec,
         key: SocketSpec,
-        slot: int,
-        keep: Mapping[str, bool],
+        state: ListenerState,
         beside: list[socket.socket],
     ) -> None:
-        """Opens sockets until there is one for each worker."""
+        """Opens sockets until there is one for each worker; none when this host lacks what they need."""
         size = self.spec.receive_buffer
         while len(group) < self.spec.workers:
             try:
-                sock = self._listen(key, receive_buffer=size, beside=beside, join=not group, **keep)
+                sock = self._listen(key, receive_buffer=size, beside=beside, join=not group, **self._keep)
             except OSError as error:
+                if not group and self._tolerates(listener, key, state, error):
+                    self.missing[listener.name][key] = sockets.why_not_listening(key, error)
+                    if error.errno in sockets.SOMEBODY_MUST:
+                        self._hindered.add(listener.name)
+                    return
                 where = endpoint_text(key.address, key.port) + (f" on {key.interface}" if key.interface else "")
-                text = f"listener {listener.name!r} cannot listen at {where}: {error.strerror}"
+                text = f"listener {listener.name!r} cannot listen at {where}: {sockets.why_not_listening(key, error)}"
                 raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
             try:
-                intake = Intake(sock, key, slot, size)
+                intake = Intake(sock, key, state.slot, size)
             except BaseException:
                 sock.close()
                 raise
@@ -341,6 +378,27 @@ class Build:
         for groups in self.groups.values():
             for intake in (i for group in groups.values() for i in group):
                 self._share(intake.sock)
+    def _tolerates(self, listener: ListenerSpec, key: SocketSpec, state: ListenerState, error: OSError) -> bool:
+        """Whether the plan runs without this socket, which is tried again, rather than being refused.
+
+        At start, and when the host has changed, always: the other listeners and receivers must not go down with it. A
+        reload that somebody asked for is refused when it would take away a place where datagrams come in now, and when
+        somebody has to mend something first (another program has the port, a right is missing): the configuration that
+        runs is the better one until then. What comes by itself (an interface, an address) is accepted.
+        """
+        wanted = {place_of(socket) for socket in listener.sockets}
+        loses = any(place_of(running) not in wanted for running in state.intakes)
+        return self._tolerated(error, missing=place_of(key) in map(place_of, state.missing), loses=loses)
+
+    def _tolerated(self, error: OSError, *, missing: bool, loses: bool) -> bool:
+        """missing: it was so before. loses: something that works now would be given up for it."""
+        if error.errno not in sockets.HOST_LACKS | sockets.SOMEBODY_MUST:
+            return False
+        if self._running.strict and error.errno in sockets.SOMEBODY_MUST:
+            return False
+        if self.spec.follows_host or not self._running.workers or missing:
+            return True
+        return error.errno in sockets.HOST_LACKS and not loses
 
     # ------------------------------------------------------------------ workers, receivers
 
@@ -383,6 +441,13 @@ class Build:
             try:
                 self.receivers[wanted.name] = self._receiver(wanted)
             except OSError as error:
+                old = self._running.receivers.get(wanted.name)
+                if self._tolerated(error, missing=old is not None and bool(old.spec.missing), loses=old is not None):
+                    why = f"it cannot be sent to: {error.strerror}"
+                    if error.errno == errno.EADDRINUSE and wanted.source is not None:
+                        why = f"another program has its source port {wanted.source[1]}"
+                    self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
+                    continue
                 where = endpoint_text(sockets.text_of(wanted.address), wanted.port)
                 text = f"receiver {wanted.name!r} at {where}, engine {wanted.engine}: {error.strerror or error}"
                 raise BuildError(error.errno or 0, text, ("receiver", index)) from error
@@ -413,11 +478,19 @@ class Build:
             told=old.told if old is not None and same else 0,
             asked=old.asked if old is not None and same else {},
         )
-        for index in range(len(ways), spec.workers):
-            counters = state.counters.setdefault(index, TxCounters())
-            way = path.open_way(counters, spec.send_buffer)
-            self._ways.append(way)
-            state.ways.append(way)
+        opened: list[Way] = []
+        try:
+            for index in range(len(ways), spec.workers):
+                opened.append(path.open_way(state.counters.setdefault(index, TxCounters()), spec.send_buffer))
+        except BaseException:
+            for way in opened:
+                way.close()
+            if path in self._paths:
+                self._paths.remove(path)
+                path.close()
+            raise
+        self._ways += opened
+        state.ways += opened
         return state
 
     @staticmethod
@@ -427,9 +500,10 @@ class Build:
             return old.standing
         standing = Standing(waiting=bool(wanted.standby_for))
         if not path.routed:
-            standing.state, standing.why = UNREACHABLE, NO_ROUTE
+            standing.state, standing.why = UNREACHABLE, wanted.missing or NO_ROUTE
         if old is not None:
-            standing.seen, standing.takeovers = old.standing.seen, old.standing.takeovers
+            # what became of copies on the old way says nothing of the new one
+            standing.seen, standing.takeovers = old.totals(), old.standing.takeovers
             standing.account = old.standing.account
             standing.waiting = old.standing.waiting if old.spec.standby_for else standing.waiting
         return standing
@@ -444,6 +518,9 @@ def withhold_port(workers: Sequence[WorkerThread], port: int) -> None:
     deadline = time.monotonic() + WITHHOLD_SECONDS
     while time.monotonic() < deadline and not all(w.failed or w.worker.let_go for w in workers):
         time.sleep(0.0005)
+def place_of(key: SocketSpec) -> SocketSpec:
+    """The socket as it is configured, whatever index its interface has now."""
+    return replace(key, listener=0, index=0, joins=())
 
 
 def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:

@@ -1,0 +1,53 @@
+"""Reads a file that an operator names, so that no file can hold whoever reads it.
+
+Invariants: only a regular file is read: a named pipe would wait for a writer, a device may never end, a directory has
+no bytes; no more than a bound is read. Called by everything that reads a configuration, a token or a pid file; raises
+nothing but OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+MAX_FILE_BYTES: Final = 64 << 20
+_KINDS: Final = (
+    (stat.S_ISDIR, errno.EISDIR, "a directory"),
+    (stat.S_ISFIFO, errno.EINVAL, "a pipe"),
+    (stat.S_ISSOCK, errno.EINVAL, "a socket"),
+    (stat.S_ISCHR, errno.EINVAL, "a device"),
+    (stat.S_ISBLK, errno.EINVAL, "a device"),
+)
+
+
+class TooLarge(OSError):
+    """The file has more bytes than may be read."""
+
+
+def read_regular(path: str, limit: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of the regular file at `path` (links are followed). Raises OSError, TooLarge for more than `limit`
+    bytes, ValueError for a path that cannot be one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        for is_kind, number, words in _KINDS:
+            if is_kind(mode):
+                raise OSError(number, f"it is {words}, and must be a regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
+        raise TooLarge(errno.EFBIG, f"larger than {limit >> 20} MiB" if limit >= 1 << 20 else f"over {limit} bytes")
+    return data
+
+
+def signature(path: str) -> tuple[int, ...] | None:
+    """Changes whenever the file at `path` may have; None = there is none. Does not open it."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_mode, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

@@ -1,0 +1,240 @@
+"""The supervisor on a host that lacks something: what is refused leaves no trace, what is waited for is taken when it
+is there, and what cannot be looked at stops no looking; and the end, under load.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hosts import Load, free_port
+from samplicator import sockets
+from samplicator.engines import ReceiverState
+from samplicator.plan import SocketSpec
+from samplicator.planner import compile
+from samplicator.supervisor import BuildError, Supervisor
+from test_supervisor import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    made = Supervisor()
+    yield made
+    made.drain_and_stop(0.5)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.sock.close()
+
+
+def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:
+    """(TTL, TOS, SO_REUSEPORT, timestamps, receive buffer) of each socket that listens."""
+    options = (
+        (socket.IPPROTO_IP, sockets.IP_RECVTTL),
+        (socket.IPPROTO_IP, sockets.IP_RECVTOS),
+        (socket.SOL_SOCKET, socket.SO_REUSEPORT),
+        (socket.SOL_SOCKET, sockets.SO_TIMESTAMPNS),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF),
+    )
+    socks = [intake.sock for state in supervisor._running.listeners.values() for intake in state.sockets()]
+    return [tuple(sock.getsockopt(*option) for option in options) for sock in socks]
+
+
+def test_a_refused_change_leaves_the_sockets_as_they_are(
+    load: Load, supervisor: Supervisor, collector: Collector
+) -> None:
+    port = free_port()
+    keeps = 'ttl = "keep"\ntos = "keep"'
+    supervisor.apply(spec(load, port, collector.port, receiver=keeps))
+    before = kept(supervisor)
+    assert before[0][:3] == (1, 1, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        listener = f'[[listener]]\nname = "two"\nlisten = ["127.0.0.1:{other.getsockname()[1]}"]\n'
+        for receiver in ("", keeps):
+            with pytest.raises(BuildError):
+                supervisor.apply(spec(load, port, collector.port, workers=3, listener=listener, receiver=receiver))
+            assert kept(supervisor) == before
+    supervisor.apply(spec(load, port, collector.port, receiver='ttl = "keep"'))
+    assert kept(supervisor)[0][:2] == (1, 0)
+    supervisor.apply(spec(load, port, collector.port, workers=2))
+    assert [each[:3] for each in kept(supervisor)] == [(0, 0, 1)] * 2
+    supervisor.apply(spec(load, port, collector.port, workers=2, receiver=keeps))
+    assert [each[:2] for each in kept(supervisor)] == [(1, 1)] * 2
+
+
+def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    """Whatever other sockets of ours are on that port, and without a datagram lost for the trials."""
+    port = free_port()
+    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    other.bind(("127.0.0.2", port))
+    config = text(port, collector.port).replace('"]\n', f'", "127.0.0.2:{port}"]\n', 1)
+    supervisor.apply(compile(load(config), {}, CAPABILITIES))
+    before = kept(supervisor)
+    (reading,) = supervisor.readings().listeners
+    assert (reading.up, reading.state, reading.sockets) == (False, "partly down", (("127.0.0.1", port),))
+    assert f"another program has port {port}" in reading.state_why
+    assert supervisor.missing() == (f"listener 'in' is partly down: {reading.state_why}",)
+    exporters = Exporters(3, port)
+    for _ in range(5):
+        assert supervisor.can_open() == ()
+        exporters.send(10)
+    assert kept(supervisor) == before
+    assert len(collector.take()) == exporters.sent
+    other.close()
+    assert supervisor.can_open() == ("in",)
+    supervisor.apply(replace(compile(load(config), {}, CAPABILITIES), follows_host=True))
+    (reading,) = supervisor.readings().listeners
+    assert (reading.up, reading.state_why, len(reading.sockets)) == (True, "", 2)
+    assert supervisor.missing() == supervisor.can_open() == ()
+
+
+def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    low = SocketSpec(0, "0.0.0.0", 514, 4, False, "", ())
+    why = sockets.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
+    assert "CAP_NET_BIND_SERVICE" in why
+    assert "low-ports.conf" in why
+    monkeypatch.setattr(sockets, "_sysctl", lambda name, unknown=0: 100)
+    assert sockets.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
+
+
+def test_no_free_descriptor_stops_no_looking(
+    load: Load, supervisor: Supervisor, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EMFILE: one receiver that cannot be looked at must not keep the others from being looked at, then or later."""
+    port = free_port()
+    more = '[[receiver]]\nname = "two"\nto = "127.0.0.1:9"\n[[rule]]\nto = ["two"]\n'
+    supervisor.apply(spec(load, port, collector.port, more=more))
+    looked: list[str] = []
+    states = list(supervisor._running.receivers.values())
+    original = type(states[0]).look
+
+    def look(state: ReceiverState, now: float) -> bool:
+        looked.append(state.spec.name)
+        return original(state, now)
+
+    def full(address: bytes, port: int, scope_id: int = 0) -> sockets.PathProbe:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(states[0]), "look", look)
+        patch.setattr(sockets, "probe_path", full)
+        patch.setattr(sockets, "is_local", full)
+        for _ in range(3):
+            assert supervisor.housekeeping() == ()
+            supervisor.watch_neighbours()
+            supervisor.look()
+    assert looked.count("two") == looked.count("one") >= 3
+    assert [r.message for r in caplog.records if "cannot be looked at" in r.message] == [
+        "receiver 'one' cannot be looked at now: [Errno 24] Too many open files",
+        "receiver 'two' cannot be looked at now: [Errno 24] Too many open files",
+    ]
+    assert all(state.up for state in states)
+    assert supervisor.housekeeping() == ()
+
+
+def test_stop_under_load_leaves_nothing(load: Load, collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    """What comes while the queues are emptied is refused, not queued behind the last look."""
+    for _ in range(3):
+        port = free_port()
+        supervisor = Supervisor()
+        supervisor.apply(spec(load, port, collector.port, workers=2))
+        running = threading.Event()
+        running.set()
+
+        def flood(where: int = port, go: threading.Event = running) -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind(("127.0.0.1", 0))
+                while go.is_set():
+                    sock.sendto(bytes(1000), ("127.0.0.1", where))
+
+        threads = [threading.Thread(target=flood, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(supervisor, 2000)
+        begun = time.monotonic()
+        supervisor.drain_and_stop(20.0)
+        assert time.monotonic() - begun < 15
+        running.clear()
+        for thread in threads:
+            thread.join(5)
+    assert [r.message for r in caplog.records if "left unread" in r.message] == []
+
+
+def test_what_is_left_is_told_with_the_time_it_took(
+    load: Load, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that is held up (by the debugging callback) leaves something; the time is the one it took."""
+    supervisor = Supervisor(trace=lambda *_: time.sleep(0.3))
+    port = free_port()
+    supervisor.apply(replace(spec(load, port, collector.port), batch=1))
+    Exporters(1, port).send(50)
+    supervisor.drain_and_stop(0.5)
+    (line,) = [r for r in caplog.records if "left unread" in r.message]
+    assert 0.3 < float(line.args[1]) < 10  # type: ignore[index,arg-type]
+    assert "(drain_timeout: 0.5 s)" in line.message
+
+
+def test_a_source_port_that_another_program_has(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    """At start the rest runs, and the receiver when the port is free; a reload that asks for it is refused."""
+    port = free_port()
+    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    other.bind(("127.0.0.1", 0))
+    taken = other.getsockname()[1]
+    more = f"""
+[[receiver]]
+name = "two"
+to = "127.0.0.1:{collector.port}"
+source = "127.0.0.1:{taken}"
+[[rule]]
+to = ["two"]
+"""
+    supervisor.apply(spec(load, port, collector.port, more=more))
+    exporters = Exporters(1, port)
+    opened = descriptors()
+    assert supervisor.missing() == (f"receiver 'two' is unreachable: another program has its source port {taken}",)
+    exporters.send(5)
+    until(supervisor, 5)
+    assert len(collector.take()) == 5
+    assert supervisor.can_open() == ()
+    assert descriptors() == opened
+    (_, two) = supervisor.readings().receivers
+    assert (two.up, two.counters["offered"], two.counters["dropped_no_route"]) == (False, 5, 5)
+    other.close()
+    assert supervisor.can_open() == ("two",)
+    supervisor.apply(replace(spec(load, port, collector.port, more=more), follows_host=True))
+    assert supervisor.missing() == ()
+    exporters.send(5)
+    assert len(collector.take()) == 10
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as another:
+        another.bind(("127.0.0.1", 0))
+        moved = more.replace(str(taken), str(another.getsockname()[1]))
+        with pytest.raises(BuildError, match="receiver 'two'"):
+            supervisor.apply(spec(load, port, collector.port, more=moved))
+
+
+def test_who_could_not_be_sent_to_is_told_the_templates(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing but the missing own address has changed."""
+    replayed: list[str] = []
+    monkeypatch.setattr(ReceiverState, "replay", lambda state: replayed.append(state.spec.name))
+    port = free_port()
+    config = load(text(port, collector.port, receiver='source = "127.0.0.9"\nengine = "udp"'))
+    supervisor.apply(compile(config, {}, replace(CAPABILITIES, is_local=lambda address: False)))
+    assert not supervisor.readings().receivers[0].up
+    assert supervisor.missing() == (
+        "receiver 'one' is unreachable: its source 127.0.0.9 is not an address of this host now",
+    )
+    replayed.clear()
+    supervisor.apply(replace(compile(config, {}, CAPABILITIES), follows_host=True))
+    assert replayed == ["one"]
+    assert supervisor.readings().receivers[0].up
