@@ -24,7 +24,8 @@ class Pulse:
         self._name = name
         self._seconds = seconds
         self._work = work
-        self._stop = threading.Event()
+        self._stopped = False
+        self._wake = threading.Event()
         self._gate = RateGate()
         self._thread = threading.Thread(target=self._run, name=f"pulse-{name}", daemon=True)
 
@@ -33,10 +34,19 @@ class Pulse:
 
     def stop(self) -> None:
         """No more after the one that may run now; does not wait for it."""
-        self._stop.set()
+        self._stopped = True
+        self._wake.set()
+
+    def now(self) -> None:
+        """Once more at once, or right after the one that runs."""
+        self._wake.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
+        while True:
+            self._wake.wait(self._seconds)
+            self._wake.clear()
+            if self._stopped:
+                return
             try:
                 self._work()
             except Exception as error:

@@ -55,7 +55,7 @@ RETRY_SECONDS: Final = 1.0
 NAMES_SECONDS: Final = 0.25
 """How often it is looked which names are due, and which have been answered."""
 AGAIN_SECONDS: Final = 10.0
-"""A new plan for the same reason is not made more often: the last one may be under way, or may have failed."""
+"""A new plan for a reason that goes on is not made more often: the last one may be under way, or may have failed."""
 LAG_SECONDS: Final = 0.5
 FOLLOW_REST: Final = 4
 """Following this host takes at most one part in so many of the time, whatever storm of events there is."""
@@ -146,6 +146,7 @@ class Service:
         self._following = False
         self._follow_again = False
         self._pulses: list[Pulse] = []
+        self._missing: Pulse | None = None
         self._gate = RateGate()
         self._degraded: list[str] = []
         self._short: set[str] = set()
@@ -355,23 +356,27 @@ class Service:
         """
         loop = asyncio.get_running_loop()
 
-        told: dict[str, float] = {}
+        told: dict[str, tuple[str, float]] = {}
 
         def then(trigger: str, names: Sequence[str]) -> None:
             text, now = f"{trigger} {', '.join(names[:5])}", time.monotonic()
-            if names and now - told.get(trigger + text, -AGAIN_SECONDS) >= AGAIN_SECONDS:
-                told.clear()
-                told[trigger + text] = now
+            if not names:
+                told.pop(trigger, None)
+                return
+            before, since = told.get(trigger, ("", 0.0))
+            if text != before or now - since >= AGAIN_SECONDS:
+                told[trigger] = text, now
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(lambda: self._spawn(self._reloader.replan(text)))
 
         supervisor = self._supervisor
+        self._missing = Pulse("missing", RETRY_SECONDS, lambda: then("can be opened now:", supervisor.can_open()))
         self._pulses = [
+            self._missing,
             Pulse("look", LOOK_SECONDS, supervisor.look),
             Pulse("neighbors", 0.001, self._watch_neighbours),
             Pulse("paths", HOUSEKEEPING_SECONDS, lambda: then("own source address gone:", supervisor.housekeeping())),
             Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
-            Pulse("missing", RETRY_SECONDS, lambda: then("can be opened now:", supervisor.can_open())),
         ]
         for pulse in self._pulses:
             pulse.start()
@@ -403,6 +408,8 @@ class Service:
                 self._follow_again = False
                 begun = time.monotonic()
                 await self._reloader.follow("this host has changed")
+                if self._missing is not None:
+                    self._missing.now()
                 await asyncio.sleep(min(1.0, FOLLOW_REST * (time.monotonic() - begun)))
                 if not self._follow_again:
                     return

@@ -42,6 +42,19 @@ def test_a_failure_does_not_end_it(error: Exception, caplog: pytest.LogCaptureFi
     assert len(done) == count
 
 
+def test_it_can_be_had_at_once() -> None:
+    done: list[float] = []
+    pulse = Pulse("missing", 600.0, lambda: done.append(time.monotonic()))
+    pulse.start()
+    for count in (1, 2, 3):
+        pulse.now()
+        wait(lambda count=count: len(done) == count)  # type: ignore[misc]
+    pulse.stop()
+    pulse._thread.join(10)
+    assert not pulse._thread.is_alive()
+    assert len(done) == 3
+
+
 def test_fail_over_does_not_wait_for_http(load: Load) -> None:
     """The threads that answer HTTP requests are all busy, and so is the loop: receivers are looked at all the same."""
     loaded = load(
