@@ -47,7 +47,7 @@ EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
-NEIGHBOUR_SECONDS: Final = 0.1
+NEIGHBOUR_SECONDS: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +356,7 @@ class Service:
                     await asyncio.to_thread(self._supervisor.watch_neighbours)
                 except Exception:
                     log.exception("neighbours")
-                await asyncio.sleep(min(20 * (loop.time() - begun), 5.0))
+                await asyncio.sleep(min(max(0.05, 20 * (loop.time() - begun)), 5.0))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), max(NEIGHBOUR_SECONDS - (loop.time() - begun), 0.001))
                 news.clear()
