@@ -49,7 +49,7 @@ EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
-NEIGHBOUR_SECONDS: Final = 0.1
+NEIGHBOUR_SECONDS: Final = 0.25
 RETRY_SECONDS: Final = 1.0
 """How often it is tried to listen where it was not possible before."""
 NAMES_SECONDS: Final = 0.25
@@ -389,7 +389,7 @@ class Service:
         try:
             self._supervisor.watch_neighbours()
         finally:
-            time.sleep(min(20 * (time.monotonic() - begun), 5.0))
+            time.sleep(min(max(0.05, 20 * (time.monotonic() - begun)), 5.0))
             neighbours.wait_for_events(self._neighbours, max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001))
 
     async def _report(self) -> None:
