@@ -53,7 +53,7 @@ def test_runs_have_the_configured_ttl_and_tos(lab: Lab, six: bool, to: str) -> N
         base = f'engine = "{engine}"\nspoof = {"false" if engine in ("udp", "raw") else "true"}\n'
         for extra, ttl, tos in (
             ("", 64, 0),
-            ("ttl = 9\ntos = 184", 9, 184),
+            ("ttl = 9\ntos = 187", 9, 187),
             ("ttl = 33", 33, 0),
             ('ttl = "keep"\ntos = "keep"', None, None),
             ('tos = "keep"\nttl = 255', 255, None),
