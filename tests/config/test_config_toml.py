@@ -387,3 +387,22 @@ def test_schema_and_reload_tiers() -> None:
 def test_models_are_frozen() -> None:
     with pytest.raises(ValueError):
         Config().rule = []
+
+
+def test_what_keeps_exporters_apart() -> None:
+    def receiver(keys: str) -> str:
+        return GOOD.replace('to = "192.0.2.10:9995"\n', f'to = "192.0.2.10:9995"\n{keys}\n')
+
+    (plain,) = loaded(GOOD).config.receiver
+    assert (plain.source_port, plain.domain) == ("shared", "keep")
+    (both,) = loaded(receiver('source_port = "per-session"\ndomain = "unique"')).config.receiver
+    assert (both.source_port, both.domain) == ("per-session", "unique")
+    (why,) = problems(receiver('source_port = "per-session"\nspoof = true'))
+    assert why.startswith("8 receiver[0].source_port: a spoofed copy has the exporter's port; leave `source_port` out")
+    (why,) = problems(receiver('source_port = "per-session"\nengine = "raw"'))
+    assert why.startswith('8 receiver[0].source_port: "per-session" needs UDP sockets, not engine "raw"')
+    (why,) = problems(receiver('source_port = "per-session"\nsource = "192.0.2.1:99"'))
+    assert why.startswith("9 receiver[0].source: the source has port 99")
+    off = receiver('domain = "unique"').replace('"[::]:2055"]\n', '"[::]:2055"]\nflow = "off"\n')
+    (warning,) = loaded(off).warnings
+    assert "domains are not looked at" in str(warning)

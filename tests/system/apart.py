@@ -216,6 +216,7 @@ def _rows(rows: Iterable[Sequence[str]]) -> Counter[Flow]:
     for row in rows:
         if len(row) >= 6:
             cells = [cell.strip() for cell in row]
-            ports, sums = (int(cells[2]), int(cells[3])), (int(cells[4]), int(cells[5]))
+            ports = int(cells[2]), int(cells[3].partition(".")[0])  # nfdump writes TYPE.CODE of ICMP there
+            sums = int(cells[4]), int(cells[5])
             found[(cells[0], cells[1], *ports, *sums)] += 1
     return found
