@@ -21,7 +21,7 @@ from counters cimport (
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
-from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
+from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport (
@@ -35,7 +35,8 @@ from flow.scan cimport (
     FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9, flow_seen_t,
 )
 from flow.state cimport (
-    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_REPLAYS, FLOW_TEMPLATES, flow_domain_t, flow_item_t,
+    flow_limits_t, flow_t,
 )
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport (

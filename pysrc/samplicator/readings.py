@@ -5,6 +5,7 @@ Made by supervisor, read by metrics, http and service. A counter's sum over work
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -180,6 +181,13 @@ class Route:
     receivers: tuple[str, ...]
     denied: bool
     pools: tuple[str, ...] = ()
+
+
+def wall_ns(monotonic_ns: int) -> int:
+    """Unix time in ns, as the clock says it now, of a moment on CLOCK_MONOTONIC. For display: ages are differences of
+    monotonic moments, and a step of the wall clock moves all that is shown, not how old it is.
+    """
+    return time.time_ns() - (time.monotonic_ns() - monotonic_ns)
 
 
 def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:

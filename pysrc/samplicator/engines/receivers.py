@@ -19,7 +19,7 @@ from samplicator.engines.ways import Path, Way
 from samplicator.plan import ReceiverSpec
 from samplicator.probes import REFUSING, UNREACHABLE, UP
 from samplicator.reach import Reach
-from samplicator.readings import ReceiverReading, add_up
+from samplicator.readings import ReceiverReading, add_up, wall_ns
 
 if TYPE_CHECKING:
     from samplicator.links import Link
@@ -50,13 +50,13 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 @dataclass(slots=True)
 class Standing:
     """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
-    Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over. Times
-    are of the monotonic clock.
+    when that began. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over.
+    Times are of the monotonic clock.
     """
 
     state: str = UP
     why: str = ""
-    since: float = field(default_factory=time.time)
+    since: float = field(default_factory=time.monotonic)
     waiting: bool = False
     down: bool = False
     takeovers: int = 0
@@ -208,7 +208,7 @@ class ReceiverState:
         self.tell_refusing(now)
         changed = state != standing.state
         if changed:
-            standing.since = time.time()
+            standing.since = now
             standing.told_until = now + GRACE_SECONDS if state == UP else standing.told_until
         standing.state, standing.why = state, why
         return changed
@@ -248,7 +248,7 @@ class ReceiverState:
             link=self.path.link_words,
             state=standing.state,
             state_why=standing.why,
-            state_since_unix=standing.since,
+            state_since_unix=wall_ns(int(standing.since * 1e9)) / 1e9,
             standby_for=spec.standby_for,
             waiting=standing.waiting,
             takeovers=standing.takeovers,

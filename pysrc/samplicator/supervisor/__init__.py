@@ -319,7 +319,7 @@ class Supervisor:
 
     def stuck(self, limit_seconds: float = HEARTBEAT_SECONDS) -> str:
         """Which worker has not shown a heartbeat for so long, and for how long; "" when all are well."""
-        now = time.time_ns()
+        now = time.monotonic_ns()
         for worker in list(self._running.workers):
             if worker.failed or not worker.thread.is_alive():
                 return f"worker {worker.index} has ended"

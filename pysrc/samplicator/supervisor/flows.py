@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Flow
-from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, add_up
+from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, add_up, wall_ns
 
 LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
@@ -121,7 +121,8 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
     named = dict(zip(_fastpath.FLOW_SESSION_FIELDS, row, strict=True))
     counters = dict(zip(_fastpath.FLOW_DOMAIN_FIELDS, row[_DOMAIN_AT:], strict=True))
     address: bytes = named["address"]
-    silent_ns = max(0, time.time_ns() - named["seen_ns"])
+    silent_ns = max(0, time.monotonic_ns() - named["seen_ns"])
+    first_unix_ns = wall_ns(named["first_ns"])
     return FlowSession(
         worker=worker,
         number=named["number"],
@@ -130,8 +131,8 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
         protocol=named["kind"],
         domain=named["domain"],
         listener=named["listener"],
-        first_seen_unix=named["first_ns"] / 1e9,
-        last_seen_unix=named["seen_ns"] / 1e9,
+        first_seen_unix=first_unix_ns / 1e9,
+        last_seen_unix=(first_unix_ns + named["seen_ns"] - named["first_ns"]) / 1e9,
         next_sequence=named["sequence"],
         header=named["header"],
         templates=named["templates"],
@@ -144,7 +145,6 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
 
 def _template(item: tuple[Any, ...], ipfix: bool) -> FlowTemplate:
     named = dict(zip(_fastpath.FLOW_ITEM_FIELDS, item, strict=True))
-    now_ms = time.time_ns() // 1_000_000
     fields: tuple[FlowField, ...] = ()
     if named["kind"] != "options_data":
         listed = _fastpath.flow_field_list(named["raw"], ipfix, named["kind"] == "options_template")
@@ -156,8 +156,8 @@ def _template(item: tuple[Any, ...], ipfix: bool) -> FlowTemplate:
     return FlowTemplate(
         id=named["id"],
         kind=named["kind"],
-        first_seen_unix=(now_ms - ((now_ms - named["first_ms"]) & 0xFFFFFFFF)) / 1e3,
-        last_seen_unix=(now_ms - ((now_ms - named["seen_ms"]) & 0xFFFFFFFF)) / 1e3,
+        first_seen_unix=wall_ns(named["first_s"] * 1_000_000_000) / 1e9,
+        last_seen_unix=wall_ns(named["seen_s"] * 1_000_000_000) / 1e9,
         record_bytes=named["record_bytes"],
         fields=fields,
         raw=named["raw"],
