@@ -218,7 +218,7 @@ cdef inline void flow_states_free(flow_t *flow, flow_domain_t *d) noexcept nogil
         flow.state_free = i
         flow_less(&flow.counters.states, 1)
         i = following
-    d.state = d.state_last = d.state_found = 0
+    d.state = d.state_found = 0
 
 
 cdef inline u32 flow_exporter_take(flow_t *flow) noexcept nogil:

@@ -31,7 +31,7 @@ cdef inline bint flow_renumbers(const flow_seen_t *s) noexcept nogil:
 
 
 cdef inline u32 flow_state(flow_t *flow, u32 number, u32 receiver) noexcept nogil:
-    """The state of (domain, receiver), 0 = none. Receivers are asked for in the order of the route, as their states were made: the one wanted is
+    """The state of (domain, receiver), 0 = none. Receivers are asked for in the order of the route, as their states stand: the one wanted is
     where the last search ended, or the next behind it, or the first; else all are looked through."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef u32 found = d.state_found
@@ -59,6 +59,7 @@ cdef inline u32 flow_state_make(flow_t *flow, u32 number, u32 receiver) noexcept
     """The state of (domain, receiver), made if need be; 0 = no room (counted): copies pass as they are."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef u32 i = flow_state(flow, number, receiver)
+    cdef u32 *link
     if i:
         return i
     i = flow_state_take(flow)
@@ -70,11 +71,10 @@ cdef inline u32 flow_state_make(flow_t *flow, u32 number, u32 receiver) noexcept
     flow.states[i].receiver = receiver
     flow.states[i].restarts = d.restarts_seen
     flow.states[i].replayed_ms[FLOW_TEMPLATES] = flow.states[i].replayed_ms[FLOW_OPTIONS] = flow.now_ms
-    if d.state_last:
-        flow.states[d.state_last].next = i
-    else:
-        d.state = i
-    d.state_last = i
+    link = &flow.states[d.state_found].next if d.state_found else &d.state
+    flow.states[i].next = link[0]
+    link[0] = i
+    d.state_found = i
     return i
 
 
@@ -191,7 +191,7 @@ cdef inline bint flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiv
 
 cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil:
     """Gives back every state of a receiver that is gone. Walks the whole table: at the adoption of a plan, not in a batch."""
-    cdef u32 number, i, last
+    cdef u32 number, i
     cdef u32 *link
     cdef flow_domain_t *d
     if atomic_load64(&flow.counters.states) == 0:
@@ -199,7 +199,6 @@ cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil
     for number in range(1, flow.domain_top + 1):
         d = &flow.domains[number]
         link = &d.state
-        last = 0
         while link[0]:
             i = link[0]
             if flow.states[i].receiver == receiver:
@@ -209,6 +208,4 @@ cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil
                 flow_less(&flow.counters.states, 1)
                 d.state_found = 0
             else:
-                last = i
                 link = &flow.states[i].next
-        d.state_last = last

@@ -200,21 +200,33 @@ cdef inline u32 flow_style_holds(const flow_sequence_t *q, const flow_seen_t *s)
     return holds & FLOW_STYLE_ALL
 
 
+cdef inline bint flow_style_packets(u32 style, u32 other) noexcept nogil:
+    """Whether one of the two counts packets, and the other does not."""
+    return (style == FLOW_STYLE_PACKETS) != (other == FLOW_STYLE_PACKETS)
+
+
+cdef inline bint flow_style_more(u32 style, u32 than) noexcept nogil:
+    """Whether a style counts more than another, so that loss can make it look right: flows < data records < records of all kinds."""
+    style >>= 1
+    than >>= 1
+    return style != than and (style == FLOW_STYLE_RECORDS >> 1 or than == FLOW_STYLE_FLOWS >> 1)
+
+
 cdef inline void flow_style_weigh(flow_sequence_t *q, u32 holds) noexcept nogil:
-    """Evidence of one datagram. A style of another family than the running one is not the better for what both explain: most datagrams say
-    nothing of template records, and many hold one record."""
+    """Evidence of one datagram. What both explain makes no style the better that counts more than the running one, or packets: most datagrams
+    have no options and no templates, and many hold one record."""
     cdef u32 style
     for style in range(<u32>FLOW_STYLES):
         flow_step(1)
         if not holds >> style & 1:
             q.score[style] -= 2 if q.score[style] >= 2 else q.score[style]
-        elif not holds >> q.style & 1 or style == q.style or (style | q.style) < FLOW_STYLE_PACKETS:
+        elif not holds >> q.style & 1 or style == q.style or not (flow_style_packets(style, q.style) or flow_style_more(style, q.style)):
             q.score[style] += q.score[style] < FLOW_SCORE
 
 
 cdef inline void flow_style(flow_domain_t *d, const flow_seen_t *s) noexcept nogil:
     """Weighs which style explains the step to this datagram. The running one changes when it fails where another, better by what was seen so
-    far, holds; one of another family has to hold twice, since loss may look like it once."""
+    far, holds; one that loss can imitate has to hold twice, and packets are never told from records by one datagram either."""
     cdef flow_sequence_t *q = &d.sequence
     cdef u32 holds, style, least
     cdef u32 best = q.style
@@ -228,13 +240,15 @@ cdef inline void flow_style(flow_domain_t *d, const flow_seen_t *s) noexcept nog
         return
     for style in range(<u32>FLOW_STYLES):
         least = q.score[best] + 1
-        if (style | q.style) >= FLOW_STYLE_PACKETS and (least < 2 or (style >= FLOW_STYLE_RECORDS and best < FLOW_STYLE_PACKETS)):
-            least = 2                  # records of all kinds: few datagrams tell them from data records
+        if flow_style_packets(style, q.style):
+            least = 2 if least < 2 else least
+        elif best == q.style and flow_style_more(style, q.style):
+            least = 2                  # few datagrams tell these from the running one
         if holds >> style & 1 and q.score[style] >= least:
             best = style
     if best == q.style:
         return
-    if (best | q.style) >= FLOW_STYLE_PACKETS:
+    if flow_style_packets(best, q.style):
         flow_gaps_drop(d)
     q.style = <u8>best
     q.expected = s.sequence - (flow_units(best, s.data, s.options, s.templates) if best & FLOW_STYLE_INCLUSIVE else 0)

@@ -142,7 +142,6 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     u32 last[FLOW_LISTS]
     u32 count[FLOW_LISTS]
     u32 state                      # first renumbered receiver
-    u32 state_last
     u32 state_found                # the one looked for last: the next asked for is behind it mostly
     u32 restarts_seen              # renumbering states of another one begin anew
     u32 announced                  # low bits of templates_added when all members of its pools were told
