@@ -21,7 +21,7 @@ from counters cimport (
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
-from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, flow_create, flow_limits, flow_memory
+from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport (

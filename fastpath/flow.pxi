@@ -15,8 +15,7 @@ FLOW_DOMAIN_FIELDS = ("datagrams", "bytes", "units", "lost", "pending", "late", 
 FLOW_SESSION_FIELDS = ("number", "address", "port", "kind", "domain", "listener", "first_ns", "seen_ns", "sequence", "header",
                        "templates", "options_templates", "options_data", "style", *FLOW_DOMAIN_FIELDS)
 FLOW_ITEM_FIELDS = ("id", "kind", "first_s", "seen_s", "record_bytes", "scope_fields", "fields", "raw")
-FLOW_LIFE_LIMIT_MS = 7 * 24 * 60 * 60 * 1000     # ages are 32 bits of ms, and an item may be twice as old
-FLOW_STYLE_NAMES = ("records", "records", "flows", "flows", "packets", "packets", "all records", "all records")
+cdef tuple flow_style_names = ("records", "records", "flows", "flows", "packets", "packets", "all records", "all records")
 FLOW_ITEM_NAMES = ("", "template", "options_template", "options_data")
 
 
@@ -24,7 +23,7 @@ cdef str flow_style_name(const flow_domain_t *d):
     """What the numbers of a v9 or IPFIX exporter count, "none" = it writes none; "" for the other kinds."""
     if d.sequence.unnumbered:
         return "none"
-    return FLOW_STYLE_NAMES[d.sequence.style] if d.kind == FLOW_V9 or d.kind == FLOW_IPFIX else ""
+    return flow_style_names[d.sequence.style] if d.kind == FLOW_V9 or d.kind == FLOW_IPFIX else ""
 
 
 def flow_field_list(bytes raw not None, bint ipfix, bint options):
@@ -129,8 +128,8 @@ cdef class Flow:
             return None
         address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
         return (number, address, ntohs(d.exporter.port_be), FLOW_KIND_NAMES[d.kind], d.domain, d.listener, d.first_ns, d.seen_ns,
-                d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES],
-                d.count[FLOW_OPTIONS_TEMPLATES], d.count[FLOW_OPTIONS], flow_style_name(&d), *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
+                d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES], d.count[FLOW_OPTIONS_TEMPLATES],
+                d.count[FLOW_OPTIONS], flow_style_name(&d), *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
 
     def items(self, u32 number):
         """FLOW_ITEM_FIELDS of the templates and options data of a session; its bytes may have been given up meanwhile: then ()."""

@@ -15,6 +15,7 @@ from uapi.net cimport u8, u32, u64
 cdef enum:
     FLOW_DEFAULT_BYTES = 64 * 1024 * 1024
     FLOW_FORGET_MS = 24 * 60 * 60 * 1000
+    FLOW_LIFE_LIMIT_MS = 7 * 24 * 60 * 60 * 1000   # ages are 32 bits of ms, and a template may be twice as old
 
 
 cdef inline size_t flow_lines(size_t count, size_t size) noexcept nogil:

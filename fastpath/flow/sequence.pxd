@@ -368,7 +368,8 @@ cdef inline void flow_sequence(flow_domain_t *d, flow_seen_t *s, u64 silent_ns) 
         flow_sequence_advance(d, s)
         return
     if styled and not templates_only:
-        if not q.data_known and not clock_back and q.shared == 0 and s.position != q.expected and flow_implausible(q, s, silent_ns // 1000000):
+        if (not q.data_known and not clock_back and q.shared == 0 and s.position != q.expected
+                and flow_implausible(q, s, silent_ns // 1000000)):
             q.own += q.own < FLOW_SCORE        # the first with data: those before it had a counter of their own
             flow_sequence_begin(d, s)
             flow_sequence_advance(d, s)

@@ -59,9 +59,12 @@ unknown
 FLOW_SESSION_FIELDS: Final[tuple[str, ...]]
 """number, address, port, kind, domain, listener, first_ns, seen_ns (CLOCK_MONOTONIC), sequence (next expected), header
 (of the
-last datagram), templates, options_templates, options_data, then FLOW_DOMAIN_FIELDS."""
+last datagram), templates, options_templates, options_data, style (what the numbers of v9 and IPFIX count: records,
+flows,
+packets, all records; none = the exporter writes none; "" = other kinds), then FLOW_DOMAIN_FIELDS."""
 FLOW_ITEM_FIELDS: Final[tuple[str, ...]]
-"""id, kind (one of FLOW_ITEM_NAMES), first_s, seen_s (first taught and last repeated, CLOCK_MONOTONIC in seconds), record_bytes (0 = variable),
+"""id, kind (one of FLOW_ITEM_NAMES), first_s, seen_s (first taught and last repeated, CLOCK_MONOTONIC in
+seconds), record_bytes (0 = variable),
 scope_fields, fields, raw (the record's bytes)."""
 FLOW_ITEM_NAMES: Final[tuple[str, ...]]
 
@@ -87,6 +90,11 @@ class Flow:
     @property
     def capacity(self) -> tuple[int, int, int, int]:
         """(domains, items, record blocks, renumbering states)."""
+
+    def set_template_life(self, ms: int) -> None:
+        """Templates neither repeated nor used for so long, and options data not repeated, expire from now on, 0 =
+        never; their exporter is remembered for as long, 24 hours at least. Raises ValueError beyond 7 days.
+        """
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """(values of FLOW_COUNTER_FIELDS, datagrams by kind number, malformed by kind number)."""

@@ -109,7 +109,8 @@ class FlowReading:
 @dataclass(frozen=True, slots=True)
 class FlowSession:
     """One observation domain of one exporter session. worker, number: its place. listener: slot of its listener.
-    header: of its last datagram. lost: units lost before us. counters: keyed by _fastpath.FLOW_DOMAIN_FIELDS.
+    header: of its last datagram. lost: units lost before us. style: what its numbers count, where that was learnt:
+    records | flows | packets | all records | none. counters: keyed by _fastpath.FLOW_DOMAIN_FIELDS.
     """
 
     worker: int
@@ -128,6 +129,7 @@ class FlowSession:
     options_data: int
     lost: int
     counters: Mapping[str, int]
+    style: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,9 @@ class ServiceState:
     healthy: Callable[[], tuple[bool, str]]
     log_messages: dict[str, int]
     loop_lag: LoopLag = field(default_factory=LoopLag)
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(init=False)
     startup: str = ""
     reload_token: str = ""
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic() - (time.time() - self.started_unix)

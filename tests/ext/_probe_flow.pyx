@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 from atomics cimport atomic_load32, atomic_load64, atomic_store32
 from batch cimport exporter_t
 from flow.keep cimport flow_always, flow_keeps_exporter
-from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, flow_create, flow_limits, flow_memory
+from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number

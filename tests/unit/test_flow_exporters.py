@@ -6,6 +6,7 @@ Each stream is made by a slow model that knows what was removed from it.
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from collections.abc import Callable, Sequence
@@ -90,7 +91,9 @@ def test_zeros_behind_options_rows_are_no_rows(rows: int, zeros: int) -> None:
     options = model.options_template(V9, 257, [(1, 4)], [(48, 1), (50, 4)])
     body = [struct.pack(">IBI", n + 1, 0, 0) for n in range(rows)]
     flow = new()
-    seen = probe.observe(flow, ADDRESS, PORT, model.v9(0, 1, model.a_set(1, options), model.a_set(257, *body, bytes(zeros))))
+    seen = probe.observe(
+        flow, ADDRESS, PORT, model.v9(0, 1, model.a_set(1, options), model.a_set(257, *body, bytes(zeros)))
+    )
     kept = [item[-1] for item in flow.items(seen.number) if item[1] == "options_data"]
     assert sorted(kept) == sorted(body)
 
@@ -134,7 +137,8 @@ def own_numbers(
 @pytest.mark.parametrize("per_round", [1, 2, 5])
 @pytest.mark.parametrize("data_first", [False, True])
 @pytest.mark.parametrize(
-    ("own", "first"), [(50, 5_000_000), (60_342_277, 2855), (2855, 60_342_277), (7, 2**31 + 9), (2**31 + 9, 500), (2**32 - 3, 70_000)]
+    ("own", "first"),
+    [(50, 5_000_000), (60_342_277, 2855), (2855, 60_342_277), (7, 2**31 + 9), (2**31 + 9, 500), (2**32 - 3, 70_000)],
 )
 @pytest.mark.parametrize("rounds", [1, 2, 6])
 def test_template_packets_with_their_own_counter(
@@ -187,7 +191,7 @@ def test_their_numbers_stay_as_they_are_for_a_receiver_that_samples() -> None:
                 numbers.append(model.parse(copy).sequence)
         else:
             probe.leave_out(flow, seen, 9)
-    assert {later - earlier for earlier, later in zip(numbers, numbers[1:])} == {1}
+    assert {later - earlier for earlier, later in itertools.pairwise(numbers)} == {1}
 
 
 # ---- what v9 numbers count
@@ -241,13 +245,15 @@ def test_v9_flows_close_up_for_a_receiver_that_samples(rows: int) -> None:
             out.append(model.parse(probe.keep(flow, seen, 9, payload)).sequence)
         else:
             probe.leave_out(flow, seen, 9)
-    steps = [(later - earlier) % M32 for earlier, later in zip(out, out[1:])]
+    steps = [(later - earlier) % M32 for earlier, later in itertools.pairwise(out)]
     assert set(steps[20:]) == {rows}
 
 
 def test_ipfix_numbers_that_count_messages() -> None:
     generator = random.Random(3)
-    payloads = [model.ipfix(n, 1, *[taught(IPFIX)] * (n % 20 == 0), data(generator.randrange(2, 20))) for n in range(200)]
+    payloads = [
+        model.ipfix(n, 1, *[taught(IPFIX)] * (n % 20 == 0), data(generator.randrange(2, 20))) for n in range(200)
+    ]
     row = feed(new(), [p for n, p in enumerate(payloads) if n not in (101, 102, 150)])
     assert (row["lost"] + row["pending"], row["restarts"], row["style"]) == (3, 0, "packets")
 
@@ -302,11 +308,9 @@ def test_ipfix_templates_before_any_data_are_not_unnumbered() -> None:
 def test_a_template_lives_while_its_data_comes(kind: int) -> None:
     """One of two: no data of 257 comes, and it goes after its life; 256 stays, and goes when its data has stopped."""
     flow = new(template_ms=60_000, forget_ms=10**9)
-    sequence = 0
     number = probe.observe(flow, ADDRESS, PORT, message(kind, 0, taught(kind), taught(kind, 257))).number
-    for second in range(1, 1000, 20):
+    for sequence, second in enumerate(range(1, 1000, 20), 1):
         probe.tick(flow, START + second * SECOND)
-        sequence += 1
         probe.observe(flow, ADDRESS, PORT, message(kind, sequence, data(1)))
         probe.age(flow, flow.capacity[0])
         assert {item[0] for item in flow.items(number)} == ({256} if second > 60 else {256, 257})

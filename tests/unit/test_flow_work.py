@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import flow_model as model
 import pytest
@@ -40,7 +41,7 @@ def run(flow: probe.Flow, payloads: Iterable[tuple[bytes, int, bytes]], owed: in
     """Observes (address, port, payload)s; owed: what one datagram may free besides."""
     total = steps = 0
     for address, port, payload in payloads:
-        taken = steps_of(lambda: probe.observe(flow, address, port, payload))
+        taken = steps_of(partial(probe.observe, flow, address, port, payload))
         total += len(payload)
         steps += taken
         assert taken <= STEPS_A_DATAGRAM + STEPS_A_BYTE * len(payload) + owed, (len(payload), taken)
@@ -98,7 +99,9 @@ def test_withdrawals_walk_only_what_they_free(few: int) -> None:
     flow = new()
     payloads = [
         model.ipfix(
-            0, 1, model.a_set(3, *[model.options_template(IPFIX, 300 + 50 * n + k, [(8, 4)], [(34, 4)]) for k in range(50)])
+            0,
+            1,
+            model.a_set(3, *[model.options_template(IPFIX, 300 + 50 * n + k, [(8, 4)], [(34, 4)]) for k in range(50)]),
         )
         for n in range(40)
     ]
@@ -155,8 +158,10 @@ def test_anything(seed: int) -> None:
         if draw < 0.2:
             return model.a_set(3, model.options_template(IPFIX, identity, fields[:1], fields[1:]))
         if draw < 0.25:
-            return model.a_set(*generator.choice([(2, model.withdrawal(2)), (3, model.withdrawal(3)), (2, model.withdrawal(identity))]))
-        return model.a_set(identity, generator.choice([b"", b"\0", b"\1\2", generator.randbytes(generator.randrange(40))]))
+            kind, which = generator.choice([(2, 2), (3, 3), (2, identity)])
+            return model.a_set(kind, model.withdrawal(which))
+        body = generator.choice([b"", b"\0", b"\1\2", generator.randbytes(generator.randrange(40))])
+        return model.a_set(identity, body)
 
     for _ in range(12):
         room = generator.choice([100, 1400, 9000, LARGEST])

@@ -200,6 +200,7 @@ class Supervisor:
             self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
             if self._running.max_delay_us < 0:
                 self._running.max_delay_us = build.spec.max_delay_us
+            self._running.flows.set_template_life(build.spec.template_life_minutes)
             self.plan_started_unix = time.time()
 
     def _follow_links(self) -> None:

@@ -32,6 +32,7 @@ class Flows:
     def __init__(self) -> None:
         self.by_worker: dict[int, Flow] = {}
         self._share = 0
+        self._life_ms = 0
 
     def get(self, index: int, memory: int, workers: int) -> Flow:
         """The Flow of a worker, made if there is none. memory: bytes for the workers of the start together."""
@@ -39,7 +40,14 @@ class Flows:
         if flow is None:
             self._share = self._share or max(memory // workers, LEAST_BYTES)
             flow = self.by_worker[index] = Flow(self._share)
+            flow.set_template_life(self._life_ms)
         return flow
+
+    def set_template_life(self, minutes: int) -> None:
+        """How long a template lives that is neither repeated nor used; 0 = as long as its exporter is known."""
+        self._life_ms = minutes * 60_000
+        for flow in list(self.by_worker.values()):
+            flow.set_template_life(self._life_ms)
 
     def read(self) -> FlowReading:
         """Sums over all workers."""
@@ -138,6 +146,7 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
         templates=named["templates"],
         options_templates=named["options_templates"],
         options_data=named["options_data"],
+        style=named["style"],
         lost=counters["lost"] + (counters["pending"] if silent_ns >= SETTLE_NS else 0),
         counters=counters,
     )
