@@ -230,8 +230,12 @@ cdef inline void flow_style(flow_domain_t *d, const flow_seen_t *s) noexcept nog
     cdef flow_sequence_t *q = &d.sequence
     cdef u32 holds, style, least
     cdef u32 best = q.style
-    if q.style == FLOW_STYLE_PACKETS and s.sequence - q.last_sequence == 1 and q.score[FLOW_STYLE_PACKETS] == FLOW_SCORE:
-        return
+    if q.score[q.style] == FLOW_SCORE:
+        if q.style == FLOW_STYLE_PACKETS and s.sequence - q.last_sequence == 1:
+            return
+        if (q.style == FLOW_STYLE_DATA and s.sequence - q.last_sequence == q.last_data
+                and (s.options | q.last_options | s.templates | q.last_templates) == 0):
+            return                     # as nearly always; nothing here tells it from the others that hold
     holds = flow_style_holds(q, s)
     if holds == 0 or holds == FLOW_STYLE_ALL:
         return
