@@ -40,12 +40,13 @@ if MARCH:
 depends = sorted(p for kind in ("pxd", "pxi", "h") for p in glob(f"fastpath/**/*.{kind}", recursive=True))
 
 
-def extension(name: str, source: str) -> Extension:
+def extension(name: str, source: str, *macros: str) -> Extension:
     return Extension(
         name,
         [source],
         include_dirs=["fastpath"],
         depends=depends,
+        define_macros=[(macro, "1") for macro in macros],
         extra_compile_args=cflags,
         extra_link_args=ldflags,
     )
@@ -54,7 +55,7 @@ def extension(name: str, source: str) -> Extension:
 extensions = [extension("samplicator._fastpath", "fastpath/_fastpath.pyx")]
 if PROBE:
     extensions.append(extension("samplicator._probe", "tests/ext/_probe.pyx"))
-    extensions.append(extension("samplicator._probe_flow", "tests/ext/_probe_flow.pyx"))
+    extensions.append(extension("samplicator._probe_flow", "tests/ext/_probe_flow.pyx", "FLOW_COUNT_STEPS"))
 
 setup(
     ext_modules=cythonize(

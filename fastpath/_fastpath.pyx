@@ -24,7 +24,7 @@ from flow.alias cimport (
     ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
-from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
+from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport (
@@ -39,7 +39,8 @@ from flow.scan cimport (
     flow_seen_t,
 )
 from flow.state cimport (
-    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_REPLAYS, FLOW_TEMPLATES, flow_domain_t, flow_item_t,
+    flow_limits_t, flow_t,
 )
 from flow.table cimport flow_mix
 from flow.template cimport flow_u32

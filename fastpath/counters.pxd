@@ -59,7 +59,7 @@ ctypedef struct worker_counters_t:
     u64 busy_ns                # time not spent waiting for datagrams
     u64 wakeups                # epoll_wait returned with work
     u64 stalls                 # waits for a full send queue
-    u64 heartbeat_ns           # CLOCK_REALTIME of the last loop pass
+    u64 heartbeat_ns           # CLOCK_MONOTONIC of the last loop pass
     u64 sessions               # exporter sessions now in the cache
     u64 session_misses
     u64 session_evictions

@@ -13,9 +13,17 @@ FLOW_COUNTER_FIELDS = ("domains", "exporters", "templates", "options_templates",
 FLOW_DOMAIN_FIELDS = ("datagrams", "bytes", "units", "lost", "pending", "late", "repeated", "restarts", "unknown", "malformed",
                       "templates_added", "templates_seen", "withdrawn")
 FLOW_SESSION_FIELDS = ("number", "address", "port", "kind", "domain", "listener", "first_ns", "seen_ns", "sequence", "header",
-                       "templates", "options_templates", "options_data", *FLOW_DOMAIN_FIELDS)
-FLOW_ITEM_FIELDS = ("id", "kind", "first_ms", "seen_ms", "record_bytes", "scope_fields", "fields", "raw")
+                       "templates", "options_templates", "options_data", "style", *FLOW_DOMAIN_FIELDS)
+FLOW_ITEM_FIELDS = ("id", "kind", "first_s", "seen_s", "record_bytes", "scope_fields", "fields", "raw")
+cdef tuple flow_style_names = ("records", "records", "flows", "flows", "packets", "packets", "all records", "all records")
 FLOW_ITEM_NAMES = ("", "template", "options_template", "options_data")
+
+
+cdef str flow_style_name(const flow_domain_t *d):
+    """What the numbers of a v9 or IPFIX exporter count, "none" = it writes none; "" for the other kinds."""
+    if d.sequence.unnumbered:
+        return "none"
+    return flow_style_names[d.sequence.style] if d.kind == FLOW_V9 or d.kind == FLOW_IPFIX else ""
 
 
 def flow_field_list(bytes raw not None, bint ipfix, bint options):
@@ -63,6 +71,14 @@ cdef class Flow:
             self.memory = NULL
             raise MemoryError(f"{self.octets} bytes for the flow stage")
         flow_create(&self.flow, &limit, self.memory, seed)
+
+    def set_template_life(self, u32 ms):
+        """Templates and options data neither repeated nor used for so long expire from now on; 0 = never. Who taught them is remembered for
+        as long at least."""
+        if ms > FLOW_LIFE_LIMIT_MS:
+            raise ValueError(f"a template life of {ms} ms is not 0..{FLOW_LIFE_LIMIT_MS}")
+        atomic_store32(&self.flow.limit.forget_ms, ms if ms > FLOW_FORGET_MS else FLOW_FORGET_MS)
+        atomic_store32(&self.flow.limit.template_ms, ms)
 
     def __dealloc__(self):
         if self.memory != NULL:
@@ -112,8 +128,8 @@ cdef class Flow:
             return None
         address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
         return (number, address, ntohs(d.exporter.port_be), FLOW_KIND_NAMES[d.kind], d.domain, d.listener, d.first_ns, d.seen_ns,
-                d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES] - d.options_templates,
-                d.options_templates, d.count[FLOW_OPTIONS], *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
+                d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES], d.count[FLOW_OPTIONS_TEMPLATES],
+                d.count[FLOW_OPTIONS], flow_style_name(&d), *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
 
     def items(self, u32 number):
         """FLOW_ITEM_FIELDS of the templates and options data of a session; its bytes may have been given up meanwhile: then ()."""
@@ -130,7 +146,7 @@ cdef class Flow:
         try:
             if items == NULL or octets == NULL:
                 raise MemoryError
-            for which in range(<u32>FLOW_LISTS):
+            for which in (FLOW_TEMPLATES, FLOW_OPTIONS_TEMPLATES, FLOW_OPTIONS):
                 n = flow_read_items(&self.flow, number, which, items, limit, octets, room)
                 used = 0
                 for i in range(n):
@@ -142,5 +158,5 @@ cdef class Flow:
         return tuple(out)
 
     cdef _item(self, const flow_item_t *item, const u8 *raw):
-        return (item.id, FLOW_ITEM_NAMES[item.kind & 3], item.first_ms, item.seen_ms, 0 if item.steps else item.record_bytes,
+        return (item.id, FLOW_ITEM_NAMES[item.kind & 3], item.first_s, item.seen_s, 0 if item.steps else item.record_bytes,
                 item.scope_fields, item.fields, flow_bytes(raw, item.bytes))

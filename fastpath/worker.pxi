@@ -80,14 +80,17 @@ cdef u32 worker_send_now(worker_t *w, u32 active) noexcept nogil:
 
 
 cdef inline void worker_latency(worker_t *w) noexcept nogil:
-    """Arrival in the kernel to handed back to it, for every datagram of the batch."""
+    """Arrival in the kernel to handed back to it, for every datagram of the batch, but for those that a step of the wall clock may have come
+    between: the kernel stamps arrivals by it (SO_TIMESTAMPNS, socket(7))."""
     cdef u64 now = worker_clock(CLOCK_REALTIME)
     cdef u64 arrival
     cdef u32 d
+    if unlikely(worker_stepped(&w.wall, now, worker_clock(CLOCK_MONOTONIC))):
+        w.wall.since_ns = now
     for d in range(w.batch.n):
         arrival = w.batch.arrival_ns[d]
-        if arrival:
-            counters_latency(w.counters, now - arrival if now > arrival else 0, 1)
+        if arrival >= w.wall.since_ns and arrival <= now and arrival:
+            counters_latency(w.counters, now - arrival, 1)
 
 
 cdef inline void worker_observe(worker_t *w, u32 d) noexcept nogil:
@@ -139,7 +142,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     if unlikely(w.work.routing.pool_count):
         worker_pools_look(w)
     if w.seeing:
-        flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
+        flow_tick(w.flow, worker_clock(CLOCK_MONOTONIC))
         active = worker_choose(w, socket.counters, True)
     else:
         active = worker_choose(w, socket.counters, False)
@@ -356,7 +359,7 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
 cdef void worker_beat(worker_t *w, u64 now_ns) noexcept nogil:
     """Heartbeat, and at most every 10 ms the thread's CPU clock."""
     cdef worker_counters_t *c = w.counters
-    atomic_store64(&c.heartbeat_ns, worker_clock(CLOCK_REALTIME))
+    atomic_store64(&c.heartbeat_ns, now_ns)
     atomic_store64(&c.sessions, w.sessions.used)
     atomic_store64(&c.session_misses, w.sessions.misses)
     atomic_store64(&c.session_evictions, w.sessions.evictions)
@@ -410,7 +413,7 @@ cdef inline u64 worker_gather(u64 *last_ns, u64 delay_ns, u64 now_ns) noexcept n
 
 cdef void worker_loop(worker_t *w) noexcept nogil:
     """Until stop(): adopt, wait, read."""
-    cdef u64 start, deadline
+    cdef u64 start, end, deadline
     cdef int n, timeout_ms
     while True:
         worker_adopt(w)
@@ -438,5 +441,6 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             worker_rings(w, n == 0)
         worker_flow(w, start)
         ports_look(&w.ports, w.sessions.now, start)
-        worker_beat(w, start)
-        atomics_add(&w.counters.busy_ns, worker_clock(CLOCK_MONOTONIC) - start)
+        end = worker_clock(CLOCK_MONOTONIC)
+        worker_beat(w, end)
+        atomics_add(&w.counters.busy_ns, end - start)

@@ -30,7 +30,7 @@ cdef inline void worker_refresh(worker_t *w, tx_t *tx, u32 way, u32 d) noexcept 
     """Notes that templates or options data of datagram d's domain are due again at this receiver."""
     cdef u32 which
     cdef u32 what = 0
-    for which in range(<u32>FLOW_LISTS):
+    for which in range(<u32>FLOW_REPLAYS):
         if ((tx.refresh_copies[which] or tx.refresh_ms[which])
                 and flow_refresh_due(w.flow, &w.seen[d], tx.counters.id, tx.refresh_copies[which], tx.refresh_ms[which], which)):
             what |= FLOW_REPLAY_TEMPLATES if which == FLOW_TEMPLATES else FLOW_REPLAY_OPTIONS
@@ -243,7 +243,7 @@ cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
     w.lanes.now_s = <u32>(now_ns // 1000000000)
     w.replaying = False
     if w.flow != NULL:
-        flow_tick(w.flow, worker_clock(CLOCK_REALTIME))
+        flow_tick(w.flow, now_ns)
     for way in range(w.work.routing.way_count):
         tx = w.work.ways[way]
         if not atomic_load32(&tx.replay):

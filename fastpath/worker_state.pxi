@@ -10,11 +10,18 @@ cdef enum:
     WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
     WORKER_RING_DELAY_NS = 250000      # wait for more datagrams of a ring before it is read, unless it was idle or has a backlog
     WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
+    WORKER_STEP_NS = 100000000         # the wall clock against the monotonic one: more than this at once is a step ...
+    WORKER_SLEW = 1000                 # ... unless that much in so many as went by: adjtimex(2) slews by 1/2000 at most
 
 ctypedef struct due_t:                 # templates or options data that a receiver's refresh asks for
     u32 way
     u32 number                         # domain
     u32 what
+
+ctypedef struct wall_t:                # the wall clock against CLOCK_MONOTONIC, as last compared
+    u64 ahead_ns
+    u64 compared_ns                    # CLOCK_MONOTONIC
+    u64 since_ns                       # CLOCK_REALTIME right behind its last step: older stamps say nothing
 
 ctypedef struct worker_t:
     int epoll
@@ -57,6 +64,7 @@ ctypedef struct worker_t:
     batch_t *rewritten                 # copies of our own: renumbered, replayed
     u8 *own_bytes                      # RX_SLOT each
     u16 *identity                      # 0, 1, 2 ...: the selection of all of a batch
+    wall_t wall
     due_t *due
     u32 due_count
     epoll_event events[WORKER_EVENTS]
@@ -66,3 +74,14 @@ cdef inline u64 worker_clock(int clock) noexcept nogil:
     cdef timespec now
     clock_gettime(clock, &now)
     return <u64>now.tv_sec * 1000000000 + <u64>now.tv_nsec
+
+
+cdef inline bint worker_stepped(wall_t *wall, u64 real_ns, u64 monotonic_ns) noexcept nogil:
+    """Whether the wall clock was set since the last call. The first call only notes where it stands."""
+    cdef u64 ahead = real_ns - monotonic_ns
+    cdef u64 moved = ahead - wall.ahead_ns
+    cdef u64 allowed = WORKER_STEP_NS + (monotonic_ns - wall.compared_ns) // WORKER_SLEW
+    cdef bint known = wall.compared_ns != 0
+    wall.ahead_ns = ahead
+    wall.compared_ns = monotonic_ns
+    return known and moved + allowed > 2 * allowed

@@ -173,13 +173,15 @@ def parse(p: bytes) -> Message | None:
         _, count, uptime, seconds, sequence, domain = struct.unpack_from(">HHIIII", p)
     else:
         _, length, seconds, sequence, domain = struct.unpack_from(">HHIII", p)
-        if length < 16 or length > len(p) or len(p) - length >= 16:
-            raise Malformed("length")
+        if length < 16 or length > len(p) or (len(p) - length >= 16 and p[length : length + 2] == b"\0\x0a"):
+            raise Malformed("length")  # what is behind is none of ours, unless it is a second message
         p, count, uptime = p[:length], 0, 0
     sets = []
     at = header
     while len(p) - at >= 4:
         identity, length = struct.unpack_from(">HH", p, at)
+        if identity == length == 0:
+            break  # filled up
         if length < 4 or at + length > len(p):
             raise Malformed("set")
         one = Set(identity, p[at + 4 : at + length])
@@ -194,8 +196,10 @@ def split(kind: int, one: Template, body: bytes) -> list[tuple[bytes, bytes]] | 
     """(scope bytes, record) of each data record of a set body; None = they cannot be told apart."""
     if one.shortest == 0:
         return None
-    out = []
+    out: list[tuple[bytes, bytes]] = []
     while len(body) >= one.shortest:
+        if kind == V9 and one.options and out and not any(body):
+            break  # padding
         at = scope_end = 0
         for i, (_, length, _) in enumerate(one.fields):
             if kind == IPFIX and length == VARIABLE:

@@ -9,12 +9,14 @@ Called by: observe, with datagrams that scan found well formed, only. Must never
 
 from libc.string cimport memcpy
 from atomics cimport atomics_add
-from flow.memory cimport flow_blocks_for, flow_chain, flow_chain_copy, flow_chain_equal
+from flow.memory cimport flow_blocks_for, flow_chain, flow_chain_equal
 from flow.scan cimport (
-    FLOW_IPFIX, FLOW_OPTIONS_DATA, FLOW_OPTIONS_TEMPLATE, FLOW_TEMPLATE, FLOW_UNKNOWN, flow_seen_t,
+    FLOW_IPFIX, FLOW_OPTIONS_DATA, FLOW_OPTIONS_TEMPLATE, FLOW_TEMPLATE, FLOW_UNKNOWN, FLOW_V9, flow_seen_t,
 )
+from flow.steps cimport flow_step
 from flow.state cimport (
-    FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_t,
+    FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t,
+    flow_t,
 )
 from flow.table cimport (
     flow_item_free, flow_item_make, flow_item_repeat, flow_item_room, flow_items_hash, flow_mix, flow_template, flow_write_begin,
@@ -36,6 +38,7 @@ cdef inline u32 flow_extent(const u16 *steps, u32 count, const u8 *p, u32 n) noe
     cdef u32 i, length
     cdef u32 at = 0
     for i in range(count):
+        flow_step(1)
         length = steps[i]
         if length == FLOW_VARIABLE:
             if at >= n:
@@ -67,28 +70,21 @@ cdef inline u64 flow_scope_hash(const flow_t *flow, const u8 *p, u32 n) noexcept
     return flow_mix(h, word)
 
 
-cdef inline bint flow_withdraw(flow_t *flow, u32 number, const flow_record_t *r, u32 *budget) noexcept nogil:
-    """Drops one template, or all of the set's kind. A withdrawal of what is unknown says nothing. False: too many that walk a long list."""
+cdef inline void flow_withdraw(flow_t *flow, u32 number, const flow_record_t *r) noexcept nogil:
+    """Drops one template, or all of the set's kind, each of which cost bytes to teach. A withdrawal of what is unknown says nothing."""
     cdef flow_domain_t *d = &flow.domains[number]
-    cdef u8 kind = FLOW_ITEM_OPTIONS_TEMPLATE if r.options else FLOW_ITEM_TEMPLATE
-    cdef u32 i, following
+    cdef u32 which = FLOW_OPTIONS_TEMPLATES if r.options else FLOW_TEMPLATES
+    cdef u32 i
     if r.withdraw == FLOW_WITHDRAW_ALL:
-        if budget[0] < d.count[FLOW_TEMPLATES]:
-            return False
-        budget[0] -= d.count[FLOW_TEMPLATES]
-        i = d.first[FLOW_TEMPLATES]
-        while i:
-            following = flow.items[i].next
-            if flow.items[i].kind == kind:
-                flow_item_free(flow, i)
-                atomics_add(&d.withdrawn, 1)
-            i = following
-        return True
+        while d.first[which]:
+            flow_step(1)
+            flow_item_free(flow, d.first[which])
+            atomics_add(&d.withdrawn, 1)
+        return
     i = flow_template(flow, number, r.id)
     if i:
         flow_item_free(flow, i)
         atomics_add(&d.withdrawn, 1)
-    return True
 
 
 cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const u8 *p, const flow_record_t *r) noexcept nogil:
@@ -103,7 +99,7 @@ cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const
     atomics_add(&d.templates_seen, 1)
     if i:
         item = &flow.items[i]
-        if item.kind == kind and item.bytes == r.bytes and flow_chain_equal(flow, item.block, p, r.bytes):
+        if item.kind == kind and item.bytes == r.bytes and flow_chain_equal(flow, item.block, 2 * <u32>item.steps, p, r.bytes):
             flow_item_repeat(flow, i)
             return True
         flow_item_free(flow, i)
@@ -117,13 +113,13 @@ cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const
     item.serial = flow.serial
     item.record_bytes = r.record_bytes
     item.scope_bytes = r.scope_bytes
-    item.fields = r.fields
-    item.scope_fields = r.scope_fields
+    item.fields = <u16>r.fields
+    item.scope_fields = <u16>r.scope_fields
     item.bytes = <u16>r.bytes
     item.steps = <u16>n
     item.scope_steps = scope_steps
     item.uncountable = r.record_bytes == 0 or (r.variable != 0 and n == 0)
-    item.block = flow_chain(flow, p, r.bytes, <const u8 *>steps, 2 * n)
+    item.block = flow_chain(flow, <const u8 *>steps, 2 * n, p, r.bytes)
     flow.exporters[d.owner].blocks += flow_blocks_for(r.bytes + 2 * n)
     atomics_add(&d.templates_added, 1)
     return True
@@ -137,8 +133,7 @@ cdef inline bint flow_learn_templates(flow_t *flow, u32 number, bint ipfix, u32 
             return False
         budget[0] -= 1
         if r.withdraw:
-            if not flow_withdraw(flow, number, &r, budget):
-                return False
+            flow_withdraw(flow, number, &r)
         elif not flow_learn_template(flow, number, ipfix, p, &r):
             return False
         p += r.bytes
@@ -154,13 +149,14 @@ cdef inline bint flow_learn_options(flow_t *flow, u32 number, u32 template, cons
     cdef flow_item_t *item
     while i:
         item = &flow.items[i]
+        flow_step(1)
         if (item.hash == hashed and item.domain == number and item.kind == FLOW_ITEM_OPTIONS_DATA and item.id == t.id
-                and item.scope_bytes == scope and flow_chain_equal(flow, item.block, p, scope)):
+                and item.scope_bytes == scope and flow_chain_equal(flow, item.block, 0, p, scope)):
             break
         i = item.bucket_next
     if i:
         item = &flow.items[i]
-        if item.serial == t.serial and item.bytes == n and flow_chain_equal(flow, item.block, p, n):
+        if item.serial == t.serial and item.bytes == n and flow_chain_equal(flow, item.block, 0, p, n):
             flow_item_repeat(flow, i)
             return True
         flow_item_free(flow, i)
@@ -176,21 +172,30 @@ cdef inline bint flow_learn_options(flow_t *flow, u32 number, u32 template, cons
     return True
 
 
+cdef inline u32 flow_said(const u8 *p, u32 n) noexcept nogil:
+    """Bytes up to the last that is not zero."""
+    while n and p[n - 1] == 0:
+        n -= 1
+    return n
+
+
 cdef inline u32 flow_learn_data(flow_t *flow, u32 number, u32 template, const u8 *p, u32 n, bint *learn, u32 *budget) noexcept nogil:
     """Walks a data set body of n bytes; returns its records, FLOW_NO_FIT = uncountable. learn: keep options data; cleared when there is no
-    room."""
+    room. A v9 record of nothing but zeros behind the first is padding, which some exporters make longer than the 3 bytes of RFC 3954 §5.3."""
     cdef flow_item_t *t = &flow.items[template]
-    cdef u16 steps[FLOW_STEPS]
+    cdef const u16 *steps = <const u16 *>flow.blocks[t.block].data     # the first block: keeping options data never evicts its template
+    cdef bint v9 = flow.domains[number].kind == FLOW_V9
+    cdef u32 said
     cdef u32 length = t.record_bytes
     cdef u32 scope = t.scope_bytes
     cdef u32 records = 0
     if t.uncountable:
         return FLOW_NO_FIT
-    if t.steps:
-        flow_chain_copy(flow, t.block, t.bytes, <u8 *>steps, 2 * <u32>t.steps)
-    elif not learn[0]:
+    if t.steps == 0 and not learn[0]:
         return n // length
-    while n >= t.record_bytes:
+    said = flow_said(p, n) if v9 else n
+    while n >= t.record_bytes and (said or records == 0):
+        flow_step(1)
         if t.steps:
             length = flow_extent(steps, t.steps, p, n)
             if length == FLOW_NO_FIT:
@@ -205,6 +210,7 @@ cdef inline u32 flow_learn_data(flow_t *flow, u32 number, u32 template, const u8
         records += 1
         p += length
         n -= length
+        said -= length if length < said else said
     return records
 
 
@@ -217,6 +223,8 @@ cdef inline void flow_learn_set(flow_t *flow, u32 number, flow_seen_t *s, u32 se
     if i == 0:
         s.flags |= FLOW_UNKNOWN
         return
+    if not flow.items[i].used:
+        flow.items[i].used = 1
     options = flow.items[i].kind == FLOW_ITEM_OPTIONS_TEMPLATE
     if options:
         s.flags |= FLOW_OPTIONS_DATA
@@ -226,28 +234,31 @@ cdef inline void flow_learn_set(flow_t *flow, u32 number, flow_seen_t *s, u32 se
     records = flow_learn_data(flow, number, i, p, n, &options, budget)
     if flow.items[i].kind == FLOW_ITEM_OPTIONS_TEMPLATE:
         learn[0] = options
-    if s.kind == FLOW_IPFIX and records == FLOW_NO_FIT:
-        s.flags |= FLOW_UNKNOWN
-    elif s.kind == FLOW_IPFIX:
-        s.units += records
-        if s.flags & FLOW_OPTIONS_DATA and flow.items[i].kind == FLOW_ITEM_OPTIONS_TEMPLATE:
-            s.options += records
+    if records == FLOW_NO_FIT:
+        if s.kind == FLOW_IPFIX:
+            s.flags |= FLOW_UNKNOWN
+        return
+    if s.kind == FLOW_IPFIX:
+        s.data += records
+    if flow.items[i].kind == FLOW_ITEM_OPTIONS_TEMPLATE:
+        s.options += records
 
 
 cdef inline void flow_learn(flow_t *flow, u32 number, const u8 *p, flow_seen_t *s) noexcept nogil:
-    """Walks the sets of the well-formed v9 or IPFIX message p, learns from them, and counts an IPFIX message's data records into s.units."""
+    """Walks the sets of the well-formed v9 or IPFIX message p, learns from them, and counts an IPFIX message's data records into s.data."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef bint ipfix = s.kind == FLOW_IPFIX
     cdef bint templates = (s.flags & (FLOW_TEMPLATE | FLOW_OPTIONS_TEMPLATE)) != 0
     cdef bint learn = True
     cdef bint open = True
-    cdef bint writes = templates or d.options_templates
+    cdef bint writes = templates or d.first[FLOW_OPTIONS_TEMPLATES] != 0
     cdef u32 budget = FLOW_LEARN_RECORDS
     cdef u32 at = s.header_bytes
     cdef u32 set_id, length
     if writes:
         flow_write_begin(&d.version)
     while s.bytes - at >= 4:
+        flow_step(1)
         set_id = flow_u16(p + at)
         length = flow_u16(p + at + 2)
         if set_id >= FLOW_SET_DATA:

@@ -5,6 +5,7 @@ Called by: whoever creates a flow_t (flow_limits, flow_memory, flow_create: once
 """
 
 from libc.string cimport memcmp, memcpy, memset
+from flow.steps cimport flow_step
 from atomics cimport atomic_load64, atomic_store64, atomics_add
 from flow.state cimport (
     FLOW_BLOCK, FLOW_WAYS, flow_block_t, flow_domain_t, flow_exporter_t, flow_item_t, flow_limits_t, flow_set_t, flow_state_t, flow_t,
@@ -13,6 +14,8 @@ from uapi.net cimport u8, u32, u64
 
 cdef enum:
     FLOW_DEFAULT_BYTES = 64 * 1024 * 1024
+    FLOW_FORGET_MS = 24 * 60 * 60 * 1000
+    FLOW_LIFE_LIMIT_MS = 7 * 24 * 60 * 60 * 1000   # ages are 32 bits of ms, and a template may be twice as old
 
 
 cdef inline size_t flow_lines(size_t count, size_t size) noexcept nogil:
@@ -37,7 +40,7 @@ cdef inline void flow_limits(flow_limits_t *limit, size_t octets) noexcept nogil
     limit.domain_items = 2048
     limit.idle_ms = 30 * 60 * 1000
     limit.template_ms = 2 * 60 * 60 * 1000
-    limit.forget_ms = 24 * 60 * 60 * 1000
+    limit.forget_ms = FLOW_FORGET_MS
     limit.sets = 1 << 16
     while True:
         limit.items = limit.sets * FLOW_WAYS * 3
@@ -106,6 +109,7 @@ cdef inline u32 flow_chain(flow_t *flow, const u8 *p, u32 n, const u8 *q, u32 m)
     cdef u32 last = 0
     cdef u32 b, part, room
     while n or m:
+        flow_step(1)
         b = flow_block_take(flow)
         if last:
             flow.blocks[last].next = b
@@ -131,6 +135,7 @@ cdef inline u32 flow_chain_free(flow_t *flow, u32 b) noexcept nogil:
     cdef u32 following
     cdef u32 n = 0
     while b:
+        flow_step(1)
         following = flow.blocks[b].next
         flow.blocks[b].next = flow.block_free
         flow.block_free = b
@@ -140,15 +145,18 @@ cdef inline u32 flow_chain_free(flow_t *flow, u32 b) noexcept nogil:
     return n
 
 
-cdef inline bint flow_chain_equal(const flow_t *flow, u32 b, const u8 *p, u32 n) noexcept nogil:
-    """Whether the chain begins with these n bytes."""
+cdef inline bint flow_chain_equal(const flow_t *flow, u32 b, u32 offset, const u8 *p, u32 n) noexcept nogil:
+    """Whether the chain has these n bytes at offset, which is in its first block."""
     cdef u32 part
     while n:
-        part = n if n < FLOW_BLOCK else FLOW_BLOCK
-        if b == 0 or memcmp(flow.blocks[b].data, p, part) != 0:
+        flow_step(1)
+        part = FLOW_BLOCK - offset
+        part = n if n < part else part
+        if b == 0 or memcmp(flow.blocks[b].data + offset, p, part) != 0:
             return False
         p += part
         n -= part
+        offset = 0
         b = flow.blocks[b].next
     return True
 
@@ -158,6 +166,7 @@ cdef inline u32 flow_chain_copy(const flow_t *flow, u32 b, u32 offset, u8 *out, 
     cdef u32 part
     cdef u32 done = 0
     while b and b <= flow.limit.blocks and done < n:
+        flow_step(1)
         if offset >= FLOW_BLOCK:
             offset -= FLOW_BLOCK
         else:
@@ -204,12 +213,13 @@ cdef inline void flow_states_free(flow_t *flow, flow_domain_t *d) noexcept nogil
     cdef u32 i = d.state
     cdef u32 following
     while i:
+        flow_step(1)
         following = flow.states[i].next
         flow.states[i].next = flow.state_free
         flow.state_free = i
         flow_less(&flow.counters.states, 1)
         i = following
-    d.state = 0
+    d.state = d.state_found = 0
 
 
 cdef inline u32 flow_exporter_take(flow_t *flow) noexcept nogil:

@@ -7,18 +7,21 @@ never a byte changed.
 """
 
 from libc.string cimport memcpy
-from atomics cimport atomics_add
+from atomics cimport atomic_load32, atomics_add
 from batch cimport exporter_t
 from flow.learn cimport flow_learn
 from flow.scan cimport (
     FLOW_IPFIX, FLOW_MALFORMED, FLOW_UNKNOWN, FLOW_V9, flow_scan, flow_seen_t,
 )
 from flow.sequence cimport flow_gaps_settle, flow_sequence
+from flow.steps cimport flow_step
 from flow.state cimport (
     FLOW_ESTABLISHED_DATAGRAMS, FLOW_ESTABLISHED_MS, FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_REPEATS, FLOW_LISTS,
     flow_domain_t, flow_t, flow_way_t,
 )
-from flow.table cimport flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_way, flow_write_begin, flow_write_end
+from flow.table cimport (
+    flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_item_lives, flow_way, flow_write_begin, flow_write_end,
+)
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
@@ -27,9 +30,11 @@ cdef enum:
 
 
 cdef inline void flow_tick(flow_t *flow, u64 now_ns) noexcept nogil:
-    """The time of this batch, CLOCK_REALTIME."""
-    flow.now_ns = now_ns
-    flow.now_ms = <u32>(now_ns // 1000000)
+    """The time of this batch, CLOCK_MONOTONIC: ages are times in which a datagram could have come, so neither a step of the wall clock nor a
+    suspended machine makes anything older. It never goes back, whoever gives it."""
+    if now_ns > flow.now_ns:
+        flow.now_ns = now_ns
+        flow.now_ms = <u32>(now_ns // 1000000)
 
 
 cdef inline void flow_grade(flow_t *flow, flow_domain_t *d) noexcept nogil:
@@ -92,7 +97,7 @@ cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 list
         atomics_add(&d.unknown, 1)
     if s.sequence_at:
         lost, restarts = d.lost, d.restarts
-        flow_sequence(d, s)
+        flow_sequence(d, s, flow.now_ns - d.seen_ns)
         if d.lost != lost:
             atomics_add(&flow.counters.lost[s.kind], d.lost - lost)
         if d.restarts != restarts:
@@ -104,20 +109,31 @@ cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 list
 
 
 cdef inline void flow_expire(flow_t *flow, flow_domain_t *d) noexcept nogil:
-    """Templates and options data not repeated for too long, oldest first."""
+    """Templates and options data neither repeated nor used for too long, oldest first. A template whose data came in that time lives on for as
+    long again: some exporters send theirs when they start, and never after."""
+    cdef u32 life = atomic_load32(&flow.limit.template_ms)
     cdef u32 budget = FLOW_EXPIRE_ITEMS
-    cdef u32 which
+    cdef u32 which, i
+    if life == 0:
+        return
     for which in range(<u32>FLOW_LISTS):
-        while budget and d.first[which] and flow.now_ms - flow.items[d.first[which]].seen_ms >= flow.limit.template_ms:
+        i = d.first[which]
+        while budget and i and flow.now_ms - flow.items[i].alive_ms >= life:
+            flow_step(1)
             flow_write_begin(&d.version)
-            flow_item_free(flow, d.first[which])
+            if flow.items[i].used:
+                flow_item_lives(flow, i)
+            else:
+                flow_item_free(flow, i)
+                atomics_add(&flow.counters.expired_items, 1)
             flow_write_end(&d.version)
-            atomics_add(&flow.counters.expired_items, 1)
+            i = d.first[which]
             budget -= 1
 
 
 cdef inline void flow_age(flow_t *flow, u32 steps) noexcept nogil:
-    """Looks at the next so many places of the table: settles gaps of silent domains, lets items expire, forgets the long silent."""
+    """Looks at the next so many places of the table: settles gaps of silent domains, lets items expire, forgets the long silent, one at most:
+    what it taught may be much."""
     cdef flow_domain_t *d
     cdef u32 age
     while steps:
@@ -127,10 +143,10 @@ cdef inline void flow_age(flow_t *flow, u32 steps) noexcept nogil:
         if d.owner == 0:
             continue
         age = flow.now_ms - flow_way(flow, d.slot).seen_ms
-        if age >= flow.limit.forget_ms:
+        if age >= atomic_load32(&flow.limit.forget_ms):
             flow_evict(flow, flow.sweep)
             atomics_add(&flow.counters.forgotten_domains, 1)
-            continue
+            return
         if age >= FLOW_SETTLE_MS and d.pending:
             atomics_add(&flow.counters.lost[d.kind], d.pending)
             flow_gaps_settle(d)

@@ -43,7 +43,7 @@ cdef inline int flow_read_items_once(flow_t *flow, u32 number, u32 which, flow_i
         items[n] = flow.items[i]
         if used + items[n].bytes > room:
             break
-        if flow_chain_copy(flow, items[n].block, 0, octets + used, items[n].bytes) != items[n].bytes:
+        if flow_chain_copy(flow, items[n].block, 2 * <u32>items[n].steps, octets + used, items[n].bytes) != items[n].bytes:
             return -1
         used += items[n].bytes
         i = items[n].next

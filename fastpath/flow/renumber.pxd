@@ -12,9 +12,12 @@ caller writes it into a copy of its own.
 
 from atomics cimport atomic_load64, atomics_add
 from flow.memory cimport flow_less, flow_state_take
-from flow.scan cimport FLOW_IPFIX, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_SFLOW, FLOW_UNKNOWN, flow_seen_t
+from flow.scan cimport (
+    FLOW_FOREIGN, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_SFLOW, FLOW_UNCOUNTED, FLOW_UNNUMBERED, flow_seen_t,
+)
 from flow.state cimport FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_state_t, flow_t
-from flow.table cimport flow_reclaim
+from flow.steps cimport flow_step
+from flow.table cimport flow_has_templates, flow_reclaim
 from flow.template cimport flow_put32
 from uapi.net cimport u8, u32
 
@@ -23,24 +26,40 @@ cdef enum:
 
 
 cdef inline bint flow_renumbers(const flow_seen_t *s) noexcept nogil:
-    """Whether this datagram's number may be rewritten at all."""
-    return s.number != 0 and s.sequence_at != 0 and s.kind != FLOW_SFLOW and not s.flags & FLOW_MALFORMED
+    """Whether this datagram's number may be rewritten at all: not where it does not count what the others do, or nothing."""
+    return s.number != 0 and s.sequence_at != 0 and s.kind != FLOW_SFLOW and not s.flags & (FLOW_MALFORMED | FLOW_FOREIGN | FLOW_UNNUMBERED)
 
 
-cdef inline u32 flow_state(const flow_t *flow, u32 number, u32 receiver) noexcept nogil:
-    """The state of (domain, receiver), 0 = none."""
-    cdef u32 i = flow.domains[number].state
+cdef inline u32 flow_state(flow_t *flow, u32 number, u32 receiver) noexcept nogil:
+    """The state of (domain, receiver), 0 = none. Receivers are asked for in the order of the route, as their states stand: the one wanted is
+    where the last search ended, or the next behind it, or the first; else all are looked through."""
+    cdef flow_domain_t *d = &flow.domains[number]
+    cdef u32 found = d.state_found
+    cdef u32 i = found
     cdef u32 step = FLOW_STATE_STEPS
     while i and flow.states[i].receiver != receiver and step:
+        flow_step(1)
         i = flow.states[i].next
         step -= 1
-    return i if step else 0
+    if i == 0:
+        i = d.state
+        while i != found and flow.states[i].receiver != receiver and step:
+            flow_step(1)
+            i = flow.states[i].next
+            step -= 1
+        if i == found:
+            return 0
+    if step == 0:
+        return 0
+    d.state_found = i
+    return i
 
 
 cdef inline u32 flow_state_make(flow_t *flow, u32 number, u32 receiver) noexcept nogil:
     """The state of (domain, receiver), made if need be; 0 = no room (counted): copies pass as they are."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef u32 i = flow_state(flow, number, receiver)
+    cdef u32 *link
     if i:
         return i
     i = flow_state_take(flow)
@@ -51,9 +70,11 @@ cdef inline u32 flow_state_make(flow_t *flow, u32 number, u32 receiver) noexcept
         return 0
     flow.states[i].receiver = receiver
     flow.states[i].restarts = d.restarts_seen
-    flow.states[i].next = d.state
     flow.states[i].replayed_ms[FLOW_TEMPLATES] = flow.states[i].replayed_ms[FLOW_OPTIONS] = flow.now_ms
-    d.state = i
+    link = &flow.states[d.state_found].next if d.state_found else &d.state
+    flow.states[i].next = link[0]
+    link[0] = i
+    d.state_found = i
     return i
 
 
@@ -112,7 +133,7 @@ cdef inline bint flow_renumber(flow_t *flow, const flow_seen_t *s, u32 receiver,
     flow_state_follow(d, &flow.states[i], s)
     if flow.states[i].offset == 0:
         return False
-    if s.flags & FLOW_UNKNOWN and s.kind == FLOW_IPFIX:
+    if s.flags & FLOW_UNCOUNTED:
         atomics_add(&flow.counters.kept_unknown, 1)
     atomics_add(&flow.counters.renumbered, 1)
     value[0] = s.sequence + flow.states[i].offset
@@ -134,7 +155,7 @@ cdef inline void flow_leave_out(flow_t *flow, const flow_seen_t *s, u32 receiver
     flow_state_follow(d, state, s)
     if s.flags & (FLOW_LATE | FLOW_REPEATED):
         return
-    if s.flags & FLOW_UNKNOWN and s.kind == FLOW_IPFIX:
+    if s.flags & FLOW_UNCOUNTED:
         state.owes = 1
         state.left_out = <u32>d.datagrams
     else:
@@ -152,7 +173,9 @@ cdef inline bint flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiv
     many copies or so much time (0 = never) after the last time. Counts this copy; call it once a copy and list."""
     cdef flow_state_t *state
     cdef u32 i
-    if s.number == 0 or flow.domains[s.number].first[which] == 0:
+    if s.number == 0:
+        return False
+    if flow.domains[s.number].first[which] == 0 and (which == FLOW_OPTIONS or not flow_has_templates(&flow.domains[s.number])):
         return False
     i = flow_state_make(flow, s.number, receiver)
     if i == 0:
@@ -170,10 +193,12 @@ cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil
     """Gives back every state of a receiver that is gone. Walks the whole table: at the adoption of a plan, not in a batch."""
     cdef u32 number, i
     cdef u32 *link
+    cdef flow_domain_t *d
     if atomic_load64(&flow.counters.states) == 0:
         return
     for number in range(1, flow.domain_top + 1):
-        link = &flow.domains[number].state
+        d = &flow.domains[number]
+        link = &d.state
         while link[0]:
             i = link[0]
             if flow.states[i].receiver == receiver:
@@ -181,5 +206,6 @@ cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil
                 flow.states[i].next = flow.state_free
                 flow.state_free = i
                 flow_less(&flow.counters.states, 1)
+                d.state_found = 0
             else:
                 link = &flow.states[i].next

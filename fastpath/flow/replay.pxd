@@ -15,10 +15,9 @@ from flow.memory cimport flow_chain_copy
 from flow.renumber cimport flow_next, flow_state, flow_state_make
 from flow.scan cimport FLOW_IPFIX, FLOW_V9
 from flow.state cimport (
-    FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t,
-    flow_item_t, flow_t,
+    FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_t,
 )
-from flow.table cimport flow_exporter_find, flow_template
+from flow.table cimport flow_exporter_find, flow_has_templates, flow_list, flow_template
 from flow.template cimport flow_put16, flow_put32, flow_u32
 from uapi.net cimport u8, u16, u32, u64
 
@@ -61,7 +60,7 @@ cdef inline void flow_replay_item(flow_t *flow, flow_replay_t *r) noexcept nogil
             return
         r.pass_kind += 1
         if r.pass_kind < FLOW_ITEM_OPTIONS_DATA:
-            r.item = d.first[FLOW_TEMPLATES] if r.what & FLOW_REPLAY_TEMPLATES else 0
+            r.item = d.first[flow_list(<u8>r.pass_kind)] if r.what & FLOW_REPLAY_TEMPLATES else 0
         elif r.what & FLOW_REPLAY_OPTIONS:
             r.item = d.first[FLOW_OPTIONS]
 
@@ -81,10 +80,10 @@ cdef inline u32 flow_replay_header(flow_t *flow, const flow_replay_t *r, u8 *out
     if d.kind == FLOW_V9:
         flow_put32(out + 4, flow_u32(d.header + 4) + <u32>ms)
         flow_put32(out + 8, flow_u32(d.header + 8) + <u32>(ms // 1000))
-        flow_put32(out + 12, r.sequence)
+        flow_put32(out + 12, d.sequence.last_sequence if d.sequence.unnumbered else r.sequence)
     else:
         flow_put32(out + 4, flow_u32(d.header + 4) + <u32>(ms // 1000))
-        flow_put32(out + 8, r.sequence)
+        flow_put32(out + 8, d.sequence.last_sequence if d.sequence.unnumbered else r.sequence)
     return d.header_bytes
 
 
@@ -136,7 +135,7 @@ cdef inline u32 flow_replay_fill(flow_t *flow, flow_replay_t *r, u8 *out, u32 at
                     flow_put16(out + at, set_id)
                 at += 4
             if out != NULL:
-                flow_chain_copy(flow, item.block, 0, out + at, item.bytes)
+                flow_chain_copy(flow, item.block, 2 * <u32>item.steps, out + at, item.bytes)
             at += item.bytes
             total[0] += 1
             data[0] += item.kind == FLOW_ITEM_OPTIONS_DATA
@@ -217,7 +216,7 @@ cdef inline u32 flow_replay_domain(const flow_t *flow, u32 *cursor, u32 *steps) 
         cursor[0] += 1
         steps[0] -= 1
         d = &flow.domains[cursor[0]]
-        if d.owner and d.first[FLOW_TEMPLATES]:
+        if d.owner and flow_has_templates(d):
             return cursor[0]
     if cursor[0] >= flow.domain_top:
         cursor[0] = flow.domain_limit + 1

@@ -9,6 +9,7 @@ Called by: observe. Must never read past n bytes, keep state, or change a byte.
 """
 
 from libc.string cimport memset
+from flow.steps cimport flow_step
 from flow.template cimport (
     FLOW_SET_DATA, FLOW_SET_OPTIONS_IPFIX, FLOW_SET_OPTIONS_V9, FLOW_SET_TEMPLATE_IPFIX, FLOW_SET_TEMPLATE_V9, flow_record_check,
     flow_u16, flow_u32,
@@ -37,6 +38,9 @@ cdef enum:
     FLOW_LATE = 64                 # fills a gap that an earlier datagram opened
     FLOW_REPEATED = 128            # a sequence number seen before, or older than the window
     FLOW_RESTART = 256             # the exporter began anew
+    FLOW_FOREIGN = 512             # templates only, numbered by a counter of their own: stands outside of the sequence
+    FLOW_UNNUMBERED = 1024         # the exporter writes one and the same number for ever
+    FLOW_UNCOUNTED = 2048          # FLOW_UNKNOWN, and the sequence counts what cannot be counted
     FLOW_HEADER = 40               # bytes of the longest header, sFlow with an IPv6 agent
 
 ctypedef struct flow_seen_t:       # what is known of one datagram; the first half by scan, the rest by observe
@@ -52,7 +56,9 @@ ctypedef struct flow_seen_t:       # what is known of one datagram; the first ha
     u32 export_s                   # Unix time the exporter says; 0 for sFlow
     u64 domain                     # v9 source id, IPFIX domain, v5 engine, v8 engine and aggregation, sFlow agent and sub-agent folded
     u32 units                      # how far the sequence counts on: flows, packets, data records, datagrams
-    u32 options                    # of an IPFIX message's data records, those of options
+    u32 data                       # data records of v9 (as the header says) and of IPFIX
+    u32 options                    # of these, those of options
+    u32 templates                  # template records
     u32 position                   # the sequence number in RFC 7011's meaning: units before this datagram
     u32 gap                        # units missing before this one
     u32 carry                      # units of the datagram before, where those could not be counted then
@@ -92,13 +98,20 @@ cdef inline void flow_scan_fixed(const u8 *p, u32 n, flow_seen_t *s) noexcept no
 
 
 cdef inline void flow_scan_sets(const u8 *p, u32 n, flow_seen_t *s) noexcept nogil:
-    """Walks the sets behind the header. n: bytes of the message. Up to 3 bytes at the end are padding."""
+    """Walks the sets behind the header. n: bytes of the message. Up to 3 bytes at the end are padding, and some exporters fill a message up
+    with zeros: where neither id nor length is, no set can be (its length counts its own header, RFC 3954 §5.2); that ends the message, and the
+    sets before it hold, as collectors have it."""
     cdef bint ipfix = s.kind == FLOW_IPFIX
     cdef u32 at = s.header_bytes
     cdef u32 set_id, length
+    cdef int records
     while n - at >= 4:
+        flow_step(1)
         set_id = flow_u16(p + at)
         length = flow_u16(p + at + 2)
+        if (set_id | length) == 0:
+            s.bytes = at
+            return
         if length < 4 or length > n - at:
             s.flags |= FLOW_MALFORMED
             return
@@ -106,9 +119,11 @@ cdef inline void flow_scan_sets(const u8 *p, u32 n, flow_seen_t *s) noexcept nog
         if set_id >= FLOW_SET_DATA:
             s.flags |= FLOW_DATA
         elif set_id <= FLOW_SET_OPTIONS_IPFIX and (set_id >= FLOW_SET_TEMPLATE_IPFIX) == ipfix:
-            if not flow_record_check(ipfix, set_id, p + at + 4, length - 4):
+            records = flow_record_check(ipfix, set_id, p + at + 4, length - 4)
+            if records < 0:
                 s.flags |= FLOW_MALFORMED
                 return
+            s.templates += <u32>records
             s.flags |= FLOW_OPTIONS_TEMPLATE if set_id & 1 else FLOW_TEMPLATE
         at += length
 
@@ -126,15 +141,18 @@ cdef inline void flow_scan_v9(const u8 *p, u32 n, flow_seen_t *s) noexcept nogil
     s.domain = flow_u32(p + 16)
     s.units = 1
     flow_scan_sets(p, n, s)
+    s.data = s.records - s.templates if s.records > s.templates else 0
 
 
 cdef inline void flow_scan_ipfix(const u8 *p, u32 n, flow_seen_t *s) noexcept nogil:
-    """A datagram with a second message behind the first is malformed: its records could not be counted."""
+    """The header says where the message ends (RFC 7011 §3.1). A datagram with a second message behind it is malformed: its records could not
+    be counted. Anything else there, zeros mostly, is none of ours."""
+    cdef u32 length = flow_u16(p + 2)
     s.header_bytes = 16
-    if n < 16 or flow_u16(p + 2) < 16 or flow_u16(p + 2) > n or n - flow_u16(p + 2) >= 16:
+    if n < 16 or length < 16 or length > n or (n - length >= 16 and flow_u16(p + length) == 10):
         s.flags = FLOW_MALFORMED
         return
-    s.bytes = flow_u16(p + 2)
+    s.bytes = length
     s.export_s = flow_u32(p + 4)
     s.sequence = flow_u32(p + 8)
     s.sequence_at = 8

@@ -17,9 +17,12 @@ cdef enum:
     FLOW_WAYS = 16                 # domains a set: one cache line of tags
     FLOW_GAPS = 16                 # open gaps of a domain; as many as datagrams a late one may be late
     FLOW_BLOCK = 124               # record bytes a block
-    FLOW_TEMPLATES = 0             # lists of items of a domain: templates of both kinds
+    FLOW_STYLES = 8                # what an exporter's numbers count: see sequence
+    FLOW_TEMPLATES = 0             # lists of items of a domain: templates; in a replay: of both kinds
     FLOW_OPTIONS = 1               # last options data
-    FLOW_LISTS = 2
+    FLOW_OPTIONS_TEMPLATES = 2
+    FLOW_LISTS = 3
+    FLOW_REPLAYS = 2               # what is replayed apart: templates, options data
     FLOW_ITEM_TEMPLATE = 1
     FLOW_ITEM_OPTIONS_TEMPLATE = 2
     FLOW_ITEM_OPTIONS_DATA = 3
@@ -40,7 +43,7 @@ ctypedef struct flow_limits_t:
     u32 exporter_blocks            # record blocks of one exporter session
     u32 domain_items               # templates and options data of one domain
     u32 idle_ms                    # an established domain may be evicted by a newcomer when silent for this long
-    u32 template_ms                # templates and options data not repeated for this long expire
+    u32 template_ms                # templates and options data neither repeated nor used for this long expire; 0 = never
     u32 forget_ms                  # a domain silent for this long is forgotten
 
 ctypedef struct flow_way_t:
@@ -73,18 +76,20 @@ ctypedef struct flow_item_t:       # a template, or the last options data of one
     u32 next                       # in its domain's list, least recently repeated first
     u32 previous
     u32 block
-    u32 first_ms
-    u32 seen_ms
+    u32 first_s                    # CLOCK_MONOTONIC, for people
+    u32 seen_s                     # last repeated, the same
+    u32 alive_ms                   # repeated, or found to be used, at this time: the order of its list
     u32 record_bytes               # template: shortest data record
     u32 scope_bytes                # template: shortest scope; options data: this scope
-    u32 fields
-    u32 scope_fields
+    u16 fields
+    u16 scope_fields
     u16 id                         # of the template
     u16 bytes                      # of the raw record
-    u16 steps                      # of the compiled form, behind the raw record; 0 = all fields fixed
+    u16 steps                      # of the compiled form, before the raw record; 0 = all fields fixed
     u16 scope_steps
     u8 kind                        # FLOW_ITEM
     u8 uncountable                 # its data records cannot be counted: empty ones, or too many variable fields
+    u8 used                        # data of the template came since alive_ms
 
 ctypedef struct flow_gap_t:
     u32 start                      # first missing sequence number
@@ -97,12 +102,23 @@ ctypedef struct flow_sequence_t:
     u8 unsure                      # a malformed datagram came in between: the next gap is not loss
     u8 strays                      # datagrams in a row from before the window
     u8 style                       # FLOW_STYLE bits: what this exporter counts, learnt
-    u8 score[4]                    # evidence for each style
+    u8 same                        # datagrams in a row with the last number again
+    u8 unnumbered                  # ... for so long that it is none
+    u8 own                         # evidence that datagrams of templates only have a counter of their own ...
+    u8 shared                      # ... and that they have not
+    u8 own_known                   # own_last means something
+    u8 own_open                    # the last datagram was one of these, and left out: does the next go on before it?
+    u8 template_last               # the last datagram in order holds templates only
+    u8 data_known                  # one with data came
+    u8 score[FLOW_STYLES]          # evidence for each style
     u32 expected                   # the next position
     u32 last                       # the position of the last datagram in order
     u32 last_sequence              # as it was written
     u32 last_units
+    u32 last_data                  # records of the last datagram in order
     u32 last_options
+    u32 last_templates
+    u32 own_last                   # number of the last datagram of templates only
     u32 window                     # the number 16 to 32 datagrams ago; older ones are no repetition
     u32 window_next
     u32 window_count
@@ -125,13 +141,13 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     u32 first[FLOW_LISTS]
     u32 last[FLOW_LISTS]
     u32 count[FLOW_LISTS]
-    u32 options_templates          # of the templates, those of options
     u32 state                      # first renumbered receiver
+    u32 state_found                # the one looked for last: the next asked for is behind it mostly
     u32 restarts_seen              # renumbering states of another one begin anew
     u32 alias                      # the number that its copies carry instead of the domain (flow/alias.pxd), 0 = not asked for yet
     u32 alias_s                    # CLOCK_MONOTONIC when it was asked for last
     u32 announced                  # low bits of templates_added when all members of its pools were told
-    u64 first_ns                   # CLOCK_REALTIME of the first datagram
+    u64 first_ns                   # CLOCK_MONOTONIC of the first datagram
     u64 seen_ns
     u8 header[FLOW_HEADER]         # of the last datagram
     flow_sequence_t sequence
@@ -159,8 +175,8 @@ ctypedef struct flow_state_t:      # renumbering of one domain for one receiver
     u32 owes                       # ... if this is 1
     u32 paused                     # the receiver gets none of the domain's datagrams for now ...
     u32 paused_at                  # ... from this position on: its numbers stand still
-    u32 copies[FLOW_LISTS]         # since the last replay of templates, of options data
-    u32 replayed_ms[FLOW_LISTS]
+    u32 copies[FLOW_REPLAYS]       # since the last replay of templates, of options data
+    u32 replayed_ms[FLOW_REPLAYS]
 
 ctypedef struct flow_counters_t:
     u64 domains                    # in use
@@ -189,7 +205,7 @@ ctypedef struct flow_counters_t:
 ctypedef struct flow_t:
     flow_limits_t limit
     u64 seed
-    u64 now_ns                     # CLOCK_REALTIME, once a batch
+    u64 now_ns                     # CLOCK_MONOTONIC, once a batch
     u32 now_ms
     u32 hand                       # of reclaim: the domain looked at last
     u32 sweep                      # of age

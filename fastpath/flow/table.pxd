@@ -15,9 +15,10 @@ from flow.memory cimport (
     flow_blocks_left, flow_chain_free, flow_exporter_take, flow_item_take, flow_less, flow_states_free,
 )
 from flow.scan cimport flow_seen_t
+from flow.steps cimport flow_step
 from flow.state cimport (
-    FLOW_GRADE_ESTABLISHED, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t,
-    flow_exporter_t, flow_item_t, flow_set_t, flow_t, flow_way_t,
+    FLOW_GRADE_ESTABLISHED, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_LISTS, FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES,
+    FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t, flow_exporter_t, flow_item_t, flow_set_t, flow_t, flow_way_t,
 )
 from uapi.net cimport u8, u16, u32, u64
 
@@ -85,6 +86,17 @@ cdef inline u32 flow_items_hash(const flow_t *flow, u32 number, u32 template_id,
     return <u32>(flow_mix(flow.seed ^ (<u64>number << 32 | template_id << 1 | data), scope) >> 16)
 
 
+cdef inline u32 flow_list(u8 kind) noexcept nogil:
+    """The list that an item of this kind is in: a walk over one kind meets no other."""
+    if kind == FLOW_ITEM_OPTIONS_DATA:
+        return FLOW_OPTIONS
+    return FLOW_OPTIONS_TEMPLATES if kind == FLOW_ITEM_OPTIONS_TEMPLATE else FLOW_TEMPLATES
+
+
+cdef inline bint flow_has_templates(const flow_domain_t *d) noexcept nogil:
+    return (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS_TEMPLATES]) != 0
+
+
 cdef inline void flow_item_link(flow_t *flow, flow_domain_t *d, u32 i, u32 which) noexcept nogil:
     """Appends the item to a list of its domain: the end is the most recently repeated."""
     cdef flow_item_t *item = &flow.items[i]
@@ -119,15 +131,14 @@ cdef inline void flow_item_free(flow_t *flow, u32 i) noexcept nogil:
     """Takes the item out of everything. The domain's version is the caller's business."""
     cdef flow_item_t *item = &flow.items[i]
     cdef flow_domain_t *d = &flow.domains[item.domain]
-    cdef u32 which = FLOW_OPTIONS if item.kind == FLOW_ITEM_OPTIONS_DATA else FLOW_TEMPLATES
+    cdef u32 which = flow_list(item.kind)
     cdef u32 *link = &flow.item_buckets[item.hash & (flow.limit.buckets - 1)]
     while link[0] != i:
+        flow_step(1)
         link = &flow.items[link[0]].bucket_next
     link[0] = item.bucket_next
     flow_item_unlink(flow, d, i, which)
     d.count[which] -= 1
-    if item.kind == FLOW_ITEM_OPTIONS_TEMPLATE:
-        d.options_templates -= 1
     flow_less(flow_gauge(flow, item.kind), 1)
     flow.exporters[d.owner].blocks -= flow_chain_free(flow, item.block)
     item.block = 0
@@ -153,6 +164,7 @@ cdef inline void flow_exporter_leave(flow_t *flow, u32 number) noexcept nogil:
     if e.domains == 0:
         link = &flow.exporter_buckets[<u32>flow_hash_session(flow, e.address, e.port_be) & (flow.limit.buckets - 1)]
         while link[0] != d.owner:
+            flow_step(1)
             link = &flow.exporters[link[0]].bucket_next
         link[0] = e.bucket_next
         e.bucket_next = flow.exporter_free
@@ -164,15 +176,15 @@ cdef inline void flow_exporter_leave(flow_t *flow, u32 number) noexcept nogil:
 cdef inline void flow_evict(flow_t *flow, u32 number) noexcept nogil:
     """Forgets a domain and all that hangs on it. The slot may be taken at once."""
     cdef flow_domain_t *d = &flow.domains[number]
-    cdef u32 version, head_version
+    cdef u32 version, head_version, which
     if d.pending:
         atomics_add(&flow.counters.lost[d.kind], d.pending)
     flow_write_begin(&d.version)
     flow_write_begin(&d.head_version)
-    while d.first[FLOW_OPTIONS]:
-        flow_item_free(flow, d.first[FLOW_OPTIONS])
-    while d.first[FLOW_TEMPLATES]:
-        flow_item_free(flow, d.first[FLOW_TEMPLATES])
+    for which in range(<u32>FLOW_LISTS):
+        while d.first[which]:
+            flow_step(1)
+            flow_item_free(flow, d.first[which])
     flow_states_free(flow, d)
     flow_exporter_leave(flow, number)
     flow.sets[d.slot // FLOW_WAYS].tag[d.slot % FLOW_WAYS] = 0
@@ -204,6 +216,7 @@ cdef inline u32 flow_exporter_find(const flow_t *flow, const u8 *address, u16 po
     cdef u32 i = flow.exporter_buckets[<u32>flow_hash_session(flow, address, port_be) & (flow.limit.buckets - 1)]
     while i and (flow.exporters[i].port_be != port_be or memcmp(flow.exporters[i].address, address, 16) != 0):
         i = flow.exporters[i].bucket_next
+        flow_step(1)
     return i
 
 
@@ -217,6 +230,7 @@ cdef inline bint flow_exporter_room(flow_t *flow, u32 owner) noexcept nogil:
     if e.domains < flow.limit.exporter_domains:
         return True
     for _step in range(<u32>FLOW_OWN_STEPS):
+        flow_step(1)
         if number == 0:
             break
         rank = flow_rank(flow, flow.domains[number].slot)
@@ -264,6 +278,7 @@ cdef inline u32 flow_way_for(flow_t *flow, u32 first) noexcept nogil:
     cdef u32 slot = FLOW_NEVER
     cdef u32 way, rank
     for way in range(<u32>FLOW_WAYS):
+        flow_step(1)
         rank = flow_rank(flow, first + way)
         if rank < best:
             best = rank
@@ -324,9 +339,10 @@ cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
     cdef u32 _step, rank
     cdef flow_domain_t *d
     for _step in range(<u32>FLOW_RECLAIM_STEPS):
+        flow_step(1)
         flow.hand = flow.hand + 1 if flow.hand < flow.domain_top else 1
         d = &flow.domains[flow.hand]
-        if d.owner == 0 or flow.hand == spare or (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS] | d.state) == 0:
+        if d.owner == 0 or flow.hand == spare or (d.first[FLOW_OPTIONS] | d.state) == 0 and not flow_has_templates(d):
             continue
         rank = flow_rank(flow, d.slot)
         if rank < best:
@@ -342,8 +358,11 @@ cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
 cdef inline bint flow_item_oldest(flow_t *flow, flow_domain_t *d, bint data) noexcept nogil:
     """Drops the domain's least recently repeated options data, else (not for the sake of data) template. False: it has none."""
     cdef u32 i = d.first[FLOW_OPTIONS]
+    cdef u32 other = d.first[FLOW_OPTIONS_TEMPLATES]
     if i == 0 and not data:
         i = d.first[FLOW_TEMPLATES]
+        if i == 0 or (other and flow.now_ms - flow.items[other].alive_ms >= flow.now_ms - flow.items[i].alive_ms):
+            i = other
     if i == 0:
         return False
     flow_item_free(flow, i)
@@ -359,7 +378,8 @@ cdef inline bint flow_item_room(flow_t *flow, u32 number, u32 blocks, bint data)
     cdef u32 tries = blocks + FLOW_RECLAIM_TRIES
     if blocks > flow.limit.exporter_blocks:
         return False
-    while d.count[FLOW_TEMPLATES] + d.count[FLOW_OPTIONS] >= flow.limit.domain_items or e.blocks + blocks > flow.limit.exporter_blocks:
+    while (d.count[FLOW_TEMPLATES] + d.count[FLOW_OPTIONS_TEMPLATES] + d.count[FLOW_OPTIONS] >= flow.limit.domain_items
+            or e.blocks + blocks > flow.limit.exporter_blocks):
         if not flow_item_oldest(flow, d, data):
             return False
     while not flow_blocks_left(flow, blocks) or (flow.item_free == 0 and flow.item_top == flow.limit.items):
@@ -372,7 +392,7 @@ cdef inline bint flow_item_room(flow_t *flow, u32 number, u32 blocks, bint data)
 cdef inline u32 flow_item_make(flow_t *flow, u32 number, u8 kind, u32 template_id, u32 hashed) noexcept nogil:
     """A new item in its domain's list and hash bucket, without record bytes yet. flow_item_room() said yes."""
     cdef flow_domain_t *d = &flow.domains[number]
-    cdef u32 which = FLOW_OPTIONS if kind == FLOW_ITEM_OPTIONS_DATA else FLOW_TEMPLATES
+    cdef u32 which = flow_list(kind)
     cdef u32 i = flow_item_take(flow)
     cdef flow_item_t *item = &flow.items[i]
     cdef u32 *bucket = &flow.item_buckets[hashed & (flow.limit.buckets - 1)]
@@ -380,26 +400,32 @@ cdef inline u32 flow_item_make(flow_t *flow, u32 number, u8 kind, u32 template_i
     item.hash = hashed
     item.kind = kind
     item.id = <u16>template_id
-    item.first_ms = item.seen_ms = flow.now_ms
+    item.alive_ms = flow.now_ms
+    item.first_s = item.seen_s = <u32>(flow.now_ns // 1000000000)
     item.bucket_next = bucket[0]
     bucket[0] = i
     flow_item_link(flow, d, i, which)
     d.count[which] += 1
-    if kind == FLOW_ITEM_OPTIONS_TEMPLATE:
-        d.options_templates += 1
     atomics_add(flow_gauge(flow, kind), 1)
     return i
 
 
-cdef inline void flow_item_repeat(flow_t *flow, u32 i) noexcept nogil:
-    """Notes that the item was repeated: it becomes the most recent of its list."""
+cdef inline void flow_item_lives(flow_t *flow, u32 i) noexcept nogil:
+    """The item is as good as new: it becomes the most recent of its list."""
     cdef flow_item_t *item = &flow.items[i]
     cdef flow_domain_t *d = &flow.domains[item.domain]
-    cdef u32 which = FLOW_OPTIONS if item.kind == FLOW_ITEM_OPTIONS_DATA else FLOW_TEMPLATES
-    item.seen_ms = flow.now_ms
+    cdef u32 which = flow_list(item.kind)
+    item.alive_ms = flow.now_ms
+    item.used = 0
     if d.last[which] != i:
         flow_item_unlink(flow, d, i, which)
         flow_item_link(flow, d, i, which)
+
+
+cdef inline void flow_item_repeat(flow_t *flow, u32 i) noexcept nogil:
+    """Notes that the exporter repeated the item."""
+    flow.items[i].seen_s = <u32>(flow.now_ns // 1000000000)
+    flow_item_lives(flow, i)
 
 
 cdef inline u32 flow_template(const flow_t *flow, u32 number, u32 template_id) noexcept nogil:
@@ -407,6 +433,7 @@ cdef inline u32 flow_template(const flow_t *flow, u32 number, u32 template_id) n
     cdef u32 i = flow.item_buckets[flow_items_hash(flow, number, template_id, False, 0) & (flow.limit.buckets - 1)]
     cdef const flow_item_t *item
     while i:
+        flow_step(1)
         item = &flow.items[i]
         if item.domain == number and item.id == template_id and item.kind != FLOW_ITEM_OPTIONS_DATA:
             return i

@@ -6,6 +6,7 @@ Called by: scan (is the set well formed?), learn (what does it say?). Must never
 """
 
 from libc.string cimport memset
+from flow.steps cimport flow_step
 from uapi.net cimport u8, u16, u32
 
 cdef enum:
@@ -15,7 +16,7 @@ cdef enum:
     FLOW_SET_OPTIONS_IPFIX = 3
     FLOW_SET_DATA = 256            # and up; template ids too
     FLOW_VARIABLE = 65535          # length of a field of variable length (RFC 7011 §7); in steps: "one variable field"
-    FLOW_STEPS = 64                # steps of a template at most; one with more has an unknown record count
+    FLOW_STEPS = 62                # steps of a template at most, as many as fit into one block; one with more has an unknown record count
     FLOW_WITHDRAW_ONE = 1
     FLOW_WITHDRAW_ALL = 2          # every template of the set's kind (RFC 7011 §8.1)
 
@@ -55,6 +56,7 @@ cdef inline bint flow_fields(bint ipfix, const u8 *p, u32 n, flow_record_t *r) n
     cdef u32 i, length
     cdef u32 at = r.body
     for i in range(r.fields):
+        flow_step(1)
         if n - at < 4:
             return False
         length = flow_u16(p + at + 2)
@@ -132,15 +134,17 @@ cdef inline bint flow_record_more(const u8 *p, u32 n) noexcept nogil:
     return n >= 4 and flow_u16(p) != 0
 
 
-cdef inline bint flow_record_check(bint ipfix, u32 set_id, const u8 *p, u32 n) noexcept nogil:
-    """Whether all records of the set body p, n bytes, parse."""
+cdef inline int flow_record_check(bint ipfix, u32 set_id, const u8 *p, u32 n) noexcept nogil:
+    """How many records the set body p, n bytes, has; -1 = one does not parse."""
     cdef flow_record_t r
+    cdef int records = 0
     while flow_record_more(p, n):
         if not flow_record(ipfix, set_id, p, n, &r):
-            return False
+            return -1
+        records += 1
         p += r.bytes
         n -= r.bytes
-    return True
+    return records
 
 
 cdef inline u32 flow_steps(const u8 *p, const flow_record_t *r, u16 *steps, u16 *scope_steps) noexcept nogil:
@@ -150,6 +154,7 @@ cdef inline u32 flow_steps(const u8 *p, const flow_record_t *r, u16 *steps, u16 
     cdef u32 n = 0
     cdef u32 at = r.body
     for i in range(r.fields + 1):
+        flow_step(1)
         length = flow_u16(p + at + 2) if i < r.fields else FLOW_VARIABLE
         if sum_bytes and (length == FLOW_VARIABLE or i == r.scope_fields):
             if n == FLOW_STEPS:

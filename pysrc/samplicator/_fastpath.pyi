@@ -19,7 +19,7 @@ TX_FIELDS: Final[tuple[str, ...]]
 """offered, sampled_out, sent, sent_bytes, calls, retries, dropped_<reason> for each of REASONS, replays (of all
 templates, completed), shared_port (copies of a Tx with per_session whose session had no socket of its own)."""
 WORKER_FIELDS: Final[tuple[str, ...]]
-"""cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_REALTIME), sessions, session_misses, session_evictions,
+"""cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_MONOTONIC), sessions, session_misses, session_evictions,
 session_sockets (open for sessions with a source port of their own)."""
 BATCH_BOUNDS: Final[tuple[int, ...]]
 """Upper bounds (datagrams) of the receive batch histogram; one more bucket, +Inf, follows."""
@@ -58,11 +58,14 @@ records or datagrams, as the kind counts), lost, pending (missing, may still com
 unknown
 (datagrams with a data set of an unknown template), malformed, templates_added, templates_seen, withdrawn."""
 FLOW_SESSION_FIELDS: Final[tuple[str, ...]]
-"""number, address, port, kind, domain, listener, first_ns, seen_ns (CLOCK_REALTIME), sequence (next expected), header
+"""number, address, port, kind, domain, listener, first_ns, seen_ns (CLOCK_MONOTONIC), sequence (next expected), header
 (of the
-last datagram), templates, options_templates, options_data, then FLOW_DOMAIN_FIELDS."""
+last datagram), templates, options_templates, options_data, style (what the numbers of v9 and IPFIX count: records,
+flows,
+packets, all records; none = the exporter writes none; "" = other kinds), then FLOW_DOMAIN_FIELDS."""
 FLOW_ITEM_FIELDS: Final[tuple[str, ...]]
-"""id, kind (one of FLOW_ITEM_NAMES), first_ms, seen_ms (CLOCK_REALTIME in ms, 32 bits), record_bytes (0 = variable),
+"""id, kind (one of FLOW_ITEM_NAMES), first_s, seen_s (first taught and last repeated, CLOCK_MONOTONIC in
+seconds), record_bytes (0 = variable),
 scope_fields, fields, raw (the record's bytes)."""
 FLOW_ITEM_NAMES: Final[tuple[str, ...]]
 
@@ -88,6 +91,11 @@ class Flow:
     @property
     def capacity(self) -> tuple[int, int, int, int]:
         """(domains, items, record blocks, renumbering states)."""
+
+    def set_template_life(self, ms: int) -> None:
+        """Templates neither repeated nor used for so long, and options data not repeated, expire from now on, 0 =
+        never; their exporter is remembered for as long, 24 hours at least. Raises ValueError beyond 7 days.
+        """
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """(values of FLOW_COUNTER_FIELDS, datagrams by kind number, malformed by kind number)."""

@@ -84,7 +84,8 @@ def exporter(
         "silent_seconds": max(0.0, time.time() - session.last_seen_unix),
         "datagrams_per_second": (datagrams - 1) / lived if lived > 0 and datagrams > 1 else 0.0,
         "mean_bytes": counters["bytes"] / datagrams if datagrams else 0.0,
-        "unit": UNITS[session.protocol],
+        "unit": session.style if session.style not in ("", "none") else UNITS[session.protocol],
+        "numbered": session.style != "none",
         **counters,
         "lost": session.lost,
         "lost_last": session.lost - session.counters["lost"],  # in gaps before the last datagrams of a silent exporter

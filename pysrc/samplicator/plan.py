@@ -263,6 +263,7 @@ class PlanSpec:
     ring_buffer: int = 64 << 20
     max_delay_us: int = 0
     flow_memory: int = 64 << 20
+    template_life_minutes: int = 120
     warnings: tuple[str, ...] = ()
     host_addresses: tuple[HostAddress, ...] = ()
     pools: tuple[PoolSpec, ...] = ()

@@ -143,6 +143,7 @@ class _Compiler:
             ring_buffer=datapath.ring_buffer,
             max_delay_us=datapath.max_delay,
             flow_memory=datapath.flow_memory,
+            template_life_minutes=datapath.template_life_minutes,
             host_addresses=self.host,
             warnings=(*map(str, self.lacks), *self.warnings),
             pools=pools,

@@ -5,6 +5,7 @@ Made by supervisor, read by metrics, http and service. A counter's sum over work
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -115,7 +116,8 @@ class FlowReading:
 @dataclass(frozen=True, slots=True)
 class FlowSession:
     """One observation domain of one exporter session. worker, number: its place. listener: slot of its listener.
-    header: of its last datagram. lost: units lost before us. counters: keyed by _fastpath.FLOW_DOMAIN_FIELDS.
+    header: of its last datagram. lost: units lost before us. style: what its numbers count, where that was learnt:
+    records | flows | packets | all records | none. counters: keyed by _fastpath.FLOW_DOMAIN_FIELDS.
     """
 
     worker: int
@@ -134,6 +136,7 @@ class FlowSession:
     options_data: int
     lost: int
     counters: Mapping[str, int]
+    style: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,13 @@ class Route:
     receivers: tuple[str, ...]
     denied: bool
     pools: tuple[str, ...] = ()
+
+
+def wall_ns(monotonic_ns: int) -> int:
+    """Unix time in ns, as the clock says it now, of a moment on CLOCK_MONOTONIC. For display: ages are differences of
+    monotonic moments, and a step of the wall clock moves all that is shown, not how old it is.
+    """
+    return time.time_ns() - (time.monotonic_ns() - monotonic_ns)
 
 
 def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:

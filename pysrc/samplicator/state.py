@@ -5,6 +5,7 @@ Written by service alone; nothing here acts.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -44,8 +45,9 @@ class ServiceState:
     """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
     runs now.
 
-    ready, healthy: (state, one line of why). log_messages: level name in lower case -> lines written. reload_token:
-    "" = none configured.
+    started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
+    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. reload_token: "" = none
+    configured.
     """
 
     supervisor: Supervisor
@@ -57,5 +59,9 @@ class ServiceState:
     healthy: Callable[[], tuple[bool, str]]
     log_messages: dict[str, int]
     loop_lag: LoopLag = field(default_factory=LoopLag)
+    started: float = field(init=False)
     startup: str = ""
     reload_token: str = ""
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic() - (time.time() - self.started_unix)

@@ -449,3 +449,26 @@ def test_a_dual_stack_listener_makes_room_for_an_ipv4_one(
         assert len(collector.take()) == 61
     assert len(supervisor.readings().listeners[0].sockets) == 2
     assert supervisor.readings().listeners[0].counters["datagrams"] == 4 * 61
+
+
+def test_the_wall_clock_makes_no_worker_stuck(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor.apply(spec(load, free_port(), collector.port))
+    real, real_ns = time.time, time.time_ns
+    for step in (-5, 25 * 3600, 50 * 86400):
+        monkeypatch.setattr(time, "time", lambda step=step: real() + step)
+        monkeypatch.setattr(time, "time_ns", lambda step=step: real_ns() + step * 10**9)
+        assert supervisor.stuck() == ""
+        heartbeat = supervisor.readings().workers[0].counters["heartbeat_ns"]
+        assert abs(heartbeat / 1e9 - time.time()) < 60, "shown by the wall clock as it is now"
+
+
+def test_the_life_of_templates_follows_a_reload(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    port = free_port()
+    lives = text(port, collector.port).replace("workers = 1", "workers = 1\ntemplate_life_minutes = 3")
+    lives_spec = compile(load(lives), {}, CAPABILITIES)
+    assert lives_spec.template_life_minutes == 3
+    supervisor.apply(spec(load, port, collector.port))
+    supervisor.apply(lives_spec)
+    assert supervisor._running.flows._life_ms == 180_000

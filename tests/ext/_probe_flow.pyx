@@ -9,10 +9,10 @@ cimport cython
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from atomics cimport atomic_load32, atomic_load64
+from atomics cimport atomic_load32, atomic_load64, atomic_store32
 from batch cimport exporter_t
 from flow.keep cimport flow_always, flow_keeps_exporter
-from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory
+from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
@@ -23,8 +23,9 @@ from flow.replay cimport (
 from flow.scan cimport (
     FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9, flow_scan, flow_seen_t,
 )
+from flow.steps cimport flow_steps_taken
 from flow.state cimport (
-    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_LISTS, FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
 from uapi.net cimport (
     CLOCK_THREAD_CPUTIME_ID, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, clock_gettime, htons, mmap, munmap,
@@ -36,7 +37,7 @@ from os import urandom
 
 include "../../fastpath/flow.pxi"
 
-TEMPLATE, OPTIONS_TEMPLATE, DATA, MALFORMED, OPTIONS_DATA, UNKNOWN, LATE, REPEATED, RESTART = [1 << i for i in range(9)]
+TEMPLATE, OPTIONS_TEMPLATE, DATA, MALFORMED, OPTIONS_DATA, UNKNOWN, LATE, REPEATED, RESTART, FOREIGN, UNNUMBERED = [1 << i for i in range(11)]
 JOIN, REFRESH = FLOW_REPLAY_JOIN, FLOW_REPLAY_REFRESH
 ONLY_TEMPLATES, ONLY_OPTIONS, EVERYTHING = FLOW_REPLAY_TEMPLATES, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_ALL
 LIST_TEMPLATES, LIST_OPTIONS = FLOW_TEMPLATES, FLOW_OPTIONS
@@ -88,6 +89,11 @@ def scan(bytes payload not None):
     flow_scan(p, n, &seen.s)
     free(p)
     return seen
+
+
+def steps():
+    """Steps of all loops of the flow stage so far, in this module (flow/steps.pxd)."""
+    return flow_steps_taken()
 
 
 def tick(Flow flow not None, u64 now_ns):

@@ -51,7 +51,7 @@ def build() -> Path:
     include = [f"-I{ROOT / 'fastpath'}", f"-I{sysconfig.get_path('include')}"]
     # Python is never started: what the module's unused half asks of it may stay unresolved
     link = ["-no-pie", "-fno-pic", "-Wl,--unresolved-symbols=ignore-all", "-lm"]
-    quiet = ["-w", "-g", "-O1", "-fwrapv", "-fno-omit-frame-pointer"]
+    quiet = ["-DFLOW_COUNT_STEPS", "-w", "-g", "-O1", "-fwrapv", "-fno-omit-frame-pointer"]
     subprocess.run([compiler, *quiet, *SANITIZERS, *include, str(c_file), *link, "-o", str(TARGET)], check=True)
     return TARGET
 
@@ -101,6 +101,22 @@ def make_corpus() -> None:
         record(n & 7, model.v9(n, n, model.a_set(0, model.template(256 + n, [(8, 4)] * n)))) for n in range(1, 40)
     ]
     seeds["order"] = [record(1, model.v9(n, 1)) for n in (1, 2, 4, 3, 9, 6, 7, 5, 8, 40, 2**31 + 50, 3, 4, 5)]
+    one, rows = model.a_set(0, model.template(256, [(8, 4)])), model.a_set(256, b"\1" * 8)
+    seeds["filled"] = [record(1, model.v9(0, 1, one, rows, bytes(64))), record(1, model.ipfix(0, 1, rows) + bytes(64))]
+    seeds["own"] = [
+        record(1 | LEAVE_OUT * (n & 1), model.v9(n // 8 if n % 8 == 0 else 10**6 + n, 1, one if n % 8 == 0 else rows))
+        for n in range(40)
+    ]
+    seeds["counts_flows"] = [
+        record(1, model.v9(2 * n, 1, *[one] * (n == 0), rows, count=2 + (n == 0))) for n in range(9)
+    ]
+    seeds["unnumbered"] = [record(1 | LEAVE_OUT * (n & 1), model.v9(0, 1, rows)) for n in range(6)]
+    seeds["unnumbered"] += [record(1, model.v9(9 + n, 1, rows)) for n in range(3)]
+    long = model.template(256, [(82, 65535), *[(8, 0)] * 200])
+    seeds["empty_sets"] = [
+        record(1, model.ipfix(0, 1, model.a_set(2, long))),
+        record(1, model.ipfix(0, 1, *[model.a_set(256)] * 200)),
+    ]
     for name in ("netflow5", "netflow9", "ipfix", "sflow"):
         for _, _, payload in model.capture_payloads(model.CAPTURES / f"{name}.pcap")[:2]:
             seeds[f"capture_{name}"] = [*seeds.get(f"capture_{name}", []), record(1 | REPLAY, payload[:1020])]

@@ -2,7 +2,7 @@
 """libFuzzer target of the flow stage: scan, learn, sequence, renumber, replay, age and evict over a table too small for its input.
 
 Input: records of (op byte, length byte times 4, payload). The op names the exporter (low 3 bits) and what is done besides observing (the
-rest). Each payload lies in a heap block of its own size and each replayed datagram in one of the size asked for, so ASan sees a byte too
+rest). No datagram may take more steps (flow/steps.pxd) than its bytes and this small table allow. Each payload lies in a heap block of its own size and each replayed datagram in one of the size asked for, so ASan sees a byte too
 much. After each input the whole table is walked: every list, chain and gauge must agree, else abort(). Pure C at run time: Python is never
 started. Built and run by tests/fuzz/flow_fuzz.py.
 """
@@ -18,6 +18,7 @@ from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_du
 from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_next, flow_replay_t
 from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
+from flow.steps cimport flow_steps_taken
 from flow.table cimport flow_way
 from uapi.net cimport u8, u32, u64
 
@@ -26,6 +27,8 @@ cdef extern from "<stdlib.h>" nogil:
 
 cdef enum:
     TARGET_BYTES = 200000
+    TARGET_STEPS = 1500                # of a datagram: finding room, and freeing all that this table holds
+    TARGET_STEPS_A_BYTE = 8
     OP_LEAVE_OUT = 0x08
     OP_REPLAY = 0x10
     OP_REFRESH = 0x20
@@ -150,6 +153,7 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
     cdef flow_seen_t s
     cdef exporter_t exporter
     cdef u32 value
+    cdef u64 before
     cdef u8 *p = <u8 *>malloc(n if n else 1)
     memcpy(p, data, n)
     memset(&exporter, 0, sizeof(exporter))
@@ -157,7 +161,9 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
     exporter.address[15] = op & 7
     if op & OP_LATER:
         flow_tick(flow, flow.now_ns + <u64>3000000000 * (1 + n))
+    before = flow_steps_taken()
     flow_observe(flow, &exporter, 0, p, n, &s)
+    target_require(flow_steps_taken() - before <= TARGET_STEPS + TARGET_STEPS_A_BYTE * n)
     target_datagrams += 1
     target_recognized += s.kind != 0
     if op & OP_LEAVE_OUT:

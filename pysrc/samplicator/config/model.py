@@ -161,6 +161,12 @@ class Datapath(Table):
         'as "64MiB"; the workers of the start share it evenly, a later one adds as large a share.',
         json_schema_extra=RESTART,
     )
+    template_life_minutes: Minutes = Field(
+        120,
+        description="Minutes after which a template that the exporter has not repeated, and of which no data came, is "
+        "forgotten, 0..10080, and options data that it has not repeated; 0 = never.",
+        json_schema_extra=LIVE,
+    )
     max_datagram: int = Field(
         65535,
         ge=1,

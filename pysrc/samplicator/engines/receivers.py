@@ -20,7 +20,7 @@ from samplicator.engines.ways import Path, Way
 from samplicator.plan import ReceiverSpec
 from samplicator.probes import MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
-from samplicator.readings import ReceiverReading, add_up
+from samplicator.readings import ReceiverReading, add_up, wall_ns
 
 if TYPE_CHECKING:
     from samplicator.links import Link
@@ -54,7 +54,7 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 @dataclass(slots=True)
 class Standing:
     """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
-    Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over.
+    when that began. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over.
     account: what its next hop lost. told: that it is down is in the log. came: when it came back last; hold: how long
     copies must not fail after it failed again soon; measured: when copies were counted last, and how many there were.
     Times are of the monotonic clock.
@@ -62,7 +62,7 @@ class Standing:
 
     state: str = UP
     why: str = ""
-    since: float = field(default_factory=time.time)
+    since: float = field(default_factory=time.monotonic)
     waiting: bool = False
     down: bool = False
     takeovers: int = 0
@@ -269,7 +269,7 @@ class ReceiverState:
         self.tell_refusing(now)
         changed = state != standing.state
         if changed:
-            standing.since = time.time()
+            standing.since = now
             standing.told_until = now + GRACE_SECONDS if state == UP else standing.told_until
             standing.came = now if state == UP else standing.came
         standing.state, standing.why = state, why
@@ -317,7 +317,7 @@ class ReceiverState:
             mtu_why=self.path.mtu_why,
             state=standing.state,
             state_why=standing.why,
-            state_since_unix=standing.since,
+            state_since_unix=wall_ns(int(standing.since * 1e9)) / 1e9,
             standby_for=spec.standby_for,
             waiting=standing.waiting,
             takeovers=standing.takeovers,

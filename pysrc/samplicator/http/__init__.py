@@ -252,7 +252,7 @@ def status_of(state: ServiceState, readings: Readings) -> dict[str, Any]:
         "version": state.version,
         "pid": os.getpid(),
         "started_unix": state.started_unix,
-        "uptime_seconds": max(0.0, time.time() - state.started_unix),
+        "uptime_seconds": time.monotonic() - state.started,
         "ready": ready,
         "ready_why": ready_why,
         "healthy": healthy,

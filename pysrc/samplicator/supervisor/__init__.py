@@ -230,6 +230,7 @@ class Supervisor:
             self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
             if self._running.max_delay_us < 0:
                 self._running.max_delay_us = build.spec.max_delay_us
+            self._running.flows.set_template_life(build.spec.template_life_minutes)
             self.plan_started_unix = time.time()
 
     @staticmethod
@@ -442,7 +443,7 @@ class Supervisor:
 
     def stuck(self, limit_seconds: float = HEARTBEAT_SECONDS) -> str:
         """Which worker has not shown a heartbeat for so long, and for how long; "" when all are well."""
-        now = time.time_ns()
+        now = time.monotonic_ns()
         for worker in list(self._running.workers):
             if worker.failed or not worker.thread.is_alive():
                 return f"worker {worker.index} has ended"

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Flow
-from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, add_up
+from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, add_up, wall_ns
 
 LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
@@ -32,6 +32,7 @@ class Flows:
     def __init__(self) -> None:
         self.by_worker: dict[int, Flow] = {}
         self._share = 0
+        self._life_ms = 0
 
     def get(self, index: int, memory: int, workers: int) -> Flow:
         """The Flow of a worker, made if there is none. memory: bytes for the workers of the start together."""
@@ -39,7 +40,14 @@ class Flows:
         if flow is None:
             self._share = self._share or max(memory // workers, LEAST_BYTES)
             flow = self.by_worker[index] = Flow(self._share)
+            flow.set_template_life(self._life_ms)
         return flow
+
+    def set_template_life(self, minutes: int) -> None:
+        """How long a template lives that is neither repeated nor used; 0 = as long as its exporter is known."""
+        self._life_ms = minutes * 60_000
+        for flow in list(self.by_worker.values()):
+            flow.set_template_life(self._life_ms)
 
     def read(self) -> FlowReading:
         """Sums over all workers."""
@@ -121,7 +129,8 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
     named = dict(zip(_fastpath.FLOW_SESSION_FIELDS, row, strict=True))
     counters = dict(zip(_fastpath.FLOW_DOMAIN_FIELDS, row[_DOMAIN_AT:], strict=True))
     address: bytes = named["address"]
-    silent_ns = max(0, time.time_ns() - named["seen_ns"])
+    silent_ns = max(0, time.monotonic_ns() - named["seen_ns"])
+    first_unix_ns = wall_ns(named["first_ns"])
     return FlowSession(
         worker=worker,
         number=named["number"],
@@ -130,13 +139,14 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
         protocol=named["kind"],
         domain=named["domain"],
         listener=named["listener"],
-        first_seen_unix=named["first_ns"] / 1e9,
-        last_seen_unix=named["seen_ns"] / 1e9,
+        first_seen_unix=first_unix_ns / 1e9,
+        last_seen_unix=(first_unix_ns + named["seen_ns"] - named["first_ns"]) / 1e9,
         next_sequence=named["sequence"],
         header=named["header"],
         templates=named["templates"],
         options_templates=named["options_templates"],
         options_data=named["options_data"],
+        style=named["style"],
         lost=counters["lost"] + (counters["pending"] if silent_ns >= SETTLE_NS else 0),
         counters=counters,
     )
@@ -144,7 +154,6 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
 
 def _template(item: tuple[Any, ...], ipfix: bool) -> FlowTemplate:
     named = dict(zip(_fastpath.FLOW_ITEM_FIELDS, item, strict=True))
-    now_ms = time.time_ns() // 1_000_000
     fields: tuple[FlowField, ...] = ()
     if named["kind"] != "options_data":
         listed = _fastpath.flow_field_list(named["raw"], ipfix, named["kind"] == "options_template")
@@ -156,8 +165,8 @@ def _template(item: tuple[Any, ...], ipfix: bool) -> FlowTemplate:
     return FlowTemplate(
         id=named["id"],
         kind=named["kind"],
-        first_seen_unix=(now_ms - ((now_ms - named["first_ms"]) & 0xFFFFFFFF)) / 1e3,
-        last_seen_unix=(now_ms - ((now_ms - named["seen_ms"]) & 0xFFFFFFFF)) / 1e3,
+        first_seen_unix=wall_ns(named["first_s"] * 1_000_000_000) / 1e9,
+        last_seen_unix=wall_ns(named["seen_s"] * 1_000_000_000) / 1e9,
         record_bytes=named["record_bytes"],
         fields=fields,
         raw=named["raw"],

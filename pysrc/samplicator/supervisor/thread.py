@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from samplicator import _fastpath
 from samplicator._fastpath import Plan, Worker
-from samplicator.readings import WorkerReading
+from samplicator.readings import WorkerReading, wall_ns
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class WorkerThread:
         self.worker = worker
         self.cpu = cpu
         self.failed = False
-        self.started_ns = time.time_ns()
+        self.started_ns = time.monotonic_ns()
         self.thread = threading.Thread(target=self._run, name=f"worker-{index}", daemon=True)
 
     def start(self) -> None:
@@ -63,10 +63,13 @@ class WorkerThread:
             self.cpu = None
 
     def read(self) -> WorkerReading:
+        counters = dict(zip(_fastpath.WORKER_FIELDS, self.worker.read(), strict=True))
+        if counters["heartbeat_ns"]:
+            counters["heartbeat_ns"] = wall_ns(counters["heartbeat_ns"])
         return WorkerReading(
             index=self.index,
             cpu=self.cpu,
-            counters=dict(zip(_fastpath.WORKER_FIELDS, self.worker.read(), strict=True)),
+            counters=counters,
             generation=self.worker.generation,
         )
 
