@@ -28,7 +28,8 @@ from flow.renumber cimport (
     flow_forget_receiver, flow_leave_out, flow_next, flow_pause, flow_refresh_due, flow_renumber, flow_write_number,
 )
 from flow.replay cimport (
-    FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
+    FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_allowed,
+    flow_replay_begin, flow_replay_owed,
     flow_replay_domain, flow_replay_next, flow_replay_t,
 )
 from flow.scan cimport (

@@ -7,13 +7,13 @@ cdef bytes flow_bytes(const u8 *p, Py_ssize_t n):
 
 FLOW_KIND_NAMES = {FLOW_OTHER: "other", FLOW_V1: "netflow1", FLOW_V5: "netflow5", FLOW_V7: "netflow7", FLOW_V8: "netflow8",
                    FLOW_V9: "netflow9", FLOW_IPFIX: "ipfix", FLOW_SFLOW: "sflow5"}
-FLOW_COUNTER_FIELDS = ("domains", "exporters", "templates", "options_templates", "options_data", "blocks", "states", "refused_domains",
-                       "evicted_domains", "forgotten_domains", "refused_items", "evicted_items", "expired_items", "refused_states",
-                       "renumbered", "kept_unknown", "replayed_datagrams", "replayed_records")
+FLOW_COUNTER_FIELDS = ("domains", "exporters", "templates", "options_templates", "options_data", "blocks", "states", "unmatched",
+                       "refused_domains", "evicted_domains", "forgotten_domains", "refused_items", "evicted_items", "expired_items",
+                       "refused_states", "renumbered", "kept_unknown", "replayed_datagrams", "replayed_records")
 FLOW_DOMAIN_FIELDS = ("datagrams", "bytes", "units", "lost", "pending", "late", "repeated", "restarts", "unknown", "malformed",
                       "templates_added", "templates_seen", "withdrawn")
 FLOW_SESSION_FIELDS = ("number", "address", "port", "kind", "domain", "listener", "first_ns", "seen_ns", "sequence", "header",
-                       "templates", "options_templates", "options_data", *FLOW_DOMAIN_FIELDS)
+                       "templates", "options_templates", "options_data", "unmatched", *FLOW_DOMAIN_FIELDS)
 FLOW_ITEM_FIELDS = ("id", "kind", "first_ms", "seen_ms", "record_bytes", "scope_fields", "fields", "raw")
 FLOW_ITEM_NAMES = ("", "template", "options_template", "options_data")
 
@@ -113,7 +113,7 @@ cdef class Flow:
         address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
         return (number, address, ntohs(d.exporter.port_be), FLOW_KIND_NAMES[d.kind], d.domain, d.listener, d.first_ns, d.seen_ns,
                 d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES] - d.options_templates,
-                d.options_templates, d.count[FLOW_OPTIONS], *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
+                d.options_templates, d.count[FLOW_OPTIONS], d.unmatched != 0, *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
 
     def items(self, u32 number):
         """FLOW_ITEM_FIELDS of the templates and options data of a session; its bytes may have been given up meanwhile: then ()."""

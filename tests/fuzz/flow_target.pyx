@@ -15,7 +15,7 @@ from flow.memory cimport flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
-from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_next, flow_replay_t
+from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_allowed, flow_replay_begin, flow_replay_next, flow_replay_owed, flow_replay_t
 from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
 from flow.table cimport flow_way
@@ -130,11 +130,11 @@ cdef void target_read(flow_t *flow, u32 number) noexcept nogil:
     free(items)
 
 
-cdef void target_replay(flow_t *flow, u32 number, u32 mode, u32 payload) noexcept nogil:
+cdef void target_replay(flow_t *flow, u32 number, u32 mode, u32 since, u32 payload) noexcept nogil:
     cdef flow_replay_t r
     cdef u8 *out
     cdef u32 n
-    if not flow_replay_begin(flow, &r, number, 3, FLOW_REPLAY_ALL, mode, payload):
+    if not flow_replay_begin(flow, &r, number, 3, FLOW_REPLAY_ALL, mode, since, payload):
         return
     while True:
         out = <u8 *>malloc(payload)
@@ -150,6 +150,7 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
     cdef flow_seen_t s
     cdef exporter_t exporter
     cdef u32 value
+    cdef u32 serial = flow.serial
     cdef u8 *p = <u8 *>malloc(n if n else 1)
     memcpy(p, data, n)
     memset(&exporter, 0, sizeof(exporter))
@@ -157,7 +158,7 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
     exporter.address[15] = op & 7
     if op & OP_LATER:
         flow_tick(flow, flow.now_ns + <u64>3000000000 * (1 + n))
-    flow_observe(flow, &exporter, 0, p, n, &s)
+    flow_observe(flow, &exporter, n & 3, (op & (OP_AGE | OP_LATER)) != OP_AGE or n & 4, p, n, &s)
     target_datagrams += 1
     target_recognized += s.kind != 0
     if op & OP_LEAVE_OUT:
@@ -167,7 +168,8 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
         flow_write_number(p, &s, value)
     flow_refresh_due(flow, &s, 7, 3, 0, op & 1)
     if op & OP_REPLAY:
-        target_replay(flow, s.number, (op & OP_REFRESH) != 0, 512 + (n & 255))
+        if flow_replay_allowed(flow, s.number, 3) or flow_replay_owed(flow, s.number, 3):
+            target_replay(flow, s.number, (op & OP_REFRESH) != 0, serial if op & OP_LEAVE_OUT else 0, 512 + (n & 255))
         target_read(flow, s.number)
     if op & OP_AGE:
         flow_age(flow, 64)
