@@ -115,13 +115,37 @@ cdef class Flow:
                 d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES] - d.options_templates,
                 d.options_templates, d.count[FLOW_OPTIONS], d.unmatched != 0, *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
 
-    def items(self, u32 number):
-        """FLOW_ITEM_FIELDS of the templates and options data of a session; its bytes may have been given up meanwhile: then ()."""
+    @property
+    def used(self):
+        """The largest number that a session had so far."""
+        return atomic_load32(&self.flow.domain_top)
+
+    def unmatched(self, u32 limit, u32 silent_ms):
+        """(address, listener, datagrams) of up to `limit` sessions whose exporter no rule matches, heard within silent_ms."""
+        cdef flow_domain_t d
+        cdef u32 number
+        out = []
+        if atomic_load64(&self.flow.counters.unmatched) == 0:
+            return out
+        for number in range(1, atomic_load32(&self.flow.domain_top) + 1):
+            if len(out) == limit:
+                break
+            if self.flow.domains[number].unmatched and flow_read_domain(&self.flow, number, &d):
+                if self.flow.now_ms - flow_way(&self.flow, d.slot).seen_ms >= silent_ms:
+                    continue
+                address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
+                out.append((address, d.listener, d.datagrams))
+        return out
+
+    def items(self, u32 number, bint templates=True, bint options=True, int after=-1):
+        """FLOW_ITEM_FIELDS of what a session taught; its bytes may have been given up meanwhile: then (). templates: those of data; options:
+        templates and data of options; after: ids above it only. Rows of another definition of their template are void and left out."""
         cdef u32 limit = self.flow.limit.domain_items
         cdef u32 room = self.flow.limit.exporter_blocks * FLOW_BLOCK
         cdef flow_item_t *items = NULL
         cdef u8 *octets = NULL
         cdef u32 which, i, n, used
+        cdef dict serials = {}
         out = []
         if number == 0 or number > self.flow.domain_limit:
             return ()
@@ -134,7 +158,13 @@ cdef class Flow:
                 n = flow_read_items(&self.flow, number, which, items, limit, octets, room)
                 used = 0
                 for i in range(n):
-                    out.append(self._item(&items[i], octets + used))
+                    if items[i].kind == FLOW_ITEM_OPTIONS_TEMPLATE:
+                        serials[items[i].id] = items[i].serial
+                    shown = templates if items[i].kind == FLOW_ITEM_TEMPLATE else options
+                    if items[i].kind == FLOW_ITEM_OPTIONS_DATA:
+                        shown = options and serials.get(items[i].id) == items[i].serial
+                    if shown and items[i].id > after:
+                        out.append(self._item(&items[i], octets + used))
                     used += items[i].bytes
         finally:
             free(items)

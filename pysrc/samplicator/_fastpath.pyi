@@ -3,6 +3,7 @@
 Field tuples name the values of each `read()` in order. Addresses are network-order bytes: 4 (IPv4) or 16 (IPv6).
 """
 
+import builtins
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, final
 
@@ -59,7 +60,8 @@ unknown
 FLOW_SESSION_FIELDS: Final[tuple[str, ...]]
 """number, address, port, kind, domain, listener, first_ns, seen_ns (CLOCK_REALTIME), sequence (next expected), header
 (of the
-last datagram), templates, options_templates, options_data, then FLOW_DOMAIN_FIELDS."""
+last datagram), templates, options_templates, options_data, unmatched (no rule matches the exporter), then
+FLOW_DOMAIN_FIELDS."""
 FLOW_ITEM_FIELDS: Final[tuple[str, ...]]
 """id, kind (one of FLOW_ITEM_NAMES), first_ms, seen_ms (CLOCK_REALTIME in ms, 32 bits), record_bytes (0 = variable),
 scope_fields, fields, raw (the record's bytes)."""
@@ -100,8 +102,19 @@ class Flow:
     def session(self, number: int) -> tuple[object, ...] | None:
         """FLOW_SESSION_FIELDS of one, None = the place is empty."""
 
-    def items(self, number: int) -> tuple[tuple[object, ...], ...]:
-        """FLOW_ITEM_FIELDS of the templates and options data of a session."""
+    @property
+    def used(self) -> int:
+        """The largest number that a session had so far."""
+
+    def unmatched(self, limit: int, silent_ms: int) -> list[tuple[builtins.bytes, int, int]]:
+        """(address, listener, datagrams) of up to `limit` sessions whose exporter no rule matches, heard within
+        silent_ms."""
+
+    def items(
+        self, number: int, templates: bool = True, options: bool = True, after: int = -1
+    ) -> tuple[tuple[object, ...], ...]:
+        """FLOW_ITEM_FIELDS of what a session taught. templates: those of data; options: templates and data of options;
+        after: ids above it only. Rows of another definition of their template are void and left out."""
 
 @final
 class RxCounters:

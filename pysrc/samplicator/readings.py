@@ -108,7 +108,8 @@ class FlowReading:
 @dataclass(frozen=True, slots=True)
 class FlowSession:
     """One observation domain of one exporter session. worker, number: its place. listener: slot of its listener.
-    header: of its last datagram. lost: units lost before us. counters: keyed by _fastpath.FLOW_DOMAIN_FIELDS.
+    header: of its last datagram. unmatched: no rule matches the exporter. lost: units lost before us. counters: keyed
+    by _fastpath.FLOW_DOMAIN_FIELDS.
     """
 
     worker: int
@@ -127,6 +128,16 @@ class FlowSession:
     options_data: int
     lost: int
     counters: Mapping[str, int]
+    unmatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """An exporter whose datagrams no rule matches. datagrams: of it, as far as it is remembered."""
+
+    address: str
+    listener: str
+    datagrams: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from samplicator import _fastpath
@@ -22,6 +23,7 @@ from samplicator.readings import (
     PoolReading,
     Readings,
     ReceiverReading,
+    Unmatched,
     WorkerReading,
 )
 from samplicator.reload import ReloadResult
@@ -179,6 +181,7 @@ class FakeSupervisor:
     def __init__(self, readings: Readings) -> None:
         self.value = readings
         self.error: Exception | None = None
+        self.without_rule: list[Unmatched] = []
 
     def readings(self) -> Readings:
         if self.error is not None:
@@ -192,8 +195,14 @@ class FakeSupervisor:
         rest = (0, after + limit) if after + limit < 5 else None
         return [make_session(number) for number in numbers], rest
 
-    def flow_templates(self, worker: int, number: int) -> list[FlowTemplate]:
-        return make_templates()
+    def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
+        return (item for item in make_templates() if item.kind != "options_data" and item.id > after)
+
+    def flow_options(self, worker: int, number: int) -> list[FlowTemplate]:
+        return [item for item in make_templates() if item.kind != "template"]
+
+    def unmatched(self, limit: int = 1000) -> list[Unmatched]:
+        return self.without_rule
 
     def listener_names(self) -> dict[int, str]:
         return {4: "netflow"}

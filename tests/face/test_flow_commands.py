@@ -58,7 +58,7 @@ def test_export_speaks_as_a_router_does() -> None:
 
 
 def test_lines_of_exporters_and_templates() -> None:
-    (head, first, second) = flow.exporter_lines({"exporters": domains()})
+    (head, first, second) = flow.exporter_table([flow.exporter_cells(row) for row in domains()])
     assert head.split()[:3] == ["exporter", "protocol", "domain"]
     assert first.split()[:4] == ["192.0.2.1:2055", "netflow9", "7", "netflow"]
     assert "1:512" in second
@@ -69,4 +69,4 @@ def test_lines_of_exporters_and_templates() -> None:
     assert lines[1].startswith("  template 256: 3 fields, 9 bytes, repeated ")
     assert "    e9/40001 (variable)" in lines
     assert "    interface (4) scope" in lines
-    assert flow.exporter_lines({"exporters": []}) == ["no exporter of flow telemetry has been seen"]
+    assert flow.exporter_table([]) == ["no exporter of flow telemetry has been seen"]

@@ -57,7 +57,11 @@ class Exporter:
             assert message is not None
             for one in message.sets:
                 if one.identity == 300:
-                    out += [record for _, record in model.split(self.kind, collector.templates[0, self.kind, 1, 300], one.body) or []]
+                    out += [
+                        record
+                        for _, record in model.split(self.kind, collector.templates[0, self.kind, 1, 300], one.body)
+                        or []
+                    ]
         return out
 
 

@@ -16,6 +16,7 @@ from samplicator.cli.control import Unreachable, control_path, get_json, request
 
 RELOAD_SECONDS = 130.0
 NOT_READY = 3
+UNMATCHED = 5  # exporters without a rule that are named
 
 
 def run(options: Namespace) -> int:
@@ -121,6 +122,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             ],
         ),
     ]
+    lines += unmatched_lines(state["unmatched"])
     if pools:
         rows = [
             [pool["name"], pool["balance"], each["receiver"], each["weight"], each["exporters"], _in_pool(each)]
@@ -140,6 +142,20 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         if reasons:
             lines.append(f"  {item['name']}: not sent: {', '.join(reasons)}")
     return lines
+
+
+def unmatched_lines(value: Mapping[str, Any]) -> list[str]:
+    """What to say of exporters that no rule matches."""
+    if not value["count"]:
+        return []
+    shown = [f"{row['exporter']} ({row['datagrams']} on {row['listener']})" for row in value["exporters"][:UNMATCHED]]
+    more = value["count"] - len(shown)
+    names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    many = "1 exporter" if value["count"] == 1 else f"{value['count']} exporters"
+    return [
+        f"NO RULE MATCHES {many}, so nobody gets the datagrams: {names}",
+        "  name them in `from` of a rule or, if you want it so, of one with to = [] and stop = true",
+    ]
 
 
 def state_word(item: Mapping[str, Any]) -> str:
