@@ -319,7 +319,7 @@ class Service:
     async def _keep_house(self) -> None:
         lost = await asyncio.to_thread(self._supervisor.housekeeping)
         readings = await asyncio.to_thread(self._supervisor.readings)
-        self._trouble.report(readings, await asyncio.to_thread(self._supervisor.unmatched))
+        self._trouble.report(readings, unmatched=await asyncio.to_thread(self._supervisor.unmatched))
         await self._follow_addresses()
         if lost:
             await self._reloader.replan(f"own source address gone: {', '.join(lost[:5])}")

@@ -47,13 +47,13 @@ class Trouble:
         self._last: dict[tuple[str, str], Mapping[str, int]] = {}
         self._named: dict[str, tuple[float, frozenset[str]]] = {}  # listener -> when, and who matched no rule then
 
-    def report(self, readings: Readings, unmatched: Sequence[Unmatched] = (), now: float | None = None) -> None:
+    def report(self, readings: Readings, now: float | None = None, unmatched: Sequence[Unmatched] = ()) -> None:
         """Logs what went wrong since the last call. unmatched: exporters that no rule matches."""
         moment = time.monotonic() if now is None else now
         for listener in readings.listeners:
             self._say_unmatched(
                 listener.name,
-                listener.counters["unmatched"],
+                listener.counters.get("unmatched", 0),
                 [u.address for u in unmatched if u.listener == listener.name],
                 moment,
             )

@@ -4,6 +4,7 @@ others get the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_sflow(agent: bytes, freq: int, start: int) -> None:
     for sub_agent in (0, 1):
         mine = [out for out in receiver.got if out[where - 1] == sub_agent]
         numbers = [int.from_bytes(out[where : where + 4], "big") for out in mine]
-        assert all((b - a) % 2**32 == 1 for a, b in zip(numbers, numbers[1:], strict=False))
+        assert all((b - a) % 2**32 == 1 for a, b in itertools.pairwise(numbers))
     assert len(receiver.got) == 240 // freq
 
 
@@ -162,7 +163,7 @@ def test_loss_of_sflow_before_us_stays_a_gap() -> None:
         payload = model.sflow(i, bytes(4))
         receiver.take(probe.observe(flow, ADDRESS, PORT, payload), payload)
     numbers = [int.from_bytes(out[16:20], "big") for out in receiver.got]
-    assert sum(b - a - 1 for a, b in zip(numbers, numbers[1:], strict=False)) == 7
+    assert sum(b - a - 1 for a, b in itertools.pairwise(numbers)) == 7
 
 
 @pytest.mark.parametrize(

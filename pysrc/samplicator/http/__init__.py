@@ -87,12 +87,10 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except TimeoutError:
-        response = listing.broken(request) or _json({"error": f"no answer within {limit:g} s"}, status=503)
-    except ConnectionError:  # the client has left
-        response = listing.broken(request) or _json({"error": "the client has left"}, status=503)
+        response = _json({"error": f"no answer within {limit:g} s"}, status=503)
     except Exception:
         log.exception("request %s %s failed", request.method, request.path)
-        response = listing.broken(request) or _json({"error": "internal error, see the log"}, status=500)
+        response = _json({"error": "internal error, see the log"}, status=500)
     finally:
         shared.touch(request.protocol, -1)
     if not response.prepared:

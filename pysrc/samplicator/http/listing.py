@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 from aiohttp import web
 
 from samplicator import flowview
-from samplicator.http.front import SHARED
+from samplicator.http.front import SHARED, Shared
 
 if TYPE_CHECKING:
     from samplicator.readings import FlowSession
@@ -33,8 +33,6 @@ LOOKED: Final = 2000
 """Domains looked at for one piece."""
 READ_BYTES: Final = 1 << 20
 """Bytes of options data read for one piece."""
-STREAM: Final = "listing"
-"""Key of the request under which an answer lies that has begun."""
 WANT: Final = "want after=WORKER.NUMBER or WORKER.NUMBER.ID, as an answer's `after` says, and limit=COUNT"
 
 Place = tuple[int, int, int]
@@ -153,41 +151,46 @@ def place_text(place: Place | None) -> str | None:
 
 
 async def answer(request: web.Request, key: str, make: Make, headers: dict[str, str]) -> web.StreamResponse:
-    """The page of a request, rows under `key`. One of one piece goes out whole, a longer one piece by piece."""
-    shared = request.app[SHARED]
+    """The page of a request, rows under `key`. One of one piece goes out whole, a longer one piece by piece. What goes
+    wrong after the first piece closes the connection, so that the client sees that the page is not whole.
+    """
     place, wanted = begin(request)
-    response: web.StreamResponse | None = None
-    count = size = 0
-    end: Place | None = place
-    while end is not None:
+    pages = _pieces(request.app[SHARED], key, make, place, wanted)
+    body, last = await anext(pages)
+    if last or request.method == "HEAD":
+        return web.Response(body=body, content_type="application/json")
+    response = web.StreamResponse(headers={**headers, "Content-Type": "application/json"})
+    try:
+        await response.prepare(request)
+        await response.write(body)
+        async for body, _ in pages:
+            await response.write(body)
+        await response.write_eof()
+    except ConnectionError:  # the client has left
+        pass
+    except BaseException:
+        if request.transport is not None:
+            request.transport.abort()
+        raise
+    return response
+
+
+async def _pieces(
+    shared: Shared, key: str, make: Make, place: Place | None, wanted: Wanted
+) -> AsyncIterator[tuple[bytes, bool]]:
+    """The bytes of a page, and whether they are the last."""
+    lead, last, count, size = f'{{"{key}":['.encode(), False, 0, 0
+    while not last and place is not None:
         async with shared.listings:
-            rows, end = await asyncio.to_thread(make, shared.state, end, Wanted(wanted.exporter, wanted.limit - count))
-        lead = (b"," if count else f'{{"{key}":['.encode()) if rows or response is None else b""
-        body = lead + b",".join(rows)
+            rows, place = await asyncio.to_thread(
+                make, shared.state, place, Wanted(wanted.exporter, wanted.limit - count)
+            )
+        body = (lead if rows else b"") + b",".join(rows)
         count += len(rows)
         size += len(body)
-        last = end is None or count >= wanted.limit or size >= PAGE_BYTES
+        last = place is None or count >= wanted.limit or size >= PAGE_BYTES
         if last:
-            body += b'],"after":' + orjson.dumps(place_text(end)) + b"}\n"
-        if response is None and (last or request.method == "HEAD"):
-            return web.Response(body=body, content_type="application/json")
-        if response is None:
-            response = web.StreamResponse(headers={**headers, "Content-Type": "application/json"})
-            request[STREAM] = response
-            await response.prepare(request)
-        await response.write(body)
-        if last:
-            break
-    assert response is not None
-    await response.write_eof()
-    return response
-
-
-def broken(request: web.Request) -> Any:
-    """The answer that had begun when something went wrong, its connection closed: the client sees that it is not whole;
-    None = none had begun.
-    """
-    response = request.get(STREAM)
-    if response is not None and request.transport is not None:
-        request.transport.abort()
-    return response
+            body += (b"" if count else lead) + b'],"after":' + orjson.dumps(place_text(place)) + b"}\n"
+        lead = b"," if count else lead
+        if body:
+            yield body, last
