@@ -75,6 +75,8 @@ def make_corpus() -> None:
         "withdraw": [],
         "domains": [],
         "order": [],
+        "rows": [],
+        "unmatched": [],
     }
     for i, (version, size) in enumerate([(1, 52), (5, 48), (7, 52), (8, 28)]):
         tail = bytes(8) if version in (5, 8) else bytes(4)
@@ -102,6 +104,15 @@ def make_corpus() -> None:
         record(n & 7, model.v9(n, n, model.a_set(0, model.template(256 + n, [(8, 4)] * n)))) for n in range(1, 40)
     ]
     seeds["order"] = [record(1, model.v9(n, 1)) for n in (1, 2, 4, 3, 9, 6, 7, 5, 8, 40, 2**31 + 50, 3, 4, 5)]
+    table = model.a_set(1, model.options_template(9, 300, [(1, 4)], [(48, 2), (50, 4), (500, 2)]), pad=4)
+    whole = model.a_set(1, model.options_template(9, 301, [(1, 4)], [(500, 4)]), pad=4)
+    rows = [model.a_set(300, *[bytes([0, 0, 0, 1, 0, k % 3]) + bytes([k] * 6) for k in range(n)]) for n in (1, 5)]
+    lone = [model.a_set(301, k.to_bytes(8, "big")) for k in range(3)]
+    seeds["rows"] = [record(1, model.v9(0, 1, table, whole, *rows, *lone)), record(1 | REPLAY, model.v9(1, 1, *rows))]
+    seeds["unmatched"] = [
+        record(3 | AGE, model.v9(0, 1, model.a_set(0, model.template(256, [(8, 4), (12, 4)])))),
+        record(3 | REPLAY | LEAVE_OUT, model.v9(1, 1, model.a_set(256, bytes(8)))),
+    ]
     for name in ("netflow5", "netflow9", "ipfix", "sflow"):
         for _, _, payload in model.capture_payloads(model.CAPTURES / f"{name}.pcap")[:2]:
             seeds[f"capture_{name}"] = [*seeds.get(f"capture_{name}", []), record(1 | REPLAY, payload[:1020])]
