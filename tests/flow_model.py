@@ -223,7 +223,7 @@ IDENTIFIERS = {10, 14, 48, 58, 95, 234, 302}
 
 
 def row_key(known: Template, record: bytes, scope: bytes) -> bytes:
-    """What makes two options data records the same row: scope and identifiers (fixed fields in front of any variable)."""
+    """What makes two options data records the same row: scope and identifiers (in front of any variable field)."""
     at, key = 0, scope
     for i, (element, length, enterprise) in enumerate(known.fields):
         if length == VARIABLE:

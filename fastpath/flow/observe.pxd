@@ -20,7 +20,7 @@ from flow.state cimport (
 )
 from flow.table cimport flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_way, flow_write_begin, flow_write_end
 from flow.memory cimport flow_less
-from uapi.net cimport u8, u16, u32, u64, unlikely
+from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
     FLOW_SETTLE_MS = 2000          # a gap of a domain that is silent for this long is loss
@@ -106,7 +106,7 @@ cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 list
         if s.number == 0:
             return
     d = &flow.domains[s.number]
-    if unlikely(matched == d.unmatched) and d.datagrams and not flow_matched(flow, d, listener, matched):
+    if matched == d.unmatched and d.datagrams and not flow_matched(flow, d, listener, matched):
         s.number = 0
         return
     atomics_add(&d.datagrams, 1)

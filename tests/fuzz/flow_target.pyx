@@ -64,6 +64,8 @@ cdef u64 target_list(flow_t *flow, u32 number, u32 which, u64 *blocks) noexcept 
             target_require(b <= flow.block_top)
             blocks[0] += 1
             b = flow.blocks[b].next
+        blocks[0] += flow.items[i].keys != 0       # one, always: FLOW_SPANS of them fit
+        target_require(flow.items[i].keys <= flow.block_top and flow.blocks[flow.items[i].keys].next == 0)
         previous = i
         i = flow.items[i].next
         n += 1
@@ -77,6 +79,7 @@ cdef void target_check(flow_t *flow) noexcept nogil:
     cdef u64 items = 0
     cdef u64 blocks = 0
     cdef u64 domains = 0
+    cdef u64 unmatched = 0
     cdef u64 states = 0
     cdef u64 pending
     cdef u32 number, which, i, slot
@@ -101,6 +104,7 @@ cdef void target_check(flow_t *flow) noexcept nogil:
             target_require(d.first[0] == 0 and d.first[1] == 0 and d.state == 0)
             continue
         domains += 1
+        unmatched += d.unmatched
         for which in range(<u32>FLOW_LISTS):
             items += target_list(flow, number, which, &blocks)
         i = d.state
@@ -113,6 +117,7 @@ cdef void target_check(flow_t *flow) noexcept nogil:
             pending += d.sequence.gaps[i].length
         target_require(pending == d.pending and d.sequence.gap_count <= 16)
         target_require(flow.exporters[d.owner].blocks <= flow.limit.exporter_blocks and flow.exporters[d.owner].domains)
+    target_require(unmatched == flow.counters.unmatched)
     target_require(domains == flow.counters.domains and states == flow.counters.states and blocks == flow.counters.blocks)
     target_require(items == flow.counters.templates + flow.counters.options_templates + flow.counters.options_data)
     target_require(blocks <= flow.limit.blocks and items <= flow.limit.items and flow.counters.exporters <= domains)
@@ -168,7 +173,7 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
         flow_write_number(p, &s, value)
     flow_refresh_due(flow, &s, 7, 3, 0, op & 1)
     if op & OP_REPLAY:
-        if flow_replay_allowed(flow, s.number, 3) or flow_replay_owed(flow, s.number, 3):
+        if s.number and (flow_replay_allowed(flow, s.number, 3) or flow_replay_owed(flow, s.number, 3)):
             target_replay(flow, s.number, (op & OP_REFRESH) != 0, serial if op & OP_LEAVE_OUT else 0, 512 + (n & 255))
         target_read(flow, s.number)
     if op & OP_AGE:
