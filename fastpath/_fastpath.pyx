@@ -31,18 +31,18 @@ from flow.renumber cimport (
     flow_forget_receiver, flow_leave_out, flow_next, flow_pause, flow_refresh_due, flow_renumber, flow_write_number,
 )
 from flow.replay cimport (
-    FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
-    flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_t,
+    FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_allowed,
+    flow_replay_begin, flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_owed, flow_replay_t,
 )
 from flow.scan cimport (
     FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_UNKNOWN, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9,
     flow_seen_t,
 )
 from flow.state cimport (
-    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_REPLAYS, FLOW_TEMPLATES, flow_domain_t, flow_item_t,
-    flow_limits_t, flow_t,
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS,
+    FLOW_OPTIONS_TEMPLATES, FLOW_REPLAYS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
-from flow.table cimport flow_mix
+from flow.table cimport flow_mix, flow_way
 from flow.template cimport flow_u32
 from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
 from plan cimport (

@@ -7,13 +7,13 @@ cdef bytes flow_bytes(const u8 *p, Py_ssize_t n):
 
 FLOW_KIND_NAMES = {FLOW_OTHER: "other", FLOW_V1: "netflow1", FLOW_V5: "netflow5", FLOW_V7: "netflow7", FLOW_V8: "netflow8",
                    FLOW_V9: "netflow9", FLOW_IPFIX: "ipfix", FLOW_SFLOW: "sflow5"}
-FLOW_COUNTER_FIELDS = ("domains", "exporters", "templates", "options_templates", "options_data", "blocks", "states", "refused_domains",
-                       "evicted_domains", "forgotten_domains", "refused_items", "evicted_items", "expired_items", "refused_states",
-                       "renumbered", "kept_unknown", "replayed_datagrams", "replayed_records")
+FLOW_COUNTER_FIELDS = ("domains", "exporters", "templates", "options_templates", "options_data", "blocks", "states", "unmatched",
+                       "refused_domains", "evicted_domains", "forgotten_domains", "refused_items", "evicted_items", "expired_items",
+                       "refused_states", "renumbered", "kept_unknown", "replayed_datagrams", "replayed_records")
 FLOW_DOMAIN_FIELDS = ("datagrams", "bytes", "units", "lost", "pending", "late", "repeated", "restarts", "unknown", "malformed",
                       "templates_added", "templates_seen", "withdrawn")
 FLOW_SESSION_FIELDS = ("number", "address", "port", "kind", "domain", "listener", "first_ns", "seen_ns", "sequence", "header",
-                       "templates", "options_templates", "options_data", "style", *FLOW_DOMAIN_FIELDS)
+                       "templates", "options_templates", "options_data", "style", "unmatched", *FLOW_DOMAIN_FIELDS)
 FLOW_ITEM_FIELDS = ("id", "kind", "first_s", "seen_s", "record_bytes", "scope_fields", "fields", "raw")
 cdef tuple flow_style_names = ("records", "records", "flows", "flows", "packets", "packets", "all records", "all records")
 FLOW_ITEM_NAMES = ("", "template", "options_template", "options_data")
@@ -129,15 +129,39 @@ cdef class Flow:
         address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
         return (number, address, ntohs(d.exporter.port_be), FLOW_KIND_NAMES[d.kind], d.domain, d.listener, d.first_ns, d.seen_ns,
                 d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES], d.count[FLOW_OPTIONS_TEMPLATES],
-                d.count[FLOW_OPTIONS], flow_style_name(&d), *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
+                d.count[FLOW_OPTIONS], flow_style_name(&d), d.unmatched != 0, *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
 
-    def items(self, u32 number):
-        """FLOW_ITEM_FIELDS of the templates and options data of a session; its bytes may have been given up meanwhile: then ()."""
+    @property
+    def used(self):
+        """The largest number that a session had so far."""
+        return atomic_load32(&self.flow.domain_top)
+
+    def unmatched(self, u32 limit, u32 silent_ms):
+        """(address, listener, datagrams) of up to `limit` sessions whose exporter no rule matches, heard within silent_ms."""
+        cdef flow_domain_t d
+        cdef u32 number
+        out = []
+        if atomic_load64(&self.flow.counters.unmatched) == 0:
+            return out
+        for number in range(1, atomic_load32(&self.flow.domain_top) + 1):
+            if len(out) == limit:
+                break
+            if self.flow.domains[number].unmatched and flow_read_domain(&self.flow, number, &d):
+                if self.flow.now_ms - flow_way(&self.flow, d.slot).seen_ms >= silent_ms:
+                    continue
+                address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
+                out.append((address, d.listener, d.datagrams))
+        return out
+
+    def items(self, u32 number, bint templates=True, bint options=True, int after=-1):
+        """FLOW_ITEM_FIELDS of what a session taught; its bytes may have been given up meanwhile: then (). templates: those of data; options:
+        templates and data of options; after: ids above it only. Rows of another definition of their template are void and left out."""
         cdef u32 limit = self.flow.limit.domain_items
         cdef u32 room = self.flow.limit.exporter_blocks * FLOW_BLOCK
         cdef flow_item_t *items = NULL
         cdef u8 *octets = NULL
         cdef u32 which, i, n, used
+        cdef dict serials = {}
         out = []
         if number == 0 or number > self.flow.domain_limit:
             return ()
@@ -150,7 +174,13 @@ cdef class Flow:
                 n = flow_read_items(&self.flow, number, which, items, limit, octets, room)
                 used = 0
                 for i in range(n):
-                    out.append(self._item(&items[i], octets + used))
+                    if items[i].kind == FLOW_ITEM_OPTIONS_TEMPLATE:
+                        serials[items[i].id] = items[i].serial
+                    shown = templates if items[i].kind == FLOW_ITEM_TEMPLATE else options
+                    if items[i].kind == FLOW_ITEM_OPTIONS_DATA:
+                        shown = options and serials.get(items[i].id) == items[i].serial
+                    if shown and items[i].id > after:
+                        out.append(self._item(&items[i], octets + used))
                     used += items[i].bytes
         finally:
             free(items)

@@ -93,11 +93,12 @@ cdef inline void worker_latency(worker_t *w) noexcept nogil:
             counters_latency(w.counters, now - arrival, 1)
 
 
-cdef inline void worker_observe(worker_t *w, u32 d) noexcept nogil:
-    """Shows datagram d to the flow stage."""
-    flow_observe(w.flow, &w.batch.exporter[d], w.batch.listener, w.batch.data[d], w.batch.length[d], &w.seen[d])
-    if unlikely(w.work.routing.pool_count and flow_always(&w.seen[d])):
-        worker_note_news(w, d)
+cdef inline void worker_observe(worker_t *w, u32 d, bint matched) noexcept nogil:
+    """Shows datagram d to the flow stage. matched: a rule matches its exporter."""
+    cdef u32 serial = w.flow.serial
+    flow_observe(w.flow, &w.batch.exporter[d], w.batch.listener, matched, w.batch.data[d], w.batch.length[d], &w.seen[d])
+    if unlikely(w.work.routing.pool_count):
+        worker_note_news(w, d, serial)
 
 
 cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexcept nogil:
@@ -111,20 +112,22 @@ cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexce
         route = worker_route(w, d)
         if route >= PLAN_ROUTE_FIRST:
             if seeing:
-                worker_observe(w, d)
+                worker_observe(w, d, True)
                 if unlikely(w.work.aliases != NULL):
                     worker_alias(w, d)
                     if unlikely(w.moved):
                         worker_alias_moved(w, route, d)
-                if unlikely(w.news and w.work.turns):
+                if unlikely((w.news and w.work.turns) or w.owing):
                     active = worker_send_now(w, active)
             active = worker_select(w, d, route, active, seeing)
             if seeing:
-                w.news = False
+                w.news = w.owing = False
         elif route == PLAN_ROUTE_DENIED:
             denied += 1
         else:
             unmatched += 1
+            if seeing:
+                worker_observe(w, d, False)
     atomics_add(&c.unmatched, unmatched)
     atomics_add(&c.denied, denied)
     atomics_add(&c.matched, w.batch.n - unmatched - denied)

@@ -7,6 +7,7 @@ cdef enum:
     FLOW_AGE_STEPS = 64                # places of the table looked at in one loop pass
     FLOW_REPLAY_STEPS = 2048           # domains looked at for replays in one loop pass
     FLOW_REPLAY_LOOK_NS = 1000000      # how often the worker asks whether a replay is wanted
+    FLOW_REPLAY_AGAIN_NS = 1000000000  # from one replay of all exporters to a receiver to the next
     FLOW_DUE_LIMIT = 256               # refreshes of one batch; more wait for the next copy
     WORKER_NUMBERED = 1                # bits of work_t.numbered: another sequence number
     WORKER_NAMED = 2                   # the alias instead of the domain
@@ -30,11 +31,18 @@ cdef inline void worker_refresh(worker_t *w, tx_t *tx, u32 way, u32 d) noexcept 
     """Notes that templates or options data of datagram d's domain are due again at this receiver."""
     cdef u32 which
     cdef u32 what = 0
+    if w.due_count == FLOW_DUE_LIMIT:
+        return
     for which in range(<u32>FLOW_REPLAYS):
         if ((tx.refresh_copies[which] or tx.refresh_ms[which])
                 and flow_refresh_due(w.flow, &w.seen[d], tx.counters.id, tx.refresh_copies[which], tx.refresh_ms[which], which)):
             what |= FLOW_REPLAY_TEMPLATES if which == FLOW_TEMPLATES else FLOW_REPLAY_OPTIONS
-    if what and w.due_count < FLOW_DUE_LIMIT:
+    cdef u32 i
+    for i in range(w.due_count if what else 0):            # after the batch once is enough
+        if w.due[i].way == way and w.due[i].number == w.seen[d].number:
+            w.due[i].what |= what
+            return
+    if what:
         w.due[w.due_count].way = way
         w.due[w.due_count].number = w.seen[d].number
         w.due[w.due_count].what = what
@@ -120,8 +128,9 @@ cdef tx_t *worker_route_has(worker_t *w, const flow_domain_t *domain, u32 way, c
     return NULL
 
 
-cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode) noexcept nogil:
-    """Sends templates and options data of one domain to a receiver, as the exporter; every copy is offered and counted."""
+cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode, u32 since) noexcept nogil:
+    """Sends templates and options data of one domain to a receiver, as the exporter; every copy is offered and counted. since: see
+    flow_replay_begin()."""
     cdef flow_domain_t *domain = &w.flow.domains[number]
     cdef batch_t *to = w.rewritten
     cdef flow_replay_t replay
@@ -133,7 +142,7 @@ cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode
     payload = payload - overhead if payload > 512 + overhead else 512
     if payload > WIRE_UDP_MAX_IPV4:
         payload = WIRE_UDP_MAX_IPV4
-    if not flow_replay_begin(w.flow, &replay, number, tx.counters.id, what, mode, payload):
+    if not flow_replay_begin(w.flow, &replay, number, tx.counters.id, what, mode, since, payload):
         return
     alias = worker_alias_replayed(w, tx, number) if (tx.alias or tx.per_session) and w.work.aliases != NULL else 0
     to.listener = domain.listener
@@ -171,7 +180,7 @@ cdef void worker_replay_domain(worker_t *w, u32 way, u32 number, u32 what, u32 m
         entry = pool_find(&w.pools, through.number, domain.exporter.address, domain.domain, &hit)
         if not (hit and entry.now == tx.counters.id) and not flow_pause(w.flow, number, tx.counters.id, flow_next(domain)):
             return
-    worker_replay_to(w, tx, number, what, mode)
+    worker_replay_to(w, tx, number, what, mode, 0)
 
 
 cdef void worker_replay_due(worker_t *w) noexcept nogil:
@@ -232,6 +241,17 @@ cdef void worker_replay_joined(worker_t *w, u32 way, tx_t *tx, u32 *steps) noexc
         worker_woken(w, way)
 
 
+cdef bint worker_replays_early(worker_t *w, tx_t *tx, u64 now_ns) noexcept nogil:
+    """Whether a replay of all exporters would begin too soon after the one before: a receiver that comes and goes gets one a second. One that
+    gets no copies until it is done, or that no exporter's templates wait for, does not wait."""
+    if w.flow == NULL or tx.replay_cursor or atomic_load32(&tx.replay) != TX_REPLAY_ALL or atomic_load32(&tx.waiting):
+        return False
+    if tx.replayed_ns and now_ns - tx.replayed_ns < FLOW_REPLAY_AGAIN_NS:
+        return True
+    tx.replayed_ns = now_ns
+    return False
+
+
 cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
     """Between batches: replays that the control plane asked for, and the slow hands that let things expire."""
     cdef u32 way
@@ -247,6 +267,9 @@ cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
     for way in range(w.work.routing.way_count):
         tx = w.work.ways[way]
         if not atomic_load32(&tx.replay):
+            continue
+        if worker_replays_early(w, tx, now_ns):
+            w.replaying = True
             continue
         if w.flow == NULL:
             atomic_store32(&tx.replay, 0)

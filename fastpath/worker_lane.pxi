@@ -37,9 +37,9 @@ cdef void worker_lane_taught(worker_t *w, lane_t *lane, const flow_seen_t *s) no
         if w.flow.domains[number].listener != w.batch.listener:
             pass                           # perhaps another rule's
         elif s == NULL or s.number != number:
-            worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN)
+            worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, 0)
         elif w.flow.domains[number].datagrams > 1 and flow_pause(w.flow, number, lane.tx.counters.id, s.position):
-            worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH)
+            worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH, 0)
         number = w.flow.domains[number].next
 
 
@@ -141,7 +141,7 @@ cdef u8 worker_named(worker_t *w, tx_t *tx, u32 d) noexcept nogil:
 cdef void worker_alias_moved_to(worker_t *w, tx_t *tx, u32 d) noexcept nogil:
     cdef const flow_seen_t *s = &w.seen[d]
     if (tx.alias or tx.per_session) and not atomic_load32(&tx.waiting) and flow_pause(w.flow, s.number, tx.counters.id, s.position):
-        worker_replay_to(w, tx, s.number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH)
+        worker_replay_to(w, tx, s.number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH, 0)
 
 
 cdef void worker_alias_moved(worker_t *w, u32 route, u32 d) noexcept nogil:

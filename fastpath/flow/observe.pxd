@@ -16,9 +16,10 @@ from flow.scan cimport (
 from flow.sequence cimport flow_gaps_settle, flow_sequence
 from flow.steps cimport flow_step
 from flow.state cimport (
-    FLOW_ESTABLISHED_DATAGRAMS, FLOW_ESTABLISHED_MS, FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_REPEATS, FLOW_LISTS,
+    FLOW_ESTABLISHED_DATAGRAMS, FLOW_ESTABLISHED_MS, FLOW_GRADE_ESTABLISHED, FLOW_GRADE_REPEATS, FLOW_GRADE_UNMATCHED, FLOW_LISTS,
     flow_domain_t, flow_t, flow_way_t,
 )
+from flow.memory cimport flow_less
 from flow.table cimport (
     flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_item_lives, flow_way, flow_write_begin, flow_write_end,
 )
@@ -41,10 +42,12 @@ cdef inline void flow_grade(flow_t *flow, flow_domain_t *d) noexcept nogil:
     """Notes in the set that the domain was seen, and how well it is known."""
     cdef flow_way_t *way = flow_way(flow, d.slot)
     way.seen_ms = flow.now_ms
-    if way.grade < FLOW_GRADE_ESTABLISHED:
+    if d.unmatched:
+        way.grade = FLOW_GRADE_UNMATCHED
+    elif way.grade < FLOW_GRADE_ESTABLISHED:
         if d.datagrams >= FLOW_ESTABLISHED_DATAGRAMS and flow.now_ns - d.first_ns >= <u64>FLOW_ESTABLISHED_MS * 1000000:
             way.grade = FLOW_GRADE_ESTABLISHED
-        elif d.datagrams > 1 and way.grade == FLOW_GRADE_ONCE:
+        elif d.datagrams > 1 and way.grade < FLOW_GRADE_REPEATS:
             way.grade = FLOW_GRADE_REPEATS
 
 
@@ -74,8 +77,26 @@ cdef inline void flow_refuse(flow_t *flow, const exporter_t *exporter, flow_seen
         atomics_add(&d.malformed, 1)
 
 
-cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 listener, const u8 *p, u32 n, flow_seen_t *s) noexcept nogil:
-    """All about the datagram p of n bytes, into s. s.number = 0: it is malformed, or there was no room: it passes as it is."""
+cdef inline bint flow_matched(flow_t *flow, flow_domain_t *d, u32 listener, bint matched) noexcept nogil:
+    """Notes whether a rule matches the domain's exporter. False: this datagram came by a listener where no rule does, while one matches where
+    the others came: it is none of theirs."""
+    if matched == (not d.unmatched):
+        return True
+    if matched:
+        d.unmatched = False
+        flow_less(&flow.counters.unmatched, 1)
+        return True
+    if d.listener != listener:
+        return False
+    d.unmatched = True
+    atomics_add(&flow.counters.unmatched, 1)
+    return True
+
+
+cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 listener, bint matched, const u8 *p, u32 n,
+                              flow_seen_t *s) noexcept nogil:
+    """All about the datagram p of n bytes, into s. matched: a rule matches its exporter; if none does it teaches all the same, so that its
+    collector can decode as soon as one does. s.number = 0: it is malformed, or there was no room: it passes as it is."""
     cdef flow_domain_t *d
     cdef u64 hashed, lost, restarts
     flow_scan(p, n, s)
@@ -86,10 +107,13 @@ cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 list
     hashed = flow_hash(flow, exporter, s.kind, s.domain)
     s.number = flow_find(flow, exporter, s, hashed)
     if s.number == 0:
-        s.number = flow_admit(flow, exporter, s, hashed)
+        s.number = flow_admit(flow, exporter, s, hashed, matched)
         if s.number == 0:
             return
     d = &flow.domains[s.number]
+    if matched == d.unmatched and d.datagrams and not flow_matched(flow, d, listener, matched):
+        s.number = 0
+        return
     atomics_add(&d.datagrams, 1)
     if s.kind == FLOW_IPFIX or s.kind == FLOW_V9:
         flow_learn(flow, s.number, p, s)

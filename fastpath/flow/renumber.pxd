@@ -5,7 +5,8 @@ Per (receiver, domain) one offset: outgoing number = incoming number + offset. A
 datagram adds what it used up; so `next` of the outgoing stream counts on by what was sent, and a gap that came to us stays a gap. An
 exporter's restart begins anew with the incoming number. No state = offset 0 = bytes untouched: a receiver that neither samples nor was
 injected into costs one look at a zero. Units of an unknown IPFIX template need no guess while copies pass (the offset stays); where one is left
-out, the next datagram's number says what it was. sFlow and v1 are never renumbered (their samples count for themselves; v1 has no number).
+out, the next datagram's number says what it was. sFlow's number counts the datagrams of a sub-agent (sFlow v5, sample_datagram_v5), so it is
+renumbered like v9's; the numbers of its samples are of their sources and stay. v1 has no number.
 Called by: the worker, for each copy of a receiver that samples or was injected into. Must never change a payload: it says the number, the
 caller writes it into a copy of its own.
 """
@@ -13,21 +14,23 @@ caller writes it into a copy of its own.
 from atomics cimport atomic_load64, atomics_add
 from flow.memory cimport flow_less, flow_state_take
 from flow.scan cimport (
-    FLOW_FOREIGN, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_SFLOW, FLOW_UNCOUNTED, FLOW_UNNUMBERED, flow_seen_t,
+    FLOW_FOREIGN, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_UNCOUNTED, FLOW_UNNUMBERED, flow_seen_t,
 )
 from flow.state cimport FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_state_t, flow_t
 from flow.steps cimport flow_step
 from flow.table cimport flow_has_templates, flow_reclaim
 from flow.template cimport flow_put32
-from uapi.net cimport u8, u32
+from uapi.net cimport u8, u32, u64
 
 cdef enum:
     FLOW_STATE_STEPS = 1024        # receivers of one domain that are looked through
+    FLOW_REPLAY_BYTES = 262144     # replays that arriving datagrams may cause: bytes a domain, receiver and second
+    FLOW_REPLAY_OVERHEAD = 256     # a datagram of a replay counts as so many bytes more
 
 
 cdef inline bint flow_renumbers(const flow_seen_t *s) noexcept nogil:
     """Whether this datagram's number may be rewritten at all: not where it does not count what the others do, or nothing."""
-    return s.number != 0 and s.sequence_at != 0 and s.kind != FLOW_SFLOW and not s.flags & (FLOW_MALFORMED | FLOW_FOREIGN | FLOW_UNNUMBERED)
+    return s.number != 0 and s.sequence_at != 0 and not s.flags & (FLOW_MALFORMED | FLOW_FOREIGN | FLOW_UNNUMBERED)
 
 
 cdef inline u32 flow_state(flow_t *flow, u32 number, u32 receiver) noexcept nogil:
@@ -167,10 +170,20 @@ cdef inline void flow_write_number(u8 *copy, const flow_seen_t *s, u32 value) no
     flow_put32(copy + s.sequence_at, value)
 
 
+cdef inline bint flow_may_replay(const flow_t *flow, flow_state_t *state) noexcept nogil:
+    """Whether arriving datagrams may cause another replay of the domain to the receiver now. What they caused (flow_replay_next adds it up)
+    drains by FLOW_REPLAY_BYTES a second: one replay may be larger, then the next waits the longer."""
+    cdef u64 drained = <u64>(flow.now_ms - state.spent_ms) * FLOW_REPLAY_BYTES // 1000
+    state.spent_ms = flow.now_ms
+    state.spent = state.spent - <u32>drained if state.spent > drained else 0
+    return state.spent < FLOW_REPLAY_BYTES
+
+
 cdef inline bint flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiver, u32 packets, u32 milliseconds,
                                   u32 which) noexcept nogil:
     """Whether templates (FLOW_TEMPLATES) or options data (FLOW_OPTIONS) of this datagram's domain are to be replayed to the receiver again: so
-    many copies or so much time (0 = never) after the last time. Counts this copy; call it once a copy and list."""
+    many copies or so much time (0 = never) after the last time, and no sooner than flow_may_replay() says. Counts this copy; call it once a
+    copy and list."""
     cdef flow_state_t *state
     cdef u32 i
     if s.number == 0:
@@ -183,6 +196,8 @@ cdef inline bint flow_refresh_due(flow_t *flow, const flow_seen_t *s, u32 receiv
     state = &flow.states[i]
     state.copies[which] += 1
     if (packets == 0 or state.copies[which] < packets) and (milliseconds == 0 or flow.now_ms - state.replayed_ms[which] < milliseconds):
+        return False
+    if not flow_may_replay(flow, state):
         return False
     state.copies[which] = 0
     state.replayed_ms[which] = flow.now_ms

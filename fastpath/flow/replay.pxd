@@ -5,18 +5,20 @@ Header of the domain's last datagram, clocks moved on by the time since; the exp
 that a datagram's payload fits. Numbers: FLOW_REPLAY_JOIN counts up to the next number expected, as if the datagrams had come just before:
 the receiver's stream goes on untouched (for one that joins or came back). FLOW_REPLAY_REFRESH goes into a running stream: what the
 datagrams use up (v9: one each; IPFIX: its data records, none for templates) is added to the receiver's offset, so that all after are
-renumbered. A receiver that is paused in this domain (flow_pause) has its numbers go on where they stand, in both modes.
+renumbered. What arriving datagrams cause is bounded (flow_may_replay); what is refused is owed and made good as one replay of all.
+A receiver that is paused in this domain (flow_pause) has its numbers go on where they stand, in both modes.
 Called by: the worker, which sends them as the exporter. Must never write past the given bytes.
 """
 
 from libc.string cimport memcpy, memset
 from atomics cimport atomics_add
 from flow.memory cimport flow_chain_copy
-from flow.renumber cimport flow_next, flow_state, flow_state_make
+from flow.renumber cimport FLOW_REPLAY_OVERHEAD, flow_may_replay, flow_next, flow_state, flow_state_make
 from flow.scan cimport FLOW_IPFIX, FLOW_V9
 from flow.state cimport (
     FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_t,
 )
+from flow.steps cimport flow_step
 from flow.table cimport flow_exporter_find, flow_has_templates, flow_list, flow_template
 from flow.template cimport flow_put16, flow_put32, flow_u32
 from uapi.net cimport u8, u16, u32, u64
@@ -33,12 +35,27 @@ ctypedef struct flow_replay_t:     # where a replay stands
     u32 item                       # next one, 0 = the pass is over
     u32 pass_kind                  # FLOW_ITEM of the running pass
     u32 what
+    u32 since                      # only templates defined after this serial, and by the datagram at hand; 0 = all
     u32 payload                    # bytes a datagram at most
     u32 sequence                   # of the next datagram
     u32 state                      # renumbering state to move on, 0 = none (JOIN)
     u32 skipped                    # items longer than a datagram
     u32 datagrams                  # built so far
     u32 records                    # data records in them
+
+
+cdef inline u32 flow_replay_first(const flow_t *flow, const flow_domain_t *d, u32 which, u32 since) noexcept nogil:
+    """The template of a list to begin with. Those that the datagram at hand defined or repeated are the end of the list, so that what is new is
+    found by walking over no more than these."""
+    cdef u32 i = d.last[which]
+    if since == 0:
+        return d.first[which]
+    if i == 0 or flow.items[i].heard != <u32>d.datagrams:
+        return 0
+    while flow.items[i].previous and flow.items[flow.items[i].previous].heard == <u32>d.datagrams:
+        flow_step(1)
+        i = flow.items[i].previous
+    return i
 
 
 cdef inline void flow_replay_item(flow_t *flow, flow_replay_t *r) noexcept nogil:
@@ -49,9 +66,9 @@ cdef inline void flow_replay_item(flow_t *flow, flow_replay_t *r) noexcept nogil
     while True:
         while r.item:
             item = &flow.items[r.item]
-            if item.kind == r.pass_kind and item.kind != FLOW_ITEM_OPTIONS_DATA:
+            if item.kind == r.pass_kind and item.kind != FLOW_ITEM_OPTIONS_DATA and (r.since == 0 or item.serial - r.since - 1 < 0x80000000U):
                 return
-            if item.kind == r.pass_kind:
+            if item.kind == r.pass_kind and r.pass_kind == FLOW_ITEM_OPTIONS_DATA:
                 t = flow_template(flow, r.number, item.id)
                 if t and flow.items[t].serial == item.serial:
                     return
@@ -60,7 +77,7 @@ cdef inline void flow_replay_item(flow_t *flow, flow_replay_t *r) noexcept nogil
             return
         r.pass_kind += 1
         if r.pass_kind < FLOW_ITEM_OPTIONS_DATA:
-            r.item = d.first[flow_list(<u8>r.pass_kind)] if r.what & FLOW_REPLAY_TEMPLATES else 0
+            r.item = flow_replay_first(flow, d, flow_list(<u8>r.pass_kind), r.since) if r.what & FLOW_REPLAY_TEMPLATES else 0
         elif r.what & FLOW_REPLAY_OPTIONS:
             r.item = d.first[FLOW_OPTIONS]
 
@@ -166,14 +183,43 @@ cdef inline u32 flow_replay_next(flow_t *flow, flow_replay_t *r, u8 *out) noexce
     r.sequence += used
     if r.state:
         flow.states[r.state].offset += used
+        flow.states[r.state].spent += at + FLOW_REPLAY_OVERHEAD
     atomics_add(&flow.counters.replayed_datagrams, 1)
     atomics_add(&flow.counters.replayed_records, total)
     return at
 
 
-cdef inline bint flow_replay_begin(flow_t *flow, flow_replay_t *r, u32 number, u32 receiver, u32 what, u32 mode, u32 payload) noexcept nogil:
+cdef inline bint flow_replay_allowed(flow_t *flow, u32 number, u32 receiver) noexcept nogil:
+    """Whether an arriving datagram may have the domain's templates replayed to the receiver now; if not, or if there is no room for a state,
+    False: the receiver is owed them (flow_replay_owed)."""
+    cdef u32 i = flow_state_make(flow, number, receiver)
+    if i == 0:
+        return False
+    if flow_may_replay(flow, &flow.states[i]):
+        return True
+    flow.states[i].owed = True
+    flow.domains[number].owing = True
+    return False
+
+
+cdef inline bint flow_replay_owed(flow_t *flow, u32 number, u32 receiver) noexcept nogil:
+    """Whether the receiver was owed templates of the domain and may have them now: they are to be replayed. Keeps flow_domain_t.owing set while
+    it must wait."""
+    cdef u32 i = flow_state(flow, number, receiver)
+    if i == 0 or not flow.states[i].owed:
+        return False
+    if flow_may_replay(flow, &flow.states[i]):
+        flow.states[i].owed = False
+        return True
+    flow.domains[number].owing = True
+    return False
+
+
+cdef inline bint flow_replay_begin(flow_t *flow, flow_replay_t *r, u32 number, u32 receiver, u32 what, u32 mode, u32 since,
+                                   u32 payload) noexcept nogil:
     """Prepares a replay of domain `number` to the receiver; then flow_replay_next() until it returns 0, at once: nothing may be observed in
-    between. payload: UDP payload bytes a datagram, 512 .. 65507. False: nothing to replay, or no renumbering state."""
+    between. since: serial of the flow before the datagram at hand was observed: only templates that are new since; 0 = all. payload: UDP
+    payload bytes a datagram, 512 .. 65507. False: nothing to replay, or no renumbering state."""
     cdef flow_domain_t *d = &flow.domains[number]
     cdef u32 state
     cdef u32 offset = 0
@@ -182,6 +228,7 @@ cdef inline bint flow_replay_begin(flow_t *flow, flow_replay_t *r, u32 number, u
         return False
     r.number = number
     r.what = what
+    r.since = since
     r.payload = payload
     flow_replay_rewind(flow, r)
     if r.item == 0:

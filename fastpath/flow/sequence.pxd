@@ -341,8 +341,8 @@ cdef inline bint flow_constant(flow_domain_t *d, flow_seen_t *s, bint templates_
 
 
 cdef inline void flow_sequence(flow_domain_t *d, flow_seen_t *s, u64 silent_ns) noexcept nogil:
-    """Judges s by what came before; sets FLOW_LATE, FLOW_REPEATED, FLOW_RESTART, FLOW_FOREIGN or FLOW_UNNUMBERED, s.units, s.position, s.gap and
-    s.carry. d.datagrams counts s already. silent_ns: since the domain's datagram before."""
+    """Judges s by what came before; sets FLOW_LATE, FLOW_REPEATED, FLOW_RESTART, FLOW_FOREIGN or FLOW_UNNUMBERED, s.units, s.position, s.gap
+    and s.carry. d.datagrams counts s already. silent_ns: since the domain's datagram before."""
     cdef flow_sequence_t *q = &d.sequence
     cdef bint styled = s.kind == FLOW_IPFIX or s.kind == FLOW_V9
     cdef bint templates_only = styled and flow_templates_only(s)

@@ -26,12 +26,13 @@ cdef enum:
     FLOW_ITEM_TEMPLATE = 1
     FLOW_ITEM_OPTIONS_TEMPLATE = 2
     FLOW_ITEM_OPTIONS_DATA = 3
-    FLOW_GRADE_ONCE = 0            # seen once: what a forged source is
-    FLOW_GRADE_REPEATS = 1
-    FLOW_GRADE_ESTABLISHED = 2     # came back over some time: a newcomer never evicts it while it is active
+    FLOW_GRADE_UNMATCHED = 0       # no rule matches its exporter: it goes first when memory is short
+    FLOW_GRADE_ONCE = 1            # seen once: what a forged source is
+    FLOW_GRADE_REPEATS = 2
+    FLOW_GRADE_ESTABLISHED = 3     # came back over some time: a newcomer never evicts it while it is active
     FLOW_ESTABLISHED_DATAGRAMS = 8
     FLOW_ESTABLISHED_MS = 2000
-    FLOW_COUNTER_COUNT = 18        # of flow_counters_t, by_kind and malformed apart
+    FLOW_COUNTER_COUNT = 19        # of flow_counters_t, by_kind and malformed apart
 
 ctypedef struct flow_limits_t:
     u32 sets                       # of FLOW_WAYS domains, a power of two
@@ -68,7 +69,7 @@ ctypedef struct flow_block_t:
     u32 next
     u8 data[FLOW_BLOCK]
 
-ctypedef struct flow_item_t:       # a template, or the last options data of one scope; the raw record is in blocks
+ctypedef struct flow_item_t:       # a template, or one row of options data (rows.pxd); the raw record is in blocks
     u32 domain
     u32 hash
     u32 serial                     # of this definition of the template; options data of another one are void
@@ -79,6 +80,8 @@ ctypedef struct flow_item_t:       # a template, or the last options data of one
     u32 first_s                    # CLOCK_MONOTONIC, for people
     u32 seen_s                     # last repeated, the same
     u32 alive_ms                   # repeated, or found to be used, at this time: the order of its list
+    u32 heard                      # low bits of its domain's count of datagrams when one last taught or repeated it
+    u32 keys                       # options template: block of the spans that tell its rows apart, 0 = none
     u32 record_bytes               # template: shortest data record
     u32 scope_bytes                # template: shortest scope; options data: this scope
     u16 fields
@@ -90,6 +93,9 @@ ctypedef struct flow_item_t:       # a template, or the last options data of one
     u8 kind                        # FLOW_ITEM
     u8 uncountable                 # its data records cannot be counted: empty ones, or too many variable fields
     u8 used                        # data of the template came since alive_ms
+    u8 spans                       # options template: in its block of keys
+    u8 whole                       # options template: FLOW_ROWS, what makes two rows the same
+    u8 lone                        # options template: datagrams in a row that brought one row, and a new one
 
 ctypedef struct flow_gap_t:
     u32 start                      # first missing sequence number
@@ -131,6 +137,8 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     exporter_t exporter            # as last seen
     u8 kind
     u8 header_bytes
+    u8 unmatched                   # no rule matches its exporter (as of the last datagram)
+    u8 owing                       # a member of a pool is owed a replay (flow_state_t)
     u16 listener                   # that the last datagram came by
     u32 slot                       # set * FLOW_WAYS + way
     u32 version                    # sequence lock of items
@@ -146,7 +154,6 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     u32 restarts_seen              # renumbering states of another one begin anew
     u32 alias                      # the number that its copies carry instead of the domain (flow/alias.pxd), 0 = not asked for yet
     u32 alias_s                    # CLOCK_MONOTONIC when it was asked for last
-    u32 announced                  # low bits of templates_added when all members of its pools were told
     u64 first_ns                   # CLOCK_MONOTONIC of the first datagram
     u64 seen_ns
     u8 header[FLOW_HEADER]         # of the last datagram
@@ -177,6 +184,9 @@ ctypedef struct flow_state_t:      # renumbering of one domain for one receiver
     u32 paused_at                  # ... from this position on: its numbers stand still
     u32 copies[FLOW_REPLAYS]       # since the last replay of templates, of options data
     u32 replayed_ms[FLOW_REPLAYS]
+    u32 spent                      # bytes of replays that arriving datagrams caused lately (replay.pxd), as of ...
+    u32 spent_ms
+    u32 owed                       # a replay was refused for that: all templates are due when it may be again
 
 ctypedef struct flow_counters_t:
     u64 domains                    # in use
@@ -186,6 +196,7 @@ ctypedef struct flow_counters_t:
     u64 options_data
     u64 blocks
     u64 states
+    u64 unmatched                  # of the domains, those whose exporter no rule matches
     u64 refused_domains            # no room but that of active exporters: the datagram passes, nothing is learnt
     u64 evicted_domains
     u64 forgotten_domains

@@ -3,8 +3,9 @@
 
 A domain lives in one set of FLOW_WAYS. A newcomer takes an empty way, else the place of one seen only once, else of one that repeats, else
 of an established one that has long been silent; never of an established, active one: then the newcomer is refused, its datagrams pass, and
-that is counted. One exporter session has a bound of its own (domains, record blocks), and when the memory for records runs out a hand goes
-round and takes a domain of the lowest grade among the next few. Every walk is bounded. The hash is seeded: nobody can aim. Called by:
+that is counted. Before all of these goes a domain whose exporter no rule matches, and such a newcomer takes the place of its like only.
+One exporter session has a bound of its own (domains, record blocks), and when the memory for records runs out a hand goes round and takes a
+domain of the lowest grade among the next few. Every walk is bounded. The hash is seeded: nobody can aim. Called by:
 observe, learn, renumber, replay.
 """
 
@@ -17,8 +18,9 @@ from flow.memory cimport (
 from flow.scan cimport flow_seen_t
 from flow.steps cimport flow_step
 from flow.state cimport (
-    FLOW_GRADE_ESTABLISHED, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_LISTS, FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES,
-    FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t, flow_exporter_t, flow_item_t, flow_set_t, flow_t, flow_way_t,
+    FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_UNMATCHED, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_LISTS,
+    FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t, flow_exporter_t, flow_item_t, flow_set_t, flow_t,
+    flow_way_t,
 )
 from uapi.net cimport u8, u16, u32, u64
 
@@ -140,8 +142,9 @@ cdef inline void flow_item_free(flow_t *flow, u32 i) noexcept nogil:
     flow_item_unlink(flow, d, i, which)
     d.count[which] -= 1
     flow_less(flow_gauge(flow, item.kind), 1)
-    flow.exporters[d.owner].blocks -= flow_chain_free(flow, item.block)
+    flow.exporters[d.owner].blocks -= flow_chain_free(flow, item.block) + flow_chain_free(flow, item.keys)
     item.block = 0
+    item.keys = 0
     item.domain = 0
     item.bucket_next = flow.item_free
     flow.item_free = i
@@ -187,6 +190,8 @@ cdef inline void flow_evict(flow_t *flow, u32 number) noexcept nogil:
             flow_item_free(flow, d.first[which])
     flow_states_free(flow, d)
     flow_exporter_leave(flow, number)
+    if d.unmatched:
+        flow_less(&flow.counters.unmatched, 1)
     flow.sets[d.slot // FLOW_WAYS].tag[d.slot % FLOW_WAYS] = 0
     version = d.version
     head_version = d.head_version
@@ -272,14 +277,16 @@ cdef inline void flow_exporter_join(flow_t *flow, u32 number) noexcept nogil:
     e.domains += 1
 
 
-cdef inline u32 flow_way_for(flow_t *flow, u32 first) noexcept nogil:
-    """The slot of the set that a newcomer gets, emptied; FLOW_NEVER = none."""
+cdef inline u32 flow_way_for(flow_t *flow, u32 first, bint matched) noexcept nogil:
+    """The slot of the set that a newcomer gets, emptied; FLOW_NEVER = none. matched: a rule matches the newcomer."""
     cdef u32 best = FLOW_NEVER
     cdef u32 slot = FLOW_NEVER
     cdef u32 way, rank
     for way in range(<u32>FLOW_WAYS):
         flow_step(1)
         rank = flow_rank(flow, first + way)
+        if rank and not matched and flow_way(flow, first + way).grade != FLOW_GRADE_UNMATCHED:
+            continue
         if rank < best:
             best = rank
             slot = first + way
@@ -301,7 +308,7 @@ cdef inline u32 flow_domain_take(flow_t *flow) noexcept nogil:
     return number
 
 
-cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_seen_t *s, u64 hashed) noexcept nogil:
+cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_seen_t *s, u64 hashed, bint matched) noexcept nogil:
     """Makes an entry for a domain that flow_find() did not find; its number, 0 = refused (counted)."""
     cdef u32 owner = flow_exporter_find(flow, exporter.address, exporter.port_be)
     cdef u32 slot = FLOW_NEVER
@@ -309,7 +316,7 @@ cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_
     cdef flow_domain_t *d
     cdef flow_way_t *way
     if owner == 0 or flow_exporter_room(flow, owner):
-        slot = flow_way_for(flow, (<u32>hashed & (flow.limit.sets - 1)) * FLOW_WAYS)
+        slot = flow_way_for(flow, (<u32>hashed & (flow.limit.sets - 1)) * FLOW_WAYS, matched)
     if slot == FLOW_NEVER:
         atomics_add(&flow.counters.refused_domains, 1)
         return 0
@@ -318,22 +325,25 @@ cdef inline u32 flow_admit(flow_t *flow, const exporter_t *exporter, const flow_
     way = flow_way(flow, slot)
     way.number = number
     way.seen_ms = flow.now_ms
-    way.grade = 0
+    way.grade = FLOW_GRADE_ONCE if matched else FLOW_GRADE_UNMATCHED
     d = &flow.domains[number]
     flow_write_begin(&d.head_version)
     d.slot = slot
     d.domain = s.domain
     d.kind = s.kind
+    d.unmatched = not matched
     d.exporter = exporter[0]
     d.first_ns = d.seen_ns = flow.now_ns
     flow_exporter_join(flow, number)
     flow_write_end(&d.head_version)
     atomics_add(&flow.counters.domains, 1)
+    atomics_add(&flow.counters.unmatched, not matched)
     return number
 
 
 cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
-    """Evicts a domain that holds memory, the cheapest among the next few; never `spare`. False: all of these are established and active."""
+    """Evicts a domain that holds memory, the cheapest among the next few; never `spare`, and for the sake of one that no rule matches only its
+    like. False: all of these are established and active."""
     cdef u32 best = FLOW_NEVER
     cdef u32 victim = 0
     cdef u32 _step, rank
@@ -343,6 +353,8 @@ cdef inline bint flow_reclaim(flow_t *flow, u32 spare) noexcept nogil:
         flow.hand = flow.hand + 1 if flow.hand < flow.domain_top else 1
         d = &flow.domains[flow.hand]
         if d.owner == 0 or flow.hand == spare or (d.first[FLOW_OPTIONS] | d.state) == 0 and not flow_has_templates(d):
+            continue
+        if flow.domains[spare].unmatched and not d.unmatched:
             continue
         rank = flow_rank(flow, d.slot)
         if rank < best:
@@ -402,6 +414,7 @@ cdef inline u32 flow_item_make(flow_t *flow, u32 number, u8 kind, u32 template_i
     item.id = <u16>template_id
     item.alive_ms = flow.now_ms
     item.first_s = item.seen_s = <u32>(flow.now_ns // 1000000000)
+    item.heard = <u32>d.datagrams
     item.bucket_next = bucket[0]
     bucket[0] = i
     flow_item_link(flow, d, i, which)
@@ -425,6 +438,7 @@ cdef inline void flow_item_lives(flow_t *flow, u32 i) noexcept nogil:
 cdef inline void flow_item_repeat(flow_t *flow, u32 i) noexcept nogil:
     """Notes that the exporter repeated the item."""
     flow.items[i].seen_s = <u32>(flow.now_ns // 1000000000)
+    flow.items[i].heard = <u32>flow.domains[flow.items[i].domain].datagrams
     flow_item_lives(flow, i)
 
 

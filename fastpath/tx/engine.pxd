@@ -103,6 +103,7 @@ ctypedef struct tx_t:
     u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent all the same
     u32 replay                     # TX_REPLAY: templates are asked for; taken back when they are sent
     u32 replay_cursor
+    u64 replayed_ns                # CLOCK_MONOTONIC when the worker last began to replay all exporters' templates
     u32 waiting                    # TX_WAITING or TX_WAKING, 0 = no; the worker ends the waking
     u32 down                       # the control plane says so: pools pass it over
     u32 refusing                   # likewise, of an engine that hears no refusals: what the kernel accepts counts as refused

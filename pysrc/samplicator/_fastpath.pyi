@@ -3,6 +3,7 @@
 Field tuples name the values of each `read()` in order. Addresses are network-order bytes: 4 (IPv4) or 16 (IPv6).
 """
 
+import builtins
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, final
 
@@ -62,7 +63,8 @@ FLOW_SESSION_FIELDS: Final[tuple[str, ...]]
 (of the
 last datagram), templates, options_templates, options_data, style (what the numbers of v9 and IPFIX count: records,
 flows,
-packets, all records; none = the exporter writes none; "" = other kinds), then FLOW_DOMAIN_FIELDS."""
+packets, all records; none = the exporter writes none; "" = other kinds), unmatched (no rule matches the exporter), then
+FLOW_DOMAIN_FIELDS."""
 FLOW_ITEM_FIELDS: Final[tuple[str, ...]]
 """id, kind (one of FLOW_ITEM_NAMES), first_s, seen_s (first taught and last repeated, CLOCK_MONOTONIC in
 seconds), record_bytes (0 = variable),
@@ -109,8 +111,19 @@ class Flow:
     def session(self, number: int) -> tuple[object, ...] | None:
         """FLOW_SESSION_FIELDS of one, None = the place is empty."""
 
-    def items(self, number: int) -> tuple[tuple[object, ...], ...]:
-        """FLOW_ITEM_FIELDS of the templates and options data of a session."""
+    @property
+    def used(self) -> int:
+        """The largest number that a session had so far."""
+
+    def unmatched(self, limit: int, silent_ms: int) -> list[tuple[builtins.bytes, int, int]]:
+        """(address, listener, datagrams) of up to `limit` sessions whose exporter no rule matches, heard within
+        silent_ms."""
+
+    def items(
+        self, number: int, templates: bool = True, options: bool = True, after: int = -1
+    ) -> tuple[tuple[object, ...], ...]:
+        """FLOW_ITEM_FIELDS of what a session taught. templates: those of data; options: templates and data of options;
+        after: ids above it only. Rows of another definition of their template are void and left out."""
 
 @final
 class RxCounters:

@@ -292,6 +292,13 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         split=_by_protocol(*_KNOWN[1:]),
     ),
     Metric("flow_domains", "gauge", (), "Observation domains of exporter sessions that are known.", "flow.domains"),
+    Metric(
+        "flow_unmatched_domains",
+        "gauge",
+        (),
+        "Of these, the domains of exporters that no rule matches.",
+        "flow.unmatched",
+    ),
     Metric("flow_exporters", "gauge", (), "Exporter sessions (address and port) that are known.", "flow.exporters"),
     Metric(
         "flow_templates",
@@ -301,7 +308,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "flow",
         split=(("data", "templates"), ("options", "options_templates")),
     ),
-    Metric("flow_options_data", "gauge", (), "Options data records kept, the last of each scope.", "flow.options_data"),
+    Metric("flow_options_data", "gauge", (), "Rows of options data that are kept.", "flow.options_data"),
     Metric("flow_record_blocks", "gauge", (), "Blocks of template and options memory in use.", "flow.blocks"),
     Metric("flow_memory_bytes", "gauge", (), "Memory reserved for flow data, used or not.", "protocols.memory_bytes"),
     Metric("flow_renumbered_domains", "gauge", (), "Pairs of receiver and domain that are renumbered.", "flow.states"),

@@ -6,12 +6,14 @@ Pure: readings in, dicts out. Called by http. Units of `units` and `lost` by pro
 from __future__ import annotations
 
 import functools
+import ipaddress
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
-from samplicator.readings import AliasReading, FlowField, FlowReading, FlowSession, FlowTemplate
+from samplicator import sampling
+from samplicator.readings import AliasReading, FlowField, FlowReading, FlowSession, FlowTemplate, Unmatched
 
 UNITS: Final = {
     "netflow1": "flows",
@@ -25,7 +27,8 @@ UNITS: Final = {
 }
 """What the sequence numbers of a protocol count."""
 _VARIABLE: Final = 65535
-_SAMPLING: Final = (34, 305, 50)  # samplingInterval, samplingPacketInterval, samplerRandomInterval
+SHOWN: Final = 20
+"""Exporters that no rule matches which are named; all are counted."""
 _V9_SCOPES: Final = {1: "system", 2: "interface", 3: "lineCard", 4: "cache", 5: "template"}
 
 
@@ -49,7 +52,15 @@ def field_name(field: FlowField, protocol: str) -> str:
     return element_names().get(field.element, str(field.element))
 
 
-def totals(flow: FlowReading) -> dict[str, Any]:
+def unmatched(exporters: Sequence[Unmatched]) -> dict[str, Any]:
+    """Exporters all of whose datagrams match no rule: how many, and the busiest of them."""
+    shown = [
+        {"exporter": item.address, "listener": item.listener, "datagrams": item.datagrams} for item in exporters[:SHOWN]
+    ]
+    return {"count": len(exporters), "exporters": shown}
+
+
+def totals(flow: FlowReading, without_rule: Sequence[Unmatched] = ()) -> dict[str, Any]:
     """Of all exporters and workers, by protocol."""
     protocols = {
         name: {
@@ -61,13 +72,16 @@ def totals(flow: FlowReading) -> dict[str, Any]:
         }
         for name, count in flow.datagrams.items()
     }
-    return {"protocols": protocols, "memory_bytes": flow.memory_bytes, **flow.counters}
+    facts = {"protocols": protocols, "memory_bytes": flow.memory_bytes, **flow.counters}
+    return {**facts, "unmatched_domains": flow.counters.get("unmatched", 0), "unmatched": unmatched(without_rule)}
 
 
 def exporter(
     session: FlowSession, listeners: Mapping[int, str], templates: Sequence[FlowTemplate] = ()
 ) -> dict[str, Any]:
-    """One observation domain of one exporter session. templates: with options data, for the sampling interval."""
+    """One observation domain of one exporter session. templates: those of options, with their data, for the samplers.
+    domain: of sFlow the sub-agent, whose agent is `agent`; else the number in the header.
+    """
     counters = dict(session.counters)
     counters.pop("pending", None)
     lived = session.last_seen_unix - session.first_seen_unix
@@ -78,7 +92,9 @@ def exporter(
         "port": session.port,
         "protocol": session.protocol,
         "domain": session.domain,
+        **_agent(session),
         "listener": listeners.get(session.listener, ""),
+        "matched": not session.unmatched,
         "first_seen_unix": session.first_seen_unix,
         "last_seen_unix": session.last_seen_unix,
         "silent_seconds": max(0.0, time.time() - session.last_seen_unix),
@@ -93,7 +109,7 @@ def exporter(
         "options_templates": session.options_templates,
         "options_data": session.options_data,
         "next_sequence": session.next_sequence,
-        "sampling_interval": sampling(session, templates),
+        **sampling.of(session, templates),
         **_clock(session),
     }
 
@@ -113,6 +129,15 @@ def alias(row: AliasReading) -> dict[str, Any]:
     }
 
 
+def _agent(session: FlowSession) -> dict[str, Any]:
+    """sFlow: the agent's address as it says itself, and the number of the sub-agent (sFlow v5, sample_datagram_v5)."""
+    p = session.header
+    if session.protocol != "sflow5" or len(p) < 28:
+        return {"agent": None}
+    end = 12 if p[7] == 1 else 24
+    return {"agent": str(ipaddress.ip_address(p[8:end])), "domain": int.from_bytes(p[end : end + 4], "big")}
+
+
 def _clock(session: FlowSession) -> dict[str, float | None]:
     """What the last header says of the exporter's clock; skew: its clock minus ours when that datagram came."""
     p, protocol = session.header, session.protocol
@@ -125,32 +150,6 @@ def _clock(session: FlowSession) -> dict[str, float | None]:
         up = int.from_bytes(p[4:8], "big") / 1e3
         said = int.from_bytes(p[8:12], "big")
     return {"uptime_seconds": up, "clock_skew_seconds": None if said is None else said - session.last_seen_unix}
-
-
-def sampling(session: FlowSession, templates: Sequence[FlowTemplate]) -> int | None:
-    """The routers' flow sampling, 1 in so many, from the header (v5) or the last options data; None = not told."""
-    if session.protocol == "netflow5" and len(session.header) >= 24:
-        return (int.from_bytes(session.header[22:24], "big") & 0x3FFF) or None
-    shapes = {item.id: item.fields for item in templates if item.kind == "options_template"}
-    for item in templates:
-        if item.kind == "options_data" and item.id in shapes:
-            values = dict(_values(item.raw, shapes[item.id]))
-            found = next((values[element] for element in _SAMPLING if values.get(element)), None)
-            if found is not None:
-                return found
-    return None
-
-
-def _values(raw: bytes, fields: Sequence[FlowField]) -> list[tuple[int, int]]:
-    """(element, value) of a record's IANA fields that are no scope, up to one of variable length."""
-    at, found = 0, []
-    for field in fields:
-        if field.length == _VARIABLE:
-            break
-        if not field.scope and not field.enterprise:
-            found.append((field.element, int.from_bytes(raw[at : at + field.length], "big")))
-        at += field.length
-    return found
 
 
 def template(item: FlowTemplate, protocol: str) -> dict[str, Any]:

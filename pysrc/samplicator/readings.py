@@ -117,7 +117,8 @@ class FlowReading:
 class FlowSession:
     """One observation domain of one exporter session. worker, number: its place. listener: slot of its listener.
     header: of its last datagram. lost: units lost before us. style: what its numbers count, where that was learnt:
-    records | flows | packets | all records | none. counters: keyed by _fastpath.FLOW_DOMAIN_FIELDS.
+    records | flows | packets | all records | none. unmatched: no rule matches the exporter. counters: keyed by
+    _fastpath.FLOW_DOMAIN_FIELDS.
     """
 
     worker: int
@@ -137,6 +138,16 @@ class FlowSession:
     lost: int
     counters: Mapping[str, int]
     style: str = ""
+    unmatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """An exporter whose datagrams no rule matches. datagrams: of it, as far as it is remembered."""
+
+    address: str
+    listener: str
+    datagrams: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -393,7 +393,8 @@ class Service:
             neighbours.wait_for_events(self._neighbours, max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001))
 
     async def _report(self) -> None:
-        self._trouble.report(await asyncio.to_thread(self._supervisor.readings))
+        readings = await asyncio.to_thread(self._supervisor.readings)
+        self._trouble.report(readings, unmatched=await asyncio.to_thread(self._supervisor.unmatched))
         if not self._host.works:
             await self._host_changed()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from samplicator.config.address import endpoint_text
 from samplicator.logs import RateGate
-from samplicator.readings import Readings
+from samplicator.readings import Readings, Unmatched
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,29 @@ RECEIVE: Final = {
 }
 
 
+UNMATCHED_SECONDS: Final = 3600.0
+"""How often exporters that are known to match no rule are named again."""
+UNMATCHED_NAMED: Final = 5
+
+
 class Trouble:
     """Remembers the last readings. report() is not thread-safe: one caller."""
 
     def __init__(self, interval_seconds: float = 60.0) -> None:
         self._gate = RateGate(interval_seconds)
         self._last: dict[tuple[str, str], Mapping[str, int]] = {}
+        self._named: dict[str, tuple[float, frozenset[str]]] = {}  # listener -> when, and who matched no rule then
 
-    def report(self, readings: Readings, now: float | None = None) -> None:
-        """Logs what went wrong since the last call."""
+    def report(self, readings: Readings, now: float | None = None, unmatched: Sequence[Unmatched] = ()) -> None:
+        """Logs what went wrong since the last call. unmatched: exporters that no rule matches."""
         moment = time.monotonic() if now is None else now
+        for listener in readings.listeners:
+            self._say_unmatched(
+                listener.name,
+                listener.counters.get("unmatched", 0),
+                [u.address for u in unmatched if u.listener == listener.name],
+                moment,
+            )
         seen: dict[tuple[str, str], Mapping[str, int]] = {}
         for listener in readings.listeners:
             key = ("listener", listener.name)
@@ -64,6 +77,26 @@ class Trouble:
         for key in self._last.keys() - seen.keys():
             self._gate.forget(f"{key[0]} {key[1]}")
         self._last = seen
+
+    def _say_unmatched(self, listener: str, total: int, exporters: Sequence[str], now: float) -> None:
+        """Datagrams that match no rule, and whose: once a minute while exporters join, else once an hour."""
+        count = total - self._last.get(("listener", listener), {}).get("unmatched", 0)
+        named_at, named = self._named.get(listener, (0.0, frozenset()))
+        fresh = listener not in self._named or bool(set(exporters) - named) or now - named_at >= UNMATCHED_SECONDS
+        count = self._gate.add((f"listener {listener}", "unmatched"), count, now) if fresh else 0
+        if not count:
+            return
+        self._named[listener] = (now, frozenset(exporters))
+        more = len(exporters) - UNMATCHED_NAMED
+        names = ", ".join(exporters[:UNMATCHED_NAMED]) + (f" and {more} more" if more > 0 else "")
+        log.warning(
+            "listener %r: %d datagrams%s match no rule and go to nobody: name the senders in `from` of a rule or, "
+            "if you want it so, of one with to = [] and stop = true",
+            listener,
+            count,
+            f" of {names}" if names else "",
+            extra={"fields": {"listener": listener, "reason": "unmatched", "count": count}},
+        )
 
     def _say(self, key: tuple[str, str], counters: Mapping[str, int], field: str, text: str, now: float) -> None:
         grown = counters[field] - self._last.get(key, {}).get(field, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from samplicator import logs
 from samplicator.logs import RateGate
-from samplicator.readings import ListenerReading, Readings, ReceiverReading
+from samplicator.readings import ListenerReading, Readings, ReceiverReading, Unmatched
 from samplicator.trouble import RECEIVE, SEND, Trouble
 
 
@@ -139,3 +139,40 @@ def test_trouble_forgets_receivers_that_went(caplog: pytest.LogCaptureFixture) -
         trouble.report(readings(0, 0, name="other"), 5)
         trouble.report(readings(4, 0), 10)
     assert ["10 copies" in caplog.records[0].getMessage(), "4 copies" in caplog.records[1].getMessage()] == [True, True]
+
+
+def unmatched(count: int) -> Readings:
+    whole = readings(0, 0)
+    return replace(
+        whole, listeners=(replace(whole.listeners[0], counters={**whole.listeners[0].counters, "unmatched": count}),)
+    )
+
+
+def test_exporters_without_a_rule_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """At once, at most once a minute while others join, and once an hour while nothing changes."""
+    trouble = Trouble(60)
+    first = [Unmatched(f"198.18.0.{n}", "in", 10) for n in range(1, 8)]
+    told = []
+    with caplog.at_level(logging.WARNING):
+        for second in range(0, 7300, 5):
+            exporters = [*first[: 1 if second < 30 else 7], Unmatched("198.18.1.1", "other", 1)]
+            caplog.clear()
+            trouble.report(unmatched(17 + second), second, exporters)
+            told += [(second, record.getMessage()) for record in caplog.records]
+    assert [second for second, _ in told] == [0, 60, 3660, 7260]
+    assert "listener 'in': 17 datagrams of 198.18.0.1 match no rule" in told[0][1]
+    assert "60 datagrams" not in told[0][1]
+    assert "198.18.0.5 and 2 more match no rule" in told[1][1]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for second in range(7300, 20000, 500):
+            trouble.report(unmatched(17 + 7300), second, first)
+    assert len(caplog.records) <= 1, "no datagrams, no warning"
+
+
+def test_datagrams_without_a_rule_where_flow_is_off(caplog: pytest.LogCaptureFixture) -> None:
+    trouble = Trouble(60)
+    with caplog.at_level(logging.WARNING):
+        trouble.report(unmatched(0), 0)
+        trouble.report(unmatched(17), 5)
+    assert "listener 'in': 17 datagrams match no rule" in caplog.records[0].getMessage()

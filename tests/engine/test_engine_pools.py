@@ -4,6 +4,8 @@ sequence error or an unknown template.
 
 from __future__ import annotations
 
+import time
+
 import flow_model as model
 import pytest
 from engine_flows import ROWS, Exporter, domain_of, new_relay, stand
@@ -223,3 +225,78 @@ def test_both_families_go_to_the_same_member() -> None:
         wait_until(lambda: relay.received() == 10, "ten datagrams")
         wait_until(lambda: sum(sink.read() for sink in s.sinks) == 10, "ten copies")
         assert sorted(len(sink.payloads) for sink in s.sinks) == [0, 10]
+
+
+@pytest.mark.parametrize("balance", [HASH, TURNS])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_one_new_template_is_told_alone(balance: int, kind: int) -> None:
+    """A domain of 600 templates, then 20 small datagrams with a new one each: the others get 20 each, and decode it."""
+    with new_relay() as relay:
+        s = stand(relay, 2)
+        s.exporters = s.exporters[kind : kind + 1]
+        exporter = s.exporters[0]
+        s.start([(5, balance, POOL[0][2])], [4])
+        first = [model.template(1000 + n, [(8, 4)] * 5) for n in range(600)]
+        for n in range(0, 600, 50):
+            s.send(exporter, exporter.message(model.a_set(0 if kind else 2, *first[n : n + 50]), records=0))
+            s.settle()
+        before = sum(way.values()["offered"] for way in s.ways)
+        for identity in range(300, 320):
+            exporter.identity = identity
+            s.send(exporter, exporter.message(exporter.templates(), records=0))
+        s.settle()
+        assert sum(way.values()["offered"] for way in s.ways) - before == 20 * 4
+        for _ in range(8):
+            s.data()
+        s.check()
+        for collector in s.collectors:
+            assert len(collector.templates) == 620
+
+
+def test_what_news_may_send_is_bounded_and_made_good() -> None:
+    """A domain that is defined anew without end: members that do not get its data are sent so many bytes a second, and
+    in the end they know all of it.
+    """
+    with new_relay() as relay:
+        s = stand(relay, 2)
+        s.exporters = s.exporters[1:]
+        exporter = s.exporters[0]
+        s.start(POOL, [4])
+        s.teach()
+        (home,) = s.data().values()
+        begun = time.monotonic()
+        for n in range(3000):
+            records = [model.template(1000 + k, [(8, 4), (12, 4 + n % 2), (n % 9 + 1, 4)]) for k in range(60)]
+            s.send(exporter, exporter.message(model.a_set(0, *records), records=0))
+            if n % 64 == 63:
+                s.settle()
+        s.settle()
+        seconds = time.monotonic() - begun + 2
+        for n, way in enumerate(s.ways):
+            if n != home:
+                assert way.values()["sent_bytes"] <= (seconds + 1) * 262_144
+        wait_until(lambda: time.monotonic() - begun > seconds, "credit", 10)
+        s.data()
+        want = s.collectors[home].templates
+        for collector in s.collectors:
+            assert {key: one.raw for key, one in collector.templates.items()} == {
+                key: one.raw for key, one in want.items()
+            }
+        assert [c.sequence_errors for c in s.collectors] == [0] * 4
+
+
+def test_replays_to_one_that_comes_and_goes_are_bounded() -> None:
+    """Asked for a hundred times within a second: one now, one a second later."""
+    with new_relay() as relay:
+        s = stand(relay)
+        s.start(POOL, [4])
+        s.teach()
+        s.data()
+        begun = time.monotonic()
+        for _ in range(100):
+            s.ways[1].tx.replay()
+            relay.workers[0].wake()
+            time.sleep(0.002)
+        wait_until(lambda: not s.ways[1].tx.replaying, "the replay", 10)
+        s.settle()
+        assert s.ways[1].values()["replays"] <= 2 + int(time.monotonic() - begun)

@@ -17,7 +17,8 @@ from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
 from flow.replay cimport (
-    FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_begin,
+    FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_allowed,
+    flow_replay_begin, flow_replay_owed,
     flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_t,
 )
 from flow.scan cimport (
@@ -25,8 +26,10 @@ from flow.scan cimport (
 )
 from flow.steps cimport flow_steps_taken
 from flow.state cimport (
-    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS,
+    FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
+from flow.table cimport flow_way
 from uapi.net cimport (
     CLOCK_THREAD_CPUTIME_ID, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, clock_gettime, htons, mmap, munmap,
     ntohs, timespec, u8, u16, u32, u64,
@@ -100,13 +103,13 @@ def tick(Flow flow not None, u64 now_ns):
     flow_tick(&flow.flow, now_ns)
 
 
-def observe(Flow flow not None, bytes address not None, int port, bytes payload not None, int listener=0):
+def observe(Flow flow not None, bytes address not None, int port, bytes payload not None, int listener=0, bint matched=True):
     cdef Seen seen = Seen()
     cdef exporter_t exporter
     cdef u32 n = len(payload)
     cdef u8 *p = exact(payload)
     set_exporter(&exporter, address, port)
-    flow_observe(&flow.flow, &exporter, <u32>listener, p, n, &seen.s)
+    flow_observe(&flow.flow, &exporter, <u32>listener, matched, p, n, &seen.s)
     free(p)
     return seen
 
@@ -145,13 +148,29 @@ def keeps_exporter(bytes address not None, u32 freq):
     return bool(flow_keeps_exporter(exporter.address, freq))
 
 
-def replay(Flow flow not None, u32 number, u32 receiver, u32 what, u32 mode, u32 payload):
+def serial(Flow flow not None):
+    return flow.flow.serial
+
+
+def allowed(Flow flow not None, u32 number, u32 receiver):
+    return bool(flow_replay_allowed(&flow.flow, number, receiver))
+
+
+def owed(Flow flow not None, u32 number, u32 receiver):
+    """As the worker asks, once a datagram."""
+    if not flow.flow.domains[number].owing:
+        return False
+    flow.flow.domains[number].owing = False
+    return bool(flow_replay_owed(&flow.flow, number, receiver))
+
+
+def replay(Flow flow not None, u32 number, u32 receiver, u32 what, u32 mode, u32 payload, u32 since=0):
     """(datagrams, items skipped)."""
     cdef flow_replay_t r
     cdef u8 *p
     cdef u32 n
     out = []
-    if not flow_replay_begin(&flow.flow, &r, number, receiver, what, mode, payload):
+    if not flow_replay_begin(&flow.flow, &r, number, receiver, what, mode, since, payload):
         return [], 0
     while True:
         p = <u8 *>malloc(payload)
@@ -219,7 +238,7 @@ def time_of(list payloads not None, bint observes, int rounds, Flow flow=None, b
                     address += <u32>0x9E3779B1
                     memcpy(exporter.address + 12, &address, 4)
                 if observes:
-                    flow_observe(&flow.flow, &exporter, 0, data[i], length[i], &s)
+                    flow_observe(&flow.flow, &exporter, 0, True, data[i], length[i], &s)
                 else:
                     flow_scan(data[i], length[i], &s)
                 sink += s.flags

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from samplicator import _fastpath
@@ -23,6 +24,7 @@ from samplicator.readings import (
     PoolReading,
     Readings,
     ReceiverReading,
+    Unmatched,
     WorkerReading,
 )
 from samplicator.reload import ReloadResult
@@ -180,6 +182,7 @@ class FakeSupervisor:
     def __init__(self, readings: Readings) -> None:
         self.value = readings
         self.error: Exception | None = None
+        self.without_rule: list[Unmatched] = []
 
     def readings(self) -> Readings:
         if self.error is not None:
@@ -193,8 +196,14 @@ class FakeSupervisor:
         rest = (0, after + limit) if after + limit < 5 else None
         return [make_session(number) for number in numbers], rest
 
-    def flow_templates(self, worker: int, number: int) -> list[FlowTemplate]:
-        return make_templates()
+    def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
+        return (item for item in make_templates() if item.kind != "options_data" and item.id > after)
+
+    def flow_options(self, worker: int, number: int) -> list[FlowTemplate]:
+        return [item for item in make_templates() if item.kind != "template"]
+
+    def unmatched(self, limit: int = 1000) -> list[Unmatched]:
+        return self.without_rule
 
     def aliases(self, after: int, limit: int) -> tuple[list[AliasReading], int]:
         rows = [AliasReading(4000000000 + n, "192.0.2.1", 2055, "netflow9", n, n != 1, 61.0) for n in range(3)]

@@ -11,7 +11,7 @@ from samplicator import flowview
 from samplicator.cli import flow
 from samplicator.config.model import Receiver
 from samplicator.http import listeners_of, receivers_of
-from samplicator.readings import AliasReading
+from samplicator.readings import AliasReading, Unmatched
 
 
 def answer(value: object) -> Any:
@@ -67,7 +67,7 @@ def test_lines_of_domains() -> None:
 
 
 def test_lines_of_exporters_and_templates() -> None:
-    (head, first, second) = flow.exporter_lines({"exporters": domains()})
+    (head, first, second) = flow.exporter_table([flow.exporter_cells(row) for row in domains()])
     assert head.split()[:3] == ["exporter", "protocol", "domain"]
     assert first.split()[:4] == ["192.0.2.1:2055", "netflow9", "7", "netflow"]
     assert "1:512" in second
@@ -78,4 +78,34 @@ def test_lines_of_exporters_and_templates() -> None:
     assert lines[1].startswith("  template 256: 3 fields, 9 bytes, repeated ")
     assert "    e9/40001 (variable)" in lines
     assert "    interface (4) scope" in lines
-    assert flow.exporter_lines({"exporters": []}) == ["no exporter of flow telemetry has been seen"]
+    assert flow.exporter_table([]) == ["no exporter of flow telemetry has been seen"]
+
+
+def test_exporters_without_a_rule_are_told() -> None:
+    """`ledger` does not say that nothing has been seen when all of it matched no rule."""
+    readings = make_readings(zero=True)
+    totals = answer(flowview.totals(readings.flow, [Unmatched("198.18.0.1", "netflow", 17)]))
+    listeners = answer(listeners_of(readings))
+    text = "\n".join(flow.ledger_lines(flow.balance(totals, listeners, answer(receivers_of(readings)), domains())))
+    assert "NO RULE MATCHES 1 exporter, so nobody gets the datagrams: 198.18.0.1 (17 on netflow)" in text
+    totals = answer(flowview.totals(readings.flow))
+    listeners[0]["counters"]["unmatched"] = 17
+    text = "\n".join(flow.ledger_lines(flow.balance(totals, listeners, answer(receivers_of(readings)), [])))
+    assert "no flow telemetry that a rule matches has been seen; 17 datagrams matched no rule" in text
+
+
+def test_sflow_shows_agent_and_sub_agent() -> None:
+    header = bytes.fromhex("00000005 00000001 c6336401 00000007 00000001 000003e8 00000001")
+    session = replace(make_session(1), protocol="sflow5", header=header, options_data=0, unmatched=True)
+    row = answer(flowview.exporter(session, {4: "netflow"}))
+    assert (row["agent"], row["domain"], row["matched"]) == ("198.51.100.1", 7, False)
+    cells = flow.exporter_cells(row)
+    assert (cells[2], cells[3]) == ("198.51.100.1/7", "netflow, no rule")
+    header = header[:7] + b"\2" + bytes(15) + b"\1" + header[12:]
+    row = flowview.exporter(replace(session, header=header), {})
+    assert (row["agent"], row["domain"]) == ("::1", 7)
+
+
+def test_pages_are_followed_and_put_together() -> None:
+    rows = [{"place": place, "templates": [n]} for n, place in enumerate(["0.1", "0.1", "0.2", "1.2", "1.2"])]
+    assert [row["templates"] for row in flow._whole(iter(rows))] == [[0, 1], [2], [3, 4]]

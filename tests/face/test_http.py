@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
-from face_state import FakeReloader, make_state
+from face_state import FakeReloader, make_session, make_state
 from samplicator import http
+from samplicator.http import listing
+from samplicator.readings import FlowField, FlowTemplate, Unmatched
 from samplicator.reload import ReloadResult
 from samplicator.service import ServiceState
 
@@ -166,6 +169,88 @@ def test_templates_have_names() -> None:
         ]  # fmt: skip
 
     with_client(make_state(), body)
+
+
+class Large:
+    """Three exporters of 400 templates of 40 fields each."""
+
+    def __init__(self, state: ServiceState) -> None:
+        self.supervisor: Any = state.supervisor
+        self.made = 0
+        self.supervisor.flow_sessions = self.sessions
+        self.supervisor.flow_templates = self.templates
+
+    def sessions(self, worker: int = 0, after: int = 0, limit: int = 1000) -> Any:
+        numbers = range(after + 1, min(after + limit, 3) + 1) if worker == 0 else ()
+        return [make_session(number) for number in numbers], None
+
+    def templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
+        fields = tuple(FlowField(n, 4, 0, False) for n in range(1, 41))
+        for identity in range(max(256, after + 1), 656):
+            self.made += 1
+            yield FlowTemplate(identity, "template", 1.0, 2.0, 160, fields, b"")
+
+
+def test_a_page_is_bounded_in_bytes() -> None:
+    """It ends in the middle of a domain, and the next page goes on there: each template once."""
+
+    async def body(client: Client) -> None:
+        after, found, pages = "0.0", [], 0
+        while after:
+            answer = await client.get(f"/api/v1/templates?after={after}")
+            text = await answer.read()
+            assert len(text) < listing.PAGE_BYTES + listing.PIECE_BYTES + 10_000
+            value = json.loads(text)
+            found += [(row["place"], item["id"]) for row in value["domains"] for item in row["templates"]]
+            after, pages = value["after"], pages + 1
+        assert found == [(f"0.{number}", identity) for number in (1, 2, 3) for identity in range(256, 656)]
+        assert pages > 3
+        one = await (await client.get("/api/v1/templates?exporter=192.0.2.2&limit=1")).json()
+        assert [row["exporter"] for row in one["domains"]] == ["192.0.2.2"]
+
+    state = make_state()
+    Large(state)
+    with_client(state, body)
+
+
+def test_nothing_is_made_for_a_client_that_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(tmp_path / "c.sock")
+    state = make_state()
+    large = Large(state)
+
+    async def body() -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /api/v1/templates HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readexactly(2000)
+        writer.transport.abort()
+        made = -1
+        while made != large.made:  # until it stands still
+            made = large.made
+            await asyncio.sleep(0.2)
+        assert made < 150, "a page has about 250 of them"
+        large.made = 0
+        async with (
+            ClientSession(connector=UnixConnector(path)) as client,
+            client.get("http://x/api/v1/templates") as answer,
+        ):
+            assert json.loads(await answer.read())["after"]
+
+    with_sockets(state, [http.open_control(path)], body)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_exporters_without_a_rule() -> None:
+    async def body(client: Client) -> None:
+        for page in ("status", "flow"):
+            value = (await (await client.get(f"/api/v1/{page}")).json())["unmatched"]
+            assert value["count"] == 30
+            assert len(value["exporters"]) == 20
+            assert value["exporters"][0] == {"exporter": "198.18.0.1", "listener": "netflow", "datagrams": 17}
+
+    state = make_state()
+    supervisor: Any = state.supervisor
+    supervisor.without_rule = [Unmatched(f"198.18.0.{n}", "netflow", 17) for n in range(1, 31)]
+    with_client(state, body)
 
 
 def test_flow_totals() -> None:

@@ -74,6 +74,8 @@ def make_corpus() -> None:
         "withdraw": [],
         "domains": [],
         "order": [],
+        "rows": [],
+        "unmatched": [],
     }
     for i, (version, size) in enumerate([(1, 52), (5, 48), (7, 52), (8, 28)]):
         tail = bytes(8) if version in (5, 8) else bytes(4)
@@ -116,6 +118,15 @@ def make_corpus() -> None:
     seeds["empty_sets"] = [
         record(1, model.ipfix(0, 1, model.a_set(2, long))),
         record(1, model.ipfix(0, 1, *[model.a_set(256)] * 200)),
+    ]
+    table = model.a_set(1, model.options_template(9, 300, [(1, 4)], [(48, 2), (50, 4), (500, 2)]), pad=4)
+    whole = model.a_set(1, model.options_template(9, 301, [(1, 4)], [(500, 4)]), pad=4)
+    sets = [model.a_set(300, *[bytes([0, 0, 0, 1, 0, k % 3]) + bytes([k] * 6) for k in range(n)]) for n in (1, 5)]
+    lone = [model.a_set(301, k.to_bytes(8, "big")) for k in range(3)]
+    seeds["rows"] = [record(1, model.v9(0, 1, table, whole, *sets, *lone)), record(1 | REPLAY, model.v9(1, 1, *sets))]
+    seeds["unmatched"] = [
+        record(3 | AGE, model.v9(0, 1, model.a_set(0, model.template(256, [(8, 4), (12, 4)])))),
+        record(3 | REPLAY | LEAVE_OUT, model.v9(1, 1, model.a_set(256, bytes(8)))),
     ]
     for name in ("netflow5", "netflow9", "ipfix", "sflow"):
         for _, _, payload in model.capture_payloads(model.CAPTURES / f"{name}.pcap")[:2]:

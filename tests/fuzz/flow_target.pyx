@@ -15,7 +15,7 @@ from flow.memory cimport flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items
 from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
-from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_begin, flow_replay_next, flow_replay_t
+from flow.replay cimport FLOW_REPLAY_ALL, flow_replay_allowed, flow_replay_begin, flow_replay_next, flow_replay_owed, flow_replay_t
 from flow.scan cimport flow_seen_t
 from flow.state cimport FLOW_LISTS, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_limits_t, flow_t
 from flow.steps cimport flow_steps_taken
@@ -67,6 +67,8 @@ cdef u64 target_list(flow_t *flow, u32 number, u32 which, u64 *blocks) noexcept 
             target_require(b <= flow.block_top)
             blocks[0] += 1
             b = flow.blocks[b].next
+        blocks[0] += flow.items[i].keys != 0       # one, always: FLOW_SPANS of them fit
+        target_require(flow.items[i].keys <= flow.block_top and flow.blocks[flow.items[i].keys].next == 0)
         previous = i
         i = flow.items[i].next
         n += 1
@@ -80,6 +82,7 @@ cdef void target_check(flow_t *flow) noexcept nogil:
     cdef u64 items = 0
     cdef u64 blocks = 0
     cdef u64 domains = 0
+    cdef u64 unmatched = 0
     cdef u64 states = 0
     cdef u64 pending
     cdef u32 number, which, i, slot
@@ -104,6 +107,7 @@ cdef void target_check(flow_t *flow) noexcept nogil:
             target_require(d.first[0] == 0 and d.first[1] == 0 and d.state == 0)
             continue
         domains += 1
+        unmatched += d.unmatched
         for which in range(<u32>FLOW_LISTS):
             items += target_list(flow, number, which, &blocks)
         i = d.state
@@ -116,6 +120,7 @@ cdef void target_check(flow_t *flow) noexcept nogil:
             pending += d.sequence.gaps[i].length
         target_require(pending == d.pending and d.sequence.gap_count <= 16)
         target_require(flow.exporters[d.owner].blocks <= flow.limit.exporter_blocks and flow.exporters[d.owner].domains)
+    target_require(unmatched == flow.counters.unmatched)
     target_require(domains == flow.counters.domains and states == flow.counters.states and blocks == flow.counters.blocks)
     target_require(items == flow.counters.templates + flow.counters.options_templates + flow.counters.options_data)
     target_require(blocks <= flow.limit.blocks and items <= flow.limit.items and flow.counters.exporters <= domains)
@@ -133,11 +138,11 @@ cdef void target_read(flow_t *flow, u32 number) noexcept nogil:
     free(items)
 
 
-cdef void target_replay(flow_t *flow, u32 number, u32 mode, u32 payload) noexcept nogil:
+cdef void target_replay(flow_t *flow, u32 number, u32 mode, u32 since, u32 payload) noexcept nogil:
     cdef flow_replay_t r
     cdef u8 *out
     cdef u32 n
-    if not flow_replay_begin(flow, &r, number, 3, FLOW_REPLAY_ALL, mode, payload):
+    if not flow_replay_begin(flow, &r, number, 3, FLOW_REPLAY_ALL, mode, since, payload):
         return
     while True:
         out = <u8 *>malloc(payload)
@@ -154,6 +159,7 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
     cdef exporter_t exporter
     cdef u32 value
     cdef u64 before
+    cdef u32 serial = flow.serial
     cdef u8 *p = <u8 *>malloc(n if n else 1)
     memcpy(p, data, n)
     memset(&exporter, 0, sizeof(exporter))
@@ -162,7 +168,7 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
     if op & OP_LATER:
         flow_tick(flow, flow.now_ns + <u64>3000000000 * (1 + n))
     before = flow_steps_taken()
-    flow_observe(flow, &exporter, 0, p, n, &s)
+    flow_observe(flow, &exporter, n & 3, (op & (OP_AGE | OP_LATER)) != OP_AGE or n & 4, p, n, &s)
     target_require(flow_steps_taken() - before <= TARGET_STEPS + TARGET_STEPS_A_BYTE * n)
     target_datagrams += 1
     target_recognized += s.kind != 0
@@ -173,7 +179,8 @@ cdef u32 target_datagram(flow_t *flow, u8 op, const u8 *data, u32 n) noexcept no
         flow_write_number(p, &s, value)
     flow_refresh_due(flow, &s, 7, 3, 0, op & 1)
     if op & OP_REPLAY:
-        target_replay(flow, s.number, (op & OP_REFRESH) != 0, 512 + (n & 255))
+        if s.number and (flow_replay_allowed(flow, s.number, 3) or flow_replay_owed(flow, s.number, 3)):
+            target_replay(flow, s.number, (op & OP_REFRESH) != 0, serial if op & OP_LEAVE_OUT else 0, 512 + (n & 255))
         target_read(flow, s.number)
     if op & OP_AGE:
         flow_age(flow, 64)

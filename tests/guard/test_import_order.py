@@ -31,6 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines"}),
     frozenset({"supervisor"}),
     frozenset({"explain", "startup", "trouble", "masquerade"}),
+    frozenset({"sampling"}),
     frozenset({"reload", "flowview"}),
     frozenset({"state"}),
     frozenset({"metrics"}),

@@ -4,6 +4,7 @@ others get the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 from pathlib import Path
@@ -134,12 +135,43 @@ def test_netflow5(freq: int, start: int) -> None:
     assert len(receiver.got) == 300 // freq
 
 
+@pytest.mark.parametrize("agent", [bytes([198, 51, 100, 1]), bytes(range(16))])
+@pytest.mark.parametrize("freq", [2, 3, 10])
+@pytest.mark.parametrize("start", [0, 2**32 - 100])
+def test_sflow(agent: bytes, freq: int, start: int) -> None:
+    """The number of the datagram, which counts those of one sub-agent: two sub-agents, and nothing but the number."""
+    flow = new()
+    receiver = Receiver(flow, 1, freq)
+    where = 12 + len(agent)
+    for i in range(240):
+        payload = model.sflow(start + i // 2, agent, i % 2, samples=i % 5, uptime=i)
+        before = len(receiver.got)
+        receiver.take(probe.observe(flow, ADDRESS, PORT, payload), payload)
+        for out in receiver.got[before:]:
+            assert out[:where] + out[where + 4 :] == payload[:where] + payload[where + 4 :]
+    for sub_agent in (0, 1):
+        mine = [out for out in receiver.got if out[where - 1] == sub_agent]
+        numbers = [int.from_bytes(out[where : where + 4], "big") for out in mine]
+        assert all((b - a) % 2**32 == 1 for a, b in itertools.pairwise(numbers))
+    assert len(receiver.got) == 240 // freq
+
+
+def test_loss_of_sflow_before_us_stays_a_gap() -> None:
+    flow = new()
+    receiver = Receiver(flow, 1, 3)
+    for i in [*range(30), *range(37, 67)]:
+        payload = model.sflow(i, bytes(4))
+        receiver.take(probe.observe(flow, ADDRESS, PORT, payload), payload)
+    numbers = [int.from_bytes(out[16:20], "big") for out in receiver.got]
+    assert sum(b - a - 1 for a, b in itertools.pairwise(numbers)) == 7
+
+
 @pytest.mark.parametrize(
     "payload",
-    [model.sflow(3), model.fixed(1, 0, 1, 52), b"<13>syslog", model.v9(1, 1)[:18], model.ipfix(1, 1) + bytes(16)],
+    [model.fixed(1, 0, 1, 52), b"<13>syslog", model.v9(1, 1)[:18], model.ipfix(1, 1) + bytes(16)],
 )
 def test_never_touched(payload: bytes) -> None:
-    """sFlow, v1, other things and malformed ones, whatever was left out before."""
+    """v1, other things and malformed ones, whatever was left out before."""
     flow = new()
     for i in range(4):
         other = model.v9(i, 1)

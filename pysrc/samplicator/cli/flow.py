@@ -10,15 +10,17 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from samplicator.cli.control import Unreachable, control_path, get_json
-from samplicator.cli.running import duration, table
+from samplicator.cli.running import duration, table, unmatched_lines
 
 MOST: Final = 100_000
 SHOWN_LOSSES: Final = 20
-LEDGER_KEYS: Final = ("exporter", "port", "protocol", "domain", "unit", "units", "lost", "restarts")
+SHOWN_INTERVALS: Final = 3
+LEDGER_KEYS: Final = ("exporter", "port", "protocol", "domain", "agent", "unit", "units", "lost", "restarts")
 CISCO_DROPS: Final = (
     ("no fib", ("no_route",)),
     ("adjacency issues", ("no_neighbor",)),
@@ -33,24 +35,52 @@ CISCO_DROPS: Final = (
 
 def exporters(options: Namespace) -> int:
     """Who sends what, and what is missing."""
-    return _show(options, lambda path: {"exporters": _chosen(_pages(path, "exporters"), options)}, exporter_lines)
+
+    def write(path: str) -> None:
+        rows = _Rows()
+        for row in _pages(path, "exporters", options.exporter):
+            key = (":" in row["exporter"], _place(row["exporter"]), row["port"], row["domain"])
+            rows.add(key, json.dumps(row, indent=2) if options.json else exporter_cells(row))
+        if options.json:
+            _print_list("exporters", rows.sorted())
+        else:
+            print("\n".join(exporter_table(list(rows.sorted()))))
+
+    return _asked(options, write)
 
 
 def templates(options: Namespace) -> int:
-    """Templates by exporter and domain, fields by name."""
-    return _show(
-        options, lambda path: {"domains": _chosen(_pages(path, "templates", "domains"), options)}, template_lines
-    )
+    """Templates by exporter and domain, fields by name, as they come: nothing is held back but one domain."""
+
+    def write(path: str) -> None:
+        domains = _whole(_pages(path, "templates", options.exporter, "domains"))
+        if options.json:
+            _print_list("domains", (json.dumps(row, indent=2) for row in domains))
+            return
+        none = True
+        for row in domains:
+            none = False
+            print("\n".join(template_lines({"domains": [row]})))
+        if none:
+            print("no template is known")
+
+    return _asked(options, write)
 
 
 def domains(options: Namespace) -> int:
     """Who has which number instead of its domain."""
-    return _show(options, lambda path: {"domains": _chosen(_pages(path, "domains"), options)}, domain_lines)
+
+    def get(path: str) -> dict[str, Any]:
+        rows = [row for row in _pages(path, "domains") if not options.exporter or row["exporter"] == options.exporter]
+        rows.sort(key=lambda row: (":" in row["exporter"], _place(row["exporter"]), row["port"], row["domain"]))
+        return {"domains": rows}
+
+    return _show(options, get, domain_lines)
 
 
 def ledger(options: Namespace) -> int:
     """One balance from the exporters to the receivers."""
-    return _show(options, lambda path: balance(*_facts(path), list(_pages(path, "exporters"))), ledger_lines)
+    return _show(options, lambda path: balance(*_facts(path), _pages(path, "exporters")), ledger_lines)
 
 
 def export(options: Namespace) -> int:
@@ -59,18 +89,25 @@ def export(options: Namespace) -> int:
     def get(path: str) -> dict[str, Any]:
         flow, _, receivers = _facts(path)
         config = get_json(path, "/api/v1/config")["config"]
-        return export_of(flow, receivers, config["receiver"], list(_pages(path, "exporters")))
+        return export_of(flow, receivers, config["receiver"], _pages(path, "exporters"))
 
     return _show(options, get, export_lines)
 
 
 def _show(options: Namespace, get: Callable[[str], dict[str, Any]], lines: Callable[[Any], list[str]]) -> int:
+    def write(path: str) -> None:
+        value = get(path)
+        print(json.dumps(value, indent=2) if options.json else "\n".join(lines(value)))
+
+    return _asked(options, write)
+
+
+def _asked(options: Namespace, write: Callable[[str], None]) -> int:
     try:
-        value = get(control_path(options.control, options.config))
+        write(control_path(options.control, options.config))
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(value, indent=2) if options.json else "\n".join(lines(value)))
     return 0
 
 
@@ -79,20 +116,56 @@ def _facts(path: str) -> tuple[Any, Any, Any]:
     return flow, listeners, receivers
 
 
-def _pages(path: str, page: str, key: str = "") -> Iterator[dict[str, Any]]:
+class _Rows:
+    """Rows to sort, each as what will be printed of it."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Any, Any]] = []
+
+    def add(self, key: tuple[object, ...], row: object) -> None:
+        self._rows.append((key, row))
+
+    def sorted(self) -> Iterator[Any]:
+        self._rows.sort(key=lambda pair: pair[0])
+        return (row for _, row in self._rows)
+
+
+def _pages(path: str, page: str, exporter: str = "", key: str = "") -> Iterator[dict[str, Any]]:
+    """Rows of all pages. A note on stderr where there are more than MOST domains."""
     after, count = "0.0", 0
+    wanted = f"&exporter={quote(exporter)}" if exporter else ""
     while after and count < MOST:
-        answer = get_json(path, f"/api/v1/{page}?after={after}")
+        answer = get_json(path, f"/api/v1/{page}?after={after}{wanted}")
         rows = answer[key or page]
         count += len(rows)
         yield from rows
         after = answer["after"]
+    if after:
+        print(f"only the first {count} observation domains are shown", file=sys.stderr)
 
 
-def _chosen(rows: Iterator[dict[str, Any]], options: Namespace) -> list[dict[str, Any]]:
-    wanted = options.exporter
-    found = [row for row in rows if not wanted or row["exporter"] == wanted]
-    return sorted(found, key=lambda row: (":" in row["exporter"], _place(row["exporter"]), row["port"], row["domain"]))
+def _whole(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Domains that came in several rows, each in one."""
+    held: dict[str, Any] | None = None
+    for row in rows:
+        if held is not None and row["place"] == held["place"]:
+            held["templates"] += row["templates"]
+            continue
+        if held is not None:
+            yield held
+        held = row
+    if held is not None:
+        yield held
+
+
+def _print_list(key: str, rows: Iterable[str]) -> None:
+    """An object with one list, printed row by row."""
+    first = True
+    for row in rows:
+        print(f'{{\n  "{key}": [' if first else ",", flush=False)
+        print("    " + row.replace("\n", "\n    "), end="")
+        first = False
+    print(f'{{\n  "{key}": []\n}}' if first else "\n  ]\n}")
 
 
 def _place(address: str) -> tuple[object, ...]:
@@ -106,31 +179,48 @@ def _where(row: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------- exporters
 
 
-def exporter_lines(value: Mapping[str, Any]) -> list[str]:
-    head = ["exporter", "protocol", "domain", "listener", "datagrams", "a second", "bytes each", "lost", "unit"]
-    head += ["late", "restarts", "templates", "sampling", "clock skew", "uptime", "silent"]
-    rows = [
-        [
-            _where(row),
-            row["protocol"],
-            row["domain"],
-            row["listener"] or "-",
-            row["datagrams"],
-            f"{row['datagrams_per_second']:.1f}",
-            f"{row['mean_bytes']:.0f}",
-            row["lost"],
-            row["unit"],
-            row["late"],
-            row["restarts"],
-            row["templates"] + row["options_templates"],
-            f"1:{row['sampling_interval']}" if row["sampling_interval"] else "-",
-            "-" if row["clock_skew_seconds"] is None else f"{row['clock_skew_seconds']:+.1f}s",
-            "-" if row["uptime_seconds"] is None else duration(row["uptime_seconds"]),
-            duration(row["silent_seconds"]),
-        ]
-        for row in value["exporters"]
+EXPORTER_HEAD: Final = [
+    *("exporter", "protocol", "domain", "listener", "datagrams", "a second", "bytes each", "lost", "unit"),
+    *("late", "restarts", "templates", "sampling", "clock skew", "uptime", "silent"),
+]
+
+
+def exporter_cells(row: Mapping[str, Any]) -> list[object]:
+    """Cells of one line, behind EXPORTER_HEAD."""
+    return [
+        _where(row),
+        row["protocol"],
+        _domain(row),
+        (row["listener"] or "-") + ("" if row["matched"] else ", no rule"),
+        row["datagrams"],
+        f"{row['datagrams_per_second']:.1f}",
+        f"{row['mean_bytes']:.0f}",
+        row["lost"],
+        row["unit"],
+        row["late"],
+        row["restarts"],
+        row["templates"] + row["options_templates"],
+        _sampling(row["sampling_intervals"]),
+        "-" if row["clock_skew_seconds"] is None else f"{row['clock_skew_seconds']:+.1f}s",
+        "-" if row["uptime_seconds"] is None else duration(row["uptime_seconds"]),
+        duration(row["silent_seconds"]),
     ]
-    return table(head, rows) if rows else ["no exporter of flow telemetry has been seen"]
+
+
+def exporter_table(rows: Sequence[Sequence[object]]) -> list[str]:
+    return table(EXPORTER_HEAD, rows) if rows else ["no exporter of flow telemetry has been seen"]
+
+
+def _domain(row: Mapping[str, Any]) -> object:
+    """The number; of sFlow, which has none, AGENT/SUB-AGENT."""
+    return f"{row['agent']}/{row['domain']}" if row["agent"] else row["domain"]
+
+
+def _sampling(intervals: Sequence[float]) -> str:
+    """1:N of each sampler; the first few where they differ."""
+    more = len(intervals) - SHOWN_INTERVALS
+    told = ", ".join(f"1:{interval}" for interval in intervals[:SHOWN_INTERVALS])
+    return (told + (f" and {more} more" if more > 0 else "")) or "-"
 
 
 # ---------------------------------------------------------------------------------------------------- templates
@@ -174,20 +264,23 @@ def domain_lines(value: Mapping[str, Any]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- ledger
 
 
-def balance(flow: Any, listeners: Any, receivers: Any, domains: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def balance(flow: Any, listeners: Any, receivers: Any, domains: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """One balance from exporter to receiver. lost, by protocol: also of domains that are gone."""
-    protocols = {}
-    for name, row in flow["protocols"].items():
-        ending = sum(domain["lost_last"] for domain in domains if domain["protocol"] == name)
-        if row["datagrams"]:
-            protocols[name] = {**row, "lost": row["lost"] + ending}
+    ending: dict[str, int] = {}
+    losers = []
+    for domain in domains:
+        ending[domain["protocol"]] = ending.get(domain["protocol"], 0) + domain["lost_last"]
+        if domain["lost"] or domain["restarts"]:
+            losers.append({key: domain[key] for key in LEDGER_KEYS})
+    protocols = {
+        name: {**row, "lost": row["lost"] + ending.get(name, 0)}
+        for name, row in flow["protocols"].items()
+        if row["datagrams"]
+    }
     return {
         "before": protocols,
-        "exporters": [
-            {key: domain[key] for key in LEDGER_KEYS}
-            for domain in sorted(domains, key=lambda domain: -domain["lost"])
-            if domain["lost"] or domain["restarts"]
-        ],
+        "unmatched": flow["unmatched"],
+        "exporters": sorted(losers, key=lambda domain: -domain["lost"]),
         "here": [
             {
                 "listener": item["name"],
@@ -213,6 +306,13 @@ def balance(flow: Any, listeners: Any, receivers: Any, domains: Sequence[Mapping
     }
 
 
+def _nothing_seen(value: Mapping[str, Any]) -> list[str]:
+    unmatched = sum(row["unmatched"] for row in value["here"])
+    if unmatched:
+        return [f"  no flow telemetry that a rule matches has been seen; {unmatched} datagrams matched no rule"]
+    return ["  no flow telemetry has been seen"]
+
+
 def ledger_lines(value: Mapping[str, Any]) -> list[str]:
     lines = ["lost before us, by the exporters' sequence numbers"]
     rows: list[list[object]] = [
@@ -220,10 +320,16 @@ def ledger_lines(value: Mapping[str, Any]) -> list[str]:
         for name, row in value["before"].items()
     ]
     head = ["  protocol", "datagrams", "lost", "unit", "restarts", "malformed"]
-    lines += table(head, rows) if rows else ["  no flow telemetry has been seen"]
+    lines += table(head, rows) if rows else _nothing_seen(value)
+    lines += [f"  {line}" for line in unmatched_lines(value["unmatched"])]
     if value["exporters"]:
         rows = [
-            [f"  {_where(row)}", *(row[key] for key in ("protocol", "domain", "lost", "unit", "units", "restarts"))]
+            [
+                f"  {_where(row)}",
+                row["protocol"],
+                _domain(row),
+                *(row[key] for key in ("lost", "unit", "units", "restarts")),
+            ]
             for row in value["exporters"][:SHOWN_LOSSES]
         ]
         lines += ["", *table(["  exporter", "protocol", "domain", "lost", "unit", "came", "restarts"], rows)]
@@ -251,19 +357,23 @@ def ledger_lines(value: Mapping[str, Any]) -> list[str]:
 
 
 def export_of(
-    flow: Any, receivers: Any, configured: Sequence[Mapping[str, Any]], domains: Sequence[Mapping[str, Any]]
+    flow: Any, receivers: Any, configured: Sequence[Mapping[str, Any]], domains: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What `show ip flow export` and `show ip flow export template` show, for the relay."""
     settings = {item["name"]: item for item in configured}
-    flows = sum(row["units"] for row in domains if row["unit"] in ("flows", "records"))
+    flows = added = received = 0
+    for row in domains:
+        flows += row["units"] if row["unit"] in ("flows", "records") else 0
+        added += row["templates_added"]
+        received += row["templates_seen"]
     return {
         "flows": flows,
         "datagrams": sum(item["counters"]["sent"] for item in receivers),
         "templates": {
             "active": flow["templates"],
             "options_active": flow["options_templates"],
-            "added": sum(row["templates_added"] for row in domains),
-            "received": sum(row["templates_seen"] for row in domains),
+            "added": added,
+            "received": received,
         },
         "receivers": [
             {

@@ -18,6 +18,7 @@ from samplicator.cli.control import NoControl, Unreachable, control_path, get_js
 
 RELOAD_SECONDS = 130.0
 NOT_READY = 3
+UNMATCHED = 5  # exporters without a rule that are named
 
 
 def run(options: Namespace) -> int:
@@ -163,6 +164,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             ],
         ),
     ]
+    lines += unmatched_lines(state["unmatched"])
     if pools:
         rows = [
             [pool["name"], pool["balance"], each["receiver"], each["weight"], each["exporters"], _in_pool(each)]
@@ -186,6 +188,20 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             words = ", ".join(SLOWER[feature] for feature in item["gave_up"])
             lines.append(f"  {item['name']}: refused by the kernel, tried again now and then: {words}")
     return lines
+
+
+def unmatched_lines(value: Mapping[str, Any]) -> list[str]:
+    """What to say of exporters that no rule matches."""
+    if not value["count"]:
+        return []
+    shown = [f"{row['exporter']} ({row['datagrams']} on {row['listener']})" for row in value["exporters"][:UNMATCHED]]
+    more = value["count"] - len(shown)
+    names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    many = "1 exporter" if value["count"] == 1 else f"{value['count']} exporters"
+    return [
+        f"NO RULE MATCHES {many}, so nobody gets the datagrams: {names}",
+        "  name them in `from` of a rule or, if you want it so, of one with to = [] and stop = true",
+    ]
 
 
 def state_word(item: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,20 +24,23 @@ from aiohttp import web
 
 from samplicator import flowview, metrics
 from samplicator.config.address import endpoint_text
+from samplicator.http import listing
 from samplicator.http.front import MAX_FIELD, MAX_LINE, SHARED, Front, Shared, open_control, open_tcp, remove_control
 
 if TYPE_CHECKING:
-    from samplicator.readings import Readings
+    from samplicator.readings import Readings, Unmatched
     from samplicator.state import ServiceState
 
 __all__ = ["MAX_FIELD", "MAX_LINE", "Front", "is_control", "make_app", "open_control", "open_tcp", "remove_control"]
 
 log = logging.getLogger(__name__)
 
-PAGE: Final = 1000  # observation domains in one answer at most; a tenth of it with templates
 MAX_BODY: Final = 64 << 10  # bytes of a request's body; nothing here needs one
 ANSWER_SECONDS: Final = 15.0
 RELOAD_SECONDS: Final = 120.0  # a reload may wait for name servers
+
+HEADERS: Final = {"Server": "samplicator", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+"""What every answer carries."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -91,9 +94,8 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = _json({"error": "internal error, see the log"}, status=500)
     finally:
         shared.touch(request.protocol, -1)
-    response.headers["Server"] = "samplicator"
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    if not response.prepared:
+        response.headers.update(HEADERS)
     return response
 
 
@@ -146,7 +148,7 @@ def _verdict(good: bool, why: str) -> web.Response:
 async def _status(request: web.Request) -> web.Response:
     state = request.app[SHARED].state
     readings = await asyncio.to_thread(state.supervisor.readings)
-    return _json(status_of(state, readings))
+    return _json(status_of(state, readings, await asyncio.to_thread(state.supervisor.unmatched)))
 
 
 async def _receivers(request: web.Request) -> web.Response:
@@ -178,70 +180,31 @@ async def _config(request: web.Request) -> web.Response:
 
 
 async def _flow(request: web.Request) -> web.Response:
-    readings = await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)
-    return _json(flowview.totals(readings.flow))
+    supervisor = request.app[SHARED].state.supervisor
+    readings = await asyncio.to_thread(supervisor.readings)
+    return _json(flowview.totals(readings.flow, await asyncio.to_thread(supervisor.unmatched)))
 
 
-async def _exporters(request: web.Request) -> web.Response:
+async def _exporters(request: web.Request) -> web.StreamResponse:
     """A page of observation domains; `after` of the next page is in the answer, null at the end."""
-    return _json(await asyncio.to_thread(_page_of_exporters, request.app[SHARED].state, *_page(request, PAGE)))
+    return await listing.answer(request, "exporters", listing.exporters_piece, HEADERS)
 
 
-async def _templates(request: web.Request) -> web.Response:
+async def _templates(request: web.Request) -> web.StreamResponse:
     """A page of observation domains with their templates."""
-    return _json(await asyncio.to_thread(_page_of_templates, request.app[SHARED].state, *_page(request, PAGE // 10)))
+    return await listing.answer(request, "domains", listing.templates_piece, HEADERS)
 
 
 async def _domains(request: web.Request) -> web.Response:
     """A page of who has which number instead of its domain."""
     supervisor = request.app[SHARED].state.supervisor
-    (_, number), limit = _page(request, PAGE)
-    rows, after = await asyncio.to_thread(supervisor.aliases, number, limit)
+    (_, number, _), wanted = listing.begin(request)
+    rows, after = await asyncio.to_thread(supervisor.aliases, number, wanted.limit)
     answer = {"domains": [flowview.alias(row) for row in rows], "unlisted": supervisor.aliases_unlisted()}
-    return _json({**answer, "after": _place((0, after)) if after else None})
+    return _json({**answer, "after": listing.place_text((0, after, -1)) if after else None})
 
 
-def _page(request: web.Request, most: int) -> tuple[tuple[int, int], int]:
-    try:
-        worker, _, number = request.query.get("after", "0.0").partition(".")
-        limit = int(request.query.get("limit", str(most)))
-        place = int(worker), int(number or "0")
-    except ValueError:
-        raise web.HTTPBadRequest(reason="want after=WORKER.NUMBER and limit=COUNT") from None
-    if limit < 1 or min(place) < 0 or max(place) > 2**31:
-        raise web.HTTPBadRequest(reason="want after=WORKER.NUMBER and limit=COUNT")
-    return place, min(limit, most)
-
-
-def _page_of_exporters(state: ServiceState, place: tuple[int, int], limit: int) -> dict[str, Any]:
-    supervisor = state.supervisor
-    sessions, after = supervisor.flow_sessions(*place, limit)
-    names = supervisor.listener_names()
-    rows = []
-    for session in sessions:
-        known = supervisor.flow_templates(session.worker, session.number) if session.options_data else []
-        rows.append(flowview.exporter(session, names, known))
-    return {"exporters": rows, "after": _place(after)}
-
-
-def _page_of_templates(state: ServiceState, place: tuple[int, int], limit: int) -> dict[str, Any]:
-    supervisor = state.supervisor
-    sessions, after = supervisor.flow_sessions(*place, limit)
-    rows = []
-    for session in sessions:
-        if session.templates or session.options_templates:
-            known = supervisor.flow_templates(session.worker, session.number)
-            who = {"exporter": session.address, "port": session.port, "protocol": session.protocol}
-            items = [flowview.template(item, session.protocol) for item in known if item.kind != "options_data"]
-            rows.append({**who, "domain": session.domain, "options_data": session.options_data, "templates": items})
-    return {"domains": rows, "after": _place(after)}
-
-
-def _place(after: tuple[int, int] | None) -> str | None:
-    return f"{after[0]}.{after[1]}" if after else None
-
-
-def status_of(state: ServiceState, readings: Readings) -> dict[str, Any]:
+def status_of(state: ServiceState, readings: Readings, unmatched: Sequence[Unmatched] = ()) -> dict[str, Any]:
     """What `/api/v1/status` answers. Counts are totals since the start of what is configured now."""
     ready, ready_why = state.ready()
     healthy, healthy_why = state.healthy()
@@ -278,6 +241,7 @@ def status_of(state: ServiceState, readings: Readings) -> dict[str, Any]:
             "unmatched": sum(c["unmatched"] for c in received),
             "kernel_drops": sum(item.kernel_drops for item in readings.listeners),
         },
+        "unmatched": flowview.unmatched(unmatched),
         "sent": {
             "offered": sum(c["offered"] for c in sent),
             "sent": sum(c["sent"] for c in sent),

@@ -14,7 +14,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -39,6 +39,7 @@ class Shared:
     state: ServiceState
     registry: Any
     scrapes: asyncio.Semaphore
+    listings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     touch: Callable[[object, int], None] = lambda protocol, change: None
 
 

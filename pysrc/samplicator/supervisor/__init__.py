@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -29,10 +29,11 @@ from samplicator.logs import RateGate
 from samplicator.neighbours import ASKED_IN_VAIN, Neighbours
 from samplicator.plan import PlanSpec, ReceiverSpec, SocketSpec
 from samplicator.reach import Host
-from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route
+from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched
 from samplicator.routing import widened
 from samplicator.supervisor import aliases
 from samplicator.supervisor.build import Build, BuildError, Running
+from samplicator.supervisor.flows import address_text
 from samplicator.supervisor.standings import Standings
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
@@ -424,9 +425,26 @@ class Supervisor:
         """Exporters' observation domains, a page: see Flows.sessions."""
         return self._running.flows.sessions(worker, after, limit)
 
-    def flow_templates(self, worker: int, number: int) -> list[FlowTemplate]:
-        """Templates and options data of one of them."""
-        return self._running.flows.templates(worker, number)
+    def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
+        """Templates of one of them, by id, above `after`."""
+        return self._running.flows.templates(worker, number, after)
+
+    def flow_options(self, worker: int, number: int) -> list[FlowTemplate]:
+        """Its options templates and options data."""
+        return self._running.flows.options(worker, number)
+
+    def unmatched(self, limit: int = 1000) -> list[Unmatched]:
+        """Exporters that no rule of the plan matches, on listeners with flow, the busiest first. One that a rule with
+        stop and without receivers matches is denied, not unmatched.
+        """
+        plan, names = self._plan, self.listener_names()
+        found = []
+        for (address, slot), datagrams in self._running.flows.unmatched(limit).items():
+            if plan is not None and slot in names:
+                rules, _, denied = plan.route(address, slot)
+                if not rules and not denied:
+                    found.append(Unmatched(address_text(address), names[slot], datagrams))
+        return sorted(found, key=lambda item: -item.datagrams)
 
     def aliases(self, after: int, limit: int) -> tuple[list[AliasReading], int]:
         """A page of who has which alias of a domain: see aliases.rows."""

@@ -19,6 +19,8 @@ from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTempla
 LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
 """A gap of a domain that is silent for so long is loss: nothing comes late any more."""
+UNMATCHED_MS: Final = 600_000
+"""An exporter that no rule matches is spoken of for so long after its last datagram."""
 _KINDS: Final = tuple(_fastpath.FLOW_KIND_NAMES.items())
 _ADDRESS, _LISTENER, _TEMPLATES, _OPTIONS_TEMPLATES = (
     _fastpath.FLOW_SESSION_FIELDS.index(name) for name in ("address", "listener", "templates", "options_templates")
@@ -85,7 +87,7 @@ class Flows:
             if index < worker:
                 continue
             flow = self.by_worker[index]
-            for number in range(after + 1 if index == worker else 1, flow.capacity[0] + 1):
+            for number in range(after + 1 if index == worker else 1, flow.used + 1):
                 row = flow.session(number)
                 if row is not None:
                     yield index, number, row
@@ -107,34 +109,57 @@ class Flows:
         flow = self.by_worker.get(worker)
         if flow is None:
             return [], (0, 0)
-        last = min(number + limit, flow.capacity[0])
+        used = flow.used
+        last = min(number + limit, used)
         for each in range(number + 1, last + 1):
             row = flow.session(each)
             if row is not None and (row[_TEMPLATES] or row[_OPTIONS_TEMPLATES]):
                 found[(row[_ADDRESS], row[_LISTENER])] = None  # type: ignore[index]
-        after = (worker, last) if last < flow.capacity[0] else (worker + 1, 0)
+        after = (worker, last) if last < used else (worker + 1, 0)
         return list(found), after
 
-    def templates(self, worker: int, number: int) -> list[FlowTemplate]:
-        """What a session taught: templates, options templates and the last options data."""
+    def templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
+        """Templates and options templates of a session by id, those with ids above `after`, one made at a time."""
+        flow = self.by_worker.get(worker)
+        row = flow.session(number) if flow is not None else None
+        if flow is None or row is None:
+            return
+        items = [item for item in flow.items(number, after=after) if item[1] != "options_data"]
+        for item in sorted(items, key=lambda item: item[0]):  # type: ignore[arg-type, return-value]
+            yield _template(item, row[3] == "ipfix")
+
+    def options(self, worker: int, number: int) -> list[FlowTemplate]:
+        """Options templates of a session and their rows of data, the least recently sent first."""
         flow = self.by_worker.get(worker)
         row = flow.session(number) if flow is not None else None
         if flow is None or row is None:
             return []
-        ipfix = row[3] == "ipfix"
-        return [_template(item, ipfix) for item in flow.items(number)]
+        return [_template(item, row[3] == "ipfix") for item in flow.items(number, templates=False)]
+
+    def unmatched(self, limit: int) -> dict[tuple[bytes, int], int]:
+        """Datagrams by (address, slot of the listener) of exporters that no rule matches, heard within UNMATCHED_MS.
+        limit: sessions of each worker.
+        """
+        found: dict[tuple[bytes, int], int] = {}
+        for flow in list(self.by_worker.values()):
+            for address, listener, datagrams in flow.unmatched(limit, UNMATCHED_MS):
+                found[address, listener] = found.get((address, listener), 0) + datagrams
+        return found
+
+
+def address_text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
 def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
     named = dict(zip(_fastpath.FLOW_SESSION_FIELDS, row, strict=True))
     counters = dict(zip(_fastpath.FLOW_DOMAIN_FIELDS, row[_DOMAIN_AT:], strict=True))
-    address: bytes = named["address"]
     silent_ns = max(0, time.monotonic_ns() - named["seen_ns"])
     first_unix_ns = wall_ns(named["first_ns"])
     return FlowSession(
         worker=worker,
         number=named["number"],
-        address=socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address),
+        address=address_text(named["address"]),
         port=named["port"],
         protocol=named["kind"],
         domain=named["domain"],
@@ -149,6 +174,7 @@ def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
         style=named["style"],
         lost=counters["lost"] + (counters["pending"] if silent_ns >= SETTLE_NS else 0),
         counters=counters,
+        unmatched=named["unmatched"],
     )
 
 
