@@ -167,7 +167,7 @@ class Reloader:
 
     def _apply(self, loaded: Loaded) -> None:
         resolved = self._resolver.resolve(loaded)
-        spec = planner.compile(loaded, resolved, self._capabilities())
+        spec = planner.compile(loaded, resolved, self._capabilities(), judge_addresses=False)
         self._runs.apply(spec)
         self._resolver.adopt(loaded)
         self.loaded, self.spec = loaded, spec

@@ -29,6 +29,7 @@ from samplicator.config.compact import load_compact
 from samplicator.config.model import Loaded
 from samplicator.daemon import Background, give_back_memory, raise_descriptor_limit, remove_pid_file, write_pid_file
 from samplicator.errors import ConfigError
+from samplicator.hostwatch import HostWatch
 from samplicator.notify import Notifier
 from samplicator.plan import HostAddress
 from samplicator.reload import Reloader, ReloadResult, problems_of
@@ -122,6 +123,7 @@ class Service:
             ended=self._reload_ended,
         )
         self._watcher = Watcher(loaded.files, lambda: self._spawn(self._reloader.reload("changed file")))
+        self._host = HostWatch(lambda: self._spawn(asyncio.to_thread(self._supervisor.follow_host)))
         self._trouble = Trouble()
         self._front: Front | None = None
         self._control = ""
@@ -179,6 +181,7 @@ class Service:
             await self._front.start(listening)
         if self._options.watch and loaded.files:
             self._watcher.start()
+        self._host.start()
         self._spawn(self._every(HOUSEKEEPING_SECONDS, self._keep_house))
         self._spawn(self._every(LOOK_SECONDS, partial(asyncio.to_thread, self._supervisor.look)))
         self._spawn(self._every(NEIGHBOUR_SECONDS, partial(asyncio.to_thread, self._supervisor.watch_neighbours)))
@@ -200,6 +203,7 @@ class Service:
         self._running = False
         for task in self._tasks:
             task.cancel()
+        self._host.stop()
         self._watcher.stop()
         self._resolver.close()
         self._reloader.close()
@@ -317,6 +321,7 @@ class Service:
                 log.exception("%s", getattr(work, "__name__", "work"))
 
     async def _keep_house(self) -> None:
+        await asyncio.to_thread(self._supervisor.follow_host)
         lost = await asyncio.to_thread(self._supervisor.housekeeping)
         self._trouble.report(await asyncio.to_thread(self._supervisor.readings))
         await self._follow_addresses()

@@ -17,7 +17,7 @@ from samplicator import _fastpath, sockets
 from samplicator._fastpath import TxCounters
 from samplicator.engines.ways import Path, Way
 from samplicator.plan import ReceiverSpec
-from samplicator.probes import REFUSING, UNREACHABLE, UP
+from samplicator.probes import LOOPING, REFUSING, UNREACHABLE, UP
 from samplicator.reach import Reach
 from samplicator.readings import ReceiverReading, add_up
 
@@ -49,9 +49,9 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 
 @dataclass(slots=True)
 class Standing:
-    """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
-    Unix time. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over. Times
-    are of the monotonic clock.
+    """What is known of a receiver, from reload to reload. state: up | refusing | unreachable | looping, why: for
+    people, since: Unix time. own: why it is this host itself, "" = it is not. waiting: a standby that gets no copies.
+    down: pools do without it. takeovers: times it took over. Times are of the monotonic clock.
     """
 
     state: str = UP
@@ -67,6 +67,7 @@ class Standing:
     bad_until: float = 0.0
     failing: str = ""
     sent_at_failure: int = 0
+    own: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +134,18 @@ class ReceiverState:
             for tx in (way.tx, way.fallback):
                 if tx is not None and tx.unresolved != unresolved:
                     tx.unresolved = unresolved
+
+    def set_own(self, why: str) -> None:
+        """Told by the guard: why its copies would come back to a listener of ours, "" = they would not. To be called
+        before a plan that names a new way is published.
+        """
+        self.standing.own = why
+        self._tell_looped()
+
+    def _tell_looped(self) -> None:
+        looped = bool(self.standing.own)
+        for way in list(self.ways):
+            way.set_looped(looped)
 
     def set_waiting(self, waiting: bool) -> None:
         """A standby gets no copies (True), or all templates and then copies; wake the workers."""
@@ -215,6 +228,8 @@ class ReceiverState:
 
     def _judge(self, now: float) -> tuple[str, str]:
         standing, reach = self.standing, self.reach
+        if standing.own:
+            return LOOPING, standing.own
         if not self.path.routed:
             return UNREACHABLE, NO_ROUTE
         if standing.unresolved:

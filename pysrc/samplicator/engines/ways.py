@@ -67,6 +67,12 @@ class Way:
             self.waits = waiting
             self.tx.standby(waiting)
 
+    def set_looped(self, looped: bool) -> None:
+        """Whether its copies come back: none is sent then, they are counted as `loop`."""
+        for tx in (self.tx, self.fallback):
+            if tx is not None and tx.looped != looped:
+                tx.looped = looped
+
     def set_mtu(self, mtu: int) -> None:
         self.tx.mtu = mtu
         if self.fallback is not None:

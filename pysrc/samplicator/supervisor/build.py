@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import socket
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Final
 from samplicator import ring, sockets
 from samplicator._fastpath import Plan, TxCounters, Worker
 from samplicator.config.address import endpoint_text
+from samplicator.delivery import Host
 from samplicator.engines import (
     FastRules,
     Intake,
@@ -33,12 +35,15 @@ from samplicator.engines import (
     socket_key,
 )
 from samplicator.engines.receivers import NO_ROUTE
+from samplicator.groupcast import Casts
 from samplicator.ingress import Ingress
 from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
 from samplicator.probes import UNREACHABLE
 from samplicator.reach import Reach
 from samplicator.supervisor.flows import Flows
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
+
+log = logging.getLogger(__name__)
 
 SPARE_DESCRIPTORS: Final = 64
 """Descriptors kept free for HTTP, files, name look-ups and probes."""
@@ -98,6 +103,7 @@ class Build:
         self.receivers: dict[str, ReceiverState] = {}
         self.workers: list[WorkerThread] = []
         self.owners: dict[Intake | RingIntake, int] = {}
+        self.casts = casts_of(spec)
         new = itertools.count(running.pools_made + 1)
         self.pool_ids = {pool.name: running.pool_ids.get(pool.name) or next(new) for pool in spec.pools}
         self._running = running
@@ -280,13 +286,17 @@ class Build:
         size = self.spec.receive_buffer
         while len(group) < self.spec.workers:
             try:
-                sock = sockets.open_listener(key, receive_buffer=size, beside=beside, join=not group, **keep)
+                # until the plan runs, all but the first on a port leave broadcast and multicast to the others
+                program = self.casts.nothing if beside else b""
+                sock = sockets.open_listener(
+                    key, receive_buffer=size, beside=beside, join=not group, program=program, **keep
+                )
             except OSError as error:
                 where = endpoint_text(key.address, key.port) + (f" on {key.interface}" if key.interface else "")
                 text = f"listener {listener.name!r} cannot listen at {where}: {error.strerror}"
                 raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
             try:
-                intake = Intake(sock, key, slot, size)
+                intake = Intake(sock, key, slot, size, program)
             except BaseException:
                 sock.close()
                 raise
@@ -383,6 +393,18 @@ class Build:
             standing.seen, standing.takeovers = old.standing.seen, old.standing.takeovers
             standing.waiting = old.standing.waiting if old.spec.standby_for else standing.waiting
         return standing
+
+
+def casts_of(spec: PlanSpec) -> Casts:
+    """What the sockets of a plan leave to each other, by the host's addresses and interfaces now."""
+    broadcasts: frozenset[bytes] = frozenset()
+    try:
+        with Host() as host:
+            broadcasts = host.broadcasts()
+    except OSError as error:
+        log.warning("the host's broadcast addresses cannot be read: %s", error)
+    found = [socket_key(socket) for listener in spec.listeners for socket in listener.sockets]
+    return Casts(found, broadcasts, sockets.interface_index)
 
 
 def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:
