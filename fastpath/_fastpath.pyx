@@ -7,7 +7,7 @@ The public face (signatures, units, errors raised) is documented in pysrc/sampli
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
@@ -20,6 +20,10 @@ from counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT,
     WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
+)
+from echo cimport (
+    ECHO_CYCLES, ECHO_HOLD, ECHO_IDLE, ECHO_ASK, ECHO_INNOCENT_NS, ECHO_SOURCES, ECHO_STORM, ECHO_UNSURE_NS, echo_came, echo_end, echo_held_t,
+    echo_hold, echo_is, echo_keep, echo_key, echo_next_way, echo_returns, echo_source, echo_source_t, echo_suspects, echo_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory

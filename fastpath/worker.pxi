@@ -64,6 +64,9 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active, bint se
     return active
 
 
+include "worker_echo.pxi"
+
+
 cdef inline void worker_clear(worker_t *w, u32 active) noexcept nogil:
     """Empties the selections."""
     cdef u32 a
@@ -111,7 +114,10 @@ cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexce
                 worker_observe(w, d)
                 if unlikely(w.news and w.work.turns):
                     active = worker_send_now(w, active)
-            active = worker_select(w, d, route, active, seeing)
+            if unlikely(echo_returns(&w.echo, w.batch.data[d], w.batch.length[d], w.batch.exporter[d].address)) and worker_suspects(w, d):
+                active = worker_hold(w, d, route, active)
+            else:
+                active = worker_select(w, d, route, active, seeing)
             if seeing:
                 w.news = False
         elif route == PLAN_ROUTE_DENIED:
@@ -129,6 +135,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     cdef u32 active
     w.sessions.now += 1
     w.batch.groups = 0
+    w.echo.now_ns = worker_clock(CLOCK_MONOTONIC)
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
     if unlikely(w.work.routing.pool_count):
         worker_pools_look(w)
@@ -144,6 +151,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     worker_clear(w, active)
     if unlikely(w.due_count):
         worker_replay_due(w)
+    if unlikely(w.echo.state):
+        worker_echo_step(w)
 
 
 cdef void worker_trace(worker_t *w, u32 active) noexcept with gil:
@@ -263,6 +272,8 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
             event.events = EPOLLIN
             event.data.ptr = new.sockets[i]
             epoll_ctl(w.epoll, EPOLL_CTL_ADD, new.sockets[i].fd, &event)
+    if w.echo.state:
+        worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), 0)
     worker_take_over(w, old, new)
     w.work = new
     session_void(&w.sessions)
@@ -329,9 +340,11 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if deadline:
             if w.work != NULL:
                 worker_drain(w, NULL, deadline)
+                if w.echo.state:
+                    worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), 0)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
-        timeout_ms = 1 if w.replaying else WORKER_IDLE_MS
+        timeout_ms = 1 if w.replaying or w.echo.state else WORKER_IDLE_MS
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
         start = worker_clock(CLOCK_MONOTONIC)
         if n > 0 and w.max_delay_ns:
@@ -339,6 +352,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if n > 0:
             atomics_add(&w.counters.wakeups, 1)
             worker_events(w, n)
+        if unlikely(w.echo.state):
+            worker_echo_step(w)
         worker_flow(w, start)
         worker_beat(w, start)
         atomics_add(&w.counters.busy_ns, worker_clock(CLOCK_MONOTONIC) - start)

@@ -152,7 +152,7 @@ FASTPATH_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"atomics"}),
     frozenset({"counters", "wire", "batch", "plan"}),
     frozenset({"match", "sample", "flow", "run"}),
-    frozenset({"session", "pool"}),
+    frozenset({"session", "pool", "echo"}),
     frozenset({"rx", "tx"}),
     frozenset({"worker", "_fastpath"}),
 )

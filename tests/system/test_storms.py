@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from lab import Lab, Metrics, Relay, run
-from process import command, wait_for
+from process import Process, command, wait_for
 
 PORT = 2055
 LIMIT = 20_000
@@ -98,7 +98,6 @@ def _collectors(lab: Lab) -> None:
     """Nobody refuses a copy."""
     for link in (1, 2):
         lab.collector_socket(link, 9000)
-        lab.collector_socket(link, PORT)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +119,7 @@ def test_an_address_of_this_host_is_a_state_from_the_start(lab: Lab, to: str, ex
 
 
 def test_broadcast_of_another_interface_than_the_listener_has_is_none(lab: Lab) -> None:
+    lab.collector_socket(1, PORT)
     relay = lab.samplicator(configuration(f"198.18.1.255:{PORT}", extra='interface = "r0"'))
     send(lab, lab.relay4(), 10)
     wait_for(lambda: relay.metrics().value("send_datagrams_total", receiver="r") >= 10, "the copies")
@@ -213,3 +213,38 @@ def test_a_group_that_the_listener_joined_is_refused_with_the_file(lab: Lab) -> 
     process = lab.start([command("samplicator"), "run", "-c", str(path)], lab.relay, "refused")
     assert process.popen.wait(20) == 2
     assert "own listener" in process.stderr()
+
+
+# ---------------------------------------------------------------------------------------------------- through others
+
+
+def pair(lab: Lab, *, spoof: bool, workers: int, engine: str = "auto") -> tuple[Relay, Process]:
+    """Our relay, and another in the first collector's namespace; each names the other."""
+    options = f"spoof = {str(spoof).lower()}\n" + (f'engine = "{engine}"' if spoof else "")
+    for namespace in (lab.relay, lab.collectors[0]):
+        kill_switch(lab, namespace)
+    here = configuration(f"{lab.peer4(1)}:{PORT}", receiver=options, workers=workers)
+    there = configuration(f"{lab.relay4(1)}:{PORT}", receiver=options, workers=workers)
+    path = lab.directory / "other.toml"
+    path.write_text('[service]\nhttp = ""\ncontrol = ""\n' + there)
+    other = lab.start([command("samplicator"), "run", "-c", str(path)], lab.collectors[0], "other")
+    wait_for(lambda: "ready" in other.stderr() or "listener" in other.stderr(), "the other relay")
+    return lab.samplicator(here), other
+
+
+def looping(relay: Relay, other: Process) -> bool:
+    """Either of them has found it; that is enough."""
+    return state_of(relay)[0] == "looping" or "is looping" in other.stderr()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("spoof", [False, True], ids=["own", "spoofed"])
+def test_two_relays_that_name_each_other_are_found(lab: Lab, spoof: bool, workers: int) -> None:
+    relay, other = pair(lab, spoof=spoof, workers=workers)
+    begun = time.monotonic()
+    send(lab, lab.relay4(), 3)
+    wait_for(lambda: looping(relay, other), "one of the two to find the loop", 20)
+    print("found after", time.monotonic() - begun, relay.metrics().total("receive_datagrams_total"))
+    print(other.stderr(), relay.stderr())
+    rest = relay.check_laws().total("receive_datagrams_total")
+    assert rest < LIMIT

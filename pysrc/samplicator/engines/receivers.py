@@ -40,6 +40,12 @@ reports of old copies wait at their sockets."""
 NO_ROUTE: Final = "no route to it"
 NO_ANSWER: Final = "its host, or the next hop, does not answer"
 COPIES_REFUSED: Final = "copies to it are refused"
+COMES_BACK: Final = (
+    "its copies come back to us, through another relay or a redirection: whatever sends them back must not"
+)
+ECHO_FIRST_SECONDS: Final = 10.0
+ECHO_MOST_SECONDS: Final = 320.0
+"""A receiver whose copies came back is tried again after so long; each time twice as long, up to so long."""
 COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
 _FAILED: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{reason}") for reason in ("no_route", "no_neighbor"))
 _REFUSED: Final = _fastpath.TX_FIELDS.index("dropped_refused")
@@ -50,7 +56,8 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 @dataclass(slots=True)
 class Standing:
     """What is known of a receiver, from reload to reload. state: up | refusing | unreachable | looping, why: for
-    people, since: Unix time. own: why it is this host itself, "" = it is not. waiting: a standby that gets no copies.
+    people, since: Unix time. own: why it is this host itself, "" = it is not. echo_until: until then nothing is sent,
+    its copies having come back; echo_seconds: how long it was stopped for. waiting: a standby that gets no copies.
     down: pools do without it. takeovers: times it took over. Times are of the monotonic clock.
     """
 
@@ -68,6 +75,9 @@ class Standing:
     failing: str = ""
     sent_at_failure: int = 0
     own: str = ""
+    echo_until: float = 0.0
+    echo_seconds: float = 0.0
+    echo_tried: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -143,9 +153,24 @@ class ReceiverState:
         self._tell_looped()
 
     def _tell_looped(self) -> None:
-        looped = bool(self.standing.own)
+        looped = bool(self.standing.own) or self.standing.echo_until > 0
         for way in list(self.ways):
             way.set_looped(looped)
+
+    def _echoes(self, now: float) -> None:
+        """Stops it on all workers when one has found that its copies come back, and tries it again later."""
+        standing = self.standing
+        if standing.echo_until:
+            if now >= standing.echo_until:
+                standing.echo_until = 0.0
+                standing.echo_tried = now
+                self._tell_looped()
+        elif not standing.own and any(way.looped for way in list(self.ways)):
+            again = now - standing.echo_tried < 2 * standing.echo_seconds
+            longer = min(2 * standing.echo_seconds, ECHO_MOST_SECONDS)
+            standing.echo_seconds = longer if again and longer else ECHO_FIRST_SECONDS
+            standing.echo_until = now + standing.echo_seconds
+            self._tell_looped()
 
     def set_waiting(self, waiting: bool) -> None:
         """A standby gets no copies (True), or all templates and then copies; wake the workers."""
@@ -184,6 +209,7 @@ class ReceiverState:
     def look(self, now: float) -> bool:
         """Several times a second: True when its state has changed."""
         self._copies(now)
+        self._echoes(now)
         self.reach.step(now)
         return self._settle(now)
 
@@ -230,6 +256,8 @@ class ReceiverState:
         standing, reach = self.standing, self.reach
         if standing.own:
             return LOOPING, standing.own
+        if standing.echo_until:
+            return LOOPING, f"{COMES_BACK}; tried again after {standing.echo_seconds:.0f} s"
         if not self.path.routed:
             return UNREACHABLE, NO_ROUTE
         if standing.unresolved:
