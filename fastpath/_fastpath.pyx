@@ -22,8 +22,8 @@ from counters cimport (
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from echo cimport (
-    ECHO_CYCLES, ECHO_HOLD, ECHO_IDLE, ECHO_ASK, ECHO_INNOCENT_NS, ECHO_SOURCES, ECHO_STORM, ECHO_UNSURE_NS, echo_came, echo_end, echo_held_t,
-    echo_hold, echo_is, echo_keep, echo_key, echo_next_way, echo_returns, echo_source, echo_source_t, echo_suspects, echo_t,
+    ECHO_ASK, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
+    echo_hold, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_source_t, echo_suspects, echo_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, flow_create, flow_limits, flow_memory

@@ -22,7 +22,8 @@ from uapi.net cimport u8, u16, u32, u64
 cdef enum:
     ECHO_MARKS = 256
     ECHO_RETURNS = 3               # times a payload came again: it is suspected
-    ECHO_CYCLES = 8
+    ECHO_CYCLES = 8                # answers
+    ECHO_MISSED = 2                # answers that one question without an answer takes back: copies get lost in a storm
     ECHO_SOURCES = 64              # exporters of one payload under test
     ECHO_HELD = 512                # (exporter, way) of it
     ECHO_COPIES = 4096             # of it held back at most
@@ -37,8 +38,9 @@ cdef enum:
     ECHO_FAST_NS = 10000000        # comes again within so long: suspected at once
     ECHO_SLOW_NS = 250000000       # within so long: with ECHO_LATE others
     ECHO_WAIT_NS = 2000000         # for an answer, at least
-    ECHO_INNOCENT_NS = 60000000000
-    ECHO_UNSURE_NS = 2000000000    # a copy of the test may have got lost
+    ECHO_REST_NS = 30000000        # after a test in vain, at least; each time twice as long, up to
+    ECHO_REST_LEVELS = 11          # so many doublings: about a minute
+    ECHO_LATE_NS = 20000000        # an answer so late makes the next test wait longer
     ECHO_STORM = 64                # times it came during one hold, from a receiver's address: see echo_storms
 
 ctypedef struct echo_mark_t:
@@ -46,6 +48,12 @@ ctypedef struct echo_mark_t:
     u64 since_ns
     u32 returns
     u32 first                      # hash of the address it came from first
+
+ctypedef struct echo_innocent_t:   # tested in vain
+    u64 key
+    u64 until_ns
+    u64 asked_ns                   # when a receiver was asked last, 0 = none was
+    u32 level
 
 ctypedef struct echo_source_t:
     exporter_t exporter
@@ -59,8 +67,8 @@ ctypedef struct echo_held_t:
 ctypedef struct echo_t:
     u64 now_ns                     # CLOCK_MONOTONIC of this batch
     echo_mark_t marks[ECHO_MARKS]
-    u64 innocent[ECHO_INNOCENTS]   # keys
-    u64 innocent_until_ns[ECHO_INNOCENTS]
+    echo_innocent_t innocents[ECHO_INNOCENTS]
+    u64 patience_ns                # what an answer took that came too late, twice
     u64 late_since_ns
     u32 late
     u64 lot                        # state of the lots, xorshift
@@ -84,6 +92,9 @@ ctypedef struct echo_t:
     u32 chosen                     # way that has answered so far, 0xFFFFFFFF = none yet
     u32 asked                      # way that is asked now
     bint answered
+    u32 before                     # answers in earlier tests, of other payloads
+    u32 before_way                 # by this way
+    u64 before_ns                  # when the last of those tests ended
 
 
 cdef inline u64 echo_word(const u8 *p) noexcept nogil:
@@ -144,16 +155,35 @@ cdef inline void echo_lot(echo_t *e) noexcept nogil:
     e.hush_ns = 3 * e.wait_ns + (e.lot >> 11) % (6 * e.wait_ns)
 
 
+cdef inline echo_innocent_t *echo_innocent(echo_t *e, u64 key) noexcept nogil:
+    return &e.innocents[(key >> 20) & (ECHO_INNOCENTS - 1)]
+
+
+cdef inline bint echo_rests(echo_t *e, u64 key) noexcept nogil:
+    """Whether the payload was tested lately in vain. The answer that the test did not wait for ends the rest: it says how long to wait."""
+    cdef echo_innocent_t *innocent = echo_innocent(e, key)
+    cdef u64 late
+    if innocent.key != key or e.now_ns >= innocent.until_ns:
+        return False
+    late = e.now_ns - innocent.asked_ns
+    if innocent.asked_ns and late < ECHO_LATE_NS:
+        innocent.asked_ns = 0
+        if 2 * late > e.patience_ns:
+            e.patience_ns = 2 * late
+            return False
+    innocent.asked_ns = 0
+    return True
+
+
 cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n) noexcept nogil:
     """Whether a test of this payload, which has come again, begins now."""
     cdef u64 key = echo_key(p, n)
     cdef echo_mark_t *mark = echo_mark(e, key)
-    cdef u32 place = <u32>(key >> 20) & (ECHO_INNOCENTS - 1)
     cdef u64 pace = (e.now_ns - mark.since_ns) // mark.returns
     cdef u32 first = mark.first
     mark.since_ns = e.now_ns
     mark.returns = 0
-    if e.state != ECHO_IDLE or (e.innocent[place] == key and e.now_ns < e.innocent_until_ns[place]) or pace > ECHO_SLOW_NS:
+    if e.state != ECHO_IDLE or pace > ECHO_SLOW_NS or echo_rests(e, key):
         return False
     if pace > ECHO_FAST_NS:
         if e.now_ns - e.late_since_ns > ECHO_LONG_NS:
@@ -173,6 +203,7 @@ cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n) noexcept nogil:
     e.full = e.answered = False
     e.chosen = e.asked = 0xFFFFFFFFU
     e.wait_ns = 2 * pace if 2 * pace > ECHO_WAIT_NS else ECHO_WAIT_NS
+    e.wait_ns = e.patience_ns if e.patience_ns > e.wait_ns else e.wait_ns
     e.phase_ns = e.came_ns = e.now_ns
     echo_lot(e)
     return True
@@ -232,6 +263,25 @@ cdef inline u32 echo_next_way(const echo_t *e) noexcept nogil:
     return found
 
 
+cdef inline void echo_miss(echo_t *e, u64 now_ns) noexcept nogil:
+    """The way asked did not answer."""
+    if e.chosen != 0xFFFFFFFFU:        # what it had answered counts for the next test
+        e.before_way = e.chosen
+        e.before = e.cycle
+        e.before_ns = now_ns
+    if e.asked == e.before_way:
+        e.before = e.before - ECHO_MISSED if e.before > ECHO_MISSED else 0
+
+
+cdef inline bint echo_answer(echo_t *e, u64 now_ns) noexcept nogil:
+    """The way asked did answer; whether that proves it an echo."""
+    if e.chosen == 0xFFFFFFFFU and e.asked == e.before_way and now_ns - e.before_ns < ECHO_LONG_NS:
+        e.cycle = e.before
+    e.chosen = e.asked
+    e.cycle += 1
+    return e.cycle >= ECHO_CYCLES
+
+
 cdef inline void echo_came(echo_t *e, u32 source) noexcept nogil:
     """The payload under test has come."""
     e.came_ns = e.now_ns
@@ -251,13 +301,17 @@ cdef inline void echo_hold(echo_t *e, u64 now_ns) noexcept nogil:
     echo_lot(e)
 
 
-cdef inline void echo_end(echo_t *e, u64 now_ns, u64 innocent_ns) noexcept nogil:
-    """The test is over; the payload is not tested again for so long."""
+cdef inline void echo_end(echo_t *e, u64 now_ns, bint in_vain) noexcept nogil:
+    """The test is over. In vain: the payload is left alone for a while, longer each time."""
     cdef echo_mark_t *mark = echo_mark(e, e.key)
-    cdef u32 place = <u32>(e.key >> 20) & (ECHO_INNOCENTS - 1)
+    cdef echo_innocent_t *innocent = echo_innocent(e, e.key)
+    cdef bint again = innocent.key == e.key and now_ns - innocent.until_ns < ECHO_LONG_NS
     mark.since_ns = now_ns
     mark.returns = 0
-    if innocent_ns:
-        e.innocent[place] = e.key
-        e.innocent_until_ns[place] = now_ns + innocent_ns
+    if in_vain:
+        innocent.level = innocent.level + 1 if again and innocent.level < ECHO_REST_LEVELS else (innocent.level if again else 0)
+        innocent.key = e.key
+        innocent.until_ns = now_ns + (((<u64>ECHO_REST_NS) + (e.lot >> 11) % ECHO_REST_NS) << innocent.level)
+        innocent.asked_ns = e.phase_ns if e.state == ECHO_ASK else 0
+        mark.returns = ECHO_RETURNS - 1 if innocent.asked_ns else 0    # a late answer is looked at
     e.state = ECHO_IDLE

@@ -273,7 +273,8 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
             event.data.ptr = new.sockets[i]
             epoll_ctl(w.epoll, EPOLL_CTL_ADD, new.sockets[i].fd, &event)
     if w.echo.state:
-        worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), 0)
+        worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
+    w.echo.before = 0
     worker_take_over(w, old, new)
     w.work = new
     session_void(&w.sessions)
@@ -341,7 +342,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             if w.work != NULL:
                 worker_drain(w, NULL, deadline)
                 if w.echo.state:
-                    worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), 0)
+                    worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
         timeout_ms = 1 if w.replaying or w.echo.state else WORKER_IDLE_MS

@@ -3,8 +3,8 @@
 # however it ends, before a plan changes and before the worker stops. Called by worker.pxi, per suspected datagram and between batches.
 
 
-cdef void worker_let_go(worker_t *w, u32 way) noexcept nogil:
-    """Sends what is held back for a way; PLAN_NONE: for all."""
+cdef void worker_let_go(worker_t *w, u32 way, u32 most) noexcept nogil:
+    """Sends what is held back for a way (PLAN_NONE: for all), `most` copies at most."""
     cdef echo_t *e = &w.echo
     cdef batch_t *to = w.returned
     cdef echo_held_t *held
@@ -12,13 +12,15 @@ cdef void worker_let_go(worker_t *w, u32 way) noexcept nogil:
     cdef u32 i, k
     for i in range(e.held_count):
         held = &e.held[i]
-        if held.copies == 0 or (way != <u32>PLAN_NONE and held.way != way):
+        if held.copies == 0 or most == 0 or (way != <u32>PLAN_NONE and held.way != way):
             continue
         tx = w.work.ways[held.way]
-        e.copies -= held.copies
-        while held.copies:
+        while held.copies and most:
             to.n = held.copies if held.copies < BATCH_LIMIT else <u32>BATCH_LIMIT
+            to.n = to.n if to.n < most else most
+            most -= to.n
             held.copies -= to.n
+            e.copies -= to.n
             to.groups = 1
             for k in range(to.n):
                 to.exporter[k] = e.sources[held.source].exporter
@@ -30,9 +32,9 @@ cdef void worker_let_go(worker_t *w, u32 way) noexcept nogil:
             worker_send_own(w, tx, to)
 
 
-cdef void worker_echo_end(worker_t *w, u64 now_ns, u64 innocent_ns) noexcept nogil:
-    worker_let_go(w, <u32>PLAN_NONE)
-    echo_end(&w.echo, now_ns, innocent_ns)
+cdef void worker_echo_end(worker_t *w, u64 now_ns, bint in_vain) noexcept nogil:
+    worker_let_go(w, <u32>PLAN_NONE, 0xFFFFFFFFU)
+    echo_end(&w.echo, now_ns, in_vain)
 
 
 cdef bint worker_echo_storms(worker_t *w) noexcept nogil:
@@ -56,16 +58,11 @@ cdef bint worker_echo_storms(worker_t *w) noexcept nogil:
 cdef void worker_echo_answered(worker_t *w, u64 now_ns) noexcept nogil:
     """The way asked has given its copy back at once."""
     cdef echo_t *e = &w.echo
-    cdef u32 i
-    e.chosen = e.asked
-    e.cycle += 1
-    if e.cycle >= ECHO_CYCLES:
+    if echo_answer(e, now_ns):
+        e.before = 0
         atomic_store32(&w.work.ways[e.chosen].looped, 1)
-        worker_echo_end(w, now_ns, 0)
+        worker_echo_end(w, now_ns, False)
         return
-    for i in range(e.held_count):          # the others are owed theirs, and are not asked any more
-        if e.held[i].way != e.chosen and e.held[i].copies:
-            worker_let_go(w, e.held[i].way)
     echo_hold(e, now_ns)
 
 
@@ -74,32 +71,31 @@ cdef void worker_echo_ask(worker_t *w, u64 now_ns) noexcept nogil:
     cdef echo_t *e = &w.echo
     e.asked = e.chosen if e.chosen != <u32>PLAN_NONE else echo_next_way(e)
     if e.asked == <u32>PLAN_NONE:
-        worker_echo_end(w, now_ns, ECHO_UNSURE_NS)
+        worker_echo_end(w, now_ns, True)
         return
     e.state = ECHO_ASK
     e.answered = False
     e.phase_ns = now_ns
-    worker_let_go(w, e.asked)
+    worker_let_go(w, e.asked, 1)
 
 
 cdef void worker_echo_step(worker_t *w) noexcept nogil:
     """Between batches, while a test is under way."""
     cdef echo_t *e = &w.echo
     cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
-    if e.full:
-        worker_echo_end(w, now_ns, ECHO_UNSURE_NS)
+    if e.full or (e.state == ECHO_HOLD and now_ns - e.phase_ns >= 18 * e.wait_ns):
+        worker_echo_end(w, now_ns, not worker_echo_storms(w))
     elif e.state == ECHO_HOLD:
         if now_ns - e.came_ns >= e.hush_ns:
             worker_echo_ask(w, now_ns)
-        elif now_ns - e.phase_ns >= 18 * e.wait_ns:
-            worker_echo_end(w, now_ns, 0 if worker_echo_storms(w) else ECHO_INNOCENT_NS)
     elif e.answered:
         worker_echo_answered(w, now_ns)
     elif now_ns - e.phase_ns >= e.wait_ns:
+        echo_miss(e, now_ns)
         if e.chosen == <u32>PLAN_NONE:
             worker_echo_ask(w, now_ns)
         else:
-            worker_echo_end(w, now_ns, ECHO_UNSURE_NS)
+            worker_echo_end(w, now_ns, True)
 
 
 cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:

@@ -6,8 +6,12 @@ what is sent is counted in tens.
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -218,18 +222,34 @@ def test_a_group_that_the_listener_joined_is_refused_with_the_file(lab: Lab) -> 
 # ---------------------------------------------------------------------------------------------------- through others
 
 
-def pair(lab: Lab, *, spoof: bool, workers: int, engine: str = "auto") -> tuple[Relay, Process]:
+def to_all(receivers: Sequence[str], *, spoof: bool, workers: int, extra: str = "") -> str:
+    """A relay that sends all it gets to these addresses, and to a collector."""
+    text = f'[[listener]]\nname = "in"\nlisten = ["0.0.0.0:{PORT}"]\n{extra}\n'
+    for number, to in enumerate(receivers):
+        text += f'[[receiver]]\nname = "r{number or ""}"\nto = "{to}:{PORT}"\nspoof = {str(spoof).lower()}\n'
+    text += '[[receiver]]\nname = "good"\nto = "198.18.1.2:9000"\n[[rule]]\nto = ["good"'
+    return text + "".join(f', "r{n or ""}"' for n in range(len(receivers))) + f"]\n[datapath]\nworkers = {workers}\n"
+
+
+def relays(lab: Lab, names: Sequence[Sequence[str]], **options: Any) -> tuple[Relay, list[Process]]:
+    """Our relay and others in the collectors' namespaces, each with its receivers."""
+    others = []
+    for link, receivers in enumerate(names):
+        kill_switch(lab, lab.collectors[link - 1] if link else lab.relay)
+        if link:
+            path = lab.directory / f"other{link}.toml"
+            path.write_text('[service]\nhttp = ""\ncontrol = ""\n' + to_all(receivers, **options))
+            command_line = [command("samplicator"), "run", "-c", str(path)]
+            others.append(lab.start(command_line, lab.collectors[link - 1], f"other{link}"))
+    for other in others:
+        wait_for(lambda o=other: "listener in" in o.stderr(), "the other relay")
+    return lab.samplicator(to_all(names[0], **options)), others
+
+
+def pair(lab: Lab, *, spoof: bool, workers: int) -> tuple[Relay, Process]:
     """Our relay, and another in the first collector's namespace; each names the other."""
-    options = f"spoof = {str(spoof).lower()}\n" + (f'engine = "{engine}"' if spoof else "")
-    for namespace in (lab.relay, lab.collectors[0]):
-        kill_switch(lab, namespace)
-    here = configuration(f"{lab.peer4(1)}:{PORT}", receiver=options, workers=workers)
-    there = configuration(f"{lab.relay4(1)}:{PORT}", receiver=options, workers=workers)
-    path = lab.directory / "other.toml"
-    path.write_text('[service]\nhttp = ""\ncontrol = ""\n' + there)
-    other = lab.start([command("samplicator"), "run", "-c", str(path)], lab.collectors[0], "other")
-    wait_for(lambda: "ready" in other.stderr() or "listener" in other.stderr(), "the other relay")
-    return lab.samplicator(here), other
+    relay, others = relays(lab, [[lab.peer4(1)], [lab.relay4(1)]], spoof=spoof, workers=workers)
+    return relay, others[0]
 
 
 def looping(relay: Relay, other: Process) -> bool:
@@ -241,10 +261,78 @@ def looping(relay: Relay, other: Process) -> bool:
 @pytest.mark.parametrize("spoof", [False, True], ids=["own", "spoofed"])
 def test_two_relays_that_name_each_other_are_found(lab: Lab, spoof: bool, workers: int) -> None:
     relay, other = pair(lab, spoof=spoof, workers=workers)
-    begun = time.monotonic()
     send(lab, lab.relay4(), 3)
     wait_for(lambda: looping(relay, other), "one of the two to find the loop", 20)
-    print("found after", time.monotonic() - begun, relay.metrics().total("receive_datagrams_total"))
-    print(other.stderr(), relay.stderr())
     rest = relay.check_laws().total("receive_datagrams_total")
     assert rest < LIMIT
+
+
+def test_a_loop_under_load_is_found(lab: Lab) -> None:
+    """Thousands of different datagrams go round at once."""
+    relay, other = pair(lab, spoof=False, workers=1)
+    load = lab.load(
+        "--to", f"{lab.relay4()}:{PORT}", "--source-base", "198.18.64.0", "--exporters", 20, "--source-port", 50_000,
+        "--seconds", 4, "--rate", 5000, "--size", "100-300",
+    )  # fmt: skip
+    wait_for(lambda: looping(relay, other), "one of the two to find the loop", 20)
+    load.result(30)
+    relay.check_laws()
+
+
+@pytest.mark.parametrize("kind", ["bursts", "steady", "hosts", "random", "twice"])
+def test_exporters_that_repeat_themselves_lose_nothing(lab: Lab, kind: str) -> None:
+    """Equal datagrams in bursts, at a steady pace, from many hosts, at random, and each twice (sampled twice)."""
+    relay = lab.samplicator(configuration(f"{lab.peer4(1)}:9001"))
+    sinks = [lab.collector_socket(1, 9001)]
+    lot = random.Random(7)
+    sent: Counter[bytes] = Counter()
+    hosts = 200 if kind == "hosts" else 1
+    socks = []
+    for number in range(hosts):
+        sock = lab.exporter.socket(socket.AF_INET)
+        sock.bind((f"198.18.64.{number + 1}", 5000))
+        socks.append(sock)
+    end = time.monotonic() + 3
+    turn = 0
+    while time.monotonic() < end:
+        turn += 1
+        text = b"<13>the same line again" if kind != "twice" else b"<13>line %d" % turn
+        for _ in range({"bursts": lot.randrange(1, 60), "twice": 2}.get(kind, 1)):
+            lot.choice(socks).sendto(text, (lab.relay4(), PORT))
+            sent[text] += 1
+        if kind == "random":
+            time.sleep(lot.expovariate(500))
+        else:
+            time.sleep({"bursts": lot.choice([0.001, 0.004, 0.01, 0.03]), "steady": 0.001}.get(kind, 0.0005))
+    got: Counter[bytes] = Counter()
+    sinks[0].settimeout(2)
+    with contextlib.suppress(TimeoutError):
+        while got.total() < sent.total():
+            got[sinks[0].recv(100)] += 1
+    assert got == sent
+    assert loops(relay.check_laws()) == 0
+    for sock in socks:
+        sock.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "spoof"), [("ring", False), ("ring", True), ("mesh", False)], ids=["ring-own", "ring-spoofed", "mesh-own"]
+)
+def test_three_relays_are_found_and_the_storm_ends(lab: Lab, shape: str, spoof: bool) -> None:
+    """In a ring, and each to both others."""
+    a, b, c = lab.relay4(1), lab.peer4(1), lab.peer4(2)
+    names = {"ring": [[b], [c], [a]], "mesh": [[b, c], [a, c], [a, b]]}[shape]
+    relay, others = relays(lab, names, spoof=spoof, workers=1)
+    begun = time.monotonic()
+    send(lab, lab.relay4(), 3)
+    still = {"since": begun, "at": -1}
+
+    def at_rest() -> bool:
+        now, moment = relay.metrics().total("receive_datagrams_total"), time.monotonic()
+        if now != still["at"]:
+            still.update(since=moment, at=now)
+        return moment - still["since"] > 1
+
+    wait_for(at_rest, "the storm to end", 30)
+    assert any("is looping" in process.stderr() for process in (relay, *others))
+    relay.check_laws()
