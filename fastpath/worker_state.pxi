@@ -58,6 +58,8 @@ ctypedef struct worker_t:
     u8 *own_bytes                      # RX_SLOT each
     u16 *identity                      # 0, 1, 2 ...: the selection of all of a batch
     due_t *due
+    echo_t echo
+    batch_t *returned                  # what a test for echoes held back
     u32 due_count
     epoll_event events[WORKER_EVENTS]
 
