@@ -64,8 +64,6 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active, bint se
     return active
 
 
-
-
 cdef inline void worker_clear(worker_t *w, u32 active) noexcept nogil:
     """Empties the selections."""
     cdef u32 a
