@@ -7,13 +7,13 @@ The public face (signatures, units, errors raised) is documented in pysrc/sampli
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from atomics cimport (
-    atomic_change32, atomic_exchange, atomic_fence_load32, atomic_fence_release, atomic_load32, atomic_load32_acquire, atomic_load64,
-    atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release, atomic_store64, atomic_store64_release,
-    atomics_add,
+    ATOMIC_STORES_IN_ORDER, atomic_change32, atomic_exchange, atomic_fence, atomic_fence_load32, atomic_fence_release, atomic_load32,
+    atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release,
+    atomic_store64, atomic_store64_release, atomics_add,
 )
 from batch cimport BATCH_LIMIT, batch_t, exporter_t
 from counters cimport (
@@ -45,7 +45,9 @@ from pool cimport (
     POOL_ENTRIES, pool_adopt, pool_assign, pool_by_id, pool_cache_t, pool_entry_t, pool_expire, pool_find, pool_load, pool_member, pool_turn,
 )
 from run cimport run_make, runs_t
-from rx.socket cimport RX_CONTROL, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t, rx_socket_t
+from rx.socket cimport (
+    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t, rx_socket_t,
+)
 from sample cimport sample_keep
 from session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
@@ -60,9 +62,9 @@ from uapi.net cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPERM, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS, IPV6_MTU_DISCOVER,
     IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PKTINFO, IP_PMTUDISC_DONT, IP_TOS, IP_TRANSPARENT,
     IP_TTL, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PROT_READ, PR_SET_TIMERSLACK, PROT_WRITE, RLIMIT_NOFILE,
-    SCM_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_ERROR, SO_REUSEADDR, SO_TIMESTAMPNS,
+    SCM_TIMESTAMPNS, SIOCINQ, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_RCVBUF, SO_ERROR, SO_REUSEADDR, SO_TIMESTAMPNS,
     SO_SNDBUF, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, epoll_create1, epoll_ctl, epoll_event,
-    epoll_wait, eventfd, get_errno, getrlimit, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, iovec, likely,
+    epoll_wait, eventfd, get_errno, getrlimit, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, ioctl, iovec, likely,
     mmap, mmsghdr, msghdr, munmap, nanosleep, ntohs, prctl, read,
     recvmmsg, rlimit, setsockopt, sockaddr, socklen_t, sockaddr_in, sockaddr_in6, sockaddr_ll, socket, THREAD_SCHEDULE_BYTES,
     thread_schedule, thread_schedule_get, thread_schedule_set, timespec, u8, u16, u32, u64, unlikely, write,

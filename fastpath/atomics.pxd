@@ -15,6 +15,8 @@ cdef extern from "uapi/compat.h" nogil:
     u32 atomic_load32_acquire "smp_load32_acquire"(const u32 *p)
     void atomic_store32_release "smp_store32_release"(u32 *p, u32 v)
     u32 atomic_fence_load32 "smp_fence_load32"(const u32 *p)
+    void atomic_fence "smp_fence"()                                # full: a store before it, a load after it
+    bint ATOMIC_STORES_IN_ORDER "SMP_STORES_IN_ORDER"
     void atomic_fence_release "smp_fence_release"()
     bint atomic_change32 "smp_change32"(u32 *p, u32 old, u32 v)   # stores v if old is there
     void *atomic_load_acquire "smp_load_acquire"(void **p)

@@ -195,9 +195,58 @@ cdef u32 worker_read(worker_t *w, rx_socket_t *socket, u32 rounds) noexcept nogi
             break
         total += <u32>got
         rounds -= 1 if rounds else 0
-        if <u32>got < w.arena.capacity and socket.ring.map == NULL:
+        if <u32>got < w.arena.capacity and not socket.ring.closed:
             break
     return total
+
+
+cdef inline int worker_waits_on(const rx_socket_t *socket) noexcept nogil:
+    """The descriptor that says when the socket has something."""
+    return socket.ring.bell_fd if socket.ring.bell != NULL else socket.fd
+
+
+cdef inline void worker_mark(worker_t *w, rx_socket_t *socket, u32 again) noexcept nogil:
+    """The next pass looks into this ring, at once or (RING_LATER) after a millisecond."""
+    socket.ring.again = again
+    if w.again < again:
+        w.again = again
+
+
+cdef void worker_ring(worker_t *w, rx_socket_t *socket) noexcept nogil:
+    """Reads a ring, and sees to it that what comes next is told. A doorbell that was rung for nothing may have come before its packet."""
+    cdef bint rung = ring_rung(&socket.ring)
+    cdef u32 got = worker_read(w, socket, WORKER_ROUNDS)
+    cdef u32 again = ring_arm(socket)
+    if rung and got == 0 and again == RING_NOTHING:
+        again = RING_LATER
+    worker_mark(w, socket, again)
+
+
+cdef void worker_rings(worker_t *w, bint all) noexcept nogil:
+    """Reads the rings that are marked, or all of them."""
+    cdef u32 i
+    cdef rx_socket_t *socket
+    w.again = RING_NOTHING
+    for i in range(w.work.socket_count if w.work != NULL else 0):
+        socket = w.work.sockets[i]
+        if socket.ring.map != NULL and (all or socket.ring.again):
+            worker_ring(w, socket)
+
+
+cdef void worker_mark_all(worker_t *w) noexcept nogil:
+    cdef u32 i
+    for i in range(w.work.socket_count if w.work != NULL else 0):
+        if w.work.sockets[i].ring.map != NULL:
+            worker_mark(w, w.work.sockets[i], RING_NOW)
+
+
+cdef bint worker_lags(worker_t *w) noexcept nogil:
+    """Whether a ring has a backlog: a block that is full."""
+    cdef u32 i
+    for i in range(w.work.socket_count if w.work != NULL else 0):
+        if w.work.sockets[i].ring.closed:
+            return True
+    return False
 
 
 cdef bint worker_has(work_t *work, rx_socket_t *socket) noexcept nogil:
@@ -218,6 +267,7 @@ cdef void worker_drain(worker_t *w, rx_socket_t *only, u64 deadline_ns) noexcept
         for i in range(w.work.socket_count):
             if only == NULL or w.work.sockets[i] == only:
                 found += worker_read(w, w.work.sockets[i], WORKER_ROUNDS)
+                found += w.work.sockets[i].ring.waited_ns != 0
 
 
 cdef void worker_take_over(worker_t *w, work_t *old, work_t *new) noexcept nogil:
@@ -257,14 +307,15 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
         for i in range(old.socket_count):
             if not worker_has(new, old.sockets[i]):
                 worker_drain(w, old.sockets[i], worker_clock(CLOCK_MONOTONIC) + WORKER_LEAVE_NS)
-                epoll_ctl(w.epoll, EPOLL_CTL_DEL, old.sockets[i].fd, &event)
+                epoll_ctl(w.epoll, EPOLL_CTL_DEL, worker_waits_on(old.sockets[i]), &event)
     for i in range(new.socket_count):
         if not worker_has(old, new.sockets[i]):
             event.events = EPOLLIN
             event.data.ptr = new.sockets[i]
-            epoll_ctl(w.epoll, EPOLL_CTL_ADD, new.sockets[i].fd, &event)
+            epoll_ctl(w.epoll, EPOLL_CTL_ADD, worker_waits_on(new.sockets[i]), &event)
     worker_take_over(w, old, new)
     w.work = new
+    worker_mark_all(w)
     session_void(&w.sessions)
     w.flow_look_ns = 0
     worker_flow(w, worker_clock(CLOCK_MONOTONIC))      # who is new has the templates before the first datagram
@@ -288,34 +339,40 @@ cdef void worker_forget_error(rx_socket_t *socket) noexcept nogil:
     """A packet socket whose device went down says so until it is asked (SO_ERROR, socket(7)); it works again when the device does."""
     cdef int error = 0
     cdef socklen_t length = sizeof(error)
-    getsockopt(socket.fd, SOL_SOCKET, SO_ERROR, &error, &length)
+    getsockopt(worker_waits_on(socket), SOL_SOCKET, SO_ERROR, &error, &length)
 
 
 cdef void worker_events(worker_t *w, int n) noexcept nogil:
-    """Serves the sockets that epoll named; a wake-up only has its eventfd emptied."""
+    """Serves the sockets that epoll named and marks the rings; a wake-up has its eventfd emptied."""
     cdef int i
     cdef u64 ignored
+    cdef rx_socket_t *socket
     for i in range(n):
-        if w.events[i].data.ptr == NULL:
+        socket = <rx_socket_t *>w.events[i].data.ptr
+        if socket == NULL:
             read(w.wake, &ignored, sizeof(ignored))
             w.replaying = True             # perhaps: the next pass looks
+            worker_mark_all(w)             # a doorbell may have been another worker's
+            continue
+        if unlikely(w.events[i].events & EPOLLERR):
+            worker_forget_error(socket)
+        if socket.ring.map != NULL:
+            worker_mark(w, socket, RING_NOW)
         else:
-            if unlikely(w.events[i].events & EPOLLERR):
-                worker_forget_error(<rx_socket_t *>w.events[i].data.ptr)
-            worker_read(w, <rx_socket_t *>w.events[i].data.ptr, WORKER_ROUNDS)
+            worker_read(w, socket, WORKER_ROUNDS)
 
 
-cdef inline u64 worker_gather(worker_t *w, u64 now_ns) noexcept nogil:
-    """Waits max_delay for more datagrams to come, as interrupt coalescing does, unless the worker was idle for longer than that; returns
-    the time after it."""
+cdef inline u64 worker_gather(u64 *last_ns, u64 delay_ns, u64 now_ns) noexcept nogil:
+    """Waits for more datagrams to come, as interrupt coalescing does, unless the last came long ago (last_ns, brought up to date); returns the
+    time after it."""
     cdef timespec nap
-    cdef bint busy = now_ns - w.woken_ns < WORKER_GATHER_IDLE * w.max_delay_ns
+    cdef bint busy = now_ns - last_ns[0] < WORKER_GATHER_IDLE * delay_ns
     if busy:
         nap.tv_sec = 0
-        nap.tv_nsec = <long>w.max_delay_ns
+        nap.tv_nsec = <long>delay_ns
         nanosleep(&nap, NULL)
         now_ns = worker_clock(CLOCK_MONOTONIC)
-    w.woken_ns = now_ns
+    last_ns[0] = now_ns
     return now_ns
 
 
@@ -331,14 +388,20 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
                 worker_drain(w, NULL, deadline)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
-        timeout_ms = 1 if w.replaying else WORKER_IDLE_MS
+        timeout_ms = 1 if w.replaying or w.again else WORKER_IDLE_MS
+        if w.again == RING_NOW:
+            timeout_ms = 0
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
         start = worker_clock(CLOCK_MONOTONIC)
         if n > 0 and w.max_delay_ns:
-            start = worker_gather(w, start)
+            start = worker_gather(&w.woken_ns, w.max_delay_ns, start)
         if n > 0:
             atomics_add(&w.counters.wakeups, 1)
             worker_events(w, n)
+        if w.again == RING_NOW and w.max_delay_ns < WORKER_RING_DELAY_NS and not worker_lags(w):
+            start = worker_gather(&w.ring_ns, WORKER_RING_DELAY_NS, start)
+        if w.again or n == 0:
+            worker_rings(w, n == 0)
         worker_flow(w, start)
         worker_beat(w, start)
         atomics_add(&w.counters.busy_ns, worker_clock(CLOCK_MONOTONIC) - start)

@@ -7,6 +7,7 @@ cdef enum:
     WORKER_CPU_CLOCK_NS = 10000000     # how often the thread's CPU clock is read
     WORKER_SLICE_NS = 100000           # the shortest time slice that the kernel gives
     WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
+    WORKER_RING_DELAY_NS = 250000      # wait for more datagrams of a ring before it is read, unless it was idle or has a backlog
     WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
 
 ctypedef struct due_t:                 # templates or options data that a receiver's refresh asks for
@@ -25,6 +26,8 @@ ctypedef struct worker_t:
     u64 cpu_read_ns
     u64 max_delay_ns                   # wait for more datagrams before a receive, 0 = none
     u64 woken_ns                       # CLOCK_MONOTONIC of the last receive
+    u64 ring_ns                        # the same, of the last look into rings that found something
+    u32 again                          # the most urgent of its rings' (rx_ring_t.again)
     void *trace                        # borrowed reference to the Worker when tracing, NULL = off
     worker_counters_t *counters
     rx_arena_t arena

@@ -1,7 +1,22 @@
 # Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst) that the kernel fills with whole UDP
 # datagrams to the listener's ports while an ingress rule keeps them from the UDP stack. Payloads are read in place: no copy, no system call
-# per batch. A segmented packet (virtio-net header, GSO type UDP_L4) is taken apart here: a run in is a run in the batch. Called by
-# worker.pxi. Everything the packet says of itself is checked against what was captured; what does not add up is counted and left out.
+# per batch while there is a backlog. A segmented packet (virtio-net header, GSO type UDP_L4) is taken apart here: a run in is a run in the
+# batch. Called by worker.pxi. Nothing is believed: every offset and length is read once and bounded by its block; what does not add up is
+# counted and left out.
+#
+# The kernel closes a block when it is full or its timer expires, and tells nobody before. A short timer would use up a ring in blocks that are
+# all but empty; so the timer is long, the ring holds in bytes what it is large, and the block that the kernel still fills is read as well
+# (net/packet/af_packet.c, tpacket_rcv(), prb_fill_curr_block(), prb_close_block(); 5.12 to 6.18):
+#   - Under the queue's lock a slot gets its length (next), the block's count of packets rises, and the slot's status is cleared. So when a
+#     count has been read and the lock was taken once since (SIOCINQ does no more than that), the status of no slot counted is an old one.
+#   - Without the lock the packet is copied, then TP_STATUS_USER is stored, then the rest of the header. Where stores become visible in their
+#     order (x86) the packet is whole when the status says so. On other processors open blocks are not read: see RxSocket(bell=...).
+#   - The rest of the header may still be that of an older packet at this place. Lengths count when they agree with `next`, which leaves 7 bytes
+#     of padding to be wrong about and the IP header has the last word; offsets count when they are the usual ones of this device.
+#   - Who is told? The doorbell: a packet socket with the same filter and a ring of one slot. A packet that finds the slot empty fills it and
+#     wakes the worker; while it is full all others pass by. It comes after the ring, so: empty the slot, then look at the ring, then wait.
+#   - A slot may never be filled (a GSO type that a virtio-net header cannot say, counted by the kernel as a drop). Whether a slot is late or
+#     never comes shows when the block is closed; so after a millisecond it is passed over, and looked at again then.
 
 cdef enum:
     RING_VNET_BYTES = 10               # struct virtio_net_hdr before the link header
@@ -10,7 +25,9 @@ cdef enum:
     RING_GSO_UDP_L4 = 5
     RING_BLOCK_STATUS = 8              # offsets in struct tpacket_block_desc, include/uapi/linux/if_packet.h
     RING_BLOCK_PACKETS = 12
-    RING_BLOCK_FIRST = 16
+    RING_BLOCK_LENGTH = 20
+    RING_BLOCK_SEC = 32                # when the kernel began to fill it
+    RING_BLOCK_NSEC = 36
     RING_NEXT = 0                      # offsets in struct tpacket3_hdr
     RING_SEC = 4
     RING_NSEC = 8
@@ -18,9 +35,20 @@ cdef enum:
     RING_LENGTH = 16
     RING_STATUS = 20
     RING_MAC = 24
-    RING_NET = 26
+    RING_SLOT_HEADER = 68              # TPACKET3_HDRLEN
     RING_STATUS_USER = 1
     RING_STATUS_CSUM_VALID = 1 << 7
+    RING_NOTHING = 0                   # what ring_arm() finds, see rx_ring_t.again
+    RING_LATER = 1
+    RING_NOW = 2
+    RING_PATIENCE_NS = 1000000         # how long a slot of an open block that is not whole holds up those behind it
+
+ctypedef struct ring_slot_t:           # the header of a slot, read once
+    u32 step                           # bytes to the next slot or the end of the block; 0: cannot be
+    u32 status
+    u32 snaplen
+    u32 length
+    u16 offsets[2]                     # of the link header and of the network header
 
 
 cdef inline u32 ring_u32(const u8 *p) noexcept nogil:
@@ -33,6 +61,11 @@ cdef inline u16 ring_u16(const u8 *p) noexcept nogil:
     cdef u16 value
     memcpy(&value, p, 2)
     return value
+
+
+cdef inline u64 ring_time(const u8 *p) noexcept nogil:
+    """Seconds and nanoseconds as one number (CLOCK_REALTIME)."""
+    return <u64>ring_u32(p) * 1000000000 + ring_u32(p + 4)
 
 
 cdef inline u32 ring_ip(const u8 *ip, u32 captured, exporter_t *out, const u8 **udp) noexcept nogil:
@@ -75,17 +108,13 @@ cdef inline bint ring_checksum(const u8 *ip, const u8 *udp, u32 udp_length) noex
     return wire_fold(<u64>total + wire_sum(udp, udp_length)) == 0xFFFF
 
 
-cdef inline bint ring_open(rx_ring_t *ring, const u8 *packet) noexcept nogil:
-    """Takes up a packet: its datagram, or the first of its segments. False: not for us, or broken (counted by the caller)."""
-    cdef const u8 *vnet = packet + ring_u16(packet + RING_MAC) - RING_VNET_BYTES
-    cdef const u8 *ip = packet + ring_u16(packet + RING_NET)
-    cdef u32 snaplen = ring_u32(packet + RING_SNAPLEN)
-    cdef u32 link = ring_u16(packet + RING_NET) - ring_u16(packet + RING_MAC)
+cdef inline bint ring_open(rx_ring_t *ring, const u8 *packet, const ring_slot_t *slot) noexcept nogil:
+    """Takes up a packet whose slot fits: its datagram, or the first of its segments. False: not for us, or broken (counted by the caller)."""
+    cdef const u8 *vnet = packet + slot.offsets[0] - RING_VNET_BYTES
+    cdef const u8 *ip = packet + slot.offsets[1]
+    cdef u32 captured = slot.snaplen - (slot.offsets[1] - slot.offsets[0])
     cdef const u8 *udp = NULL
-    cdef u32 length
-    if snaplen <= link:
-        return False
-    length = ring_ip(ip, snaplen - link, &ring.exporter, &udp)
+    cdef u32 length = ring_ip(ip, captured, &ring.exporter, &udp)
     if length < WIRE_UDP_HEADER:
         return False
     ring.segment = length - WIRE_UDP_HEADER
@@ -98,14 +127,14 @@ cdef inline bint ring_open(rx_ring_t *ring, const u8 *packet) noexcept nogil:
     else:
         length = ntohs(ring_u16(udp + 4))
         ring.segment = length - WIRE_UDP_HEADER
-        if not vnet[0] & (RING_VNET_NEEDS_CSUM | RING_VNET_DATA_VALID) and not ring_u32(packet + RING_STATUS) & RING_STATUS_CSUM_VALID:
+        if not vnet[0] & (RING_VNET_NEEDS_CSUM | RING_VNET_DATA_VALID) and not slot.status & RING_STATUS_CSUM_VALID:
             if not ring_checksum(ip, udp, length):
                 return False
     ring.exporter.port_be = ring_u16(udp)
     ring.payload = udp + WIRE_UDP_HEADER
     ring.left = length - WIRE_UDP_HEADER
     ring.taken = True
-    ring.arrival_ns = <u64>ring_u32(packet + RING_SEC) * 1000000000 + ring_u32(packet + RING_NSEC)
+    ring.arrival_ns = ring_time(packet + RING_SEC)
     return True
 
 
@@ -122,45 +151,151 @@ cdef inline void ring_take(rx_ring_t *ring, batch_t *batch, u32 n) noexcept nogi
     ring.taken = ring.left > 0
 
 
+cdef inline u8 *ring_block(const rx_ring_t *ring, u32 block) noexcept nogil:
+    return ring.map + <size_t>block * ring.block_bytes
+
+
+cdef inline void ring_read_slot(const rx_ring_t *ring, const u8 *packet, ring_slot_t *slot) noexcept nogil:
+    """Reads the header of the slot at hand. The kernel ends a block with a step of 0 just before it closes it."""
+    cdef u32 room = ring.block_bytes - ring.offset
+    cdef u32 offsets
+    slot.step = 0
+    if room < RING_SLOT_HEADER:
+        return
+    slot.step = atomic_load32(<const u32 *>(packet + RING_NEXT))
+    if slot.step == 0 and ring.closed and ring.index + 1 == ring.packets:
+        slot.step = room
+    elif slot.step < RING_SLOT_HEADER or slot.step > room or slot.step & 7:
+        slot.step = 0
+    slot.status = atomic_load32_acquire(<const u32 *>(packet + RING_STATUS))
+    slot.snaplen = atomic_load32(<const u32 *>(packet + RING_SNAPLEN))
+    slot.length = atomic_load32(<const u32 *>(packet + RING_LENGTH))
+    offsets = atomic_load32(<const u32 *>(packet + RING_MAC))
+    memcpy(slot.offsets, &offsets, 4)
+
+
+cdef inline bint ring_fits(const ring_slot_t *slot) noexcept nogil:
+    """Whether the packet, from its virtio-net header to its last byte, is in its slot."""
+    cdef u32 link = slot.offsets[0]
+    cdef u32 network = slot.offsets[1]
+    return (RING_SLOT_HEADER + RING_VNET_BYTES <= link <= network and link <= slot.step and slot.snaplen <= slot.step - link
+            and network - link < slot.snaplen)
+
+
+cdef inline bint ring_agrees(const ring_slot_t *slot) noexcept nogil:
+    """Whether the lengths of a slot that fits, in a block that the kernel fills, are those of the packet that is in it: it keeps all bytes, and
+    the next slot follows the last of them."""
+    return slot.snaplen == slot.length and (slot.offsets[0] + slot.snaplen + 7) & ~<u32>7 == slot.step
+
+
+cdef inline bint ring_waited(rx_ring_t *ring) noexcept nogil:
+    """Whether the slot at hand has been waited for long enough."""
+    cdef timespec now
+    cdef u64 now_ns
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    now_ns = <u64>now.tv_sec * 1000000000 + <u64>now.tv_nsec
+    if ring.waited_ns == 0:
+        ring.waited_ns = now_ns
+    return now_ns - ring.waited_ns >= RING_PATIENCE_NS
+
+
+cdef inline bint ring_ready(rx_ring_t *ring, const ring_slot_t *slot) noexcept nogil:
+    """Whether to go on with the slot at hand, in a block that the kernel fills: to its packet, or past it if it is not whole."""
+    cdef bint whole = slot.status & RING_STATUS_USER and ring_fits(slot) and ring_agrees(slot)
+    if likely(whole and memcmp(slot.offsets, ring.offsets, 4) == 0):
+        return True
+    if not ring_waited(ring):
+        return False
+    if whole:
+        memcpy(ring.offsets, slot.offsets, 4)          # the usual ones of this device, then
+    elif ring.passed == 0:
+        ring.passed = ring.offset
+        ring.passed_index = ring.index
+    return True
+
+
 cdef inline bint ring_next(rx_ring_t *ring, rx_counters_t *c) noexcept nogil:
-    """Moves to the next packet of the block that can be taken; False when the block has no more."""
-    cdef const u8 *packet
-    while ring.packets:
-        packet = ring.position
-        ring.packets -= 1
-        ring.position += ring_u32(packet + RING_NEXT)
-        if ring_u32(packet + RING_SNAPLEN) < ring_u32(packet + RING_LENGTH):
+    """Moves to the next packet of the block that can be taken; False when there is none now, or no more."""
+    cdef u8 *packet
+    cdef ring_slot_t slot
+    cdef bint whole
+    while ring.index < ring.packets:
+        packet = ring_block(ring, ring.block) + ring.offset
+        ring_read_slot(ring, packet, &slot)
+        if unlikely(slot.step == 0):
+            if ring.closed:
+                atomics_add(&c.errors_other, 1)
+                ring.index = ring.packets
+            else:
+                ring_waited(ring)
+            return False
+        if not ring.closed and not ring_ready(ring, &slot):
+            return False
+        whole = slot.status & RING_STATUS_USER and ring_fits(&slot)
+        if not ring.closed:
+            ring.waited_ns = 0
+            whole = whole and ring_agrees(&slot)
+            if unlikely(ring.passed and whole):        # so that it is not taken again when the block is closed
+                atomic_store32(<u32 *>(packet + RING_STATUS), slot.status & ~<u32>RING_STATUS_USER)
+        ring.offset += slot.step
+        ring.index += 1
+        if unlikely(not whole):
+            if ring.closed and slot.status & RING_STATUS_USER:
+                atomics_add(&c.errors_other, 1)
+        elif unlikely(slot.snaplen < slot.length):
             atomics_add(&c.datagrams, 1)
             atomics_add(&c.truncated, 1)
-        elif ring_open(ring, packet):
+        elif likely(ring_open(ring, packet, &slot)):
+            if not ring.closed and ring.arrival_ns < ring.opened_ns:
+                ring.arrival_ns = ring.opened_ns       # not written yet
             return True
         else:
             atomics_add(&c.errors_other, 1)
     return False
 
 
-cdef inline bint ring_hold(rx_ring_t *ring) noexcept nogil:
-    """Takes up the next block if the kernel has handed it over."""
-    cdef u8 *block = ring.map + <size_t>ring.block * ring.block_bytes
-    if ring.held:
+cdef inline bint ring_look(const rx_socket_t *socket, rx_ring_t *ring) noexcept nogil:
+    """Learns how many packets the block at hand has by now; False: nothing of it can be read now."""
+    cdef u8 *block = ring_block(ring, ring.block)
+    cdef u32 packets
+    cdef int ignored
+    if ring.closed:
         return True
-    if 2 * ring.used >= ring.blocks or not atomic_load32_acquire(<u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
+    if 2 * ring.used >= ring.blocks:
         return False
-    ring.held = True
-    ring.packets = ring_u32(block + RING_BLOCK_PACKETS)
-    ring.position = block + ring_u32(block + RING_BLOCK_FIRST)
-    return True
+    if atomic_load32_acquire(<const u32 *>(block + RING_BLOCK_STATUS)) & RING_STATUS_USER:
+        ring.closed = True
+        ring.packets = atomic_load32(<const u32 *>(block + RING_BLOCK_PACKETS))
+        ring.waited_ns = 0
+        if unlikely(ring.passed):
+            ring.offset = ring.passed
+            ring.index = ring.passed_index
+            ring.passed = 0
+        return True
+    if ring.bell == NULL:
+        return False
+    packets = atomic_load32_acquire(<const u32 *>(block + RING_BLOCK_PACKETS))
+    if packets != ring.packets:
+        ioctl(socket.fd, SIOCINQ, &ignored)            # the lock, see above
+        ring.packets = packets
+        ring.opened_ns = ring_time(block + RING_BLOCK_SEC)
+    return ring.index < packets
 
 
-cdef inline bint ring_advance(rx_ring_t *ring, rx_counters_t *c) noexcept nogil:
+cdef inline bint ring_advance(const rx_socket_t *socket, rx_ring_t *ring) noexcept nogil:
     """Moves to the next datagram, across blocks; False: there is none now. Blocks used up wait for ring_release()."""
     while not ring.taken:
-        if not ring_hold(ring):
+        if not ring_look(socket, ring):
             return False
-        if not ring_next(ring, c):
-            ring.held = False
-            ring.used += 1
-            ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
+        if ring_next(ring, socket.counters):
+            return True
+        if not ring.closed:
+            return False
+        ring.closed = False
+        ring.used += 1
+        ring.block = ring.block + 1 if ring.block + 1 < ring.blocks else 0
+        ring.packets = ring.index = 0
+        ring.offset = RING_BLOCK_HEADER
     return True
 
 
@@ -173,7 +308,7 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
     cdef u64 octets = 0
     cdef u64 cut_octets = 0
     batch.listener = socket.listener
-    while n + cut < capacity and ring_advance(ring, c):
+    while n + cut < capacity and ring_advance(socket, ring):
         ring_take(ring, batch, n)
         octets += batch.length[n]
         if unlikely(batch.length[n] > max_datagram):
@@ -182,6 +317,7 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
         else:
             n += 1
     batch.n = n
+    atomic_store64(&ring.mark, <u64>ring.block << 32 | ring.offset)
     if n + cut == 0:
         atomics_add(&c.errors_again, 1)
         return 0
@@ -194,10 +330,30 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
 
 
 cdef inline void ring_release(rx_socket_t *socket) noexcept nogil:
-    """Gives the blocks that are used up back to the kernel, oldest first; the batch that points into them must have been sent."""
+    """Gives the blocks that are used up back to the kernel, oldest first, as if nothing were in them; the batch that points into them must have
+    been sent. The count must be 0 until the kernel begins to fill the block: till then nothing else tells that what it counts is old."""
     cdef rx_ring_t *ring = &socket.ring
-    cdef u32 block
+    cdef u8 *block
     while ring.used:
-        block = ring.block + (ring.blocks if ring.block < ring.used else 0) - ring.used
-        atomic_store32_release(<u32 *>(ring.map + <size_t>block * ring.block_bytes + RING_BLOCK_STATUS), 0)
+        block = ring_block(ring, ring.block + (ring.blocks if ring.block < ring.used else 0) - ring.used)
+        atomic_store32(<u32 *>(block + RING_BLOCK_PACKETS), 0)
+        atomic_store32(<u32 *>(block + RING_BLOCK_LENGTH), 0)
+        atomic_store32_release(<u32 *>(block + RING_BLOCK_STATUS), 0)
         ring.used -= 1
+
+
+cdef inline bint ring_rung(const rx_ring_t *ring) noexcept nogil:
+    return ring.bell != NULL and atomic_load32(ring.bell) != 0
+
+
+cdef inline u32 ring_arm(rx_socket_t *socket) noexcept nogil:
+    """Sets the doorbell, then looks: RING_NOW: there is something to read; RING_LATER: a slot is waited for; RING_NOTHING: the doorbell, or
+    without one the socket itself, will tell."""
+    cdef rx_ring_t *ring = &socket.ring
+    if ring.bell == NULL:
+        return RING_NOTHING
+    atomic_store32(ring.bell, 0)
+    atomic_fence()
+    if ring.waited_ns:
+        return RING_LATER
+    return RING_NOW if ring.taken or ring_look(socket, ring) else RING_NOTHING

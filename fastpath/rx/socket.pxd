@@ -6,23 +6,36 @@ Called by: rx/recvmmsg.pxi, worker.pxi. The descriptor belongs to the control pl
 
 from batch cimport exporter_t
 from counters cimport rx_counters_t
-from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u32, u64
+from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u16, u32, u64
 
 cdef enum:
     RX_CONTROL = 160               # control bytes a message: timestamp, TTL, TOS, size of coalesced datagrams
     RX_STAMP_BATCH = 64            # datagrams: batches this large are stamped one in RX_STAMP_EVERY, smaller ones always
     RX_STAMP_EVERY = 8
     RX_SLOT = 65536                # bytes a message: the largest datagram, and what UDP_GRO coalesces
+    RING_BLOCK_HEADER = 48         # bytes before the first slot of a block that has no private area (BLK_PLUS_PRIV(0), net/packet/af_packet.c)
+    RING_LINK = 92                 # where link and network header are in the slots of most devices (an Ethernet header, tpacket_rcv())
+    RING_NETWORK = 106
 
 ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary UDP socket
     u8 *map
-    size_t block_bytes
+    u32 *bell                      # status of the doorbell's slot, 0 = set; NULL = no doorbell: only blocks that the kernel has closed are read
+    int bell_fd
+    u32 block_bytes
     u32 blocks
     u32 block                      # the one read now
-    bint held                      # it is being read
+    bint closed                    # the kernel has closed it
     u32 used                       # blocks before it that are read and not yet given back
-    u32 packets                    # of it not yet read
-    const u8 *position
+    u32 packets                    # slots of it that may be looked at
+    u32 index                      # slots of it that are done
+    u32 offset                     # of the next one
+    u32 passed                     # offset of the first slot that was not waited for, 0 = none
+    u32 passed_index
+    u64 waited_ns                  # CLOCK_MONOTONIC: since when the next slot is waited for, 0 = it is not
+    u64 opened_ns                  # CLOCK_REALTIME: when the kernel began to fill the block
+    u16 offsets[2]                 # of link and network header in the slots of this device
+    u64 mark                       # block and offset of the next slot, for other threads
+    u32 again                      # RING_NOW, RING_LATER: the worker looks without being told
     bint taken                     # a packet is at hand, `left` bytes of it not yet in a batch
     const u8 *payload
     u32 left

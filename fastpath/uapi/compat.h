@@ -7,6 +7,7 @@
 #include <linux/errqueue.h>
 #include <linux/if_packet.h>
 #include <linux/sock_diag.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <poll.h>
@@ -15,6 +16,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -34,9 +36,12 @@ _Static_assert(sizeof(struct sockaddr_in) == 16, "ip(7)");
 _Static_assert(sizeof(struct sockaddr_in6) == 28, "ipv6(7)");
 _Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.block_status) == 8, "packet(7)");
 _Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.num_pkts) == 12, "packet(7)");
-_Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.offset_to_first_pkt) == 16, "packet(7)");
+_Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.blk_len) == 20, "packet(7)");
+_Static_assert(offsetof(struct tpacket_block_desc, hdr.bh1.ts_first_pkt) == 32, "packet(7)");
+_Static_assert(sizeof(struct tpacket_block_desc) == 48, "packet(7)");
 _Static_assert(offsetof(struct tpacket3_hdr, tp_snaplen) == 12 && offsetof(struct tpacket3_hdr, tp_status) == 20, "packet(7)");
 _Static_assert(offsetof(struct tpacket3_hdr, tp_mac) == 24 && offsetof(struct tpacket3_hdr, tp_net) == 26, "packet(7)");
+_Static_assert(TPACKET3_HDRLEN == 68 && offsetof(struct tpacket2_hdr, tp_status) == 0, "packet(7)");
 _Static_assert(sizeof(struct sockaddr_ll) == 20, "packet(7)");
 _Static_assert(sizeof(struct iovec) == 2 * sizeof(void *), "readv(2)");
 _Static_assert(sizeof(struct sock_extended_err) == 16, "ip(7), IP_RECVERR");
@@ -57,6 +62,12 @@ static inline uint32_t smp_fence_load32(const uint32_t *p)
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
+static inline void smp_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#ifdef __x86_64__
+#define SMP_STORES_IN_ORDER 1 /* Intel SDM 3A 9.2: another processor's stores are seen in their order */
+#else
+#define SMP_STORES_IN_ORDER 0
+#endif
 static inline void smp_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static inline void *smp_load_acquire(void *const *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void smp_store_release(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }

@@ -97,6 +97,7 @@ cdef extern from "uapi/compat.h" nogil:
     int SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SO_ERROR, SO_REUSEADDR, SO_TIMESTAMPNS, SO_SNDBUF, SO_SNDBUFFORCE, SO_RCVBUF
     int SOL_UDP, UDP_SEGMENT, UDP_GRO, PR_SET_TIMERSLACK, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_MTU_DISCOVER, IP_PMTUDISC_DONT
     int IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT, IP_PKTINFO, IPV6_PKTINFO, RLIMIT_NOFILE
+    unsigned long SIOCINQ
     int SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
     void *MAP_FAILED
@@ -121,6 +122,7 @@ cdef extern from "uapi/compat.h" nogil:
     ssize_t read(int fd, void *buf, size_t n)
     ssize_t write(int fd, const void *buf, size_t n)
     int close(int fd)
+    int ioctl(int fd, unsigned long request, void *argument)
     int clock_gettime(int clock, timespec *ts)
     ctypedef struct thread_schedule "struct thread_schedule":
         u32 size, policy

@@ -135,7 +135,10 @@ class RxSocket:
     UDP_GRO.
     counters: its own, or those of other sockets that the same worker reads. listener: index in plans, 0..65535. ring:
     a writable buffer over the whole mapping of a TPACKET_V3 receive ring with virtio-net headers (PACKET_RX_RING,
-    PACKET_VNET_HDR, packet(7)), kept alive by this object; block_bytes: tp_block_size, the buffer has whole blocks.
+    PACKET_VNET_HDR, packet(7)), kept alive by this object; block_bytes: tp_block_size, a multiple of 8 from 4096 on,
+    the buffer has whole blocks. bell: the doorbell: a writable buffer over the mapping of a TPACKET_V2 ring of one
+    slot, whose socket, bell_fd, takes the same packets after the ring does; with it the block that the kernel fills is
+    read as well, without it only those that it has closed. x86-64 only (fastpath/rx/ring.pxi).
     flow: its datagrams go through the flow stage, if the worker has one. Raises ValueError for a value out of
     range."""
 
@@ -147,12 +150,18 @@ class RxSocket:
         *,
         ring: Buffer | None = None,
         block_bytes: int = 0,
+        bell: Buffer | None = None,
+        bell_fd: int = -1,
         flow: bool = False,
     ) -> RxSocket: ...
     @property
     def fd(self) -> int: ...
     @property
     def listener(self) -> int: ...
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Of a ring: block and offset in it of the next slot to be read."""
+
     def set_flow(self, on: bool) -> None:
         """Whether its datagrams go through the flow stage, from the next batch on; while the worker runs, too."""
 

@@ -4,8 +4,9 @@ Purpose: one place for what packet(7) wants to hear. Invariants: the socket filt
 ingress rule (ingress.py builds it from the same sections), so that a datagram comes in exactly one way: whole,
 option-less UDP datagrams without VLAN tag to the given addresses and ports. All rings of a listener on an interface
 are one fanout group; which of them gets a datagram is decided by exporter address and port alone, and only among those
-that are selected, so a ring joins a running group without a gap and without a datagram coming twice. Called by
-engines. It must never touch a datagram.
+that are selected, so a ring joins a running group without a gap and without a datagram coming twice. Each ring has a
+doorbell, and the doorbells are a group of the same order: see fastpath/rx/ring.pxi. Called by engines. It must never
+touch a datagram.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import ctypes
 import errno
 import mmap
+import platform
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -30,27 +32,40 @@ PACKET_VNET_HDR: Final = 15
 PACKET_FANOUT: Final = 18
 PACKET_FANOUT_DATA: Final = 22
 PACKET_IGNORE_OUTGOING: Final = 23
+TPACKET_V2: Final = 1
 TPACKET_V3: Final = 2
 PACKET_FANOUT_CBPF: Final = 6
 PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
 ETH_P_ALL: Final = 3
 SO_ATTACH_FILTER: Final = 26
 
+READS_OPEN: Final = platform.machine() == "x86_64"
+"""Whether the block that the kernel still fills is read as well (fastpath/rx/ring.pxi says why not everywhere)."""
 BLOCK_BYTES: Final = 1 << 17
-"""Twice the largest packet. A block is handed over after a millisecond, full or not: many small ones outlast a worker
-that is held up.
+"""The least: twice the largest packet."""
+BLOCK_MOST_BYTES: Final = 1 << 20
+BLOCKS: Final = 64
+"""As many blocks as a ring should have: the end of a block that the next packet does not fit in is lost, and a block
+is given back as a whole.
 """
 FRAME_BYTES: Final = 2048
-RETIRE_MS: Final = 1
-"""How long a block that is not full waits for more before it is handed over."""
+RETIRE_MS: Final = 10000 if READS_OPEN else 1
+"""How long a block that is not full waits for more before the kernel hands it over. Where open blocks are read, only
+the ring of a worker that does not run is used up by it. Elsewhere it is the latency, and a ring lasts as many
+milliseconds as it has blocks, whatever the rate.
+"""
 SETTLE_SECONDS: Final = 0.03
-"""After that long no datagram is in a block that was not handed over: the kernel's timer counts in jiffies."""
+"""After that long no datagram is on its way into a ring that takes no more; where only closed blocks are read, none is
+in a block that was not handed over (the kernel's timer counts in jiffies).
+"""
+BLOCK_HEADER: Final = 48
+_PAGE: Final = 4096
 
 _NET: Final = 0xFFF00000  # SKF_NET_OFF: loads relative to the network header, include/uapi/linux/filter.h
 _PROTOCOL: Final = 0xFFFFF000  # SKF_AD_OFF + SKF_AD_PROTOCOL
 _PACKET_TYPE: Final = _PROTOCOL + 4
 _VLAN_TAG: Final = _PROTOCOL + 48
-_ACCEPT: Final = 0x40000  # bytes kept: all
+_ALL: Final = 0x40000  # bytes kept
 _LOAD: Final = {4: 0x20, 2: 0x28, 1: 0x30}
 _TAX, _XOR_X, _AND, _MULTIPLY, _SHIFT, _MODULO = 0x07, 0xAC, 0x54, 0x24, 0x74, 0x94
 _JUMP, _EQUAL, _GREATER_EQUAL, _RETURN, _RETURN_A = 0x05, 0x15, 0x35, 0x06, 0x16
@@ -140,8 +155,8 @@ class _Program:
         return out
 
 
-def socket_filter(matches: Sequence[RingMatch]) -> bytes:
-    """The matches as a classic BPF program (struct sock_filter array)."""
+def socket_filter(matches: Sequence[RingMatch], keep: int = _ALL) -> bytes:
+    """The matches as a classic BPF program (struct sock_filter array). keep: bytes of what matches."""
     program = _Program()
     program.load(4, _VLAN_TAG)
     program.unless(_EQUAL, 0, "reject")
@@ -151,7 +166,7 @@ def socket_filter(matches: Sequence[RingMatch]) -> bytes:
     program.label("reject")
     program.add(_RETURN, 0)
     program.label("accept")
-    program.add(_RETURN, _ACCEPT)
+    program.add(_RETURN, keep)
     return program.finish()
 
 
@@ -217,47 +232,71 @@ def _attach(sock: socket.socket, level: int, option: int, program: bytes) -> Non
 # ---------------------------------------------------------------------------------------------------- the ring
 
 
+@dataclass(frozen=True, slots=True)
+class Fanout:
+    """Numbers of the two groups of a listener on an interface."""
+
+    rings: int
+    bells: int
+
+
 class Ring:
     """One packet socket with its ring, bound to one interface, member of a fanout group. Takes nothing until accept().
 
-    map: the ring. bytes: of it. fanout: number of the group. drops: what the kernel found no room for.
+    map: the ring. bytes: of it, in blocks of block_bytes. bell, bell_map: the doorbell, where open blocks are read.
+    fanout: the groups. drops: what the kernel found no room for.
     """
 
-    def __init__(self, interface: str, ring_bytes: int, fanout: int | None = None) -> None:
-        """fanout: the group to join, None = a new one. Raises OSError."""
+    def __init__(self, interface: str, ring_bytes: int, fanout: Fanout | None = None) -> None:
+        """fanout: the groups to join, None = new ones. Raises OSError."""
         self.interface = interface
         self.drops = 0
-        blocks = max(2, ring_bytes // BLOCK_BYTES)
-        self.bytes = blocks * BLOCK_BYTES
-        self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+        self.block_bytes = BLOCK_BYTES
+        while READS_OPEN and self.block_bytes < min(BLOCK_MOST_BYTES, ring_bytes // BLOCKS):
+            self.block_bytes *= 2
+        blocks = max(2, ring_bytes // self.block_bytes)
+        self.bytes = blocks * self.block_bytes
+        self.bell: socket.socket | None = None
+        self.bell_map: mmap.mmap | None = None
+        bells = 0
+        self.sock = _packet_socket()
         try:
-            self.reject()
+            if READS_OPEN:
+                # Made and bound before the ring: the kernel shows a packet to the socket bound last first.
+                self.bell = _packet_socket()
+                self.bell.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+                self.bell.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("4I", _PAGE, 1, _PAGE, 1))
+                self.bell_map = _map(self.bell, _PAGE)
+                bells = _join(self.bell, interface, fanout.bells if fanout else None)
             self.sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
             self.sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-            with contextlib.suppress(OSError):  # since Linux 4.20; the filter leaves outgoing packets out all the same
-                self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             frames = self.bytes // FRAME_BYTES
-            request = struct.pack("7I", BLOCK_BYTES, blocks, FRAME_BYTES, frames, RETIRE_MS, 0, 0)
+            request = struct.pack("7I", self.block_bytes, blocks, FRAME_BYTES, frames, RETIRE_MS, 0, 0)
             self.sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-            self.map = mmap.mmap(self.sock.fileno(), self.bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-            self.sock.bind((interface, ETH_P_ALL))
-            flags = PACKET_FANOUT_CBPF | (PACKET_FANOUT_FLAG_UNIQUEID if fanout is None else 0)
-            self.sock.setsockopt(SOL_PACKET, PACKET_FANOUT, (fanout or 0) | flags << 16)
-            self.fanout = self.sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
+            self.map = _map(self.sock, self.bytes)
+            self.fanout = Fanout(_join(self.sock, interface, fanout.rings if fanout else None), bells)
         except BaseException:
-            self.sock.close()
+            self.close()
             raise
 
-    def accept(self, program: bytes) -> None:
-        """Takes what the program (socket_filter) accepts, from now on."""
-        _attach(self.sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    def accept(self, matches: Sequence[RingMatch]) -> None:
+        """Takes what matches (one of them), from now on. Raises OSError when there are too many."""
+        if self.bell is not None:
+            _attach(self.bell, socket.SOL_SOCKET, SO_ATTACH_FILTER, socket_filter(matches, 1))
+        _attach(self.sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, socket_filter(matches))
 
     def reject(self) -> None:
         """Takes nothing more; what is in the ring can still be read."""
         _attach(self.sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
+        if self.bell is not None:
+            _attach(self.bell, socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
 
     def select(self, members: int) -> None:
-        """Spreads over the first `members` rings of the group."""
+        """Spreads over the first `members` rings of the group. A datagram that comes meanwhile may ring another ring's
+        doorbell: wake the workers afterwards.
+        """
+        if self.bell is not None:
+            _attach(self.bell, SOL_PACKET, PACKET_FANOUT_DATA, spread(members))
         _attach(self.sock, SOL_PACKET, PACKET_FANOUT_DATA, spread(members))
 
     def count_drops(self) -> int:
@@ -266,15 +305,45 @@ class Ring:
         self.drops += dropped
         return self.drops
 
-    def waiting_bytes(self) -> int:
-        """Bytes of the blocks that the kernel has handed over and that were not given back (block_status and blk_len
-        of struct tpacket_hdr_v1).
+    def waiting_bytes(self, block: int, offset: int) -> int:
+        """Bytes that nobody has read (block_status and blk_len of struct tpacket_hdr_v1), when the reader is at this
+        offset of this block: blocks that the kernel has closed follow it, then the one that it fills.
         """
         total = 0
-        for block in range(0, self.bytes, BLOCK_BYTES):
-            status, _, _, used = struct.unpack_from("=4I", self.map, block + 8)
-            total += used if status & 1 else 0
+        for number in range(self.bytes // self.block_bytes):
+            place = (block * self.block_bytes + number * self.block_bytes) % self.bytes
+            status, _, _, used = struct.unpack_from("=4I", self.map, place + 8)
+            total += max(0, used - (offset if number == 0 else BLOCK_HEADER))
+            if not status & 1:
+                break
         return total
 
     def close(self) -> None:
         self.sock.close()
+        if self.bell is not None:
+            self.bell.close()
+
+
+def _packet_socket() -> socket.socket:
+    """A packet socket that takes nothing yet, bound to no interface."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    try:
+        _attach(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
+        with contextlib.suppress(OSError):  # since Linux 4.20; the filter leaves outgoing packets out all the same
+            sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _map(sock: socket.socket, octets: int) -> mmap.mmap:
+    return mmap.mmap(sock.fileno(), octets, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _join(sock: socket.socket, interface: str, group: int | None) -> int:
+    """Binds to the interface and joins the fanout group (None = a new one); returns its number."""
+    sock.bind((interface, ETH_P_ALL))
+    flags = PACKET_FANOUT_CBPF | (PACKET_FANOUT_FLAG_UNIQUEID if group is None else 0)
+    sock.setsockopt(SOL_PACKET, PACKET_FANOUT, (group or 0) | flags << 16)
+    return sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF

@@ -16,7 +16,7 @@ from samplicator.ingress import Ingress, IngressError
 from samplicator.plan import HostAddress, ListenerSpec, PlanSpec, RingMatch, SocketSpec
 from samplicator.planner import compile
 from samplicator.receive import rings_of
-from samplicator.ring import IPV4, IPV6, Ring, socket_filter, spread
+from samplicator.ring import BLOCK_HEADER, IPV4, IPV6, Ring, socket_filter, spread
 
 
 def packed(text: str) -> bytes:
@@ -287,14 +287,14 @@ def test_the_kernel_takes_filter_hash_and_rule() -> None:
     second = Ring("lo", 1 << 20, first.fanout)
     try:
         for ring in (first, second):
-            ring.accept(socket_filter(matches))
+            ring.accept(matches)
         first.select(2)
         ingress.put("a", "lo", matches)
         ingress.put("a", "lo", matches[:1])
         ingress.put("b", "lo", matches)
         with pytest.raises(IngressError, match="interface is gone"):
             ingress.put("c", "nosuchdevice", matches)
-        assert (first.count_drops(), first.waiting_bytes()) == (0, 0)
+        assert (first.count_drops(), first.waiting_bytes(0, BLOCK_HEADER)) == (0, 0)
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         receiver.bind(("127.9.9.9", 4000))
         receiver.settimeout(0.2)

@@ -20,9 +20,10 @@ import model
 from engine_relay import ANY, Listener, Relay, Sink, Way, packed, raw_socket, wait_until
 from engine_wire import DEVICE, EXPORTERS, HERE, MTU, THERE, Wire
 from samplicator import _fastpath
-from samplicator._fastpath import RxCounters, RxSocket, Tx
+from samplicator._fastpath import RxCounters, Tx
+from samplicator.engines.intakes import ring_socket
 from samplicator.plan import RingMatch
-from samplicator.ring import BLOCK_BYTES, Ring, socket_filter
+from samplicator.ring import Ring
 
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 LISTENERS = ("four", "six", "both", "ring")
@@ -95,13 +96,13 @@ class RingListener(Listener):
     """A listener whose datagrams come in by a receive ring, those to `port` at both of the relay's addresses."""
 
     def __init__(self, port: int, index: int) -> None:
-        self.ring = Ring(DEVICE, 32 * BLOCK_BYTES)  # a burst may last as many ms: see RETIRE_MS
+        self.ring = Ring(DEVICE, 4 << 20)
         self.sock = self.ring.sock
-        self.ring.accept(socket_filter([RingMatch(((port, port),), (packed(HERE[4]), packed(HERE[6])))]))
+        self.ring.accept([RingMatch(((port, port),), (packed(HERE[4]), packed(HERE[6])))])
         self.ring.select(1)
         self.port = port
         self.counters = RxCounters()
-        self.handle = RxSocket(self.sock.fileno(), self.counters, index, ring=self.ring.map, block_bytes=BLOCK_BYTES)
+        self.handle = ring_socket(self.ring, self.counters, index)
 
 
 @dataclass

@@ -61,7 +61,7 @@ class RingIntake:
     def __init__(self, opened: ring.Ring, slot: int) -> None:
         self.ring = opened
         self.counters = RxCounters()
-        self.rx = RxSocket(opened.sock.fileno(), self.counters, slot, ring=opened.map, block_bytes=ring.BLOCK_BYTES)
+        self.rx = ring_socket(opened, self.counters, slot)
         self.owner: int | None = None
 
     @property
@@ -72,24 +72,37 @@ class RingIntake:
         """The ring as if it were a socket's buffer; adds what the kernel found no room for to `drops`."""
         drops = self.ring.count_drops()
         return sockets.MemInfo(
-            queue_bytes=self.ring.waiting_bytes(), buffer_bytes=self.ring.bytes, drops=drops & 0xFFFFFFFF
+            queue_bytes=self.ring.waiting_bytes(*self.rx.mark), buffer_bytes=self.ring.bytes, drops=drops & 0xFFFFFFFF
         )
 
     def close(self) -> None:
         self.ring.close()
 
 
+def ring_socket(opened: ring.Ring, counters: RxCounters, slot: int) -> RxSocket:
+    """The handle of a ring with its doorbell."""
+    return RxSocket(
+        opened.sock.fileno(),
+        counters,
+        slot,
+        ring=opened.map,
+        block_bytes=opened.block_bytes,
+        bell=opened.bell_map,
+        bell_fd=opened.bell.fileno() if opened.bell is not None else -1,
+    )
+
+
 class RingGroup:
     """The rings of one listener on one interface, and the ingress rule that goes with them. intakes: those that run."""
 
-    __slots__ = ("_ingress", "_name", "fanout", "installed", "intakes", "program", "spec")
+    __slots__ = ("_ingress", "_name", "fanout", "installed", "intakes", "spec")
 
     def __init__(self, name: str, spec: RingSpec, ingress: Ingress) -> None:
         """name: of the rule, unique. Raises OSError when one program cannot hold so many addresses."""
+        ring.socket_filter(spec.matches)
         self.spec = spec
-        self.program = ring.socket_filter(spec.matches)
         self.intakes: list[RingIntake] = []
-        self.fanout: int | None = None
+        self.fanout: ring.Fanout | None = None
         self.installed = False
         self._name = name
         self._ingress = ingress
@@ -102,7 +115,7 @@ class RingGroup:
         try:
             self.fanout = opened.fanout
             if self.installed:
-                opened.accept(self.program)
+                opened.accept(self.spec.matches)
             else:
                 opened.select(place + 1)
             return RingIntake(opened, slot)
@@ -113,7 +126,7 @@ class RingGroup:
     def install(self, intakes: Sequence[RingIntake]) -> None:
         """Has all rings of a new group take datagrams, then puts the ingress rule in place. Raises OSError."""
         for intake in intakes:
-            intake.ring.accept(self.program)
+            intake.ring.accept(self.spec.matches)
         self._ingress.put(self._name, self.spec.interface, self.spec.matches)
         self.installed = True
 
@@ -124,16 +137,15 @@ class RingGroup:
 
     def take(self, spec: RingSpec) -> None:
         """Other addresses or ports: the rings first, then the rule. Raises OSError; then the old ones hold."""
-        program = ring.socket_filter(spec.matches)
         for intake in self.intakes:
-            intake.ring.accept(program)
+            intake.ring.accept(spec.matches)
         try:
             self._ingress.put(self._name, spec.interface, spec.matches)
         except OSError:
             for intake in self.intakes:
-                intake.ring.accept(self.program)
+                intake.ring.accept(self.spec.matches)
             raise
-        self.spec, self.program = spec, program
+        self.spec = spec
 
     def stop(self, intakes: Sequence[RingIntake] = ()) -> None:
         """Lets the UDP stack have the datagrams, then takes no more. Wait ring.SETTLE_SECONDS before the last reading.

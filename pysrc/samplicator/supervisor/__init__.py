@@ -159,6 +159,8 @@ class Supervisor:
                         part.group.take(part.spec)
                 except OSError as error:
                     log.error("listener %r: ring on %s stays as it was: %s", name, part.spec.interface, error.strerror)
+        if any(build.rings.values()):
+            self._wake(build.workers)
 
     def _hand_out(self, workers: Sequence[WorkerThread], plans: dict[int, Plan]) -> None:
         self.generation = plans[0].generation

@@ -394,7 +394,7 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     """Says before anything is opened that it cannot all be opened. Old and new stand side by side only for what
     changes.
     """
-    listening = sum(len(listener.sockets) + len(listener.rings) for listener in spec.listeners) * spec.workers
+    listening = sum(len(listener.sockets) + 2 * len(listener.rings) for listener in spec.listeners) * spec.workers
     sending = sum(1 + r.spoof for r in spec.receivers) * spec.workers
     reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
     sending += sum(r.probe.kind != "off" for r in spec.receivers)
