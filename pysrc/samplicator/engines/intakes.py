@@ -95,7 +95,7 @@ def ring_socket(opened: ring.Ring, counters: RxCounters, slot: int) -> RxSocket:
 class RingGroup:
     """The rings of one listener on one interface, and the ingress rule that goes with them. intakes: those that run."""
 
-    __slots__ = ("_ingress", "_name", "fanout", "installed", "intakes", "spec")
+    __slots__ = ("_ingress", "_name", "_selected", "fanout", "installed", "intakes", "spec")
 
     def __init__(self, name: str, spec: RingSpec, ingress: Ingress) -> None:
         """name: of the rule, unique. Raises OSError when one program cannot hold so many addresses."""
@@ -104,20 +104,22 @@ class RingGroup:
         self.intakes: list[RingIntake] = []
         self.fanout: ring.Fanout | None = None
         self.installed = False
+        self._selected = 0
         self._name = name
         self._ingress = ingress
 
-    def open_member(self, slot: int, ring_bytes: int, place: int) -> RingIntake:
-        """One more ring, the `place`-th (from 0). In a new group it takes nothing before install(), in a running one
+    def open_member(self, slot: int, ring_bytes: int, members: int) -> RingIntake:
+        """One more ring. In a new group, which will have `members`, it takes nothing before install(), in a running one
         it gets nothing before select().
         """
         opened = ring.Ring(self.spec.interface, ring_bytes, self.fanout)
         try:
-            self.fanout = opened.fanout
+            if self.fanout is None:
+                self.fanout = opened.fanout
+                opened.select(members)
+                self._selected = members
             if self.installed:
                 opened.accept(self.spec.matches)
-            else:
-                opened.select(place + 1)
             return RingIntake(opened, slot)
         except BaseException:
             opened.close()
@@ -131,9 +133,10 @@ class RingGroup:
         self.installed = True
 
     def select(self) -> None:
-        """All rings that run have their share from now on."""
-        if self.intakes:
+        """All rings that run have their share from now on. Wake the workers afterwards (Ring.select)."""
+        if self.intakes and self._selected != len(self.intakes):
             self.intakes[0].ring.select(len(self.intakes))
+            self._selected = len(self.intakes)
 
     def take(self, spec: RingSpec) -> None:
         """Other addresses or ports: the rings first, then the rule. Raises OSError; then the old ones hold."""

@@ -111,6 +111,7 @@ class Build:
     def open(self, descriptor_limit: int) -> None:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
         check_descriptors(self.spec, descriptor_limit)
+        self._open_states()
         self._open_listeners()
         self._open_workers()
         self._open_receivers()
@@ -177,13 +178,10 @@ class Build:
 
     # ------------------------------------------------------------------ listeners
 
-    def _open_listeners(self) -> None:
-        receivers = self.spec.receivers
-        keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
-        on_port: dict[int, list[socket.socket]] = {}
-        for running in self._running.listeners.values():
-            for intake in running.sockets():
-                on_port.setdefault(intake.spec.port, []).append(intake.sock)
+    def _open_states(self) -> None:
+        """Listeners and their rings, which take nothing yet. The kernel makes one wait for it at every ring (a grace
+        period of RCU, tens of milliseconds): no ring may be filling up while others are opened.
+        """
         slots = {running.slot for running in self._running.listeners.values()}
         for wanted in self.spec.listeners:
             state = self._running.listeners.get(wanted.name)
@@ -193,6 +191,19 @@ class Build:
                 state = ListenerState(wanted.name, slot)
             self.listeners[wanted.name] = state
             self._open_rings(wanted, state)
+
+    def _open_listeners(self) -> None:
+        """Sockets. A new listener has its rings installed before its sockets are bound, so that nothing comes twice."""
+        receivers = self.spec.receivers
+        keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
+        on_port: dict[int, list[socket.socket]] = {}
+        for running in self._running.listeners.values():
+            for intake in running.sockets():
+                on_port.setdefault(intake.spec.port, []).append(intake.sock)
+        for wanted in self.spec.listeners:
+            state = self.listeners[wanted.name]
+            if not state.intakes:
+                self._install(wanted)
             groups = self.groups[wanted.name] = {}
             for key in map(socket_key, wanted.sockets):
                 group = groups[key] = list(state.intakes.get(key, ()))
@@ -206,9 +217,7 @@ class Build:
         return [part for parts in self.rings.values() for part in parts.values()]
 
     def _open_rings(self, wanted: ListenerSpec, state: ListenerState) -> None:
-        """Opens rings until there is one for each worker on each interface. A new listener has its ingress rules before
-        its sockets are bound; one that runs gets them when nothing else can fail.
-        """
+        """Opens rings until there is one for each worker on each interface."""
         self.rings[wanted.name] = {}
         self.receive[wanted.name] = wanted.receive, wanted.receive_why
         try:
@@ -230,26 +239,28 @@ class Build:
                 part = RingPart(group, spec, [], True)
             self.rings[wanted.name][spec.interface] = part
             while len(part.intakes) < self.spec.workers:
-                intake = part.group.open_member(state.slot, self.spec.ring_buffer, len(part.intakes))
+                intake = part.group.open_member(state.slot, self.spec.ring_buffer, self.spec.workers)
                 self._intakes.append(intake)
                 part.intakes.append(intake)
-            if part.fresh and not state.intakes:
-                part.group.install(part.intakes)
         except OSError as error:
             raise ring_error(wanted, spec, error) from error
 
     def _install_rings(self) -> None:
-        """The ingress rules of listeners that run already."""
+        """Those of listeners that run already: when nothing else can fail."""
         for wanted in self.spec.listeners:
-            try:
-                for part in self.rings[wanted.name].values():
-                    if part.fresh and not part.group.installed:
-                        try:
-                            part.group.install(part.intakes)
-                        except OSError as error:
-                            raise ring_error(wanted, part.spec, error) from error
-            except BuildError as error:
-                self._do_without_rings(wanted, error)
+            self._install(wanted)
+
+    def _install(self, wanted: ListenerSpec) -> None:
+        """New rings take datagrams from now on."""
+        try:
+            for part in self.rings[wanted.name].values():
+                if part.fresh and not part.group.installed:
+                    try:
+                        part.group.install(part.intakes)
+                    except OSError as error:
+                        raise ring_error(wanted, part.spec, error) from error
+        except BuildError as error:
+            self._do_without_rings(wanted, error)
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
         """What receive = "auto" makes of a ring that cannot be had."""
