@@ -280,3 +280,30 @@ def pool_turns(Plan plan not None, int n):
 
 def pool_used(Worker worker not None):
     return worker.w.pools.used
+
+
+def ring_read(RxSocket rx not None, u32 most, u32 max_datagram=65535, bint release=True):
+    """One receive from a ring as the worker does it: (address of 16 bytes, port, ttl, tos, arrival_ns, offset of the payload in the ring,
+    payload) of each datagram. release: blocks that are used up are given back then, as the worker does after it has sent the batch."""
+    cdef batch_t *batch = <batch_t *>malloc(sizeof(batch_t))
+    cdef exporter_t *exporter
+    cdef u32 d
+    if batch == NULL or not 0 < most <= BATCH_LIMIT:
+        raise MemoryError
+    ring_receive(&rx.socket, most, max_datagram, batch)
+    found = []
+    for d in range(batch.n):
+        exporter = &batch.exporter[d]
+        found.append((
+            (<char *>exporter.address)[:16], ntohs(exporter.port_be), exporter.ttl, exporter.tos, batch.arrival_ns[d],
+            <size_t>(batch.data[d] - rx.socket.ring.map), (<char *>batch.data[d])[:batch.length[d]],
+        ))
+    if release:
+        ring_release(&rx.socket)
+    free(batch)
+    return found
+
+
+def ring_wait(RxSocket rx not None):
+    """Sets the doorbell: 0 = nothing to read, 1 = a slot is waited for, 2 = there is something."""
+    return ring_arm(&rx.socket)
