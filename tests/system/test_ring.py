@@ -5,15 +5,17 @@ A generator and a verifying sink (sequence numbers per exporter) see to it that 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import signal
 import socket
 import struct
-import time
+from pathlib import Path
 
 import pytest
 from lab import Lab, Relay, run
-from process import Process, command, tool, wait_for
+from process import Process, bench_tool, command, tool, wait_for
 
 
 def config(lab: Lab, receive: str = "ring", *, workers: int = 1, listen: str = "", extra: str = "") -> str:
@@ -143,6 +145,22 @@ def flood(
     return sink, load
 
 
+def arrived(lab: Lab) -> int:
+    """Packets that the exporters' device of the relay has received."""
+    text = lab.relay.call(lambda: Path("/proc/thread-self/net/dev").read_text())
+    return int(re.findall(r"^ *r0: *\d+ +(\d+)", text, re.M)[0])
+
+
+def more(relay: Relay, load: Process, datagrams: int = 2000) -> None:
+    """Waits until so many more have been received, or the generator has ended."""
+    before = relay.metrics().value("receive_datagrams_total", listener="in")
+    wait_for(
+        lambda: not load.alive or relay.metrics().value("receive_datagrams_total", listener="in") - before > datagrams,
+        "datagrams",
+        30,
+    )
+
+
 def verdict(sink: Process, load: Process) -> tuple[dict[str, int], dict[str, int]]:
     """What the generator sent and what the sink makes of it."""
     return load.result(30), sink.result(60)
@@ -151,7 +169,7 @@ def verdict(sink: Process, load: Process) -> tuple[dict[str, int], dict[str, int
 def test_start_under_load_loses_and_repeats_nothing(lab: Lab) -> None:
     """From the first datagram that is forwarded on there is no gap and no repetition."""
     sink, load = flood(lab, join=True)
-    time.sleep(0.5)
+    wait_for(lambda: arrived(lab) > 1000, "a load that runs")
     relay = lab.samplicator(config(lab, workers=2))
     sent, got = verdict(sink, load)
     assert got["received"] > 4000
@@ -179,7 +197,7 @@ def test_workers_come_and_go_without_a_gap(lab: Lab) -> None:
     relay = lab.samplicator(config(lab))
     sink, load = flood(lab, seconds=7)
     for workers in (2, 3, 1, 2):
-        time.sleep(0.7)
+        more(relay, load)
         relay.hangup(lab.with_service(config(lab, workers=workers), "samplicator"))
     sent, got = verdict(sink, load)
     assert got["received"] == sent["sent"]
@@ -192,7 +210,7 @@ def test_the_way_in_changes_live_and_nothing_is_lost(lab: Lab) -> None:
     assert ruleset(lab) == ""
     sink, load = flood(lab, seconds=6)
     for receive in ("ring", "recvmmsg", "auto"):
-        time.sleep(0.8)
+        more(relay, load)
         relay.hangup(lab.with_service(config(lab, receive), "samplicator"))
         assert ("chain" in ruleset(lab)) == (receive != "recvmmsg")
     sent, got = verdict(sink, load)
@@ -229,6 +247,131 @@ def test_nothing_outlives_a_crash(lab: Lab) -> None:
     assert counts(again)["receive_datagrams_total"] == 1
 
 
+@pytest.mark.parametrize(
+    ("rate", "seconds", "size", "run_length", "ring", "workers"),
+    [
+        (20000, 3, 200, 4, "64MiB", 1),
+        (1000, 6, 300, 1, "4MiB", 2),
+        (5000, 4, "64-1200", 2, "32MiB", 1),
+        (18000, 2, 1400, 46, "64MiB", 2),
+    ],
+)
+def test_a_stopped_relay_loses_nothing_that_the_ring_can_hold(
+    lab: Lab, rate: int, seconds: int, size: int | str, run_length: int, ring: str, workers: int
+) -> None:
+    """The ring holds bytes, not milliseconds. Runs of 46 are segmented sends: the largest packets there are."""
+    text = config(lab, workers=workers).replace("[datapath]", f'[datapath]\nring_buffer = "{ring}"')
+    relay = lab.samplicator(text)
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=15000, max_seconds=80)
+    relay.send_signal(signal.SIGSTOP)
+    load = lab.load(
+        "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.1", "--exporters", 12, "--source-port", 5000,
+        "--rate", rate, "--seconds", seconds, "--size", size, "--run", run_length,
+        *(["--segment"] if run_length > 40 else []),
+    )  # fmt: skip
+    sent = load.result(60)["sent"]
+    relay.send_signal(signal.SIGCONT)
+    assert sent >= min(20000, rate * seconds) // 2
+    wait_for(lambda: sum(list(counts(relay).values())[::2]) >= sent, "all of it to be received or dropped", 30)
+    assert counts(relay) == {
+        "receive_datagrams_total": sent,
+        "receive_matched_datagrams_total": sent,
+        "receive_kernel_drops_total": 0,
+    }
+    wait_for(lambda: relay.metrics().value("send_datagrams_total", receiver="one") >= sent, "copies")
+    sink.send_signal(signal.SIGTERM)
+    got = sink.result(30)
+    assert got["received"] == sent
+    assert (got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (0, 0, 0, 0)
+
+
+def test_latency_at_a_low_rate(lab: Lab) -> None:
+    """What comes alone is forwarded at once, in the best of a few rounds: the machine may have other things to do."""
+    lab.samplicator(config(lab))
+    medians = []
+    while len(medians) < 6 and not (medians and min(medians) < 600_000):
+        sink = lab.start(
+            [bench_tool("sink"), "--listen", f"{lab.peer4(1)}:9001", "--latency", "--join", "--expect", "100"],
+            lab.collectors[0],
+            f"sink-{len(medians)}",
+        )
+        lab.wait_bound(lab.collectors[0], {9001}, sink)
+        load = lab.load(
+            "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.1", "--exporters", 3, "--source-port", 5000,
+            "--rate", 80, "--count", 100, "--size", 200, "--timed", label=f"loadgen-{len(medians)}",
+        )  # fmt: skip
+        assert load.result(30)["sent"] == 100
+        medians.append(sink.result(30)["latency_ns"]["p50"])
+    assert min(medians) < 600_000, medians
+
+
+TUNSETIFF, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D8
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 2, 0x1000, 0x4000
+GSO_UDP = 3
+"""A datagram to be cut into fragments: what a virtual machine may send, and what no virtio-net header can say again."""
+
+
+def open_tap(lab: Lab, name: str) -> int:
+    """A tap device of the relay whose frames begin with a virtio-net header; returns its descriptor."""
+
+    def make() -> int:
+        fd = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", 10))
+        return fd
+
+    fd = lab.relay.call(make)
+    lab.closers.append(lambda: os.close(fd))
+    return fd
+
+
+def test_what_the_kernel_cannot_describe_is_dropped_and_nothing_comes_again(lab: Lab) -> None:
+    """Slots of the ring that are counted and never filled, where other datagrams were before, and good ones between."""
+    tap = open_tap(lab, "vm")
+    lab.relay.ip("addr", "add", "198.18.60.1/24", "dev", "vm")
+    lab.relay.ip("link", "set", "vm", "up")
+    hardware = bytes.fromhex(re.findall(r"link/ether (\S+)", lab.relay.ip("link", "show", "vm"))[0].replace(":", ""))
+    text = config(lab, extra='interface = "vm"').replace("[datapath]", '[datapath]\nring_buffer = "2MiB"')
+    relay = lab.samplicator(text)
+    seen = lab.tap(1, lambda one: one.port == 9001)
+
+    def send(number: int, gso: int = 0) -> None:
+        payload = number.to_bytes(4) + bytes(1396)
+        udp = struct.pack("!HHHH", 5000, 2055, 8 + len(payload), 0) + payload
+        head = struct.pack(
+            "!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, b"\xc6\x12\x3c\x02", b"\xc6\x12\x3c\x01"
+        )
+        total = sum(struct.unpack("!10H", head))
+        total = (total & 0xFFFF) + (total >> 16)
+        head = head[:10] + struct.pack("!H", (total & 0xFFFF) + (total >> 16) ^ 0xFFFF) + head[12:]
+        vnet = struct.pack("=BBHHHH", 1, gso, 42, 500, 34, 6) if gso else bytes(10)
+        os.write(tap, vnet + hardware + b"\2\0\0\0\0\2\x08\0" + head + udp)
+
+    def wait_until_received(good: int) -> None:
+        wait_for(lambda: relay.metrics().value("receive_datagrams_total", listener="in") == good, f"{good} datagrams")
+
+    good = 0
+    for start in range(0, 3000, 100):  # twice round the ring
+        for number in range(start, start + 100):
+            send(number)
+        good += 100
+        wait_until_received(good)
+    for number in range(3000, 3080):
+        send(number, GSO_UDP)
+        if number % 4 == 0:
+            send(number)
+            good += 1
+    wait_until_received(good)
+    numbers = [int.from_bytes(one.payload[:4]) for one in seen.collect(good)]
+    assert numbers == [*range(3000), *range(3000, 3080, 4)]
+    assert counts(relay) == {
+        "receive_datagrams_total": good,
+        "receive_matched_datagrams_total": good,
+        "receive_kernel_drops_total": 80,
+    }
+    assert relay.metrics().value("receive_errors_total", listener="in", reason="other") == 0
+
+
 def test_full_ring_is_counted(lab: Lab) -> None:
     relay = lab.samplicator(config(lab).replace("[datapath]", '[datapath]\nring_buffer = "2MiB"'))
     exporter = lab.exporter_socket("198.18.64.1", 5000)
@@ -241,20 +384,21 @@ def test_full_ring_is_counted(lab: Lab) -> None:
     assert found["receive_datagrams_total"] + found["receive_kernel_drops_total"] == 4000
 
 
-def cpu_ticks(relay: Relay) -> int:
-    with open(f"/proc/{relay.popen.pid}/stat") as file:
-        return sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
-
-
 def test_interface_down_and_up(lab: Lab) -> None:
     """A ring on a device that is down does not spin, and works again when the device is back."""
     relay = lab.samplicator(config(lab, extra='interface = "r0"'))
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     lab.relay.ip("link", "set", "r0", "down")
-    time.sleep(0.5)
-    before = cpu_ticks(relay)
-    time.sleep(2)
-    assert cpu_ticks(relay) - before < 50
+    wait_for(lambda: "state DOWN" in lab.relay.ip("link", "show", "r0"), "the device to be down")
+
+    def beats_and_wakeups() -> tuple[float, int]:
+        metrics = relay.metrics()
+        beat = re.findall(r"^samplicator_worker_heartbeat_timestamp_seconds\S* (\S+)", metrics.text, re.M)[0]
+        return float(beat), metrics.value("worker_wakeups_total", worker="0")
+
+    beat, wakeups = beats_and_wakeups()
+    wait_for(lambda: beats_and_wakeups()[0] > beat + 2, "two seconds of the worker's life")
+    assert beats_and_wakeups()[1] - wakeups < 200
     lab.relay.ip("link", "set", "r0", "up")
     lab.relay.ip("route", "replace", "198.18.64.0/18", "via", lab.peer4(0))
     exporter = lab.exporter_socket("198.18.64.1", 5000)
