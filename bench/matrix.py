@@ -99,7 +99,7 @@ def _with_rules(relay: Relay, rules: int) -> Relay:
 _PACKET = ("--device-out", "r1", "--next-hop", "{next_hop}")
 _RING = ("--receive", "ring", "--device", "r0", "--ring-blocks", "512")
 
-# A drain fills the ring while nobody reads: blocks retired half full, so more of them than in operation.
+# A drain fills the ring while nobody reads.
 _RING_BUFFER: dict[str, object] = {"ring_buffer": "512MiB"}
 
 # samplicator relays use the engine named; "auto" is what an operator gets by default.

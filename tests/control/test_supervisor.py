@@ -10,13 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hosts import Load, free_port
-from samplicator import sockets
+from samplicator import ring, sockets
 from samplicator import supervisor as supervisor_module
+from samplicator.plan import RingMatch
 from samplicator.planner import PlanSpec, compile
 from samplicator.supervisor import BuildError, Supervisor, WorkerStuck
 
@@ -214,6 +216,35 @@ def test_a_receiver_that_was_away_begins_at_zero(load: Load, supervisor: Supervi
     counts = {receiver.name: receiver.counters["sent"] for receiver in supervisor.readings().receivers}
     assert counts == {"one": 5, "two": 0}
     assert supervisor.readings().receivers[1].generation_added == supervisor.generation
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: packet sockets and ingress rules")
+def test_no_ring_fills_up_while_others_are_opened(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening one takes the kernel tens of milliseconds, and the workers get the rings with the plan."""
+    seen: list[str] = []
+
+    class Watched(ring.Ring):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append("open")
+
+        def accept(self, matches: Sequence[RingMatch]) -> None:
+            seen.append("accept")
+            super().accept(matches)
+
+        def select(self, members: int) -> None:
+            seen.append(f"select {members}")
+            super().select(members)
+
+    monkeypatch.setattr(ring, "Ring", Watched)
+    more = f'[[listener]]\nname = "two"\nlisten = ["127.0.0.2:{free_port()}"]\nreceive = "ring"\n'
+    wanted = spec(load, free_port(), collector.port, workers=2, listener='receive = "ring"', more=more)
+    supervisor.apply(wanted)
+    assert seen == ["open", "select 2", "open"] * 2 + ["accept"] * 4
+    supervisor.apply(wanted)
+    assert len(seen) == 10
 
 
 def test_what_cannot_be_bound_changes_nothing(load: Load, supervisor: Supervisor, collector: Collector) -> None:
