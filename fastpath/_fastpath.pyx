@@ -17,11 +17,16 @@ from atomics cimport (
 )
 from batch cimport BATCH_LIMIT, batch_t, exporter_t
 from counters cimport (
-    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT,
+    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT,
+    WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from flow.alias cimport (
     ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
+)
+from echo cimport (
+    ECHO_ASK, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
+    echo_hold, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_source_t, echo_suspects, echo_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
@@ -108,5 +113,6 @@ include "worker_send.pxi"
 include "worker_flow.pxi"
 include "worker_lane.pxi"
 include "worker_pool.pxi"
+include "worker_echo.pxi"
 include "worker.pxi"
 include "worker_handle.pxi"

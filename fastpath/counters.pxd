@@ -19,7 +19,8 @@ cdef enum:
     REASON_REFUSED = 4
     REASON_PERMISSION = 5
     REASON_OTHER = 6
-    REASON_COUNT = 7
+    REASON_LOOP = 7            # the receiver sends its copies back to us, or is us
+    REASON_COUNT = 8
 
     RX_FIELD_COUNT = 11
     TX_FIELD_COUNT = 8 + REASON_COUNT

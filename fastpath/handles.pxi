@@ -296,6 +296,14 @@ cdef class Tx:
     def refusing(self, bint value):
         atomic_store32(&self.tx.refusing, value)
 
+    @property
+    def looped(self):
+        return atomic_load32(&self.tx.looped) != 0
+
+    @looped.setter
+    def looped(self, bint value):
+        atomic_store32(&self.tx.looped, value)
+
     def standby(self, bint waiting):
         if waiting:
             self._wait(TX_WAITING)

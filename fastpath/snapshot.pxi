@@ -4,7 +4,7 @@ cdef extern from *:
     const unsigned long CYTHON_HEX_VERSION
 
 CYTHON_VERSION = ".".join([str((CYTHON_HEX_VERSION >> shift) & 0xFF) for shift in (24, 16, 8)])
-REASONS = ("no_route", "no_neighbor", "message_too_long", "no_buffer_space", "refused", "permission", "other")
+REASONS = ("no_route", "no_neighbor", "message_too_long", "no_buffer_space", "refused", "permission", "other", "loop")
 RX_FIELDS = ("datagrams", "bytes", "truncated", "truncated_bytes", "unmatched", "denied", "matched",
              "errors_again", "errors_intr", "errors_nomem", "errors_other")
 TX_FIELDS = ("offered", "sampled_out", "sent", "sent_bytes", "calls", "retries", *[f"dropped_{reason}" for reason in REASONS], "replays",

@@ -119,7 +119,10 @@ cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexce
                         worker_alias_moved(w, route, d)
                 if unlikely((w.news and w.work.turns) or w.owing):
                     active = worker_send_now(w, active)
-            active = worker_select(w, d, route, active, seeing)
+            if unlikely(echo_returns(&w.echo, w.batch.data[d], w.batch.length[d], w.batch.exporter[d].address)) and worker_suspects(w, d):
+                active = worker_hold(w, d, route, active)
+            else:
+                active = worker_select(w, d, route, active, seeing)
             if seeing:
                 w.news = w.owing = False
         elif route == PLAN_ROUTE_DENIED:
@@ -139,6 +142,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     cdef u32 active
     w.sessions.now += 1
     w.batch.groups = 0
+    w.echo.now_ns = worker_clock(CLOCK_MONOTONIC)
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
     if unlikely(w.work.aliases != NULL):
         w.lanes.now_s = <u32>(worker_clock(CLOCK_MONOTONIC) // 1000000000)
@@ -158,6 +162,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         worker_replay_due(w)
     if unlikely(w.lanes.due_count):
         worker_lanes_due(w)
+    if unlikely(w.echo.state):
+        worker_echo_step(w)
 
 
 cdef void worker_trace(worker_t *w, u32 active) noexcept with gil:
@@ -350,6 +356,9 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
             new.sockets[i].polled = worker_poll(w, new.sockets[i])
         unpolled += not new.sockets[i].polled
     atomic_store32(&w.unpolled, unpolled)
+    if w.echo.state:
+        worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
+    w.echo.before = 0
     worker_take_over(w, old, new)
     w.work = new
     worker_mark_all(w)
@@ -424,9 +433,11 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if deadline:
             if w.work != NULL:
                 worker_drain(w, NULL, deadline)
+                if w.echo.state:
+                    worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
-        timeout_ms = 1 if w.replaying or w.again else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
+        timeout_ms = 1 if w.replaying or w.again or w.echo.state else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
         if w.again == RING_NOW:
             timeout_ms = 0
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
@@ -442,6 +453,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             start = worker_gather(&w.ring_ns, WORKER_RING_DELAY_NS, start)
         if w.again or n == 0:
             worker_rings(w, n == 0)
+        if unlikely(w.echo.state):
+            worker_echo_step(w)
         worker_flow(w, start)
         ports_look(&w.ports, w.sessions.now, start)
         end = worker_clock(CLOCK_MONOTONIC)

@@ -26,7 +26,7 @@ cdef class Worker:
 
     def __cinit__(self, *, long long batch=512, long long max_datagram=65535, long long sessions=131072, int send_buffer=4194304,
                   int packet_fd=-1, u32 max_delay_us=0, Flow flow=None):
-        cdef u32 sets
+        cdef u32 i, sets
         if not 1 <= batch <= BATCH_LIMIT:
             raise ValueError(f"batch {batch} is not 1..{BATCH_LIMIT}")
         if not 1 <= max_datagram <= 65535:
@@ -49,6 +49,12 @@ cdef class Worker:
         self.w.runs_grouped = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
         self.w.runs_plain = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
         self.w.runs_own = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.returned = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.echo.payload = <u8 *>plan_arena(&self.arena, 1, RX_SLOT)
+        self.w.echo.lot = int.from_bytes(urandom(8), "little") | 1
+        self.w.identity = <u16 *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
+        for i in range(<u32>BATCH_LIMIT):
+            self.w.identity[i] = <u16>i
         self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
         self.w.ports.send_buffer = send_buffer
         self.w.lanes.entries = <lane_t *>plan_arena(&self.arena, LANE_SETS * LANE_WAYS, sizeof(lane_t))
@@ -98,16 +104,12 @@ cdef class Worker:
         ring.copies = <tx_copy_t *>plan_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
 
     cdef _make_flow(self, Flow flow):
-        cdef u32 i
         if flow is None:
             return
         self.flow = flow
         self.w.seen = <flow_seen_t *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(flow_seen_t))
         self.w.alias = <u32 *>plan_arena(&self.arena, BATCH_LIMIT, 4)
         self.w.rewritten = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
-        self.w.identity = <u16 *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
-        for i in range(<u32>BATCH_LIMIT):
-            self.w.identity[i] = <u16>i
         self.w.due = <due_t *>plan_arena(&self.arena, FLOW_DUE_LIMIT, sizeof(due_t))
         self.own_octets = <size_t>BATCH_LIMIT * RX_SLOT
         self.w.own_bytes = <u8 *>mmap(NULL, self.own_octets, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)

@@ -103,7 +103,9 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
         atomics_add(&tx.counters.offered, n)
         if unlikely(tx.gave_up):
             tx_try_again(tx)
-        if unlikely(atomic_load32(&tx.unresolved)):
+        if unlikely(atomic_load32(&tx.looped)):
+            atomics_add(&tx.counters.dropped[REASON_LOOP], n)
+        elif unlikely(atomic_load32(&tx.unresolved)):
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:
             worker_send_rewritten(w, tx, way, n)

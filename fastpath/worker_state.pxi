@@ -67,6 +67,8 @@ ctypedef struct worker_t:
     u16 *identity                      # 0, 1, 2 ...: the selection of all of a batch
     wall_t wall
     due_t *due
+    echo_t echo
+    batch_t *returned                  # what a test for echoes held back
     u32 due_count
     epoll_event events[WORKER_EVENTS]
 

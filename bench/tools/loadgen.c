@@ -21,6 +21,7 @@ static const char USAGE[] =
     "  --source-port P      source port (0: any)    --port-step 0|1: exporter i uses P + i\n"
     "  --count N            datagrams in total, or  --seconds S\n"
     "  --rate R             datagrams/s, 0 = as fast as possible (0)    --tick-us T: pacing grain (200)\n"
+    "  --catch-up-ms M      make up for at most M ms after being held up (0: for all of it)\n"
     "  --size MIN[-MAX]     payload bytes, uniform at random (1400)     --seed X\n"
     "  --run K              consecutive datagrams of one exporter (1)\n"
     "  --segment            send each run as one UDP_SEGMENT send (fixed size only)\n"
@@ -37,7 +38,7 @@ typedef struct {
 	uint32_t exporters, run, size_min, size_max;
 	uint32_t source_port, port_step;
 	uint64_t count, seed;
-	double seconds, rate;
+	double seconds, rate, catch_up;
 	uint64_t tick_ns;
 	const char *pcap[64];
 	uint32_t pcaps;
@@ -328,6 +329,10 @@ static void generate(void)
 				sleep_until_ns(when < end ? when : end);
 				continue;
 			}
+			if (o.catch_up > 0 && (double)(due - made) > o.rate * o.catch_up) {
+				start += (uint64_t)((double)(due - made) / o.rate * 1e9) - (uint64_t)(o.catch_up * 1e9);
+				continue;
+			}
 			if (due - made < want)
 				want = due - made;
 		}
@@ -368,13 +373,13 @@ static void generate(void)
 
 static void parse_options(int argc, char **argv)
 {
-	enum { TO = 256, BASE, EXPORTERS, PORT, STEP, COUNT, SECONDS, RATE, SIZE, RUN, SEED, JSON, TIMED, SEGMENT, PCAP, PCAP_PORT, PER, BUFFER, TICK };
+	enum { TO = 256, BASE, EXPORTERS, PORT, STEP, COUNT, SECONDS, RATE, SIZE, RUN, SEED, JSON, TIMED, SEGMENT, PCAP, PCAP_PORT, PER, BUFFER, TICK, CATCH };
 	static const struct option table[] = {
 	    {"to", 1, 0, TO}, {"source-base", 1, 0, BASE}, {"exporters", 1, 0, EXPORTERS}, {"source-port", 1, 0, PORT},
 	    {"port-step", 1, 0, STEP}, {"count", 1, 0, COUNT}, {"seconds", 1, 0, SECONDS}, {"rate", 1, 0, RATE}, {"size", 1, 0, SIZE},
 	    {"run", 1, 0, RUN}, {"seed", 1, 0, SEED}, {"json", 0, 0, JSON}, {"timed", 0, 0, TIMED}, {"segment", 0, 0, SEGMENT},
 	    {"pcap", 1, 0, PCAP}, {"pcap-port", 1, 0, PCAP_PORT}, {"per-exporter", 0, 0, PER}, {"buffer", 1, 0, BUFFER},
-	    {"tick-us", 1, 0, TICK}, {0, 0, 0, 0}};
+	    {"tick-us", 1, 0, TICK}, {"catch-up-ms", 1, 0, CATCH}, {0, 0, 0, 0}};
 	int c;
 	char *rest;
 	o = (options){.exporters = 1, .run = 1, .size_min = 1400, .size_max = 1400, .seed = 1, .tick_ns = 200000, .buffer = 4 << 20};
@@ -388,6 +393,7 @@ static void parse_options(int argc, char **argv)
 		case COUNT: o.count = strtoull(optarg, NULL, 10); break;
 		case SECONDS: o.seconds = strtod(optarg, NULL); break;
 		case RATE: o.rate = strtod(optarg, NULL); break;
+		case CATCH: o.catch_up = strtod(optarg, NULL) / 1e3; break;
 		case SIZE:
 			o.size_min = o.size_max = (uint32_t)strtoul(optarg, &rest, 10);
 			if (*rest == '-')

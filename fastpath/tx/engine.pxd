@@ -100,6 +100,7 @@ ctypedef struct tx_t:
     u32 freq
     u32 unresolved                 # the control plane says that the next hop does not answer (netlink)
     u32 accounted                  # likewise, that it accounts for what such a next hop loses: reports of that are no news
+    u32 looped                     # its copies come back to us: none is sent; the control plane or the echo stage says so
     u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent all the same
     u32 replay                     # TX_REPLAY: templates are asked for; taken back when they are sent
     u32 replay_cursor

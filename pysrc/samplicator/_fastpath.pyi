@@ -12,7 +12,8 @@ from typing_extensions import Buffer
 CYTHON_VERSION: Final[str]
 """The version of Cython that compiled this module."""
 REASONS: Final[tuple[str, ...]]
-"""Why a copy was not sent: no_route, no_neighbor, message_too_long, no_buffer_space, refused, permission, other."""
+"""Why a copy was not sent: no_route, no_neighbor, message_too_long, no_buffer_space, refused, permission, other,
+loop."""
 RX_FIELDS: Final[tuple[str, ...]]
 """datagrams, bytes, truncated, truncated_bytes, unmatched, denied, matched, errors_again, errors_intr, errors_nomem,
 errors_other."""
@@ -284,6 +285,10 @@ class Tx:
     refusing: bool
     """Whether what the kernel accepts is counted as refused, not as sent: for engines that hear no refusals (all but
     ENGINE_UDP), when a probe has. Copies are sent all the same. Written by the control plane while the worker runs."""
+
+    looped: bool
+    """Whether its copies come back to us: they are counted as `loop`, and none is sent, templates included. Set by the
+    control plane, and by a worker that has proved it (see Worker); taken back by the control plane only."""
 
     def standby(self, waiting: bool) -> None:
         """True: from the next batch on it gets no copies; they are not offered, so not counted. False: it gets all

@@ -45,10 +45,11 @@ SEND_REASONS: Final = (
     "refused",
     "permission",
     "other",
+    "loop",
 )
 """Why a copy was not sent; the same words, in the same order, as the compiled REASONS (a guard test compares)."""
 
-STATES: Final = ("up", "refusing", "unreachable")
+STATES: Final = ("up", "refusing", "unreachable", "looping")
 """States of a receiver; the same words as those of probes (a guard test compares)."""
 
 _L = ("listener",)
@@ -200,7 +201,8 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receiver_state",
         "gauge",
         (*_R, "state"),
-        "1 for the state it is in: up, refusing (port closed, probe failed), unreachable (no route or neighbor).",
+        "1 for the state it is in: up, refusing (port closed, probe failed), unreachable (no route or neighbor), "
+        "looping (its copies come back).",
         "receiver.state",
         split=tuple((state, state) for state in STATES),
     ),

@@ -18,6 +18,7 @@ from samplicator import apart
 from samplicator.config.address import Endpoint, address_text, endpoint_text
 from samplicator.config.model import Config, Loaded, Path, Receiver
 from samplicator.errors import ConfigError, Problem
+from samplicator.loops import LOCAL, Delivery, loops_into
 from samplicator.plan import (
     Capabilities,
     HostAddress,
@@ -89,17 +90,23 @@ def source_names_of(loaded: Loaded) -> dict[NameKey, Path]:
     }
 
 
-def compile(loaded: Loaded, resolved: Resolved, capabilities: Capabilities) -> PlanSpec:
+def compile(
+    loaded: Loaded, resolved: Resolved, capabilities: Capabilities, *, judge_addresses: bool = True
+) -> PlanSpec:
     """The plan of a configuration. Raises ConfigError with every problem: missing rights, loops. What this host lacks
     now and may have later (an address of a name, an interface, an own address) is no problem: it is in the specs, and
     in the warnings.
+
+    judge_addresses: whether a receiver at an address that this host has now is one. A daemon has the plan without: such
+    an address comes and goes (VRRP, anycast), and the supervisor follows it (supervisor/guard.py).
     """
-    return _Compiler(loaded, resolved, capabilities).run()
+    return _Compiler(loaded, resolved, capabilities, judge_addresses).run()
 
 
 class _Compiler:
-    def __init__(self, loaded: Loaded, resolved: Resolved, capabilities: Capabilities) -> None:
+    def __init__(self, loaded: Loaded, resolved: Resolved, capabilities: Capabilities, judge_addresses: bool) -> None:
         self.loaded = loaded
+        self.judge_addresses = judge_addresses
         self.config = loaded.config
         self.resolved = resolved
         self.capabilities = capabilities
@@ -459,23 +466,20 @@ class _Compiler:
         ports: dict[int, list[SocketSpec]],
     ) -> None:
         """A receiver that is one of our listeners would send us our own copies, for ever."""
-        sockets = [s for s in ports.get(port, []) if s.interface in ("", "lo")]
-        if not sockets:
-            return
-        text = address_text(address.address)
-        if text in {group for socket in sockets for group in socket.groups}:
-            hit: SocketSpec | None = next(s for s in sockets if text in s.groups)
-        elif not self.capabilities.is_local(address.address):
-            return
-        else:
-            hit = next((s for s in sockets if _takes(s, address)), None)
+        source = receiver.own_source[1] if receiver.own_source is not None else b""
+        hit = loops_into(ports.get(port, []), address.address, port, source, self.deliver)
         if hit is not None:
+            text = address_text(address.address)
             listener = self.config.listener[hit.listener].name
             self.problem(
                 (*path, "to"),
                 f"receiver {receiver.name!r} at {endpoint_text(text, port)} is this host's own listener {listener!r} "
                 f"({endpoint_text(hit.address, hit.port)}): every datagram would come back for ever",
             )
+
+    def deliver(self, address: bytes) -> Delivery:
+        local = self.judge_addresses and self.capabilities.is_local(address)
+        return Delivery(LOCAL) if local else Delivery()
 
     # ------------------------------------------------------------------ workers
 
@@ -517,10 +521,3 @@ def _mostly_raw(receiver: Receiver) -> str:
 def parse_ip_bytes(text: str) -> bytes:
     """4 or 16 bytes of an address text, scope ignored."""
     return ipaddress.ip_address(text.partition("%")[0]).packed
-
-
-def _takes(socket: SocketSpec, address: ResolvedAddress) -> bool:
-    bound = parse_ip_bytes(socket.address)
-    if any(bound):
-        return bound == address.address
-    return socket.family == address.family or (socket.family == 6 and not socket.v6only)

@@ -42,9 +42,9 @@ class ReceiverReading:
     """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text. source: "own" | "spoof". up: reachable as
     far as known. gave_up: what the kernel refused it lately: segment | transparent | packet. link: of engine packet,
     the next hop, or why copies leave by the raw socket now, for people; else "". mtu: bytes of a packet at most: what
-    is longer leaves in fragments, mtu_why: for people. state: "up" | "refusing" | "unreachable", state_why: for people,
-    "" when up. standby_for: its primary, "" = none; waiting: it gets no copies now, the primary being up; takeovers:
-    times it began to get them.
+    is longer leaves in fragments, mtu_why: for people. state: "up" | "refusing" | "unreachable" |
+    "looping", state_why: for people, "" when up. standby_for: its primary, "" = none; waiting: it gets no copies now,
+    the primary being up; takeovers: times it began to get them.
     """
 
     name: str

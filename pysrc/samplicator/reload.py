@@ -260,7 +260,7 @@ class Reloader:
         self._apply(loaded, self._compile(loaded, self._resolver.resolve(loaded, START_SECONDS)))
 
     def _compile(self, loaded: Loaded, resolved: Resolved) -> PlanSpec:
-        return planner.compile(loaded, resolved, self._capabilities())
+        return planner.compile(loaded, resolved, self._capabilities(), judge_addresses=False)
 
     def _apply(self, loaded: Loaded, spec: PlanSpec) -> None:
         """What runs in the end is what is remembered, also when a worker hangs after the plan was published."""

@@ -408,6 +408,7 @@ class Service:
             while True:
                 self._follow_again = False
                 begun = time.monotonic()
+                await asyncio.to_thread(self._supervisor.follow_host)
                 await self._reloader.follow("this host has changed")
                 if self._missing is not None:
                     self._missing.now()

@@ -53,6 +53,7 @@ PACKET_SEND_BUFFER: Final = 16 << 20
 CAP_NET_ADMIN: Final = 12
 
 SO_ATTACH_FILTER: Final = 26
+SO_DETACH_FILTER: Final = 27
 
 TX_RECEIVE_BUFFER: Final = 65536
 """Room for ICMP reports in the error queue of a way out. Datagrams never get in, see _refuse_all."""
@@ -132,13 +133,14 @@ def open_listener(
     tos: bool,
     beside: Sequence[socket.socket] = (),
     join: bool = True,
+    program: bytes = b"",
 ) -> socket.socket:
     """Opens and binds a listener socket.
 
     beside: our other sockets on this port. With none the port is taken without SO_REUSEPORT, so that another process
     that has it is found out (EADDRINUSE) instead of silently sharing the traffic; with some, SO_REUSEPORT is set on
     all of them. join: only one of the sockets of a listener joins multicast groups, because the kernel copies
-    multicast to every member socket.
+    multicast to every member socket. program: its filter (groupcast.Casts), b"" = none.
     """
     sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
@@ -158,6 +160,8 @@ def open_listener(
         sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
         if spec.family == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+        if program:
+            set_filter(sock, program)
         address, scope_id = _scoped(spec.address)
         sock.bind((address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id))
         if join:
@@ -228,6 +232,18 @@ def why_not_listening(spec: SocketSpec, error: OSError) -> str:
     if number == errno.ENOBUFS and spec.groups:
         return "too many multicast groups; raise the sysctl net.ipv4.igmp_max_memberships"
     return error.strerror or str(error)
+
+
+def set_filter(sock: socket.socket, program: bytes) -> None:
+    """Attaches a filter (struct sock_filter array) in the place of the one there is; b"" = none. Raises OSError."""
+    if not program:
+        with contextlib.suppress(FileNotFoundError):  # there was none
+            sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        return
+    buffer = ctypes.create_string_buffer(program, len(program))
+    sock.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    )
 
 
 def _join(sock: socket.socket, group: str, index: int) -> None:

@@ -26,6 +26,7 @@ SEND: Final = {
     "dropped_refused": "its port is closed",
     "dropped_permission": "not permitted (firewall?)",
     "dropped_other": "other errors",
+    "dropped_loop": "it is a loop: they would come back",
 }
 RECEIVE: Final = {
     "truncated": "longer than max_datagram",

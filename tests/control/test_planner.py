@@ -80,6 +80,10 @@ def test_without_net_raw_unspoofed_copies_need_nothing(load: Load) -> None:
         ("[::]:2055", "192.0.2.7:2055", ("192.0.2.7",)),
         ("[::]:2055", "[2001:db8::7]:2055", ("2001:db8::7",)),
         ("0.0.0.0:2050-2060", "127.0.0.1:2055", ()),
+        ("0.0.0.0:2055", "255.255.255.255:2055", ()),
+        ("[::]:2055", "255.255.255.255:2055", ()),
+        ("0.0.0.0:2055", "127.255.255.255:2055", ()),
+        ("192.0.2.7:2055", "[::ffff:192.0.2.7]:2055", ("192.0.2.7", "::ffff:192.0.2.7")),
     ],
 )
 def test_loop_is_found(load: Load, listen: str, to: str, local: tuple[str, ...]) -> None:
@@ -107,6 +111,36 @@ def test_what_is_no_loop(load: Load, listen: str, to: str) -> None:
 def test_loop_through_a_multicast_group(load: Load) -> None:
     text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\nmulticast = ["239.1.1.1"]\n'
     assert len(problems(load, text + receiver(to="239.1.1.1:2055") + RULE)) == 1
+
+
+@pytest.mark.parametrize(
+    ("listen", "extra", "to", "found"),
+    [
+        ("0.0.0.0:2055", 'interface = "eth1"\nmulticast = ["239.1.1.1"]', "239.1.1.1:2055", 1),
+        ("239.1.1.1:2055", 'interface = "eth1"\nmulticast = ["239.1.1.1"]', "239.1.1.1:2055", 1),
+        ("[::]:2055", 'interface = "eth1"\nmulticast = ["ff15:0::0001"]', "[ff15::1]:2055", 1),
+        ("0.0.0.0:2055", 'interface = "eth1"', "255.255.255.255:2055", 1),
+        ("0.0.0.0:2055", 'multicast = ["239.1.1.1"]', "239.1.1.2:2055", 0),
+        ("0.0.0.0:2055", 'multicast = ["239.1.1.1"]', "239.1.1.1:2056", 0),
+        ("0.0.0.0:2055", "", "239.1.1.1:2055", 0),
+        ("192.0.2.9:2055", "", "255.255.255.255:2055", 0),
+        ("0.0.0.0:2055", 'interface = "eth1"', "127.0.0.1:2055", 0),
+    ],
+)
+def test_loop_through_groups_and_broadcast(load: Load, listen: str, extra: str, to: str, found: int) -> None:
+    """Bytes are compared, and an interface that the listener has does not hide a group."""
+    text = f'[[listener]]\nname = "in"\nlisten = ["{listen}"]\n{extra}\n' + receiver(to=to) + RULE
+    if found:
+        assert len(problems(load, text)) == found
+    else:
+        plan(load, text)
+
+
+def test_a_daemon_follows_addresses_that_a_check_refuses(load: Load) -> None:
+    loaded = load('[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n' + receiver(to="192.0.2.7:2055") + RULE)
+    compile(loaded, {}, host("192.0.2.7"), judge_addresses=False)
+    with pytest.raises(ConfigError):
+        compile(loaded, {}, host("192.0.2.7"))
 
 
 def test_every_problem_at_once(load: Load) -> None:

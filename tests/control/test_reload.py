@@ -218,11 +218,11 @@ def test_replan_takes_new_addresses_and_reads_no_file(load: Load) -> None:
 
 def test_two_hundred_reloads_are_quick(load: Load) -> None:
     async def story(bench: Bench) -> None:
-        start = time.monotonic()
+        start = time.process_time()  # of this process alone: others on the machine do not count
         for number in range(200):
             bench.source = lambda n=number: load(TEXT.format(name=f"r{n}", to="192.0.2.1:1"))  # type: ignore[misc]
             assert (await bench.reloader.reload("loop")).ok
-        assert time.monotonic() - start < 10
+        assert time.process_time() - start < 10
         assert bench.reloader.reloads_total == 200
 
     drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)

@@ -94,7 +94,7 @@ def test_protocols_are_the_same_words_everywhere() -> None:
 
 
 def test_states_are_the_same_words_everywhere() -> None:
-    assert STATES == (probes.UP, probes.REFUSING, probes.UNREACHABLE)
+    assert STATES == (probes.UP, probes.REFUSING, probes.UNREACHABLE, probes.LOOPING)
 
 
 def test_catalogue_keeps_to_the_rules() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from lab import Lab, Metrics, Relay
+from pace import Pace
 from process import Process, wait_for
 
 RATE = 20_000
@@ -53,14 +54,16 @@ class Thinned:
         return self.places
 
 
-def start_load(lab: Lab, port: int = 2055, seconds: int = 100, rate: int = RATE, label: str = "loadgen") -> Process:
+def start_load(lab: Lab, port: int = 2055, seconds: int = 250, rate: int = RATE, label: str = "loadgen") -> Process:
     return lab.load(
         "--to", f"{lab.relay4()}:{port}", "--source-base", "198.18.64.0", "--exporters", EXPORTERS,
-        "--source-port", 50_000, "--seconds", seconds, "--rate", rate, "--size", "64-400", "--run", 1, label=label,
+        "--source-port", 50_000, "--seconds", seconds, "--rate", rate, "--size", "64-400", "--run", 1, "--catch-up-ms", 50, label=label,
     )  # fmt: skip
 
 
-def stop_load(load: Process) -> int:
+def stop_load(load: Process, pace: Pace | None = None) -> int:
+    if pace is not None:
+        pace.end()
     load.send_signal(signal.SIGINT)
     return load.result(20)["sent"]
 
@@ -122,11 +125,12 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
         lab.collector_socket(2, port)
     thinned = Thinned(lab.collector_socket(1, 9003))
     sinks = [
-        lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=3000, max_seconds=150, label="sink-plain"),
-        lab.sink(2, f"{lab.peer4(2)}:9002", idle_ms=3000, max_seconds=150, label="sink-spoofed"),
+        lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=5000, max_seconds=280, label="sink-plain"),
+        lab.sink(2, f"{lab.peer4(2)}:9002", idle_ms=5000, max_seconds=280, label="sink-spoofed"),
     ]
     relay = lab.samplicator(good(lab, 1))
     load = start_load(lab)
+    pace = Pace(load, [relay, *sinks])
     wait_for(lambda: relay.metrics().total("receive_datagrams_total"), "the load")
     last = 0
     for turn in range(2, 202):
@@ -141,7 +145,7 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
         now = metrics.value("send_datagrams_total", receiver="plain")
         assert now >= last, "the counter of a receiver that stays went back"
         last = now
-    sent = stop_load(load)
+    sent = stop_load(load, pace)
     metrics = relay.check_laws()
     assert metrics.value("config_reloads_total") >= 200
     assert metrics.value("config_reload_failures_total") >= 10
@@ -159,9 +163,10 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
 @pytest.mark.slow
 def test_a_storm_of_hangups_ends_with_the_last_file(lab: Lab) -> None:
     """500 signals without a pause, the file changing all the time: nothing lost, and what the file says last runs."""
-    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=3000, max_seconds=60)
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=5000, max_seconds=280)
     relay = lab.samplicator(good(lab, 1))
     load = start_load(lab)
+    pace = Pace(load, [relay, sink])
     wait_for(lambda: relay.metrics().total("receive_datagrams_total"), "the load")
     for number in range(500):
         if number % 7 == 0:
@@ -169,7 +174,7 @@ def test_a_storm_of_hangups_ends_with_the_last_file(lab: Lab) -> None:
         relay.send_signal(signal.SIGHUP)
     metrics = relay.hangup(good(lab, 4))
     assert len(metrics.names("receiver", "send_offered_datagrams_total")) == 3 + 4
-    sent = stop_load(load)
+    sent = stop_load(load, pace)
     assert relay.check_laws().value("send_datagrams_total", receiver="plain") == sent
     got = sink.result(40)
     assert (got["received"], got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (sent, 0, 0, 0, 0)
@@ -186,13 +191,14 @@ EXTRA = '[[listener]]\nname = "extra"\nlisten = ["0.0.0.0:2056", "[::]:2057"]\n'
 @pytest.mark.slow
 def test_workers_listeners_and_buffers_change_under_load(lab: Lab) -> None:
     sinks = [
-        lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=3000, max_seconds=100, label="sink-plain"),
-        lab.sink(2, f"{lab.peer4(2)}:9002", idle_ms=3000, max_seconds=100, label="sink-spoofed"),
+        lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=5000, max_seconds=280, label="sink-plain"),
+        lab.sink(2, f"{lab.peer4(2)}:9002", idle_ms=5000, max_seconds=280, label="sink-spoofed"),
     ]
     text = staying(lab).replace("freq = 7", "freq = 1")
     lab.collector_socket(1, 9003)
     relay = lab.samplicator(with_datapath(lab, text, workers=1))
     load = start_load(lab)
+    pace = Pace(load, [relay, *sinks])
     wait_for(lambda: relay.metrics().total("receive_datagrams_total"), "the load")
     turns = [
         (2, ""),
@@ -214,7 +220,7 @@ def test_workers_listeners_and_buffers_change_under_load(lab: Lab) -> None:
         assert metrics.names("listener", "receive_datagrams_total") == ({"in", "extra"} if extra else {"in"})
         if extra:
             probe_extra(lab, relay)
-    sent = stop_load(load)
+    sent = stop_load(load, pace)
     metrics = relay.check_laws()
     assert metrics.value("receive_kernel_drops_total", listener="in") == 0
     assert metrics.value("receive_datagrams_total", listener="in") == sent

@@ -23,10 +23,11 @@ from samplicator.readings import ListenerReading, add_up
 class Intake:
     """One bound socket of a listener, its counters, and the worker that reads it (owner, None = nobody yet)."""
 
-    __slots__ = ("_drops_read", "counters", "drops", "granted", "owner", "requested", "rx", "sock", "spec")
+    __slots__ = ("_drops_read", "counters", "drops", "granted", "owner", "program", "requested", "rx", "sock", "spec")
 
-    def __init__(self, sock: socket.socket, spec: SocketSpec, slot: int, requested: int) -> None:
+    def __init__(self, sock: socket.socket, spec: SocketSpec, slot: int, requested: int, program: bytes = b"") -> None:
         self.sock = sock
+        self.program = program
         self.spec = spec
         self.requested = requested
         self.counters = RxCounters()
@@ -41,6 +42,12 @@ class Intake:
         self.requested = receive_buffer
         with contextlib.suppress(OSError):
             self.granted = sockets.set_receive_buffer(self.sock, receive_buffer)
+
+    def filter(self, program: bytes) -> None:
+        """From now on it takes what the program (groupcast.Casts) lets in. Raises OSError."""
+        if program != self.program:
+            sockets.set_filter(self.sock, program)
+            self.program = program
 
     def memory(self) -> sockets.MemInfo:
         """SO_MEMINFO now; adds what the kernel dropped since the last call to `drops`. One caller at a time."""

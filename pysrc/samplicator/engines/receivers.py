@@ -18,7 +18,7 @@ from samplicator._fastpath import TxCounters
 from samplicator.engines.account import Account
 from samplicator.engines.ways import Path, Way
 from samplicator.plan import ReceiverSpec
-from samplicator.probes import MAKERS, REFUSING, UNREACHABLE, UP
+from samplicator.probes import LOOPING, MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
 from samplicator.readings import ReceiverReading, add_up, wall_ns
 
@@ -44,6 +44,12 @@ NO_ROUTE: Final = "no route to it"
 PROBE_UNRESOLVED: Final = "name of its probe does not resolve"
 NO_ANSWER: Final = "its host, or the next hop, does not answer"
 COPIES_REFUSED: Final = "copies to it are refused"
+COMES_BACK: Final = (
+    "its copies come back to us, through another relay or a redirection: whatever sends them back must not"
+)
+ECHO_FIRST_SECONDS: Final = 10.0
+ECHO_MOST_SECONDS: Final = 320.0
+"""A receiver whose copies came back is tried again after so long; each time twice as long, up to so long."""
 COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
 _FAILED: Final = tuple(_fastpath.TX_FIELDS.index(f"dropped_{reason}") for reason in ("no_route", "no_neighbor"))
 _REFUSED: Final = _fastpath.TX_FIELDS.index("dropped_refused")
@@ -53,11 +59,12 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 
 @dataclass(slots=True)
 class Standing:
-    """What is known of a receiver, from reload to reload. state: up | refusing | unreachable, why: for people, since:
-    when that began. waiting: a standby that gets no copies. down: pools do without it. takeovers: times it took over.
-    account: what its next hop lost. told: that it is down is in the log. came: when it came back last; hold: how long
-    copies must not fail after it failed again soon; measured: when copies were counted last, and how many there were.
-    Times are of the monotonic clock.
+    """What is known of a receiver, from reload to reload. state: up | refusing | unreachable | looping, why: for
+    people, since: when that began. own: why it is this host itself, "" = it is not. echo_until: until then nothing is sent,
+    its copies having come back; echo_seconds: how long it was stopped for. waiting: a standby that gets no copies.
+    down: pools do without it. takeovers: times it took over. account: what its next hop lost. told: that it is down is
+    in the log. came: when it came back last; hold: how long copies must not fail after it failed again soon; measured:
+    when copies were counted last, and how many there were. Times are of the monotonic clock.
     """
 
     state: str = UP
@@ -79,6 +86,10 @@ class Standing:
     measured: tuple[float, int] = (0.0, 0)
     accounted_until: float = 0.0
     account: Account = field(default_factory=Account)
+    own: str = ""
+    echo_until: float = 0.0
+    echo_seconds: float = 0.0
+    echo_tried: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -173,6 +184,32 @@ class ReceiverState:
             for tx in (way.tx, way.fallback):
                 if tx is not None and tx.accounted != (now < standing.accounted_until):
                     tx.accounted = not tx.accounted
+    def set_own(self, why: str) -> None:
+        """Told by the guard: why its copies would come back to a listener of ours, "" = they would not. To be called
+        before a plan that names a new way is published.
+        """
+        self.standing.own = why
+        self._tell_looped()
+
+    def _tell_looped(self) -> None:
+        looped = bool(self.standing.own) or self.standing.echo_until > 0
+        for way in list(self.ways):
+            way.set_looped(looped)
+
+    def _echoes(self, now: float) -> None:
+        """Stops it on all workers when one has found that its copies come back, and tries it again later."""
+        standing = self.standing
+        if standing.echo_until:
+            if now >= standing.echo_until:
+                standing.echo_until = 0.0
+                standing.echo_tried = now
+                self._tell_looped()
+        elif not standing.own and any(way.looped for way in list(self.ways)):
+            again = now - standing.echo_tried < 2 * standing.echo_seconds
+            longer = min(2 * standing.echo_seconds, ECHO_MOST_SECONDS)
+            standing.echo_seconds = longer if again and longer else ECHO_FIRST_SECONDS
+            standing.echo_until = now + standing.echo_seconds
+            self._tell_looped()
 
     def set_waiting(self, waiting: bool) -> None:
         """A standby gets no copies (True), or all templates and then copies; wake the workers."""
@@ -211,6 +248,7 @@ class ReceiverState:
     def look(self, now: float) -> bool:
         """Several times a second: True when its state has changed."""
         self._copies(now)
+        self._echoes(now)
         if not self.spec.missing:
             self.path.look(now, self.ways)
             if not self.probe_unresolved:
@@ -281,6 +319,10 @@ class ReceiverState:
             return UNREACHABLE, self.spec.missing
         if self.probe_unresolved:  # nothing is known of it; a standby or a pool had better not count on it
             return UNREACHABLE, PROBE_UNRESOLVED
+        if standing.own:
+            return LOOPING, standing.own
+        if standing.echo_until:
+            return LOOPING, f"{COMES_BACK}; tried again after {standing.echo_seconds:.0f} s"
         if not self.path.routed:
             return UNREACHABLE, NO_ROUTE
         if standing.unresolved:

@@ -76,6 +76,17 @@ class Way:
             self.waits = waiting
             self.tx.standby(waiting)
 
+    @property
+    def looped(self) -> bool:
+        """Whether none of its copies is sent: we said so, or the worker has found that they come back."""
+        return self.tx.looped or (self.fallback is not None and self.fallback.looped)
+
+    def set_looped(self, looped: bool) -> None:
+        """Whether its copies come back: none is sent then, they are counted as `loop`."""
+        for tx in (self.tx, self.fallback):
+            if tx is not None and tx.looped != looped:
+                tx.looped = looped
+
     def set_mtu(self, mtu: int) -> None:
         self.tx.mtu = mtu
         if self.fallback is not None:

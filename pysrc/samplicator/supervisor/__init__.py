@@ -31,7 +31,7 @@ from samplicator.plan import PlanSpec, ReceiverSpec, SocketSpec
 from samplicator.reach import Host
 from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched
 from samplicator.routing import widened
-from samplicator.supervisor import aliases
+from samplicator.supervisor import aliases, guard
 from samplicator.supervisor.build import Build, BuildError, Running
 from samplicator.supervisor.flows import address_text
 from samplicator.supervisor.standings import Standings
@@ -123,6 +123,7 @@ class Supervisor:
         build.keep_fields(adopted=False)
         build.mark_flow()
         build.share_ports()
+        guard.judge_receivers(spec, build.receivers)
         self._standings.arrange(build.receivers, spec)
         joined = [state for state in build.joined() if not state.standing.waiting] if self._running.workers else []
         for state in joined:
@@ -211,12 +212,15 @@ class Supervisor:
                     listener.rings[interface] = part.group
                 if listener.leaving:
                     self._debris.append(partial(self._close_leaving, listener))
+            gone_listeners = []
             for name in self._running.listeners.keys() - build.listeners.keys():
                 gone = self._running.listeners[name]
+                gone_listeners.append(gone)
                 gone.leaving += gone.open()
                 gone.intakes = {}
                 gone.rings = {}
                 self._debris.append(partial(self._close_leaving, gone))
+            guard.share_casts(build.casts, [*build.listeners.values(), *gone_listeners])
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
             hosts: dict[tuple[bytes, int], Host] = {}
@@ -492,6 +496,15 @@ class Supervisor:
             if self._plan is not None and self.spec is not None:
                 self._standings.mark_templates(self._plan, self.spec)
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
+
+    def follow_host(self) -> None:
+        """Addresses or interfaces of this host have changed, or may have: who is this host itself now, and who takes
+        broadcasts.
+        """
+        with self._lock:
+            if self.spec is not None:
+                guard.follow_host(self.spec, self._running.receivers, self._running.listeners.values())
+        self.look()
 
     def look(self) -> None:
         """Several times a second: the state of the receivers and what follows from it. Does nothing while a plan

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -19,6 +20,7 @@ from typing import Any, Final
 from samplicator import ring, sockets
 from samplicator._fastpath import Aliases, Plan, TxCounters, Worker
 from samplicator.config.address import endpoint_text
+from samplicator.delivery import Host
 from samplicator.engines import (
     FastRules,
     Intake,
@@ -35,6 +37,7 @@ from samplicator.engines import (
     socket_key,
 )
 from samplicator.engines.receivers import NO_ROUTE
+from samplicator.groupcast import Casts
 from samplicator.ingress import Ingress
 from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
 from samplicator.probes import UNREACHABLE
@@ -44,6 +47,8 @@ from samplicator.supervisor.flows import Flows
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
 WITHHOLD_SECONDS: Final = 2.0
+log = logging.getLogger(__name__)
+
 SPARE_DESCRIPTORS: Final = 64
 """Descriptors kept free for HTTP, files, name look-ups and probes."""
 
@@ -108,6 +113,7 @@ class Build:
         self.receivers: dict[str, ReceiverState] = {}
         self.workers: list[WorkerThread] = []
         self.owners: dict[Intake | RingIntake, int] = {}
+        self.casts = casts_of(spec)
         new = itertools.count(running.pools_made + 1)
         self.pool_ids = {pool.name: running.pool_ids.get(pool.name) or next(new) for pool in spec.pools}
         self._running = running
@@ -331,7 +337,11 @@ class Build:
         size = self.spec.receive_buffer
         while len(group) < self.spec.workers:
             try:
-                sock = self._listen(key, receive_buffer=size, beside=beside, join=not group, **self._keep)
+                # until the plan runs, all but the first on a port leave broadcast and multicast to the others
+                program = self.casts.nothing if beside else b""
+                sock = self._listen(
+                    key, receive_buffer=size, beside=beside, join=not group, program=program, **self._keep
+                )
             except OSError as error:
                 if not group and self._tolerates(listener, key, state, error):
                     self.missing[listener.name][key] = sockets.why_not_listening(key, error)
@@ -342,7 +352,7 @@ class Build:
                 text = f"listener {listener.name!r} cannot listen at {where}: {sockets.why_not_listening(key, error)}"
                 raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
             try:
-                intake = Intake(sock, key, state.slot, size)
+                intake = Intake(sock, key, state.slot, size, program)
             except BaseException:
                 sock.close()
                 raise
@@ -518,9 +528,23 @@ def withhold_port(workers: Sequence[WorkerThread], port: int) -> None:
     deadline = time.monotonic() + WITHHOLD_SECONDS
     while time.monotonic() < deadline and not all(w.failed or w.worker.let_go for w in workers):
         time.sleep(0.0005)
+
+
 def place_of(key: SocketSpec) -> SocketSpec:
     """The socket as it is configured, whatever index its interface has now."""
     return replace(key, listener=0, index=0, joins=())
+
+
+def casts_of(spec: PlanSpec) -> Casts:
+    """What the sockets of a plan leave to each other, by the host's addresses and interfaces now."""
+    broadcasts: frozenset[bytes] = frozenset()
+    try:
+        with Host() as host:
+            broadcasts = host.broadcasts()
+    except OSError as error:
+        log.warning("the host's broadcast addresses cannot be read: %s", error)
+    found = [socket_key(socket) for listener in spec.listeners for socket in listener.sockets]
+    return Casts(found, broadcasts, sockets.interface_index)
 
 
 def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:

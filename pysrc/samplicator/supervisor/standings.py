@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from samplicator.engines import ReceiverState, ids
+from samplicator.probes import LOOPING
 from samplicator.readings import MemberReading, PoolReading
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Standings:
             state.set_down(state.spec.needed)
             pools = [f"pool {pool!r} does without it" for pool in self._pools.get(name, ()) if state.spec.needed]
             words = "; ".join([f"receiver {name!r} is {standing.state}: {standing.why}", *pools])
-            log.warning("%s", words)
+            log.log(logging.ERROR if standing.state == LOOPING else logging.WARNING, "%s", words)
             standing.told = True
         for standby, primary in self._standbys:
             if primary.up and not standby.standing.waiting:
