@@ -46,6 +46,7 @@ cdef enum:
 ctypedef struct echo_mark_t:
     u64 key                        # hash of the payload, 0 = never used
     u64 since_ns
+    u64 batch_ns                   # of the batch in which it came last
     u32 returns
     u32 first                      # hash of the address it came from first
 
@@ -139,10 +140,13 @@ cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const u8 *address) 
         age = <long long>(e.now_ns - mark.since_ns)
         if age > (ECHO_SHORT_NS if key & 0x300 else ECHO_LONG_NS):
             mark.key = key
-            mark.since_ns = e.now_ns
+            mark.since_ns = mark.batch_ns = e.now_ns
             mark.returns = 0
             mark.first = match_hash(address)
         return False
+    if mark.batch_ns == e.now_ns and mark.returns < ECHO_RETURNS:
+        return False               # none of a batch is an echo of another one in it
+    mark.batch_ns = e.now_ns
     mark.returns += 1
     return mark.returns >= ECHO_RETURNS
 

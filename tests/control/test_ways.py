@@ -39,6 +39,7 @@ class Refusing:
         self.gave_up = bits
         self.tx = SimpleNamespace(refusing=False, down=False, unresolved=False)
         self.fallback = None
+        self.looped = False
         self.links: list[Link | None] = []
 
     def set_link(self, link: Link | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath, sockets
 from samplicator._fastpath import Tx, TxCounters
-from samplicator.pathmtu import path_mtu
+from samplicator.pathmtu import PathMtu, path_mtu
 from samplicator.plan import ProbeSpec, ReceiverSpec
 
 if TYPE_CHECKING:
@@ -123,6 +123,9 @@ class Path:
         self.routed = False
         self.reservation: socket.socket | None = None
         self.source = spec.source
+        self.mtu_why = ""
+        self._route_mtu = DEFAULT_MTU
+        self._beyond: PathMtu | None = None
         if spec.missing:
             return
         probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
