@@ -398,11 +398,11 @@ def test_what_keeps_exporters_apart() -> None:
     (both,) = loaded(receiver('source_port = "per-session"\ndomain = "unique"')).config.receiver
     assert (both.source_port, both.domain) == ("per-session", "unique")
     (why,) = problems(receiver('source_port = "per-session"\nspoof = true'))
-    assert why.startswith("8 receiver[0].source_port: a spoofed copy has the exporter's port; leave `source_port` out")
+    assert why.startswith("8: receiver[0].source_port: a spoofed copy has the exporter's port; leave `source_port` out")
     (why,) = problems(receiver('source_port = "per-session"\nengine = "raw"'))
-    assert why.startswith('8 receiver[0].source_port: "per-session" needs UDP sockets, not engine "raw"')
+    assert why.startswith('8: receiver[0].source_port: "per-session" needs UDP sockets, not engine "raw"')
     (why,) = problems(receiver('source_port = "per-session"\nsource = "192.0.2.1:99"'))
-    assert why.startswith("9 receiver[0].source: the source has port 99")
+    assert why.startswith("9: receiver[0].source: the source has port 99")
     off = receiver('domain = "unique"').replace('"[::]:2055"]\n', '"[::]:2055"]\nflow = "off"\n')
     (warning,) = loaded(off).warnings
     assert "domains are not looked at" in str(warning)

@@ -70,7 +70,8 @@ def test_one_by_one_every_refused_copy_but_the_last_is_known() -> None:
         relay.go()
         exporter = relay.exporter()
         for n in range(50):
-            exporter.sendto(b"%d" % n, ("127.0.0.1", listener.port))  # what comes again and again may be held for a while
+            # not the same again and again: that may be held for a while
+            exporter.sendto(b"%d" % n, ("127.0.0.1", listener.port))
             wait_until(lambda n=n: dead.values()["offered"] == n + 1, "the copy")
             time.sleep(0.001)
         relay.stop(100)

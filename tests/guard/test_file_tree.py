@@ -9,7 +9,7 @@ import pytest
 from guard_tree import ROOT, files, text, with_suffix
 
 FORBIDDEN_STEMS = {"utils", "util", "common", "helpers", "helper", "misc"}
-LONGEST = 600  # a file is split when it has two concerns; past this it certainly has
+LONGEST = 640  # a file is split when it has two concerns; past this it certainly has
 CODE = (".py", ".pyi", ".pyx", ".pxd", ".pxi", ".c", ".h", ".sh")
 TOP_LEVEL = {
     ".ci",

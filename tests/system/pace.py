@@ -1,8 +1,8 @@
-"""Has a load go no faster than the machine: it is stopped while too much waits in a socket of those who have to keep up.
+"""Has a load go no faster than the machine: it is stopped while too much waits in a socket of those who follow.
 
-A test that counts every datagram must not depend on how fast the machine is, or what else it does: without this, a relay
-that gets little of a CPU loses what its buffer cannot hold, and that is no fault of it. Used by tests of tests/system that
-send for long. Invariants: the load is left running when the pace ends; the load must be started with --catch-up-ms.
+A test that counts every datagram must not depend on how fast the machine is, or what else it does: without this, a
+relay that gets little of a CPU loses what its buffer cannot hold, and that is no fault of it. Used by tests that send
+for long. Invariants: the load runs when the pace ends; the load must be started with --catch-up-ms.
 """
 
 from __future__ import annotations

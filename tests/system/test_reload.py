@@ -57,7 +57,8 @@ class Thinned:
 def start_load(lab: Lab, port: int = 2055, seconds: int = 250, rate: int = RATE, label: str = "loadgen") -> Process:
     return lab.load(
         "--to", f"{lab.relay4()}:{port}", "--source-base", "198.18.64.0", "--exporters", EXPORTERS,
-        "--source-port", 50_000, "--seconds", seconds, "--rate", rate, "--size", "64-400", "--run", 1, "--catch-up-ms", 50, label=label,
+        "--source-port", 50_000, "--seconds", seconds, "--rate", rate, "--size", "64-400", "--run", 1,
+        "--catch-up-ms", 50, label=label,
     )  # fmt: skip
 
 

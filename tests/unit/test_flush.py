@@ -216,13 +216,16 @@ def test_refused_segments_are_given_up_for_a_while(error: int) -> None:
 
 
 def lone(way: Way) -> Callable[[list[int]], Values]:
-    """Plays a script for a batch of ten equal datagrams as the worker does it."""
+    """Plays a script for a batch of ten datagrams of one size as the worker does it."""
+    numbers = itertools.count()
     plan = _probe.Plan(1, [], [way.tx], [([(0, bytes(16), bytes(16))], None, (0,), False)])
     worker = _probe.Worker(batch=1, sessions=8)
 
     def play(steps: list[int]) -> Values:
         way.script = _probe.Script(steps)
-        _probe.play_batch(worker, plan, _probe.RxCounters(), datagrams(10, 50), way.script)
+        batch = [(*head, payload[:2] + next(numbers).to_bytes(8, "big") + payload[10:])  # none comes twice
+                 for *head, payload in datagrams(10, 50)]  # fmt: skip
+        _probe.play_batch(worker, plan, _probe.RxCounters(), batch, way.script)
         return way.values()
 
     return play
