@@ -61,7 +61,7 @@ NOTHING_SENT: Final = (0,) * len(_fastpath.TX_FIELDS)
 class Standing:
     """What is known of a receiver, from reload to reload. state: up | refusing | unreachable | looping, why: for
     people, since: when that began. own: why it is this host itself, "" = it is not. echo_until: until then nothing is
-    sent, its copies having come back; echo_seconds: how long it was stopped for. waiting: a standby that gets no copies.
+    sent, its copies having come back; echo_seconds: how long it was stopped. waiting: a standby that gets no copies.
     down: pools do without it. takeovers: times it took over. account: what its next hop lost. told: that it is down is
     in the log. came: when it came back last; hold: how long copies must not fail after it failed again soon; measured:
     when copies were counted last, and how many there were. Times are of the monotonic clock.
