@@ -184,6 +184,7 @@ class ReceiverState:
             for tx in (way.tx, way.fallback):
                 if tx is not None and tx.accounted != (now < standing.accounted_until):
                     tx.accounted = not tx.accounted
+
     def set_own(self, why: str) -> None:
         """Told by the guard: why its copies would come back to a listener of ours, "" = they would not. To be called
         before a plan that names a new way is published.

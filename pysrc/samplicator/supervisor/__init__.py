@@ -33,7 +33,6 @@ from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readin
 from samplicator.routing import widened
 from samplicator.supervisor import aliases, guard
 from samplicator.supervisor.build import Build, BuildError, Running
-from samplicator.supervisor.flows import address_text
 from samplicator.supervisor.standings import Standings
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
@@ -62,7 +61,6 @@ REGAINED: Final = {
     "transparent": "copies leave by sockets for exporters' ports again",
     "packet": "copies leave as frames again",
 }
-_HEARTBEAT: Final = _fastpath.WORKER_FIELDS.index("heartbeat_ns")
 
 
 class WorkerStuck(RuntimeError):
@@ -441,14 +439,7 @@ class Supervisor:
         """Exporters that no rule of the plan matches, on listeners with flow, the busiest first. One that a rule with
         stop and without receivers matches is denied, not unmatched.
         """
-        plan, names = self._plan, self.listener_names()
-        found = []
-        for (address, slot), datagrams in self._running.flows.unmatched(limit).items():
-            if plan is not None and slot in names:
-                rules, _, denied = plan.route(address, slot)
-                if not rules and not denied:
-                    found.append(Unmatched(address_text(address), names[slot], datagrams))
-        return sorted(found, key=lambda item: -item.datagrams)
+        return self._running.flows.without_rule(self._plan, self.listener_names(), limit)
 
     def aliases(self, after: int, limit: int) -> tuple[list[AliasReading], int]:
         """A page of who has which alias of a domain: see aliases.rows."""
@@ -465,14 +456,7 @@ class Supervisor:
 
     def stuck(self, limit_seconds: float = HEARTBEAT_SECONDS) -> str:
         """Which worker has not shown a heartbeat for so long, and for how long; "" when all are well."""
-        now = time.monotonic_ns()
-        for worker in list(self._running.workers):
-            if worker.failed or not worker.thread.is_alive():
-                return f"worker {worker.index} has ended"
-            age = (now - max(worker.worker.read()[_HEARTBEAT], worker.started_ns)) / 1e9
-            if age > limit_seconds:
-                return f"worker {worker.index} has shown no heartbeat for {age:.0f} s"
-        return ""
+        return next((why for worker in list(self._running.workers) if (why := worker.stuck(limit_seconds))), "")
 
     def housekeeping(self) -> tuple[str, ...]:
         """Every few seconds: path MTU, receivers that had no route, what is up. Returns receivers whose own source

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from samplicator import _fastpath
-from samplicator._fastpath import Flow
-from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, add_up, wall_ns
+from samplicator._fastpath import Flow, Plan
+from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, Unmatched, add_up, wall_ns
 
 LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
@@ -145,6 +145,16 @@ class Flows:
             for address, listener, datagrams in flow.unmatched(limit, UNMATCHED_MS):
                 found[address, listener] = found.get((address, listener), 0) + datagrams
         return found
+
+    def without_rule(self, plan: Plan | None, names: Mapping[int, str], limit: int) -> list[Unmatched]:
+        """See Supervisor.unmatched. names: of the listeners, by slot."""
+        found = []
+        for (address, slot), datagrams in self.unmatched(limit).items():
+            if plan is not None and slot in names:
+                rules, _, denied = plan.route(address, slot)
+                if not rules and not denied:
+                    found.append(Unmatched(address_text(address), names[slot], datagrams))
+        return sorted(found, key=lambda item: -item.datagrams)
 
 
 def address_text(address: bytes) -> str:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Plan, Worker
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 TraceCallback = Callable[[bytes, int, int, int, tuple[int, ...]], None]
 """See _fastpath.Worker.trace."""
+_HEARTBEAT: Final = _fastpath.WORKER_FIELDS.index("heartbeat_ns")
 
 
 class WorkerThread:
@@ -72,6 +74,13 @@ class WorkerThread:
             counters=counters,
             generation=self.worker.generation,
         )
+
+    def stuck(self, limit_seconds: float) -> str:
+        """What is wrong with it: it has ended, or has shown no heartbeat for so long; "" = nothing."""
+        if self.failed or not self.thread.is_alive():
+            return f"worker {self.index} has ended"
+        age = (time.monotonic_ns() - max(self.worker.read()[_HEARTBEAT], self.started_ns)) / 1e9
+        return f"worker {self.index} has shown no heartbeat for {age:.0f} s" if age > limit_seconds else ""
 
     def end(self, drain_ms: int, timeout: float) -> bool:
         self.worker.stop(drain_ms)
