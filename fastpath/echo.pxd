@@ -1,13 +1,14 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """Echoes: whether copies come back to us through others (two relays that name each other, rings of relays, NAT), found at run time.
 
-A datagram that comes several times within a short while is suspected. Exporters repeat themselves, too: keepalives, equal lines of syslog,
-datagrams sampled twice. Nothing that can be read off the datagrams tells the two apart, and what a relay in between makes of addresses,
-ports and TTL is its affair. So the suspicion is put to the test, by delay only: nothing is lost, nothing foreign is sent. The worker holds
-back the copies of this one payload until it has not come for a while, whose length is drawn by lot; then it lets go those for one receiver
-and looks whether the payload comes again at once. Whoever does so ECHO_CYCLES times in a row, always after we let go and never before, is
-an echo of ours: copies for that receiver stop (tx_t.looped). An exporter that repeats itself by its own clock would have to guess all
-those lots: one in six each, less than one in a million in all.
+A datagram that comes again and again from one session, faster than exporters do (ECHO_RETURNS times at a mean of ECHO_FAST_NS), or that
+comes again from the address of a receiver, is suspected. Exporters repeat themselves, too, and captures are replayed. Nothing that can be
+read off the datagrams tells the two apart, and what a relay in between makes of ports and TTL is its affair. So the suspicion is put to the
+test, by delay only: nothing is lost, nothing foreign is sent. The worker holds back the copies of this one payload of this one session until
+it has not come for a while, whose length is drawn by lot; then it lets go those for one receiver and looks whether the payload comes again at
+once. Whoever does so ECHO_CYCLES times in a row, always after we let go and never before, is an echo of ours: copies for that receiver stop
+(tx_t.looped). An exporter that repeats itself by its own clock would have to guess all those lots: one in six each, less than one in a
+million in all.
 
 Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; nothing is held
 longer than it takes for an echo to be expected. Payloads that change on the way (renumbered for receivers that sample or refresh) are not
@@ -21,34 +22,32 @@ from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
     ECHO_MARKS = 256
-    ECHO_RETURNS = 3               # times a payload came again: it is suspected
+    ECHO_LOOKED = 3                # times a payload came again: it is looked at, and
+    ECHO_RETURNS = 24              # suspected, unless a receiver's address sends it: then at once
     ECHO_CYCLES = 8                # answers
     ECHO_MISSED = 2                # answers that one question without an answer takes back: copies get lost in a storm
     ECHO_SOURCES = 64              # exporters of one payload under test
     ECHO_HELD = 512                # (exporter, way) of it
     ECHO_COPIES = 4096             # of it held back at most
     ECHO_INNOCENTS = 64
-    ECHO_LATE = 16                 # slow ones are suspected when so many come in one second
     ECHO_IDLE = 0                  # echo_t.state
     ECHO_HOLD = 1                  # nothing leaves, until it has not come for a while
     ECHO_ASK = 2                   # copies for one receiver were let go
 
     ECHO_SHORT_NS = 100000000      # a mark gives way to another payload after so long
     ECHO_LONG_NS = 1000000000      # every fourth mark
-    ECHO_FAST_NS = 10000000        # comes again within so long: suspected at once
-    ECHO_SLOW_NS = 250000000       # within so long: with ECHO_LATE others
+    ECHO_FAST_NS = 2000000         # comes again within so long in the mean: suspected
+    ECHO_SLOW_NS = 250000000       # within so long from a receiver's address
     ECHO_WAIT_NS = 2000000         # for an answer, at least
     ECHO_REST_NS = 30000000        # after a test in vain, at least; each time twice as long, up to
     ECHO_REST_LEVELS = 11          # so many doublings: about a minute
     ECHO_LATE_NS = 20000000        # an answer so late makes the next test wait longer
-    ECHO_STORM = 64                # times it came during one hold, from a receiver's address: see echo_storms
 
 ctypedef struct echo_mark_t:
-    u64 key                        # hash of the payload, 0 = never used
+    u64 key                        # hash of payload and session, 0 = never used
     u64 since_ns
     u64 batch_ns                   # of the batch in which it came last
     u32 returns
-    u32 first                      # hash of the address it came from first
 
 ctypedef struct echo_innocent_t:   # tested in vain
     u64 key
@@ -70,13 +69,10 @@ ctypedef struct echo_t:
     echo_mark_t marks[ECHO_MARKS]
     echo_innocent_t innocents[ECHO_INNOCENTS]
     u64 patience_ns                # what an answer took that came too late, twice
-    u64 late_since_ns
-    u32 late
     u64 lot                        # state of the lots, xorshift
     # the test
     u32 state
     u64 key
-    u32 first
     u32 length
     u8 *payload                    # its bytes
     echo_source_t sources[ECHO_SOURCES]
@@ -104,10 +100,10 @@ cdef inline u64 echo_word(const u8 *p) noexcept nogil:
     return value
 
 
-cdef inline u64 echo_key(const u8 *p, u32 n) noexcept nogil:
-    """Hash of length and head of a payload, of a short one the end, too; never 0. A hint only: one cache line, where no more is needed to
+cdef inline u64 echo_key(const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
+    """Hash of a session and of length and head of a payload, of a short one the end, too; never 0. A hint only: one cache line, where no more is needed to
     tell datagrams of flows apart (their sequence numbers)."""
-    cdef u64 h = <u64>n * <u64>0x9E3779B97F4A7C15
+    cdef u64 h = (<u64>n << 48 ^ <u64>exporter.port_be << 32 ^ match_hash(exporter.address)) * <u64>0x9E3779B97F4A7C15
     cdef u64 tail = 0
     if n >= 24:
         h ^= echo_word(p) * <u64>0xC2B2AE3D27D4EB4F
@@ -131,9 +127,9 @@ cdef inline echo_mark_t *echo_mark(echo_t *e, u64 key) noexcept nogil:
     return &e.marks[(key >> 8) & (ECHO_MARKS - 1)]
 
 
-cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const u8 *address) noexcept nogil:
+cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
     """Whether this payload has come so often that it is to be looked at; notes it. Once a datagram."""
-    cdef u64 key = echo_key(p, n)
+    cdef u64 key = echo_key(p, n, exporter)
     cdef echo_mark_t *mark = echo_mark(e, key)
     cdef long long age
     if mark.key != key:
@@ -142,13 +138,12 @@ cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const u8 *address) 
             mark.key = key
             mark.since_ns = mark.batch_ns = e.now_ns
             mark.returns = 0
-            mark.first = match_hash(address)
         return False
     if mark.batch_ns == e.now_ns and mark.returns < ECHO_RETURNS:
         return False               # none of a batch is an echo of another one in it
     mark.batch_ns = e.now_ns
     mark.returns += 1
-    return mark.returns >= ECHO_RETURNS
+    return mark.returns == ECHO_LOOKED or mark.returns >= ECHO_RETURNS
 
 
 cdef inline void echo_lot(echo_t *e) noexcept nogil:
@@ -179,28 +174,21 @@ cdef inline bint echo_rests(echo_t *e, u64 key) noexcept nogil:
     return True
 
 
-cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n) noexcept nogil:
-    """Whether a test of this payload, which has come again, begins now."""
-    cdef u64 key = echo_key(p, n)
+cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter, bint receiver) noexcept nogil:
+    """Whether a test of this payload, which has come again, begins now. receiver: it comes from the address of a receiver."""
+    cdef u64 key = echo_key(p, n, exporter)
     cdef echo_mark_t *mark = echo_mark(e, key)
     cdef u64 pace = (e.now_ns - mark.since_ns) // mark.returns
-    cdef u32 first = mark.first
+    if not receiver and mark.returns < ECHO_RETURNS and pace <= ECHO_FAST_NS:
+        return False               # not yet
     mark.since_ns = e.now_ns
     mark.returns = 0
-    if e.state != ECHO_IDLE or pace > ECHO_SLOW_NS or echo_rests(e, key):
+    if e.state != ECHO_IDLE or pace > (ECHO_SLOW_NS if receiver else ECHO_FAST_NS) or echo_rests(e, key):
         return False
-    if pace > ECHO_FAST_NS:
-        if e.now_ns - e.late_since_ns > ECHO_LONG_NS:
-            e.late_since_ns = e.now_ns
-            e.late = 0
-        e.late += 1
-        if e.late < ECHO_LATE:
-            return False
     mark.returns = ECHO_RETURNS    # from now on every one of it is looked at
     mark.since_ns = e.now_ns + (<u64>1 << 60)
     e.state = ECHO_HOLD
     e.key = key
-    e.first = first
     e.length = n
     memcpy(e.payload, p, n)
     e.source_count = e.held_count = e.copies = e.cycle = 0

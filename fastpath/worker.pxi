@@ -119,7 +119,7 @@ cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexce
                         worker_alias_moved(w, route, d)
                 if unlikely((w.news and w.work.turns) or w.owing):
                     active = worker_send_now(w, active)
-            if unlikely(echo_returns(&w.echo, w.batch.data[d], w.batch.length[d], w.batch.exporter[d].address)) and worker_suspects(w, d):
+            if unlikely(echo_returns(&w.echo, w.batch.data[d], w.batch.length[d], &w.batch.exporter[d])) and worker_suspects(w, d):
                 active = worker_hold(w, d, route, active)
             else:
                 active = worker_select(w, d, route, active, seeing)

@@ -37,24 +37,6 @@ cdef void worker_echo_end(worker_t *w, u64 now_ns, bint in_vain) noexcept nogil:
     echo_end(&w.echo, now_ns, in_vain)
 
 
-cdef bint worker_echo_storms(worker_t *w) noexcept nogil:
-    """The payload goes on coming though we hold it back: an exporter that repeats itself, or relays that feed each other without us. It is
-    the latter if it comes thousands of times a second from a receiver's own address, and came from somebody else first: an echo, too."""
-    cdef echo_t *e = &w.echo
-    cdef echo_source_t *source
-    cdef tx_t *tx
-    cdef bint found = False
-    cdef u32 i
-    for i in range(e.held_count):
-        source = &e.sources[e.held[i].source]
-        tx = w.work.ways[e.held[i].way]
-        if (source.came >= ECHO_STORM and source.exporter.family == tx.family and match_hash(source.exporter.address) != e.first
-                and memcmp(tx.address, source.exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0):
-            atomic_store32(&tx.looped, 1)
-            found = True
-    return found
-
-
 cdef void worker_echo_answered(worker_t *w, u64 now_ns) noexcept nogil:
     """The way asked has given its copy back at once."""
     cdef echo_t *e = &w.echo
@@ -84,7 +66,7 @@ cdef void worker_echo_step(worker_t *w) noexcept nogil:
     cdef echo_t *e = &w.echo
     cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
     if e.full or (e.state == ECHO_HOLD and now_ns - e.phase_ns >= 18 * e.wait_ns):
-        worker_echo_end(w, now_ns, not worker_echo_storms(w))
+        worker_echo_end(w, now_ns, True)
     elif e.state == ECHO_HOLD:
         if now_ns - e.came_ns >= e.hush_ns:
             worker_echo_ask(w, now_ns)
@@ -123,11 +105,22 @@ cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
     return active
 
 
+cdef bint worker_is_receiver(const worker_t *w, const exporter_t *exporter) noexcept nogil:
+    """Whether the address is that of a receiver."""
+    cdef const tx_t *tx
+    cdef u32 i
+    for i in range(w.work.routing.way_count):
+        tx = w.work.ways[i]
+        if tx.family == exporter.family and memcmp(tx.address, exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0:
+            return True
+    return False
+
+
 cdef bint worker_suspects(worker_t *w, u32 d) noexcept nogil:
     """Whether datagram d, which has come before, is (now) the payload under test."""
     cdef const u8 *p = w.batch.data[d]
     cdef u32 n = w.batch.length[d]
-    if w.echo.state != ECHO_IDLE:
-        if echo_key(p, n) == w.echo.key:
-            return echo_is(&w.echo, p, n)
-    return echo_suspects(&w.echo, p, n)
+    cdef const exporter_t *exporter = &w.batch.exporter[d]
+    if w.echo.state != ECHO_IDLE and echo_key(p, n, exporter) == w.echo.key:
+        return echo_is(&w.echo, p, n)
+    return echo_suspects(&w.echo, p, n, exporter, worker_is_receiver(w, exporter))
