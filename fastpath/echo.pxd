@@ -22,7 +22,7 @@ from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
     ECHO_MARKS = 256
-    ECHO_LOOKED = 3                # times a payload came again: it is looked at, and
+    ECHO_LOOKED = 8                # times a payload came again: it is looked at, and
     ECHO_RETURNS = 24              # suspected, unless a receiver's address sends it: then at once
     ECHO_CYCLES = 8                # answers
     ECHO_MISSED = 2                # answers that one question without an answer takes back: copies get lost in a storm
@@ -30,6 +30,7 @@ cdef enum:
     ECHO_HELD = 512                # (exporter, way) of it
     ECHO_COPIES = 4096             # of it held back at most
     ECHO_INNOCENTS = 64
+    ECHO_STORM = 128               # times it came during one hold, from a receiver's address
     ECHO_IDLE = 0                  # echo_t.state
     ECHO_HOLD = 1                  # nothing leaves, until it has not come for a while
     ECHO_ASK = 2                   # copies for one receiver were let go
@@ -37,7 +38,7 @@ cdef enum:
     ECHO_SHORT_NS = 100000000      # a mark gives way to another payload after so long
     ECHO_LONG_NS = 1000000000      # every fourth mark
     ECHO_FAST_NS = 2000000         # comes again within so long in the mean: suspected
-    ECHO_SLOW_NS = 250000000       # within so long from a receiver's address
+    ECHO_SLOW_NS = 50000000        # within so long from a receiver's address
     ECHO_WAIT_NS = 2000000         # for an answer, at least
     ECHO_REST_NS = 30000000        # after a test in vain, at least; each time twice as long, up to
     ECHO_REST_LEVELS = 11          # so many doublings: about a minute
@@ -101,8 +102,8 @@ cdef inline u64 echo_word(const u8 *p) noexcept nogil:
 
 
 cdef inline u64 echo_key(const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
-    """Hash of a session and of length and head of a payload, of a short one the end, too; never 0. A hint only: one cache line, where no more is needed to
-    tell datagrams of flows apart (their sequence numbers)."""
+    """Hash of a session, and of length and head of a payload (of a short one the end, too); never 0. A hint only: one cache line,
+    where no more is needed to tell datagrams of flows apart (their sequence numbers)."""
     cdef u64 h = (<u64>n << 48 ^ <u64>exporter.port_be << 32 ^ match_hash(exporter.address)) * <u64>0x9E3779B97F4A7C15
     cdef u64 tail = 0
     if n >= 24:
@@ -183,7 +184,7 @@ cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *
         return False               # not yet
     mark.since_ns = e.now_ns
     mark.returns = 0
-    if e.state != ECHO_IDLE or pace > (ECHO_SLOW_NS if receiver else ECHO_FAST_NS) or echo_rests(e, key):
+    if e.state != ECHO_IDLE or pace > <u64>(ECHO_SLOW_NS if receiver else ECHO_FAST_NS) or echo_rests(e, key):
         return False
     mark.returns = ECHO_RETURNS    # from now on every one of it is looked at
     mark.since_ns = e.now_ns + (<u64>1 << 60)

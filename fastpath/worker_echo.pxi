@@ -37,6 +37,36 @@ cdef void worker_echo_end(worker_t *w, u64 now_ns, bint in_vain) noexcept nogil:
     echo_end(&w.echo, now_ns, in_vain)
 
 
+cdef bint worker_is_receiver(const worker_t *w, const exporter_t *exporter) noexcept nogil:
+    """Whether the address is that of a receiver."""
+    cdef const tx_t *tx
+    cdef u32 i
+    for i in range(w.work.routing.way_count):
+        tx = w.work.ways[i]
+        if (tx.family == exporter.family
+                and memcmp(tx.address, exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0):
+            return True
+    return False
+
+
+cdef bint worker_echo_storms(worker_t *w) noexcept nogil:
+    """The payload goes on coming though we hold it back: an exporter that repeats itself, or relays that feed each other without us. It is
+    the latter if a receiver's own address sends it thousands of times a second: an echo, too."""
+    cdef echo_t *e = &w.echo
+    cdef const exporter_t *exporter
+    cdef tx_t *tx
+    cdef bint found = False
+    cdef u32 i
+    for i in range(e.held_count):
+        exporter = &e.sources[e.held[i].source].exporter
+        tx = w.work.ways[e.held[i].way]
+        if (e.sources[e.held[i].source].came >= ECHO_STORM and exporter.family == tx.family
+                and memcmp(tx.address, exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0):
+            atomic_store32(&tx.looped, 1)
+            found = True
+    return found
+
+
 cdef void worker_echo_answered(worker_t *w, u64 now_ns) noexcept nogil:
     """The way asked has given its copy back at once."""
     cdef echo_t *e = &w.echo
@@ -66,7 +96,7 @@ cdef void worker_echo_step(worker_t *w) noexcept nogil:
     cdef echo_t *e = &w.echo
     cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
     if e.full or (e.state == ECHO_HOLD and now_ns - e.phase_ns >= 18 * e.wait_ns):
-        worker_echo_end(w, now_ns, True)
+        worker_echo_end(w, now_ns, not worker_echo_storms(w))
     elif e.state == ECHO_HOLD:
         if now_ns - e.came_ns >= e.hush_ns:
             worker_echo_ask(w, now_ns)
@@ -103,17 +133,6 @@ cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
                 or not echo_keep(&w.echo, source, way)):
             active = worker_enter(w, d, way, active, w.seeing)
     return active
-
-
-cdef bint worker_is_receiver(const worker_t *w, const exporter_t *exporter) noexcept nogil:
-    """Whether the address is that of a receiver."""
-    cdef const tx_t *tx
-    cdef u32 i
-    for i in range(w.work.routing.way_count):
-        tx = w.work.ways[i]
-        if tx.family == exporter.family and memcmp(tx.address, exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0:
-            return True
-    return False
 
 
 cdef bint worker_suspects(worker_t *w, u32 d) noexcept nogil:

@@ -39,6 +39,8 @@ UDP, RAW, TRANSPARENT, PACKET = (
     _fastpath.ENGINE_PACKET,
 )
 NAMES = {UDP: "udp", RAW: "raw", TRANSPARENT: "transparent", PACKET: "packet"}
+MOST_ALIKE = 5  # copies of one payload that are never held
+
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,12 @@ class Stand:
         where = f"receiver {n}, {case}"
         assert {s: len(c) for s, c in got.items()} == {s: len(c) for s, c in wanted.items()}, where
         for source, copies in wanted.items():
-            for k, (a, b) in enumerate(zip(got[source], copies, strict=True)):
+            # what comes again and again may be held for a while (fastpath/echo.pxd): too short to be told apart
+            alike = {payload for payload, n in Counter(copy[0] for copy in copies).items() if n > MOST_ALIKE}
+            held = [Counter(copy[0] for copy in part if copy[0] in alike) for part in (got[source], copies)]
+            assert held[0] == held[1], where
+            others = [[copy for copy in part if copy[0] not in alike] for part in (got[source], copies)]
+            for k, (a, b) in enumerate(zip(*others, strict=True)):
                 assert a == b, f"{where}: copy {k} from {source}: {shown(a)}, not {shown(b)}"
 
     def check_counters(self) -> None:

@@ -66,7 +66,8 @@ def test_mixed_with_single_ones_and_empty_ones() -> None:
             sent += payloads
         relay.go()
         sink.expect(len(sent))
-        assert sink.payloads == sent
+        assert list(filter(None, sink.payloads)) == list(filter(None, sent))  # empty ones are alike: they may be held
+        assert sorted(sink.payloads) == sorted(sent)
 
 
 def test_too_long_ones_are_counted_one_by_one() -> None:

@@ -400,9 +400,10 @@ def test_batch_to_many_ways() -> None:
     for _ in range(200):
         answers = [generator.choice((1, 2, 60, -errno.EPERM, -errno.EMSGSIZE)) for _ in range(30)]
         batch = [
-            (bytes([198, 18, 0, generator.randrange(4)]), 7, 64, 0, bytes(generator.choice((20, 20, 20, 1400, 2000))))
+            (bytes([198, 18, 0, generator.randrange(4)]), 7, 64, 0,
+             generator.randbytes(12) + bytes(generator.choice((8, 8, 8, 1388, 1988))))
             for _ in range(generator.randrange(1, 100))
-        ]
+        ]  # fmt: skip
         _probe.play_batch(WORKER, plan, counters, batch, _probe.Script(answers))
     received = dict(zip(_probe.RX_FIELDS, counters.read(), strict=True))
     for way in ways:
