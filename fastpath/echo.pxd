@@ -23,7 +23,7 @@ from uapi.net cimport u8, u16, u32, u64
 cdef enum:
     ECHO_MARKS = 256
     ECHO_LOOKED = 8                # times a payload came again: it is looked at, and
-    ECHO_RETURNS = 24              # suspected, unless a receiver's address sends it: then at once
+    ECHO_RETURNS = 48              # suspected, unless a receiver's address sends it: then at once
     ECHO_CYCLES = 8                # answers
     ECHO_MISSED = 2                # answers that one question without an answer takes back: copies get lost in a storm
     ECHO_SOURCES = 64              # exporters of one payload under test

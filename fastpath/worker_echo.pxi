@@ -3,6 +3,9 @@
 # however it ends, before a plan changes and before the worker stops. Called by worker.pxi, per suspected datagram and between batches.
 
 
+cdef const u8 *WORKER_LOOPBACK = <const u8 *>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"
+
+
 cdef void worker_let_go(worker_t *w, u32 way, u32 most) noexcept nogil:
     """Sends what is held back for a way (PLAN_NONE: for all), `most` copies at most."""
     cdef echo_t *e = &w.echo
@@ -38,9 +41,11 @@ cdef void worker_echo_end(worker_t *w, u64 now_ns, bint in_vain) noexcept nogil:
 
 
 cdef bint worker_is_receiver(const worker_t *w, const exporter_t *exporter) noexcept nogil:
-    """Whether the address is that of a receiver."""
+    """Whether the address is that of a receiver. One of loopback may be of anybody here, and says nothing."""
     cdef const tx_t *tx
     cdef u32 i
+    if (exporter.address[12] == 127) if exporter.family == 4 else (memcmp(exporter.address, WORKER_LOOPBACK, 16) == 0):
+        return False
     for i in range(w.work.routing.way_count):
         tx = w.work.ways[i]
         if (tx.family == exporter.family

@@ -263,7 +263,7 @@ def test_heartbeat_and_cpu_without_traffic() -> None:
         relay.go()
         wait_until(lambda: relay.worker()["heartbeat_ns"] > 0, "the first beat")
         first = relay.worker()["heartbeat_ns"]
-        assert abs(first - time.time_ns()) < 5_000_000_000
+        assert abs(first - time.monotonic_ns()) < 5_000_000_000
         wait_until(lambda: relay.worker()["heartbeat_ns"] > first, "the next beat", 3)
         assert relay.worker()["cpu_ns"] > 0
 

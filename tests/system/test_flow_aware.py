@@ -262,7 +262,7 @@ def test_stopped_for_five_seconds(lab: Lab, spoof: str, probe: str) -> None:
     again = Nfcapd(lab, name="again")
     tap.clear()
     took = feed_until(lab, feed, sock, lambda: bool(tap.drain()))
-    assert took < 1.0, took
+    assert took < 15, took  # it is back by evidence: three silent probes, more than a second apart
     wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 3)
     send(lab, [next(feed)[0] for _ in range(20)], sock)
     relay.at_rest()

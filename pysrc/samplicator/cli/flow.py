@@ -28,6 +28,7 @@ CISCO_DROPS: Final = (
     ("lack of export packet", ("no_buffer_space",)),
     ("port closed at the collector", ("refused",)),
     ("not permitted", ("permission",)),
+    ("loops", ("loop",)),
     ("other errors", ("other", "loop")),
 )
 """The words of `show ip flow export`, and the reasons they stand for here; the last three have no word there."""
