@@ -201,6 +201,7 @@ class ReceiverSpec:
     def apart(self) -> bool:
         """Whether exporters are kept apart by aliases of their domains, always or where a session has no own port."""
         return self.per_session or self.unique
+
     missing: str = ""
 
     @property

@@ -11,6 +11,7 @@ by metrics and http (readings, route). It must never take a lock that a worker t
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import struct
@@ -26,7 +27,7 @@ from samplicator.engines import ListenerState, Path, ReceiverState, add_up
 from samplicator.engines.account import SEGMENTING, settle
 from samplicator.engines.receivers import PROBE_UNRESOLVED
 from samplicator.logs import RateGate
-from samplicator.neighbours import ASKED_IN_VAIN, Neighbours
+from samplicator.neighbours import ASKED_IN_VAIN, NOWHERE, Neighbours
 from samplicator.plan import PlanSpec, ReceiverSpec, SocketSpec
 from samplicator.reach import Host
 from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched
@@ -104,6 +105,8 @@ class Supervisor:
         WorkerStuck: a worker hangs.
         """
         with self._lock:
+            if self._ended:
+                raise BuildError(errno.ESHUTDOWN, "the service is stopping")
             build = Build(spec, self._running, generation=self.generation + 1, trace=self._trace)
             try:
                 build.open(self._descriptor_limit)
@@ -569,7 +572,8 @@ class Supervisor:
                     log.warning("the neighbor table cannot be read now: %s", error)
                 gone, sights = None, {}
             else:
-                sights = self._neighbours.sights
+                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.missing}
+                sights = {**self._neighbours.sights, **nowhere}
             now = time.monotonic()
             accounts = [state.standing.account for state in states]
             for state, account, counted in zip(states, accounts, totals, strict=True):

@@ -388,6 +388,7 @@ class Build:
         for groups in self.groups.values():
             for intake in (i for group in groups.values() for i in group):
                 self._share(intake.sock)
+
     def _tolerates(self, listener: ListenerSpec, key: SocketSpec, state: ListenerState, error: OSError) -> bool:
         """Whether the plan runs without this socket, which is tried again, rather than being refused.
 
