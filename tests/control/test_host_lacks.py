@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 from hosts import Load, free_port
 from samplicator import sockets
+from samplicator import supervisor as supervisor_module
 from samplicator.engines import ReceiverState
 from samplicator.neighbours import Answering, Sight
 from samplicator.plan import SocketSpec
@@ -96,6 +97,24 @@ def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervi
     (reading,) = supervisor.readings().listeners
     assert (reading.up, reading.state_why, len(reading.sockets)) == (True, "", 2)
     assert supervisor.missing() == supervisor.can_open() == ()
+
+
+def test_many_ports_that_are_taken_hide_none_that_is_free(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few sockets of a listener are tried at a time: they take turns."""
+    monkeypatch.setattr(supervisor_module, "RETRIES", 2)
+    port = free_port()
+    others = {last: socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for last in range(2, 9)}
+    for last, other in others.items():
+        other.bind((f"127.0.0.{last}", port))
+    places = "".join(f', "127.0.0.{last}:{port}"' for last in others)
+    supervisor.apply(compile(load(text(port, collector.port).replace('"]', f'"{places}]', 1)), {}, CAPABILITIES))
+    assert supervisor.can_open() == ()
+    others[8].close()
+    assert any(supervisor.can_open() == ("in",) for _ in range(4))
+    for other in others.values():
+        other.close()
 
 
 def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

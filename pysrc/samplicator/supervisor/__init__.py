@@ -97,6 +97,7 @@ class Supervisor:
         self._standings = Standings(self._running)
         self._gate = RateGate()
         self._ended = False
+        self._tried = 0  # sockets of each listener, so far: they take turns
 
     # ------------------------------------------------------------------ apply
 
@@ -281,7 +282,9 @@ class Supervisor:
                 for intake in state.sockets():
                     on_port.setdefault(intake.spec.port, []).append(intake.sock)
             missing = [state for state in listeners if state.missing]
-            return (*(state.name for state in missing if self._could_open(state, on_port)), *receivers)
+            self._tried += RETRIES
+            could = [state.name for state in missing if self._could_open(state, on_port, self._tried)]
+            return (*could, *receivers)
 
     @staticmethod
     def _could_send(wanted: ReceiverSpec) -> bool:
@@ -296,8 +299,10 @@ class Supervisor:
         return True
 
     @staticmethod
-    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]]) -> bool:
-        for key in list(state.missing)[:RETRIES]:
+    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
+        keys = list(state.missing)
+        begin %= len(keys)
+        for key in (keys[begin:] + keys[:begin])[:RETRIES]:
             beside = on_port.get(key.port, ())
             alone = sockets.unshared(beside)
             try:
