@@ -28,7 +28,9 @@ _LOAD, _LOAD_BYTE, _AND, _EQUAL, _GO, _RETURN = 0x20, 0x30, 0x54, 0x15, 0x05, 0x
 _ALL: Final = 0xFFFFFFFF
 _DESTINATION: Final = {4: _NET + 16, 16: _NET + 24}
 _MOST: Final = 1500
-"""Addresses a program can hold (BPF_MAXINSNS is 4096)."""
+"""Broadcast addresses a program can hold."""
+_LINES: Final = 4000
+"""Of a program, but for those around the addresses (BPF_MAXINSNS is 4096)."""
 _BROADCAST_FRAME: Final = 1
 
 Code = list[tuple[int, int, int, int]]
@@ -45,19 +47,24 @@ class Casts:
     sockets: Sequence[SocketSpec]
     broadcasts: frozenset[bytes]
     index: Callable[[str], int] = field(compare=False)
-    _first: dict[SocketSpec, bytes] = field(default_factory=dict, compare=False)
+    _made: dict[SocketSpec | None, bytes] = field(default_factory=dict, compare=False)
 
     def program(self, socket: SocketSpec, rank: int) -> bytes:
         """The filter (struct sock_filter array) of the rank-th socket for one spec; b"" = none."""
         if rank:
             return self.nothing
-        if socket not in self._first:
-            self._first[socket] = self._leave_out(self.taken_elsewhere(socket))
-        return self._first[socket]
+        if socket not in self._made:
+            self._made[socket] = self._leave_out(self.taken_elsewhere(socket))
+        return self._made[socket]
 
     @property
     def nothing(self) -> bytes:
         """The filter of a socket that gets unicast only."""
+        if None not in self._made:  # there are many such sockets, and a router has many addresses
+            self._made[None] = self._unicast()
+        return self._made[None]
+
+    def _unicast(self) -> bytes:
         four: Code = [(_LOAD_BYTE, 0, 0, _DESTINATION[4]), (_AND, 0, 0, 0xF0), (_EQUAL, 0, 1, 0xE0), (_RETURN, 0, 0, 0)]
         known = sorted({LIMITED, *self.broadcasts})
         if len(known) > _MOST:
@@ -99,13 +106,15 @@ class Casts:
             return b""
         four: Code = []
         six: Code = []
-        for interface, address in places[: _MOST // 2]:
+        for interface, address in places:
             code: Code = [(_RETURN, 0, 0, 0)]
             if interface:
                 code = [(_LOAD, 0, 0, _INTERFACE), (_EQUAL, 0, 1, interface), *code]
             for word in range(len(address) - 4, -1, -4):
                 value = int.from_bytes(address[word : word + 4])
                 code = [(_LOAD, 0, 0, _DESTINATION[len(address)] + word), (_EQUAL, 0, len(code), value), *code]
+            if len(four) + len(six) + len(code) > _LINES:  # the rest comes twice
+                break
             if len(address) == 4:
                 four += code
             else:

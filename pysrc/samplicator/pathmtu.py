@@ -81,7 +81,6 @@ class PathMtu:
             if now >= self._next:
                 self._ask(now)
         except OSError:  # no route now, no descriptor, not permitted: no news
-            self.close()
             self._end(now)
         return (self.learned, self.doubtful) != before
 
@@ -94,8 +93,7 @@ class PathMtu:
 
     def _ask(self, now: float) -> None:
         if self._size == 0:
-            self.close()  # a socket of its own each round: the route may be another one
-            self._sock = _open(self.address, self._scope)
+            self._sock = _open(self.address, self._scope)  # of its own each round: the route may be another one
             self.interface = self._size = self._ask_interface()
             self._count = self._tries = 0
             self._quiet = False
@@ -118,6 +116,7 @@ class PathMtu:
                 self.learned = 0
 
     def _end(self, now: float) -> None:
+        self.close()  # what comes later is no news, and listening to it costs
         self._size = 0
         self._sent = {}
         self._next = now + ROUND_SECONDS

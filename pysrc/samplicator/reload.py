@@ -103,6 +103,7 @@ class Reloader:
         self._looking: asyncio.Task[ReloadResult] | None = None  # it waits for a file to be saved whole
         self._hurry = asyncio.Event()
         self._written_again = False
+        self._closed = False
 
     async def start(self, loaded: Loaded) -> None:
         """The first configuration. Raises ConfigError or OSError; nothing runs then."""
@@ -131,6 +132,8 @@ class Reloader:
             await self.replan(trigger)
 
     def close(self) -> None:
+        """A reload that is under way ends as it can; none begins any more."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _join(self, trigger: str, *, reread: bool) -> ReloadResult:
@@ -149,12 +152,17 @@ class Reloader:
         async with self._turn:
             trigger, reread = ", ".join(dict.fromkeys(self._triggers)), self._reread
             self._triggers, self._reread, self._next = [], False, None
-            self._begins()
-            loaded = await self._settled() if reread and trigger == CHANGED_FILE else None
+            loaded = None
+            if not self._closed:
+                self._begins()
+                loaded = await self._settled() if reread and trigger == CHANGED_FILE else None
+            if self._closed:
+                return ReloadResult(False, self._runs.generation, "", ("the service is stopping",), 0.0)
             work = partial(self._reload, loaded=loaded) if reread else self._replan
             result = await asyncio.get_running_loop().run_in_executor(self._pool, work, trigger)
-            await asyncio.get_running_loop().run_in_executor(self._pool, give_back_memory)
-            self._ended(result)
+            if not self._closed:
+                await asyncio.get_running_loop().run_in_executor(self._pool, give_back_memory)
+                self._ended(result)
             return result
 
     async def _settled(self) -> Loaded | None:
@@ -163,6 +171,8 @@ class Reloader:
         read once more, and what is wrong with it is said.
         """
         for _ in range(LOOKS):
+            if self._closed:
+                return None
             loaded = await asyncio.get_running_loop().run_in_executor(self._pool, self._peek)
             if loaded is not None:
                 return loaded

@@ -110,7 +110,10 @@ def packet_interval(values: Mapping[int, int]) -> float | None:
     return next((values[element] for element in (50, 34, 305) if values.get(element)), None)
 
 
-def _whole(value: float) -> float:
+def _whole(value: float) -> float | None:
+    """None for what no sampler can mean, nor JSON tell."""
+    if not 0 < value < 1 << 63:
+        return None
     return int(value) if value == int(value) else round(value, 3)
 
 

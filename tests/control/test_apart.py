@@ -181,6 +181,20 @@ def test_a_file_that_cannot_be_had(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert (tmp_path / "precious").read_text() == "precious"
 
 
+def test_two_of_us_do_not_share_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As with two services that have the same service.control: the second one has its table in memory."""
+    path = tmp_path / "domains"
+    first = aliases.make(str(path))
+    second = aliases.make(str(path))
+    assert "another samplicator uses it" in caplog.text
+    second.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
+    assert aliases.rows(first, 0, 10) == ([], 0)
+    first.take(bytes([10, 0, 0, 2]), 5, 9, 3, 100)
+    del first
+    ((row,), _) = aliases.rows(aliases.make(str(path)), 0, 10)
+    assert row.address == "10.0.0.2"
+
+
 def test_what_was_no_table_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "domains"
     path.write_bytes(os.urandom(ALIAS_BYTES))

@@ -14,7 +14,9 @@ from dataclasses import replace
 import pytest
 from hosts import Load, free_port
 from samplicator import sockets
+from samplicator import supervisor as supervisor_module
 from samplicator.engines import ReceiverState
+from samplicator.neighbours import Answering, Sight
 from samplicator.plan import SocketSpec
 from samplicator.planner import compile
 from samplicator.supervisor import BuildError, Supervisor
@@ -95,6 +97,24 @@ def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervi
     (reading,) = supervisor.readings().listeners
     assert (reading.up, reading.state_why, len(reading.sockets)) == (True, "", 2)
     assert supervisor.missing() == supervisor.can_open() == ()
+
+
+def test_many_ports_that_are_taken_hide_none_that_is_free(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few sockets of a listener are tried at a time: they take turns."""
+    monkeypatch.setattr(supervisor_module, "RETRIES", 2)
+    port = free_port()
+    others = {last: socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for last in range(2, 9)}
+    for last, other in others.items():
+        other.bind((f"127.0.0.{last}", port))
+    places = "".join(f', "127.0.0.{last}:{port}"' for last in others)
+    supervisor.apply(compile(load(text(port, collector.port).replace('"]', f'"{places}]', 1)), {}, CAPABILITIES))
+    assert supervisor.can_open() == ()
+    others[8].close()
+    assert any(supervisor.can_open() == ("in",) for _ in range(4))
+    for other in others.values():
+        other.close()
 
 
 def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,3 +258,48 @@ def test_who_could_not_be_sent_to_is_told_the_templates(
     supervisor.apply(replace(compile(config, {}, CAPABILITIES), follows_host=True))
     assert replayed == ["one"]
     assert supervisor.readings().receivers[0].up
+
+
+def test_a_name_without_an_address_is_no_loop(load: Load, supervisor: Supervisor) -> None:
+    """Its port is a listener's, and the address of a receiver that has none yet is all zeros."""
+    port = free_port()
+    more = f"""
+[[receiver]]
+name = "named"
+to = "nowhere.invalid:{port}"
+[[rule]]
+to = ["named"]
+"""
+    supervisor.apply(spec(load, port, free_port(), more=more))
+    Exporters(1, port).send(5)
+    until(supervisor, 5)
+    supervisor.look()
+    counters = supervisor.readings().receivers[1].counters
+    assert (counters["dropped_no_route"], counters["dropped_loop"]) == (5, 0)
+
+
+def test_after_the_end_nothing_is_opened(load: Load, collector: Collector) -> None:
+    """A reload may be under way when the service is told to stop."""
+    supervisor = Supervisor()
+    supervisor.apply(spec(load, free_port(), collector.port))
+    supervisor.drain_and_stop(0.1)
+    threads, opened = threading.active_count(), descriptors()
+    with pytest.raises(BuildError, match="is stopping"):
+        supervisor.apply(spec(load, free_port(), collector.port))
+    assert (threading.active_count(), descriptors()) == (threads, opened)
+
+
+def test_what_is_held_back_is_lost_with_the_way(load: Load, supervisor: Supervisor, collector: Collector) -> None:
+    """Of a next hop that was being asked for when the receiver's own address went."""
+    port = free_port()
+    config = load(text(port, collector.port, receiver='source = "127.0.0.9"\nengine = "udp"'))
+    supervisor.apply(compile(config, {}, CAPABILITIES))
+    exporters = Exporters(1, port)
+    exporters.send(5)
+    until(supervisor, 5)
+    account = supervisor._running.receivers["one"].standing.account
+    supervisor.readings()
+    account.sight, account.held = Sight((1, b"hop."), Answering.ASKED), 3
+    supervisor.apply(replace(compile(config, {}, replace(CAPABILITIES, is_local=lambda _: False)), follows_host=True))
+    counters = supervisor.readings().receivers[0].counters
+    assert (counters["offered"], counters["sent"], counters["dropped_no_neighbor"]) == (5, 2, 3)

@@ -28,12 +28,14 @@ class Network:
         self.errors: list[tuple[int, int]] = []
         self.replies: list[bytes] = []
         self.unreachable = False
+        self.is_open = False
 
     def open(self, address: bytes, scope_id: int) -> Network:
         assert address == ADDRESS
         if self.unreachable:
             raise OSError(errno.ENETUNREACH, "")
         self.errors, self.replies = [], []
+        self.is_open = True
         return self
 
     def send(self, packet: bytes) -> None:
@@ -61,7 +63,8 @@ class Network:
             raise BlockingIOError(errno.EAGAIN, "")
         return self.replies.pop(0)[:size]
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.is_open = False
 
 
 class Clock:
@@ -98,6 +101,18 @@ def test_what_routers_say(monkeypatch: pytest.MonkeyPatch, links: tuple[int, ...
         assert clock.run(ROUND_SECONDS) == (learned, False)
     assert len(clock.network.sent) <= 31 * pathmtu.ROUND_LIMIT
     assert max(clock.network.sent) == links[0]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_nothing_is_open_between_two_rounds(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    clock = Clock(Network(1500, 1400, answers=answers), monkeypatch)
+    for _ in range(3):
+        clock.run(0.2)
+        sent = len(clock.network.sent)
+        clock.run(ROUND_SECONDS / 2)
+        assert sent
+        assert not clock.network.is_open
+        clock.run(ROUND_SECONDS / 2)
 
 
 def test_a_path_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:

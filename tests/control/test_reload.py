@@ -361,3 +361,22 @@ def test_a_host_that_changed_makes_a_new_plan_and_one_that_did_not_makes_none(lo
         assert bench.loads == 0
 
     drive(lambda: load(TEXT.format(name="a", to="[fe80::1%v7]:1")), story)
+
+
+def test_the_end_during_a_reload_is_no_defect(load: Load) -> None:
+    """What is under way ends as it can, what comes later is told why it is not done."""
+
+    async def story(bench: Bench) -> None:
+        bench.runs.gate.clear()
+        first = asyncio.create_task(bench.reloader.reload("SIGHUP"))
+        while not bench.runs.inside:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(bench.reloader.reload(CHANGED_FILE))
+        await asyncio.sleep(0)
+        bench.reloader.close()
+        bench.runs.gate.set()
+        assert (await first).ok
+        assert (await second).problems == (await bench.reloader.replan("host")).problems == ("the service is stopping",)
+        assert bench.events == ["begin"]
+
+    assert drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:2055")), story).runs.generation == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import stat
@@ -368,6 +369,25 @@ def test_bodies_and_lines_are_bounded() -> None:
 
     listening = _listen()
     with_sockets(make_state(), [listening], raw)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"no request\r\n\r\n", b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", b"\x16\3\1\0\5"]
+)
+def test_what_is_no_request_writes_no_log(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever reaches the port could fill the log with it."""
+
+    async def raw() -> None:
+        reader, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+        writer.write(sent)
+        writer.write_eof()
+        await _rest(reader)
+        writer.close()
+
+    listening = _listen()
+    with caplog.at_level(logging.INFO):
+        with_sockets(make_state(), [listening], raw)
+    assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 def _listen() -> socket.socket:

@@ -40,6 +40,23 @@ def test_packet_interval(values: dict[int, int], interval: float | None) -> None
     assert sampling.packet_interval(values) == interval
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {311: 1},
+        {311: 1 << 32},
+        {305: 1, 306: 2**64 - 1},
+        {304: 1, 305: 1, 306: 2**64 - 1},
+        {309: 1, 310: 2**64 - 1},
+        {329: 0, 330: 2**64 - 1, 331: 0, 332: 0},
+        {329: 2**64 - 1, 330: 0, 331: 0, 332: 0},
+    ],
+)
+def test_what_no_sampler_can_mean_is_no_interval(values: dict[int, int]) -> None:
+    """And keeps no page of exporters from being made: infinite, or longer than JSON's 64 bits."""
+    assert sampling.packet_interval(values) in (None, values.get(305))
+
+
 def options(identity: int, scope: tuple[int, int], fields: list[tuple[int, int]]) -> FlowTemplate:
     shape = (FlowField(*scope, 0, True), *(FlowField(element, length, 0, False) for element, length in fields))
     return FlowTemplate(identity, "options_template", 1.0, 2.0, 0, shape, b"")

@@ -9,6 +9,7 @@ import socket
 import struct
 
 import pytest
+from samplicator import sockets
 from samplicator.groupcast import Casts
 from samplicator.plan import SocketSpec
 
@@ -114,3 +115,13 @@ def test_other_ports_and_other_interfaces_leave_nothing_out() -> None:
     found = casts(spec(port=9995), spec(interface="eth0"), spec(interface="eth1"))
     for each in found.sockets:
         assert found.program(each, 0) == b""
+
+
+def test_more_groups_than_a_program_can_hold() -> None:
+    """The kernel takes the program all the same: a filter for some is better than none for all."""
+    groups = tuple(f"ff15::{number:x}" for number in range(1, 700))
+    wide, exact = spec("::", groups=groups, v6only=True), spec("::", interface="eth0", groups=groups, v6only=True)
+    program = casts(wide, exact).program(wide, 0)
+    assert not run(program, "ff15::1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sockets.set_filter(sock, program)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -18,11 +19,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from samplicator.config.address import parse_listen
 
 if TYPE_CHECKING:
     from samplicator.state import ServiceState
+
+log = logging.getLogger(__name__)
 
 MAX_LINE: Final = 4096  # bytes of the request line
 MAX_FIELD: Final = 8190  # bytes of a header
@@ -42,6 +46,13 @@ class Shared:
     listings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     touch: Callable[[object, int], None] = lambda protocol, change: None
 
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Not what a client sent that is no request: it has its answer, and could fill the log with it."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+log.addFilter(_is_ours)
 
 SHARED: Final = web.AppKey("shared", Shared)
 
@@ -136,6 +147,7 @@ class Front:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=log,
             handle_signals=False,
             keepalive_timeout=idle,
             lingering_time=2.0,

@@ -11,6 +11,7 @@ by metrics and http (readings, route). It must never take a lock that a worker t
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import struct
@@ -26,7 +27,7 @@ from samplicator.engines import ListenerState, Path, ReceiverState, add_up
 from samplicator.engines.account import SEGMENTING, settle
 from samplicator.engines.receivers import PROBE_UNRESOLVED
 from samplicator.logs import RateGate
-from samplicator.neighbours import ASKED_IN_VAIN, Neighbours
+from samplicator.neighbours import ASKED_IN_VAIN, NOWHERE, Neighbours
 from samplicator.plan import PlanSpec, ReceiverSpec, SocketSpec
 from samplicator.reach import Host
 from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched
@@ -94,6 +95,7 @@ class Supervisor:
         self._standings = Standings(self._running)
         self._gate = RateGate()
         self._ended = False
+        self._tried = 0  # sockets of each listener, so far: they take turns
 
     # ------------------------------------------------------------------ apply
 
@@ -102,6 +104,8 @@ class Supervisor:
         WorkerStuck: a worker hangs.
         """
         with self._lock:
+            if self._ended:
+                raise BuildError(errno.ESHUTDOWN, "the service is stopping")
             build = Build(spec, self._running, generation=self.generation + 1, trace=self._trace)
             try:
                 build.open(self._descriptor_limit)
@@ -276,7 +280,9 @@ class Supervisor:
                 for intake in state.sockets():
                     on_port.setdefault(intake.spec.port, []).append(intake.sock)
             missing = [state for state in listeners if state.missing]
-            return (*(state.name for state in missing if self._could_open(state, on_port)), *receivers)
+            self._tried += RETRIES
+            could = [state.name for state in missing if self._could_open(state, on_port, self._tried)]
+            return (*could, *receivers)
 
     @staticmethod
     def _could_send(wanted: ReceiverSpec) -> bool:
@@ -291,8 +297,10 @@ class Supervisor:
         return True
 
     @staticmethod
-    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]]) -> bool:
-        for key in list(state.missing)[:RETRIES]:
+    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
+        keys = list(state.missing)
+        begin %= len(keys)
+        for key in (keys[begin:] + keys[:begin])[:RETRIES]:
             beside = on_port.get(key.port, ())
             alone = sockets.unshared(beside)
             try:
@@ -553,7 +561,8 @@ class Supervisor:
                     log.warning("the neighbor table cannot be read now: %s", error)
                 gone, sights = None, {}
             else:
-                sights = self._neighbours.sights
+                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.missing}
+                sights = {**self._neighbours.sights, **nowhere}
             now = time.monotonic()
             accounts = [state.standing.account for state in states]
             for state, account, counted in zip(states, accounts, totals, strict=True):

@@ -7,6 +7,7 @@ host that has no such file the aliases are made anew, equal but for these. Calle
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
 import os
@@ -43,6 +44,10 @@ def _mapped(path: str) -> mmap.mmap:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise OSError(0, "it is not a file of this user")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by the mapping, which has the descriptor, too
+        except BlockingIOError:
+            raise OSError(0, "another samplicator uses it; give each its own service.control") from None
         if status.st_size != ALIAS_BYTES:
             os.ftruncate(fd, 0)
         os.posix_fallocate(fd, 0, ALIAS_BYTES)

@@ -31,7 +31,7 @@ def judge_receivers(spec: PlanSpec, receivers: Mapping[str, ReceiverState]) -> N
         with Host() as host:
             for state in receivers.values():
                 wanted = state.spec
-                if wanted.port not in ports:
+                if wanted.missing or wanted.port not in ports:  # missing: nothing is sent, and its address may be none
                     state.set_own("")
                     continue
                 source = wanted.source[0] if wanted.source is not None else b""
