@@ -318,7 +318,7 @@ cdef bint worker_poll(worker_t *w, rx_socket_t *socket) noexcept nogil:
     cdef epoll_event event
     event.events = EPOLLIN
     event.data.ptr = socket
-    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, socket.fd, &event) == 0
+    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, worker_waits_on(socket), &event) == 0
 
 
 cdef void worker_look(worker_t *w) noexcept nogil:
