@@ -145,7 +145,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     w.echo.now_ns = worker_clock(CLOCK_MONOTONIC)
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
     if unlikely(w.work.aliases != NULL):
-        w.lanes.now_s = <u32>(worker_clock(CLOCK_MONOTONIC) // 1000000000)
+        lanes_tick(&w.lanes, worker_clock(CLOCK_MONOTONIC))
     if unlikely(w.work.routing.pool_count):
         worker_pools_look(w)
     if w.seeing:
