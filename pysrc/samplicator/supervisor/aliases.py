@@ -7,6 +7,7 @@ host that has no such file the aliases are made anew, equal but for these. Calle
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
 import os
@@ -37,12 +38,19 @@ def make(path: str) -> Aliases:
 
 
 def _mapped(path: str) -> mmap.mmap:
-    """The file as memory, made or brought to its size; its blocks are there, so that writing to it cannot fail."""
+    """The file as memory, made or brought to its size; its blocks are there, so that writing to it cannot fail. It is
+    this process's alone while it is mapped (mmap keeps the descriptor, and so flock(2)'s lock): two that changed the
+    table would mix it up, and one of another version would cut it off under the other, which is SIGBUS (mmap(2)).
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise OSError(0, "it is not a file of this user")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(0, "another process uses it") from None
         if status.st_size != ALIAS_BYTES:
             os.ftruncate(fd, 0)
         os.posix_fallocate(fd, 0, ALIAS_BYTES)
