@@ -237,8 +237,8 @@ cdef inline u32 echo_source(echo_t *e, const exporter_t *exporter) noexcept nogi
 cdef inline bint echo_keep(echo_t *e, u32 source, u32 way) noexcept nogil:
     """Notes a copy that is held back; False: there is no room, it is to leave."""
     cdef u32 i
-    if e.copies >= ECHO_COPIES:
-        e.full = True
+    if e.full or e.copies >= ECHO_COPIES:
+        e.full = True                  # for the rest of the batch nothing is looked through
         return False
     for i in range(e.held_count):
         if e.held[i].way == way and e.held[i].source == source:
