@@ -358,7 +358,7 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
     atomic_store32(&w.unpolled, unpolled)
     if w.echo.state:
         worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
-    w.echo.before = 0
+    w.echo.before = w.echo.next = 0
     worker_take_over(w, old, new)
     w.work = new
     worker_mark_all(w)
