@@ -25,7 +25,7 @@ from flow.alias cimport (
     ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
 )
 from echo cimport (
-    ECHO_ASK, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
+    ECHO_ASK, ECHO_ASKING_NS, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
     echo_hold, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_suspects, echo_t,
 )
 from flow.keep cimport flow_always, flow_keeps_exporter

@@ -11,8 +11,8 @@ once. Whoever does so ECHO_CYCLES times in a row, always after we let go and nev
 million in all.
 
 Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; nothing is held
-longer than it takes for an echo to be expected. Payloads that change on the way (renumbered for receivers that sample or refresh) are not
-recognised. Pure state. Called by: worker.pxi, worker_echo.pxi. It must never send.
+longer than it takes for an echo to be expected, or where there are many receivers to ask, than ECHO_ASKING_NS more. Payloads that change
+on the way (renumbered for receivers that sample or refresh) are not recognised. Pure state. Called by: worker.pxi, worker_echo.pxi. It must never send.
 """
 
 from libc.string cimport memcmp, memcpy
@@ -42,6 +42,7 @@ cdef enum:
     ECHO_WAIT_NS = 2000000         # for an answer, at least
     ECHO_REST_NS = 30000000        # after a test in vain, at least; each time twice as long, up to
     ECHO_REST_LEVELS = 11          # so many doublings: about a minute
+    ECHO_ASKING_NS = 2000000000    # questions of one test without an answer: the next test goes on with the receivers behind
     ECHO_LATE_NS = 20000000        # an answer so late makes the next test wait longer
 
 ctypedef struct echo_mark_t:
@@ -89,6 +90,8 @@ ctypedef struct echo_t:
     u32 cycle
     u32 chosen                     # way that has answered so far, 0xFFFFFFFF = none yet
     u32 asked                      # way that is asked now
+    u32 next                       # the lowest way to be asked next
+    u64 asking_ns                  # when the first was asked, 0 = none was
     bint answered
     u32 before                     # answers in earlier tests, of other payloads
     u32 before_way                 # by this way
@@ -198,6 +201,7 @@ cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *
     e.wait_ns = 2 * pace if 2 * pace > ECHO_WAIT_NS else ECHO_WAIT_NS
     e.wait_ns = e.patience_ns if e.patience_ns > e.wait_ns else e.wait_ns
     e.phase_ns = e.came_ns = e.now_ns
+    e.asking_ns = 0
     echo_lot(e)
     return True
 
@@ -226,8 +230,8 @@ cdef inline u32 echo_source(echo_t *e, const exporter_t *exporter) noexcept nogi
 cdef inline bint echo_keep(echo_t *e, u32 source, u32 way) noexcept nogil:
     """Notes a copy that is held back; False: there is no room, it is to leave."""
     cdef u32 i
-    if e.copies >= ECHO_COPIES:
-        e.full = True
+    if e.full or e.copies >= ECHO_COPIES:
+        e.full = True                  # for the rest of the batch nothing is looked through
         return False
     for i in range(e.held_count):
         if e.held[i].way == way and e.held[i].source == source:
@@ -247,11 +251,11 @@ cdef inline bint echo_keep(echo_t *e, u32 source, u32 way) noexcept nogil:
 
 
 cdef inline u32 echo_next_way(const echo_t *e) noexcept nogil:
-    """The lowest way above the one asked that copies are held back for; 0xFFFFFFFF = none."""
+    """The lowest way from e.next on that copies are held back for; 0xFFFFFFFF = none."""
     cdef u32 i
     cdef u32 found = 0xFFFFFFFFU
     for i in range(e.held_count):
-        if e.held[i].copies and e.held[i].way < found and (e.asked == 0xFFFFFFFFU or e.held[i].way > e.asked):
+        if e.held[i].copies and e.next <= e.held[i].way < found:
             found = e.held[i].way
     return found
 

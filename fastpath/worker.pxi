@@ -145,7 +145,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     w.echo.now_ns = worker_clock(CLOCK_MONOTONIC)
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
     if unlikely(w.work.aliases != NULL):
-        w.lanes.now_s = <u32>(worker_clock(CLOCK_MONOTONIC) // 1000000000)
+        lanes_tick(&w.lanes, worker_clock(CLOCK_MONOTONIC))
     if unlikely(w.work.routing.pool_count):
         worker_pools_look(w)
     if w.seeing:
@@ -318,7 +318,7 @@ cdef bint worker_poll(worker_t *w, rx_socket_t *socket) noexcept nogil:
     cdef epoll_event event
     event.events = EPOLLIN
     event.data.ptr = socket
-    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, socket.fd, &event) == 0
+    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, worker_waits_on(socket), &event) == 0
 
 
 cdef void worker_look(worker_t *w) noexcept nogil:
@@ -358,7 +358,7 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
     atomic_store32(&w.unpolled, unpolled)
     if w.echo.state:
         worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
-    w.echo.before = 0
+    w.echo.before = w.echo.next = 0
     worker_take_over(w, old, new)
     w.work = new
     worker_mark_all(w)

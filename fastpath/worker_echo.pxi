@@ -76,7 +76,7 @@ cdef void worker_echo_answered(worker_t *w, u64 now_ns) noexcept nogil:
     """The way asked has given its copy back at once."""
     cdef echo_t *e = &w.echo
     if echo_answer(e, now_ns):
-        e.before = 0
+        e.before = e.next = 0
         atomic_store32(&w.work.ways[e.chosen].looped, 1)
         worker_echo_end(w, now_ns, False)
         return
@@ -87,9 +87,15 @@ cdef void worker_echo_ask(worker_t *w, u64 now_ns) noexcept nogil:
     """The payload has not come for a while: the next receiver is asked, or the one that has answered before."""
     cdef echo_t *e = &w.echo
     e.asked = e.chosen if e.chosen != <u32>PLAN_NONE else echo_next_way(e)
+    if e.asked == <u32>PLAN_NONE and e.asking_ns == 0:     # the test before ended among receivers that this payload does not go to
+        e.next = 0
+        e.asked = echo_next_way(e)
     if e.asked == <u32>PLAN_NONE:
+        e.next = 0
         worker_echo_end(w, now_ns, True)
         return
+    e.next = e.asked + 1
+    e.asking_ns = e.asking_ns if e.asking_ns else now_ns
     e.state = ECHO_ASK
     e.answered = False
     e.phase_ns = now_ns
@@ -109,9 +115,10 @@ cdef void worker_echo_step(worker_t *w) noexcept nogil:
         worker_echo_answered(w, now_ns)
     elif now_ns - e.phase_ns >= e.wait_ns:
         echo_miss(e, now_ns)
-        if e.chosen == <u32>PLAN_NONE:
+        if e.chosen == <u32>PLAN_NONE and now_ns - e.asking_ns < ECHO_ASKING_NS:
             worker_echo_ask(w, now_ns)
         else:
+            e.next = e.next if e.chosen == <u32>PLAN_NONE else 0
             worker_echo_end(w, now_ns, True)
 
 

@@ -263,7 +263,7 @@ cdef void worker_flow(worker_t *w, u64 now_ns) noexcept nogil:
     if w.work == NULL or now_ns - w.flow_look_ns < FLOW_REPLAY_LOOK_NS:
         return
     w.flow_look_ns = now_ns
-    w.lanes.now_s = <u32>(now_ns // 1000000000)
+    lanes_tick(&w.lanes, now_ns)
     w.replaying = False
     if w.flow != NULL:
         flow_tick(w.flow, now_ns)

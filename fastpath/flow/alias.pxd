@@ -33,6 +33,7 @@ cdef enum:
     ALIAS_QUIET_S = 60             # silence of a holder after which another session of its exporter may take over
     ALIAS_IDLE_S = 600             # silence after which an entry may make way for a newcomer
     ALIAS_ONCE_S = 10              # the same of one that was seen within one second only
+    ALIAS_AHEAD_S = 5              # one worker's clock may be so far ahead of what another holds for now: each reads it once a batch
     ALIAS_SESSION = 0x10000        # marks a port in keys and claims
 
 ctypedef struct alias_key_t:       # 28 bytes, without holes
@@ -86,6 +87,12 @@ cdef inline u32 alias_look(const aliases_t *t, const alias_key_t *key, u32 *numb
     return 0
 
 
+cdef inline u32 alias_age(u32 now_s, u32 seen_s) noexcept nogil:
+    """Seconds since somebody was seen: 0 also where another worker, whose batch began later, has seen him since. More than that ahead is a
+    second of another boot, long past."""
+    return 0 if seen_s - now_s <= ALIAS_AHEAD_S else now_s - seen_s
+
+
 cdef inline u32 alias_room(aliases_t *t, u32 first, u32 now_s) noexcept nogil:
     """An empty place of a set + 1, else that of the entry silent for longest; 0 = all are in use."""
     cdef u32 way, age, seen
@@ -95,7 +102,7 @@ cdef inline u32 alias_room(aliases_t *t, u32 first, u32 now_s) noexcept nogil:
         if atomic_load32(&t.numbers[way]) == 0:
             return way + 1
         seen = <u32>atomic_load64(&t.entries[way].claim)
-        age = now_s - seen
+        age = alias_age(now_s, seen)
         if age > oldest and age >= (<u32>ALIAS_IDLE_S if seen != t.entries[way].first_s else <u32>ALIAS_ONCE_S):
             oldest = age
             best = way + 1
@@ -183,7 +190,7 @@ cdef inline u32 alias_take(aliases_t *t, const exporter_t *exporter, u32 kind, u
             if <u32>claim != now_s:
                 atomic_change64(&t.entries[place - 1].claim, claim, <u64>port << 32 | now_s)
             return number
-        if not may_claim or (now_s - <u32>claim < ALIAS_QUIET_S and born_s <= <u32>claim + 1):
+        if not may_claim or (alias_age(now_s, <u32>claim) < ALIAS_QUIET_S and born_s <= <u32>claim + 1):
             break
         own = alias_own(t, &key, exporter, now_s, False)
         if own:

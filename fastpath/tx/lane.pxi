@@ -81,6 +81,13 @@ cdef inline lane_t *lane_find(lanes_t *lanes, const tx_t *tx, const exporter_t *
     return victim
 
 
+cdef inline void lanes_tick(lanes_t *lanes, u64 now_ns) noexcept nogil:
+    """The time, CLOCK_MONOTONIC. It never goes back, whoever gives it: a loop pass began before its batches did."""
+    cdef u32 now_s = <u32>(now_ns // 1000000000)
+    if <int>(now_s - lanes.now_s) > 0:
+        lanes.now_s = now_s
+
+
 cdef inline void lane_copy_option(int to, int of, int level, int name) noexcept nogil:
     cdef int value = 0
     cdef socklen_t length = sizeof(value)

@@ -195,6 +195,20 @@ def test_two_of_us_do_not_share_it(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert row.address == "10.0.0.2"
 
 
+def test_a_file_in_use_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Even by a version with a table of another size, which would cut it off under its user: SIGBUS."""
+    path = tmp_path / "domains"
+    made = aliases.make(str(path))
+    alias = made.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
+    os.truncate(path, 2 * ALIAS_BYTES)
+    with caplog.at_level(logging.WARNING):
+        other = aliases.make(str(path))
+    assert "another samplicator uses it" in caplog.text
+    assert other.take(bytes([10, 0, 0, 1]), 6, 9, 3, 100) == alias
+    assert path.stat().st_size == 2 * ALIAS_BYTES
+    assert [row.port for row in aliases.rows(made, 0, 10)[0]] == [5]
+
+
 def test_what_was_no_table_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "domains"
     path.write_bytes(os.urandom(ALIAS_BYTES))

@@ -73,6 +73,36 @@ def test_two_sessions_of_one_exporter_with_one_domain() -> None:
     assert {(row["port"], row["shared"]) for row in rows(aliases)} == {(40001, True), (40002, False)}
 
 
+def test_whom_another_worker_has_seen_a_second_later_is_not_silent() -> None:
+    """Each worker reads the clock once a batch: one may hold it for 1000 while another has written 1001."""
+    aliases = Aliases()
+    one = aliases.take(HOST, 40001, V9, 0, 1001)
+    assert aliases.take(HOST, 40002, V9, 0, 1000) != one
+    assert aliases.take(HOST, 40001, V9, 0, 1001) == one
+
+
+def test_who_was_seen_a_second_later_does_not_make_way() -> None:
+    scratch, crowd, first = Aliases(), [], None
+    n = 0
+    while len(crowd) < 17:
+        place = scratch.take(address(n), 2055, V9, 0, 1) % (ALIAS_COUNT // 16)
+        first = place if first is None else first
+        if place == first:
+            crowd.append(address(n))
+        n += 1
+    aliases = Aliases()
+    for exporter in crowd[:16]:
+        aliases.take(exporter, 2055, V9, 0, 1001)
+    assert aliases.take(crowd[16], 2055, V9, 0, 1000) != 0  # its session's own, in another set
+    assert {row["address"] for row in rows(aliases)} == set(crowd)
+
+
+def test_a_table_of_another_boot_is_of_the_silent() -> None:
+    aliases = Aliases()
+    one = aliases.take(HOST, 40001, V9, 0, 500_000)
+    assert aliases.take(HOST, 40002, V9, 0, 20) == one
+
+
 def test_who_comes_back_after_somebody_took_over_gets_another() -> None:
     aliases = Aliases()
     one = aliases.take(HOST, 40001, V9, 0, 1)

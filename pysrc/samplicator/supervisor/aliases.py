@@ -38,7 +38,10 @@ def make(path: str) -> Aliases:
 
 
 def _mapped(path: str) -> mmap.mmap:
-    """The file as memory, made or brought to its size; its blocks are there, so that writing to it cannot fail."""
+    """The file as memory, made or brought to its size; its blocks are there, so that writing to it cannot fail. It is
+    this process's alone while it is mapped (mmap keeps the descriptor, and so flock(2)'s lock): two that changed the
+    table would mix it up, and one of another version would cut it off under the other, which is SIGBUS (mmap(2)).
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
     try:
         status = os.fstat(fd)
