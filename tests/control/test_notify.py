@@ -59,7 +59,7 @@ def test_without_systemd_nothing_happens(tmp_path: Path) -> None:
     [
         ({"WATCHDOG_USEC": "3000000"}, 3.0),
         ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 3.0),
-        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, 0.0),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid() + 1)}, 0.0),
         ({}, 0.0),
     ],
 )

@@ -201,6 +201,7 @@ def test_packet_steps_down_while_the_neighbour_is_gone(lab: Lab) -> None:
     assert wait_for(hook.count, "copies by the raw socket")
     lab.collectors[0].ip("link", "set", "e0", "arp", "on")
     wait_link(relay, "^r1, ")
+    wait_for(lambda: relay.metrics().total("receiver_up") == 1, "it to be up", 20)
     tap.clear()
     before = hook.count()
     held(relay, [exporter], (lab.relay4(), 2055), 5, 20)

@@ -29,7 +29,7 @@ CISCO_DROPS: Final = (
     ("port closed at the collector", ("refused",)),
     ("not permitted", ("permission",)),
     ("loops", ("loop",)),
-    ("other errors", ("other", "loop")),
+    ("other errors", ("other",)),
 )
 """The words of `show ip flow export`, and the reasons they stand for here; the last three have no word there."""
 
