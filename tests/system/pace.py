@@ -8,6 +8,7 @@ for long. Invariants: the load runs when the pace ends; the load must be started
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -20,11 +21,16 @@ LOOK_SECONDS = 0.01
 
 
 def waiting(process: Process) -> int:
-    """Bytes in the fullest UDP socket of the network namespace that a process is in (proc(5), /proc/net/udp)."""
-    most = 0
-    for name in ("udp", "udp6"):
-        with contextlib.suppress(OSError), open(f"/proc/{process.popen.pid}/net/{name}") as file:
-            most = max([most, *(int(line.split()[4].partition(":")[2], 16) for line in file.readlines()[1:])])
+    """Bytes in the fullest UDP socket of a process (proc(5): /proc/PID/net/udp, /proc/PID/fd: whose they are)."""
+    own, most = set(), 0
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{process.popen.pid}/fd"):
+            with contextlib.suppress(OSError):
+                own.add(os.readlink(f"/proc/{process.popen.pid}/fd/{name}"))
+        for table in ("udp", "udp6"):
+            with open(f"/proc/{process.popen.pid}/net/{table}") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+            most = max([most, *(int(row[4].partition(":")[2], 16) for row in rows if f"socket:[{row[9]}]" in own)])
     return most
 
 
