@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hosts import Load, free_port, host
 from samplicator import masquerade
 from samplicator._fastpath import ALIAS_BYTES
 from samplicator.errors import ConfigError
@@ -15,6 +14,7 @@ from samplicator.explain import explain, lines, parse_exporter
 from samplicator.plan import PlanSpec
 from samplicator.planner import compile
 from samplicator.supervisor import Supervisor, aliases
+from support.hosts import Load, free_port, host
 
 
 def plan(

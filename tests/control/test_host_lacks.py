@@ -8,11 +8,9 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hosts import Load, free_port
 from samplicator import sockets
 from samplicator import supervisor as supervisor_module
 from samplicator.engines import ReceiverState
@@ -20,21 +18,8 @@ from samplicator.neighbours import Answering, Sight
 from samplicator.plan import SocketSpec
 from samplicator.planner import compile
 from samplicator.supervisor import BuildError, Supervisor
-from test_supervisor import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until
-
-
-@pytest.fixture
-def supervisor() -> Iterator[Supervisor]:
-    made = Supervisor()
-    yield made
-    made.drain_and_stop(0.5)
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    made = Collector()
-    yield made
-    made.sock.close()
+from support.hosts import Load, free_port
+from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until
 
 
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hosts import Load, host
 from samplicator.config.legacy import parse_command_line
 from samplicator.errors import ConfigError
 from samplicator.plan import PoolSpec, ProbeSpec
 from samplicator.planner import PlanSpec, ResolvedAddress, compile, names_of
+from support.hosts import Load, host
 
 LISTENER = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
 RULE = '[[rule]]\nto = ["r"]\n'

@@ -10,13 +10,13 @@ import struct
 from dataclasses import replace
 
 import pytest
-from hosts import Load, host
 from samplicator.errors import ConfigError
 from samplicator.ingress import Ingress, IngressError
 from samplicator.plan import HostAddress, ListenerSpec, PlanSpec, RingMatch, SocketSpec
 from samplicator.planner import compile
 from samplicator.receive import rings_of
 from samplicator.ring import BLOCK_HEADER, IPV4, IPV6, Ring, socket_filter, spread
+from support.hosts import Load, host
 
 
 def packed(text: str) -> bytes:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hosts import Load, host
 from samplicator import reload as reload_module
 from samplicator.config.model import Loaded
 from samplicator.errors import ConfigError, Problem
@@ -18,6 +17,7 @@ from samplicator.planner import PlanSpec, ResolvedAddress
 from samplicator.reload import CHANGED_FILE, Reloader
 from samplicator.resolve import Resolver
 from samplicator.supervisor import BuildError, WorkerStuck
+from support.hosts import Load, host
 
 TEXT = """
 [[listener]]

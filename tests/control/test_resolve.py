@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hosts import Load
 from samplicator import resolve
 from samplicator.planner import ResolvedAddress
 from samplicator.resolve import Resolver
+from support.hosts import Load
 
 TEXT = """
 [[listener]]

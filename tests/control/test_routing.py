@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hosts import Load
 from samplicator import sockets
 from samplicator.plan import PlanSpec
 from samplicator.planner import compile
 from samplicator.routing import widened
+from support.hosts import Load
 
 CAPABILITIES = sockets.capabilities()
 PARTS = "".join(

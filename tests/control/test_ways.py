@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hosts import Load, free_port, host
 from samplicator import _fastpath
 from samplicator.engines import ReceiverState
 from samplicator.links import Link, messages, neighbour_of
 from samplicator.planner import compile
 from samplicator.reach import Reach
 from samplicator.supervisor import Supervisor
+from support.hosts import Load, free_port, host
 
 
 def text(port: int, extra: str = "") -> str:

@@ -16,11 +16,11 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
-from face_state import make_readings, make_state
 from samplicator import http
 from samplicator.cli import main
 from samplicator.cli.parser import make_parser
 from samplicator.cli.running import duration, status_lines, table
+from support.state import make_readings, make_state
 
 GOLDEN = Path(__file__).with_name("golden")
 

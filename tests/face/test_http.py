@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
-from face_state import FakeReloader, make_session, make_state
 from samplicator import http
 from samplicator.http import listing
 from samplicator.readings import FlowField, FlowTemplate, Unmatched
 from samplicator.reload import ReloadResult
 from samplicator.service import ServiceState
+from support.state import FakeReloader, make_session, make_state
 
 Client = TestClient[Any, Any]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guard_tree import ROOT, files
+from support.tree import ROOT, files
 
 PACKAGE = ROOT / "pysrc" / "samplicator"
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from guard_tree import ROOT
 from samplicator import _fastpath, probes
 from samplicator.catalogue import (
     BY_NAME,
@@ -24,6 +23,7 @@ from samplicator.catalogue import (
     series_names,
     used_fields,
 )
+from support.tree import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "samplicator.json"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
