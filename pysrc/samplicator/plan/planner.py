@@ -32,25 +32,8 @@ from samplicator.plan.spec import (
     Resolved,
     ResolvedAddress,
     RingSpec,
-    RuleSpec,
     SocketSpec,
 )
-
-__all__ = [
-    "NEEDS_NET_RAW",
-    "Capabilities",
-    "ListenerSpec",
-    "NameKey",
-    "PlanSpec",
-    "ReceiverSpec",
-    "Resolved",
-    "ResolvedAddress",
-    "RuleSpec",
-    "SocketSpec",
-    "compile",
-    "names_of",
-    "source_names_of",
-]
 
 FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
 NAME_UNRESOLVED: Final = "name does not resolve"

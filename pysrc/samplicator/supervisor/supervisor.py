@@ -45,8 +45,6 @@ from samplicator.supervisor.build import Build, BuildError
 if TYPE_CHECKING:
     from samplicator.host.links import Links
 
-__all__ = ["BuildError", "Supervisor", "WorkerStuck"]
-
 log = logging.getLogger(__name__)
 
 ADOPT_SECONDS: Final = 10.0
