@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from samplicator.datapath.rules import ReceiverState
+from samplicator.health.receiver import ReceiverState
 from samplicator.host import sockets
 from samplicator.host.neighbors import Answering, Sight
 from samplicator.plan.planner import compile
