@@ -33,7 +33,7 @@ from samplicator.reach import Host
 from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched
 from samplicator.routing import widened
 from samplicator.supervisor import aliases, guard
-from samplicator.supervisor.build import Build, BuildError, Running
+from samplicator.supervisor.build import Build, BuildError, Running, try_listening, withhold_ports
 from samplicator.supervisor.standings import Standings
 from samplicator.supervisor.thread import TraceCallback, WorkerThread
 
@@ -232,6 +232,9 @@ class Supervisor:
             self._running.pool_ids = build.pool_ids
             self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers
+            self._running.withheld &= {key.port for missing in build.missing.values() for key in missing}
+            for worker in build.workers:
+                worker.worker.withhold(*self._running.withheld)
             self.spec = build.spec
             self._running.batch = self._running.batch or build.spec.batch
             self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
@@ -284,6 +287,16 @@ class Supervisor:
             could = [state.name for state in missing if self._could_open(state, on_port, self._tried)]
             return (*could, *receivers)
 
+    def _withhold(self, port: int) -> bool:
+        """From now on no worker has a socket of its own on this port, until the listener that waits for it has it.
+        False: it was so already, and somebody else has the port.
+        """
+        if port in self._running.withheld:
+            return False
+        self._running.withheld |= {port}
+        withhold_ports(self._running.workers, self._running.withheld)
+        return True
+
     @staticmethod
     def _could_send(wanted: ReceiverSpec) -> bool:
         try:
@@ -296,15 +309,14 @@ class Supervisor:
             return False
         return True
 
-    @staticmethod
-    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
+    def _could_open(self, state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
         keys = list(state.missing)
         begin %= len(keys)
         for key in (keys[begin:] + keys[:begin])[:RETRIES]:
             beside = on_port.get(key.port, ())
             alone = sockets.unshared(beside)
             try:
-                sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+                try_listening(key, beside, self._withhold)
             except OSError as error:
                 why = sockets.why_not_listening(key, error)
                 if why != state.missing[key]:
@@ -475,7 +487,9 @@ class Supervisor:
                 return ()
             now = time.monotonic()
             self._follow(self._those(lambda state: state.refresh(now)))
+            ports = sockets.source_ports()
             for worker in self._running.workers:
+                worker.choose_from(ports)
                 if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):
                     text = "worker %d: epoll refuses %d of its sockets, which it looks at every millisecond itself"
                     log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from samplicator import _fastpath
+from samplicator import _fastpath, sockets
 from samplicator._fastpath import Plan, Worker
 from samplicator.readings import WorkerReading, wall_ns
 
@@ -32,6 +32,7 @@ class WorkerThread:
         self.worker = worker
         self.cpu = cpu
         self.failed = False
+        self.ports = sockets.SourcePorts()
         self.started_ns = time.monotonic_ns()
         self.thread = threading.Thread(target=self._run, name=f"worker-{index}", daemon=True)
 
@@ -63,6 +64,12 @@ class WorkerThread:
         except OSError as error:
             log.warning("worker %d cannot be pinned to CPU %s: %s", self.index, cpu, error.strerror)
             self.cpu = None
+
+    def choose_from(self, ports: sockets.SourcePorts) -> None:
+        """The ports that exporters' sessions get are of these from now on."""
+        if ports != self.ports:
+            self.worker.source_ports(ports.first, ports.last, ports.reserved)
+            self.ports = ports
 
     def read(self) -> WorkerReading:
         counters = dict(zip(_fastpath.WORKER_FIELDS, self.worker.read(), strict=True))
