@@ -7,7 +7,7 @@
 # by the receiver's own socket, v9 and IPFIX under an alias (flow/alias.pxd), so nobody's templates meet there either.
 # Ports are chosen where the kernel would choose them (net.ipv4.ip_local_port_range), and never one that the host keeps for somebody
 # (net.ipv4.ip_local_reserved_ports): bind(2) of a port by name does not look at either. One that a listener is to have is given back.
-# Called by worker_lane.pxi.
+# Called by worker/lane.pxi.
 
 cdef enum:
     LANE_WAYS = 8
