@@ -6,6 +6,7 @@ link-local addresses are deaf. Everything here must work again within a second o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -144,6 +145,47 @@ def answers(relay: Relay) -> bool:
         return relay.get("/healthz")[0] == 200
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("listen", "gone", "back"),
+    [
+        ("198.18.100.1:2056", "addr del 198.18.100.1/24 dev v7", "addr add 198.18.100.1/24 dev v7"),
+        ("[2001:db8:77::1]:2056", "addr del 2001:db8:77::1/64 dev v7", "addr add 2001:db8:77::1/64 dev v7 nodad"),
+    ],
+    ids=["ipv4", "ipv6"],
+)
+def test_an_address_that_goes_away_and_comes_back(lab: Lab, listen: str, gone: str, back: str) -> None:
+    """As on the other router of a pair: the socket stays bound, hears nothing, and hears again."""
+    vlan(lab)
+    lab.exporter.ip("addr", "add", "2001:db8:77::2/64", "dev", "v7", "nodad")
+    lab.relay.ip("addr", "add", "2001:db8:77::1/64", "dev", "v7", "nodad")
+    relay = lab.samplicator(text(lab, f'listen = ["{listen}", "127.0.0.1:2057"]'))
+    where = listen.rpartition(":")[0].strip("[]")
+
+    def send() -> None:
+        family = socket.AF_INET6 if ":" in where else socket.AF_INET
+        with lab.exporter.socket(family) as sock, contextlib.suppress(OSError):
+            sock.sendto(b"x", (where, 2056))
+
+    def listener() -> tuple[bool, str, str]:
+        row = next(row for row in relay.api("listeners") if row["name"] == "vlan")
+        return row["up"], row["state"], row["state_why"]
+
+    assert relay.get("/readyz") == (200, b"ok\n")
+    for _ in range(2):
+        comes_in(relay, send)
+        lab.relay.ip(*gone.split())
+        wait_for(lambda: listener()[0] is False, "the listener to be down", SLACK_SECONDS + SOON_SECONDS)
+        why = f"{where} is not an address of this host now (1 of 2 sockets are missing)"
+        assert listener()[1:] == ("partly down", why)
+        assert relay.metrics().value("listener_up", listener="vlan") == 0
+        status, body = relay.get("/readyz")
+        assert (status, body.decode().strip()) == (503, f"listener 'vlan' is partly down: {why}")
+        lab.relay.ip(*back.split())
+        wait_for(lambda: listener() == (True, "up", ""), "the listener to be up", SLACK_SECONDS + SOON_SECONDS)
+    comes_in(relay, send)
+    relay.check_laws()
 
 
 @pytest.mark.parametrize("spoof", [False, True])

@@ -37,7 +37,7 @@ from samplicator.host import ring, sockets
 from samplicator.host.neighbors import ASKED_IN_VAIN, NOWHERE, Neighbours
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
-from samplicator.plan.spec import PlanSpec, ReceiverSpec, SocketSpec
+from samplicator.plan.spec import PlanSpec, ReceiverSpec
 from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
 from samplicator.supervisor import guard
 from samplicator.supervisor.build import Build, BuildError, try_listening, withhold_ports
@@ -148,6 +148,7 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        guard.judge_listeners(build.listeners.values())
         build.keep_fields(adopted=True)
         if joined or spec.pools:
             self._wake(build.workers)
@@ -207,11 +208,15 @@ class Supervisor:
         """
         for name, receiver in self._running.receivers.items():
             self._debris.append(partial(receiver.close_but, build.receivers.get(name)))
+        unresolved = {wanted.name: wanted.unresolved for wanted in build.spec.listeners}
         with self._view_lock:
             for name, listener in build.listeners.items():
                 listener.leaving += [intake for intake in listener.open() if intake not in build.owners]
                 listener.intakes = build.groups[name]
-                self._say_listener(listener, build.missing[name], build.spec)
+                before = listener.down_why()
+                listener.missing = build.missing[name]
+                listener.unresolved = unresolved[name]
+                guard.say_listener(listener, before)
                 listener.receive, listener.receive_why = build.receive[name]
                 listener.rings = {}
                 for interface, part in build.rings[name].items():
@@ -248,27 +253,12 @@ class Supervisor:
             self._running.flows.set_template_life(build.spec.template_life_minutes)
             self.plan_started_unix = time.time()
 
-    @staticmethod
-    def _say_listener(listener: ListenerState, missing: dict[SocketSpec, str], spec: PlanSpec) -> None:
-        """What a listener lacks now, logged when it is news."""
-        before = listener.down_why()
-        listener.missing = missing
-        listener.unresolved = next(wanted.unresolved for wanted in spec.listeners if wanted.name == listener.name)
-        now = listener.down_why()
-        if now and now != before:
-            word = "partly down" if listener.intakes else "down"
-            log.warning("listener %r is %s: %s; it is tried again", listener.name, word, now)
-        elif before and not now:
-            log.info("listener %r is up: all its sockets are open", listener.name)
-
     def missing(self) -> tuple[str, ...]:
         """What does not work for want of something on this host, one sentence each, listeners first."""
         with self._view_lock:
-            listeners = [
-                (state.name, bool(state.intakes), state.down_why()) for state in self._running.listeners.values()
-            ]
+            listeners = [(state.name, state.state, state.down_why()) for state in self._running.listeners.values()]
             receivers = list(self._running.receivers.values())
-        said = [f"listener {n!r} is {'partly down' if some else 'down'}: {why}" for n, some, why in listeners if why]
+        said = [f"listener {name!r} is {state}: {why}" for name, state, why in listeners if why]
         lacking = [(s.spec.name, s.spec.missing or PROBE_UNRESOLVED * s.probe_unresolved) for s in receivers]
         return (*said, *(f"receiver {name!r} is unreachable: {why}" for name, why in lacking if why))
 
