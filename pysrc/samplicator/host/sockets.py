@@ -452,6 +452,30 @@ def _sysctl(name: str, unknown: int = 0) -> int:
         return unknown
 
 
+@dataclass(frozen=True, slots=True)
+class SourcePorts:
+    """Where this host gives out ports by itself, first..last (net.ipv4.ip_local_port_range, of both families), and the
+    ports that it keeps for somebody (net.ipv4.ip_local_reserved_ports): bind(2) of a port by name looks at neither.
+    """
+
+    first: int = 32768
+    last: int = 60999
+    reserved: frozenset[int] = frozenset()
+
+
+def source_ports() -> SourcePorts:
+    """As they are now; as the kernel ships them where they cannot be read."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+            first, last = map(int, file.read().split())
+        with open("/proc/sys/net/ipv4/ip_local_reserved_ports", encoding="ascii") as file:
+            parts = [part.partition("-") for part in file.read().strip().split(",") if part]
+        ranges = [range(int(begin), int(end or begin) + 1) for begin, _, end in parts]
+    except (OSError, ValueError):
+        return SourcePorts()
+    return SourcePorts(first, last, frozenset(port for each in ranges for port in each))
+
+
 def rmem_max() -> int:
     """net.core.rmem_max, 0 when unknown."""
     return _sysctl("net/core/rmem_max")
