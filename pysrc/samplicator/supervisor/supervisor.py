@@ -30,6 +30,7 @@ from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import bpf, ring, sockets
 from samplicator.host.neighbors import ASKED_IN_VAIN
+from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec
@@ -69,9 +70,15 @@ class Supervisor:
     """
 
     def __init__(
-        self, *, descriptor_limit: int = 1 << 30, trace: TraceCallback | None = None, strict: bool = False
+        self,
+        *,
+        descriptor_limit: int = 1 << 30,
+        trace: TraceCallback | None = None,
+        strict: bool = False,
+        source: Source | None = None,
     ) -> None:
-        """strict: see Running."""
+        """strict: see Running. source: where listeners' sockets come from, None = they are opened."""
+        self._source = source or Opened()
         self._lock = threading.Lock()
         self._descriptor_limit = descriptor_limit
         self._trace = trace
@@ -99,7 +106,7 @@ class Supervisor:
         with self._lock:
             if self._ended:
                 raise BuildError(errno.ESHUTDOWN, "the service is stopping")
-            build = Build(spec, self._running, generation=self._running.generation + 1, trace=self._trace)
+            build = Build(spec, self._running, self._source, generation=self._running.generation + 1, trace=self._trace)
             try:
                 build.open(self._descriptor_limit)
                 moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
@@ -138,6 +145,7 @@ class Supervisor:
         self._wait(build.workers)
         guard.judge_listeners(build.listeners.values())
         build.keep_fields(adopted=True)
+        self._running.keep = build.keep
         if joined or spec.pools:
             self._wake(build.workers)
         self._adjust_rings(build)
@@ -230,6 +238,8 @@ class Supervisor:
             self._running.pool_ids = build.pool_ids
             self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers
+            self._running.ingress = build.ingress
+            self._running.aliases = build.aliases
             self._running.withheld &= {key.port for missing in build.missing.values() for key in missing}
             for worker in build.workers:
                 worker.worker.withhold(*self._running.withheld)
