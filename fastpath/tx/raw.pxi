@@ -1,6 +1,6 @@
 # Engine `raw`: copies leave through a raw socket with the IP and UDP header crafted here, so with any source: spoofed, or one fixed by the
 # configuration. One payload sum per datagram serves all copies. The kernel refuses packets over the MTU: fragments are cut here.
-# Called by worker.pxi (emit) for receivers and exporters of one family. Cannot fail: it accounts.
+# Called by worker/loop.pxi (emit) for receivers and exporters of one family. Cannot fail: it accounts.
 
 
 cdef inline u32 tx_raw_payload_sum(batch_t *batch, u32 d) noexcept nogil:
@@ -71,7 +71,7 @@ cdef inline void tx_raw_fragments(tx_t *tx, batch_t *batch, u32 d, u32 udp_lengt
     cdef u32 part, chunk
     cdef tx_copy_t *copy
     if ring.n + parts > TX_RING:
-        tx_flush(tx, ring)
+        tx_flush(tx, &tx.port, ring)
     for part in range(parts):
         chunk = unit if part + 1 < parts else udp_length - part * unit
         copy = &ring.copies[ring.n]
@@ -96,7 +96,7 @@ cdef inline void tx_raw_emit(tx_t *tx, batch_t *batch, const u16 *selection, u32
             tx_raw_fragments(tx, batch, d, udp_length, mtu, ring)
         else:
             if ring.n == TX_RING:
-                tx_flush(tx, ring)
+                tx_flush(tx, &tx.port, ring)
             ring.copies[ring.n].bytes = batch.length[d]
             ring.copies[ring.n].copies = 1
             ring.copies[ring.n].rest = 0

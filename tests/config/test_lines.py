@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 
 from hypothesis import example, given
-from samplicator.config.lines import Lines
+from samplicator.config.toml.lines import Lines
 from support.texts import FUZZ, toml_texts
 
 # --- lines -----------------------------------------------------------------------------------------

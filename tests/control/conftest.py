@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from samplicator.supervisor import Supervisor
+from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import load
 from support.numbered import Collector
 

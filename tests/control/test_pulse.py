@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from samplicator.pulse import Pulse
-from samplicator.service import Options, Service
+from samplicator.service.pulse import Pulse
+from samplicator.service.service import Options, Service
 from support.hosts import Load
 
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from samplicator import resolve
-from samplicator.planner import ResolvedAddress
-from samplicator.resolve import Resolver
+from samplicator.host import resolve
+from samplicator.host.resolve import Resolver
+from samplicator.plan.spec import ResolvedAddress
 from support.hosts import Load
 
 TEXT = """

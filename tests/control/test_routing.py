@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from samplicator import sockets
-from samplicator.plan import PlanSpec
-from samplicator.planner import compile
-from samplicator.routing import widened
+from samplicator.host import sockets
+from samplicator.plan.planner import compile
+from samplicator.plan.rules import widened
+from samplicator.plan.spec import PlanSpec
 from support.hosts import Load
 
 CAPABILITIES = sockets.capabilities()

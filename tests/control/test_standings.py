@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from samplicator import sockets
-from samplicator.plan import PlanSpec
-from samplicator.planner import compile
+from samplicator.host import sockets
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import PlanSpec
 from samplicator.readings import ReceiverReading
-from samplicator.supervisor import Supervisor
+from samplicator.supervisor.supervisor import Supervisor
 from support import flows as model
 from support.hosts import Load, free_port, host
 from support.numbered import rest

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from samplicator import startup
-from samplicator.planner import compile
+from samplicator.config.address import address_text
+from samplicator.plan.planner import compile
 from samplicator.readings import Readings, ReceiverReading
-from samplicator.sockets import text_of
+from samplicator.service import startup
 from support.hosts import Load, free_port, host
 
 
@@ -20,7 +20,7 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
         ReceiverReading(
             r.name,
             r.host,
-            text_of(r.address),
+            address_text(r.address),
             r.port,
             "spoof" if r.spoof else "own",
             r.engine,

@@ -6,8 +6,8 @@ import struct
 from dataclasses import replace
 
 import pytest
-from samplicator import sampling
 from samplicator.readings import FlowField, FlowTemplate
+from samplicator.views import sampling
 from support.state import make_session
 
 

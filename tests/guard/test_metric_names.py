@@ -10,12 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from samplicator import _fastpath, probes
-from samplicator.catalogue import (
+from samplicator import _fastpath
+from samplicator.health import probes
+from samplicator.views.catalogue import (
     BY_NAME,
     CATALOGUE,
-    FOREIGN,
-    PREFIX,
     PROTOCOLS,
     SEND_REASONS,
     STATES,
@@ -23,13 +22,14 @@ from samplicator.catalogue import (
     series_names,
     used_fields,
 )
+from samplicator.views.metric import FOREIGN, PREFIX
 from support.tree import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "samplicator.json"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 RULES_TEST = ROOT / "deploy" / "prometheus" / "rules_test.yaml"
 METRICS = ROOT / "deploy" / "prometheus" / "METRICS.md"
-COUNTERS = (ROOT / "fastpath" / "counters.pxd").read_text()
+COUNTERS = (ROOT / "fastpath" / "base" / "counters.pxd").read_text()
 
 NAME = re.compile(rf"\b{PREFIX}[a-z0-9_]+")
 TARGET_LABELS = {"job", "instance"}

@@ -10,9 +10,10 @@ import os
 import socket
 import time
 
-from samplicator import sockets
-from samplicator.planner import PlanSpec, compile
-from samplicator.supervisor import Supervisor
+from samplicator.host import sockets
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import PlanSpec
+from samplicator.supervisor.supervisor import Supervisor
 
 from support.hosts import Load
 

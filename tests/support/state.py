@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from samplicator import _fastpath
-from samplicator.config.model import Config, Loaded
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.whole import Config
 from samplicator.readings import (
     AliasReading,
     FlowField,
@@ -27,8 +28,8 @@ from samplicator.readings import (
     Unmatched,
     WorkerReading,
 )
-from samplicator.reload import ReloadResult
-from samplicator.service import ServiceState
+from samplicator.supervisor.reload import ReloadResult
+from samplicator.views.service import ServiceState
 
 
 def counters(fields: tuple[str, ...], start: int) -> dict[str, int]:

@@ -9,9 +9,9 @@ import socket
 import struct
 
 import pytest
-from samplicator import sockets
-from samplicator.groupcast import Casts
-from samplicator.plan import SocketSpec
+from samplicator.host import bpf
+from samplicator.plan.groupcast import Casts
+from samplicator.plan.spec import SocketSpec
 
 HOST, BROADCAST_FRAME = 0, 1
 INDEX = {"eth0": 2, "eth1": 3, "gone": 0}
@@ -124,4 +124,4 @@ def test_more_groups_than_a_program_can_hold() -> None:
     program = casts(wide, exact).program(wide, 0)
     assert not run(program, "ff15::1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sockets.set_filter(sock, program)
+        bpf.set_filter(sock, program)

@@ -1,0 +1,315 @@
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
+"""Echoes: whether copies come back to us through others (two relays that name each other, rings of relays, NAT), found at run time.
+
+A datagram that comes again and again from one session, faster than exporters do (ECHO_RETURNS times at a mean of ECHO_FAST_NS), or that
+comes again from the address of a receiver, is suspected. Exporters repeat themselves, too, and captures are replayed. Nothing that can be
+read off the datagrams tells the two apart, and what a relay in between makes of ports and TTL is its affair. So the suspicion is put to the
+test, by delay only: nothing is lost, nothing foreign is sent. The worker holds back the copies of this one payload of this one session until
+it has not come for a while, whose length is drawn by lot; then it lets go those for one receiver and looks whether the payload comes again at
+once. Whoever does so ECHO_CYCLES times in a row, always after we let go and never before, is an echo of ours: copies for that receiver stop
+(tx_t.looped). An exporter that repeats itself by its own clock would have to guess all those lots: one in six each, less than one in a
+million in all.
+
+Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; nothing is held
+longer than it takes for an echo to be expected, or where there are many receivers to ask, than ECHO_ASKING_NS more. Payloads that change
+on the way (renumbered for receivers that sample or refresh) are not recognised. Pure state. Called by: worker/loop.pxi, worker/echo.pxi. It
+must never send.
+"""
+
+from libc.string cimport memcmp, memcpy
+from base.batch cimport exporter_t
+from route.match cimport match_hash
+from uapi.net cimport u8, u16, u32, u64
+
+cdef enum:
+    ECHO_MARKS = 256
+    ECHO_LOOKED = 8                # times a payload came again: it is looked at, and
+    ECHO_RETURNS = 48              # suspected, unless a receiver's address sends it: then at once
+    ECHO_CYCLES = 8                # answers
+    ECHO_MISSED = 2                # answers that one question without an answer takes back: copies get lost in a storm
+    ECHO_SOURCES = 64              # exporters of one payload under test
+    ECHO_HELD = 512                # (exporter, way) of it
+    ECHO_COPIES = 4096             # of it held back at most
+    ECHO_INNOCENTS = 64
+    ECHO_STORM = 128               # times it came during one hold, from a receiver's address
+    ECHO_IDLE = 0                  # echo_t.state
+    ECHO_HOLD = 1                  # nothing leaves, until it has not come for a while
+    ECHO_ASK = 2                   # copies for one receiver were let go
+
+    ECHO_SHORT_NS = 100000000      # a mark gives way to another payload after so long
+    ECHO_LONG_NS = 1000000000      # every fourth mark
+    ECHO_FAST_NS = 2000000         # comes again within so long in the mean: suspected
+    ECHO_SLOW_NS = 50000000        # within so long from a receiver's address
+    ECHO_WAIT_NS = 2000000         # for an answer, at least
+    ECHO_REST_NS = 30000000        # after a test in vain, at least; each time twice as long, up to
+    ECHO_REST_LEVELS = 11          # so many doublings: about a minute
+    ECHO_ASKING_NS = 2000000000    # questions of one test without an answer: the next test goes on with the receivers behind
+    ECHO_LATE_NS = 20000000        # an answer so late makes the next test wait longer
+
+ctypedef struct echo_mark_t:
+    u64 key                        # hash of payload and session, 0 = never used
+    u64 since_ns
+    u64 batch_ns                   # of the batch in which it came last
+    u32 returns
+
+ctypedef struct echo_innocent_t:   # tested in vain
+    u64 key
+    u64 until_ns
+    u64 asked_ns                   # when a receiver was asked last, 0 = none was
+    u32 level
+
+ctypedef struct echo_source_t:
+    exporter_t exporter
+    u32 came                       # during this hold
+
+ctypedef struct echo_held_t:
+    u32 way
+    u32 source
+    u32 copies
+
+ctypedef struct echo_t:
+    u64 now_ns                     # CLOCK_MONOTONIC of this batch
+    echo_mark_t marks[ECHO_MARKS]
+    echo_innocent_t innocents[ECHO_INNOCENTS]
+    u64 patience_ns                # what an answer took that came too late, twice
+    u64 lot                        # state of the lots, xorshift
+    # the test
+    u32 state
+    u64 key
+    u32 length
+    u8 *payload                    # its bytes
+    echo_source_t sources[ECHO_SOURCES]
+    u32 source_count
+    echo_held_t held[ECHO_HELD]
+    u32 held_count
+    u32 copies                     # held in all
+    bint full                      # there is no room for more: the test ends
+    u64 wait_ns                    # how long an answer may take
+    u64 hush_ns                    # how long it must not have come before the next question
+    u64 came_ns                    # when it came last
+    u64 phase_ns                   # when the phase began
+    u32 cycle
+    u32 chosen                     # way that has answered so far, 0xFFFFFFFF = none yet
+    u32 asked                      # way that is asked now
+    u32 next                       # the lowest way to be asked next
+    u64 asking_ns                  # when the first was asked, 0 = none was
+    bint answered
+    u32 before                     # answers in earlier tests, of other payloads
+    u32 before_way                 # by this way
+    u64 before_ns                  # when the last of those tests ended
+
+
+cdef inline u64 echo_word(const u8 *p) noexcept nogil:
+    cdef u64 value
+    memcpy(&value, p, 8)
+    return value
+
+
+cdef inline u64 echo_key(const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
+    """Hash of a session, and of length and head of a payload (of a short one the end, too); never 0. A hint only: one cache line,
+    where no more is needed to tell datagrams of flows apart (their sequence numbers)."""
+    cdef u64 h = (<u64>n << 48 ^ <u64>exporter.port_be << 32 ^ match_hash(exporter.address)) * <u64>0x9E3779B97F4A7C15
+    cdef u64 tail = 0
+    if n >= 24:
+        h ^= echo_word(p) * <u64>0xC2B2AE3D27D4EB4F
+        h += echo_word(p + 8) * <u64>0x165667B19E3779F9
+        h ^= echo_word(p + 16) * <u64>0xD6E8FEB86659FD93
+        h += echo_word(p + (48 if n >= 256 else n - 8)) * <u64>0xE7037ED1A0B428DB
+    else:
+        if n >= 8:
+            h ^= echo_word(p) * <u64>0xC2B2AE3D27D4EB4F
+        if n >= 16:
+            h += echo_word(p + 8) * <u64>0x165667B19E3779F9
+        memcpy(&tail, p + (n & 24), n & 7)
+        h ^= tail * <u64>0xE7037ED1A0B428DB
+    h ^= h >> 32
+    h *= <u64>0xD6E8FEB86659FD93
+    h ^= h >> 29
+    return h | 1
+
+
+cdef inline echo_mark_t *echo_mark(echo_t *e, u64 key) noexcept nogil:
+    return &e.marks[(key >> 8) & (ECHO_MARKS - 1)]
+
+
+cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
+    """Whether this payload has come so often that it is to be looked at; notes it. Once a datagram."""
+    cdef u64 key = echo_key(p, n, exporter)
+    cdef echo_mark_t *mark = echo_mark(e, key)
+    cdef long long age
+    if mark.key != key:
+        age = <long long>(e.now_ns - mark.since_ns)
+        if age > (ECHO_SHORT_NS if key & 0x300 else ECHO_LONG_NS):
+            mark.key = key
+            mark.since_ns = mark.batch_ns = e.now_ns
+            mark.returns = 0
+        return False
+    if mark.batch_ns == e.now_ns and mark.returns < ECHO_RETURNS:
+        return False               # none of a batch is an echo of another one in it
+    mark.batch_ns = e.now_ns
+    mark.returns += 1
+    return mark.returns == ECHO_LOOKED or mark.returns >= ECHO_RETURNS
+
+
+cdef inline void echo_lot(echo_t *e) noexcept nogil:
+    """Draws how long the next hush is: 3 to 9 times as long as an answer may take."""
+    e.lot ^= e.lot << 13
+    e.lot ^= e.lot >> 7
+    e.lot ^= e.lot << 17
+    e.hush_ns = 3 * e.wait_ns + (e.lot >> 11) % (6 * e.wait_ns)
+
+
+cdef inline echo_innocent_t *echo_innocent(echo_t *e, u64 key) noexcept nogil:
+    return &e.innocents[(key >> 20) & (ECHO_INNOCENTS - 1)]
+
+
+cdef inline bint echo_rests(echo_t *e, u64 key) noexcept nogil:
+    """Whether the payload was tested lately in vain. The answer that the test did not wait for ends the rest: it says how long to wait."""
+    cdef echo_innocent_t *innocent = echo_innocent(e, key)
+    cdef u64 late
+    if innocent.key != key or e.now_ns >= innocent.until_ns:
+        return False
+    late = e.now_ns - innocent.asked_ns
+    if innocent.asked_ns and late < ECHO_LATE_NS:
+        innocent.asked_ns = 0
+        if 2 * late > e.patience_ns:
+            e.patience_ns = 2 * late
+            return False
+    innocent.asked_ns = 0
+    return True
+
+
+cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter, bint receiver) noexcept nogil:
+    """Whether a test of this payload, which has come again, begins now. receiver: it comes from the address of a receiver."""
+    cdef u64 key = echo_key(p, n, exporter)
+    cdef echo_mark_t *mark = echo_mark(e, key)
+    cdef u64 pace = (e.now_ns - mark.since_ns) // mark.returns
+    if not receiver and mark.returns < ECHO_RETURNS and pace <= ECHO_FAST_NS:
+        return False               # not yet
+    mark.since_ns = e.now_ns
+    mark.returns = 0
+    if e.state != ECHO_IDLE or pace > <u64>(ECHO_SLOW_NS if receiver else ECHO_FAST_NS) or echo_rests(e, key):
+        return False
+    mark.returns = ECHO_RETURNS    # from now on every one of it is looked at
+    mark.since_ns = e.now_ns + (<u64>1 << 60)
+    e.state = ECHO_HOLD
+    e.key = key
+    e.length = n
+    memcpy(e.payload, p, n)
+    e.source_count = e.held_count = e.copies = e.cycle = 0
+    e.full = e.answered = False
+    e.chosen = e.asked = 0xFFFFFFFFU
+    e.wait_ns = 2 * pace if 2 * pace > ECHO_WAIT_NS else ECHO_WAIT_NS
+    e.wait_ns = e.patience_ns if e.patience_ns > e.wait_ns else e.wait_ns
+    e.phase_ns = e.came_ns = e.now_ns
+    e.asking_ns = 0
+    echo_lot(e)
+    return True
+
+
+cdef inline bint echo_is(const echo_t *e, const u8 *p, u32 n) noexcept nogil:
+    """Whether this is the payload under test."""
+    return e.state != ECHO_IDLE and n == e.length and memcmp(e.payload, p, n) == 0
+
+
+cdef inline u32 echo_source(echo_t *e, const exporter_t *exporter) noexcept nogil:
+    """Number of the exporter among those of the payload under test; ECHO_SOURCES = there is no room."""
+    cdef u32 i
+    cdef exporter_t *known
+    for i in range(e.source_count):
+        known = &e.sources[i].exporter
+        if known.port_be == exporter.port_be and memcmp(known.address, exporter.address, 16) == 0:
+            return i
+    if e.source_count == ECHO_SOURCES:
+        return ECHO_SOURCES
+    e.sources[e.source_count].exporter = exporter[0]
+    e.sources[e.source_count].came = 0
+    e.source_count += 1
+    return e.source_count - 1
+
+
+cdef inline bint echo_keep(echo_t *e, u32 source, u32 way) noexcept nogil:
+    """Notes a copy that is held back; False: there is no room, it is to leave."""
+    cdef u32 i
+    if e.full or e.copies >= ECHO_COPIES:
+        e.full = True                  # for the rest of the batch nothing is looked through
+        return False
+    for i in range(e.held_count):
+        if e.held[i].way == way and e.held[i].source == source:
+            break
+    else:
+        i = e.held_count
+        if i == ECHO_HELD:
+            e.full = True
+            return False
+        e.held_count += 1
+        e.held[i].way = way
+        e.held[i].source = source
+        e.held[i].copies = 0
+    e.held[i].copies += 1
+    e.copies += 1
+    return True
+
+
+cdef inline u32 echo_next_way(const echo_t *e) noexcept nogil:
+    """The lowest way from e.next on that copies are held back for; 0xFFFFFFFF = none."""
+    cdef u32 i
+    cdef u32 found = 0xFFFFFFFFU
+    for i in range(e.held_count):
+        if e.held[i].copies and e.next <= e.held[i].way < found:
+            found = e.held[i].way
+    return found
+
+
+cdef inline void echo_miss(echo_t *e, u64 now_ns) noexcept nogil:
+    """The way asked did not answer."""
+    if e.chosen != 0xFFFFFFFFU:        # what it had answered counts for the next test
+        e.before_way = e.chosen
+        e.before = e.cycle
+        e.before_ns = now_ns
+    if e.asked == e.before_way:
+        e.before = e.before - ECHO_MISSED if e.before > ECHO_MISSED else 0
+
+
+cdef inline bint echo_answer(echo_t *e, u64 now_ns) noexcept nogil:
+    """The way asked did answer; whether that proves it an echo."""
+    if e.chosen == 0xFFFFFFFFU and e.asked == e.before_way and now_ns - e.before_ns < ECHO_LONG_NS:
+        e.cycle = e.before
+    e.chosen = e.asked
+    e.cycle += 1
+    return e.cycle >= ECHO_CYCLES
+
+
+cdef inline void echo_came(echo_t *e, u32 source) noexcept nogil:
+    """The payload under test has come."""
+    e.came_ns = e.now_ns
+    e.sources[source].came += 1
+    if e.state == ECHO_ASK:
+        e.answered = True
+
+
+cdef inline void echo_hold(echo_t *e, u64 now_ns) noexcept nogil:
+    """Begins the hold before the next question."""
+    cdef u32 i
+    e.state = ECHO_HOLD
+    e.answered = False
+    e.phase_ns = now_ns
+    for i in range(e.source_count):
+        e.sources[i].came = 0
+    echo_lot(e)
+
+
+cdef inline void echo_end(echo_t *e, u64 now_ns, bint in_vain) noexcept nogil:
+    """The test is over. In vain: the payload is left alone for a while, longer each time."""
+    cdef echo_mark_t *mark = echo_mark(e, e.key)
+    cdef echo_innocent_t *innocent = echo_innocent(e, e.key)
+    cdef bint again = innocent.key == e.key and now_ns - innocent.until_ns < ECHO_LONG_NS
+    mark.since_ns = now_ns
+    mark.returns = 0
+    if in_vain:
+        innocent.level = innocent.level + 1 if again and innocent.level < ECHO_REST_LEVELS else (innocent.level if again else 0)
+        innocent.key = e.key
+        innocent.until_ns = now_ns + (((<u64>ECHO_REST_NS) + (e.lot >> 11) % ECHO_REST_NS) << innocent.level)
+        innocent.asked_ns = e.phase_ns if e.state == ECHO_ASK else 0
+        mark.returns = ECHO_RETURNS - 1 if innocent.asked_ns else 0    # a late answer is looked at
+    e.state = ECHO_IDLE

@@ -1,0 +1,95 @@
+# What a worker owns: its state, and how it reads a clock.
+
+cdef enum:
+    WORKER_EVENTS = 64
+    WORKER_ROUNDS = 8                  # batches of one socket in a row before the others get their turn
+    WORKER_IDLE_MS = 1000              # heartbeat when nothing comes
+    WORKER_UNPOLLED_MS = 1             # the same while some socket has to be looked at
+    WORKER_CPU_CLOCK_NS = 10000000     # how often the thread's CPU clock is read
+    WORKER_SLICE_NS = 100000           # the shortest time slice that the kernel gives
+    WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
+    WORKER_RING_DELAY_NS = 250000      # wait for more datagrams of a ring before it is read, unless it was idle or has a backlog
+    WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
+    WORKER_STEP_NS = 100000000         # the wall clock against the monotonic one: more than this at once is a step ...
+    WORKER_SLEW = 1000                 # ... unless that much in so many as went by: adjtimex(2) slews by 1/2000 at most
+
+ctypedef struct due_t:                 # templates or options data that a receiver's refresh asks for
+    u32 way
+    u32 number                         # domain
+    u32 what
+
+ctypedef struct wall_t:                # the wall clock against CLOCK_MONOTONIC, as last compared
+    u64 ahead_ns
+    u64 compared_ns                    # CLOCK_MONOTONIC
+    u64 since_ns                       # CLOCK_REALTIME right behind its last step: older stamps say nothing
+
+ctypedef struct worker_t
+
+ctypedef void (*worker_trace_t)(worker_t *w, u32 active) noexcept nogil
+
+ctypedef struct worker_t:
+    int epoll
+    int wake
+    work_t *work                       # running plan
+    work_t *before                     # the one before it, while its routes say which exporters are new to a receiver; else NULL
+    u32 unpolled                       # sockets of `work` that epoll did not take; read by other threads
+    void *next                         # published, not yet adopted
+    u64 generation                     # of `work`; read by other threads
+    u64 stop_deadline_ns               # CLOCK_MONOTONIC; 0 = run on
+    u64 cpu_read_ns
+    u64 max_delay_ns                   # wait for more datagrams before a receive, 0 = none
+    u64 woken_ns                       # CLOCK_MONOTONIC of the last receive
+    u64 ring_ns                        # the same, of the last look into rings that found something
+    u32 again                          # the most urgent of its rings' (rx_ring_t.again)
+    void *trace                        # borrowed reference to the Worker when tracing, NULL = off
+    worker_trace_t tell                # tells it about a batch that was sent
+    worker_counters_t *counters
+    rx_arena_t arena
+    batch_t *batch
+    tx_ring_t ring
+    session_cache_t sessions
+    pool_cache_t pools                 # entries NULL = no plan had pools yet
+    bint news                          # the datagram at hand taught templates that other members of its pools have to know ...
+    u32 news_since                     # ... those after this serial of the flow
+    bint owing                         # members of its pools are owed templates of its domain
+    ports_t ports
+    tx_port_t packet                   # the packet socket
+    lanes_t lanes
+    bint moved                         # the domain of the datagram at hand has another alias than before
+    u32 *alias                         # of each datagram's domain, 0 = none; where some receiver wants it
+    runs_t *runs_grouped               # of the whole batch, by exporter session
+    runs_t *runs_plain                 # of the whole batch as one group
+    runs_t *runs_own                   # of one receiver's own selection
+    bint grouped_known
+    bint plain_known
+    flow_t *flow                       # the flow stage's memory, NULL = none
+    flow_seen_t *seen                  # what it says of each datagram of the batch
+    bint seeing                        # whether it saw this batch
+    u64 flow_look_ns
+    bint replaying                     # a replay may go on in the next pass: no long wait
+    batch_t *rewritten                 # copies of our own: renumbered, replayed
+    u8 *own_bytes                      # RX_SLOT each
+    u16 *identity                      # 0, 1, 2 ...: the selection of all of a batch
+    wall_t wall
+    due_t *due
+    echo_t echo
+    batch_t *returned                  # what a test for echoes held back
+    u32 due_count
+    epoll_event events[WORKER_EVENTS]
+
+
+cdef inline u64 worker_clock(int clock) noexcept nogil:
+    cdef timespec now
+    clock_gettime(clock, &now)
+    return <u64>now.tv_sec * 1000000000 + <u64>now.tv_nsec
+
+
+cdef inline bint worker_stepped(wall_t *wall, u64 real_ns, u64 monotonic_ns) noexcept nogil:
+    """Whether the wall clock was set since the last call. The first call only notes where it stands."""
+    cdef u64 ahead = real_ns - monotonic_ns
+    cdef u64 moved = ahead - wall.ahead_ns
+    cdef u64 allowed = WORKER_STEP_NS + (monotonic_ns - wall.compared_ns) // WORKER_SLEW
+    cdef bint known = wall.compared_ns != 0
+    wall.ahead_ns = ahead
+    wall.compared_ns = monotonic_ns
+    return known and moved + allowed > 2 * allowed

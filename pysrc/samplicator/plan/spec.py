@@ -1,0 +1,272 @@
+"""The plan as data: what shall run, with every decision taken, and what must be known of the host to take them.
+
+Pure and frozen: equal specs are the same thing, which is how a reload finds out what stays. Made by planner; read by
+sockets, engines, supervisor, startup and explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from samplicator.config.address import ParsedSource
+from samplicator.config.model.rule import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedAddress:
+    """Where a host name or address text points now: 4 or 16 bytes, and the interface index of a link-local address (0
+    = none).
+    """
+
+    address: bytes
+    scope_id: int = 0
+
+    @property
+    def family(self) -> int:
+        return 4 if len(self.address) == 4 else 6
+
+
+NameKey = tuple[str, int]
+"""A host name and the address family wanted: 0 (any), 4 or 6."""
+Resolved = Mapping[NameKey, tuple[ResolvedAddress, ...]]
+"""Where each host name points: its addresses, the one to use first. Missing or empty: it does not resolve."""
+
+
+def _nothing_is_local(address: bytes) -> bool:
+    return False
+
+
+def _no_interface_is_missing(name: str) -> int:
+    return 1
+
+
+def _the_kernel_chooses(group: bytes) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """An address of this host and the interface that carries it. address: 4 or 16 bytes. index: of the interface."""
+
+    interface: str
+    index: int
+    address: bytes
+
+
+def _no_addresses() -> tuple[HostAddress, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this process may do and what the planner must know of the host.
+
+    net_raw: raw sockets can be opened. net_admin: buffer limits can be passed, ingress rules made. is_local(address):
+    the address is one of this host. cpus: the CPUs this process may run on. host_addresses(): all of this host, sorted;
+    asked only for listeners that receive by ring. interface_index(name): 0 = there is none now. group_interface(group):
+    index of the interface that the route to a multicast group leads to, 0 = none, or unknown.
+    """
+
+    net_raw: bool
+    net_admin: bool = False
+    is_local: Callable[[bytes], bool] = field(default=_nothing_is_local, compare=False)
+    cpus: tuple[int, ...] = (0,)
+    interface_index: Callable[[str], int] = field(default=_no_interface_is_missing, compare=False)
+    host_addresses: Callable[[], tuple[HostAddress, ...]] = field(default=_no_addresses, compare=False)
+    group_interface: Callable[[bytes], int] = field(default=_the_kernel_chooses, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SocketSpec:
+    """One bound UDP socket of a listener (each worker opens one). address: text without brackets; listener: index
+    into listeners.
+
+    v6only: refuse IPv4 on this IPv6 socket. interface: "" = all. groups: multicast groups to join, of this socket's
+    family. index: of `interface` or of the address's zone, 0 = there is none now, or none is named. joins: index of the
+    interface that each group is joined on, 0 = the kernel chooses. An interface that is made anew has another index,
+    and what was bound to the old one is deaf: so the indexes are part of what a socket is.
+    """
+
+    listener: int
+    address: str
+    port: int
+    family: int
+    v6only: bool
+    interface: str
+    groups: tuple[str, ...]
+    index: int = 0
+    joins: tuple[int, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """The interface that it names, "" = none."""
+        return self.interface or self.address.partition("%")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class RingMatch:
+    """Which datagrams a ring takes: whole ones to one of `addresses` (4 or 16 bytes each), or to a multicast group of
+    `groups`, and a port of one of the inclusive ranges `ports`.
+    """
+
+    ports: tuple[tuple[int, int], ...]
+    addresses: tuple[bytes, ...]
+    groups: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RingSpec:
+    """The ring of a listener on one interface (each worker opens one). index: of the interface."""
+
+    interface: str
+    index: int
+    matches: tuple[RingMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSpec:
+    """A listener: its index in the plan, its name (the metric label) and its sockets. receive: how datagrams come in,
+    "recvmmsg" | "ring", receive_why: one sentence for people; rings: one per interface; ring_required: without them
+    the plan cannot run. flow: its datagrams go through the flow stage. unresolved: HOST:PORT of places to listen at
+    whose name does not resolve now.
+    """
+
+    index: int
+    name: str
+    sockets: tuple[SocketSpec, ...]
+    receive: str = "recvmmsg"
+    receive_why: str = ""
+    rings: tuple[RingSpec, ...] = ()
+    ring_required: bool = True
+    flow: bool = True
+    unresolved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """How a receiver's state is asked for. kind: auto | udp | ipfix | off | tcp | http. For tcp and http: where to
+    (address of 4 or 16 bytes, b"" = its name does not resolve now; port, scope id), path, and host: HOST:PORT as the
+    operator wrote it.
+    """
+
+    kind: str = "auto"
+    address: bytes = b""
+    port: int = 0
+    scope_id: int = 0
+    host: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverSpec:
+    """A receiver: where its copies go and how they leave.
+
+    address: network order, 4 or 16 bytes, as `family` says. host: as the operator wrote it. engine_why: one sentence
+    for people. source: a fixed (address, port) instead of our own, port 0 = one the kernel picks. ttl 0 and tos -1 =
+    kept from the datagram. mtu: bytes that packets may have at most, 0 = as the path takes. by_exporter: freq chooses
+    exporters, not datagrams. refresh: templates are sent again after so many datagrams, so many ms, options data
+    likewise; 0 = never. standby_for: name of the receiver whose copies it gets while that one is down, "" = none.
+    needed: a standby or a pool acts on its state. per_session: each exporter session has a source port of its own.
+    unique: observation domains are replaced by their aliases. missing: what this host lacks
+    to send to it at all now, for people ("name does not resolve"), "" = nothing; its copies are then counted as
+    no_route, and where the address is not known it is all zeros.
+    """
+
+    name: str
+    address: bytes
+    port: int
+    family: int
+    scope_id: int
+    host: str
+    engine: str
+    engine_why: str
+    spoof: bool
+    source: tuple[bytes, int] | None
+    checksum: bool
+    freq: int
+    ttl: int
+    tos: int
+    pause_us: int
+    mtu: int = 0
+    by_exporter: bool = False
+    refresh: tuple[int, int, int, int] = (0, 0, 0, 0)
+    probe: ProbeSpec = ProbeSpec()
+    standby_for: str = ""
+    needed: bool = False
+    per_session: bool = False
+    unique: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether exporters are kept apart by aliases of their domains, always or where a session has no own port."""
+        return self.per_session or self.unique
+
+    missing: str = ""
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether its address is not known now."""
+        return bool(self.missing) and not any(self.address)
+
+    @property
+    def deaf(self) -> bool:
+        """Whether its engine hears nothing of refused copies: ICMP goes to the exporter, or to no socket at all."""
+        return self.engine != "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Receivers that share the exporters. balance: exporter-hash | round-robin. members: (receiver index, weight)."""
+
+    name: str
+    balance: str
+    members: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSpec:
+    """A rule: sources, listener indexes (None = all), receiver indexes (a standby right behind its primary), whether
+    later rules are skipped; the rule as configured; pool indexes.
+    """
+
+    sources: tuple[ParsedSource, ...]
+    listeners: tuple[int, ...] | None
+    receivers: tuple[int, ...]
+    stop: bool
+    written: Rule
+    pools: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        names = ", ".join(self.written.to) or "nobody"
+        return f"{', '.join(self.written.from_) or 'everything'} -> {names}{' (stop)' if self.stop else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSpec:
+    """All that shall run. workers >= 1; cpus: worker k is pinned to cpus[k % len], () = not pinned; sizes in bytes.
+    host_addresses: what rings were derived from, () when there are none. alias_file: where the aliases of domains are
+    kept from one process to the next, "" = nowhere. follows_host: nobody has changed the
+    configuration, the host or a name has: what it lacks is shown and tried again, never a reason to keep the old plan.
+    """
+
+    listeners: tuple[ListenerSpec, ...]
+    receivers: tuple[ReceiverSpec, ...]
+    rules: tuple[RuleSpec, ...]
+    workers: int
+    cpus: tuple[int, ...]
+    receive_buffer: int
+    send_buffer: int
+    max_datagram: int
+    batch: int
+    ring_buffer: int = 64 << 20
+    max_delay_us: int = 0
+    flow_memory: int = 64 << 20
+    template_life_minutes: int = 120
+    warnings: tuple[str, ...] = ()
+    host_addresses: tuple[HostAddress, ...] = ()
+    pools: tuple[PoolSpec, ...] = ()
+    alias_file: str = ""
+    follows_host: bool = field(default=False, compare=False)
