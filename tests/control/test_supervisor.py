@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,35 @@ def test_no_ring_fills_up_while_others_are_opened(
     assert seen == ["open", "select 2", "open"] * 2 + ["accept"] * 4
     supervisor.apply(wanted)
     assert len(seen) == 10
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: packet sockets and ingress rules")
+@pytest.mark.parametrize(
+    ("release", "beside"), [("6.1.0-37-amd64", 0), ("6.2.0", 1), ("5.10", 0), ("6.18.44-fc-v669", 1), ("10.0", 1)]
+)
+def test_nothing_is_coalesced_that_a_ring_cannot_hold(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch, release: str, beside: int
+) -> None:
+    """Before Linux 6.2 a ring drops what the kernel has coalesced for a socket that asked for it."""
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    port = free_port()
+
+    def coalesced() -> set[int]:
+        (state,) = supervisor._running.listeners.values()
+        return {intake.sock.getsockopt(socket.IPPROTO_UDP, sockets.UDP_GRO) for intake in state.sockets()}
+
+    by_ring = spec(load, port, collector.port, workers=2, listener='receive = "ring"')
+    for _ in range(2):
+        supervisor.apply(by_ring)
+        assert coalesced() == {beside}
+        supervisor.apply(spec(load, port, collector.port, workers=2))
+        assert coalesced() == {1}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        two = f'receive = "ring"\n[[listener]]\nname = "two"\nlisten = ["127.0.0.1:{other.getsockname()[1]}"]\n'
+        with pytest.raises(BuildError):
+            supervisor.apply(spec(load, port, collector.port, workers=2, listener=two))
+    assert coalesced() == {1}
 
 
 def test_what_cannot_be_bound_changes_nothing(load: Load, supervisor: Supervisor, collector: Collector) -> None:

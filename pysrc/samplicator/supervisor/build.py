@@ -99,6 +99,7 @@ class Build:
         self._threads: list[WorkerThread] = []
         self._alone: list[socket.socket] = []
         self._hindered: set[str] = set()
+        self._rings_take_runs = sockets.rings_take_runs()
         receivers = spec.receivers
         self._keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
 
@@ -127,6 +128,9 @@ class Build:
                 part.group.stop(part.intakes)
         for intake in self._intakes:
             intake.close()
+        if not self._rings_take_runs:
+            for state in self._running.listeners.values():
+                self._take_runs(state, state.rings)
         for way in self._ways:
             way.close()
         for path in self._paths:
@@ -187,12 +191,16 @@ class Build:
         ]
 
     def mark_flow(self) -> None:
-        """Whether the sockets' datagrams go through the flow stage; to be called when nothing can fail any more."""
+        """Whether the sockets' datagrams go through the flow stage, and come coalesced; to be called when nothing can
+        fail any more.
+        """
         for wanted in self.spec.listeners:
-            intakes: list[Intake | RingIntake] = [i for group in self.groups[wanted.name].values() for i in group]
-            intakes += [i for part in self.rings[wanted.name].values() for i in part.intakes]
-            for intake in intakes:
+            rings = self.rings[wanted.name]
+            for intake in (i for group in self.groups[wanted.name].values() for i in group):
+                sockets.take_runs(intake.sock, self._takes_runs(rings))
                 intake.rx.set_flow(wanted.flow)
+            for member in (i for part in rings.values() for i in part.intakes):
+                member.rx.set_flow(wanted.flow)
 
     # ------------------------------------------------------------------ listeners
 
@@ -271,6 +279,9 @@ class Build:
 
     def _install(self, wanted: ListenerSpec) -> None:
         """New rings take datagrams from now on."""
+        running = self._running.listeners.get(wanted.name)
+        if running is not None and self.rings[wanted.name]:
+            self._take_runs(running, self.rings[wanted.name])
         try:
             for part in self.rings[wanted.name].values():
                 if part.fresh and not part.group.installed:
@@ -280,6 +291,14 @@ class Build:
                         raise ring_error(wanted, part.spec, error) from error
         except BuildError as error:
             self._do_without_rings(wanted, error)
+
+    def _takes_runs(self, rings: Mapping[str, object]) -> bool:
+        """Whether sockets beside these rings have the kernel coalesce datagrams for them."""
+        return self._rings_take_runs or not rings
+
+    def _take_runs(self, state: ListenerState, rings: Mapping[str, object]) -> None:
+        for intake in state.sockets():
+            sockets.take_runs(intake.sock, self._takes_runs(rings))
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
         """What receive = "auto" makes of a ring that cannot be had."""
@@ -322,6 +341,7 @@ class Build:
                     beside=beside,
                     join=not group,
                     program=program,
+                    runs=self._takes_runs(self.rings[listener.name]),
                     **self._keep,
                 )
             except OSError as error:
