@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from samplicator.host import ring
+from samplicator.host import ring, sockets
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import RingMatch
 from samplicator.supervisor import supervisor as supervisor_module
