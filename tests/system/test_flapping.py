@@ -88,7 +88,7 @@ def test_a_closed_port_stays_closed(lab: Lab, rate: int, engine: str, count: int
         assert templates == 5
         assert all(down(relay, name) for name in names[1:])
     for name in names:
-        assert said(relay, f"receiver '{name}' is refusing: its port is closed") == 1
+        assert said(relay, f"receiver '{name}' is refusing: the receiver's port is closed") == 1
         assert said(relay, f"receiver '{name}' is back") == (name == "r9000")
     lines = [line for line in (relay.stdout() + relay.stderr()).splitlines() if "is refusing" in line]
     assert all(" warning " in line for line in lines)
