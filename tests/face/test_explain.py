@@ -184,7 +184,7 @@ def test_pools_and_standbys_in_words() -> None:
     spec = plan_of([{"from": ["10.0.0.0/8"], "listener": ["one"], "to": ["a", "p", "q"], "stop": False}])
     answers = explain(spec, address, port, 2055)
     text = lines(answers[:1], address, port, 2055)
-    assert "  3 copies leave, 1 more while another receiver is down:" in text
+    assert "  3 copies are sent, 1 more while another receiver is down:" in text
     assert "    pool p: one of a (weight 1), b (weight 2), by exporter-hash" in text
     assert "      a: to 192.0.2.1:9" in text
     assert "      b: to [2001:db8::b]:9" in text
@@ -201,4 +201,4 @@ def test_a_pool_alone_is_no_denial() -> None:
     spec = plan_of([{"from": [], "listener": [], "to": ["q"], "stop": True}])
     answer = explain(spec, address, port, 2055)[0]
     assert (answer.copies, len(answer.pools), answer.denied) == ((), 1, False)
-    assert "  1 copy leaves:" in lines([answer], address, port, 2055)
+    assert "  1 copy is sent:" in lines([answer], address, port, 2055)

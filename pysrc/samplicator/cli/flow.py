@@ -258,7 +258,7 @@ def domain_lines(value: Mapping[str, Any]) -> list[str]:
         ]
         for row in value["domains"]
     ]
-    head = ["in copies", "hex", "exporter", "protocol", "its domain", "exporter", "silent"]
+    head = ["in copies", "hex", "exporter", "protocol", "its domain", "held by", "silent"]
     return table(head, rows) if rows else ["no exporter has a domain assigned by samplicator"]
 
 

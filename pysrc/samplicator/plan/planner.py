@@ -283,7 +283,7 @@ class _Compiler:
             self.warn((*path, "to"), f"the host name {endpoint.host!r} does not resolve now; {UNTIL_THEN}")
             address = ResolvedAddress(bytes(4 if self.family(receiver) == 4 else 16))
         elif endpoint.scope and not address.scope_id:
-            missing = f"{NO_INTERFACE} {endpoint.scope!r}"
+            missing = f"{NO_INTERFACE} {endpoint.scope}"
             self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
         else:
             self.guard_loop(path, receiver, address, endpoint.port, ports)
