@@ -280,6 +280,14 @@ cdef inline u64 worker_gather(u64 *last_ns, u64 delay_ns, u64 now_ns) noexcept n
     return now_ns
 
 
+cdef inline void worker_ports(worker_t *w, u64 now_ns) noexcept nogil:
+    """Gives back the ports that listeners are to have, and those that are not used."""
+    cdef u32 asked = atomic_load32_acquire(&w.ports.asked)
+    if unlikely(asked != w.ports.released):
+        lanes_give_back(&w.lanes)
+    ports_look(&w.ports, asked, w.sessions.now, now_ns)
+
+
 cdef void worker_loop(worker_t *w) noexcept nogil:
     """Until stop(): adopt, wait, read."""
     cdef u64 start, end, deadline
@@ -313,7 +321,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if unlikely(w.echo.state):
             worker_echo_step(w)
         worker_flow(w, start)
-        ports_look(&w.ports, w.sessions.now, start)
+        worker_ports(w, start)
         end = worker_clock(CLOCK_MONOTONIC)
         worker_beat(w, end)
         atomics_add(&w.counters.busy_ns, end - start)

@@ -12,10 +12,10 @@ import signal
 import socket
 
 import pytest
-from lab import Lab, Namespace, Relay, run
-from process import wait_for
-from test_engines import acquaint, held, in_order, payloads, wait_link
-from witness import Tap
+from support.lab import Lab, Namespace, Relay, run
+from support.process import wait_for
+from support.runs import acquaint, held, in_order, payloads, wait_link
+from support.witness import Tap
 
 COUNT = 24
 
@@ -217,6 +217,29 @@ def test_a_new_listener_gets_its_port(lab: Lab, workers: int) -> None:
     after = calls_and_copies(relay)
     assert after[1] - before[1] == 4 * 8 * COUNT
     assert after[0] - before[0] < 8 * COUNT  # in runs
+    relay.check_laws()
+
+
+def test_a_listener_that_is_down_gets_its_port(lab: Lab) -> None:
+    """Another program has it at one address; meanwhile exporters send from that port, and go on when it is free."""
+    with lab.relay.socket(socket.AF_INET) as other:
+        other.bind((lab.relay4(), 9995))
+        relay = lab.samplicator(spoofing(lab, "0.0.0.0:2055", "0.0.0.0:9995"), ready=False)
+        wait_for(lambda: relay.answers(), "the relay's pages", 20)
+        assert b"another program has port 9995" in relay.get("/readyz")[1]
+        exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 9995) for n in range(8)]
+        acquaint(lab, lab.relay4())
+        load = lab.load(
+            "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.65.0", "--exporters", 4,
+            "--source-port", 9995, "--seconds", 60, "--rate", 4000, "--size", 300, "--run", 8,
+        )  # fmt: skip
+        wait_for(lambda: relay.metrics().total("receive_datagrams_total") > 100, "datagrams", 20)
+    wait_for(lambda: relay.get("/readyz")[0] == 200, "the listener to be up", 20)
+    load.kill()
+    relay.at_rest()
+    tap = lab.tap(1, lambda seen: seen.port == 9001)
+    held(relay, exporters, (lab.relay4(), 9995), 0, COUNT)
+    in_order(tap.collect(8 * COUNT), exporters, COUNT)
     relay.check_laws()
 
 
