@@ -11,7 +11,7 @@ from __future__ import annotations
 import pytest
 from support.lab import Lab, run
 
-RATE, SECONDS = 20_000, 10
+RATE, SECONDS = 20_000, 5
 ALIVE = 9995
 
 
