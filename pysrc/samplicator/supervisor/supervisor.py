@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Final
 from samplicator import _fastpath
 from samplicator._fastpath import Plan, TxCounters
 from samplicator.datapath import aliases
-from samplicator.datapath.account import SEGMENTING, settle
+from samplicator.datapath.account import SEGMENTING, nothing_left, settle
 from samplicator.datapath.counters import DATAGRAMS
 from samplicator.datapath.intakes import ListenerState
-from samplicator.datapath.thread import TraceCallback, WorkerThread
+from samplicator.datapath.thread import Stir, TraceCallback, WorkerThread
 from samplicator.datapath.ways import Path
 from samplicator.health.failover import Standings
 from samplicator.health.reach import Host
-from samplicator.health.receiver import PROBE_UNRESOLVED, ReceiverState
+from samplicator.health.receiver import GIVEN_UP, PROBE_UNRESOLVED, REGAINED, ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import ring, sockets
 from samplicator.host.neighbors import ASKED_IN_VAIN, NOWHERE, Neighbours
@@ -54,19 +54,12 @@ ADOPT_SECONDS: Final = 10.0
 HEARTBEAT_SECONDS: Final = 5.0
 """A worker beats at least once a second; older than this it is stuck."""
 
+SPARED: Final = 10
+"""Of so many looks a calm receiver gets one, while no copies leave."""
+WATCH_SECONDS: Final = 2.0
+"""How often next hops are looked at, while no copies leave and all is well with them."""
 RETRIES: Final = 32
 """Sockets of one listener that are tried again in one go."""
-
-REFUSED: Final = {
-    "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
-    "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
-    "packet": "the kernel refuses its frames: copies leave by the raw socket",
-}
-REGAINED: Final = {
-    "segment": "the kernel takes segmented sends again",
-    "transparent": "copies leave by sockets for exporters' ports again",
-    "packet": "copies leave as frames again",
-}
 
 
 class WorkerStuck(RuntimeError):
@@ -100,6 +93,9 @@ class Supervisor:
         self._standings = Standings(self._running)
         self._gate = RateGate()
         self._ended = False
+        self._stirs = Stir(), Stir()  # of look() and watch_neighbours()
+        self._looks = 0
+        self._watch_at = 0.0
         self._tried = 0  # sockets of each listener, so far: they take turns
 
     # ------------------------------------------------------------------ apply
@@ -481,7 +477,7 @@ class Supervisor:
             if self._ended:
                 return ()
             now = time.monotonic()
-            self._follow(self._those(lambda state: state.refresh(now)))
+            self._follow(self._those(list(self._running.receivers.values()), lambda state: state.refresh(now)))
             ports = sockets.source_ports()
             for worker in self._running.workers:
                 worker.choose_from(ports)
@@ -490,7 +486,7 @@ class Supervisor:
                     log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)
             for state in self._running.receivers.values():
                 for feature in state.newly_given_up():
-                    words = f"{REFUSED[feature]}; tried again in a minute, then less often"
+                    words = f"{GIVEN_UP[feature]}; tried again in a minute, then less often"
                     log.warning("receiver %r: %s", state.spec.name, words)
                 for feature in state.newly_regained(now):
                     log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
@@ -507,24 +503,30 @@ class Supervisor:
                 guard.follow_host(self.spec, self._running.receivers, self._running.listeners.values())
         self.look()
 
-    def look(self) -> None:
+    def look(self, *, sparing: bool = False) -> None:
         """Several times a second: the state of the receivers and what follows from it. Does nothing while a plan
-        changes.
+        changes. sparing: receivers that there can hardly be news of have their turn only now and then.
         """
         if self._ended or not self._lock.acquire(blocking=False):
             return
         try:
             now = time.monotonic()
-            self._follow(self._those(lambda state: state.look(now)))
+            self._looks += 1
+            states = list(self._running.receivers.values())
+            if sparing and not self._stirs[0].any(self.generation, self.received(), self._running.workers):
+                states = [s for n, s in enumerate(states, self._looks) if not s.calm or n % SPARED == 0]
+            self._follow(self._those(states, lambda state: state.look(now)))
         finally:
             self._lock.release()
 
-    def _those(self, has_changed: Callable[[ReceiverState], bool]) -> list[ReceiverState]:
+    def _those(
+        self, states: Sequence[ReceiverState], has_changed: Callable[[ReceiverState], bool]
+    ) -> list[ReceiverState]:
         """The receivers whose state has changed. One that cannot be looked at now (no descriptor is free, no memory) is
         looked at again the next time, and keeps none of the others from being looked at.
         """
         changed = []
-        for state in list(self._running.receivers.values()):
+        for state in states:
             try:
                 if has_changed(state):
                     changed.append(state)
@@ -540,20 +542,29 @@ class Supervisor:
             self._wake(self._running.workers)
         self._standings.finish_returns()
 
-    def watch_neighbours(self) -> None:
-        """Several times a second: tells the datapath whose next hop does not answer."""
+    def watch_neighbours(self, *, sparing: bool = False) -> None:
+        """Several times a second: tells the datapath whose next hop does not answer. sparing: the kernel has told of no
+        change since the last time.
+        """
         with self._lock:
             states = list(self._running.receivers.values())
             if self._ended:
                 return
+            now = time.monotonic()
+            stirred = self._stirs[1].any(self.generation, self.received(), self._running.workers)
+            if sparing and not stirred and now < self._watch_at:
+                with self._account_lock:
+                    nothing_left((state.standing.account for state in states), now)
+                return
             _, gone = self._take_account(states)
             if gone is None:
                 return
-            now = time.monotonic()
             for state in states:
                 if not state.spec.missing:
                     state.set_accounted(state.standing.account.sight.state in ASKED_IN_VAIN, now)
                     state.set_unresolved(state.spec.name in gone)
+            well = all(state.at_ease for state in states)
+            self._watch_at = now + WATCH_SECONDS if well else 0.0
 
     def _take_account(self, states: Sequence[ReceiverState]) -> tuple[list[tuple[int, ...]], set[str] | None]:
         """The counters of each receiver as they are to be shown, and the names of those whose next hop does not answer;
