@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, counters; rx: socket; handles: memory, snapshot
 # Python handles of counters and of the ways in: RxCounters, TxCounters, RxSocket. Cold code: it checks what it is given and raises ValueError;
 # the worker never comes here. Memory comes from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
@@ -7,7 +8,7 @@ cdef class RxCounters:
     cdef rx_counters_t *c
 
     def __cinit__(self):
-        self.c = <rx_counters_t *>plan_alloc(1, sizeof(rx_counters_t))
+        self.c = <rx_counters_t *>memory_alloc(1, sizeof(rx_counters_t))
 
     def __dealloc__(self):
         free(self.c)
@@ -19,15 +20,18 @@ cdef class RxCounters:
         return snapshot_u64(self.c.batches, BATCH_BUCKETS)
 
 
+cdef u32 counters_given = 0            # ids of receivers' counters, under the GIL
+
+
 @cython.final
 cdef class TxCounters:
     cdef tx_counters_t *c
 
     def __cinit__(self):
-        global plan_receivers
-        plan_receivers += 1
-        self.c = <tx_counters_t *>plan_alloc(1, sizeof(tx_counters_t))
-        self.c.id = plan_receivers
+        global counters_given
+        counters_given += 1
+        self.c = <tx_counters_t *>memory_alloc(1, sizeof(tx_counters_t))
+        self.c.id = counters_given
 
     def __dealloc__(self):
         free(self.c)
@@ -67,6 +71,7 @@ cdef class RxSocket:
         PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
         if block_bytes < 4096 or block_bytes & 7 or self.view.len == 0 or <size_t>self.view.len % block_bytes:
             raise ValueError(f"a ring of {self.view.len} bytes has no whole blocks of {block_bytes}")
+        self.socket.kind = RX_RING
         r.map = <u8 *>self.view.buf
         r.block_bytes = block_bytes
         r.blocks = <u32>(<size_t>self.view.len // block_bytes)
@@ -75,7 +80,7 @@ cdef class RxSocket:
         r.offsets[0], r.offsets[1] = RING_LINK, RING_NETWORK
 
     cdef _set_bell(self, bell, int bell_fd):
-        if self.socket.ring.map == NULL or not ATOMIC_STORES_IN_ORDER:
+        if self.socket.kind != RX_RING or not ATOMIC_STORES_IN_ORDER:
             raise ValueError("a doorbell is for a ring, on a processor whose stores become visible in their order")
         PyObject_GetBuffer(bell, &self.bell, PyBUF_WRITABLE)
         if self.bell.len < 4:

@@ -1,8 +1,9 @@
+# needs: uapi: net; base: atomics, batch, wire; shape: run; tx: engine, raw, shared
 # Engine `packet`: spoofed copies leave through an AF_PACKET socket with a virtio-net header (packet(7), PACKET_VNET_HDR), past routing and
 # netfilter: runs as one segmented frame (GSO type UDP_L4), the others as plain frames, those of all receivers in one sendmmsg. The next
 # hop's link address and the egress interface come from the control plane (Tx.link) and may change at any time. Checksums are left to the
 # device. What cannot be sent as a frame (no link address yet, local receiver, over the MTU, refused) is left to the receiver's raw socket;
-# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker/loop.pxi for receivers that take the whole batch.
+# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker/send.pxi for receivers that take the whole batch.
 
 cdef enum:
     PACKET_VNET_BYTES = 10             # struct virtio_net_hdr, include/uapi/linux/virtio_net.h
@@ -26,11 +27,11 @@ cdef inline u32 packet_headers(tx_t *tx, const batch_t *batch, u32 d, u32 payloa
     """Writes virtio-net, link, IP and UDP header of a frame with payload_bytes of datagram d's exporter; segment: size of a run's datagrams,
     0 = a plain frame. Returns their length. The UDP checksum is the pseudo header's sum: the device does the rest."""
     cdef const exporter_t *exporter = &batch.exporter[d]
-    cdef u8 ttl = tx.ttl if tx.ttl else (exporter.ttl if exporter.ttl else 64)
-    cdef u8 tos = exporter.tos if tx.tos < 0 else <u8>tx.tos
+    cdef u8 ttl = tx_raw_ttl(tx, exporter)
+    cdef u8 tos = tx_raw_tos(tx, exporter)
     cdef const u8 *source = &exporter.address[12 if tx.family == 4 else 0]
     cdef u32 udp_length = payload_bytes + WIRE_UDP_HEADER
-    cdef u32 ip_bytes = WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER
+    cdef u32 ip_bytes = wire_ip_header(tx.family)
     cdef u8 *link = out + PACKET_VNET_BYTES
     cdef u8 *ip = link + tx.link_now.header_bytes
     cdef u8 *udp = ip + ip_bytes
@@ -87,21 +88,18 @@ cdef inline void packet_frame(tx_t *tx, const batch_t *batch, const runs_t *runs
     ring.n = m + 1
 
 
-cdef inline bint packet_takes(tx_t *tx, const runs_t *runs, u32 group) noexcept nogil:
-    """Whether this receiver's link can carry all that the exporter sent in this batch."""
-    cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
-    if tx.blocked or tx.gave_up & TX_GAVE_UP_PACKET:
-        return False
-    return runs.group_longest[group] + overhead <= tx.link_now.mtu and runs.group_longest[group] + overhead <= atomic_load32(&tx.mtu)
+cdef inline bint packet_fits(const tx_t *tx, const runs_t *runs, u32 group) noexcept nogil:
+    """Whether all that the exporter sent in this batch is within the MTU of the link."""
+    return runs.group_longest[group] + wire_overhead(tx.family) <= tx.link_now.mtu
 
 
-cdef void packet_send(work_t *work, tx_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
+cdef void packet_send(shared_t *shared, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
                       tx_ring_t *ring) noexcept nogil:
     """The batch to n ways: as frames where that can be, else left to raw."""
     cdef u32 run, a, way, i, first, count, step, group
     cdef tx_t *tx
     for a in range(n):
-        tx = work.ways[ways[a]]
+        tx = shared.ways[ways[a]]
         tx.blocked = port.fd < 0 or not packet_link(tx)
     for run in range(runs.n):
         first = runs.first[run]
@@ -109,20 +107,19 @@ cdef void packet_send(work_t *work, tx_t *port, const batch_t *batch, const runs
         group = batch.group[runs.order[first]]
         for a in range(n):
             way = ways[a]
-            tx = work.ways[way]
-            if not packet_takes(tx, runs, group):
-                shared_leave(work, way, &runs.order[first], count)
+            tx = shared.ways[way]
+            if not packet_fits(tx, runs, group) or not shared_takes(tx, runs, group, TX_GAVE_UP_PACKET):
+                shared_leave(shared, way, &runs.order[first], count)
                 continue
-            step = count if count > 1 and tx.checksum and not tx.gave_up & TX_GAVE_UP_SEGMENT else 1
+            step = shared_step(tx, runs, run)
             i = first
             while i < first + count:
                 if ring.n == TX_RING or ring.vectors_used + step + 1 > TX_VECTORS:
-                    shared_flush(work, port, TX_GAVE_UP_PACKET, runs, ring)
+                    shared_flush(shared, port, TX_GAVE_UP_PACKET, runs, ring)
                 if tx.blocked:
-                    shared_leave(work, way, &runs.order[i], step)
+                    shared_leave(shared, way, &runs.order[i], step)
                 else:
                     packet_frame(tx, batch, runs, way, i, step, ring)
                 i += step
-    shared_flush(work, port, TX_GAVE_UP_PACKET, runs, ring)
-    for a in range(n):
-        work.ways[ways[a]].blocked = 0
+    shared_flush(shared, port, TX_GAVE_UP_PACKET, runs, ring)
+    shared_unblock(shared, ways, n)

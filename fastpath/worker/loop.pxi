@@ -1,3 +1,5 @@
+# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: recvmmsg, ring, socket; tx: engine,
+#        lane, port; worker: choose, echo, flow, lane, pool, send, state, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch().
 # Invariants: nothing is allocated after Worker() is made; nothing a datagram, a receiver or the kernel does ends the loop; a plan is
 # adopted between batches only. Called by Python once, Worker.run(), which does not hold the GIL (but for the debugging trace).
@@ -47,17 +49,16 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
 
 
 cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
-    """One batch from a socket of either kind, sent on; returns its datagrams."""
+    """One batch from a socket of whatever kind, sent on; returns its datagrams. The place where a kind of intake is hooked in."""
     cdef int got
-    if socket.ring.map == NULL:
+    if socket.kind == RX_RING:
+        got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
+    else:
         got = rx_receive(socket, &w.arena, w.batch)
-        if got:
-            worker_batch(w, socket)
-        return got
-    got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
     if got:
         worker_batch(w, socket)
-    ring_release(socket)
+    if socket.kind == RX_RING:
+        ring_release(socket)
     return got
 
 
@@ -105,14 +106,14 @@ cdef void worker_rings(worker_t *w, bint all) noexcept nogil:
     w.again = RING_NOTHING
     for i in range(w.work.socket_count if w.work != NULL else 0):
         socket = w.work.sockets[i]
-        if socket.ring.map != NULL and (all or socket.ring.again):
+        if socket.kind == RX_RING and (all or socket.ring.again):
             worker_ring(w, socket)
 
 
 cdef void worker_mark_all(worker_t *w) noexcept nogil:
     cdef u32 i
     for i in range(w.work.socket_count if w.work != NULL else 0):
-        if w.work.sockets[i].ring.map != NULL:
+        if w.work.sockets[i].kind == RX_RING:
             worker_mark(w, w.work.sockets[i], RING_NOW)
 
 
@@ -259,7 +260,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
             continue
         if unlikely(w.events[i].events & EPOLLERR):
             worker_forget_error(socket)
-        if socket.ring.map != NULL:
+        if socket.kind == RX_RING:
             worker_mark(w, socket, RING_NOW)
         else:
             worker_read(w, socket, WORKER_ROUNDS)

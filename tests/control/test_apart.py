@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hosts import Load, free_port, host
 from samplicator._fastpath import ALIAS_BYTES
 from samplicator.datapath import aliases
 from samplicator.errors import ConfigError
@@ -16,6 +15,7 @@ from samplicator.plan.explain import explain, lines, parse_exporter
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import PlanSpec
 from samplicator.supervisor.supervisor import Supervisor
+from support.hosts import Load, free_port, host
 
 
 def plan(
@@ -232,7 +232,7 @@ def test_the_supervisor_makes_it_when_it_is_needed(load: Load, tmp_path: Path) -
         assert not path.exists()
         supervisor.apply(compile(load(text.replace('name = "r"\n', 'name = "r"\ndomain = "unique"\n')), {}, host()))
         assert path.exists()
-        assert supervisor.aliases(0, 5) == ([], 0)
-        assert supervisor.aliases_unlisted() == 0
+        assert supervisor.view.aliases(0, 5) == ([], 0)
+        assert supervisor.view.aliases_unlisted() == 0
     finally:
         supervisor.drain_and_stop(0.1)

@@ -8,10 +8,10 @@ import socket
 import struct
 
 import pytest
-from engine_relay import in_namespace, is_root
-from hosts import free_port
 from samplicator.host import sockets
 from samplicator.plan.spec import ReceiverSpec, SocketSpec
+from support.hosts import free_port
+from support.worker import in_namespace, is_root
 
 
 def listening(port: int, address: str = "127.0.0.1", **kwargs: object) -> SocketSpec:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Lab, Namespace, Relay, run
-from process import command, tool, wait_for
+from support.lab import Lab, Namespace, Relay, run
+from support.process import command, tool, wait_for
 
 SOON_SECONDS = 1.0
 """What the manual promises; the tests allow for a slow machine."""
@@ -106,7 +106,7 @@ LISTENERS = {
 def test_an_interface_that_comes_late_and_is_made_anew(lab: Lab, kind: str) -> None:
     lines, address, routed = LISTENERS[kind]
     relay = lab.samplicator(text(lab, lines), ready=False)
-    wait_for(lambda: relay.alive and answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.alive and relay.answers(), "the relay's pages", 20)
     if routed:
         lab.relay.ip("route", "add", "239.0.0.0/8", "dev", "r1")
     status, body = relay.get("/readyz")
@@ -138,13 +138,6 @@ def test_an_interface_that_comes_late_and_is_made_anew(lab: Lab, kind: str) -> N
         comes_in(relay, send)
         state = {item["name"]: item for item in relay.api("listeners")}["vlan"]
         assert (state["up"], state["state"]) == (True, "up")
-
-
-def answers(relay: Relay) -> bool:
-    try:
-        return relay.get("/healthz")[0] == 200
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(
@@ -230,7 +223,7 @@ def test_an_own_address_that_comes_late(lab: Lab) -> None:
     """A listening address and a source that this host gets after the start (DHCP, VRRP)."""
     more = 'engine = "udp"\nsource = "198.18.0.77"'
     relay = lab.samplicator(text(lab, 'listen = ["198.18.0.77:2056"]', more=more), ready=False)
-    wait_for(lambda: answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.answers(), "the relay's pages", 20)
     body = relay.get("/readyz")[1]
     assert b"listener 'vlan' is down: 198.18.0.77 is not an address of this host now" in body
     assert b"receiver 'one' is unreachable: its source 198.18.0.77 is not an address of this host now" in body
@@ -257,7 +250,7 @@ def test_a_name_that_resolves_late(lab: Lab) -> None:
     config = text(lab, 'listen = ["listen.test:2056"]', "collector.test:9001", 'probe = "tcp://probe.test:9009"')
     config = config.replace('[[rule]]\nto = ["one"]', '[[rule]]\nfrom = ["router.test"]\nto = ["one"]')
     relay = lab.samplicator(config, ready=False)
-    wait_for(lambda: answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.answers(), "the relay's pages", 20)
     body = relay.get("/readyz")[1]
     assert b"listener 'vlan' is down: name does not resolve: listen.test:2056" in body
     assert b"receiver 'one' is unreachable: name does not resolve" in body
@@ -320,7 +313,7 @@ def test_a_low_port_without_the_right(lab: Lab) -> None:
     argv = [tool("setpriv"), *lacks, command("samplicator"), "run", "-c", str(path)]
     relay = Relay(lab, argv, "samplicator")
     lab.relays.append(relay)
-    wait_for(lambda: answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.answers(), "the relay's pages", 20)
     status, body = relay.get("/readyz")
     assert status == 503
     assert b"listener 'vlan' is down: port 514 needs CAP_NET_BIND_SERVICE" in body

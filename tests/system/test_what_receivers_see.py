@@ -12,11 +12,10 @@ import signal
 import socket
 
 import pytest
-from lab import Lab, Namespace, Relay, run
-from process import wait_for
-from test_engines import acquaint, held, in_order, payloads, wait_link
-from test_host_changes import answers
-from witness import Tap
+from support.lab import Lab, Namespace, Relay, run
+from support.process import wait_for
+from support.runs import acquaint, held, in_order, payloads, wait_link
+from support.witness import Tap
 
 COUNT = 24
 
@@ -226,7 +225,7 @@ def test_a_listener_that_is_down_gets_its_port(lab: Lab) -> None:
     with lab.relay.socket(socket.AF_INET) as other:
         other.bind((lab.relay4(), 9995))
         relay = lab.samplicator(spoofing(lab, "0.0.0.0:2055", "0.0.0.0:9995"), ready=False)
-        wait_for(lambda: answers(relay), "the relay's pages", 20)
+        wait_for(lambda: relay.answers(), "the relay's pages", 20)
         assert b"another program has port 9995" in relay.get("/readyz")[1]
         exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 9995) for n in range(8)]
         acquaint(lab, lab.relay4())

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from samplicator.config.address import address_text
 from samplicator.datapath import counters as fields
 from samplicator.datapath.account import Account
 from samplicator.datapath.ways import Path, Way
 from samplicator.health.probes import LOOPING, MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.health.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
-from samplicator.host import sockets
 from samplicator.plan.spec import ReceiverSpec
 from samplicator.readings import ReceiverReading, add_up, wall_ns
 
@@ -47,16 +47,6 @@ ECHO_MOST_SECONDS: Final = 320.0
 """A receiver whose copies came back is tried again after so long; each time twice as long, up to so long."""
 COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
 _FAILED: Final = (fields.NO_ROUTE, fields.NO_NEIGHBOR)
-GIVEN_UP: Final = {
-    "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
-    "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
-    "packet": "the kernel refuses its frames: copies leave by the raw socket",
-}
-REGAINED: Final = {
-    "segment": "the kernel takes segmented sends again",
-    "transparent": "copies leave by sockets for exporters' ports again",
-    "packet": "copies leave as frames again",
-}
 
 
 @dataclass(slots=True)
@@ -365,7 +355,7 @@ class ReceiverState:
         return ReceiverReading(
             name=spec.name,
             host=spec.host,
-            address=spec.host if spec.unresolved else sockets.text_of(spec.address),
+            address=spec.host if spec.unresolved else address_text(spec.address),
             port=spec.port,
             source="spoof" if spec.spoof else "own",
             engine=spec.engine,

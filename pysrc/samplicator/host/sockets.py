@@ -12,7 +12,6 @@ linux/in6.h).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.host import neighbors
+from samplicator.host import bpf, neighbors
 from samplicator.plan.spec import Capabilities, HostAddress, ReceiverSpec, SocketSpec
 
 SO_NO_CHECK: Final = 11
@@ -53,11 +52,8 @@ PACKET_SEND_BUFFER: Final = 16 << 20
 
 CAP_NET_ADMIN: Final = 12
 
-SO_ATTACH_FILTER: Final = 26
-SO_DETACH_FILTER: Final = 27
-
 TX_RECEIVE_BUFFER: Final = 65536
-"""Room for ICMP reports in the error queue of a way out. Datagrams never get in, see _refuse_all."""
+"""Room for ICMP reports in the error queue of a way out. Datagrams never get in, a filter refuses all."""
 
 UDP_SOCKET_TTL: Final = 64
 """Of a socket whose copies keep the TTL they came with; the datapath knows it (fastpath/tx/udp.pxi)."""
@@ -119,10 +115,6 @@ def endpoint(address: bytes, port: int, scope_id: int = 0) -> tuple[str, int] | 
     return socket.inet_ntop(socket.AF_INET6, address), port, 0, scope_id
 
 
-def text_of(address: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
-
-
 # ---------------------------------------------------------------------------------------------------- listeners
 
 
@@ -154,15 +146,9 @@ def open_listener(
             _bool(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.v6only)
         if spec.interface:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, spec.interface.encode() + b"\0")
-        set_receive_buffer(sock, receive_buffer)
-        _bool(sock, socket.SOL_SOCKET, SO_TIMESTAMPNS, True)
-        set_kept_fields(sock, spec, ttl=ttl, tos=tos)
-        take_runs(sock, runs)
-        sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
-        if spec.family == 6:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+        _prepare(sock, spec, receive_buffer, ttl, tos, runs)
         if program:
-            set_filter(sock, program)
+            bpf.set_filter(sock, program)
         address, scope_id = _scoped(spec.address)
         sock.bind((address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id))
         if join:
@@ -173,6 +159,61 @@ def open_listener(
         sock.close()
         raise
     return sock
+
+
+def _prepare(sock: socket.socket, spec: SocketSpec, receive_buffer: int, ttl: bool, tos: bool, runs: bool) -> None:
+    """What a listener's socket hands over and how much it holds."""
+    set_receive_buffer(sock, receive_buffer)
+    _bool(sock, socket.SOL_SOCKET, SO_TIMESTAMPNS, True)
+    set_kept_fields(sock, spec, ttl=ttl, tos=tos)
+    take_runs(sock, runs)
+    sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
+    if spec.family == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+
+
+def adopt_listener(
+    sock: socket.socket,
+    spec: SocketSpec,
+    *,
+    receive_buffer: int,
+    ttl: bool,
+    tos: bool,
+    beside: Sequence[socket.socket] = (),
+    join: bool = True,
+    program: bytes = b"",
+    runs: bool = True,
+) -> None:
+    """Makes a socket that is bound already what open_listener would make; what it holds stays. Its groups are joined
+    already, or are joined now. Raises ValueError when it is bound elsewhere, OSError.
+    """
+    address, scope_id = _scoped(spec.address)
+    bound = sock.getsockname()
+    wanted = (address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id)
+    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).partition(b"\0")[0].decode()
+    if sock.family != _family(spec.family) or sock.type & 0xF != socket.SOCK_DGRAM or device != spec.interface:
+        raise ValueError(f"{bound} is another kind of socket than {spec.address} port {spec.port} wants")
+    if (socket.inet_pton(sock.family, bound[0].partition("%")[0]), *bound[1:]) != (
+        socket.inet_pton(sock.family, address),
+        *wanted[1:],
+    ):
+        raise ValueError(f"the socket is bound to {bound}, not to {spec.address} port {spec.port}")
+    if spec.family == 6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)) != spec.v6only:
+        raise ValueError("the socket takes other families than the listener")
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    for one in (sock, *beside) if beside else ():
+        _bool(one, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+    _prepare(sock, spec, receive_buffer, ttl, tos, runs)
+    bpf.set_filter(sock, program)
+    if join:
+        named = _index(spec.interface) if spec.interface and spec.groups else 0
+        for group, index in zip(spec.groups, spec.joins or (0,) * len(spec.groups), strict=True):
+            try:
+                _join(sock, group, named or index)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:  # it is a member already
+                    raise
 
 
 def take_runs(sock: socket.socket, wanted: bool) -> None:
@@ -212,11 +253,6 @@ def unshare(socks: Sequence[socket.socket]) -> None:
             _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
 
 
-def refuse_all(sock: socket.socket) -> None:
-    """From now on the socket takes nothing more; what is queued stays. Raises OSError."""
-    _refuse_all(sock)
-
-
 HOST_LACKS: Final = frozenset(
     {errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EINVAL, errno.ENXIO}
 )
@@ -249,18 +285,6 @@ def why_not_listening(spec: SocketSpec, error: OSError) -> str:
     if number == errno.ENOBUFS and spec.groups:
         return "too many multicast groups; raise the sysctl net.ipv4.igmp_max_memberships"
     return error.strerror or str(error)
-
-
-def set_filter(sock: socket.socket, program: bytes) -> None:
-    """Attaches a filter (struct sock_filter array) in the place of the one there is; b"" = none. Raises OSError."""
-    if not program:
-        with contextlib.suppress(FileNotFoundError):  # there was none
-            sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-        return
-    buffer = ctypes.create_string_buffer(program, len(program))
-    sock.setsockopt(
-        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    )
 
 
 def _join(sock: socket.socket, group: str, index: int) -> None:
@@ -310,23 +334,10 @@ def meminfo(sock: socket.socket) -> MemInfo:
 # ---------------------------------------------------------------------------------------------------- ways out
 
 
-_RETURN_NOTHING = ctypes.create_string_buffer(
-    struct.pack("@HBBI", 0x06, 0, 0, 0)
-)  # struct sock_filter: BPF_RET|BPF_K 0
-
-
-def _refuse_all(sock: socket.socket) -> None:
-    """Drops whatever a receiver answers before it takes memory from the error queue; reports of ICMP pass by the
-    filter.
-    """
-    program = struct.pack("@HP", 1, ctypes.addressof(_RETURN_NOTHING))  # struct sock_fprog
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-
-
 def _open_tx(family: int, kind: int, protocol: int, send_buffer: int) -> socket.socket:
     sock = socket.socket(_family(family), kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     try:
-        _refuse_all(sock)
+        bpf.attach(sock, bpf.TAKE_NOTHING)  # what a receiver answers takes no memory; reports of ICMP pass by
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TX_RECEIVE_BUFFER)
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
@@ -453,7 +464,7 @@ def reserve_source(spec: ReceiverSpec) -> tuple[socket.socket, tuple[bytes, int]
     """
     sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        _refuse_all(sock)
+        bpf.attach(sock, bpf.TAKE_NOTHING)  # what a receiver answers takes no memory; reports of ICMP pass by
         wanted = spec.source[0] if spec.source else bytes(len(spec.address))
         try:
             sock.bind(endpoint(wanted, 0, spec.scope_id))

@@ -3,17 +3,16 @@
 Purpose: the one judgement, for the planner (what the file alone says) and for the supervisor (what the host's addresses
 and routes say, which change). Invariants: pure; addresses are compared as bytes, IPv4-mapped ones as IPv4. A group is a
 loop whatever interface the listener joined it on, unless the route is known to lead to another one. Loops through other
-relays are not seen here, but by the datapath (fastpath/echo.pxd). It must never ask the host.
+relays are not seen here, but by the datapath (fastpath/route/echo.pxd). It must never ask the host.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.config.address import MAPPED, address_text, endpoint_text
+from samplicator.config.address import MAPPED, address_bytes, address_text, endpoint_text
 from samplicator.plan.spec import SocketSpec
 
 AWAY: Final = "away"
@@ -39,7 +38,7 @@ Deliver = Callable[[bytes], Delivery]
 
 def packed(text: str) -> bytes:
     """4 or 16 bytes of an address text, scope ignored; an IPv4-mapped one is IPv4."""
-    return unmapped(ipaddress.ip_address(text.partition("%")[0]).packed)
+    return unmapped(address_bytes(text))
 
 
 def unmapped(address: bytes) -> bytes:

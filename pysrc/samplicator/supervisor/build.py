@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from samplicator._fastpath import Plan, TxCounters, Worker
-from samplicator.config.address import endpoint_text
+from samplicator.config.address import address_text, endpoint_text
 from samplicator.datapath import aliases
 from samplicator.datapath.intakes import Intake, ListenerState, RingGroup, RingIntake, socket_key
 from samplicator.datapath.rules import FastRules, fast_pools
@@ -31,6 +31,7 @@ from samplicator.health.running import Running
 from samplicator.host import ring, sockets
 from samplicator.host.delivery import Host
 from samplicator.host.ingress import Ingress
+from samplicator.host.sources import Place, Source
 from samplicator.plan.groupcast import Casts
 from samplicator.plan.spec import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
 
@@ -65,10 +66,14 @@ class RingPart:
 
 class Build:
     """The next state in the making. groups: the sockets of each listener, one list per configured socket; rings: its
-    rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and why.
+    rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and why;
+    ingress, aliases: those that run, or new ones. Commits nothing: what runs is the supervisor's.
     """
 
-    def __init__(self, spec: PlanSpec, running: Running, *, generation: int, trace: TraceCallback | None) -> None:
+    def __init__(
+        self, spec: PlanSpec, running: Running, source: Source, *, generation: int, trace: TraceCallback | None
+    ) -> None:
+        """source: where listeners' sockets come from."""
         self.spec = spec
         self.listeners: dict[str, ListenerState] = {}
         self.groups: dict[str, dict[SocketSpec, list[Intake]]] = {}
@@ -81,7 +86,10 @@ class Build:
         self.casts = casts_of(spec)
         new = itertools.count(running.pools_made + 1)
         self.pool_ids = {pool.name: running.pool_ids.get(pool.name) or next(new) for pool in spec.pools}
+        self.ingress = running.ingress
+        self.aliases = running.aliases
         self._running = running
+        self._source = source
         self._generation = generation
         self._trace = trace
         self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
@@ -99,8 +107,8 @@ class Build:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
         check_descriptors(self.spec, descriptor_limit)
         self._open_states()
-        if self._running.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
-            self._running.aliases = aliases.make(self.spec.alias_file)
+        if self.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
+            self.aliases = aliases.make(self.spec.alias_file)
         self._open_listeners()
         self._open_workers()
         self._open_receivers()
@@ -128,6 +136,13 @@ class Build:
         for path in self._paths:
             path.close()
         sockets.unshare(self._alone)
+        if self.ingress is not None and self.ingress is not self._running.ingress:
+            self.ingress.close()
+
+    @property
+    def keep(self) -> Mapping[str, bool]:
+        """What receivers want handed over with each datagram."""
+        return self._keep
 
     def keep_fields(self, *, adopted: bool) -> None:
         """Has the sockets that stay hand over what receivers keep (TTL, TOS): what is new before the plan that wants it
@@ -141,8 +156,6 @@ class Build:
                 for intake in group:
                     with contextlib.suppress(OSError):
                         sockets.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
-        if adopted:
-            self._running.keep = self._keep
 
     def plans(
         self, generation: int, *, without: Sequence[Intake | RingIntake] = (), told: Set[str] = frozenset()
@@ -163,7 +176,7 @@ class Build:
                 rules,
                 pools,
                 [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in told],
-                self._running.aliases,
+                self.aliases,
             )
             for worker in self.workers
         }
@@ -248,9 +261,8 @@ class Build:
                 part = RingPart(old, spec, list(old.intakes), False)
                 ring.socket_filter(spec.matches)  # it fits, or nothing changes
             else:
-                running = self._running
-                running.ingress = running.ingress or Ingress()
-                group = RingGroup(f"{wanted.name} {spec.interface} {spec.index}", spec, running.ingress)
+                self.ingress = self.ingress or Ingress()
+                group = RingGroup(f"{wanted.name} {spec.interface} {spec.index}", spec, self.ingress)
                 part = RingPart(group, spec, [], True)
             self.rings[wanted.name][spec.interface] = part
             while len(part.intakes) < self.spec.workers:
@@ -324,7 +336,7 @@ class Build:
                 # until the plan runs, all but the first on a port leave broadcast and multicast to the others
                 program = self.casts.nothing if beside else b""
                 sock = self._listen(
-                    key,
+                    Place(listener.name, key, len(group)),
                     receive_buffer=size,
                     beside=beside,
                     join=not group,
@@ -350,18 +362,18 @@ class Build:
             beside.append(sock)
             group.append(intake)
 
-    def _listen(self, key: SocketSpec, **options: Any) -> socket.socket:
+    def _listen(self, place: Place, **options: Any) -> socket.socket:
         """A listener's socket. When the port is taken it may be by a worker, for exporters that send from it or for the
         session of one: the workers let go of it first.
         """
         try:
-            return self._share(sockets.open_listener(key, **options))
+            return self._share(self._source.listener(place, **options))
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not self._running.workers:
                 raise
         try:
-            withhold_ports(self._running.workers, self._running.withheld | {key.port})
-            return self._share(sockets.open_listener(key, **options))
+            withhold_ports(self._running.workers, self._running.withheld | {place.socket.port})
+            return self._share(self._source.listener(place, **options))
         finally:
             for worker in self._running.workers:
                 worker.worker.withhold(*self._running.withheld)
@@ -451,7 +463,7 @@ class Build:
                         why = f"another program has its source port {wanted.source[1]}"
                     self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
                     continue
-                where = endpoint_text(sockets.text_of(wanted.address), wanted.port)
+                where = endpoint_text(address_text(wanted.address), wanted.port)
                 text = f"receiver {wanted.name!r} at {where}, engine {wanted.engine}: {error.strerror or error}"
                 raise BuildError(error.errno or 0, text, ("receiver", index)) from error
 

@@ -27,16 +27,17 @@ from samplicator.config.legacy.rulefile import (
     PortByName,
     Settings,
     parse_receiver,
-    parse_rule_file,
     parse_rules,
     read_rule_file,
 )
 from samplicator.config.legacy.services import port_by_name
-from samplicator.config.model import Config, Datapath, Listener, Loaded, Path, Service
+from samplicator.config.model.datapath import Datapath
+from samplicator.config.model.listener import Listener
+from samplicator.config.model.loaded import Loaded, Path
+from samplicator.config.model.service import Service
+from samplicator.config.model.whole import Config
 from samplicator.config.validate import check_ipfix, check_loops
 from samplicator.errors import ConfigError, Problem
-
-__all__ = ["LegacyOptions", "LegacyRule", "Settings", "parse_command_line", "parse_rule_file"]
 
 LISTENER = "samplicate"
 """Name of the one listener."""

@@ -1,0 +1,44 @@
+"""What the control plane's tests share: configurations from text, a host that is not this one, free ports."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.toml.load import load_toml
+from samplicator.plan.spec import Capabilities
+
+Load = Callable[[str], Loaded]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """TOML text -> Loaded, with HTTP off unless the text has a [service] table."""
+
+    def from_text(text: str) -> Loaded:
+        path = tmp_path / "samplicator.toml"
+        path.write_text(text if "[service]" in text else '[service]\nhttp = ""\ncontrol = ""\n' + text)
+        return load_toml(str(path))
+
+    return from_text
+
+
+def host(*local: str, net_raw: bool = True, cpus: tuple[int, ...] = (0, 1)) -> Capabilities:
+    """A host with these addresses (and all of 127/8, and the unspecified ones)."""
+    packed = {socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text) for text in local}
+    return Capabilities(
+        net_raw=net_raw,
+        is_local=lambda address: address in packed or not any(address) or (len(address) == 4 and address[0] == 127),
+        cpus=cpus,
+        interface_index=lambda name: {"lo": 1, "eth1": 2}.get(name, 0),
+    )
+
+
+def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
+    """A UDP port that nobody has right now."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        return int(sock.getsockname()[1])
