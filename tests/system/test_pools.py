@@ -225,8 +225,10 @@ def test_a_standby_takes_over_with_templates_first(lab: Lab, spoof: str) -> None
     assert flows >= flows_at(traffic, 9995, stopped) > 0
     assert flows <= flows_at(traffic, 9995, born)
     said = relay.stdout() + relay.stderr()
-    assert "receiver 'one' is refusing (its port is closed): 'two' takes over, templates first" in said
-    assert "receiver 'one' is up: standby 'two' waits again" in said
+    assert (
+        "receiver 'one' is refusing (the receiver's port is closed); standby 'two' takes over, templates first" in said
+    )
+    assert "receiver 'one' is up; standby 'two' gets no more copies" in said
     wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 3)
 
 

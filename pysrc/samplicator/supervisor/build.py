@@ -237,7 +237,7 @@ class Build:
                 if group:
                     groups[key] = group
             if wanted.name in self._hindered:  # a ring would take what another program's socket is to get
-                self._drop_rings(wanted, "its sockets cannot all be opened")
+                self._drop_rings(wanted, "some of the listener's sockets cannot be opened")
 
     # ------------------------------------------------------------------ rings
 
@@ -448,7 +448,9 @@ class Build:
             return sockets.open_packet(self.spec.send_buffer)
         except OSError as error:
             if any(receiver.engine == "packet" for receiver in self.spec.receivers):
-                raise BuildError(error.errno or 0, f'engine "packet": {error.strerror or error}') from error
+                raise BuildError(
+                    error.errno or 0, f'engine "packet": the packet socket cannot be opened: {error.strerror or error}'
+                ) from error
             return None
 
     def _open_receivers(self) -> None:
@@ -458,9 +460,9 @@ class Build:
             except OSError as error:
                 old = self._running.receivers.get(wanted.name)
                 if self._tolerated(error, missing=old is not None and bool(old.spec.missing), loses=old is not None):
-                    why = f"it cannot be sent to: {error.strerror}"
+                    why = f"the sending socket cannot be opened: {error.strerror}"
                     if error.errno == errno.EADDRINUSE and wanted.source is not None:
-                        why = f"another program has its source port {wanted.source[1]}"
+                        why = f"another program uses the source port {wanted.source[1]}"
                     self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
                     continue
                 where = endpoint_text(address_text(wanted.address), wanted.port)
@@ -560,7 +562,7 @@ def casts_of(spec: PlanSpec) -> Casts:
         with Host() as host:
             broadcasts = host.broadcasts()
     except OSError as error:
-        log.warning("the host's broadcast addresses cannot be read: %s", error)
+        log.warning("the broadcast addresses of this host cannot be read: %s", error)
     found = [socket_key(socket) for listener in spec.listeners for socket in listener.sockets]
     return Casts(found, broadcasts, sockets.interface_index)
 
@@ -584,6 +586,6 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
         raise BuildError(
             errno.EMFILE,
             f"this plan needs {need} file descriptors ({listening} for listeners, {sending} for receivers, "
-            f"{spec.workers} workers), the limit is {limit}: raise it (ulimit -Hn, systemd LimitNOFILE=) or use fewer "
-            "workers",
+            f"{spec.workers} workers), but the limit is {limit}; raise the limit (ulimit -Hn, systemd LimitNOFILE=) or "
+            "use fewer workers",
         )
