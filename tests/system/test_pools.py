@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support import flows as model
+from support.decoders import Nfcapd
 from support.flows import V9
 from support.lab import Lab
 from support.process import wait_for
 from support.relay import Relay
-from support.telemetry import ROWS, Exporter, Nfcapd, as_hosts_are, domain, flock, sets
+from support.telemetry import ROWS, Exporter, as_hosts_are, domain, flock, sets
 from support.witness import Seen, Tap
 
 PORTS = (9001, 9002, 9003, 9004)
