@@ -228,7 +228,7 @@ def test_a_standby_takes_over_with_templates_first(lab: Lab, spoof: str) -> None
     said = relay.stdout() + relay.stderr()
     assert "receiver 'one' is refusing (its port is closed): 'two' takes over, templates first" in said
     assert "receiver 'one' is up: standby 'two' waits again" in said
-    wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 3)
+    wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 20)
 
 
 def test_a_member_whose_host_is_gone(lab: Lab) -> None:
