@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
-from http.server import BaseHTTPRequestHandler
 from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
 from samplicator.cli.running import duration, status_lines, table

@@ -241,7 +241,7 @@ def test_nothing_outlives_a_crash(lab: Lab) -> None:
     assert "flags owner" in ruleset(lab)
     relay.send_signal(signal.SIGKILL)
     relay.popen.wait(10)
-    wait_for(lambda: ruleset(lab) == "", "the table to go", 5)
+    wait_for(lambda: ruleset(lab) == "", "the table to go", 20)
     again = lab.samplicator(config(lab))
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     lab.exporter_socket("198.18.64.1", 5000).sendto(b"x", (lab.relay4(), 2055))
