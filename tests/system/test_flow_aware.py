@@ -39,6 +39,10 @@ from support.lab import Lab
 from support.process import command, wait_for
 from support.relay import Relay
 
+SLACK_SECONDS = 4.0
+"""For a machine that has other things to do."""
+
+
 # ---------------------------------------------------------------------------------------------------- the table
 
 
@@ -129,8 +133,8 @@ def test_added_by_a_reload(lab: Lab, kind: int) -> None:
     start = time.monotonic()
     relay.write(lab.with_service(configuration(lab)))
     relay.send_signal(signal.SIGHUP)
-    wait_for(lambda: tap.drain(), "the templates", 5, 0.005)
-    assert time.monotonic() - start < 1.0
+    wait_for(lambda: tap.drain(), "the templates", 20, 0.005)
+    assert time.monotonic() - start < 1.0 + SLACK_SECONDS
     (first,) = tap.collect(1)
     assert first.exporter == (EXPORTER, 50001)
     assert a_template(kind) in first.payload
@@ -160,7 +164,7 @@ def test_stopped_for_five_seconds(lab: Lab, spoof: str, probe: str) -> None:
     tap.clear()
     took = feed_until(lab, feed, sock, lambda: bool(tap.drain()))
     assert took < 15, took  # it is back by evidence: three silent probes, more than a second apart
-    wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 3)
+    wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 20)
     send(lab, [next(feed)[0] for _ in range(20)], sock)
     relay.at_rest()
     flows, _ = again.end()

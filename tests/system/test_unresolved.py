@@ -11,6 +11,10 @@ from support.lab import Lab, Relay
 from support.process import wait_for
 
 SERIES = ("send_offered_datagrams_total", "send_datagrams_total", "send_bytes_total")
+KEPT = range(85, 215)
+"""Of 1,000 bytes each, how many the kernel keeps (unres_qlen_bytes, 212,992): 92 that leave alone (2,304 bytes of
+memory each), some 200 in runs, which the udp engine makes of what comes at once.
+"""
 ENGINES = ["udp", "raw", "transparent", "packet"]
 
 
@@ -37,7 +41,7 @@ class Shown:
             found.update(self.read())
             return found[SERIES[0]] == found["accounted"]
 
-        wait_for(balanced, "offered = sent + failed", 5)
+        wait_for(balanced, "offered = sent + failed", 20)
         del found["accounted"]
         return found
 
@@ -75,7 +79,7 @@ def test_what_never_left_is_never_sent(lab: Lab, engine: str, behind: bool, six:
     relay = start(lab, engine, f"[{to}]:9000" if six else f"{to}:9000")
     shown = Shown(relay)
     pump(lab, six, 800, 700, shown)
-    wait_for(lambda: shown()[SERIES[0]] == 800, "all copies to be in the account", 5)
+    wait_for(lambda: shown()[SERIES[0]] == 800, "all copies to be in the account", 20)
     now = shown()
     assert now["no_neighbor"] == 800
     assert now[SERIES[1]] == now[SERIES[2]] == 0
@@ -85,7 +89,7 @@ def test_what_never_left_is_never_sent(lab: Lab, engine: str, behind: bool, six:
         for _ in range(40):
             exporter.sendto(bytes(9), (lab.relay6() if six else lab.relay4(), 2055))
             time.sleep(0.1)
-        wait_for(lambda: shown()[SERIES[0]] == 840, "all copies to be in the account", 5)
+        wait_for(lambda: shown()[SERIES[0]] == 840, "all copies to be in the account", 20)
         assert shown()["no_neighbor"] == 840
 
 
@@ -99,10 +103,10 @@ def test_what_the_kernel_kept_is_sent_when_the_next_hop_answers(lab: Lab, engine
     shown = Shown(relay)
     shown()  # from here on it is known that there is no address
     pump(lab, False, 400, 1000)
-    wait_for(lambda: relay.metrics().value("receive_matched_datagrams_total", listener="in") == 400, "all to come", 5)
+    wait_for(lambda: relay.metrics().value("receive_matched_datagrams_total", listener="in") == 400, "all to come", 20)
     assert shown()[SERIES[1]] == 0
     lab.relay.ip("neigh", "replace", lab.peer4(1), "lladdr", "02:00:00:00:01:02", "dev", "r1", "nud", "permanent")
-    wait_for(lambda: shown()[SERIES[0]] == 400, "all copies to be in the account", 5)
+    wait_for(lambda: shown()[SERIES[0]] == 400, "all copies to be in the account", 20)
     sink.settimeout(0.5)
     got = 0
     try:
@@ -110,7 +114,7 @@ def test_what_the_kernel_kept_is_sent_when_the_next_hop_answers(lab: Lab, engine
             got += 1
     except TimeoutError:
         pass
-    assert 0 < got < 400
     now = shown()
     assert now["no_neighbor"] == 400 - now[SERIES[1]]
-    assert abs(now[SERIES[1]] - got) < 100, (now, got)  # how much memory the kernel took for each is a guess
+    assert got in KEPT, got
+    assert now[SERIES[1]] in KEPT, (now, got)  # how much memory the kernel took for each is a guess
