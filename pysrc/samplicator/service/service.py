@@ -28,7 +28,7 @@ from samplicator.config.compact import load_compact
 from samplicator.config.files import read_regular
 from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
-from samplicator.host import neighbors, sockets
+from samplicator.host import abilities, neighbors
 from samplicator.host.changes import HostWatch
 from samplicator.host.process import (
     Background,
@@ -138,7 +138,7 @@ class Service:
             load,
             self._supervisor,
             self._resolver,
-            sockets.capabilities,
+            abilities.capabilities,
             begins=self._reload_begins,
             ended=self._reload_ended,
         )
