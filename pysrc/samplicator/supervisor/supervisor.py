@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +38,7 @@ from samplicator.host.neighbors import ASKED_IN_VAIN, NOWHERE, Neighbours
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec, ReceiverSpec, SocketSpec
-from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
+from samplicator.readings import Activity, AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
 from samplicator.supervisor import guard
 from samplicator.supervisor.build import Build, BuildError
 
@@ -437,6 +437,14 @@ class Supervisor:
     ) -> tuple[list[FlowSession], tuple[int, int] | None]:
         """Exporters' observation domains, a page: see Flows.sessions."""
         return self._running.flows.sessions(worker, after, limit)
+
+    def flow_extent(self) -> dict[int, int]:
+        """The largest number of an observation domain, by worker."""
+        return self._running.flows.extent()
+
+    def flow_activity(self, worker: int, numbers: Iterable[int]) -> list[Activity]:
+        """What they have counted, in short: see Flows.activity."""
+        return self._running.flows.activity(worker, numbers)
 
     def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
         """Templates of one of them, by id, above `after`."""
