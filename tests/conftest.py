@@ -2,7 +2,7 @@
 
 Invariants: no test skips because a tool is missing when it runs as root: `make test` installs the tools, so a
 missing one is a failure that names the package. Without root the tests marked `netns` are skipped, nothing else.
-Called by pytest only. Must never start a process or make a namespace itself: that is tests/support/lab.py.
+As root no test sees the machine's network: every process that runs tests has one of its own. Called by pytest only.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.network import enter_own
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Two processes that run tests side by side (pytest-xdist; it runs none itself) share no port."""
+    distributes = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+    if os.geteuid() == 0 and not distributes:
+        enter_own()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

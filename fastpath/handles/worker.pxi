@@ -1,6 +1,20 @@
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
 
+cdef worker_port_set(port_set_t *ports, numbers):
+    """Writes a set of ports. Raises ValueError for what is none; then the set is as before."""
+    cdef port_set_t new
+    cdef long port
+    cdef u32 i
+    memset(&new, 0, sizeof(new))
+    for port in numbers:
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port {port} is not 0..65535")
+        new.words[port >> 6] |= <u64>1 << (port & 63)
+    for i in range(<u32>PORT_SET_WORDS):
+        atomic_store64(&ports.words[i], new.words[i])
+
+
 cdef void worker_slice() noexcept nogil:
     """A short time slice for the calling thread, if its policy is the ordinary one: from Linux 6.12 on it may then interrupt a thread with a
     longer one when datagrams come (sched(7); kernel/sched/fair.c, PREEMPT_SHORT), the control plane's on the same CPU above all. Older
@@ -86,6 +100,8 @@ cdef class Worker:
         self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
         self.w.ports.send_buffer = send_buffer
         self.w.lanes.entries = <lane_t *>plan_arena(&self.arena, LANE_SETS * LANE_WAYS, sizeof(lane_t))
+        self.w.lanes.withheld = &self.w.ports.withheld
+        self.w.lanes.range = <u32>LANE_PORT | <u32>LANE_PORTS << 16
         self.w.ports.way.send = tx_send_kernel
         self.w.packet.send = tx_send_kernel
         self.w.packet.fd = packet_fd
@@ -186,7 +202,7 @@ cdef class Worker:
         if plan.worker is not None and plan.worker is not self:
             raise ValueError("a plan belongs to one worker: its scratch space is not shared")
         for way in range(plan.work.routing.way_count):
-            if plan.work.ways[way].fd < 0:
+            if plan.work.ways[way].port.fd < 0:
                 raise ValueError("a dry plan (a Tx without a descriptor) cannot be published")
         plan.worker = self
         if plan.work.routing.pool_count and self.w.pools.entries == NULL:
@@ -231,15 +247,20 @@ cdef class Worker:
         atomic_store64(&self.w.stop_deadline_ns, worker_clock(CLOCK_MONOTONIC) + <u64>drain_ms * 1000000)
         self._wake()
 
-    def withhold(self, int port):
-        if not 0 <= port <= 65535:
-            raise ValueError(f"port {port} is not 0..65535 (0 = none)")
-        atomic_store32(&self.w.ports.withheld, ((self.w.ports.withheld >> 16) + 1) << 16 | htons(<u16>port))
+    def withhold(self, *ports):
+        worker_port_set(&self.w.ports.withheld, ports)
+        atomic_store32_release(&self.w.ports.asked, self.w.ports.asked + 1)
         self._wake()
+
+    def source_ports(self, u32 first, u32 last, reserved=()):
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(f"ports {first}..{last} are not a range of 1..65535")
+        worker_port_set(&self.w.lanes.reserved, reserved)
+        atomic_store32(&self.w.lanes.range, first | (last - first + 1) << 16)
 
     @property
     def let_go(self):
-        return atomic_load32_acquire(&self.w.ports.released) == self.w.ports.withheld
+        return atomic_load32_acquire(&self.w.ports.released) == self.w.ports.asked
 
     def read(self):
         return snapshot_u64(&self.w.counters.cpu_ns, WORKER_FIELD_COUNT)

@@ -47,17 +47,16 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
 
 
 cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
-    """One batch from a socket of either kind, sent on; returns its datagrams."""
+    """One batch from a socket of whatever kind, sent on; returns its datagrams. The place where a kind of intake is hooked in."""
     cdef int got
-    if socket.ring.map == NULL:
+    if socket.kind == RX_RING:
+        got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
+    else:
         got = rx_receive(socket, &w.arena, w.batch)
-        if got:
-            worker_batch(w, socket)
-        return got
-    got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
     if got:
         worker_batch(w, socket)
-    ring_release(socket)
+    if socket.kind == RX_RING:
+        ring_release(socket)
     return got
 
 
@@ -105,14 +104,14 @@ cdef void worker_rings(worker_t *w, bint all) noexcept nogil:
     w.again = RING_NOTHING
     for i in range(w.work.socket_count if w.work != NULL else 0):
         socket = w.work.sockets[i]
-        if socket.ring.map != NULL and (all or socket.ring.again):
+        if socket.kind == RX_RING and (all or socket.ring.again):
             worker_ring(w, socket)
 
 
 cdef void worker_mark_all(worker_t *w) noexcept nogil:
     cdef u32 i
     for i in range(w.work.socket_count if w.work != NULL else 0):
-        if w.work.sockets[i].ring.map != NULL:
+        if w.work.sockets[i].kind == RX_RING:
             worker_mark(w, w.work.sockets[i], RING_NOW)
 
 
@@ -259,7 +258,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
             continue
         if unlikely(w.events[i].events & EPOLLERR):
             worker_forget_error(socket)
-        if socket.ring.map != NULL:
+        if socket.kind == RX_RING:
             worker_mark(w, socket, RING_NOW)
         else:
             worker_read(w, socket, WORKER_ROUNDS)
@@ -277,6 +276,14 @@ cdef inline u64 worker_gather(u64 *last_ns, u64 delay_ns, u64 now_ns) noexcept n
         now_ns = worker_clock(CLOCK_MONOTONIC)
     last_ns[0] = now_ns
     return now_ns
+
+
+cdef inline void worker_ports(worker_t *w, u64 now_ns) noexcept nogil:
+    """Gives back the ports that listeners are to have, and those that are not used."""
+    cdef u32 asked = atomic_load32_acquire(&w.ports.asked)
+    if unlikely(asked != w.ports.released):
+        lanes_give_back(&w.lanes)
+    ports_look(&w.ports, asked, w.sessions.now, now_ns)
 
 
 cdef void worker_loop(worker_t *w) noexcept nogil:
@@ -312,7 +319,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if unlikely(w.echo.state):
             worker_echo_step(w)
         worker_flow(w, start)
-        ports_look(&w.ports, w.sessions.now, start)
+        worker_ports(w, start)
         end = worker_clock(CLOCK_MONOTONIC)
         worker_beat(w, end)
         atomics_add(&w.counters.busy_ns, end - start)

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from samplicator.datapath.rules import ReceiverState
+from samplicator.health.receiver import ReceiverState
 from samplicator.host import sockets
 from samplicator.host.neighbors import Answering, Sight
 from samplicator.plan.planner import compile
@@ -289,3 +289,23 @@ def test_what_is_held_back_is_lost_with_the_way(load: Load, supervisor: Supervis
     supervisor.apply(replace(compile(config, {}, replace(CAPABILITIES, is_local=lambda _: False)), follows_host=True))
     counters = supervisor.readings().receivers[0].counters
     assert (counters["offered"], counters["sent"], counters["dropped_no_neighbor"]) == (5, 2, 3)
+
+
+def test_what_a_worker_found_outlives_an_event_of_this_host(
+    load: Load, supervisor: Supervisor, collector: Collector
+) -> None:
+    """A worker marks a receiver whose copies come back; addresses change before the next look."""
+    config = spec(load, free_port(), collector.port, workers=2)
+    supervisor.apply(config)
+    (state,) = supervisor._running.receivers.values()
+    state.ways[1].tx.looped = True  # as the echo stage does
+    supervisor.follow_host()
+    (reading,) = supervisor.readings().receivers
+    assert (reading.state, reading.up) == ("looping", False)
+    assert all(way.looped for way in state.ways)
+    supervisor.apply(config)  # a plan that changes nothing, too
+    assert all(way.looped for way in state.ways)
+    state.set_own("it is this host")
+    state.standing.echo_until = 0.0
+    state.set_own("")
+    assert not any(way.looped for way in state.ways)

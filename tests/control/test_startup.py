@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from samplicator.host.sockets import text_of
+from samplicator.config.address import address_text
 from samplicator.plan.planner import compile
 from samplicator.readings import Readings, ReceiverReading
 from samplicator.service import startup
@@ -20,7 +20,7 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
         ReceiverReading(
             r.name,
             r.host,
-            text_of(r.address),
+            address_text(r.address),
             r.port,
             "spoof" if r.spoof else "own",
             r.engine,

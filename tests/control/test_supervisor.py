@@ -22,6 +22,7 @@ from samplicator.supervisor.build import BuildError
 from samplicator.supervisor.supervisor import Supervisor, WorkerStuck
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, in_order, spec, text, until
+from support.process import wait_for
 
 
 def test_workers_come_and_go_and_nothing_is_lost(load: Load, supervisor: Supervisor, collector: Collector) -> None:
@@ -97,7 +98,7 @@ def test_what_stays_keeps_its_socket(load: Load, supervisor: Supervisor, collect
             exporter.sendto(bytes(20), ("127.0.0.1", port))
             sources.add(collector.sock.recvfrom(100)[1])
     assert len(sources) == 2
-    assert supervisor.readings().receivers[0].counters["sent"] == 4
+    wait_for(lambda: supervisor.readings().receivers[0].counters["sent"] == 4, "the last copy is counted after it left")
 
 
 def test_countdown_survives_reloads_and_changes(load: Load, supervisor: Supervisor, collector: Collector) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from samplicator import _fastpath
-from samplicator.datapath.rules import ReceiverState
 from samplicator.health.reach import Reach
+from samplicator.health.receiver import ReceiverState
 from samplicator.host.links import Link, messages, neighbour_of
 from samplicator.plan.planner import compile
 from samplicator.supervisor.supervisor import Supervisor

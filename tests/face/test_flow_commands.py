@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from samplicator.cli import exporters as draw
 from samplicator.cli.ledger import export_lines, ledger_lines
-from samplicator.config.model import Receiver
+from samplicator.config.model.receiver import Receiver
 from samplicator.readings import AliasReading, FlowSession, Readings, Unmatched
 from samplicator.views import exporters, templates
 from samplicator.views.export import ExportSum

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from samplicator import _fastpath
-from samplicator.config.model import Config, Loaded
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.whole import Config
 from samplicator.readings import (
     Activity,
     AliasReading,

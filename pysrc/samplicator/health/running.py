@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Running:
     """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart. pool_ids:
     by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that needs any on.
-    keep: what the sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's
-    user expects it.
+    withheld: ports that listeners wait for and that are taken: no worker has a socket of its own there. keep: what the
+    sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's user expects it.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -38,5 +38,6 @@ class Running:
     pool_ids: dict[str, int] = field(default_factory=dict)
     pools_made: int = 0
     aliases: Aliases | None = None
+    withheld: frozenset[int] = frozenset()
     strict: bool = False
     keep: Mapping[str, bool] = field(default_factory=lambda: {"ttl": False, "tos": False})

@@ -26,7 +26,7 @@ from samplicator import __version__, logs
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.compact import load_compact
 from samplicator.config.files import read_regular
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
 from samplicator.host import neighbors, sockets
 from samplicator.host.changes import HostWatch

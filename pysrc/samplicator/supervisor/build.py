@@ -13,12 +13,12 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from samplicator._fastpath import Plan, TxCounters, Worker
-from samplicator.config.address import endpoint_text
+from samplicator.config.address import address_text, endpoint_text
 from samplicator.datapath import aliases
 from samplicator.datapath.intakes import Intake, ListenerState, RingGroup, RingIntake, socket_key
 from samplicator.datapath.rules import FastRules, fast_pools
@@ -326,8 +326,8 @@ class Build:
             group.append(intake)
 
     def _listen(self, key: SocketSpec, **options: Any) -> socket.socket:
-        """A listener's socket. When the port is taken it may be by a worker, for exporters that send from it: the
-        workers let go of it first.
+        """A listener's socket. When the port is taken it may be by a worker, for exporters that send from it or for the
+        session of one: the workers let go of it first.
         """
         try:
             return self._share(sockets.open_listener(key, **options))
@@ -335,11 +335,11 @@ class Build:
             if error.errno != errno.EADDRINUSE or not self._running.workers:
                 raise
         try:
-            withhold_port(self._running.workers, key.port)
+            withhold_ports(self._running.workers, self._running.withheld | {key.port})
             return self._share(sockets.open_listener(key, **options))
         finally:
             for worker in self._running.workers:
-                worker.worker.withhold(0)
+                worker.worker.withhold(*self._running.withheld)
 
     def _share(self, sock: socket.socket) -> socket.socket:
         if self._by_ports:
@@ -380,6 +380,7 @@ class Build:
 
     def _open_workers(self) -> None:
         spec, running = self.spec, self._running
+        ports = sockets.source_ports()
         self.workers = running.workers[: spec.workers]
         for index in range(len(self.workers), spec.workers):
             packet = self._packet_socket()
@@ -399,6 +400,7 @@ class Build:
             if self._trace is not None:
                 worker.trace(self._trace)
             thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
+            thread.choose_from(ports)
             thread.start()
             self._threads.append(thread)
             self.workers.append(thread)
@@ -424,7 +426,7 @@ class Build:
                         why = f"another program has its source port {wanted.source[1]}"
                     self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
                     continue
-                where = endpoint_text(sockets.text_of(wanted.address), wanted.port)
+                where = endpoint_text(address_text(wanted.address), wanted.port)
                 text = f"receiver {wanted.name!r} at {where}, engine {wanted.engine}: {error.strerror or error}"
                 raise BuildError(error.errno or 0, text, ("receiver", index)) from error
 
@@ -485,15 +487,28 @@ class Build:
         return standing
 
 
-def withhold_port(workers: Sequence[WorkerThread], port: int) -> None:
-    """Has the workers close their sockets for exporters that send from a port, and open none; waits for it, briefly: a
-    worker looks between two batches. withhold(0) ends it.
+def withhold_ports(workers: Sequence[WorkerThread], ports: Set[int]) -> None:
+    """Has the workers close what they have on these ports (for exporters that send from them, for sessions), and open
+    nothing there; waits for it, briefly: a worker looks between two batches.
     """
     for worker in workers:
-        worker.worker.withhold(port)
+        worker.worker.withhold(*ports)
     deadline = time.monotonic() + WITHHOLD_SECONDS
     while time.monotonic() < deadline and not all(w.failed or w.worker.let_go for w in workers):
         time.sleep(0.0005)
+
+
+def try_listening(key: SocketSpec, beside: Sequence[socket.socket], withhold: Callable[[int], bool]) -> None:
+    """Opens a listener's socket and closes it again. When the port is taken, withhold(port) says whether it is worth
+    while to try again. Raises OSError.
+    """
+    for again in (False, True):
+        try:
+            sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+            return
+        except OSError as error:
+            if again or error.errno != errno.EADDRINUSE or not withhold(key.port):
+                raise
 
 
 def place_of(key: SocketSpec) -> SocketSpec:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from samplicator.config.compact import load_compact
 from samplicator.config.diff import Diff, diff
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
 from samplicator.host.process import give_back_memory
 from samplicator.host.resolve import Resolver

@@ -33,14 +33,14 @@ from samplicator.health.failover import Standings
 from samplicator.health.reach import Host
 from samplicator.health.receiver import PROBE_UNRESOLVED, ReceiverState
 from samplicator.health.running import Running
-from samplicator.host import ring, sockets
+from samplicator.host import bpf, ring, sockets
 from samplicator.host.neighbors import ASKED_IN_VAIN, NOWHERE, Neighbours
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
-from samplicator.plan.spec import PlanSpec, ReceiverSpec, SocketSpec
+from samplicator.plan.spec import PlanSpec, ReceiverSpec
 from samplicator.readings import Activity, AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
 from samplicator.supervisor import guard
-from samplicator.supervisor.build import Build, BuildError
+from samplicator.supervisor.build import Build, BuildError, try_listening, withhold_ports
 
 if TYPE_CHECKING:
     from samplicator.host.links import Links
@@ -146,6 +146,7 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        guard.judge_listeners(build.listeners.values())
         build.keep_fields(adopted=True)
         if joined or spec.pools:
             self._wake(build.workers)
@@ -205,11 +206,15 @@ class Supervisor:
         """
         for name, receiver in self._running.receivers.items():
             self._debris.append(partial(receiver.close_but, build.receivers.get(name)))
+        unresolved = {wanted.name: wanted.unresolved for wanted in build.spec.listeners}
         with self._view_lock:
             for name, listener in build.listeners.items():
                 listener.leaving += [intake for intake in listener.open() if intake not in build.owners]
                 listener.intakes = build.groups[name]
-                self._say_listener(listener, build.missing[name], build.spec)
+                before = listener.down_why()
+                listener.missing = build.missing[name]
+                listener.unresolved = unresolved[name]
+                guard.say_listener(listener, before)
                 listener.receive, listener.receive_why = build.receive[name]
                 listener.rings = {}
                 for interface, part in build.rings[name].items():
@@ -235,6 +240,9 @@ class Supervisor:
             self._running.pool_ids = build.pool_ids
             self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers
+            self._running.withheld &= {key.port for missing in build.missing.values() for key in missing}
+            for worker in build.workers:
+                worker.worker.withhold(*self._running.withheld)
             self.spec = build.spec
             self._running.batch = self._running.batch or build.spec.batch
             self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
@@ -243,27 +251,12 @@ class Supervisor:
             self._running.flows.set_template_life(build.spec.template_life_minutes)
             self.plan_started_unix = time.time()
 
-    @staticmethod
-    def _say_listener(listener: ListenerState, missing: dict[SocketSpec, str], spec: PlanSpec) -> None:
-        """What a listener lacks now, logged when it is news."""
-        before = listener.down_why()
-        listener.missing = missing
-        listener.unresolved = next(wanted.unresolved for wanted in spec.listeners if wanted.name == listener.name)
-        now = listener.down_why()
-        if now and now != before:
-            word = "partly down" if listener.intakes else "down"
-            log.warning("listener %r is %s: %s; it is tried again", listener.name, word, now)
-        elif before and not now:
-            log.info("listener %r is up: all its sockets are open", listener.name)
-
     def missing(self) -> tuple[str, ...]:
         """What does not work for want of something on this host, one sentence each, listeners first."""
         with self._view_lock:
-            listeners = [
-                (state.name, bool(state.intakes), state.down_why()) for state in self._running.listeners.values()
-            ]
+            listeners = [(state.name, state.state, state.down_why()) for state in self._running.listeners.values()]
             receivers = list(self._running.receivers.values())
-        said = [f"listener {n!r} is {'partly down' if some else 'down'}: {why}" for n, some, why in listeners if why]
+        said = [f"listener {name!r} is {state}: {why}" for name, state, why in listeners if why]
         lacking = [(s.spec.name, s.spec.missing or PROBE_UNRESOLVED * s.probe_unresolved) for s in receivers]
         return (*said, *(f"receiver {name!r} is unreachable: {why}" for name, why in lacking if why))
 
@@ -287,6 +280,16 @@ class Supervisor:
             could = [state.name for state in missing if self._could_open(state, on_port, self._tried)]
             return (*could, *receivers)
 
+    def _withhold(self, port: int) -> bool:
+        """From now on no worker has a socket of its own on this port, until the listener that waits for it has it.
+        False: it was so already, and somebody else has the port.
+        """
+        if port in self._running.withheld:
+            return False
+        self._running.withheld |= {port}
+        withhold_ports(self._running.workers, self._running.withheld)
+        return True
+
     @staticmethod
     def _could_send(wanted: ReceiverSpec) -> bool:
         try:
@@ -299,15 +302,14 @@ class Supervisor:
             return False
         return True
 
-    @staticmethod
-    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
+    def _could_open(self, state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
         keys = list(state.missing)
         begin %= len(keys)
         for key in (keys[begin:] + keys[:begin])[:RETRIES]:
             beside = on_port.get(key.port, ())
             alone = sockets.unshared(beside)
             try:
-                sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+                try_listening(key, beside, self._withhold)
             except OSError as error:
                 why = sockets.why_not_listening(key, error)
                 if why != state.missing[key]:
@@ -377,7 +379,7 @@ class Supervisor:
             for listener in self._running.listeners.values():
                 for intake in listener.sockets():
                     with contextlib.suppress(OSError):
-                        sockets.refuse_all(intake.sock)
+                        bpf.attach(intake.sock, bpf.TAKE_NOTHING)
             for worker in self._running.workers:
                 worker.worker.stop(int(timeout * 1000))
             deadline = time.monotonic() + timeout + 2.0
@@ -486,7 +488,9 @@ class Supervisor:
                 return ()
             now = time.monotonic()
             self._follow(self._those(lambda state: state.refresh(now)))
+            ports = sockets.source_ports()
             for worker in self._running.workers:
+                worker.choose_from(ports)
                 if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):
                     text = "worker %d: epoll refuses %d of its sockets, which it looks at every millisecond itself"
                     log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)

@@ -9,13 +9,13 @@ history, from one thread at a time. It must never take a lock that a worker take
 from __future__ import annotations
 
 import heapq
-import socket
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from samplicator.config.address import address_text
 from samplicator.readings import Activity
 from samplicator.views.flow import unit
 
@@ -116,7 +116,7 @@ class Busiest:
     @property
     def names(self) -> Mapping[str, frozenset[str]]:
         """The exporters that are followed, and the units of their losses."""
-        return {text(address): frozenset(each.units) for address, each in self._followed.items()}
+        return {address_text(address): frozenset(each.units) for address, each in self._followed.items()}
 
     def take(self, now_ns: int) -> dict[str, Counts]:
         """By exporter that is followed, what came of it since the last call. now_ns: CLOCK_MONOTONIC."""
@@ -132,7 +132,7 @@ class Busiest:
         self._met_ns = now_ns
         if ended:
             self._choose()
-        return {text(address): each.take() for address, each in self._followed.items()}
+        return {address_text(address): each.take() for address, each in self._followed.items()}
 
     def _slice(self, extent: Mapping[int, int]) -> tuple[list[tuple[int, range]], bool]:
         """The places to look at now, and whether the pass ends with them."""
@@ -197,8 +197,3 @@ class Busiest:
         }
         best = heapq.nlargest(self._most, rank, key=lambda address: rank[address])
         self._followed = {address: self._followed.get(address) or Followed() for address in best}
-
-
-def text(address: bytes) -> str:
-    """An address in words."""
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, TypedDict
 
-from samplicator.config.model import Receiver
+from samplicator.config.model.receiver import Receiver
 from samplicator.readings import FlowSession, Readings, ReceiverReading
 from samplicator.views.flow import unit
 from samplicator.views.receivers import failed_by_reason

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.supervisor import Supervisor
 from samplicator.views.history import History
