@@ -1,3 +1,5 @@
+# needs: uapi: net; base: atomics, batch, counters; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx: engine,
+#        lane, port; worker: flow, loop, state; handles: flow, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
 
@@ -79,36 +81,36 @@ cdef class Worker:
         if max_delay_us > 100000:
             raise ValueError(f"max_delay_us {max_delay_us} is not 0..100000")
         self.plans = []
-        self.w = <worker_t *>plan_arena(&self.arena, 1, sizeof(worker_t))
+        self.w = <worker_t *>memory_arena(&self.arena, 1, sizeof(worker_t))
         self.w.epoll = self.w.wake = -1
         self.w.tell = worker_trace
         self.w.max_delay_ns = <u64>max_delay_us * 1000
         self.w.generation = <u64>-1
-        self.w.counters = <worker_counters_t *>plan_arena(&self.arena, 1, sizeof(worker_counters_t))
-        self.w.batch = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.counters = <worker_counters_t *>memory_arena(&self.arena, 1, sizeof(worker_counters_t))
+        self.w.batch = <batch_t *>memory_arena(&self.arena, 1, sizeof(batch_t))
         self._make_arena(<u32>batch, <u32>max_datagram)
         self._make_ring()
-        self.w.runs_grouped = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.runs_plain = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.runs_own = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.returned = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
-        self.w.echo.payload = <u8 *>plan_arena(&self.arena, 1, RX_SLOT)
+        self.w.runs_grouped = <runs_t *>memory_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_plain = <runs_t *>memory_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_own = <runs_t *>memory_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.returned = <batch_t *>memory_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.echo.payload = <u8 *>memory_arena(&self.arena, 1, RX_SLOT)
         self.w.echo.lot = int.from_bytes(urandom(8), "little") | 1
-        self.w.identity = <u16 *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
+        self.w.identity = <u16 *>memory_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
         for i in range(<u32>BATCH_LIMIT):
             self.w.identity[i] = <u16>i
-        self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
+        self.w.ports.entries = <port_t *>memory_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
         self.w.ports.send_buffer = send_buffer
-        self.w.lanes.entries = <lane_t *>plan_arena(&self.arena, LANE_SETS * LANE_WAYS, sizeof(lane_t))
+        self.w.lanes.entries = <lane_t *>memory_arena(&self.arena, LANE_SETS * LANE_WAYS, sizeof(lane_t))
         self.w.lanes.withheld = &self.w.ports.withheld
         self.w.lanes.range = <u32>LANE_PORT | <u32>LANE_PORTS << 16
         self.w.ports.way.send = tx_send_kernel
         self.w.packet.send = tx_send_kernel
         self.w.packet.fd = packet_fd
-        sets = plan_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS)
+        sets = memory_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS)
         self.w.sessions.set_limit = sets - 1
         self.w.sessions.set_mask = (sets if sets < SESSION_SETS else <u32>SESSION_SETS) - 1
-        self.w.sessions.entries = <session_t *>plan_arena(&self.arena, <size_t>sets * SESSION_WAYS, sizeof(session_t))
+        self.w.sessions.entries = <session_t *>memory_arena(&self.arena, <size_t>sets * SESSION_WAYS, sizeof(session_t))
         session_void(&self.w.sessions)
         self._make_epoll()
         self._make_flow(flow)
@@ -125,10 +127,10 @@ cdef class Worker:
         if <void *>a.bytes == MAP_FAILED:
             a.bytes = NULL
             raise MemoryError(f"{a.mapped_bytes} bytes for the receive arena")
-        a.messages = <mmsghdr *>plan_arena(&self.arena, capacity, sizeof(mmsghdr))
-        a.vectors = <iovec *>plan_arena(&self.arena, capacity, sizeof(iovec))
-        a.names = <sockaddr_in6 *>plan_arena(&self.arena, capacity, sizeof(sockaddr_in6))
-        a.control = <u8 *>plan_arena(&self.arena, capacity, RX_CONTROL)
+        a.messages = <mmsghdr *>memory_arena(&self.arena, capacity, sizeof(mmsghdr))
+        a.vectors = <iovec *>memory_arena(&self.arena, capacity, sizeof(iovec))
+        a.names = <sockaddr_in6 *>memory_arena(&self.arena, capacity, sizeof(sockaddr_in6))
+        a.control = <u8 *>memory_arena(&self.arena, capacity, RX_CONTROL)
         for i in range(capacity):
             a.vectors[i].iov_base = a.bytes + i * a.stride
             a.vectors[i].iov_len = RX_SLOT
@@ -141,20 +143,20 @@ cdef class Worker:
 
     cdef _make_ring(self):
         cdef tx_ring_t *ring = &self.w.ring
-        ring.messages = <mmsghdr *>plan_arena(&self.arena, TX_RING, sizeof(mmsghdr))
-        ring.vectors = <iovec *>plan_arena(&self.arena, TX_VECTORS, sizeof(iovec))
-        ring.headers = <u8 *>plan_arena(&self.arena, TX_RING, TX_HEADER)
-        ring.control = <u8 *>plan_arena(&self.arena, TX_RING, TX_CONTROL)
-        ring.copies = <tx_copy_t *>plan_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
+        ring.messages = <mmsghdr *>memory_arena(&self.arena, TX_RING, sizeof(mmsghdr))
+        ring.vectors = <iovec *>memory_arena(&self.arena, TX_VECTORS, sizeof(iovec))
+        ring.headers = <u8 *>memory_arena(&self.arena, TX_RING, TX_HEADER)
+        ring.control = <u8 *>memory_arena(&self.arena, TX_RING, TX_CONTROL)
+        ring.copies = <tx_copy_t *>memory_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
 
     cdef _make_flow(self, Flow flow):
         if flow is None:
             return
         self.flow = flow
-        self.w.seen = <flow_seen_t *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(flow_seen_t))
-        self.w.alias = <u32 *>plan_arena(&self.arena, BATCH_LIMIT, 4)
-        self.w.rewritten = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
-        self.w.due = <due_t *>plan_arena(&self.arena, FLOW_DUE_LIMIT, sizeof(due_t))
+        self.w.seen = <flow_seen_t *>memory_arena(&self.arena, BATCH_LIMIT, sizeof(flow_seen_t))
+        self.w.alias = <u32 *>memory_arena(&self.arena, BATCH_LIMIT, 4)
+        self.w.rewritten = <batch_t *>memory_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.due = <due_t *>memory_arena(&self.arena, FLOW_DUE_LIMIT, sizeof(due_t))
         self.own_octets = <size_t>BATCH_LIMIT * RX_SLOT
         self.w.own_bytes = <u8 *>mmap(NULL, self.own_octets, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if <void *>self.w.own_bytes == MAP_FAILED:
@@ -184,7 +186,7 @@ cdef class Worker:
             munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
         if self.w.own_bytes != NULL:
             munmap(self.w.own_bytes, self.own_octets)
-        plan_free(self.arena)
+        memory_free(self.arena)
 
     def run(self):
         if self.running:
@@ -206,7 +208,7 @@ cdef class Worker:
                 raise ValueError("a dry plan (a Tx without a descriptor) cannot be published")
         plan.worker = self
         if plan.work.routing.pool_count and self.w.pools.entries == NULL:
-            self.w.pools.entries = <pool_entry_t *>plan_arena(&self.arena, POOL_ENTRIES, sizeof(pool_entry_t))
+            self.w.pools.entries = <pool_entry_t *>memory_arena(&self.arena, POOL_ENTRIES, sizeof(pool_entry_t))
         self._release()
         self.plans.append(plan)
         atomic_exchange(&self.w.next, &plan.work)

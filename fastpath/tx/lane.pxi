@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch, hash; tx: engine, port
 # Lanes: a socket of its own, with a source port of its own, for each exporter session on its way to one unspoofed receiver of engine `udp`
 # (source_port = "per-session"), so that the collector sees RFC 7011's transport sessions. A lane is connected and set up like the receiver's
 # own socket, so all that is known of errors and reports (IP_RECVERR) holds: tx_flush() is given its socket in the place of the receiver's
@@ -56,7 +57,7 @@ ctypedef struct lanes_t:
 
 cdef inline lane_t *lane_find(lanes_t *lanes, const tx_t *tx, const exporter_t *exporter, u32 now, bint *found) noexcept nogil:
     """The session's lane (found), or the place that it may take; NULL = neither. The last that was seen in this batch (now) is never given."""
-    cdef u32 h = match_hash(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1) ^ (<u32>(<size_t>tx >> 6) * <u32>0x85EBCA77)
+    cdef u32 h = hash_address(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1) ^ (<u32>(<size_t>tx >> 6) * <u32>0x85EBCA77)
     cdef lane_t *lane = &lanes.entries[<size_t>((h ^ (h >> 15)) % LANE_SETS) * LANE_WAYS]
     cdef lane_t *victim = NULL
     cdef u64 age
@@ -139,11 +140,11 @@ cdef u16 lane_port(const lane_t *lane, u32 choice, u32 ports) noexcept nogil:
     cdef u64 a, b
     memcpy(&a, lane.address, 8)
     memcpy(&b, lane.address + 8, 8)
-    a = flow_mix(flow_mix(a, b), <u64>lane.port_be << 32 | choice)
+    a = hash_mix(hash_mix(a, b), <u64>lane.port_be << 32 | choice)
     memcpy(&b, lane.tx.address, 8)
-    a = flow_mix(a, b)
+    a = hash_mix(a, b)
     memcpy(&b, lane.tx.address + 8, 8)
-    a = flow_mix(a, b ^ lane.tx.port_be)
+    a = hash_mix(a, b ^ lane.tx.port_be)
     return <u16>((ports & 0xFFFF) + (a >> 16) % (ports >> 16))
 
 

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch; tx: engine, udp
 # Ports: one IP_TRANSPARENT socket (ip(7)) for each source port of exporters, through which engine `transparent` sends (tx/transparent.pxi). It
 # is bound to the port and to an address that nobody has and nothing is routed to, so it cannot take anybody's traffic, not even that of an
 # exporter on this host. A port earns its socket by what runs would save: forged ones must not cost a socket each.

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from samplicator.health.receiver import ReceiverState
 from samplicator.host import sockets
-from samplicator.host.neighbors import Answering, Sight
+from samplicator.host.neighbors import Answering, Neighbors, Sight
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import SocketSpec
 from samplicator.supervisor import supervisor as supervisor_module
@@ -67,10 +67,10 @@ def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervi
     config = text(port, collector.port).replace('"]\n', f'", "127.0.0.2:{port}"]\n', 1)
     supervisor.apply(compile(load(config), {}, CAPABILITIES))
     before = kept(supervisor)
-    (reading,) = supervisor.readings().listeners
+    (reading,) = supervisor.view.readings().listeners
     assert (reading.up, reading.state, reading.sockets) == (False, "partly down", (("127.0.0.1", port),))
     assert f"another program has port {port}" in reading.state_why
-    assert supervisor.missing() == (f"listener 'in' is partly down: {reading.state_why}",)
+    assert supervisor.view.missing() == (f"listener 'in' is partly down: {reading.state_why}",)
     exporters = Exporters(3, port)
     for _ in range(5):
         assert supervisor.can_open() == ()
@@ -80,9 +80,9 @@ def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervi
     other.close()
     assert supervisor.can_open() == ("in",)
     supervisor.apply(replace(compile(load(config), {}, CAPABILITIES), follows_host=True))
-    (reading,) = supervisor.readings().listeners
+    (reading,) = supervisor.view.readings().listeners
     assert (reading.up, reading.state_why, len(reading.sockets)) == (True, "", 2)
-    assert supervisor.missing() == supervisor.can_open() == ()
+    assert supervisor.view.missing() == supervisor.can_open() == ()
 
 
 def test_many_ports_that_are_taken_hide_none_that_is_free(
@@ -206,18 +206,18 @@ to = ["two"]
     supervisor.apply(spec(load, port, collector.port, more=more))
     exporters = Exporters(1, port)
     opened = descriptors()
-    assert supervisor.missing() == (f"receiver 'two' is unreachable: another program has its source port {taken}",)
+    assert supervisor.view.missing() == (f"receiver 'two' is unreachable: another program has its source port {taken}",)
     exporters.send(5)
     until(supervisor, 5)
     assert len(collector.take()) == 5
     assert supervisor.can_open() == ()
     assert descriptors() == opened
-    (_, two) = supervisor.readings().receivers
+    (_, two) = supervisor.view.readings().receivers
     assert (two.up, two.counters["offered"], two.counters["dropped_no_route"]) == (False, 5, 5)
     other.close()
     assert supervisor.can_open() == ("two",)
     supervisor.apply(replace(spec(load, port, collector.port, more=more), follows_host=True))
-    assert supervisor.missing() == ()
+    assert supervisor.view.missing() == ()
     exporters.send(5)
     assert len(collector.take()) == 10
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as another:
@@ -236,14 +236,14 @@ def test_who_could_not_be_sent_to_is_told_the_templates(
     port = free_port()
     config = load(text(port, collector.port, receiver='source = "127.0.0.9"\nengine = "udp"'))
     supervisor.apply(compile(config, {}, replace(CAPABILITIES, is_local=lambda address: False)))
-    assert not supervisor.readings().receivers[0].up
-    assert supervisor.missing() == (
+    assert not supervisor.view.readings().receivers[0].up
+    assert supervisor.view.missing() == (
         "receiver 'one' is unreachable: its source 127.0.0.9 is not an address of this host now",
     )
     replayed.clear()
     supervisor.apply(replace(compile(config, {}, CAPABILITIES), follows_host=True))
     assert replayed == ["one"]
-    assert supervisor.readings().receivers[0].up
+    assert supervisor.view.readings().receivers[0].up
 
 
 def test_a_name_without_an_address_is_no_loop(load: Load, supervisor: Supervisor) -> None:
@@ -260,7 +260,7 @@ to = ["named"]
     Exporters(1, port).send(5)
     until(supervisor, 5)
     supervisor.look()
-    counters = supervisor.readings().receivers[1].counters
+    counters = supervisor.view.readings().receivers[1].counters
     assert (counters["dropped_no_route"], counters["dropped_loop"]) == (5, 0)
 
 
@@ -284,10 +284,10 @@ def test_what_is_held_back_is_lost_with_the_way(load: Load, supervisor: Supervis
     exporters.send(5)
     until(supervisor, 5)
     account = supervisor._running.receivers["one"].standing.account
-    supervisor.readings()
+    supervisor.view.readings()
     account.sight, account.held = Sight((1, b"hop."), Answering.ASKED), 3
     supervisor.apply(replace(compile(config, {}, replace(CAPABILITIES, is_local=lambda _: False)), follows_host=True))
-    counters = supervisor.readings().receivers[0].counters
+    counters = supervisor.view.readings().receivers[0].counters
     assert (counters["offered"], counters["sent"], counters["dropped_no_neighbor"]) == (5, 2, 3)
 
 
@@ -300,7 +300,7 @@ def test_what_a_worker_found_outlives_an_event_of_this_host(
     (state,) = supervisor._running.receivers.values()
     state.ways[1].tx.looped = True  # as the echo stage does
     supervisor.follow_host()
-    (reading,) = supervisor.readings().receivers
+    (reading,) = supervisor.view.readings().receivers
     assert (reading.state, reading.up) == ("looping", False)
     assert all(way.looped for way in state.ways)
     supervisor.apply(config)  # a plan that changes nothing, too
@@ -309,3 +309,60 @@ def test_what_a_worker_found_outlives_an_event_of_this_host(
     state.standing.echo_until = 0.0
     state.set_own("")
     assert not any(way.looped for way in state.ways)
+
+
+def test_nobody_looks_at_receivers_that_nothing_happens_to(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten looks a second at hundreds of idle receivers cost more than the relaying; copies that leave end the peace."""
+    port = free_port()
+    more = "".join(f'[[receiver]]\nname = "r{n}"\nto = "127.0.0.1:{collector.port}"\n' for n in range(19))
+    supervisor.apply(spec(load, port, collector.port, workers=2, more=more))
+    looked: list[str] = []
+    dumps: list[int] = []
+    original, table = ReceiverState.look, Neighbors.look
+
+    def look(state: ReceiverState, now: float) -> bool:
+        looked.append(state.spec.name)
+        return original(state, now)
+
+    def counted(neighbours: Neighbors, receivers: dict[str, tuple[bytes, int]]) -> set[str]:
+        dumps.append(len(receivers))
+        return table(neighbours, receivers)
+
+    monkeypatch.setattr(ReceiverState, "look", look)
+    monkeypatch.setattr(Neighbors, "look", counted)
+
+    def rest() -> None:
+        """The workers have slept for a while, and both have had a look since."""
+        for _ in range(50):
+            time.sleep(0.02)
+            looked.clear()
+            dumps.clear()
+            supervisor.look(sparing=True)
+            supervisor.watch_neighbours(sparing=True)
+            if len(looked) <= 2 and not dumps:
+                return
+        raise AssertionError("the workers do not rest")
+
+    rest()
+    looked.clear()
+    for _ in range(10):
+        supervisor.look(sparing=True)
+    assert {name: looked.count(name) for name in looked}.keys() == {"one", *(f"r{n}" for n in range(19))}
+    assert len(looked) <= 20 + 20  # a worker that beats, once a second, may stir all of them once
+    exporters = Exporters(1, port)
+    exporters.send(5)
+    until(supervisor, 5)
+    looked.clear()
+    supervisor.look(sparing=True)
+    supervisor.watch_neighbours(sparing=True)
+    assert len(looked) == 20
+    assert dumps == [20]
+    (one, *_) = supervisor._running.receivers.values()
+    one.ways[0].tx.looped = True
+    exporters.send(1)
+    until(supervisor, 6)
+    supervisor.look(sparing=True)
+    assert not one.up
+    assert not one.calm

@@ -96,13 +96,13 @@ class Bench:
         return time.monotonic() - begun
 
     def of(self, name: str) -> ReceiverReading:
-        return next(item for item in self.supervisor.readings().receivers if item.name == name)
+        return next(item for item in self.supervisor.view.readings().receivers if item.name == name)
 
     def state(self, name: str) -> str:
         return self.of(name).state
 
     def members(self) -> dict[str, bool]:
-        (pool,) = self.supervisor.readings().pools
+        (pool,) = self.supervisor.view.readings().pools
         return {member.receiver: member.up for member in pool.members}
 
     def close(self) -> None:
@@ -339,7 +339,7 @@ def test_pool_ids_stay_while_the_pool_does(bench: Bench) -> None:
     assert second["p"] == first["p"]
     assert second["q"] != second["p"]
     bench.apply('"a"')
-    assert bench.supervisor.readings().pools == ()
+    assert bench.supervisor.view.readings().pools == ()
     bench.apply('"p"', more=POOL)
     assert bench.supervisor._running.pool_ids["p"] not in set(second.values())
 
@@ -347,10 +347,10 @@ def test_pool_ids_stay_while_the_pool_does(bench: Bench) -> None:
 def test_exporters_are_counted_and_routes_name_the_pool(bench: Bench) -> None:
     bench.apply('"p", "c"', more=POOL + "weight = { a = 3 }\n")
     bench.send(model.v9(1, 7, model.a_set(0, model.template(300, FIELDS))))
-    bench.until(lambda: sum(m.exporters for m in bench.supervisor.readings().pools[0].members) >= 1, sending=False)
-    (pool,) = bench.supervisor.readings().pools
+    bench.until(lambda: sum(m.exporters for m in bench.supervisor.view.readings().pools[0].members) >= 1, sending=False)
+    (pool,) = bench.supervisor.view.readings().pools
     assert (pool.name, pool.balance, [m.weight for m in pool.members]) == ("p", "exporter-hash", [3, 1])
-    route = bench.supervisor.route(bytes([127, 0, 0, 1]))
+    route = bench.supervisor.view.route(bytes([127, 0, 0, 1]))
     assert (route.receivers, route.pools) == (("c",), ("p",))
 
 
@@ -390,7 +390,7 @@ def test_who_gets_templates_is_asked(load: Load) -> None:
         assert other.take() == [b"<13>text"]
         flow.close()
         begun = time.monotonic()
-        while supervisor.readings().receivers[0].state != "refusing" and time.monotonic() - begun < 20:
+        while supervisor.view.readings().receivers[0].state != "refusing" and time.monotonic() - begun < 20:
             supervisor.look()
             time.sleep(0.05)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
@@ -398,7 +398,7 @@ def test_who_gets_templates_is_asked(load: Load) -> None:
             for _ in range(5):
                 exporter.sendto(b"z", ("127.0.0.1", port))
         rest(supervisor, 7)
-        counters = supervisor.readings().receivers[0].counters
+        counters = supervisor.view.readings().receivers[0].counters
         assert counters["dropped_refused"] == 5  # the kernel took them all the same
     finally:
         supervisor.drain_and_stop(0.2)

@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import pytest
 from support.linters import DEPLOY, run, said, tool
 
+pytestmark = pytest.mark.xdist_group("dashboard")  # one Prometheus for all
+
 T = TypeVar("T")
 PATIENCE_SECONDS = 60
 """For what a query asks for: rates need some scrapes, and those come once a second."""

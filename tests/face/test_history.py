@@ -37,7 +37,7 @@ class Clock:
 
 
 class Relay:
-    """A supervisor of counters that the test sets, and of a table of observation domains."""
+    """A view of counters that the test sets, and of a table of observation domains."""
 
     def __init__(self) -> None:
         self.sent: dict[str, int] = {"one": 0}

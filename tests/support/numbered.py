@@ -100,20 +100,20 @@ def rest(supervisor: Supervisor, count: int, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     before: list[dict[str, int]] = []
     while True:
-        now = [receiver.counters for receiver in supervisor.readings().receivers]
+        now = [receiver.counters for receiver in supervisor.view.readings().receivers]
         lawful = all(
             c["offered"]
             == c["sampled_out"] + c["sent"] + sum(value for key, value in c.items() if key.startswith("dropped_"))
             for c in now
         )
-        if supervisor.received() >= count and lawful and now == before:
+        if supervisor.view.received() >= count and lawful and now == before:
             return
-        assert time.monotonic() < end, (supervisor.received(), count, now)
+        assert time.monotonic() < end, (supervisor.view.received(), count, now)
         before = now
         time.sleep(0.005)
 
 
 def until(supervisor: Supervisor, count: int, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
-    while supervisor.received() < count and time.monotonic() < end:
+    while supervisor.view.received() < count and time.monotonic() < end:
         time.sleep(0.005)

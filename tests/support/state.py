@@ -180,7 +180,7 @@ def make_templates() -> list[FlowTemplate]:
     ]
 
 
-class FakeSupervisor:
+class FakeView:
     def __init__(self, readings: Readings) -> None:
         self.value = readings
         self.error: Exception | None = None
@@ -247,7 +247,7 @@ class FakeReloader:
 
 def make_state(*, zero: bool = False, **changes: Any) -> ServiceState:
     values: dict[str, Any] = {
-        "supervisor": FakeSupervisor(make_readings(zero=zero)),
+        "view": FakeView(make_readings(zero=zero)),
         "reloader": FakeReloader(),
         "loaded": Loaded(Config(), (), files=("a.toml",), text_hash="ab" * 32),
         "started_unix": time.time() - 60,

@@ -96,7 +96,7 @@ async def add_up(shared: Shared, add: Callable[[FlowSession], None]) -> None:
 def _add_some(
     state: ServiceState, place: tuple[int, int], add: Callable[[FlowSession], None]
 ) -> tuple[int, int] | None:
-    sessions, after = state.supervisor.flow_sessions(*place, CHUNK)
+    sessions, after = state.view.flow_sessions(*place, CHUNK)
     for session in sessions:
         add(session)
     return after

@@ -66,20 +66,20 @@ def _verdict(good: bool, why: str) -> web.Response:
 
 async def status(request: web.Request) -> web.Response:
     state = request.app[SHARED].state
-    readings = await asyncio.to_thread(state.supervisor.readings)
-    return as_json(status_of(state, readings, await asyncio.to_thread(state.supervisor.unmatched)))
+    readings = await asyncio.to_thread(state.view.readings)
+    return as_json(status_of(state, readings, await asyncio.to_thread(state.view.unmatched)))
 
 
 async def receivers(request: web.Request) -> web.Response:
-    return as_json(receiver_rows(await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)))
+    return as_json(receiver_rows(await asyncio.to_thread(request.app[SHARED].state.view.readings)))
 
 
 async def listeners(request: web.Request) -> web.Response:
-    return as_json(listener_rows(await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)))
+    return as_json(listener_rows(await asyncio.to_thread(request.app[SHARED].state.view.readings)))
 
 
 async def pools(request: web.Request) -> web.Response:
-    return as_json(pool_rows(await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)))
+    return as_json(pool_rows(await asyncio.to_thread(request.app[SHARED].state.view.readings)))
 
 
 async def config(request: web.Request) -> web.Response:
@@ -87,9 +87,9 @@ async def config(request: web.Request) -> web.Response:
 
 
 async def flow_totals(request: web.Request) -> web.Response:
-    supervisor = request.app[SHARED].state.supervisor
-    readings = await asyncio.to_thread(supervisor.readings)
-    return as_json(flow.totals(readings.flow, await asyncio.to_thread(supervisor.unmatched)))
+    view = request.app[SHARED].state.view
+    readings = await asyncio.to_thread(view.readings)
+    return as_json(flow.totals(readings.flow, await asyncio.to_thread(view.unmatched)))
 
 
 async def exporter_page(request: web.Request) -> web.StreamResponse:
@@ -105,12 +105,12 @@ async def template_page(request: web.Request) -> web.StreamResponse:
 
 
 async def domain_page(request: web.Request) -> web.Response:
-    supervisor = request.app[SHARED].state.supervisor
+    view = request.app[SHARED].state.view
     (_, number, _), limit = query.place(request.query), query.limit(request.query)
-    found, after = await asyncio.to_thread(supervisor.aliases, number, limit)
+    found, after = await asyncio.to_thread(view.aliases, number, limit)
     page: exporters.DomainPage = {
         "domains": [exporters.domain(row) for row in found],
-        "unlisted": supervisor.aliases_unlisted(),
+        "unlisted": view.aliases_unlisted(),
         "after": listing.place_text((0, after)) if after else None,
     }
     return as_json(page)
@@ -119,15 +119,15 @@ async def domain_page(request: web.Request) -> web.Response:
 async def ledger(request: web.Request) -> web.Response:
     total = LedgerSum(query.limit(request.query))
     shared = request.app[SHARED]
-    readings = await asyncio.to_thread(shared.state.supervisor.readings)
+    readings = await asyncio.to_thread(shared.state.view.readings)
     await listing.add_up(shared, total.add)
-    return as_json(total.result(readings, await asyncio.to_thread(shared.state.supervisor.unmatched)))
+    return as_json(total.result(readings, await asyncio.to_thread(shared.state.view.unmatched)))
 
 
 async def export(request: web.Request) -> web.Response:
     total = ExportSum()
     shared = request.app[SHARED]
-    readings = await asyncio.to_thread(shared.state.supervisor.readings)
+    readings = await asyncio.to_thread(shared.state.view.readings)
     await listing.add_up(shared, total.add)
     return as_json(total.result(readings, shared.state.loaded.config.receiver))
 

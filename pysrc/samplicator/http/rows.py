@@ -27,14 +27,14 @@ READ_BYTES: Final = 1 << 20
 
 def exporters_piece(state: ServiceState, place: Place, limit: int, exporter: str = "") -> Piece:
     """Observation domains, of all exporters or of one."""
-    supervisor, rows, size, read = state.supervisor, list[bytes](), 0, 0
-    names = supervisor.listener_names()
+    view, rows, size, read = state.view, list[bytes](), 0, 0
+    names = view.listener_names()
     for _ in range(LOOKED):
         session, place = _following(state, place)
         if session is None:
             return rows, None
         if exporter in ("", session.address):
-            known = supervisor.flow_options(session.worker, session.number) if session.options_data else []
+            known = view.flow_options(session.worker, session.number) if session.options_data else []
             read += sum(len(item.raw) for item in known)
             rows.append(orjson.dumps(exporters.exporter(session, names, known), option=orjson.OPT_NON_STR_KEYS))
             size += len(rows[-1])
@@ -70,7 +70,7 @@ def templates_piece(state: ServiceState, place: Place, limit: int, exporter: str
 def _templates_row(state: ServiceState, session: FlowSession, after: int, room: int) -> tuple[bytes, int]:
     """A domain's row with templates above `after`, and the last id in it if there are more, else -1."""
     items, size, stopped = list[bytes](), 0, -1
-    for item in state.supervisor.flow_templates(session.worker, session.number, after):
+    for item in state.view.flow_templates(session.worker, session.number, after):
         if size >= room and items:
             stopped = after
             break
@@ -84,7 +84,7 @@ def _templates_row(state: ServiceState, session: FlowSession, after: int, room: 
 
 def _following(state: ServiceState, place: Place) -> tuple[FlowSession | None, Place]:
     """The domain behind a place, and its own place."""
-    sessions, _ = state.supervisor.flow_sessions(place[0], place[1], 1)
+    sessions, _ = state.view.flow_sessions(place[0], place[1], 1)
     if not sessions:
         return None, place
     return sessions[0], (sessions[0].worker, sessions[0].number, -1)

@@ -44,7 +44,8 @@ LOOKS: Final = 5
 class Runs(Protocol):
     """What a reload needs of the supervisor."""
 
-    generation: int
+    @property
+    def generation(self) -> int: ...
 
     def apply(self, spec: PlanSpec) -> None: ...
 

@@ -37,7 +37,7 @@ Counts = tuple[int, int, int]
 
 
 class Sessions(Protocol):
-    """What is asked of the supervisor."""
+    """What is asked of the view of what runs."""
 
     def flow_extent(self) -> Mapping[int, int]:
         """Largest number of an observation domain, by worker."""

@@ -22,7 +22,7 @@ from samplicator.views.busiest import Busiest
 from samplicator.views.receivers import failed
 
 if TYPE_CHECKING:
-    from samplicator.supervisor.supervisor import Supervisor
+    from samplicator.supervisor.view import View
 
 STEP_SECONDS: Final = 5.0
 """How often `sample` is called, about; a sample knows its true length."""
@@ -105,9 +105,9 @@ class Track:
 class History:
     """See above."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self._busiest = Busiest(supervisor, EXPORTERS)
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._busiest = Busiest(view, EXPORTERS)
         self._lock = threading.Lock()  # of all that is below; no worker takes it
         self._numbers = 0
         self._tracks: dict[Kind, dict[str, Track]] = {kind: {} for kind in KINDS}
@@ -121,7 +121,7 @@ class History:
 
     def sample(self) -> Readings:
         """One more step; returns the readings it was made from."""
-        readings = self._supervisor.readings()
+        readings = self._view.readings()
         now_ns = time.monotonic_ns()
         exporters = self._busiest.take(now_ns)
         units = self._busiest.names

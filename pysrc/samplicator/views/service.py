@@ -12,7 +12,7 @@ from typing import Final
 
 from samplicator.config.model.loaded import Loaded
 from samplicator.supervisor.reload import Reloader
-from samplicator.supervisor.supervisor import Supervisor
+from samplicator.supervisor.view import View
 from samplicator.views.history import History
 
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -52,7 +52,7 @@ class ServiceState:
     configured.
     """
 
-    supervisor: Supervisor
+    view: View
     reloader: Reloader
     loaded: Loaded
     started_unix: float
@@ -68,4 +68,4 @@ class ServiceState:
 
     def __post_init__(self) -> None:
         self.started = time.monotonic() - (time.time() - self.started_unix)
-        self.history = History(self.supervisor)
+        self.history = History(self.view)
