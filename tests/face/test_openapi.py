@@ -12,7 +12,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -187,10 +187,62 @@ def test_schemathesis_finds_nothing(daemon: Daemon, tmp_path: Path) -> None:
     done = schemathesis(f"http://127.0.0.1:{daemon.http}", tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
     assert "No issues found" in done.stdout
-    assert daemon.process.alive
+    assert daemon.get("/api/v1/status")["config"]["reloads"] > 0
+    for series in daemon.get("/api/v1/history?kind=receivers")["series"]:  # the reloads have left the history alone
+        assert None not in series["rates"]["sent"], series
 
 
 # ---------------------------------------------------------------------------------------------------- shapes
+
+
+class Leaf(TypedDict):
+    """A leaf.
+
+    Not told.
+    """
+
+    size: Annotated[int | None, "Metres."]
+
+
+class Tree(TypedDict):
+    """A tree
+    of leaves."""
+
+    kind: Literal["oak", "elm"]
+    leaves: list[Leaf]
+    by_name: dict[str, Leaf | None]
+
+
+def test_schemas_of_shapes() -> None:
+    schemas = Schemas()
+    assert schemas.of(list[Tree]) == {"type": "array", "items": {"$ref": "#/components/schemas/Tree"}}
+    leaf = {"$ref": "#/components/schemas/Leaf"}
+    assert schemas.components["Tree"] == {
+        "type": "object",
+        "description": "A tree of leaves.",
+        "properties": {
+            "kind": {"enum": ["oak", "elm"]},
+            "leaves": {"type": "array", "items": leaf},
+            "by_name": {"type": "object", "additionalProperties": {"anyOf": [leaf, {"type": "null"}]}},
+        },
+        "required": ["by_name", "kind", "leaves"],
+    }
+    assert schemas.components["Leaf"]["description"] == "A leaf."
+    assert schemas.components["Leaf"]["properties"]["size"] == {
+        "type": ["integer", "null"],
+        "description": "Metres.",
+    }
+    with pytest.raises(TypeError, match="two shapes are called Leaf"):
+        schemas.of(TypedDict("Leaf", {"size": int}))
+
+
+def test_every_schema_is_one() -> None:
+    for schema in DOCUMENT["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+    for methods in DOCUMENT["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                Draft202012Validator.check_schema(parameter["schema"])
 
 
 def test_a_type_without_a_schema_is_an_error() -> None:

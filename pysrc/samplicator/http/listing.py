@@ -85,10 +85,13 @@ async def _pieces(
             yield body, last
 
 
-async def add_up(shared: Shared, add: Callable[[FlowSession], None]) -> None:
-    """Gives all observation domains to `add`, a chunk at a time as pieces are made."""
+async def add_up(request: web.Request, add: Callable[[FlowSession], None]) -> None:
+    """Gives all observation domains to `add`, a chunk at a time as pieces are made; not to the end when the client has
+    left.
+    """
+    shared = request.app[SHARED]
     place: tuple[int, int] | None = (0, 0)
-    while place is not None:
+    while place is not None and request.transport is not None:
         async with shared.listings:
             place = await asyncio.to_thread(_add_some, shared.state, place, add)
 

@@ -118,18 +118,18 @@ async def domain_page(request: web.Request) -> web.Response:
 
 async def ledger(request: web.Request) -> web.Response:
     total = LedgerSum(query.limit(request.query))
-    shared = request.app[SHARED]
-    readings = await asyncio.to_thread(shared.state.view.readings)
-    await listing.add_up(shared, total.add)
-    return as_json(total.result(readings, await asyncio.to_thread(shared.state.view.unmatched)))
+    view = request.app[SHARED].state.view
+    readings = await asyncio.to_thread(view.readings)
+    await listing.add_up(request, total.add)
+    return as_json(total.result(readings, await asyncio.to_thread(view.unmatched)))
 
 
 async def export(request: web.Request) -> web.Response:
     total = ExportSum()
-    shared = request.app[SHARED]
-    readings = await asyncio.to_thread(shared.state.view.readings)
-    await listing.add_up(shared, total.add)
-    return as_json(total.result(readings, shared.state.loaded.config.receiver))
+    state = request.app[SHARED].state
+    readings = await asyncio.to_thread(state.view.readings)
+    await listing.add_up(request, total.add)
+    return as_json(total.result(readings, state.loaded.config.receiver))
 
 
 async def history_page(request: web.Request) -> web.StreamResponse:
