@@ -193,6 +193,22 @@ def test_a_page_under_way_stays_whole(clock: Clock, relay: Relay, kept: History)
     assert list(kept.series("receivers", window)) == before
 
 
+def test_a_step_that_fails_keeps_the_readings_coming(
+    clock: Clock, relay: Relay, kept: History, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(relay, "flow_activity", lambda worker, numbers: 1 // 0)
+    relay.export(1, 1, 1)
+    for _ in range(3):
+        clock.now += STEP
+        assert kept.sample().receivers[0].name == "one"
+    assert len([record for record in caplog.records if "history failed" in record.message]) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "monotonic_ns", clock)
+    relay.sent["one"] = 2000
+    step(clock, kept)
+    assert shown(kept, "receivers")["one"]["rates"]["sent"] == [100.0]
+
+
 # ---------------------------------------------------------------------------------------------------- exporters
 
 

@@ -10,6 +10,7 @@ receiver that was made anew, never gives a negative rate. `sample` is called by 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from array import array
@@ -17,12 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict, get_args
 
+from samplicator.logs import RateGate
 from samplicator.readings import Readings, wall_ns
 from samplicator.views.busiest import Busiest
 from samplicator.views.receivers import failed
 
 if TYPE_CHECKING:
     from samplicator.supervisor.view import View
+
+log = logging.getLogger(__name__)
 
 STEP_SECONDS: Final = 5.0
 """How often `sample` is called, about; a sample knows its true length."""
@@ -109,6 +113,7 @@ class History:
         self._view = view
         self._busiest = Busiest(view, EXPORTERS)
         self._lock = threading.Lock()  # of all that is below; no worker takes it
+        self._gate = RateGate()
         self._numbers = 0
         self._tracks: dict[Kind, dict[str, Track]] = {kind: {} for kind in KINDS}
         self._units: Mapping[str, frozenset[str]] = {}
@@ -120,14 +125,18 @@ class History:
     # ------------------------------------------------------------------ writing
 
     def sample(self) -> Readings:
-        """One more step; returns the readings it was made from."""
+        """One more step; returns the readings it was made from, even if the step fails: others live on them."""
         readings = self._view.readings()
         now_ns = time.monotonic_ns()
-        exporters = self._busiest.take(now_ns)
-        units = self._busiest.names
-        with self._lock:
-            self._take(readings, exporters, now_ns)
-            self._units = units
+        try:
+            exporters = self._busiest.take(now_ns)
+            units = self._busiest.names
+            with self._lock:
+                self._take(readings, exporters, now_ns)
+                self._units = units
+        except Exception:
+            if self._gate.add(("history",), 1, now_ns / 1e9):
+                log.exception("a step of the history failed; it is tried again")
         return readings
 
     def _take(self, readings: Readings, exporters: Mapping[str, Sequence[int]], now_ns: int) -> None:
