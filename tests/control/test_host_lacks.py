@@ -139,9 +139,9 @@ def test_no_free_descriptor_stops_no_looking(
             supervisor.watch_neighbours()
             supervisor.look()
     assert looked.count("two") == looked.count("one") >= 3
-    assert [r.message for r in caplog.records if "cannot be looked at" in r.message] == [
-        "receiver 'one' cannot be looked at now: [Errno 24] Too many open files",
-        "receiver 'two' cannot be looked at now: [Errno 24] Too many open files",
+    assert [r.message for r in caplog.records if "cannot be read now" in r.message] == [
+        "the state of receiver 'one' cannot be read now: [Errno 24] Too many open files",
+        "the state of receiver 'two' cannot be read now: [Errno 24] Too many open files",
     ]
     assert all(state.up for state in states)
     assert supervisor.housekeeping() == ()
@@ -172,7 +172,7 @@ def test_stop_under_load_leaves_nothing(load: Load, collector: Collector, caplog
         running.clear()
         for thread in threads:
             thread.join(5)
-    assert [r.message for r in caplog.records if "left unread" in r.message] == []
+    assert [r.message for r in caplog.records if "were not forwarded" in r.message] == []
 
 
 def test_what_is_left_is_told_with_the_time_it_took(
@@ -184,7 +184,7 @@ def test_what_is_left_is_told_with_the_time_it_took(
     supervisor.apply(replace(spec(load, port, collector.port), batch=1))
     Exporters(1, port).send(50)
     supervisor.drain_and_stop(0.5)
-    (line,) = [r for r in caplog.records if "left unread" in r.message]
+    (line,) = [r for r in caplog.records if "were not forwarded" in r.message]
     assert 0.3 < float(line.args[1]) < 10  # type: ignore[index,arg-type]
     assert "(drain_timeout: 0.5 s)" in line.message
 

@@ -153,7 +153,7 @@ def test_a_standby_waits_takes_over_and_waits_again(bench: Bench, caplog: pytest
         == 1
     )
     assert said.count("receiver 'a' is up; standby 'b' gets no more copies") == 1
-    assert said.count("receiver 'a' is back: all templates are replayed to it") == 1
+    assert said.count("receiver 'a' is back; all templates are replayed to it") == 1
 
 
 def test_a_take_over_survives_reloads(bench: Bench) -> None:
