@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 from samplicator.health.receiver import ReceiverState
-from samplicator.host import sockets
+from samplicator.host import listening, sockets
 from samplicator.host.neighbors import Answering, Neighbors, Sight
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import SocketSpec
@@ -26,10 +26,10 @@ from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, sp
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:
     """(TTL, TOS, SO_REUSEPORT, timestamps, receive buffer) of each socket that listens."""
     options = (
-        (socket.IPPROTO_IP, sockets.IP_RECVTTL),
-        (socket.IPPROTO_IP, sockets.IP_RECVTOS),
+        (socket.IPPROTO_IP, listening.IP_RECVTTL),
+        (socket.IPPROTO_IP, listening.IP_RECVTOS),
         (socket.SOL_SOCKET, socket.SO_REUSEPORT),
-        (socket.SOL_SOCKET, sockets.SO_TIMESTAMPNS),
+        (socket.SOL_SOCKET, listening.SO_TIMESTAMPNS),
         (socket.SOL_SOCKET, socket.SO_RCVBUF),
     )
     socks = [intake.sock for state in supervisor._running.listeners.values() for intake in state.sockets()]
@@ -105,11 +105,11 @@ def test_many_ports_that_are_taken_hide_none_that_is_free(
 
 def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     low = SocketSpec(0, "0.0.0.0", 514, 4, False, "", ())
-    why = sockets.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
+    why = listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
     assert "CAP_NET_BIND_SERVICE" in why
     assert "low-ports.conf" in why
     monkeypatch.setattr(sockets, "_sysctl", lambda name, unknown=0: 100)
-    assert sockets.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
+    assert listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
 
 
 def test_no_free_descriptor_stops_no_looking(

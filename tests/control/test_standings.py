@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from samplicator.host import sockets
+from samplicator.host import abilities, sockets
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import PlanSpec
 from samplicator.readings import ReceiverReading
@@ -21,7 +21,7 @@ from support import flows as model
 from support.hosts import Load, free_port, host
 from support.numbered import rest
 
-CAPABILITIES = sockets.capabilities()
+CAPABILITIES = abilities.capabilities()
 FIELDS = [(8, 4), (12, 4)]
 
 

@@ -16,10 +16,14 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
+from samplicator.cli.drawing import duration, table
 from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
-from samplicator.cli.running import duration, status_lines, table
-from samplicator.http import app, front
+from samplicator.cli.running import status_lines
+from samplicator.http import front
+from samplicator.views.listeners import listeners
+from samplicator.views.receivers import pools, receivers
+from samplicator.views.status import status
 from support.state import make_readings, make_state
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -284,10 +288,10 @@ class _Daemon(ThreadingMixIn, UnixStreamServer):
 def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
     state, readings = make_state(), make_readings()
     return {
-        "/api/v1/status": (200, {**app.status_of(state, readings), **changes}),
-        "/api/v1/receivers": (200, app.receivers_of(readings)),
-        "/api/v1/listeners": (200, app.listeners_of(readings)),
-        "/api/v1/pools": (200, app.pools_of(readings)),
+        "/api/v1/status": (200, {**status(state, readings), **changes}),
+        "/api/v1/receivers": (200, receivers(readings)),
+        "/api/v1/listeners": (200, listeners(readings)),
+        "/api/v1/pools": (200, pools(readings)),
     }
 
 
