@@ -1,6 +1,6 @@
 """Loops: whether the copies for a receiver would come back to a listener of ours, and so for ever.
 
-Purpose: the one judgement, for the planner (what the file alone says) and for the supervisor (what the host's addresses
+Purpose: the one judgment, for the planner (what the file alone says) and for the supervisor (what the host's addresses
 and routes say, which change). Invariants: pure; addresses are compared as bytes, IPv4-mapped ones as IPv4. A group is a
 loop whatever interface the listener joined it on, unless the route is known to lead to another one. Loops through other
 relays are not seen here, but by the datapath (fastpath/route/echo.pxd). It must never ask the host.

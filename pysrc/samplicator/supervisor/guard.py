@@ -1,8 +1,8 @@
 """Guard: keeps what comes in from going round, by what this host's addresses and routes say now.
 
-Three judgements, made when a plan is to run and again whenever the host changes: which receiver is this host itself
+Three judgments, made when a plan is to run and again whenever the host changes: which receiver is this host itself
 (its copies stop until it is not any more), which socket takes a broadcast (groupcast), and which one is deaf because
-its address has gone. Invariants: no judgement is better than none: when the host cannot be asked, the last one holds.
+its address has gone. Invariants: no judgment is better than none: when the host cannot be asked, the last one holds.
 Called by Supervisor, under its lock. It must never wait for a worker.
 """
 
