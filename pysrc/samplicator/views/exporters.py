@@ -37,9 +37,7 @@ class Exporter(sampling.Sampling):
     bytes: int
     units: int
     lost: Annotated[int, "Lost before samplicator, by the sequence numbers."]
-    lost_last: Annotated[
-        int, "Part of `lost`: gaps before the last datagrams of an exporter that is silent."
-    ]
+    lost_last: Annotated[int, "Part of `lost`: gaps before the last datagrams of an exporter that is silent."]
     late: int
     repeated: int
     restarts: int
