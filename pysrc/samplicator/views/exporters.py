@@ -57,7 +57,7 @@ class Exporter(sampling.Sampling):
 
 
 class Domain(TypedDict):
-    """Which exporter stands behind a number that copies carry instead of its observation domain."""
+    """Which exporter has a number that replaces its observation domain in copies."""
 
     unique: Annotated[int, "Domain in copies."]
     exporter: str
@@ -79,7 +79,7 @@ class ExporterPage(TypedDict):
 
 
 class DomainPage(TypedDict):
-    """A page of numbers that were given out."""
+    """A page of assigned numbers."""
 
     domains: list[Domain]
     unlisted: Annotated[int, "Numbers that were assigned but not stored, because the table was full."]
