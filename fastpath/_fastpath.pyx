@@ -10,13 +10,13 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
-from atomics cimport (
+from base.atomics cimport (
     ATOMIC_STORES_IN_ORDER, atomic_change32, atomic_exchange, atomic_fence, atomic_fence_load32, atomic_fence_release, atomic_load32,
     atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release,
     atomic_store64, atomic_store64_release, atomics_add,
 )
-from batch cimport BATCH_LIMIT, batch_t, exporter_t
-from counters cimport (
+from base.batch cimport BATCH_LIMIT, batch_t, exporter_t
+from base.counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT,
     WORKER_FIELD_COUNT,
     counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
@@ -24,7 +24,7 @@ from counters cimport (
 from flow.alias cimport (
     ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
 )
-from echo cimport (
+from route.echo cimport (
     ECHO_ASK, ECHO_ASKING_NS, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
     echo_hold, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_suspects, echo_t,
 )
@@ -49,19 +49,19 @@ from flow.state cimport (
 )
 from flow.table cimport flow_mix, flow_way
 from flow.template cimport flow_u32
-from match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
-from plan cimport (
+from route.match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
+from route.plan cimport (
     PLAN_NONE, PLAN_ROUND_ROBIN, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, pool_member_t, pool_t, route_t, rule_t, source_group_t, source_t,
 )
-from pool cimport (
+from route.pool cimport (
     POOL_ENTRIES, pool_adopt, pool_assign, pool_by_id, pool_cache_t, pool_entry_t, pool_expire, pool_find, pool_load, pool_member, pool_turn,
 )
-from run cimport run_make, runs_t
+from shape.run cimport run_make, runs_t
 from rx.socket cimport (
     RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t, rx_socket_t,
 )
-from sample cimport sample_keep
-from session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
+from shape.sample cimport sample_keep
+from route.session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
@@ -84,7 +84,7 @@ from uapi.net cimport (
     sockaddr_ll, socket, socklen_t, thread_schedule, thread_schedule_get, thread_schedule_set, timespec, u16, u32, u64, u8, unlikely,
     write,
 )
-from wire cimport (
+from base.wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
     WIRE_UDP_HEADER, WIRE_UDP_MAX_IPV4, wire_fold, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment,
     wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo, wire_put16, wire_sum, wire_udp,
@@ -95,24 +95,27 @@ from os import urandom
 cdef extern from "Python.h":
     void PyErr_Print() noexcept
 
-include "snapshot.pxi"
-include "flow.pxi"
-include "memory.pxi"
-include "alias.pxi"
-include "handles.pxi"
-include "plan.pxi"
 include "rx/recvmmsg.pxi"
 include "rx/ring.pxi"
+include "worker/work.pxi"
 include "tx/udp.pxi"
 include "tx/raw.pxi"
 include "tx/transparent.pxi"
 include "tx/packet.pxi"
 include "tx/lane.pxi"
-include "worker_state.pxi"
-include "worker_send.pxi"
-include "worker_flow.pxi"
-include "worker_lane.pxi"
-include "worker_pool.pxi"
-include "worker_echo.pxi"
-include "worker.pxi"
-include "worker_handle.pxi"
+include "worker/state.pxi"
+include "worker/send.pxi"
+include "worker/flow.pxi"
+include "worker/lane.pxi"
+include "worker/pool.pxi"
+include "worker/choose.pxi"
+include "worker/echo.pxi"
+include "worker/loop.pxi"
+include "handles/memory.pxi"
+include "handles/snapshot.pxi"
+include "handles/sockets.pxi"
+include "handles/tx.pxi"
+include "handles/flow.pxi"
+include "handles/alias.pxi"
+include "handles/plan.pxi"
+include "handles/worker.pxi"

@@ -15,11 +15,11 @@ get the turn goes on without an entry, waiting for nobody. Called by: the worker
 """
 
 from libc.string cimport memcmp, memcpy, memset
-from atomics cimport (
+from base.atomics cimport (
     atomic_change32, atomic_change64, atomic_count, atomic_fence_release, atomic_load32, atomic_load32_acquire, atomic_load64,
     atomic_store32, atomic_store32_release, atomic_store64,
 )
-from batch cimport exporter_t
+from base.batch cimport exporter_t
 from flow.scan cimport FLOW_IPFIX, FLOW_V9
 from flow.table cimport flow_mix
 from flow.template cimport flow_put32, flow_u16, flow_u32

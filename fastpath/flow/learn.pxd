@@ -7,7 +7,7 @@ data sets of an unknown template make the datagram FLOW_UNKNOWN. One datagram te
 Called by: observe, with datagrams that scan found well formed, only. Must never read past the message.
 """
 
-from atomics cimport atomics_add
+from base.atomics cimport atomics_add
 from flow.rows cimport FLOW_SPANS, flow_learn_row, flow_rows, flow_span_t
 from flow.memory cimport flow_blocks_for, flow_chain, flow_chain_equal
 from flow.scan cimport (

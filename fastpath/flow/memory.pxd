@@ -6,7 +6,7 @@ Called by: whoever creates a flow_t (flow_limits, flow_memory, flow_create: once
 
 from libc.string cimport memcmp, memcpy, memset
 from flow.steps cimport flow_step
-from atomics cimport atomic_load64, atomic_store64, atomics_add
+from base.atomics cimport atomic_load64, atomic_store64, atomics_add
 from flow.state cimport (
     FLOW_BLOCK, FLOW_WAYS, flow_block_t, flow_domain_t, flow_exporter_t, flow_item_t, flow_limits_t, flow_set_t, flow_state_t, flow_t,
 )

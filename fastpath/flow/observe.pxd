@@ -7,8 +7,8 @@ never a byte changed.
 """
 
 from libc.string cimport memcpy
-from atomics cimport atomic_load32, atomics_add
-from batch cimport exporter_t
+from base.atomics cimport atomic_load32, atomics_add
+from base.batch cimport exporter_t
 from flow.learn cimport flow_learn
 from flow.scan cimport (
     FLOW_IPFIX, FLOW_MALFORMED, FLOW_UNKNOWN, FLOW_V9, flow_scan, flow_seen_t,

@@ -2,10 +2,10 @@
 """Copies of what the flow stage knows, for other threads: bounded, without a lock that the worker takes.
 
 A copy is taken and then checked against the sequence lock (state.pxd); what changed meanwhile is read again, FLOW_READ_TRIES times. Every
-number followed is checked against its limit, so a torn one cannot lead out of the table. Called by: the handle (flow.pxi), cold.
+number followed is checked against its limit, so a torn one cannot lead out of the table. Called by: the handle (handles/flow.pxi), cold.
 """
 
-from atomics cimport atomic_fence_load32, atomic_load32_acquire
+from base.atomics cimport atomic_fence_load32, atomic_load32_acquire
 from flow.memory cimport flow_chain_copy
 from flow.state cimport flow_domain_t, flow_item_t, flow_t
 from uapi.net cimport u8, u32

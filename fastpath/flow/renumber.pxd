@@ -11,7 +11,7 @@ Called by: the worker, for each copy of a receiver that samples or was injected 
 caller writes it into a copy of its own.
 """
 
-from atomics cimport atomic_load64, atomics_add
+from base.atomics cimport atomic_load64, atomics_add
 from flow.memory cimport flow_less, flow_state_take
 from flow.scan cimport (
     FLOW_FOREIGN, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_UNCOUNTED, FLOW_UNNUMBERED, flow_seen_t,

@@ -11,7 +11,7 @@ Called by: the worker, which sends them as the exporter. Must never write past t
 """
 
 from libc.string cimport memcpy, memset
-from atomics cimport atomics_add
+from base.atomics cimport atomics_add
 from flow.memory cimport flow_chain_copy
 from flow.renumber cimport FLOW_REPLAY_OVERHEAD, flow_may_replay, flow_next, flow_state, flow_state_make
 from flow.scan cimport FLOW_IPFIX, FLOW_V9

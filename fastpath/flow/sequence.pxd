@@ -13,7 +13,7 @@ the style. Some number their datagrams of templates only by a counter of their o
 Called by: observe, once a well-formed datagram. Must never count a unit both as lost and as arrived.
 """
 
-from atomics cimport atomics_add
+from base.atomics cimport atomics_add
 from flow.scan cimport (
     FLOW_DATA, FLOW_FOREIGN, FLOW_IPFIX, FLOW_LATE, FLOW_OPTIONS_TEMPLATE, FLOW_REPEATED, FLOW_RESTART, FLOW_TEMPLATE, FLOW_UNCOUNTED,
     FLOW_UNKNOWN, FLOW_UNNUMBERED, FLOW_V9, flow_seen_t,

@@ -9,7 +9,7 @@ Other threads read with two sequence locks a domain: `head_version` guards the h
 odd while written. Every number another thread follows is below its limit, whatever it reads in between. Counters are relaxed 64-bit.
 """
 
-from batch cimport exporter_t
+from base.batch cimport exporter_t
 from flow.scan cimport FLOW_HEADER, FLOW_KINDS
 from uapi.net cimport u8, u16, u32, u64
 

@@ -10,8 +10,8 @@ observe, learn, renumber, replay.
 """
 
 from libc.string cimport memcmp, memcpy, memset
-from atomics cimport atomic_fence_release, atomic_store32, atomics_add
-from batch cimport exporter_t
+from base.atomics cimport atomic_fence_release, atomic_store32, atomics_add
+from base.batch cimport exporter_t
 from flow.memory cimport (
     flow_blocks_left, flow_chain_free, flow_exporter_take, flow_item_take, flow_less, flow_states_free,
 )
@@ -32,7 +32,7 @@ cdef enum:
 
 
 cdef inline u64 flow_mix(u64 a, u64 b) noexcept nogil:
-    """The multipliers are odd 64-bit constants of good avalanche (as in match.pxd)."""
+    """The multipliers are odd 64-bit constants of good avalanche (as in route/match.pxd)."""
     a = (a ^ b) * <u64>0x9E3779B97F4A7C15
     a ^= a >> 32
     a *= <u64>0xC2B2AE3D27D4EB4F

@@ -1,6 +1,6 @@
 # Receive engine `recvmmsg`: one call fills the arena, the batch points into it. Datagrams over max_datagram are counted and left out: half
 # a datagram is a corrupt one. IPv4-mapped sources are unmapped here, once. What the kernel coalesced (UDP_GRO) is taken apart: a run in is
-# a run in the batch. Called by worker.pxi. Nothing a datagram carries ends the loop; an error of the call is counted and reported as
+# a run in the batch. Called by worker/loop.pxi. Nothing a datagram carries ends the loop; an error of the call is counted and reported as
 # "nothing now".
 
 

@@ -1,7 +1,7 @@
 # Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst) that the kernel fills with whole UDP
 # datagrams to the listener's ports while an ingress rule keeps them from the UDP stack. Payloads are read in place: no copy, no system call
 # per batch while there is a backlog. A segmented packet (virtio-net header, GSO type UDP_L4) is taken apart here: a run in is a run in the
-# batch. Called by worker.pxi. Nothing is believed: every offset and length is read once and bounded by its block; what does not add up is
+# batch. Called by worker/loop.pxi. Nothing is believed: every offset and length is read once and bounded by its block; what does not add up is
 # counted and left out.
 #
 # The kernel closes a block when it is full or its timer expires, and tells nobody before. A short timer would use up a ring in blocks that are

@@ -1,11 +1,11 @@
 # cython: language_level=3
 """A listener's socket as a worker sees it, and the arena that datagrams are read into.
 
-Called by: rx/recvmmsg.pxi, worker.pxi. The descriptor belongs to the control plane; the worker reads it while a plan names it.
+Called by: rx/recvmmsg.pxi, worker/loop.pxi. The descriptor belongs to the control plane; the worker reads it while a plan names it.
 """
 
-from batch cimport exporter_t
-from counters cimport rx_counters_t
+from base.batch cimport exporter_t
+from base.counters cimport rx_counters_t
 from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u16, u32, u64
 
 cdef enum:

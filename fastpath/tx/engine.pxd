@@ -16,8 +16,8 @@ feature is tried again after a minute, and then after twice as long each time, a
 """
 
 from libc.string cimport memcpy, memset
-from atomics cimport atomic_load32, atomics_add
-from counters cimport (
+from base.atomics cimport atomic_load32, atomics_add
+from base.counters cimport (
     REASON_COUNT, REASON_MESSAGE_TOO_LONG, REASON_NO_BUFFER_SPACE, REASON_NO_NEIGHBOR, REASON_NO_ROUTE, REASON_OTHER,
     REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
 )

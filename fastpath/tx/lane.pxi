@@ -5,7 +5,7 @@
 # once while there is credit (LANE_CREDIT, renewed slowly), else it is earned by LANE_EARN datagrams: forged sources do not cost a socket each.
 # The least recently used goes, when it was silent for LANE_IDLE_S; one that never earned its socket after LANE_ONCE_S. Who has none leaves
 # by the receiver's own socket, v9 and IPFIX under an alias (flow/alias.pxd), so nobody's templates meet there either.
-# Called by worker_lane.pxi.
+# Called by worker/lane.pxi.
 
 cdef enum:
     LANE_WAYS = 8

@@ -2,7 +2,7 @@
 # netfilter: runs as one segmented frame (GSO type UDP_L4), the others as plain frames, those of all receivers in one sendmmsg. The next
 # hop's link address and the egress interface come from the control plane (Tx.link) and may change at any time. Checksums are left to the
 # device. What cannot be sent as a frame (no link address yet, local receiver, over the MTU, refused) is left to the receiver's raw socket;
-# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker.pxi for receivers that take the whole batch.
+# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker/loop.pxi for receivers that take the whole batch.
 
 cdef enum:
     PACKET_VNET_BYTES = 10             # struct virtio_net_hdr, include/uapi/linux/virtio_net.h

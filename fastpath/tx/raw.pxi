@@ -1,6 +1,6 @@
 # Engine `raw`: copies leave through a raw socket with the IP and UDP header crafted here, so with any source: spoofed, or one fixed by the
 # configuration. One payload sum per datagram serves all copies. The kernel refuses packets over the MTU: fragments are cut here.
-# Called by worker.pxi (emit) for receivers and exporters of one family. Cannot fail: it accounts.
+# Called by worker/loop.pxi (emit) for receivers and exporters of one family. Cannot fail: it accounts.
 
 
 cdef inline u32 tx_raw_payload_sum(batch_t *batch, u32 d) noexcept nogil:

@@ -4,7 +4,7 @@
 # an exporter on this host. A port earns its socket by what runs would save: forged ones must not cost a socket each.
 # What such a socket does not take (there is none, queue full of another receiver's copies, refused) is left to the receiver's raw socket,
 # for the rest of the batch, so that order per exporter and receiver holds; and so is all of an exporter in a batch in which something is
-# over the receiver's MTU: the raw socket cuts fragments of the right size. Called by worker.pxi for receivers that take the whole batch.
+# over the receiver's MTU: the raw socket cuts fragments of the right size. Called by worker/loop.pxi for receivers that take the whole batch.
 # A bound port is one that no other program can bind to all addresses (bind(2), EADDRINUSE). So a port is taken only while runs leave from it
 # (PORT_IDLE_SECONDS), never one that a program of this host has, and it is let go of when a listener of ours is to have it. A listener's
 # port is shared with the listener (SO_REUSEPORT, set on both; the supervisor sees to the listener's side).

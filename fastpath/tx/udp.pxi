@@ -1,7 +1,7 @@
 # Engine `udp`: copies leave from our own address through a UDP socket connected to the receiver; the kernel builds headers and fragments. Runs
 # of equal-size datagrams leave as one segmented send (UDP_SEGMENT, udp(7)), whoever sent them: all come from us.
 # The socket's TTL and TOS are set by whoever opened it; a message carries control messages only where it must differ from them.
-# Called by worker.pxi (emit) for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
+# Called by worker/loop.pxi (emit) for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
 
 cdef enum:
     UDP_SOCKET_TTL = 64                # of every socket whose copies have no TTL of their own: set when it is opened, here and in sockets.py

@@ -330,7 +330,7 @@ class Stand:
         where = f"receiver {n}, {case}"
         assert {s: len(c) for s, c in got.items()} == {s: len(c) for s, c in wanted.items()}, where
         for source, copies in wanted.items():
-            # what comes again and again may be held for a while (fastpath/echo.pxd): too short to be told apart
+            # what comes again and again may be held for a while (fastpath/route/echo.pxd): too short to be told apart
             alike = {payload for payload, n in Counter(copy[0] for copy in copies).items() if n > MOST_ALIKE}
             held = [Counter(copy[0] for copy in part if copy[0] in alike) for part in (got[source], copies)]
             assert held[0] == held[1], where

@@ -9,7 +9,7 @@ right about: it hands in, it hands out.
 
 include "_fastpath.pyx"
 
-from counters cimport counters_latency_bucket
+from base.counters cimport counters_latency_bucket
 from tx.engine cimport TX_FEATURES
 
 SESSIONS_WAYS = SESSION_WAYS

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
 """samplicator._probe_flow: the flow stage alone, with doors for tests. For tests only; never shipped.
 
-It includes flow.pxi and drives flow/*.pxd as the worker does: tick, observe, then renumber or leave out, replay between batches. Payloads are
+It includes handles/flow.pxi and drives flow/*.pxd as the worker does: tick, observe, then renumber or leave out, replay between batches. Payloads are
 copied to the very end of a page-less heap block of their size, so that the sanitizers see every byte read beyond. Called by tests/unit.
 """
 
@@ -9,8 +9,8 @@ cimport cython
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from atomics cimport atomic_load32, atomic_load64, atomic_store32
-from batch cimport exporter_t
+from base.atomics cimport atomic_load32, atomic_load64, atomic_store32
+from base.batch cimport exporter_t
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
@@ -34,11 +34,11 @@ from uapi.net cimport (
     CLOCK_THREAD_CPUTIME_ID, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, clock_gettime, htons, mmap, munmap,
     ntohs, timespec, u8, u16, u32, u64,
 )
-from wire cimport wire_map_ipv4
+from base.wire cimport wire_map_ipv4
 
 from os import urandom
 
-include "../../fastpath/flow.pxi"
+include "../../fastpath/handles/flow.pxi"
 
 TEMPLATE, OPTIONS_TEMPLATE, DATA, MALFORMED, OPTIONS_DATA, UNKNOWN, LATE, REPEATED, RESTART, FOREIGN, UNNUMBERED = [1 << i for i in range(11)]
 JOIN, REFRESH = FLOW_REPLAY_JOIN, FLOW_REPLAY_REFRESH

@@ -10,7 +10,7 @@ started. Built and run by tests/fuzz/flow_fuzz.py.
 from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort, calloc, free, malloc
 from libc.string cimport memcpy, memset
-from batch cimport exporter_t
+from base.batch cimport exporter_t
 from flow.memory cimport flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
 from flow.reading cimport flow_read_domain, flow_read_items

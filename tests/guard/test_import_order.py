@@ -151,12 +151,12 @@ def test_config_does_no_io_but_files(module: str) -> None:
 
 FASTPATH_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"uapi"}),
-    frozenset({"atomics"}),
-    frozenset({"counters", "wire", "batch", "plan"}),
-    frozenset({"match", "sample", "flow", "run"}),
-    frozenset({"session", "pool", "echo"}),
+    frozenset({"base"}),
+    frozenset({"route", "shape", "flow"}),
     frozenset({"rx", "tx"}),
-    frozenset({"worker", "_fastpath"}),
+    frozenset({"worker"}),
+    frozenset({"handles"}),
+    frozenset({"_fastpath"}),
 )
 FASTPATH = {
     str(p.relative_to("fastpath")): ROOT / p
@@ -164,8 +164,7 @@ FASTPATH = {
     if p.suffix in (".pxd", ".pyx") and p.is_relative_to("fastpath")
 }
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport|cimport\s+([\w.]+))", re.MULTILINE)
-PURE = {"wire.pxd", "match.pxd", "sample.pxd", "session.pxd", "run.pxd", "batch.pxd", "plan.pxd", "pool.pxd"}
-PURE |= {name for name in FASTPATH if name.startswith("flow/")}
+PURE = {name for name in FASTPATH if name.startswith(("base/", "route/", "shape/", "flow/"))}
 # What a file that does no I/O takes from the kernel's declarations: integer types and byte order.
 PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|iovec|htobe\d+|be\d+toh)$")
 

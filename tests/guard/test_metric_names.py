@@ -29,7 +29,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "samplicator.json"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 RULES_TEST = ROOT / "deploy" / "prometheus" / "rules_test.yaml"
 METRICS = ROOT / "deploy" / "prometheus" / "METRICS.md"
-COUNTERS = (ROOT / "fastpath" / "counters.pxd").read_text()
+COUNTERS = (ROOT / "fastpath" / "base" / "counters.pxd").read_text()
 
 NAME = re.compile(rf"\b{PREFIX}[a-z0-9_]+")
 TARGET_LABELS = {"job", "instance"}

@@ -7,7 +7,7 @@ has gso_size bytes), of one TOS (and TTL, where it is kept); at most RUN_SEGMENT
 Called by: the worker, once per batch and kind for all receivers that take the whole batch, else once per receiver.
 """
 
-from batch cimport BATCH_LIMIT, batch_t
+from base.batch cimport BATCH_LIMIT, batch_t
 from uapi.net cimport iovec, u8, u16, u32
 
 cdef enum:

@@ -23,6 +23,10 @@ ctypedef struct wall_t:                # the wall clock against CLOCK_MONOTONIC,
     u64 compared_ns                    # CLOCK_MONOTONIC
     u64 since_ns                       # CLOCK_REALTIME right behind its last step: older stamps say nothing
 
+ctypedef struct worker_t
+
+ctypedef void (*worker_trace_t)(worker_t *w, u32 active) noexcept nogil
+
 ctypedef struct worker_t:
     int epoll
     int wake
@@ -38,6 +42,7 @@ ctypedef struct worker_t:
     u64 ring_ns                        # the same, of the last look into rings that found something
     u32 again                          # the most urgent of its rings' (rx_ring_t.again)
     void *trace                        # borrowed reference to the Worker when tracing, NULL = off
+    worker_trace_t tell                # tells it about a batch that was sent
     worker_counters_t *counters
     rx_arena_t arena
     batch_t *batch

@@ -1,6 +1,6 @@
 # Echoes in the worker: holds back the copies of the payload under test, asks one receiver after the other, and stops the one that has
-# proved to be an echo (echo.pxd says how that is told from exporters that repeat themselves). What is held is sent when the test ends,
-# however it ends, before a plan changes and before the worker stops. Called by worker.pxi, per suspected datagram and between batches.
+# proved to be an echo (route/echo.pxd says how that is told from exporters that repeat themselves). What is held is sent when the test ends,
+# however it ends, before a plan changes and before the worker stops. Called by worker/loop.pxi, per suspected datagram and between batches.
 
 
 cdef const u8 *WORKER_LOOPBACK = <const u8 *>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"

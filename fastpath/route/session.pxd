@@ -7,8 +7,8 @@ Called by: the worker, one look-up per datagram. Must never allocate.
 """
 
 from libc.string cimport memcmp, memcpy, memset
-from batch cimport batch_t
-from match cimport match_hash
+from base.batch cimport batch_t
+from route.match cimport match_hash
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:

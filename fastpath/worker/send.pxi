@@ -1,5 +1,5 @@
 # From selections to copies handed over: which way each receiver's copies leave, one emit and one flush each. Runs of the whole batch are
-# cut once and shared. Called by worker.pxi once per batch. Cannot fail: engines account.
+# cut once and shared. Called by worker/loop.pxi once per batch. Cannot fail: engines account.
 
 
 cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selection, u32 n, bint grouped) noexcept nogil:

@@ -4,14 +4,14 @@
 Conservation laws, true whenever no batch is under way (HOUSE.md, "Life of a datagram"):
     listener:  datagrams = truncated + unmatched + denied + matched
     receiver:  offered   = sampled_out + sent + sum(dropped)
-Each struct has one writer, the worker. The order of the fields is the order of the tuples that snapshot.pxi hands to Python.
+Each struct has one writer, the worker. The order of the fields is the order of the tuples that handles/snapshot.pxi hands to Python.
 """
 
-from atomics cimport atomics_add
+from base.atomics cimport atomics_add
 from uapi.net cimport u32, u64
 
 cdef enum:
-    # Why a copy was not sent. Order = REASONS of snapshot.pxi.
+    # Why a copy was not sent. Order = REASONS of handles/snapshot.pxi.
     REASON_NO_ROUTE = 0
     REASON_NO_NEIGHBOR = 1
     REASON_MESSAGE_TOO_LONG = 2

@@ -1,4 +1,4 @@
-# Counters out to Python: copied with relaxed loads, no lock that a worker takes. Order and names of the fields are counters.pxd's.
+# Counters out to Python: copied with relaxed loads, no lock that a worker takes. Order and names of the fields are base/counters.pxd's.
 
 cdef extern from *:
     const unsigned long CYTHON_HEX_VERSION

@@ -14,6 +14,33 @@ cdef void worker_slice() noexcept nogil:
         thread_schedule_set(&schedule)
 
 
+ctypedef int (*worker_tell_t)(worker_t *w, u32 active) noexcept    # so that the error indicator, not the caller, carries the exception
+
+
+cdef void worker_trace(worker_t *w, u32 active) noexcept with gil:
+    """Tells the trace callback about every datagram of the batch; an exception in it is printed, not raised."""
+    if (<worker_tell_t>worker_tell)(w, active) < 0:
+        PyErr_Print()
+
+
+cdef int worker_tell(worker_t *w, u32 active) except -1:
+    cdef u32 d, a, k, way
+    cdef exporter_t *exporter
+    callback = (<Worker>w.trace).callback
+    if callback is None:
+        return 0
+    ways = [[] for _ in range(w.batch.n)]
+    for a in range(active):
+        way = w.work.active[a]
+        for k in range(w.work.selected[way]):
+            ways[w.work.selections[<size_t>way * BATCH_LIMIT + k]].append(w.work.owner[way])
+    for d in range(w.batch.n):
+        exporter = &w.batch.exporter[d]
+        address = (<char *>exporter.address)[12:16] if exporter.family == 4 else (<char *>exporter.address)[0:16]
+        callback(address, ntohs(exporter.port_be), w.batch.length[d], w.batch.listener, tuple(ways[d]))
+    return 0
+
+
 @cython.final
 cdef class Worker:
     cdef worker_t *w
@@ -40,6 +67,7 @@ cdef class Worker:
         self.plans = []
         self.w = <worker_t *>plan_arena(&self.arena, 1, sizeof(worker_t))
         self.w.epoll = self.w.wake = -1
+        self.w.tell = worker_trace
         self.w.max_delay_ns = <u64>max_delay_us * 1000
         self.w.generation = <u64>-1
         self.w.counters = <worker_counters_t *>plan_arena(&self.arena, 1, sizeof(worker_counters_t))

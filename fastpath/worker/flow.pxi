@@ -1,7 +1,7 @@
 # The flow stage in the worker: what it says of each datagram decides which copies a sampling receiver gets and with which sequence
 # number, and it gives the templates that are replayed. Bytes are only ever changed in copies of our own (`rewritten`). Order matters:
 # a datagram is observed, then selected for every receiver, before the next is observed; replays run between batches.
-# Called by worker.pxi and worker_send.pxi.
+# Called by worker/loop.pxi and worker/send.pxi.
 
 cdef enum:
     FLOW_AGE_STEPS = 64                # places of the table looked at in one loop pass

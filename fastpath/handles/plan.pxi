@@ -1,27 +1,6 @@
 # The Plan: ties ways in, ways out and rules together for one worker, and the memory they live in. Cold code: it checks what it is given, raises
 # ValueError; the worker never comes here. A Plan owns all memory that its work_t points to and keeps its parts alive.
 
-ctypedef struct work_t:                # what one worker does: routing, and the ways in and out it names
-    plan_t routing
-    rx_socket_t **sockets
-    u32 socket_count
-    tx_t **ways
-    u32 *owner                         # index in the caller's list of Tx, for each way (a fallback has its owner's)
-    u16 *selections                    # BATCH_LIMIT datagram indexes a way
-    u32 *selected                      # how many of them, 0 outside a batch
-    u32 *active                        # ways with selected > 0 in this batch
-    u32 *shared                        # of these, those that leave by the exporters' sockets
-    u32 *framed                        # of these, those that leave by the packet socket
-    u16 *leftovers                     # BATCH_LIMIT a way: what the shared socket did not take
-    u32 *left                          # how many, 0 outside a batch
-    u32 *numbers                       # BATCH_LIMIT a way: sequence numbers to write into the copies ...
-    u8 *numbered                       # ... where this is 1
-    u32 *rewrites                      # how many, 0 outside a batch
-    u32 *told                          # ways that are told the templates of exporters new to them when the plan is adopted
-    u32 told_count
-    bint turns                         # some pool is balanced by round-robin
-    aliases_t *aliases                 # NULL = no receiver needs any
-
 
 @cython.final
 cdef class Plan:

@@ -4,7 +4,7 @@
 # anyway and are left alone.
 # What hand-overs and announcements send of one domain to one member is bounded by the second (flow_may_replay); a member that had to do
 # without is sent all as soon as it may be.
-# Called by worker.pxi once per datagram of a pool, and once per batch. Hand-overs and announcements leave before the batch's copies.
+# Called by worker/loop.pxi once per datagram of a pool, and once per batch. Hand-overs and announcements leave before the batch's copies.
 
 cdef enum:
     POOL_EXPIRE_STEPS = 64             # remembered exporters looked at in one loop pass

@@ -1,6 +1,6 @@
 # What keeps exporters apart at a receiver that sees the relay's address only: aliases of their domains (alias = the receiver has domain =
 # "unique") and lanes (a source port for each session). Where either changes, the collector knows no template under the new name: they are
-# replayed there first. Called by worker.pxi once a datagram, by worker_send.pxi and worker_flow.pxi.
+# replayed there first. Called by worker/loop.pxi once a datagram, by worker/send.pxi and worker/flow.pxi.
 
 
 cdef void worker_alias(worker_t *w, u32 d) noexcept nogil:

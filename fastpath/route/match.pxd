@@ -7,7 +7,7 @@ Called by: session look-up of the worker on a miss, Plan.route(). Must never be 
 """
 
 from libc.string cimport memcmp, memcpy, memset
-from plan cimport (
+from route.plan cimport (
     PLAN_NONE, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, PLAN_ROUTE_UNMATCHED, plan_t, route_t, rule_t, source_group_t, source_t,
 )
 from uapi.net cimport u8, u32, u64

@@ -1,5 +1,5 @@
-# Memory of the handles: zeroed, on cache lines of its own, and arenas that are given back whole. Called by handles.pxi, plan.pxi and
-# worker_handle.pxi, never by a running worker.
+# Memory of the handles: zeroed, on cache lines of its own, and arenas that are given back whole. Called by handles/tx.pxi, handles/plan.pxi and
+# handles/worker.pxi, never by a running worker.
 
 
 cdef void *plan_alloc(size_t count, size_t size) except NULL:

@@ -12,9 +12,9 @@ Called by: the worker, per datagram of a pool; adopt and expire between batches.
 
 from libc.math cimport log
 from libc.string cimport memcmp, memcpy, memset
-from atomics cimport atomic_load32, atomic_store32
-from match cimport match_hash
-from plan cimport PLAN_NONE, plan_t, pool_member_t, pool_t
+from base.atomics cimport atomic_load32, atomic_store32
+from route.match cimport match_hash
+from route.plan cimport PLAN_NONE, plan_t, pool_member_t, pool_t
 from uapi.net cimport u8, u32, u64
 
 cdef enum:

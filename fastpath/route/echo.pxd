@@ -12,13 +12,13 @@ million in all.
 
 Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; nothing is held
 longer than it takes for an echo to be expected, or where there are many receivers to ask, than ECHO_ASKING_NS more. Payloads that change
-on the way (renumbered for receivers that sample or refresh) are not recognised. Pure state. Called by: worker.pxi, worker_echo.pxi. It
+on the way (renumbered for receivers that sample or refresh) are not recognised. Pure state. Called by: worker/loop.pxi, worker/echo.pxi. It
 must never send.
 """
 
 from libc.string cimport memcmp, memcpy
-from batch cimport exporter_t
-from match cimport match_hash
+from base.batch cimport exporter_t
+from route.match cimport match_hash
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:

@@ -4,7 +4,7 @@
 Called by: the worker for each copy of a receiver that samples. The countdown lives with the receiver's counters and so survives a reload.
 """
 
-from counters cimport tx_counters_t
+from base.counters cimport tx_counters_t
 from uapi.net cimport u32
 
 

@@ -1,0 +1,110 @@
+# Python handles of counters and of the ways in: RxCounters, TxCounters, RxSocket. Cold code: it checks what it is given and raises ValueError;
+# the worker never comes here. Memory comes from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
+
+
+@cython.final
+cdef class RxCounters:
+    cdef rx_counters_t *c
+
+    def __cinit__(self):
+        self.c = <rx_counters_t *>plan_alloc(1, sizeof(rx_counters_t))
+
+    def __dealloc__(self):
+        free(self.c)
+
+    def read(self):
+        return snapshot_u64(&self.c.datagrams, RX_FIELD_COUNT)
+
+    def batches(self):
+        return snapshot_u64(self.c.batches, BATCH_BUCKETS)
+
+
+@cython.final
+cdef class TxCounters:
+    cdef tx_counters_t *c
+
+    def __cinit__(self):
+        global plan_receivers
+        plan_receivers += 1
+        self.c = <tx_counters_t *>plan_alloc(1, sizeof(tx_counters_t))
+        self.c.id = plan_receivers
+
+    def __dealloc__(self):
+        free(self.c)
+
+    @property
+    def id(self):
+        return self.c.id
+
+    def read(self):
+        return snapshot_u64(&self.c.offered, TX_FIELD_COUNT)
+
+
+@cython.final
+cdef class RxSocket:
+    cdef rx_socket_t socket
+    cdef RxCounters counters
+    cdef Py_buffer view                # of the ring's mapping, which it keeps alive
+    cdef Py_buffer bell                # of the doorbell's
+
+    def __cinit__(self, int fd, RxCounters counters not None, int listener, *, ring=None, u32 block_bytes=0, bell=None, int bell_fd=-1,
+                  bint flow=False):
+        if listener < 0 or listener > 0xFFFF:
+            raise ValueError(f"listener index {listener} is not 0..65535")
+        self.counters = counters
+        self.socket.fd = fd
+        self.socket.listener = listener
+        self.socket.counters = counters.c
+        self.socket.flow = flow
+        self.socket.stamps = self.socket.stamped = self._has_stamps()
+        if ring is not None:
+            self._set_ring(ring, block_bytes)
+        if bell is not None:
+            self._set_bell(bell, bell_fd)
+
+    cdef _set_ring(self, ring, u32 block_bytes):
+        cdef rx_ring_t *r = &self.socket.ring
+        PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
+        if block_bytes < 4096 or block_bytes & 7 or self.view.len == 0 or <size_t>self.view.len % block_bytes:
+            raise ValueError(f"a ring of {self.view.len} bytes has no whole blocks of {block_bytes}")
+        r.map = <u8 *>self.view.buf
+        r.block_bytes = block_bytes
+        r.blocks = <u32>(<size_t>self.view.len // block_bytes)
+        r.offset = RING_BLOCK_HEADER
+        r.mark = RING_BLOCK_HEADER
+        r.offsets[0], r.offsets[1] = RING_LINK, RING_NETWORK
+
+    cdef _set_bell(self, bell, int bell_fd):
+        if self.socket.ring.map == NULL or not ATOMIC_STORES_IN_ORDER:
+            raise ValueError("a doorbell is for a ring, on a processor whose stores become visible in their order")
+        PyObject_GetBuffer(bell, &self.bell, PyBUF_WRITABLE)
+        if self.bell.len < 4:
+            raise ValueError("a doorbell has a status of 4 bytes")
+        self.socket.ring.bell = <u32 *>self.bell.buf
+        self.socket.ring.bell_fd = bell_fd
+
+    cdef bint _has_stamps(self):
+        cdef int on = 0
+        cdef socklen_t length = sizeof(on)
+        return getsockopt(self.socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, &length) == 0 and on != 0
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)       # nothing when there is no ring
+        PyBuffer_Release(&self.bell)
+
+    @property
+    def fd(self):
+        return self.socket.fd
+
+    @property
+    def listener(self):
+        return self.socket.listener
+
+    @property
+    def mark(self):
+        mark = atomic_load64(&self.socket.ring.mark)
+        return mark >> 32, mark & 0xFFFFFFFF
+
+    def set_flow(self, bint on):
+        """Whether its datagrams go through the flow stage; any thread may call it while the worker runs."""
+        atomic_store32(&self.socket.flow, 1 if on else 0)

@@ -1,0 +1,23 @@
+# What one worker does under a plan: its routing, the ways in and out that it names, and the scratch space of a batch. Made by
+# handles/plan.pxi, which owns the memory; used by one worker at a time.
+
+ctypedef struct work_t:                # what one worker does: routing, and the ways in and out it names
+    plan_t routing
+    rx_socket_t **sockets
+    u32 socket_count
+    tx_t **ways
+    u32 *owner                         # index in the caller's list of Tx, for each way (a fallback has its owner's)
+    u16 *selections                    # BATCH_LIMIT datagram indexes a way
+    u32 *selected                      # how many of them, 0 outside a batch
+    u32 *active                        # ways with selected > 0 in this batch
+    u32 *shared                        # of these, those that leave by the exporters' sockets
+    u32 *framed                        # of these, those that leave by the packet socket
+    u16 *leftovers                     # BATCH_LIMIT a way: what the shared socket did not take
+    u32 *left                          # how many, 0 outside a batch
+    u32 *numbers                       # BATCH_LIMIT a way: sequence numbers to write into the copies ...
+    u8 *numbered                       # ... where this is 1
+    u32 *rewrites                      # how many, 0 outside a batch
+    u32 *told                          # ways that are told the templates of exporters new to them when the plan is adopted
+    u32 told_count
+    bint turns                         # some pool is balanced by round-robin
+    aliases_t *aliases                 # NULL = no receiver needs any
