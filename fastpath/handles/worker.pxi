@@ -115,13 +115,17 @@ cdef class Worker:
         a.control = <u8 *>plan_arena(&self.arena, capacity, RX_CONTROL)
         for i in range(capacity):
             a.vectors[i].iov_base = a.bytes + i * a.stride
-            a.vectors[i].iov_len = RX_SLOT
+            a.vectors[i].iov_len = a.stride            # a record of a door is a little longer than the largest datagram
             message = &a.messages[i].msg_hdr
             message.msg_name = &a.names[i]
             message.msg_iov = &a.vectors[i]
             message.msg_iovlen = 1
             message.msg_control = a.control + <size_t>i * RX_CONTROL
         rx_prepare(a, capacity)
+        a.door = <mmsghdr *>plan_arena(&self.arena, DOOR_MESSAGES, sizeof(mmsghdr))
+        for i in range(min(capacity, <u32>DOOR_MESSAGES)):
+            a.door[i].msg_hdr.msg_iov = &a.vectors[i]
+            a.door[i].msg_hdr.msg_iovlen = 1
 
     cdef _make_ring(self):
         cdef tx_ring_t *ring = &self.w.ring

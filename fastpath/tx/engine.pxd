@@ -36,6 +36,7 @@ cdef enum:
     TX_ENGINE_RAW = 1
     TX_ENGINE_TRANSPARENT = 2
     TX_ENGINE_PACKET = 3
+    TX_ENGINE_DOOR = 4
     TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, and is not asked for now
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
@@ -278,7 +279,7 @@ cdef inline bint tx_again(tx_t *tx, tx_ring_t *ring, int error, u32 tries) noexc
     if error == EINTR:
         return tries < 16
     if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
-        if tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS or ring.waited_us >= TX_PATIENCE_US:
+        if tx.engine == TX_ENGINE_DOOR or tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS or ring.waited_us >= TX_PATIENCE_US:
             tx.clean = 0
             return False
         ring.stalls += 1

@@ -46,9 +46,22 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         worker_echo_step(w)
 
 
+cdef void worker_unpoll(worker_t *w, rx_socket_t *socket) noexcept nogil:
+    """Has epoll tell no more about a door that is shut: it would, for ever."""
+    cdef epoll_event event
+    epoll_ctl(w.epoll, EPOLL_CTL_DEL, socket.fd, &event)
+
+
 cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
-    """One batch from a socket of either kind, sent on; returns its datagrams."""
+    """One batch from a socket of any kind, sent on; returns its datagrams."""
     cdef int got
+    if unlikely(socket.kind == RX_DOOR):
+        got = door_receive(socket, &w.arena, w.batch)
+        if got:
+            worker_batch(w, socket)
+        elif socket.shut:
+            worker_unpoll(w, socket)
+        return got
     if socket.ring.map == NULL:
         got = rx_receive(socket, &w.arena, w.batch)
         if got:

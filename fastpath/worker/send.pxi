@@ -55,6 +55,8 @@ cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u3
     if tx.engine == TX_ENGINE_UDP:
         runs = worker_runs(w, tx, selection, n, False)
         tx_udp_emit(tx, w.batch, runs, 0, runs.n, &w.ring)
+    elif tx.engine == TX_ENGINE_DOOR:
+        tx_door_emit(tx, w.batch, selection, n, &w.ring)
     else:
         tx_raw_emit(tx, w.batch, selection, n, &w.ring)
     tx_flush(tx, &w.ring)
@@ -109,7 +111,7 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:
             worker_send_rewritten(w, tx, way, n)
-        elif tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us or split:
+        elif tx.engine < TX_ENGINE_TRANSPARENT or tx.engine == TX_ENGINE_DOOR or n != w.batch.n or tx.ttl == 0 or tx.pause_us or split:
             worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
         elif tx.engine == TX_ENGINE_TRANSPARENT:
             work.shared[shared] = way
