@@ -26,9 +26,15 @@ cdef class DoorEnd:
         free(self.slots)
 
     def read(self):
+        cdef list found = []
+        while self._read(found) and not found:         # messages of which nothing could be read are not the end
+            pass
+        return found
+
+    cdef bint _read(self, list found) except -1:
+        """What a few messages hold, into `found`; False: there is none now."""
         cdef int got, error
         cdef u32 i
-        cdef list found = []
         for i in range(<u32>DOOR_MESSAGES):
             self.vectors[i].iov_len = DOOR_MESSAGE
         with nogil:
@@ -39,7 +45,7 @@ cdef class DoorEnd:
                 error = get_errno()
         if got < 0:
             if error == EAGAIN or error == EINTR:
-                return found
+                return False
             raise OSError(error, "reading a door")
         for i in range(<u32>got):
             if self.messages[i].msg_len == 0:
@@ -50,7 +56,7 @@ cdef class DoorEnd:
                 self.malformed += 1
             else:
                 self._take(self.slots + <size_t>i * DOOR_MESSAGE, self.messages[i].msg_len, found)
-        return found
+        return True
 
     cdef _take(self, const u8 *at, u32 left, list found):
         cdef door_record_t record

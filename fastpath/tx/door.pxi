@@ -1,8 +1,8 @@
-# Engine `door`: copies go to a gateway (base/door.pxd), many a message, whatever their exporter's family: the datagram as it is, and who sent it,
-# when it came and its TTL and TOS. Payloads are not copied here. Called by the worker (emit). Cannot fail: it accounts; what a message stands
-# for is sent or dropped as a whole. A full door is not waited for, because a gateway is no network: it may have stopped, and other receivers must
-# not wait for it. Whatever the kernel answers, it means that there is no room for the copy; whether the gateway is slow, stuck or gone is
-# for the control plane to tell.
+# Engine `door`: copies go to a gateway (base/door.pxd), many a message, whatever their exporter's family: the datagram as it is, and who sent
+# it, when it came and its TTL and TOS. Payloads are not copied here. Called by the worker (emit). Cannot fail: it accounts; what a message
+# stands for is sent or dropped as a whole. A full door is not waited for, because a gateway is no network: it may have stopped, and other
+# receivers must not wait for it. Whatever the kernel answers, it means that there is no room for the copy; whether the gateway is slow, stuck
+# or gone is for the control plane to tell.
 
 
 cdef int tx_send_door(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:

@@ -1,1 +1,1 @@
-"""Gateways: transports that are no UDP and live in the control plane. Each has a file; doors lead from it to the workers."""
+"""Gateways: transports that are no UDP and live in the control plane, a file each. Doors lead from them to the workers."""
