@@ -61,14 +61,15 @@ from route.pool cimport (
 )
 from shape.run cimport run_make, runs_t
 from rx.socket cimport (
-    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t, rx_socket_t,
+    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t,
+    rx_socket_t,
 )
 from shape.sample cimport sample_keep
 from route.session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_DOOR, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
-    TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_give_up, tx_link_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel,
+    TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_give_up, tx_link_t, tx_port_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel,
     tx_settle, tx_t, tx_read_reports, tx_try_again,
 )
 from uapi.net cimport (
@@ -101,13 +102,15 @@ cdef extern from "Python.h":
 include "rx/recvmmsg.pxi"
 include "rx/ring.pxi"
 include "rx/door.pxi"
-include "worker/work.pxi"
 include "tx/udp.pxi"
 include "tx/raw.pxi"
+include "tx/shared.pxi"
+include "tx/port.pxi"
 include "tx/transparent.pxi"
 include "tx/packet.pxi"
 include "tx/lane.pxi"
 include "tx/door.pxi"
+include "worker/work.pxi"
 include "worker/state.pxi"
 include "worker/send.pxi"
 include "worker/flow.pxi"

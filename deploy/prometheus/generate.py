@@ -1,4 +1,4 @@
-"""Writes METRICS.md from samplicator.catalogue, after a change of it; a guard test says when that was forgotten.
+"""Writes METRICS.md from samplicator.views.catalogue, after a change of it; a guard test says when that was forgotten.
 
 .venv/bin/python deploy/prometheus/generate.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samplicator.catalogue import markdown
+from samplicator.views.catalogue import markdown
 
 HEAD = """\
 # Metrics

@@ -71,6 +71,7 @@ cdef class RxSocket:
         PyObject_GetBuffer(ring, &self.view, PyBUF_WRITABLE)
         if block_bytes < 4096 or block_bytes & 7 or self.view.len == 0 or <size_t>self.view.len % block_bytes:
             raise ValueError(f"a ring of {self.view.len} bytes has no whole blocks of {block_bytes}")
+        self.socket.kind = RX_RING
         r.map = <u8 *>self.view.buf
         r.block_bytes = block_bytes
         r.blocks = <u32>(<size_t>self.view.len // block_bytes)
@@ -79,7 +80,7 @@ cdef class RxSocket:
         r.offsets[0], r.offsets[1] = RING_LINK, RING_NETWORK
 
     cdef _set_bell(self, bell, int bell_fd):
-        if self.socket.ring.map == NULL or not ATOMIC_STORES_IN_ORDER:
+        if self.socket.kind != RX_RING or not ATOMIC_STORES_IN_ORDER:
             raise ValueError("a doorbell is for a ring, on a processor whose stores become visible in their order")
         PyObject_GetBuffer(bell, &self.bell, PyBUF_WRITABLE)
         if self.bell.len < 4:

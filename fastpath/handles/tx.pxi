@@ -2,12 +2,12 @@
 # from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
 
-cdef int tx_send_nowhere(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
+cdef int tx_send_nowhere(tx_port_t *port, mmsghdr *messages, u32 n) noexcept nogil:
     """To a receiver whose address is not known: what a socket that is not connected answers, without a system call."""
     return -EDESTADDRREQ
 
 
-cdef int tx_send_nothing(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
+cdef int tx_send_nothing(tx_port_t *port, mmsghdr *messages, u32 n) noexcept nogil:
     """In the place of a fallback that is not there: an exporter's address cannot be the source of a packet of the other family."""
     return -EAFNOSUPPORT
 
@@ -47,9 +47,9 @@ cdef class Tx:
         self.tx = <tx_t *>plan_alloc(1, sizeof(tx_t))
         self.counters = counters
         self.fallback = fallback
-        self.tx.send = tx_send_kernel
+        self.tx.port.send = tx_send_kernel
         self.tx.counters = counters.c
-        self.tx.fd = fd
+        self.tx.port.fd = fd
         self.tx.engine = <u8>engine
         self.tx.family = 4 if len(address) == 4 else 6
         self.tx.ttl = <u8>ttl
@@ -77,16 +77,16 @@ cdef class Tx:
             raise ValueError("a fixed source leaves by udp or raw only")
         if fallback is None and source is None and engine != TX_ENGINE_UDP and engine != TX_ENGINE_DOOR:
             self.fallback = Tx(TX_ENGINE_UDP, fd, counters, address, port, freq=freq, by_exporter=by_exporter)
-            self.fallback.tx.send = tx_send_nothing
+            self.fallback.tx.port.send = tx_send_nothing
             self.fallback.tx.reports = 0
         if source is not None:
             self._set_source(source[0], source[1])
         if engine == TX_ENGINE_DOOR:
             if fallback is not None or pause_us:
                 raise ValueError("a door takes both families, and waits for nothing: no fallback, no pause_us")
-            self.tx.send = tx_send_door
+            self.tx.port.send = tx_send_door
         if nowhere:
-            self.tx.send = tx_send_nowhere
+            self.tx.port.send = tx_send_nowhere
             self.tx.reports = 0
 
     def __dealloc__(self):
@@ -134,7 +134,7 @@ cdef class Tx:
 
     @property
     def fd(self):
-        return self.tx.fd
+        return self.tx.port.fd
 
     def link(self, int interface=0, bytes header=b"", int mtu=0):
         cdef tx_link_t link

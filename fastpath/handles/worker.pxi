@@ -190,7 +190,7 @@ cdef class Worker:
         if plan.worker is not None and plan.worker is not self:
             raise ValueError("a plan belongs to one worker: its scratch space is not shared")
         for way in range(plan.work.routing.way_count):
-            if plan.work.ways[way].fd < 0:
+            if plan.work.ways[way].port.fd < 0:
                 raise ValueError("a dry plan (a Tx without a descriptor) cannot be published")
         plan.worker = self
         if plan.work.routing.pool_count and self.w.pools.entries == NULL:

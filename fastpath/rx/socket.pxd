@@ -9,7 +9,9 @@ from base.counters cimport rx_counters_t
 from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u16, u32, u64
 
 cdef enum:
-    RX_DOOR = 2                    # rx_socket_t.kind: the worker's end of a door, read by rx/door.pxi
+    RX_SOCKET = 0                  # rx_socket_t.kind: an ordinary UDP socket, read by rx/recvmmsg.pxi
+    RX_RING = 1                    # a packet socket, read by rx/ring.pxi
+    RX_DOOR = 2                    # the worker's end of a door, read by rx/door.pxi
     RX_CONTROL = 160               # control bytes a message: timestamp, TTL, TOS, size of coalesced datagrams
     RX_STAMP_BATCH = 64            # datagrams: batches this large are stamped one in RX_STAMP_EVERY, smaller ones always
     RX_STAMP_EVERY = 8
@@ -18,7 +20,7 @@ cdef enum:
     RING_LINK = 92                 # where link and network header are in the slots of most devices (an Ethernet header, tpacket_rcv())
     RING_NETWORK = 106
 
-ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary UDP socket
+ctypedef struct rx_ring_t:         # of a packet socket (RX_RING); all zero in the other kinds
     u8 *map
     u32 *bell                      # status of the doorbell's slot, 0 = set; NULL = no doorbell: only blocks that the kernel has closed are read
     int bell_fd
@@ -46,11 +48,11 @@ ctypedef struct rx_ring_t:         # of a packet socket; map NULL = an ordinary 
 
 ctypedef struct rx_socket_t:
     int fd
-    u32 kind
+    u32 kind                       # RX_SOCKET, RX_RING or RX_DOOR
     u32 listener
     rx_counters_t *counters
     bint polled                    # epoll tells the worker about it; else the worker looks itself
-    u32 flow                      # its datagrams go through the flow stage
+    u32 flow                       # its datagrams go through the flow stage
     bint stamps                    # SO_TIMESTAMPNS was on when the worker got the socket
     bint stamped                   # it is on now
     u32 unstamped                  # batches still to go without

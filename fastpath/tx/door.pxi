@@ -5,9 +5,9 @@
 # or gone is for the control plane to tell.
 
 
-cdef int tx_send_door(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
+cdef int tx_send_door(tx_port_t *port, mmsghdr *messages, u32 n) noexcept nogil:
     """See tx/engine.pxd, `send`."""
-    cdef int got = sendmmsg(tx.fd, messages, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+    cdef int got = sendmmsg(port.fd, messages, n, MSG_DONTWAIT | MSG_NOSIGNAL)
     if got > 0:
         return got
     if get_errno() == EINTR:

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """The engine seam: what a way out is, the ring its copies wait in, and the one function that sends them and owns every error.
 
-An engine's emit writes messages into the ring: it cannot fail, it accounts. tx_flush() hands them to the kernel through `tx.send`, a function
+An engine's emit writes messages into the ring: it cannot fail, it accounts. tx_flush() hands them to the kernel through `port.send`, a function
 pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it returns how many messages
 the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
 
@@ -34,9 +34,9 @@ from uapi.net cimport (
 cdef enum:
     TX_ENGINE_UDP = 0
     TX_ENGINE_RAW = 1
-    TX_ENGINE_TRANSPARENT = 2
-    TX_ENGINE_PACKET = 3
-    TX_ENGINE_DOOR = 4
+    TX_ENGINE_DOOR = 2
+    TX_ENGINE_TRANSPARENT = 3      # from here on: copies of a whole batch leave by sockets that several receivers share
+    TX_ENGINE_PACKET = 4
     TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, and is not asked for now
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
@@ -88,15 +88,20 @@ ctypedef struct tx_link_t:         # where a frame for a receiver goes
     u8 header[20]                  # destination, source, (tag,) EtherType
     sockaddr_ll name
 
-ctypedef int (*tx_send_t)(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil
+ctypedef struct tx_port_t
+
+ctypedef int (*tx_send_t)(tx_port_t *port, mmsghdr *messages, u32 n) noexcept nogil
+
+ctypedef struct tx_port_t:         # a socket as copies leave by it: a receiver's own, a lane's, or one that many receivers share
+    tx_send_t send
+    void *script                   # of a scripted kernel (tests); whoever borrows a port's `send` borrows this with it
+    int fd                         # -1 = none
 
 ctypedef struct tx_t:
-    tx_send_t send
-    void *script                   # of a scripted engine
+    tx_port_t port                 # the receiver's own socket
     tx_counters_t *counters
     tx_t *cutter                   # udp with an MTU of its own: the raw way that cuts what is longer; NULL = the kernel cuts for the route
     u32 cuts                       # the cutter knows our address and port
-    int fd
     u32 mtu                        # path MTU in bytes; written by the control plane, relaxed
     u32 freq
     u32 unresolved                 # the control plane says that the next hop does not answer (netlink)
@@ -142,8 +147,8 @@ ctypedef struct tx_t:
     u64 owed[REASON_COUNT]         # copies reported as undelivered after they were counted as accepted
 
 
-cdef inline int tx_send_kernel(tx_t *tx, mmsghdr *messages, u32 n) noexcept nogil:
-    cdef int got = sendmmsg(tx.fd, messages, n, MSG_DONTWAIT)
+cdef inline int tx_send_kernel(tx_port_t *port, mmsghdr *messages, u32 n) noexcept nogil:
+    cdef int got = sendmmsg(port.fd, messages, n, MSG_DONTWAIT)
     return got if got > 0 else -get_errno()
 
 
@@ -181,8 +186,8 @@ cdef inline u32 tx_report_reason(u32 error) noexcept nogil:
     return tx_reason(<int>error)
 
 
-cdef inline u32 tx_read_reports(tx_t *tx) noexcept nogil:
-    """Books the reports waiting in the socket's error queue (ip(7), IP_RECVERR); returns how many were taken, those not from ICMP too."""
+cdef inline u32 tx_read_reports(tx_t *tx, int fd) noexcept nogil:
+    """Books the reports waiting in a socket's error queue (ip(7), IP_RECVERR); returns how many were taken, those not from ICMP too."""
     cdef msghdr message
     cdef cmsghdr *cmsg
     cdef sock_extended_err report
@@ -193,7 +198,7 @@ cdef inline u32 tx_read_reports(tx_t *tx) noexcept nogil:
         memset(&message, 0, sizeof(message))
         message.msg_control = control
         message.msg_controllen = sizeof(control)
-        if recvmsg(tx.fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0:
+        if recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0:
             break
         n += 1
         cmsg = CMSG_FIRSTHDR(&message)
@@ -258,12 +263,12 @@ cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept n
     return last + 1
 
 
-cdef inline u32 tx_wait(tx_t *tx, int error) noexcept nogil:
+cdef inline u32 tx_wait(int fd, int error) noexcept nogil:
     """Waits a little for room: in the socket's buffer (poll) or in the device's queue (no event tells: a nap). Returns the most it took."""
     cdef pollfd ready
     cdef timespec nap
     if error == EAGAIN:
-        ready.fd = tx.fd
+        ready.fd = fd
         ready.events = POLLOUT
         ready.revents = 0
         poll(&ready, 1, TX_WAIT_MS)
@@ -274,7 +279,7 @@ cdef inline u32 tx_wait(tx_t *tx, int error) noexcept nogil:
     return TX_NAP_US
 
 
-cdef inline bint tx_again(tx_t *tx, tx_ring_t *ring, int error, u32 tries) noexcept nogil:
+cdef inline bint tx_again(tx_t *tx, const tx_port_t *port, tx_ring_t *ring, int error, u32 tries) noexcept nogil:
     """Whether the copy is to be sent again after its `tries`-th failure (from 1)."""
     if error == EINTR:
         return tries < 16
@@ -283,9 +288,9 @@ cdef inline bint tx_again(tx_t *tx, tx_ring_t *ring, int error, u32 tries) noexc
             tx.clean = 0
             return False
         ring.stalls += 1
-        ring.waited_us += tx_wait(tx, error)
+        ring.waited_us += tx_wait(port.fd, error)
         return True
-    return tx.reports and tx_read_reports(tx) > 0 and tries <= TX_REPEATS
+    return tx.reports and tx_read_reports(tx, port.fd) > 0 and tries <= TX_REPEATS
 
 
 cdef inline u32 tx_clock_s() noexcept nogil:
@@ -326,7 +331,7 @@ cdef inline bint tx_refuses_segments(int error) noexcept nogil:
     return error == EIO or error == EINVAL or error == EOPNOTSUPP
 
 
-cdef inline void tx_flush_plain(tx_t *tx, tx_ring_t *ring, u32 i) noexcept nogil:
+cdef inline void tx_flush_plain(tx_t *tx, tx_port_t *port, tx_ring_t *ring, u32 i) noexcept nogil:
     """Sends the datagrams of run message i one by one: each is counted exactly once."""
     cdef msghdr *run = &ring.messages[i].msg_hdr
     cdef mmsghdr one
@@ -340,33 +345,33 @@ cdef inline void tx_flush_plain(tx_t *tx, tx_ring_t *ring, u32 i) noexcept nogil
         one.msg_hdr.msg_iov = &run.msg_iov[k]
         tries = 0
         while True:
-            got = tx.send(tx, &one, 1)
+            got = port.send(port, &one, 1)
             atomics_add(&tx.counters.calls, 1)
             if got > 0:
                 tx_settle(tx, 1, run.msg_iov[k].iov_len)
                 break
             tries += 1
-            if not tx_again(tx, ring, -got, tries):
+            if not tx_again(tx, port, ring, -got, tries):
                 reason = tx_reason(-got)
                 atomics_add(&tx.counters.dropped[reason], 1)
                 break
             atomics_add(&tx.counters.retries, 1)
 
 
-cdef inline u32 tx_failed(tx_t *tx, tx_ring_t *ring, u32 i, int error) noexcept nogil:
+cdef inline u32 tx_failed(tx_t *tx, tx_port_t *port, tx_ring_t *ring, u32 i, int error) noexcept nogil:
     """Message i is not to be sent again as it is: a run goes out plain where that can help, else the copy is dropped. Returns the next."""
     cdef u32 reason
     if ring.copies[i].copies > 1 and (tx_refuses_segments(error) or error == EMSGSIZE):
         if error != EMSGSIZE:
             tx_give_up(tx, TX_GAVE_UP_SEGMENT)
-        tx_flush_plain(tx, ring, i)
+        tx_flush_plain(tx, port, ring, i)
         return i + 1
     reason = tx_reason(error)
     return tx_drop(tx, ring, i, reason)
 
 
-cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
-    """Sends the ring and empties it: every copy in it is counted exactly once, as sent or dropped."""
+cdef inline void tx_flush(tx_t *tx, tx_port_t *port, tx_ring_t *ring) noexcept nogil:
+    """Sends the ring by a socket of the receiver's (its own, or a lane's) and empties it: every copy in it is counted exactly once, as sent or dropped."""
     cdef u32 i = 0
     cdef u32 tries = 0
     cdef u32 want
@@ -377,23 +382,23 @@ cdef inline void tx_flush(tx_t *tx, tx_ring_t *ring) noexcept nogil:
     ring.waited_us = 0
     while i < ring.n:
         want = 1 + ring.copies[i].rest if tx.pause_us else ring.n - i
-        got = tx.send(tx, &ring.messages[i], want)
+        got = port.send(port, &ring.messages[i], want)
         atomics_add(&tx.counters.calls, 1)
         if got > 0:
             tx_account(tx, ring, i, <u32>got)
             i += <u32>got
             tries = 0
             if i < ring.n and tx.reports:
-                tx_read_reports(tx)
+                tx_read_reports(tx, port.fd)
             if tx.pause_us and ring.copies[i - 1].rest == 0:
                 pause.tv_sec = tx.pause_us // 1000000
                 pause.tv_nsec = <long>(tx.pause_us % 1000000) * 1000
                 nanosleep(&pause, NULL)
             continue
         tries += 1
-        if tx_again(tx, ring, -got, tries):
+        if tx_again(tx, port, ring, -got, tries):
             atomics_add(&tx.counters.retries, 1)
             continue
-        i = tx_failed(tx, ring, i, -got)
+        i = tx_failed(tx, port, ring, i, -got)
         tries = 0
     ring.n = 0

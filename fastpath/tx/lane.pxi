@@ -1,7 +1,7 @@
 # Lanes: a socket of its own, with a source port of its own, for each exporter session on its way to one unspoofed receiver of engine `udp`
 # (source_port = "per-session"), so that the collector sees RFC 7011's transport sessions. A lane is connected and set up like the receiver's
-# own socket, so all that is known of errors and reports (IP_RECVERR) holds: while a lane sends, it stands in for the receiver's socket in
-# its tx_t. Bounded: LANE_SETS * LANE_WAYS sockets a worker, and no more than half of the descriptors the process may open. A lane is given at
+# own socket, so all that is known of errors and reports (IP_RECVERR) holds: tx_flush() is given its socket in the place of the receiver's
+# own. Bounded: LANE_SETS * LANE_WAYS sockets a worker, and no more than half of the descriptors the process may open. A lane is given at
 # once while there is credit (LANE_CREDIT, renewed slowly), else it is earned by LANE_EARN datagrams: forged sources do not cost a socket each.
 # The least recently used goes, when it was silent for LANE_IDLE_S; one that never earned its socket after LANE_ONCE_S. Who has none leaves
 # by the receiver's own socket, v9 and IPFIX under an alias (flow/alias.pxd), so nobody's templates meet there either.
@@ -109,22 +109,22 @@ cdef void lane_options(int fd, const tx_t *tx) noexcept nogil:
     program.len = 1
     program.filter = &nothing
     setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program))
-    lane_copy_option(fd, tx.fd, SOL_SOCKET, SO_RCVBUF)
-    lane_copy_option(fd, tx.fd, SOL_SOCKET, SO_SNDBUF)
-    lane_copy_option(fd, tx.fd, SOL_SOCKET, SO_BROADCAST)
+    lane_copy_option(fd, tx.port.fd, SOL_SOCKET, SO_RCVBUF)
+    lane_copy_option(fd, tx.port.fd, SOL_SOCKET, SO_SNDBUF)
+    lane_copy_option(fd, tx.port.fd, SOL_SOCKET, SO_BROADCAST)
     if tx.family == 4:
-        lane_copy_option(fd, tx.fd, SOL_SOCKET, SO_NO_CHECK)
-        lane_copy_option(fd, tx.fd, IPPROTO_IP, IP_RECVERR)
-        lane_copy_option(fd, tx.fd, IPPROTO_IP, IP_MTU_DISCOVER)
-        lane_copy_option(fd, tx.fd, IPPROTO_IP, IP_TTL)
-        lane_copy_option(fd, tx.fd, IPPROTO_IP, IP_MULTICAST_TTL)
-        lane_copy_option(fd, tx.fd, IPPROTO_IP, IP_TOS)
+        lane_copy_option(fd, tx.port.fd, SOL_SOCKET, SO_NO_CHECK)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IP, IP_RECVERR)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IP, IP_MTU_DISCOVER)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IP, IP_TTL)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IP, IP_MULTICAST_TTL)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IP, IP_TOS)
     else:
-        lane_copy_option(fd, tx.fd, IPPROTO_IPV6, IPV6_RECVERR)
-        lane_copy_option(fd, tx.fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER)
-        lane_copy_option(fd, tx.fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS)
-        lane_copy_option(fd, tx.fd, IPPROTO_IPV6, IPV6_MULTICAST_HOPS)
-        lane_copy_option(fd, tx.fd, IPPROTO_IPV6, IPV6_TCLASS)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IPV6, IPV6_RECVERR)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IPV6, IPV6_MULTICAST_HOPS)
+        lane_copy_option(fd, tx.port.fd, IPPROTO_IPV6, IPV6_TCLASS)
 
 
 cdef u16 lane_port(const lane_t *lane, u32 choice) noexcept nogil:
@@ -148,7 +148,7 @@ cdef bint lane_connect(int fd, const lane_t *lane) noexcept nogil:
     cdef socklen_t name_length = sizeof(sockaddr_in) if tx.family == 4 else sizeof(sockaddr_in6)
     cdef u32 choice
     memset(&own, 0, sizeof(own))
-    if getsockname(tx.fd, <sockaddr *>&own, &length) < 0:
+    if getsockname(tx.port.fd, <sockaddr *>&own, &length) < 0:
         return False
     for choice in range(<u32>LANE_CHOICES + 1):
         own.sin6_port = htons(lane_port(lane, choice)) if choice < LANE_CHOICES else 0
@@ -176,12 +176,8 @@ cdef bint lane_open(lanes_t *lanes, lane_t *lane) noexcept nogil:
 
 cdef void lane_close(lanes_t *lanes, lane_t *lane) noexcept nogil:
     """Gives the place back. What the network reported of the lane's last copies is booked before."""
-    cdef int fd
     if lane.state == LANE_OPEN:
-        fd = lane.tx.fd
-        lane.tx.fd = lane.fd
-        tx_read_reports(lane.tx)
-        lane.tx.fd = fd
+        tx_read_reports(lane.tx, lane.fd)
         close(lane.fd)
         lanes.open -= 1
     memset(lane, 0, sizeof(lane_t))

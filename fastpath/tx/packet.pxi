@@ -87,21 +87,19 @@ cdef inline void packet_frame(tx_t *tx, const batch_t *batch, const runs_t *runs
     ring.n = m + 1
 
 
-cdef inline bint packet_takes(tx_t *tx, const runs_t *runs, u32 group) noexcept nogil:
-    """Whether this receiver's link can carry all that the exporter sent in this batch."""
+cdef inline bint packet_fits(const tx_t *tx, const runs_t *runs, u32 group) noexcept nogil:
+    """Whether all that the exporter sent in this batch is within the MTU of the link."""
     cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
-    if tx.blocked or tx.gave_up & TX_GAVE_UP_PACKET:
-        return False
-    return runs.group_longest[group] + overhead <= tx.link_now.mtu and runs.group_longest[group] + overhead <= atomic_load32(&tx.mtu)
+    return runs.group_longest[group] + overhead <= tx.link_now.mtu
 
 
-cdef void packet_send(work_t *work, tx_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
+cdef void packet_send(shared_t *shared, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
                       tx_ring_t *ring) noexcept nogil:
     """The batch to n ways: as frames where that can be, else left to raw."""
     cdef u32 run, a, way, i, first, count, step, group
     cdef tx_t *tx
     for a in range(n):
-        tx = work.ways[ways[a]]
+        tx = shared.ways[ways[a]]
         tx.blocked = port.fd < 0 or not packet_link(tx)
     for run in range(runs.n):
         first = runs.first[run]
@@ -109,20 +107,19 @@ cdef void packet_send(work_t *work, tx_t *port, const batch_t *batch, const runs
         group = batch.group[runs.order[first]]
         for a in range(n):
             way = ways[a]
-            tx = work.ways[way]
-            if not packet_takes(tx, runs, group):
-                shared_leave(work, way, &runs.order[first], count)
+            tx = shared.ways[way]
+            if not packet_fits(tx, runs, group) or not shared_takes(tx, runs, group, TX_GAVE_UP_PACKET):
+                shared_leave(shared, way, &runs.order[first], count)
                 continue
-            step = count if count > 1 and tx.checksum and not tx.gave_up & TX_GAVE_UP_SEGMENT else 1
+            step = shared_step(tx, runs, run)
             i = first
             while i < first + count:
                 if ring.n == TX_RING or ring.vectors_used + step + 1 > TX_VECTORS:
-                    shared_flush(work, port, TX_GAVE_UP_PACKET, runs, ring)
+                    shared_flush(shared, port, TX_GAVE_UP_PACKET, runs, ring)
                 if tx.blocked:
-                    shared_leave(work, way, &runs.order[i], step)
+                    shared_leave(shared, way, &runs.order[i], step)
                 else:
                     packet_frame(tx, batch, runs, way, i, step, ring)
                 i += step
-    shared_flush(work, port, TX_GAVE_UP_PACKET, runs, ring)
-    for a in range(n):
-        work.ways[ways[a]].blocked = 0
+    shared_flush(shared, port, TX_GAVE_UP_PACKET, runs, ring)
+    shared_unblock(shared, ways, n)

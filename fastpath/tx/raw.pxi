@@ -71,7 +71,7 @@ cdef inline void tx_raw_fragments(tx_t *tx, batch_t *batch, u32 d, u32 udp_lengt
     cdef u32 part, chunk
     cdef tx_copy_t *copy
     if ring.n + parts > TX_RING:
-        tx_flush(tx, ring)
+        tx_flush(tx, &tx.port, ring)
     for part in range(parts):
         chunk = unit if part + 1 < parts else udp_length - part * unit
         copy = &ring.copies[ring.n]
@@ -96,7 +96,7 @@ cdef inline void tx_raw_emit(tx_t *tx, batch_t *batch, const u16 *selection, u32
             tx_raw_fragments(tx, batch, d, udp_length, mtu, ring)
         else:
             if ring.n == TX_RING:
-                tx_flush(tx, ring)
+                tx_flush(tx, &tx.port, ring)
             ring.copies[ring.n].bytes = batch.length[d]
             ring.copies[ring.n].copies = 1
             ring.copies[ring.n].rest = 0

@@ -1,259 +1,9 @@
-# Engine `transparent`: spoofed runs leave through the ordinary UDP stack, by an IP_TRANSPARENT socket (ip(7)) that is bound to the exporter's
-# port; the exporter's address goes with each message (IP_PKTINFO), so one socket a port and worker serves all exporters that send from it,
-# and all receivers. It is bound to an address that nobody has and nothing is routed to, so it cannot take anybody's traffic, not even that of
-# an exporter on this host. A port earns its socket by what runs would save: forged ones must not cost a socket each.
-# What such a socket does not take (there is none, queue full of another receiver's copies, refused) is left to the receiver's raw socket,
-# for the rest of the batch, so that order per exporter and receiver holds; and so is all of an exporter in a batch in which something is
-# over the receiver's MTU: the raw socket cuts fragments of the right size. Called by worker/loop.pxi for receivers that take the whole batch.
-# A bound port is one that no other program can bind to all addresses (bind(2), EADDRINUSE). So a port is taken only while runs leave from it
-# (PORT_IDLE_SECONDS), never one that a program of this host has, and it is let go of when a listener of ours is to have it. A listener's
-# port is shared with the listener (SO_REUSEPORT, set on both; the supervisor sees to the listener's side).
-
-cdef enum:
-    PORT_WAYS = 8
-    PORT_SETS = 2048                   # 16384 ports with a socket a worker at most, 3 KiB of kernel memory each
-    PORT_EARN = 8                      # sends that runs would have saved before a socket is opened
-    PORT_AGAIN_SECONDS = 60            # after which one that could not be opened is tried again: programs that have it are restarted, too
-    PORT_IDLE = 4096                   # batches after which an unused socket may make way
-    PORT_IDLE_SECONDS = 5              # after which it is closed: the port may be somebody else's then
-    PORT_SECOND_NS = 1000000000
-    PORT_SEND_BUFFER = 16 << 20        # bytes at least: all exporters and receivers share it
-    PORT_EMPTY = 0
-    PORT_CANDIDATE = 1
-    PORT_OPEN = 2
-    PORT_REFUSED = 3                   # by the kernel, or too many descriptors are open
-
-ctypedef struct port_t:                # the way out of the exporters that send from a port
-    u16 port_be
-    u8 family                          # 4 or 6
-    u8 state
-    u32 earned                         # sends that runs would have saved; PORT_REFUSED: the second in which it was
-    u32 seen                           # batch number
-    int fd
-
-ctypedef struct ports_t:
-    port_t *entries
-    u32 open                           # sockets
-    u32 withheld                       # port_be that a listener is to have (0 = none), so gets no socket; above it the number of the request
-    u32 released                       # of these the last that the worker has served; read by the control plane, which writes `withheld`
-    u32 second                         # how many have been looked at
-    u32 marks[PORT_IDLE_SECONDS]       # batch number at each of the last seconds
-    u64 looked_ns                      # CLOCK_MONOTONIC
-    int send_buffer                    # bytes, of each socket
-    tx_t way                           # how a socket is sent through; only `send` and `fd` mean anything
-
-
-cdef inline void port_clear(ports_t *ports, port_t *port) noexcept nogil:
-    """Gives the port back, if it has a socket, and forgets what was earned."""
-    if port.state == PORT_OPEN:
-        close(port.fd)
-        ports.open -= 1
-    port.state = PORT_EMPTY
-    port.earned = 0
-    port.fd = -1
-
-
-cdef void ports_look(ports_t *ports, u32 now, u64 now_ns) noexcept nogil:
-    """Gives back what is withheld, at once, and once a second what no run has left from for PORT_IDLE_SECONDS. now: batch number."""
-    cdef u32 withheld = atomic_load32(&ports.withheld)
-    cdef u32 before, i
-    cdef bint second = now_ns - ports.looked_ns >= PORT_SECOND_NS
-    cdef port_t *port
-    if not second and withheld == ports.released:
-        return
-    before = ports.marks[ports.second % PORT_IDLE_SECONDS]
-    if second:
-        ports.looked_ns = now_ns
-        ports.marks[ports.second % PORT_IDLE_SECONDS] = now
-        ports.second += 1
-    if ports.open:
-        for i in range(<u32>(PORT_SETS * PORT_WAYS)):
-            port = &ports.entries[i]
-            if port.state != PORT_OPEN:
-                continue
-            if port.port_be == <u16>withheld or (second and ports.second > PORT_IDLE_SECONDS and <int>(port.seen - before) <= 0):
-                port_clear(ports, port)
-    if withheld != ports.released:
-        atomic_store32_release(&ports.released, withheld)
-
-
-cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, bint make, u32 now) noexcept nogil:
-    """The entry of the exporter's port. make: a new one when there is none; NULL when its set is full of busy ones."""
-    cdef u32 h = (<u32>exporter.port_be * 2 + (exporter.family == 6)) * <u32>0x9E3779B1
-    cdef port_t *entry = &ports.entries[<size_t>((h >> 16) % PORT_SETS) * PORT_WAYS]
-    cdef port_t *victim = NULL
-    cdef u32 i, age, oldest = 0
-    for i in range(<u32>PORT_WAYS):
-        if entry.state != PORT_EMPTY and entry.port_be == exporter.port_be and entry.family == exporter.family:
-            if make:                       # what leaves one by one does not need the port
-                entry.seen = now
-            return entry
-        age = 0xFFFFFFFFU if entry.state == PORT_EMPTY else now - entry.seen
-        if age > oldest and (entry.state != PORT_OPEN or age > PORT_IDLE):
-            oldest = age
-            victim = entry
-        entry += 1
-    if victim == NULL or not make:
-        return NULL
-    port_clear(ports, victim)
-    victim.port_be = exporter.port_be
-    victim.family = exporter.family
-    victim.state = PORT_CANDIDATE
-    victim.seen = now
-    return victim
-
-
-cdef inline int port_bind(int fd, const port_t *port) noexcept nogil:
-    """bind(2) to nobody's address, the IPv4 dummy address (RFC 7600 §4.8) or 100::1 of the discard-only prefix (RFC 6666), and the port."""
-    cdef sockaddr_in ipv4
-    cdef sockaddr_in6 ipv6
-    if port.family == 4:
-        memset(&ipv4, 0, sizeof(ipv4))
-        ipv4.sin_family = AF_INET
-        ipv4.sin_port = port.port_be
-        ipv4.sin_addr.s_addr = htonl(0xC0000008)
-        return bind(fd, <const sockaddr *>&ipv4, sizeof(ipv4))
-    memset(&ipv6, 0, sizeof(ipv6))
-    ipv6.sin6_family = AF_INET6
-    ipv6.sin6_port = port.port_be
-    ipv6.sin6_addr.s6_addr[0] = 1
-    ipv6.sin6_addr.s6_addr[15] = 1
-    return bind(fd, <const sockaddr *>&ipv6, sizeof(ipv6))
-
-
-cdef inline void port_set(int fd, int level, int name, int value) noexcept nogil:
-    setsockopt(fd, level, name, &value, sizeof(value))
-
-
-cdef inline bint port_affords(int fd) noexcept nogil:
-    """Whether a socket with this descriptor leaves the process half of what it may open: the lowest free number is given out first."""
-    cdef rlimit most
-    return getrlimit(RLIMIT_NOFILE, &most) == 0 and <unsigned long>fd < most.rlim_cur // 2
-
-
-cdef inline bint port_take(int fd, const port_t *port) noexcept nogil:
-    """Binds the port, unless a program of this host has it. A listener of ours shares it: its sockets have SO_REUSEPORT, which counts among
-    sockets of one user only (net/ipv4/udp.c, udp_lib_lport_inuse) and, bound to another address, takes no datagram from anybody."""
-    port_set(fd, SOL_SOCKET, SO_REUSEADDR, 1)          # other workers have one for the same port
-    if port_bind(fd, port) == 0:
-        return True
-    if get_errno() != EADDRINUSE:
-        return False
-    port_set(fd, SOL_SOCKET, SO_REUSEPORT, 1)
-    return port_bind(fd, port) == 0
-
-
-cdef void port_open(ports_t *ports, port_t *port) noexcept nogil:
-    """Opens the port's socket, or marks it as refused."""
-    cdef int family = AF_INET if port.family == 4 else AF_INET6
-    cdef int level = IPPROTO_IP if port.family == 4 else IPPROTO_IPV6
-    cdef int transparent = IP_TRANSPARENT if port.family == 4 else IPV6_TRANSPARENT
-    cdef int send_buffer = ports.send_buffer if ports.send_buffer > PORT_SEND_BUFFER else <int>PORT_SEND_BUFFER
-    cdef int one = 1
-    cdef int fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    port.state = PORT_REFUSED
-    if fd < 0:
-        return
-    port_set(fd, SOL_SOCKET, SO_RCVBUF, 2048)
-    port_set(fd, SOL_SOCKET, SO_SNDBUF, send_buffer)
-    port_set(fd, SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
-    if port.family == 4:
-        port_set(fd, level, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
-        port_set(fd, level, IP_TTL, UDP_SOCKET_TTL)
-        port_set(fd, level, IP_MULTICAST_TTL, UDP_SOCKET_TTL)
-    else:
-        port_set(fd, level, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
-        port_set(fd, level, IPV6_UNICAST_HOPS, UDP_SOCKET_TTL)
-        port_set(fd, level, IPV6_MULTICAST_HOPS, UDP_SOCKET_TTL)
-    if not port_affords(fd) or setsockopt(fd, level, transparent, &one, sizeof(one)) < 0 or not port_take(fd, port):
-        close(fd)
-        return
-    port.fd = fd
-    port.state = PORT_OPEN
-    ports.open += 1
-
-
-cdef void ports_close(ports_t *ports) noexcept nogil:
-    cdef u32 i
-    if ports.entries != NULL:
-        for i in range(<u32>(PORT_SETS * PORT_WAYS)):
-            if ports.entries[i].state == PORT_OPEN:
-                close(ports.entries[i].fd)
-
-
-cdef inline bint port_serves(const exporter_t *exporter) noexcept nogil:
-    """Whether the kernel takes this for a source: not 0.0.0.0/8, loopback, multicast, broadcast; for IPv6 not ::/8 (unspecified, loopback),
-    link-local (needs an interface), multicast: only a ring, or a forger beside us, brings such. Port 0 (RFC 768: none) cannot be bound."""
-    cdef const u8 *address = &exporter.address[0]
-    if exporter.port_be == 0:
-        return False
-    if exporter.family == 4:
-        return address[12] != 0 and address[12] != 127 and address[12] < 224
-    return address[0] != 0 and address[0] != 0xFF and not (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
-
-
-cdef inline port_t *port_for(ports_t *ports, const exporter_t *exporter, u32 saves, u32 now) noexcept nogil:
-    """The open socket of an exporter's port or NULL. saves: sends that its runs in this batch save, which counts towards earning one."""
-    cdef port_t *port
-    if not port_serves(exporter) or exporter.port_be == <u16>atomic_load32(&ports.withheld):
-        return NULL
-    port = port_find(ports, exporter, saves != 0, now)
-    if port == NULL or port.state == PORT_OPEN:
-        return port
-    if port.state == PORT_REFUSED:
-        if ports.second - port.earned < PORT_AGAIN_SECONDS:
-            return NULL
-        port.state = PORT_CANDIDATE
-        port.earned = 0
-    port.earned += saves
-    if port.earned >= PORT_EARN:
-        port.earned = ports.second
-        port_open(ports, port)
-    return port if port.state == PORT_OPEN else NULL
-
-
-cdef inline void shared_leave(work_t *work, u32 way, const u16 *order, u32 n) noexcept nogil:
-    """Leaves datagrams to the receiver's own raw socket."""
-    cdef u32 left = work.left[way]
-    memcpy(&work.leftovers[<size_t>way * BATCH_LIMIT + left], order, n * sizeof(u16))
-    work.left[way] = left + n
-
-
-cdef inline void shared_refused(tx_t *tx, u8 feature, int error) noexcept nogil:
-    """What the kernel does not do for this receiver now is given up for a while; anything else is only this moment's."""
-    if tx_refuses_segments(error) or error == EPERM or error == EACCES:
-        tx_give_up(tx, feature)
-
-
-cdef void shared_flush(work_t *work, tx_t *port, u8 feature, const runs_t *runs, tx_ring_t *ring) noexcept nogil:
-    """Sends a ring whose copies belong to many receivers through one socket. What is not taken is left to the receiver's raw socket, and so is
-    all that follows for it until its `blocked` is taken back: order per exporter and receiver holds. Every copy is counted or left once."""
-    cdef u32 i = 0
-    cdef u32 k, want
-    cdef bint careful = False
-    cdef tx_copy_t *copy
-    cdef int got
-    while i < ring.n:
-        copy = &ring.copies[i]
-        if careful and copy.tx.blocked:
-            shared_leave(work, copy.way, &runs.order[copy.first], copy.copies)
-            i += 1
-            continue
-        want = 1 if careful else ring.n - i
-        got = port.send(port, &ring.messages[i], want)
-        atomics_add(&copy.tx.counters.calls, 1)
-        if got > 0:
-            for k in range(i, i + <u32>got):
-                tx_settle(ring.copies[k].tx, ring.copies[k].copies, ring.copies[k].bytes)
-            i += <u32>got
-        elif got == -EINTR:
-            atomics_add(&copy.tx.counters.retries, 1)
-        else:
-            shared_refused(copy.tx, feature, -got)
-            copy.tx.blocked = 1
-            careful = True
-    ring.n = 0
-    ring.vectors_used = 0
+# Engine `transparent`: spoofed runs leave through the ordinary UDP stack, by an IP_TRANSPARENT socket that is bound to the exporter's port
+# (tx/port.pxi); the exporter's address goes with each message (IP_PKTINFO), so one socket a port and worker serves all exporters that send
+# from it, and all receivers. What such a socket does not take (there is none, queue full of another receiver's copies, refused) is left to
+# the receiver's raw socket, for the rest of the batch, so that order per exporter and receiver holds; and so is all of an exporter in a batch
+# in which something is over the receiver's MTU: the raw socket cuts fragments of the right size. Called by worker/send.pxi for receivers that
+# take the whole batch. Cannot fail: it accounts.
 
 
 cdef inline void transparent_name(tx_t *tx, const exporter_t *exporter, msghdr *message, u8 *control) noexcept nogil:
@@ -276,45 +26,35 @@ cdef inline void transparent_name(tx_t *tx, const exporter_t *exporter, msghdr *
     message.msg_controllen = end - control
 
 
-cdef inline void transparent_finish(work_t *work, tx_t *port, const runs_t *runs, u32 n, tx_ring_t *ring) noexcept nogil:
+cdef inline void transparent_finish(shared_t *shared, tx_port_t *port, const runs_t *runs, const u32 *ways, u32 n,
+                                    tx_ring_t *ring) noexcept nogil:
     """Sends what waits for a socket; the next one is tried for every receiver again."""
-    cdef u32 a
-    shared_flush(work, port, TX_GAVE_UP_TRANSPARENT, runs, ring)
-    for a in range(n):
-        work.ways[work.shared[a]].blocked = 0
+    shared_flush(shared, port, TX_GAVE_UP_TRANSPARENT, runs, ring)
+    shared_unblock(shared, ways, n)
 
 
-cdef inline bint transparent_takes(const tx_t *tx, const runs_t *runs, u32 group) noexcept nogil:
-    """Whether this receiver's copies of all that the exporter sent in this batch can leave by the port's socket: within the MTU, for the
-    kernel's own fragments would be cut for the route, and with a checksum."""
-    cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
-    if tx.blocked or tx.gave_up & TX_GAVE_UP_TRANSPARENT or not tx.checksum:
-        return False
-    return runs.group_longest[group] + overhead <= atomic_load32(&tx.mtu)
-
-
-cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs_t *runs, u32 begin, u32 end, u32 n,
+cdef void transparent_group(shared_t *shared, tx_port_t *port, const batch_t *batch, runs_t *runs, u32 begin, u32 end, const u32 *ways, u32 n,
                             tx_ring_t *ring) noexcept nogil:
-    """Runs begin..end-1, all of one exporter session whose port has a socket, to the n ways of work.shared."""
+    """Runs begin..end-1, all of one exporter session whose port has a socket, to n ways."""
     cdef u32 run, a, way, i, m, first, count, step
     cdef u32 group = batch.group[runs.order[runs.first[begin]]]
     cdef tx_t *tx
     for run in range(begin, end):
         for a in range(n):
-            way = work.shared[a]
-            tx = work.ways[way]
+            way = ways[a]
+            tx = shared.ways[way]
             first = runs.first[run]
             count = runs.count[run]
-            if not transparent_takes(tx, runs, group):
-                shared_leave(work, way, &runs.order[first], count)
+            if not tx.checksum or not shared_takes(tx, runs, group, TX_GAVE_UP_TRANSPARENT):
+                shared_leave(shared, way, &runs.order[first], count)
                 continue
-            step = count if tx_udp_segments(tx, batch, runs, run) else 1
+            step = shared_step(tx, runs, run)
             i = first
             while i < first + count:
                 if ring.n == TX_RING:
-                    shared_flush(work, port, TX_GAVE_UP_TRANSPARENT, runs, ring)
+                    shared_flush(shared, port, TX_GAVE_UP_TRANSPARENT, runs, ring)
                 if tx.blocked:
-                    shared_leave(work, way, &runs.order[i], step)
+                    shared_leave(shared, way, &runs.order[i], step)
                 else:
                     m = ring.n
                     ring.copies[m].way = way
@@ -324,9 +64,10 @@ cdef void transparent_group(work_t *work, tx_t *port, const batch_t *batch, runs
                 i += step
 
 
-cdef void transparent_send(work_t *work, ports_t *ports, const batch_t *batch, runs_t *runs, u32 now, u32 n, tx_ring_t *ring) noexcept nogil:
-    """The batch to the n ways of work.shared: by the sockets of the exporters' ports where they have one, else left to raw. What follows each
-    other by one socket is one call."""
+cdef void transparent_send(shared_t *shared, ports_t *ports, const batch_t *batch, runs_t *runs, u32 now, const u32 *ways, u32 n,
+                           tx_ring_t *ring) noexcept nogil:
+    """The batch to n ways: by the sockets of the exporters' ports where they have one, else left to raw. What follows each other by one socket
+    is one call."""
     cdef u32 begin = 0
     cdef u32 end, a, d, saves
     cdef port_t *port
@@ -341,12 +82,12 @@ cdef void transparent_send(work_t *work, ports_t *ports, const batch_t *batch, r
         port = port_for(ports, &batch.exporter[d], saves, now)
         if port != NULL:
             if ports.way.fd != port.fd:
-                transparent_finish(work, &ports.way, runs, n, ring)
+                transparent_finish(shared, &ports.way, runs, ways, n, ring)
                 ports.way.fd = port.fd
-            transparent_group(work, &ports.way, batch, runs, begin, end, n, ring)
+            transparent_group(shared, &ports.way, batch, runs, begin, end, ways, n, ring)
         else:
             for a in range(n):
-                shared_leave(work, work.shared[a], &runs.order[runs.first[begin]],
+                shared_leave(shared, ways[a], &runs.order[runs.first[begin]],
                              runs.first[end - 1] + runs.count[end - 1] - runs.first[begin])
         begin = end
-    transparent_finish(work, &ports.way, runs, n, ring)
+    transparent_finish(shared, &ports.way, runs, ways, n, ring)

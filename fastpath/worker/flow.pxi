@@ -63,15 +63,10 @@ cdef inline void worker_number(worker_t *w, tx_t *tx, u32 way, u32 n, u32 d) noe
 
 cdef void worker_send_own(worker_t *w, tx_t *tx, batch_t *batch) noexcept nogil:
     """Sends a batch of our own making whole, by the receiver's own socket."""
-    cdef batch_t *received = w.batch
     if unlikely(atomic_load32(&tx.looped)):
         atomics_add(&tx.counters.dropped[REASON_LOOP], batch.n)
         return
-    w.batch = batch
-    w.plain_known = w.grouped_known = False
-    worker_send_one(w, tx, w.identity, batch.n)
-    w.batch = received
-    w.plain_known = w.grouped_known = False
+    worker_send_one(w, tx, batch, w.identity, batch.n)
 
 
 cdef void worker_send_rewritten(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept nogil:

@@ -86,11 +86,11 @@ cdef u32 worker_alias_replayed(worker_t *w, tx_t *tx, u32 number) noexcept nogil
     return alias_take(w.work.aliases, &domain.exporter, domain.kind, <u32>domain.domain, False, 0, w.lanes.now_s)
 
 
-cdef void worker_send_lanes(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
+cdef void worker_send_lanes(worker_t *w, tx_t *tx, const batch_t *batch, const u16 *selection, u32 n) noexcept nogil:
     """A selection by the sockets of its exporters' sessions, the rest by the receiver's own. Batches that the flow stage does not see open
     theirs here."""
-    cdef runs_t *runs = worker_runs(w, tx, selection, n, True)
-    cdef int own = tx.fd
+    cdef runs_t *runs = worker_runs(w, tx, batch, selection, n, True)
+    cdef tx_port_t port = tx.port
     cdef u32 begin = 0
     cdef u32 rest = 0
     cdef u32 end, d, i, datagrams
@@ -101,22 +101,21 @@ cdef void worker_send_lanes(worker_t *w, tx_t *tx, const u16 *selection, u32 n) 
         d = runs.order[runs.first[begin]]
         end = begin
         datagrams = 0
-        while end < runs.n and w.batch.group[runs.order[runs.first[end]]] == w.batch.group[d]:
+        while end < runs.n and batch.group[runs.order[runs.first[end]]] == batch.group[d]:
             datagrams += runs.count[end]
             end += 1
-        lane = lane_find(&w.lanes, tx, &w.batch.exporter[d], w.sessions.now, &found)
+        lane = lane_find(&w.lanes, tx, &batch.exporter[d], w.sessions.now, &found)
         if not w.seeing and lane != NULL:
             if not found:
-                lane_begin(&w.lanes, lane, tx, &w.batch.exporter[d], w.sessions.now)
+                lane_begin(&w.lanes, lane, tx, &batch.exporter[d], w.sessions.now)
             lane.used = lane.used + datagrams if lane.used < LANE_EARN else lane.used
             if lane.state != LANE_OPEN and lane_earned(&w.lanes, lane):
                 lane_open(&w.lanes, lane)
             found = True
         if found and lane != NULL and lane.state == LANE_OPEN:
-            tx.fd = lane.fd
-            tx_udp_emit(tx, w.batch, runs, begin, end, &w.ring)
-            tx_flush(tx, &w.ring)
-            tx.fd = own
+            port.fd = lane.fd
+            tx_udp_emit(tx, batch, runs, begin, end, &w.ring)
+            tx_flush(tx, &port, &w.ring)
         else:
             w.lanes.rest_first[rest] = <u16>begin
             w.lanes.rest_end[rest] = <u16>end
@@ -124,10 +123,10 @@ cdef void worker_send_lanes(worker_t *w, tx_t *tx, const u16 *selection, u32 n) 
             shared += datagrams
         begin = end
     for i in range(rest):
-        tx_udp_emit(tx, w.batch, runs, w.lanes.rest_first[i], w.lanes.rest_end[i], &w.ring)
+        tx_udp_emit(tx, batch, runs, w.lanes.rest_first[i], w.lanes.rest_end[i], &w.ring)
     if rest:
         atomics_add(&tx.counters.shared_port, shared)
-        tx_flush(tx, &w.ring)
+        tx_flush(tx, &tx.port, &w.ring)
 
 
 cdef u8 worker_named(worker_t *w, tx_t *tx, u32 d) noexcept nogil:

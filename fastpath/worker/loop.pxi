@@ -53,24 +53,16 @@ cdef void worker_unpoll(worker_t *w, rx_socket_t *socket) noexcept nogil:
 
 
 cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
-    """One batch from a socket of any kind, sent on; returns its datagrams."""
+    """One batch from a socket of whatever kind, sent on; returns its datagrams. The place where a kind of intake is hooked in."""
     cdef int got
-    if unlikely(socket.kind == RX_DOOR):
-        got = door_receive(socket, &w.arena, w.batch)
-        if got:
-            worker_batch(w, socket)
-        elif socket.shut:
-            worker_unpoll(w, socket)
-        return got
-    if socket.ring.map == NULL:
+    if socket.kind == RX_RING:
+        got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
+    else:
         got = rx_receive(socket, &w.arena, w.batch)
-        if got:
-            worker_batch(w, socket)
-        return got
-    got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
     if got:
         worker_batch(w, socket)
-    ring_release(socket)
+    if socket.kind == RX_RING:
+        ring_release(socket)
     return got
 
 
@@ -118,14 +110,14 @@ cdef void worker_rings(worker_t *w, bint all) noexcept nogil:
     w.again = RING_NOTHING
     for i in range(w.work.socket_count if w.work != NULL else 0):
         socket = w.work.sockets[i]
-        if socket.ring.map != NULL and (all or socket.ring.again):
+        if socket.kind == RX_RING and (all or socket.ring.again):
             worker_ring(w, socket)
 
 
 cdef void worker_mark_all(worker_t *w) noexcept nogil:
     cdef u32 i
     for i in range(w.work.socket_count if w.work != NULL else 0):
-        if w.work.sockets[i].ring.map != NULL:
+        if w.work.sockets[i].kind == RX_RING:
             worker_mark(w, w.work.sockets[i], RING_NOW)
 
 
@@ -272,7 +264,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
             continue
         if unlikely(w.events[i].events & EPOLLERR):
             worker_forget_error(socket)
-        if socket.ring.map != NULL:
+        if socket.kind == RX_RING:
             worker_mark(w, socket, RING_NOW)
         else:
             worker_read(w, socket, WORKER_ROUNDS)

@@ -2,25 +2,25 @@
 # cut once and shared. Called by worker/loop.pxi once per batch. Cannot fail: engines account.
 
 
-cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const u16 *selection, u32 n, bint grouped) noexcept nogil:
-    """The runs of a selection; those of the whole batch are made once and shared by all receivers that take it."""
+cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const batch_t *batch, const u16 *selection, u32 n, bint grouped) noexcept nogil:
+    """The runs of a selection; those of the whole batch that was received are made once and shared by all receivers that take it."""
     cdef runs_t *runs = w.runs_grouped if grouped else w.runs_plain
     cdef bint *known = &w.grouped_known if grouped else &w.plain_known
-    if n != w.batch.n or tx.ttl == 0:
+    if n != w.batch.n or tx.ttl == 0 or batch != w.batch:
         runs = w.runs_own
-        run_make(runs, w.batch, selection, n, grouped, tx.ttl == 0)
+        run_make(runs, batch, selection, n, grouped, tx.ttl == 0)
     elif not known[0]:
-        run_make(runs, w.batch, selection, n, grouped, False)
+        run_make(runs, batch, selection, n, grouped, False)
         known[0] = True
     return runs
 
 
-cdef inline bint worker_is_long(const worker_t *w, const tx_t *tx, u32 d) noexcept nogil:
+cdef inline bint worker_is_long(const tx_t *tx, const batch_t *batch, u32 d) noexcept nogil:
     cdef u32 header = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
-    return w.batch.length[d] + header > atomic_load32(&tx.mtu)
+    return batch.length[d] + header > atomic_load32(&tx.mtu)
 
 
-cdef void worker_send_cut(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
+cdef void worker_send_cut(worker_t *w, tx_t *tx, batch_t *batch, const u16 *selection, u32 n) noexcept nogil:
     """A selection for engine `udp` with an MTU of its own, which no option of a socket can say: IPv4 has none, and IPV6_MTU makes fragments
     only of what is over the route's (net/ipv6/ip6_output.c, ip6_finish_output). What is longer is cut here, by a raw socket with the address
     and port of the other, so that the receiver sees one source; in order."""
@@ -29,37 +29,38 @@ cdef void worker_send_cut(worker_t *w, tx_t *tx, const u16 *selection, u32 n) no
     cdef u32 end
     cdef bint is_long
     while first < n:
-        is_long = worker_is_long(w, tx, selection[first])
+        is_long = worker_is_long(tx, batch, selection[first])
         end = first + 1
-        while end < n and worker_is_long(w, tx, selection[end]) == is_long:
+        while end < n and worker_is_long(tx, batch, selection[end]) == is_long:
             end += 1
         if is_long:
-            tx_raw_emit(tx.cutter, w.batch, selection + first, end - first, &w.ring)
-            tx_flush(tx.cutter, &w.ring)
+            tx_raw_emit(tx.cutter, batch, selection + first, end - first, &w.ring)
+            tx_flush(tx.cutter, &tx.cutter.port, &w.ring)
         else:
-            runs = worker_runs(w, tx, selection + first, end - first, False)
-            tx_udp_emit(tx, w.batch, runs, 0, runs.n, &w.ring)
-            tx_flush(tx, &w.ring)
+            runs = worker_runs(w, tx, batch, selection + first, end - first, False)
+            tx_udp_emit(tx, batch, runs, 0, runs.n, &w.ring)
+            tx_flush(tx, &tx.port, &w.ring)
         first = end
 
 
-cdef inline void worker_send_one(worker_t *w, tx_t *tx, const u16 *selection, u32 n) noexcept nogil:
-    """A receiver's selection by its own socket: one emit, one flush."""
+cdef inline void worker_send_one(worker_t *w, tx_t *tx, batch_t *batch, const u16 *selection, u32 n) noexcept nogil:
+    """A receiver's selection of a batch (the one received, or one of our own making) by its own socket: one emit, one flush. The place where an
+    engine is hooked in."""
     cdef runs_t *runs
     if unlikely(tx.per_session):
-        worker_send_lanes(w, tx, selection, n)
+        worker_send_lanes(w, tx, batch, selection, n)
         return
     if unlikely(tx.cutter != NULL) and atomic_load32_acquire(&tx.cuts):
-        worker_send_cut(w, tx, selection, n)
+        worker_send_cut(w, tx, batch, selection, n)
         return
     if tx.engine == TX_ENGINE_UDP:
-        runs = worker_runs(w, tx, selection, n, False)
-        tx_udp_emit(tx, w.batch, runs, 0, runs.n, &w.ring)
+        runs = worker_runs(w, tx, batch, selection, n, False)
+        tx_udp_emit(tx, batch, runs, 0, runs.n, &w.ring)
     elif tx.engine == TX_ENGINE_DOOR:
-        tx_door_emit(tx, w.batch, selection, n, &w.ring)
-    else:
-        tx_raw_emit(tx, w.batch, selection, n, &w.ring)
-    tx_flush(tx, &w.ring)
+        tx_door_emit(tx, batch, selection, n, &w.ring)
+    else:                                  # raw, and what is left to the raw sockets of the engines that share one
+        tx_raw_emit(tx, batch, selection, n, &w.ring)
+    tx_flush(tx, &tx.port, &w.ring)
 
 
 cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept nogil:
@@ -67,10 +68,10 @@ cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept 
     cdef u32 a, way, left
     for a in range(n):
         way = ways[a]
-        left = w.work.left[way]
+        left = w.work.shared.left[way]
         if left:
-            w.work.left[way] = 0
-            worker_send_one(w, w.work.ways[way], &w.work.leftovers[<size_t>way * BATCH_LIMIT], left)
+            w.work.shared.left[way] = 0
+            worker_send_one(w, w.work.ways[way], w.batch, &w.work.shared.leftovers[<size_t>way * BATCH_LIMIT], left)
 
 
 cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept nogil:
@@ -84,7 +85,7 @@ cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept
         if w.work.rewrites[way]:
             worker_send_rewritten(w, tx, way, 1)
         else:
-            worker_send_one(w, tx, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
+            worker_send_one(w, tx, w.batch, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
     atomics_add(&tx.counters.dropped[REASON_NO_NEIGHBOR], n - sent)
 
 
@@ -92,7 +93,7 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
     """One emit and one flush for each active way; ways that share the exporters' sockets or the packet socket together."""
     cdef work_t *work = w.work
     cdef u32 a, way, n
-    cdef u32 shared = 0
+    cdef u32 ported = 0
     cdef u32 framed = 0
     cdef bint split = w.sessions.split == w.sessions.now   # groups are not exporters: only the raw sockets keep the order
     cdef tx_t *tx
@@ -111,20 +112,20 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:
             worker_send_rewritten(w, tx, way, n)
-        elif tx.engine < TX_ENGINE_TRANSPARENT or tx.engine == TX_ENGINE_DOOR or n != w.batch.n or tx.ttl == 0 or tx.pause_us or split:
-            worker_send_one(w, tx, &work.selections[<size_t>way * BATCH_LIMIT], n)
+        elif tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us or split:
+            worker_send_one(w, tx, w.batch, &work.selections[<size_t>way * BATCH_LIMIT], n)
         elif tx.engine == TX_ENGINE_TRANSPARENT:
-            work.shared[shared] = way
-            shared += 1
+            work.ported[ported] = way
+            ported += 1
         else:
             work.framed[framed] = way
             framed += 1
-    if shared or framed:
-        way = work.shared[0] if shared else work.framed[0]
-        runs = worker_runs(w, work.ways[way], &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True)
-    if shared:
-        transparent_send(work, &w.ports, w.batch, runs, w.sessions.now, shared, &w.ring)
-        worker_send_left(w, work.shared, shared)
+    if ported or framed:
+        way = work.ported[0] if ported else work.framed[0]
+        runs = worker_runs(w, work.ways[way], w.batch, &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True)
+    if ported:
+        transparent_send(&work.shared, &w.ports, w.batch, runs, w.sessions.now, work.ported, ported, &w.ring)
+        worker_send_left(w, work.ported, ported)
     if framed:
-        packet_send(work, &w.packet, w.batch, runs, work.framed, framed, &w.ring)
+        packet_send(&work.shared, &w.packet, w.batch, runs, work.framed, framed, &w.ring)
         worker_send_left(w, work.framed, framed)

@@ -53,7 +53,7 @@ ctypedef struct worker_t:
     u32 news_since                     # ... those after this serial of the flow
     bint owing                         # members of its pools are owed templates of its domain
     ports_t ports
-    tx_t packet                        # the packet socket; only `send` and `fd` mean anything
+    tx_port_t packet                   # the packet socket
     lanes_t lanes
     bint moved                         # the domain of the datagram at hand has another alias than before
     u32 *alias                         # of each datagram's domain, 0 = none; where some receiver wants it

@@ -10,10 +10,9 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u16 *selections                    # BATCH_LIMIT datagram indexes a way
     u32 *selected                      # how many of them, 0 outside a batch
     u32 *active                        # ways with selected > 0 in this batch
-    u32 *shared                        # of these, those that leave by the exporters' sockets
+    u32 *ported                        # of these, those that leave by the exporters' ports (engine transparent)
     u32 *framed                        # of these, those that leave by the packet socket
-    u16 *leftovers                     # BATCH_LIMIT a way: what the shared socket did not take
-    u32 *left                          # how many, 0 outside a batch
+    shared_t shared                    # what these two leave to the receivers' own sockets
     u32 *numbers                       # BATCH_LIMIT a way: sequence numbers to write into the copies ...
     u8 *numbered                       # ... where this is 1
     u32 *rewrites                      # how many, 0 outside a batch

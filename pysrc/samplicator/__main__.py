@@ -2,7 +2,7 @@
 
 import sys
 
-from samplicator.cli import main
+from samplicator.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

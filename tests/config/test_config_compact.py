@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from samplicator.config.address import parse_source
 from samplicator.config.compact import load_compact
-from samplicator.config.toml import load_toml
+from samplicator.config.toml.load import load_toml
 from samplicator.errors import ConfigError
 
 RULES = 10_000
@@ -19,9 +19,9 @@ GROWTH_MIB = 20
 
 MEASURE = """
 import resource, sys
-from samplicator import service
+from samplicator.service import service
 from samplicator.config.compact import load_compact
-from samplicator.config.toml import load_toml
+from samplicator.config.toml.load import load_toml
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from samplicator.config.convert import to_toml
 from samplicator.config.diff import diff
-from samplicator.config.legacy import parse_command_line
+from samplicator.config.legacy.command_line import parse_command_line
 from samplicator.config.model import Config, json_schema
 
 # --- diff ------------------------------------------------------------------------------------------

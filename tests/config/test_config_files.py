@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from samplicator.config import files
-from samplicator.config.rulefile import parse_rule_file
-from samplicator.config.toml import load_toml
+from samplicator.config.legacy.rulefile import parse_rule_file
+from samplicator.config.toml.load import load_toml
 from samplicator.errors import ConfigError
-from samplicator.watch import content_hash
+from samplicator.host.watch import content_hash
 
 
 def make_socket(path: Path) -> None:

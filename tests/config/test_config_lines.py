@@ -6,7 +6,7 @@ import tomllib
 
 from config_texts import FUZZ, toml_texts
 from hypothesis import example, given
-from samplicator.config.lines import Lines
+from samplicator.config.toml.lines import Lines
 
 # --- lines -----------------------------------------------------------------------------------------
 

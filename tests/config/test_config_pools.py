@@ -11,7 +11,7 @@ from samplicator.config.convert import to_toml
 from samplicator.config.diff import diff
 from samplicator.config.model import Config, Loaded, json_schema
 from samplicator.config.probe import Probe, parse_probe
-from samplicator.config.toml import parse_toml
+from samplicator.config.toml.load import parse_toml
 from samplicator.errors import ConfigError
 
 HEAD = """\

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samplicator.config.address import MAPPED, ParsedSource
 from samplicator.config.convert import to_toml
-from samplicator.config.legacy import parse_command_line
+from samplicator.config.legacy.command_line import parse_command_line
+from samplicator.config.legacy.rulefile import Settings, parse_rules
 from samplicator.config.model import Config, Loaded, Service, sources_of
-from samplicator.config.rulefile import Settings, parse_rules
-from samplicator.config.toml import parse_toml
+from samplicator.config.toml.load import parse_toml
 from samplicator.errors import ConfigError, Problem
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ RULE = st.tuples(st.one_of(SOURCE4, SOURCE6, st.just("h.example")), st.lists(REC
 
 def legacy(lines: list[str], *argv: str) -> Loaded:
     """What `samplicate ARGV -c FILE 192.0.2.9` means, with the file in memory."""
-    import samplicator.config.legacy as module
+    import samplicator.config.legacy.command_line as module
 
     original = module.read_rule_file
     module.read_rule_file = lambda path: "\n".join(lines).encode()  # type: ignore[assignment]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from samplicator.config.model import Config, Loaded, json_schema, restart_settings
-from samplicator.config.toml import load_toml, parse_toml
+from samplicator.config.toml.load import load_toml, parse_toml
 from samplicator.errors import ConfigError
 
 GOOD = """\

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from samplicator.config.model import Loaded
-from samplicator.config.toml import load_toml
-from samplicator.planner import Capabilities
+from samplicator.config.toml.load import load_toml
+from samplicator.plan.spec import Capabilities
 
 Load = Callable[[str], Loaded]
 

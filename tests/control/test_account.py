@@ -6,8 +6,8 @@ import random
 
 import pytest
 from samplicator import _fastpath
-from samplicator.engines.account import QUEUE_BYTES, Account, settle
-from samplicator.neighbours import Answering, Sight
+from samplicator.datapath.account import QUEUE_BYTES, Account, settle
+from samplicator.host.neighbors import Answering, Sight
 
 HOP = (3, bytes([198, 18, 0, 9]))
 FIELDS = _fastpath.TX_FIELDS

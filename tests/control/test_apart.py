@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from hosts import Load, free_port, host
-from samplicator import masquerade
 from samplicator._fastpath import ALIAS_BYTES
+from samplicator.datapath import aliases
 from samplicator.errors import ConfigError
-from samplicator.explain import explain, lines, parse_exporter
-from samplicator.plan import PlanSpec
-from samplicator.planner import compile
-from samplicator.supervisor import Supervisor, aliases
+from samplicator.host import masquerade
+from samplicator.plan.explain import explain, lines, parse_exporter
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import PlanSpec
+from samplicator.supervisor.supervisor import Supervisor
 
 
 def plan(

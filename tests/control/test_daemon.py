@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from samplicator.daemon import remove_pid_file, write_pid_file
+from samplicator.host.process import remove_pid_file, write_pid_file
 
 
 def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from dataclasses import replace
 
 import pytest
 from hosts import Load, free_port
-from samplicator import sockets
-from samplicator import supervisor as supervisor_module
-from samplicator.engines import ReceiverState
-from samplicator.neighbours import Answering, Sight
-from samplicator.plan import SocketSpec
-from samplicator.planner import compile
-from samplicator.supervisor import BuildError, Supervisor
+from samplicator.health.receiver import ReceiverState
+from samplicator.host import sockets
+from samplicator.host.neighbors import Answering, Sight
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import SocketSpec
+from samplicator.supervisor import supervisor as supervisor_module
+from samplicator.supervisor.build import BuildError
+from samplicator.supervisor.supervisor import Supervisor
 from test_supervisor import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until
 
 

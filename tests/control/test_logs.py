@@ -14,7 +14,7 @@ import pytest
 from samplicator import logs
 from samplicator.logs import RateGate
 from samplicator.readings import ListenerReading, Readings, ReceiverReading, Unmatched
-from samplicator.trouble import RECEIVE, SEND, Trouble
+from samplicator.service.trouble import RECEIVE, SEND, Trouble
 
 
 @pytest.fixture(autouse=True)

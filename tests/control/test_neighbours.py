@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from samplicator.neighbours import PATIENCE_SECONDS, Neighbours, attributes
+from samplicator.host.neighbors import PATIENCE_SECONDS, Neighbours, attributes
 
 CLONE_NEWNET = 0x40000000
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from samplicator.notify import Notifier
+from samplicator.host.systemd import Notifier
 
 
 def listen(address: str) -> socket.socket:
@@ -45,8 +45,8 @@ def test_messages(systemd: tuple[str, socket.socket]) -> None:
 
 def test_a_line_break_in_a_status_adds_no_field(systemd: tuple[str, socket.socket]) -> None:
     address, server = systemd
-    Notifier({"NOTIFY_SOCKET": address}).status("one\nREADY=1")
-    assert server.recv(1000) == b"STATUS=one READY=1"
+    Notifier({"NOTIFY_SOCKET": address}).stopping("one\nREADY=1")
+    assert server.recv(1000) == b"STOPPING=1\nSTATUS=one READY=1"
 
 
 def test_without_systemd_nothing_happens(tmp_path: Path) -> None:

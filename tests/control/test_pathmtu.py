@@ -11,8 +11,8 @@ import struct
 from typing import Any
 
 import pytest
-from samplicator import pathmtu
-from samplicator.pathmtu import ROUND_SECONDS, SILENT_ROUNDS, PathMtu
+from samplicator.host import pathmtu
+from samplicator.host.pathmtu import ROUND_SECONDS, SILENT_ROUNDS, PathMtu
 
 ADDRESS = bytes.fromhex("20010db8000000000000000000000002")
 

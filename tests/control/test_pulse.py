@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 from hosts import Load
-from samplicator.pulse import Pulse
-from samplicator.service import Options, Service
+from samplicator.service.pulse import Pulse
+from samplicator.service.service import Options, Service
 
 
 def wait(what: Callable[[], object], seconds: float = 15.0) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from hosts import free_port
-from samplicator.plan import ProbeSpec, ReceiverSpec
-from samplicator.probes import REFUSING, UNREACHABLE, UP, Answer, Connection, Datagram, Page
-from samplicator.reach import IPFIX_EMPTY, Host, Reach
+from samplicator.health.probes import REFUSING, UNREACHABLE, UP, Answer, Connection, Datagram, Page
+from samplicator.health.reach import IPFIX_EMPTY, Host, Reach
+from samplicator.plan.spec import ProbeSpec, ReceiverSpec
 
 LOCAL = bytes([127, 0, 0, 1])
 
@@ -175,7 +175,7 @@ class Closed:
         self.late = 0.0  # how long an answer takes
         self.random = random.Random(5)
         self.asked: list[tuple[float, int]] = []
-        monkeypatch.setattr("samplicator.reach.Datagram", self.probe)
+        monkeypatch.setattr("samplicator.health.reach.Datagram", self.probe)
 
     def probe(self, address: bytes, port: int, scope_id: int, payload: bytes) -> Any:
         return Question(self, port)

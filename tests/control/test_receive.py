@@ -12,11 +12,11 @@ from dataclasses import replace
 import pytest
 from hosts import Load, host
 from samplicator.errors import ConfigError
-from samplicator.ingress import Ingress, IngressError
-from samplicator.plan import HostAddress, ListenerSpec, PlanSpec, RingMatch, SocketSpec
-from samplicator.planner import compile
-from samplicator.receive import rings_of
-from samplicator.ring import BLOCK_HEADER, IPV4, IPV6, Ring, socket_filter, spread
+from samplicator.host.ingress import Ingress, IngressError
+from samplicator.host.ring import BLOCK_HEADER, IPV4, IPV6, Ring, socket_filter, spread
+from samplicator.plan.planner import compile
+from samplicator.plan.rings import rings_of
+from samplicator.plan.spec import HostAddress, ListenerSpec, PlanSpec, RingMatch, SocketSpec
 
 
 def packed(text: str) -> bytes:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from hosts import Load, host
-from samplicator import reload as reload_module
 from samplicator.config.model import Loaded
 from samplicator.errors import ConfigError, Problem
-from samplicator.planner import PlanSpec, ResolvedAddress
-from samplicator.reload import CHANGED_FILE, Reloader
-from samplicator.resolve import Resolver
-from samplicator.supervisor import BuildError, WorkerStuck
+from samplicator.host.resolve import Resolver
+from samplicator.plan.spec import PlanSpec, ResolvedAddress
+from samplicator.supervisor import reload as reload_module
+from samplicator.supervisor.build import BuildError
+from samplicator.supervisor.reload import CHANGED_FILE, Reloader
+from samplicator.supervisor.supervisor import WorkerStuck
 
 TEXT = """
 [[listener]]

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 from hosts import Load
-from samplicator import resolve
-from samplicator.planner import ResolvedAddress
-from samplicator.resolve import Resolver
+from samplicator.host import resolve
+from samplicator.host.resolve import Resolver
+from samplicator.plan.spec import ResolvedAddress
 
 TEXT = """
 [[listener]]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hosts import Load
-from samplicator import sockets
-from samplicator.plan import PlanSpec
-from samplicator.planner import compile
-from samplicator.routing import widened
+from samplicator.host import sockets
+from samplicator.plan.planner import compile
+from samplicator.plan.rules import widened
+from samplicator.plan.spec import PlanSpec
 
 CAPABILITIES = sockets.capabilities()
 PARTS = "".join(

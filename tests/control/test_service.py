@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 from hosts import Load, free_port
-from samplicator import http
 from samplicator.cli.control import request
-from samplicator.service import Options, Service
+from samplicator.http import front
+from samplicator.service.service import Options, Service
 
 PLACE = "@control@"
 RUN = """
 import sys
-from samplicator.config.toml import load_toml
-from samplicator.service import Options, run_service
+from samplicator.config.toml.load import load_toml
+from samplicator.service.service import Options, run_service
 sys.exit(run_service(lambda: load_toml(sys.argv[1]), options=Options(**eval(sys.argv[2]))))
 """
 
@@ -266,8 +266,8 @@ def test_a_default_socket_that_cannot_be_made_only_degrades(load: Load, monkeypa
     def refused(where: str) -> socket.socket:
         raise PermissionError(13, f"cannot make {where}")
 
-    monkeypatch.setattr(http, "open_control", refused)
-    monkeypatch.setattr(http, "open_tcp", lambda where: socket.socket())
+    monkeypatch.setattr(front, "open_control", refused)
+    monkeypatch.setattr(front, "open_tcp", lambda where: socket.socket())
     plan = '[[listener]]\nname = "a"\nlisten = ["127.0.0.1:1"]\n[[receiver]]\nname = "r"\nto = "192.0.2.1:1"\n'
     for line, degrades in (("", True), ('control = "/run/x"', False)):
         loaded = load(f'[service]\nhttp = "127.0.0.1:1"\n{line}\n{plan}[[rule]]\nto = ["r"]\n')

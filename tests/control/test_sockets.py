@@ -9,8 +9,8 @@ import struct
 
 import pytest
 from hosts import free_port
-from samplicator import sockets
-from samplicator.planner import ReceiverSpec, SocketSpec
+from samplicator.host import sockets
+from samplicator.plan.spec import ReceiverSpec, SocketSpec
 
 
 def listening(port: int, address: str = "127.0.0.1", **kwargs: object) -> SocketSpec:

@@ -14,11 +14,11 @@ from typing import Any
 import flow_model as model
 import pytest
 from hosts import Load, free_port, host
-from samplicator import sockets
-from samplicator.plan import PlanSpec
-from samplicator.planner import compile
+from samplicator.host import sockets
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import PlanSpec
 from samplicator.readings import ReceiverReading
-from samplicator.supervisor import Supervisor
+from samplicator.supervisor.supervisor import Supervisor
 
 CAPABILITIES = sockets.capabilities()
 FIELDS = [(8, 4), (12, 4)]

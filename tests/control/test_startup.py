@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hosts import Load, free_port, host
-from samplicator import startup
-from samplicator.planner import compile
+from samplicator.host.sockets import text_of
+from samplicator.plan.planner import compile
 from samplicator.readings import Readings, ReceiverReading
-from samplicator.sockets import text_of
+from samplicator.service import startup
 
 
 def test_the_paragraph_names_no_engine(load: Load) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 from hosts import Load, free_port
-from samplicator import ring, sockets
-from samplicator import supervisor as supervisor_module
-from samplicator.plan import RingMatch
-from samplicator.planner import PlanSpec, compile
-from samplicator.supervisor import BuildError, Supervisor, WorkerStuck
+from samplicator.host import ring, sockets
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import PlanSpec, RingMatch
+from samplicator.supervisor import supervisor as supervisor_module
+from samplicator.supervisor.build import BuildError
+from samplicator.supervisor.supervisor import Supervisor, WorkerStuck
 
 CAPABILITIES = sockets.capabilities()
 
@@ -301,10 +302,10 @@ def test_stop_forwards_what_is_queued(load: Load, collector: Collector) -> None:
 
 WITHOUT_A_ROUTE = """
 import socket, subprocess, sys, time
-from samplicator import sockets
-from samplicator.config.toml import load_toml
-from samplicator.planner import compile
-from samplicator.supervisor import Supervisor
+from samplicator.host import sockets
+from samplicator.config.toml.load import load_toml
+from samplicator.plan.planner import compile
+from samplicator.supervisor.supervisor import Supervisor
 
 def ip(*words):
     subprocess.run(["ip", *words], check=True)

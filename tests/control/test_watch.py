@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from samplicator.watch import Watcher, content_hash
+from samplicator.host.watch import Watcher, content_hash
 
 
 class Seen:

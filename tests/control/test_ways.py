@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hosts import Load, free_port, host
 from samplicator import _fastpath
-from samplicator.engines import ReceiverState
-from samplicator.links import Link, messages, neighbour_of
-from samplicator.planner import compile
-from samplicator.reach import Reach
-from samplicator.supervisor import Supervisor
+from samplicator.health.reach import Reach
+from samplicator.health.receiver import ReceiverState
+from samplicator.host.links import Link, messages, neighbour_of
+from samplicator.plan.planner import compile
+from samplicator.supervisor.supervisor import Supervisor
 
 
 def text(port: int, extra: str = "") -> str:

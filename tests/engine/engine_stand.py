@@ -21,9 +21,9 @@ from engine_relay import ANY, Listener, Relay, Sink, Way, packed, raw_socket, wa
 from engine_wire import DEVICE, EXPORTERS, HERE, MTU, THERE, Wire
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, Tx
-from samplicator.engines.intakes import ring_socket
-from samplicator.plan import RingMatch
-from samplicator.ring import Ring
+from samplicator.datapath.intakes import ring_socket
+from samplicator.host.ring import Ring
+from samplicator.plan.spec import RingMatch
 
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 LISTENERS = ("four", "six", "both", "ring")
@@ -40,7 +40,6 @@ UDP, RAW, TRANSPARENT, PACKET = (
 )
 NAMES = {UDP: "udp", RAW: "raw", TRANSPARENT: "transparent", PACKET: "packet"}
 MOST_ALIKE = 5  # copies of one payload that are never held
-
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 """samplicator._probe: the whole datapath once more, with doors that production does not have. For tests only; never shipped.
 
 It includes _fastpath.pyx itself, so that what is tested is the very source, and its Tx, Plan, Worker and counters are classes of their own.
-The doors: pure functions on bytes, a worker's session cache and ring, and a scripted engine: `tx.send` replaced by a player of a list of
+The doors: pure functions on bytes, a worker's session cache and ring, and a scripted engine: `port.send` replaced by a player of a list of
 positive counts and -errno values that records which messages it took. Called by tests/unit. Must never hold logic that a test relies on to be
 right about: it hands in, it hands out.
 """
@@ -110,7 +110,7 @@ def session_epoch(Worker worker not None, u32 epoch):
 cdef enum:
     SCRIPT_RAISED = -9999
 
-ctypedef int (*script_tell_t)(tx_t *tx, mmsghdr *messages, u32 n) noexcept    # so that the error indicator carries the exception
+ctypedef int (*script_tell_t)(tx_port_t *port, mmsghdr *messages, u32 n) noexcept    # so that the error indicator carries the exception
 
 
 cdef class Script:
@@ -138,16 +138,16 @@ cdef bytes message_bytes(msghdr *message):
     return b"".join([(<char *>message.msg_iov[i].iov_base)[:message.msg_iov[i].iov_len] for i in range(message.msg_iovlen)])
 
 
-cdef int script_play(tx_t *tx, mmsghdr *messages, u32 n) noexcept with gil:
-    cdef int result = (<script_tell_t>script_tell)(tx, messages, n)
+cdef int script_play(tx_port_t *port, mmsghdr *messages, u32 n) noexcept with gil:
+    cdef int result = (<script_tell_t>script_tell)(port, messages, n)
     if result == SCRIPT_RAISED:
         PyErr_Print()
     return result
 
 
-cdef int script_tell(tx_t *tx, mmsghdr *messages, u32 n) except? SCRIPT_RAISED:
+cdef int script_tell(tx_port_t *port, mmsghdr *messages, u32 n) except? SCRIPT_RAISED:
     cdef int result, i
-    script = <Script>tx.script
+    script = <Script>port.script
     result = script.take(n)
     for i in range(result):
         message = &messages[i].msg_hdr
@@ -186,10 +186,10 @@ cdef fill(Worker worker, list datagrams):
     batch.groups = len(groups)
 
 
-cdef play_by(tx_t *tx, Script script, int (*send)(tx_t *, mmsghdr *, u32) noexcept nogil):
+cdef play_by(tx_t *tx, Script script, int (*send)(tx_port_t *, mmsghdr *, u32) noexcept nogil):
     if tx != NULL:
-        tx.script = NULL if script is None else <void *>script
-        tx.send = send
+        tx.port.script = NULL if script is None else <void *>script
+        tx.port.send = send
 
 
 def play(Worker worker not None, Tx tx not None, list datagrams not None, Script script not None):
@@ -205,7 +205,7 @@ def play(Worker worker not None, Tx tx not None, list datagrams not None, Script
     play_by(tx.tx, script, script_play)
     play_by(tx.tx.cutter, script, script_play)
     with nogil:
-        worker_send_one(worker.w, tx.tx, selection, worker.w.batch.n)
+        worker_send_one(worker.w, tx.tx, worker.w.batch, selection, worker.w.batch.n)
     play_by(tx.tx, None, tx_send_kernel)
     play_by(tx.tx.cutter, None, tx_send_kernel)
 
@@ -219,8 +219,8 @@ def play_batch(Worker worker not None, Plan plan not None, RxCounters counters n
     socket.counters = counters.c
     fill(worker, datagrams)
     for way in range(plan.work.routing.way_count):
-        plan.work.ways[way].script = <void *>script
-        plan.work.ways[way].send = script_play
+        plan.work.ways[way].port.script = <void *>script
+        plan.work.ways[way].port.send = script_play
     worker.w.ports.way.script = <void *>script
     worker.w.ports.way.send = script_play
     session_void(&worker.w.sessions)

@@ -27,8 +27,8 @@ from samplicator.readings import (
     Unmatched,
     WorkerReading,
 )
-from samplicator.reload import ReloadResult
-from samplicator.service import ServiceState
+from samplicator.supervisor.reload import ReloadResult
+from samplicator.views.service import ServiceState
 
 
 def counters(fields: tuple[str, ...], start: int) -> dict[str, int]:

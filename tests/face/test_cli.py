@@ -17,10 +17,10 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
 from face_state import make_readings, make_state
-from samplicator import http
-from samplicator.cli import main
+from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
 from samplicator.cli.running import duration, status_lines, table
+from samplicator.http import app, front
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -122,7 +122,7 @@ def test_version() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["status", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys\nfrom samplicator.cli import main\n"
+        "import sys\nfrom samplicator.cli.main import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
         "heavy = {'pydantic', 'aiohttp', 'rich', 'uvloop', 'orjson', 'prometheus_client', 'samplicator._fastpath'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
@@ -284,10 +284,10 @@ class _Daemon(ThreadingMixIn, UnixStreamServer):
 def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
     state, readings = make_state(), make_readings()
     return {
-        "/api/v1/status": (200, {**http.status_of(state, readings), **changes}),
-        "/api/v1/receivers": (200, http.receivers_of(readings)),
-        "/api/v1/listeners": (200, http.listeners_of(readings)),
-        "/api/v1/pools": (200, http.pools_of(readings)),
+        "/api/v1/status": (200, {**app.status_of(state, readings), **changes}),
+        "/api/v1/receivers": (200, app.receivers_of(readings)),
+        "/api/v1/listeners": (200, app.listeners_of(readings)),
+        "/api/v1/pools": (200, app.pools_of(readings)),
     }
 
 
@@ -397,7 +397,7 @@ def test_a_socket_one_may_not_use_says_whose_it_is(tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents):
         if directory.stat().st_mode & 0o001 == 0:
             directory.chmod(directory.stat().st_mode | 0o011)
-    sock = http.open_control(str(path))
+    sock = front.open_control(str(path))
     code = (
         "import os, grp, samplicator.cli.control as control\n"
         "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"

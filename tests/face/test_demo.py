@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from face_state import make_readings, make_state
-from samplicator.demo import verdict
 from samplicator.demo.daemon import series
+from samplicator.demo.demo import verdict
 from samplicator.demo.traffic import CAPTURES, Exporter, Receiver, make_exporters, payloads, udp_payloads
-from samplicator.metrics import make_registry, render
+from samplicator.views.prometheus import make_registry, render
 from scapy.layers.inet import UDP
 from scapy.utils import rdpcap
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplicator.config.model import Config, Loaded, sources_of
-from samplicator.engines import dry_plan
-from samplicator.explain import explain, lines, parse_exporter
-from samplicator.planner import Capabilities, PlanSpec, compile
+from samplicator.datapath.rules import dry_plan
+from samplicator.plan.explain import explain, lines, parse_exporter
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import Capabilities, PlanSpec
 
 RECEIVERS = [
     {"name": "a", "to": "192.0.2.1:9", "spoof": True},

@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 from face_state import make_readings, make_session, make_templates
-from samplicator import flowview
 from samplicator.cli import flow
 from samplicator.config.model import Receiver
-from samplicator.http import listeners_of, receivers_of
+from samplicator.http.app import listeners_of, receivers_of
 from samplicator.readings import AliasReading, Unmatched
+from samplicator.views import flow as flowview
 
 
 def answer(value: object) -> Any:

@@ -17,18 +17,17 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
 from face_state import FakeReloader, make_session, make_state
-from samplicator import http
-from samplicator.http import listing
+from samplicator.http import app, front, listing
 from samplicator.readings import FlowField, FlowTemplate, Unmatched
-from samplicator.reload import ReloadResult
-from samplicator.service import ServiceState
+from samplicator.supervisor.reload import ReloadResult
+from samplicator.views.service import ServiceState
 
 Client = TestClient[Any, Any]
 
 
 def with_client(state: ServiceState, body: Callable[[Client], Awaitable[None]]) -> None:
     async def go() -> None:
-        async with TestClient(TestServer(http.make_app(state))) as client:
+        async with TestClient(TestServer(app.make_app(state))) as client:
             await body(client)
 
     asyncio.run(go())
@@ -38,12 +37,12 @@ def with_sockets(
     state: ServiceState, sockets: list[socket.socket], body: Callable[[], Awaitable[None]], **limits: Any
 ) -> None:
     async def go() -> None:
-        front = http.Front(http.make_app(state), **limits)
-        await front.start(sockets)
+        server = front.Front(app.make_app(state), **limits)
+        await server.start(sockets)
         try:
             await body()
         finally:
-            await front.stop()
+            await server.stop()
 
     asyncio.run(go())
 
@@ -236,7 +235,7 @@ def test_nothing_is_made_for_a_client_that_left(tmp_path: Path, caplog: pytest.L
         ):
             assert json.loads(await answer.read())["after"]
 
-    with_sockets(state, [http.open_control(path)], body)
+    with_sockets(state, [front.open_control(path)], body)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -329,7 +328,7 @@ def test_reload_over_the_control_socket_needs_nothing(tmp_path: Path) -> None:
                 assert answer.status == 422
                 assert (await answer.json())["problems"] == ["a.toml:3: listener[0].listen: no"]
 
-    with_sockets(state, [http.open_control(path)], body)
+    with_sockets(state, [front.open_control(path)], body)
     assert reloader.triggers == ["api"] * 3
 
 
@@ -347,7 +346,7 @@ def test_a_client_that_goes_away_does_not_stop_a_reload(tmp_path: Path) -> None:
         await asyncio.sleep(0.5)
         assert reloader.finished == 1
 
-    with_sockets(make_state(reloader=reloader), [http.open_control(path)], body)
+    with_sockets(make_state(reloader=reloader), [front.open_control(path)], body)
 
 
 # ---------------------------------------------------------------------------------------------------- limits
@@ -355,14 +354,14 @@ def test_a_client_that_goes_away_does_not_stop_a_reload(tmp_path: Path) -> None:
 
 def test_bodies_and_lines_are_bounded() -> None:
     async def body(client: Client) -> None:
-        assert (await client.get("/" + "x" * (http.MAX_LINE * 3))).status in (400, 404, 414)
+        assert (await client.get("/" + "x" * (front.MAX_LINE * 3))).status in (400, 404, 414)
         assert (await client.get("/healthz")).status == 200
 
     with_client(make_state(), body)
 
     async def raw() -> None:
         reader, writer = await asyncio.open_connection(*listening.getsockname()[:2])
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"y" * (http.MAX_FIELD * 2) + b"\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"y" * (front.MAX_FIELD * 2) + b"\r\n\r\n")
         await writer.drain()
         assert (await reader.readline()).split()[1] == b"400"
         writer.close()
@@ -451,27 +450,27 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
 
 def test_control_socket_is_closed_to_others(tmp_path: Path) -> None:
     path = tmp_path / "run" / "control.sock"
-    sock = http.open_control(str(path))
+    sock = front.open_control(str(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     sock.close()
 
 
 def test_control_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
-    http.open_control(path).close()
+    front.open_control(path).close()
     assert os.path.exists(path)
-    again = http.open_control(path)
+    again = front.open_control(path)
     again.close()
-    http.remove_control(path)
+    front.remove_control(path)
     assert not os.path.exists(path)
-    http.remove_control(path)
+    front.remove_control(path)
 
 
 def test_control_socket_of_another_daemon_is_left_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
-    first = http.open_control(path)
+    first = front.open_control(path)
     with pytest.raises(OSError, match="another process serves it"):
-        http.open_control(path)
+        front.open_control(path)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(path)
     first.close()
@@ -481,8 +480,8 @@ def test_a_file_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     path.write_text("mine")
     with pytest.raises(OSError, match="no socket"):
-        http.open_control(str(path))
-    http.remove_control(str(path))
+        front.open_control(str(path))
+    front.remove_control(str(path))
     assert path.read_text() == "mine"
 
 
@@ -490,6 +489,6 @@ def test_tcp_socket_says_what_was_wanted() -> None:
     taken = _listen()
     text = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(OSError, match=f"cannot listen on http = '{text}'"):
-        http.open_tcp(text)
+        front.open_tcp(text)
     taken.close()
-    http.open_tcp(text).close()
+    front.open_tcp(text).close()

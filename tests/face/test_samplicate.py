@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from samplicator.cli.samplicate import USAGE
-from samplicator.config.legacy import FLAGS, LONG_FLAGS, LONG_WITH_ARGUMENT, WITH_ARGUMENT
+from samplicator.config.legacy.command_line import FLAGS, LONG_FLAGS, LONG_WITH_ARGUMENT, WITH_ARGUMENT
 from samplicator.demo.daemon import free_port
 
 

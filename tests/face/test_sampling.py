@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 from face_state import make_session
-from samplicator import sampling
 from samplicator.readings import FlowField, FlowTemplate
+from samplicator.views import sampling
 
 
 @pytest.mark.parametrize(

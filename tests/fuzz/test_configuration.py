@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from model import from_rule_file, from_toml
 from samplicator._fastpath import ENGINE_UDP, Plan, Tx, TxCounters
 from samplicator.config.convert import to_toml
-from samplicator.config.legacy import parse_command_line
+from samplicator.config.legacy.command_line import parse_command_line
+from samplicator.config.legacy.rulefile import Settings, parse_rules
 from samplicator.config.model import Loaded
-from samplicator.config.rulefile import Settings, parse_rules
-from samplicator.config.toml import parse_toml
+from samplicator.config.toml.load import parse_toml
 from samplicator.errors import ConfigError
-from samplicator.planner import Capabilities, PlanSpec, compile
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import Capabilities, PlanSpec
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 THOROUGH = settings(QUICK, max_examples=400)

@@ -16,42 +16,33 @@ from guard_tree import ROOT, files
 
 PACKAGE = ROOT / "pysrc" / "samplicator"
 
-# From the ground up. A module imports at run time only from layers below its own; config/ also within itself.
-LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"", "errors", "metric"}),
-    frozenset({"catalogue"}),
+# From the ground up. A module imports at run time only from rooms on floors below its own, and from its own room.
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"", "errors", "logs", "readings"}),
     frozenset({"config"}),
     frozenset({"plan"}),
-    frozenset({"receive", "routing", "links", "loops", "neighbours", "ring", "apart"}),
-    frozenset({"delivery", "groupcast", "ingress"}),
-    frozenset({"hostwatch", "logs", "notify", "watch", "planner", "readings"}),
-    frozenset({"resolve", "sockets", "startup", "trouble", "daemon", "pulse"}),
-    frozenset({"probes", "pathmtu"}),
-    frozenset({"reach"}),
-    frozenset({"engines"}),
+    frozenset({"host", "gateways"}),
+    frozenset({"datapath"}),
+    frozenset({"health"}),
     frozenset({"supervisor"}),
-    frozenset({"explain", "startup", "trouble", "masquerade"}),
-    frozenset({"sampling"}),
-    frozenset({"reload", "flowview"}),
-    frozenset({"state"}),
-    frozenset({"metrics"}),
+    frozenset({"views"}),
     frozenset({"http"}),
     frozenset({"service"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
-USES_FASTPATH = {"supervisor", "engines", "metrics"}
+FLAT = {"", "__main__", "errors", "logs", "readings"}
+USES_FASTPATH = {"datapath", "supervisor", "views.prometheus", "gateways.door"}
 THIRD_PARTY: dict[str, set[str]] = {
     "uvloop": {"service"},
     "aiohttp": {"http", "service"},
-    "prometheus_client": {"metrics"},
+    "prometheus_client": {"views"},
     "orjson": {"http"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},
-    "tomlkit": {"config"},
     "rich": {"demo", "cli"},
-    "pyroute2": {"links"},
+    "pyroute2": {"host"},
     "typing_extensions": {"_fastpath"},
 }
 CONFIG_NEVER = {"socket", "asyncio", "uvloop", "threading", "ctypes"}
@@ -67,16 +58,16 @@ MODULES = {
 }
 
 
-def top(module: str) -> str:
-    """The word that LAYERS knows a module by: `config.model` is `config`."""
+def room(module: str) -> str:
+    """The room of a module: `config.toml.load` lives in `config`."""
     return module.split(".")[0]
 
 
-def layer(module: str) -> int:
-    for number, names in enumerate(LAYERS):
-        if top(module) in names:
+def floor(module: str) -> int:
+    for number, names in enumerate(FLOORS):
+        if room(module) in names:
             return number
-    raise AssertionError(f"module {module} is in no layer: give it one in LAYERS")
+    raise AssertionError(f"module {module} is on no floor: give its room a floor in FLOORS")
 
 
 def walk(node: ast.AST, typing_only: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
@@ -121,15 +112,15 @@ def own(name: str) -> str | None:
 def test_imports_go_down(module: str) -> None:
     for name, typing_only in imported(module):
         target = own(name)
-        if target is None or typing_only or top(target) == "_fastpath" or top(target) == top(module):
+        if target is None or typing_only or room(target) == "_fastpath" or room(target) == room(module):
             continue
-        assert layer(target) < layer(module), f"{module} imports {target}, which is not below it"
+        assert floor(target) < floor(module), f"{module} imports {target}, which is not below it"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_fastpath_has_three_users(module: str) -> None:
-    if any(own(name) == "_fastpath" for name, _ in imported(module)):
-        assert top(module) in USES_FASTPATH, f"{module} imports _fastpath"
+def test_fastpath_has_few_users(module: str) -> None:
+    if any(own(name) == "_fastpath" and not typing_only for name, typing_only in imported(module)):
+        assert {room(module), module} & USES_FASTPATH, f"{module} imports _fastpath"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -139,17 +130,52 @@ def test_third_party_packages_have_an_address(module: str) -> None:
         if own(name) is not None or package in sys.stdlib_module_names:
             continue
         assert package in THIRD_PARTY, f"{module} imports {package}, which has no address"
-        assert top(module) in THIRD_PARTY[package], f"{module} imports {package}, which lives in {THIRD_PARTY[package]}"
+        assert room(module) in THIRD_PARTY[package], (
+            f"{module} imports {package}, which lives in {THIRD_PARTY[package]}"
+        )
 
 
-@pytest.mark.parametrize("module", sorted(m for m in MODULES if top(m) == "config"))
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if room(m) == "config"))
 def test_config_does_no_io_but_files(module: str) -> None:
     assert {name.split(".")[0] for name, _ in imported(module)} & CONFIG_NEVER == set()
 
 
+def test_few_modules_stand_outside_the_rooms() -> None:
+    assert {module for module in MODULES if MODULES[module].parent == PACKAGE} == FLAT
+    assert {room(module) for module in MODULES} == frozenset().union(*FLOORS)
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if MODULES[m].stem == "__init__" and m))
+def test_a_room_s_first_file_only_says_what_it_is_for(module: str) -> None:
+    """No class, no function, nothing re-exported: no name has two addresses."""
+    body = ast.parse(MODULES[module].read_text()).body
+    assert len(body) == 1, f"{module}/__init__.py holds more than its docstring"
+    assert ast.get_docstring(ast.Module(body, [])), f"{module}/__init__.py says nothing"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_is_re_exported(module: str) -> None:
+    """What a module imports from another of ours is defined there."""
+    path = MODULES[module]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("samplicator."):
+            continue
+        source = MODULES.get((node.module or "").removeprefix("samplicator."))
+        if source is None or source.suffix != ".py":
+            continue
+        taken = {alias.name for alias in node.names}
+        borrowed = {
+            alias.asname or alias.name
+            for inner in ast.walk(ast.parse(source.read_text()))
+            if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("samplicator")
+            for alias in inner.names
+        }
+        assert taken & borrowed == set(), f"{module} takes {taken & borrowed} from {node.module}, which borrows it"
+
+
 # ---- Cython
 
-FASTPATH_LAYERS: tuple[frozenset[str], ...] = (
+FASTPATH_FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"uapi"}),
     frozenset({"base"}),
     frozenset({"route", "shape", "flow"}),
@@ -171,13 +197,13 @@ PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|iovec|h
 
 def fastpath_layer(name: str) -> int | None:
     first = name.split(".")[0]
-    return next((number for number, names in enumerate(FASTPATH_LAYERS) if first in names), None)
+    return next((number for number, names in enumerate(FASTPATH_FLOORS) if first in names), None)
 
 
 @pytest.mark.parametrize("name", sorted(FASTPATH))
 def test_cimports_go_down(name: str) -> None:
     here = fastpath_layer(name.replace("/", ".").removesuffix(Path(name).suffix))
-    assert here is not None, f"{name} is in no layer: give it one in FASTPATH_LAYERS"
+    assert here is not None, f"{name} is in no layer: give it one in FASTPATH_FLOORS"
     for match in CIMPORT.finditer(FASTPATH[name].read_text()):
         target = match[1] or match[2]
         if target.startswith(("libc", "cpython", "posix", "cython")):

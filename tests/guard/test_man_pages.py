@@ -14,7 +14,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from guard_tree import ROOT
 from samplicator.cli.parser import make_parser
-from samplicator.config import legacy
+from samplicator.config.legacy import command_line
 from samplicator.config.model import Config, Datapath, Listener, Pool, Receiver, Rule, Service, Table
 
 MAN = ROOT / "deploy" / "man"
@@ -137,10 +137,12 @@ def test_options_of_samplicate() -> None:
     described = sections(text)["DESCRIPTION"]
     heads = re.findall(r"^\.It (Fl .*)$", described, re.MULTILINE)
     letters = {letter for head in heads for letter in re.findall(r"\bFl ([a-zA-Z46])(?![\w-])", head)}
-    assert letters == set(legacy.WITH_ARGUMENT + legacy.FLAGS)
-    assert long_options(described) == {f"--{name}" for name in (*legacy.LONG_WITH_ARGUMENT, *legacy.LONG_FLAGS)}
+    assert letters == set(command_line.WITH_ARGUMENT + command_line.FLAGS)
+    assert long_options(described) == {
+        f"--{name}" for name in (*command_line.LONG_WITH_ARGUMENT, *command_line.LONG_FLAGS)
+    }
     synopsis = sections(text)["SYNOPSIS"]
     flags = re.search(r"^\.Op Fl (\w+)$", synopsis, re.MULTILINE)
     assert flags is not None
-    assert set(flags[1]) == set(legacy.FLAGS)
-    assert set(re.findall(r"^\.Op Fl (\w) Ar", synopsis, re.MULTILINE)) == set(legacy.WITH_ARGUMENT)
+    assert set(flags[1]) == set(command_line.FLAGS)
+    assert set(re.findall(r"^\.Op Fl (\w) Ar", synopsis, re.MULTILINE)) == set(command_line.WITH_ARGUMENT)

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 import pytest
 import yaml
 from guard_tree import ROOT
-from samplicator import _fastpath, probes
-from samplicator.catalogue import (
+from samplicator import _fastpath
+from samplicator.health import probes
+from samplicator.views.catalogue import (
     BY_NAME,
     CATALOGUE,
-    FOREIGN,
-    PREFIX,
     PROTOCOLS,
     SEND_REASONS,
     STATES,
@@ -24,6 +23,7 @@ from samplicator.catalogue import (
     series_names,
     used_fields,
 )
+from samplicator.views.metric import FOREIGN, PREFIX
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "samplicator.json"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"

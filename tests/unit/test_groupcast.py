@@ -9,9 +9,9 @@ import socket
 import struct
 
 import pytest
-from samplicator import sockets
-from samplicator.groupcast import Casts
-from samplicator.plan import SocketSpec
+from samplicator.host import sockets
+from samplicator.plan.groupcast import Casts
+from samplicator.plan.spec import SocketSpec
 
 HOST, BROADCAST_FRAME = 0, 1
 INDEX = {"eth0": 2, "eth1": 3, "gone": 0}

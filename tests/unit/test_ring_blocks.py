@@ -16,7 +16,7 @@ from ipaddress import ip_address
 import pytest
 from samplicator import _probe
 from samplicator._probe import RxCounters, RxSocket
-from samplicator.ring import READS_OPEN
+from samplicator.host.ring import READS_OPEN
 
 BLOCK = 1 << 14
 HEADER = 48

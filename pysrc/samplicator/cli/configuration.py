@@ -16,11 +16,8 @@ from typing import Any
 from samplicator.config.address import ParsedSource, address_text
 from samplicator.config.model import Loaded
 from samplicator.errors import ConfigError, Problem
-from samplicator.planner import (
-    NEEDS_NET_RAW,
-    PlanSpec,
-    compile,
-)
+from samplicator.plan.planner import NEEDS_NET_RAW, compile
+from samplicator.plan.spec import PlanSpec
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Judged:
 
 def judge(path: str) -> Judged:
     """Reads, validates, resolves and compiles the file; every problem of every stage that can still be looked at."""
-    from samplicator.config.toml import load_toml
+    from samplicator.config.toml.load import load_toml
 
     try:
         loaded = load_toml(path)
@@ -46,8 +43,8 @@ def judge(path: str) -> Judged:
 
 def judge_loaded(loaded: Loaded) -> Judged:
     """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
-    from samplicator import masquerade, sockets
-    from samplicator.resolve import resolve_once
+    from samplicator.host import masquerade, sockets
+    from samplicator.host.resolve import resolve_once
 
     warnings = [str(warning) for warning in loaded.warnings]
     host = sockets.capabilities()
@@ -157,8 +154,8 @@ def _source_json(source: ParsedSource) -> dict[str, Any]:
 
 def explain(options: Namespace) -> int:
     """Which rules match, which copies leave."""
-    from samplicator import explain as explaining
-    from samplicator import masquerade
+    from samplicator.host import masquerade
+    from samplicator.plan import explain as explaining
 
     try:
         exporter, port = explaining.parse_exporter(options.exporter)
@@ -186,7 +183,7 @@ def explain(options: Namespace) -> int:
 def convert(options: Namespace) -> int:
     """Rule file or command line to TOML."""
     from samplicator.config.convert import to_toml
-    from samplicator.config.legacy import parse_command_line
+    from samplicator.config.legacy.command_line import parse_command_line
 
     if (options.rule_file is None) == (options.passed_on is None):
         print(

@@ -23,8 +23,8 @@ UNMATCHED = 5  # exporters without a rule that are named
 
 def run(options: Namespace) -> int:
     """The daemon, in the foreground."""
-    from samplicator.config.toml import load_toml
-    from samplicator.service import run_service
+    from samplicator.config.toml.load import load_toml
+    from samplicator.service.service import run_service
 
     path = options.config
     return run_service(lambda: load_toml(path))
@@ -237,6 +237,6 @@ def duration(seconds: float) -> str:
 
 def demo(options: Namespace) -> int:
     """The main job on this machine, verified."""
-    from samplicator.demo import run_demo
+    from samplicator.demo.demo import run_demo
 
     return run_demo(seconds=None if options.forever else options.seconds, rate=options.rate, http=options.http)

@@ -66,7 +66,7 @@ def samplicate(argv: Sequence[str]) -> int:
             print("You have to specify at least one receiver, exiting\n", file=sys.stderr)
         sys.stderr.write(USAGE)
         return 0 if argv else 1
-    from samplicator.config.legacy import parse_command_line
+    from samplicator.config.legacy.command_line import parse_command_line
     from samplicator.errors import ConfigError
 
     try:
@@ -87,7 +87,7 @@ def samplicate(argv: Sequence[str]) -> int:
     assert options.loaded is not None
     if options.check:
         return _check(options.loaded)
-    from samplicator.service import Options, run_service
+    from samplicator.service.service import Options, run_service
 
     words, first = list(argv), [options.loaded]
 

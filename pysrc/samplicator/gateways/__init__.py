@@ -1,1 +1,4 @@
-"""Gateways: transports that are no UDP and live in the control plane, a file each. Doors lead from them to the workers."""
+"""Transports that are not UDP and therefore live in the control plane. They meet the datapath at a door.
+
+May import: config, plan.
+"""

@@ -24,7 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from samplicator.config.address import parse_listen
 
 if TYPE_CHECKING:
-    from samplicator.state import ServiceState
+    from samplicator.views.service import ServiceState
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 import orjson
 from aiohttp import web
 
-from samplicator import flowview
 from samplicator.http.front import SHARED, Shared
+from samplicator.views import flow
 
 if TYPE_CHECKING:
     from samplicator.readings import FlowSession
-    from samplicator.state import ServiceState
+    from samplicator.views.service import ServiceState
 
 PAGE: Final = 1000
 """Rows of one answer at most."""
@@ -63,7 +63,7 @@ def exporters_piece(state: ServiceState, place: Place, wanted: Wanted) -> Piece:
         if wanted.exporter in ("", session.address):
             known = supervisor.flow_options(session.worker, session.number) if session.options_data else []
             read += sum(len(item.raw) for item in known)
-            rows.append(orjson.dumps(flowview.exporter(session, names, known), option=orjson.OPT_NON_STR_KEYS))
+            rows.append(orjson.dumps(flow.exporter(session, names, known), option=orjson.OPT_NON_STR_KEYS))
             size += len(rows[-1])
         if size >= PIECE_BYTES or read >= READ_BYTES or len(rows) >= wanted.limit:
             break
@@ -109,7 +109,7 @@ def _templates_row(state: ServiceState, session: FlowSession, after: int, room: 
         if size >= room and items:
             stopped = after
             break
-        items.append(orjson.dumps(flowview.template(item, session.protocol)))
+        items.append(orjson.dumps(flow.template(item, session.protocol)))
         size += len(items[-1])
         after = item.id
     if not items:

@@ -13,38 +13,26 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from samplicator import ring, sockets
-from samplicator._fastpath import Aliases, Plan, TxCounters, Worker
+from samplicator._fastpath import Plan, TxCounters, Worker
 from samplicator.config.address import endpoint_text
-from samplicator.delivery import Host
-from samplicator.engines import (
-    FastRules,
-    Intake,
-    ListenerState,
-    Path,
-    ReceiverState,
-    RingGroup,
-    RingIntake,
-    Standing,
-    Way,
-    fast_pools,
-    meets,
-    receiver_key,
-    socket_key,
-)
-from samplicator.engines.receivers import NO_ROUTE
-from samplicator.groupcast import Casts
-from samplicator.ingress import Ingress
-from samplicator.plan import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
-from samplicator.probes import UNREACHABLE
-from samplicator.reach import Reach
-from samplicator.supervisor import aliases
-from samplicator.supervisor.flows import Flows
-from samplicator.supervisor.thread import TraceCallback, WorkerThread
+from samplicator.datapath import aliases
+from samplicator.datapath.intakes import Intake, ListenerState, RingGroup, RingIntake, socket_key
+from samplicator.datapath.rules import FastRules, fast_pools
+from samplicator.datapath.thread import TraceCallback, WorkerThread
+from samplicator.datapath.ways import Path, Way, meets, receiver_key
+from samplicator.health.probes import UNREACHABLE
+from samplicator.health.reach import Reach
+from samplicator.health.receiver import NO_ROUTE, ReceiverState, Standing
+from samplicator.health.running import Running
+from samplicator.host import ring, sockets
+from samplicator.host.delivery import Host
+from samplicator.host.ingress import Ingress
+from samplicator.plan.groupcast import Casts
+from samplicator.plan.spec import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
 
 WITHHOLD_SECONDS: Final = 2.0
 log = logging.getLogger(__name__)
@@ -63,29 +51,6 @@ class BuildError(OSError):
 
     def __str__(self) -> str:
         return self.text
-
-
-@dataclass(slots=True)
-class Running:
-    """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart. pool_ids:
-    by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that needs any on.
-    keep: what the sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's
-    user expects it.
-    """
-
-    listeners: dict[str, ListenerState] = field(default_factory=dict)
-    receivers: dict[str, ReceiverState] = field(default_factory=dict)
-    workers: list[WorkerThread] = field(default_factory=list)
-    ingress: Ingress | None = None
-    batch: int = 0
-    max_datagram: int = 0
-    max_delay_us: int = -1
-    flows: Flows = field(default_factory=Flows)
-    pool_ids: dict[str, int] = field(default_factory=dict)
-    pools_made: int = 0
-    aliases: Aliases | None = None
-    strict: bool = False
-    keep: Mapping[str, bool] = field(default_factory=lambda: {"ttl": False, "tos": False})
 
 
 @dataclass(slots=True, eq=False)

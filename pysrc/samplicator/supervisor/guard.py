@@ -13,11 +13,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from samplicator import loops
-from samplicator.delivery import Host
-from samplicator.engines import Intake, ListenerState, ReceiverState
-from samplicator.groupcast import Casts
-from samplicator.plan import PlanSpec
+from samplicator.datapath.intakes import Intake, ListenerState
+from samplicator.health.receiver import ReceiverState
+from samplicator.host.delivery import Host
+from samplicator.plan import loops
+from samplicator.plan.groupcast import Casts
+from samplicator.plan.spec import PlanSpec
 from samplicator.supervisor.build import casts_of
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The configuration as the original samplicate has it."""

@@ -1,0 +1,255 @@
+"""Ways in: the sockets and rings of a listener, each with counters of its own.
+
+Invariants: a counter has one writer, so every socket and every ring has its own; a function either returns a whole
+object or raises and has closed what it opened; whatever a ring takes is dropped at the ingress hook, and the rule is
+gone before the rings stop taking: a datagram may come twice in between (a millisecond), never not at all. Called by
+supervisor. It must never publish, and never decide what runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from samplicator import _fastpath
+from samplicator._fastpath import RxCounters, RxSocket
+from samplicator.host import ring, sockets
+from samplicator.host.ingress import Ingress
+from samplicator.plan.spec import RingSpec, SocketSpec
+from samplicator.readings import ListenerReading, add_up
+
+
+class Intake:
+    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = nobody yet)."""
+
+    __slots__ = ("_drops_read", "counters", "drops", "granted", "owner", "program", "requested", "rx", "sock", "spec")
+
+    def __init__(self, sock: socket.socket, spec: SocketSpec, slot: int, requested: int, program: bytes = b"") -> None:
+        self.sock = sock
+        self.program = program
+        self.spec = spec
+        self.requested = requested
+        self.counters = RxCounters()
+        self.rx = RxSocket(sock.fileno(), self.counters, slot)
+        self.owner: int | None = None
+        self.granted = sockets.granted_receive_buffer(sock)
+        self.drops = 0
+        self._drops_read = 0
+
+    def resize(self, receive_buffer: int) -> None:
+        """Asks the kernel for another receive buffer."""
+        self.requested = receive_buffer
+        with contextlib.suppress(OSError):
+            self.granted = sockets.set_receive_buffer(self.sock, receive_buffer)
+
+    def filter(self, program: bytes) -> None:
+        """From now on it takes what the program (groupcast.Casts) lets in. Raises OSError."""
+        if program != self.program:
+            sockets.set_filter(self.sock, program)
+            self.program = program
+
+    def memory(self) -> sockets.MemInfo:
+        """SO_MEMINFO now; adds what the kernel dropped since the last call to `drops`. One caller at a time."""
+        info = sockets.meminfo(self.sock)
+        self.drops += (info.drops - self._drops_read) & 0xFFFFFFFF
+        self._drops_read = info.drops
+        return info
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class RingIntake:
+    """One ring of a listener, as Intake."""
+
+    __slots__ = ("counters", "owner", "ring", "rx")
+
+    def __init__(self, opened: ring.Ring, slot: int) -> None:
+        self.ring = opened
+        self.counters = RxCounters()
+        self.rx = ring_socket(opened, self.counters, slot)
+        self.owner: int | None = None
+
+    @property
+    def drops(self) -> int:
+        return self.ring.drops
+
+    def memory(self) -> sockets.MemInfo:
+        """The ring as if it were a socket's buffer; adds what the kernel found no room for to `drops`."""
+        drops = self.ring.count_drops()
+        return sockets.MemInfo(
+            queue_bytes=self.ring.waiting_bytes(*self.rx.mark), buffer_bytes=self.ring.bytes, drops=drops & 0xFFFFFFFF
+        )
+
+    def close(self) -> None:
+        self.ring.close()
+
+
+def ring_socket(opened: ring.Ring, counters: RxCounters, slot: int) -> RxSocket:
+    """The handle of a ring with its doorbell."""
+    return RxSocket(
+        opened.sock.fileno(),
+        counters,
+        slot,
+        ring=opened.map,
+        block_bytes=opened.block_bytes,
+        bell=opened.bell_map,
+        bell_fd=opened.bell.fileno() if opened.bell is not None else -1,
+    )
+
+
+class RingGroup:
+    """The rings of one listener on one interface, and the ingress rule that goes with them. intakes: those that run."""
+
+    __slots__ = ("_ingress", "_name", "_selected", "fanout", "installed", "intakes", "spec")
+
+    def __init__(self, name: str, spec: RingSpec, ingress: Ingress) -> None:
+        """name: of the rule, unique. Raises OSError when one program cannot hold so many addresses."""
+        ring.socket_filter(spec.matches)
+        self.spec = spec
+        self.intakes: list[RingIntake] = []
+        self.fanout: ring.Fanout | None = None
+        self.installed = False
+        self._selected = 0
+        self._name = name
+        self._ingress = ingress
+
+    def open_member(self, slot: int, ring_bytes: int, members: int) -> RingIntake:
+        """One more ring. In a new group, which will have `members`, it takes nothing before install(), in a running one
+        it gets nothing before select().
+        """
+        opened = ring.Ring(self.spec.interface, ring_bytes, self.fanout)
+        try:
+            if self.fanout is None:
+                self.fanout = opened.fanout
+                opened.select(members)
+                self._selected = members
+            if self.installed:
+                opened.accept(self.spec.matches)
+            return RingIntake(opened, slot)
+        except BaseException:
+            opened.close()
+            raise
+
+    def install(self, intakes: Sequence[RingIntake]) -> None:
+        """Has all rings of a new group take datagrams, then puts the ingress rule in place. Raises OSError."""
+        for intake in intakes:
+            intake.ring.accept(self.spec.matches)
+        self._ingress.put(self._name, self.spec.interface, self.spec.matches)
+        self.installed = True
+
+    def select(self) -> None:
+        """All rings that run have their share from now on. Wake the workers afterwards (Ring.select)."""
+        if self.intakes and self._selected != len(self.intakes):
+            self.intakes[0].ring.select(len(self.intakes))
+            self._selected = len(self.intakes)
+
+    def take(self, spec: RingSpec) -> None:
+        """Other addresses or ports: the rings first, then the rule. Raises OSError; then the old ones hold."""
+        for intake in self.intakes:
+            intake.ring.accept(spec.matches)
+        try:
+            self._ingress.put(self._name, spec.interface, spec.matches)
+        except OSError:
+            for intake in self.intakes:
+                intake.ring.accept(self.spec.matches)
+            raise
+        self.spec = spec
+
+    def stop(self, intakes: Sequence[RingIntake] = ()) -> None:
+        """Lets the UDP stack have the datagrams, then takes no more. Wait ring.SETTLE_SECONDS before the last reading.
+
+        intakes: those of a group that does not run yet.
+        """
+        if self.installed:
+            with contextlib.suppress(OSError):
+                self._ingress.remove(self._name)
+            self.installed = False
+        for intake in (*self.intakes, *intakes):
+            with contextlib.suppress(OSError):
+                intake.ring.reject()
+
+
+def socket_key(spec: SocketSpec) -> SocketSpec:
+    """What makes two socket specs the same socket: all but the listener's position in the file."""
+    return replace(spec, listener=0)
+
+
+@dataclass(slots=True, eq=False)
+class ListenerState:
+    """A listener that runs. slot: the index its sockets carry in plans, the same as long as it lives. rings: by
+    interface. leaving: what the workers are about to let go. retired_*: what closed ones had counted. receive,
+    receive_why: see ListenerSpec. missing: sockets that this host cannot have now, and why; unresolved: places whose
+    name does not resolve now.
+    """
+
+    name: str
+    slot: int
+    intakes: dict[SocketSpec, list[Intake]] = field(default_factory=dict)
+    rings: dict[str, RingGroup] = field(default_factory=dict)
+    leaving: list[Intake | RingIntake] = field(default_factory=list)
+    receive: str = "recvmmsg"
+    receive_why: str = ""
+    missing: dict[SocketSpec, str] = field(default_factory=dict)
+    unresolved: tuple[str, ...] = ()
+    retired: tuple[int, ...] = (0,) * len(_fastpath.RX_FIELDS)
+    retired_batches: tuple[int, ...] = (0,) * (len(_fastpath.BATCH_BOUNDS) + 1)
+    retired_drops: int = 0
+
+    def sockets(self) -> list[Intake]:
+        return [intake for group in self.intakes.values() for intake in group]
+
+    def open(self) -> list[Intake | RingIntake]:
+        """Sockets and rings."""
+        return [*self.sockets(), *(intake for group in self.rings.values() for intake in group.intakes)]
+
+    def down_why(self) -> str:
+        """What it lacks, "" = nothing: one reason, and how many places it holds for."""
+        reasons = [f"name does not resolve: {place}" for place in self.unresolved] + list(self.missing.values())
+        if not reasons:
+            return ""
+        places = len(reasons) + len(self.intakes)
+        return reasons[0] + (f" ({len(reasons)} of {places} sockets are missing)" if places > 1 else "")
+
+    def retire(self) -> list[Intake | RingIntake]:
+        """Keeps the counts of what left; returns it, to be closed."""
+        gone, self.leaving = self.leaving, []
+        for intake in gone:
+            with contextlib.suppress(OSError):
+                intake.memory()
+            self.retired_drops += intake.drops
+        self.retired = add_up([self.retired, *(intake.counters.read() for intake in gone)])
+        self.retired_batches = add_up([self.retired_batches, *(intake.counters.batches() for intake in gone)])
+        return gone
+
+    def read(self) -> ListenerReading:
+        known = [*self.open(), *self.leaving]
+        memory = []
+        for intake in known:
+            with contextlib.suppress(OSError):
+                memory.append(intake.memory())
+        return ListenerReading(
+            name=self.name,
+            sockets=tuple((spec.address, spec.port) for spec in self.intakes),
+            counters=dict(
+                zip(_fastpath.RX_FIELDS, add_up([self.retired, *(i.counters.read() for i in known)]), strict=True)
+            ),
+            batch_counts=add_up([self.retired_batches, *(i.counters.batches() for i in known)]),
+            buffer_bytes=sum(info.buffer_bytes for info in memory),
+            queue_bytes=sum(info.queue_bytes for info in memory),
+            kernel_drops=self.retired_drops + sum(intake.drops for intake in known),
+            up=(
+                bool(self.intakes)
+                and not self.missing
+                and not self.unresolved
+                and all(i.owner is not None for i in self.open())
+                and len(memory) == len(known)
+            ),
+            state="up" if self.intakes and not self.down_why() else "partly down" if self.intakes else "down",
+            state_why=self.down_why(),
+            receive=self.receive,
+            receive_why=self.receive_why,
+            rings=tuple(self.rings),
+        )

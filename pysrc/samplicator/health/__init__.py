@@ -1,0 +1,4 @@
+"""Whether receivers are up, and what follows from it: probes, the state of each receiver, fail-over.
+
+May import: config, plan, host, datapath. It must never open a listener or publish a plan.
+"""

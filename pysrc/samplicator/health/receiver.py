@@ -1,0 +1,366 @@
+"""A receiver that runs: its ways, its counters, and its state.
+
+Purpose: puts together what is known of a receiver (its route, its next hop, its copies, its probe) into one state, and
+tells the ways what follows from it. Invariants: state changes in look() and refresh() only, by one thread at a time;
+counters and the number of take-overs only grow. Called by supervisor. It must never wait, and never decide who gets
+copies instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from samplicator.datapath import counters as fields
+from samplicator.datapath.account import Account
+from samplicator.datapath.ways import Path, Way
+from samplicator.health.probes import LOOPING, MAKERS, REFUSING, UNREACHABLE, UP
+from samplicator.health.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
+from samplicator.host import sockets
+from samplicator.plan.spec import ReceiverSpec
+from samplicator.readings import ReceiverReading, add_up, wall_ns
+
+if TYPE_CHECKING:
+    from samplicator._fastpath import TxCounters
+    from samplicator.host.links import Link
+
+REGAINED_SECONDS: Final = 10.0
+"""A feature that is asked for again so long, with copies leaving, and not refused, works again."""
+NEIGHBOUR_SECONDS: Final = 1.2
+"""A next hop counts as answering when it has not been unresolved for so long (neighbours.PATIENCE_SECONDS and more)."""
+FAILED_SECONDS: Final = 5.0
+"""So long without a copy that failed (no route, no neighbour): it can be reached again."""
+GRACE_SECONDS: Final = 1.0
+"""Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
+reports of old copies wait at their sockets."""
+NO_ROUTE: Final = "no route to it"
+PROBE_UNRESOLVED: Final = "name of its probe does not resolve"
+NO_ANSWER: Final = "its host, or the next hop, does not answer"
+COPIES_REFUSED: Final = "copies to it are refused"
+COMES_BACK: Final = (
+    "its copies come back to us, through another relay or a redirection: whatever sends them back must not"
+)
+ECHO_FIRST_SECONDS: Final = 10.0
+ECHO_MOST_SECONDS: Final = 320.0
+"""A receiver whose copies came back is tried again after so long; each time twice as long, up to so long."""
+COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
+_FAILED: Final = (fields.NO_ROUTE, fields.NO_NEIGHBOR)
+
+
+@dataclass(slots=True)
+class Standing:
+    """What is known of a receiver, from reload to reload. state: up | refusing | unreachable | looping, why: for
+    people, since: when that began. own: why it is this host itself, "" = it is not. echo_until: until then nothing is
+    sent, its copies having come back; echo_seconds: how long it was stopped. waiting: a standby that gets no copies.
+    down: pools do without it. takeovers: times it took over. account: what its next hop lost. told: that it is down is
+    in the log. came: when it came back last; hold: how long copies must not fail after it failed again soon; measured:
+    when copies were counted last, and how many there were. Times are of the monotonic clock.
+    """
+
+    state: str = UP
+    why: str = ""
+    since: float = field(default_factory=time.monotonic)
+    waiting: bool = False
+    down: bool = False
+    takeovers: int = 0
+    unresolved: bool = False
+    seen: tuple[int, ...] = fields.NOTHING_SENT
+    told_refusing: bool = False
+    told_until: float = 0.0
+    bad_until: float = 0.0
+    failing: str = ""
+    sent_at_failure: int = 0
+    told: bool = False
+    hold: float = 0.0
+    came: float = 0.0
+    measured: tuple[float, int] = (0.0, 0)
+    accounted_until: float = 0.0
+    account: Account = field(default_factory=Account)
+    own: str = ""
+    echo_until: float = 0.0
+    echo_seconds: float = 0.0
+    echo_tried: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class ReceiverState:
+    """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
+    opened anew. told: GAVE_UP bits that were logged. asked: for those that are asked for again, by bit: since when
+    (monotonic) and the copies sent until then.
+    """
+
+    spec: ReceiverSpec
+    path: Path
+    send_buffer: int
+    generation_added: int
+    counters: dict[int, TxCounters]
+    ways: list[Way]
+    reach: Reach
+    standing: Standing = field(default_factory=Standing)
+    lost: bool = False
+    told: int = 0
+    asked: dict[int, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def up(self) -> bool:
+        return self.standing.state == UP
+
+    def totals(self) -> tuple[int, ...]:
+        rows = [counters.read() for counters in list(self.counters.values())]
+        return rows[0] if len(rows) == 1 else add_up([fields.NOTHING_SENT, *rows])  # asked for all the time
+
+    def close_but(self, kept: ReceiverState | None) -> None:
+        """Closes every way, and the path, that `kept` does not share."""
+        still = {id(way) for way in kept.ways} if kept else set()
+        for way in self.ways:
+            if id(way) not in still:
+                way.close()
+        if kept is None or kept.path is not self.path:
+            self.path.close()
+        if kept is None or kept.reach is not self.reach:
+            self.reach.close()
+
+    @property
+    def gave_up(self) -> int:
+        """GAVE_UP bits of all ways: what the kernel refused on any of them."""
+        bits = 0
+        for way in list(self.ways):
+            bits |= way.gave_up
+        return bits
+
+    def newly_given_up(self) -> tuple[str, ...]:
+        """Features given up since the last call; one that is tried again in vain is no news."""
+        bits = self.gave_up & ~self.told
+        self.told |= bits
+        return tuple(name for name, bit in fields.FEATURES.items() if bits & bit)
+
+    def newly_regained(self, now: float) -> tuple[str, ...]:
+        """Features that were told to be given up and have turned out to work again. now: monotonic."""
+        sent, bits = self.totals()[fields.SENT], self.gave_up
+        found = []
+        for name, bit in fields.FEATURES.items():
+            if not self.told & bit or bits & bit:
+                self.asked.pop(bit, None)
+                continue
+            since, before = self.asked.setdefault(bit, (now, sent))
+            if now - since >= REGAINED_SECONDS and sent > before:
+                self.told &= ~bit
+                found.append(name)
+        return tuple(found)
+
+    # ------------------------------------------------------------------ what the ways are told
+
+    def set_link(self, link: Link | None, words: str) -> None:
+        """Told by links: where frames for the receiver go now."""
+        self.path.link, self.path.link_words = link, words
+        for way in list(self.ways):
+            way.set_link(link)
+
+    def set_unresolved(self, unresolved: bool) -> None:
+        """Told by neighbours: whether the next hop does not answer."""
+        self.standing.unresolved = unresolved
+        for way in list(self.ways):
+            for tx in (way.tx, way.fallback):
+                if tx is not None and tx.unresolved != unresolved:
+                    tx.unresolved = unresolved
+
+    def set_accounted(self, asked: bool, now: float) -> None:
+        """Whether the next hop is being asked for in vain: the account then has what the kernel would report. Reports
+        may wait at the sockets for a while.
+        """
+        standing = self.standing
+        if asked:
+            standing.accounted_until = now + NEIGHBOUR_SECONDS
+        for way in list(self.ways):
+            for tx in (way.tx, way.fallback):
+                if tx is not None and tx.accounted != (now < standing.accounted_until):
+                    tx.accounted = not tx.accounted
+
+    def set_own(self, why: str) -> None:
+        """Told by the guard: why its copies would come back to a listener of ours, "" = they would not. To be called
+        before a plan that names a new way is published.
+        """
+        self.standing.own = why
+        self._tell_looped()
+
+    def _tell_looped(self) -> None:
+        looped = bool(self.standing.own) or self.standing.echo_until > 0
+        for way in list(self.ways):
+            way.set_looped(looped)
+
+    def _echoes(self, now: float) -> None:
+        """Stops it on all workers when one has found that its copies come back, and tries it again later."""
+        standing = self.standing
+        if standing.echo_until:
+            if now >= standing.echo_until:
+                standing.echo_until = 0.0
+                standing.echo_tried = now
+                self._tell_looped()
+        elif not standing.own and any(way.looped for way in list(self.ways)):
+            again = now - standing.echo_tried < 2 * standing.echo_seconds
+            longer = min(2 * standing.echo_seconds, ECHO_MOST_SECONDS)
+            standing.echo_seconds = longer if again and longer else ECHO_FIRST_SECONDS
+            standing.echo_until = now + standing.echo_seconds
+            self._tell_looped()
+
+    def set_waiting(self, waiting: bool) -> None:
+        """A standby gets no copies (True), or all templates and then copies; wake the workers."""
+        self.standing.waiting = waiting
+        for way in list(self.ways):
+            way.set_waiting(waiting)
+
+    def set_down(self, down: bool) -> None:
+        """Whether pools do without it."""
+        self.standing.down = down
+        for way in list(self.ways):
+            way.tx.down = down
+
+    def tell_refusing(self, now: float) -> None:
+        """Whether copies that the kernel takes are refused all the same, where the engine cannot hear it."""
+        refusing = self.spec.deaf and self.reach.refusing
+        if refusing != self.standing.told_refusing:
+            self.standing.told_refusing = refusing
+            self.standing.told_until = now + GRACE_SECONDS
+        for way in list(self.ways):
+            if way.tx.refusing != refusing:
+                way.tx.refusing = refusing
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a replay asked for is not finished."""
+        return any(way.tx.replaying for way in list(self.ways))
+
+    def replay(self) -> None:
+        """Asks every worker to send it all templates; wake them."""
+        for way in list(self.ways):
+            way.tx.replay()
+
+    # ------------------------------------------------------------------ its state
+
+    def look(self, now: float) -> bool:
+        """Several times a second: True when its state has changed."""
+        self._copies(now)
+        self._echoes(now)
+        if not self.spec.missing:
+            self.path.look(now, self.ways)
+            if not self.probe_unresolved:
+                self.reach.step(now)
+        return self._settle(now)
+
+    @property
+    def probe_unresolved(self) -> bool:
+        """Whether the name that it is to be asked at does not resolve now."""
+        return self.spec.probe.kind in MAKERS and not self.spec.probe.address
+
+    def refresh(self, now: float) -> bool:
+        """Every few seconds: looks at the path again; True when its state has changed."""
+        was_routed = self.path.routed
+        if not self.path.refresh(self.ways):
+            self.lost = True
+        if self.path.routed and not was_routed:  # what failed did so for want of a route
+            self._copies(now)
+            self.standing.failing, self.standing.bad_until = "", 0.0
+        return self.look(now)
+
+    def _copies(self, now: float) -> None:
+        """What became of the copies since the last look."""
+        standing = self.standing
+        totals, before = self.totals(), standing.seen
+        self._measure(totals, now)
+        if totals == before:
+            return
+        standing.seen = totals
+        refused = totals[fields.REFUSED] != before[fields.REFUSED]
+        if refused and not standing.told_refusing and now >= standing.told_until:
+            self.reach.refused(now)
+        failing = UNREACHABLE if any(totals[i] != before[i] for i in _FAILED) else ""
+        if self.spec.probe.kind == "off" and refused:
+            failing = REFUSING
+        if failing and not standing.unresolved and (standing.failing or now >= standing.bad_until):
+            if not standing.failing:
+                relapse = standing.came and now - standing.came < RELAPSE_SECONDS
+                standing.hold = min(max(FAILED_SECONDS, 2 * standing.hold), HOLD_LIMIT_SECONDS) if relapse else 0.0
+            standing.failing = failing
+            standing.bad_until = now + max(FAILED_SECONDS, standing.hold)
+            standing.sent_at_failure = totals[fields.SENT]
+
+    def _measure(self, totals: Sequence[int], now: float) -> None:
+        """How many copies leave for it, once a second."""
+        standing = self.standing
+        taken = totals[fields.SENT] + totals[fields.REFUSED]
+        then, before = standing.measured
+        if now - then >= 1.0:
+            self.reach.copies_per_second = max(taken - before, 0) / (now - then) if then else 0.0
+            standing.measured = now, taken
+
+    def _settle(self, now: float) -> bool:
+        standing = self.standing
+        state, why = self._judge(now)
+        self.reach.anxious = state == UNREACHABLE
+        self.tell_refusing(now)
+        changed = state != standing.state
+        if changed:
+            standing.since = now
+            standing.told_until = now + GRACE_SECONDS if state == UP else standing.told_until
+            standing.came = now if state == UP else standing.came
+        standing.state, standing.why = state, why
+        return changed
+
+    def _judge(self, now: float) -> tuple[str, str]:
+        standing, reach = self.standing, self.reach
+        if self.spec.missing:
+            return UNREACHABLE, self.spec.missing
+        if self.probe_unresolved:  # nothing is known of it; a standby or a pool had better not count on it
+            return UNREACHABLE, PROBE_UNRESOLVED
+        if standing.own:
+            return LOOPING, standing.own
+        if standing.echo_until:
+            return LOOPING, f"{COMES_BACK}; tried again after {standing.echo_seconds:.0f} s"
+        if not self.path.routed:
+            return UNREACHABLE, NO_ROUTE
+        if standing.unresolved:
+            standing.bad_until = max(standing.bad_until, now + NEIGHBOUR_SECONDS)
+            return UNREACHABLE, NO_ANSWER
+        if reach.state != UP:
+            return reach.state, reach.why
+        words = COPIES_REFUSED if standing.failing == REFUSING else COPIES_FAIL
+        if now < standing.bad_until:
+            return (standing.failing, words) if standing.failing else (UNREACHABLE, NO_ANSWER)
+        if standing.failing:  # no news is good news only where somebody asks, or where copies get through
+            if not reach.asks and standing.seen[fields.SENT] == standing.sent_at_failure:
+                return standing.failing, words
+            standing.failing = ""
+        return UP, ""
+
+    def read(self, totals: Sequence[int] | None = None) -> ReceiverReading:
+        """totals: the counters to show, None = as the datapath has them now."""
+        spec, standing = self.spec, self.standing
+        return ReceiverReading(
+            name=spec.name,
+            host=spec.host,
+            address=spec.host if spec.unresolved else sockets.text_of(spec.address),
+            port=spec.port,
+            source="spoof" if spec.spoof else "own",
+            engine=spec.engine,
+            engine_why=spec.engine_why,
+            counters=dict(zip(fields.TX_FIELDS, self.totals() if totals is None else totals, strict=True)),
+            up=self.up,
+            generation_added=self.generation_added,
+            gave_up=tuple(name for name, bit in fields.FEATURES.items() if self.gave_up & bit),
+            link=self.path.link_words,
+            mtu=self.path.mtu,
+            mtu_why=self.path.mtu_why,
+            state=standing.state,
+            state_why=standing.why,
+            state_since_unix=wall_ns(int(standing.since * 1e9)) / 1e9,
+            standby_for=spec.standby_for,
+            waiting=standing.waiting,
+            takeovers=standing.takeovers,
+        )
+
+
+def ids(states: Sequence[ReceiverState], worker: int) -> dict[int, str]:
+    """Receiver name by TxCounters.id of a worker."""
+    return {state.counters[worker].id: state.spec.name for state in states if worker in state.counters}

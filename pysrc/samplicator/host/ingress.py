@@ -1,0 +1,259 @@
+"""Ingress: keeps from the UDP stack what rings take: an nftables rule at the device's ingress hook.
+
+Purpose: speaks nf_tables over netlink (include/uapi/linux/netfilter/nf_tables.h), a handful of messages. Invariants:
+the rules test what ring.sections() says, like the socket filters; they live in a table that belongs to our netlink
+socket (flag owner, Linux 5.12), so the kernel removes them with the process, however that ends, and nobody else can
+change them; a chain is put in place or replaced in one transaction. Called by engines. Needs CAP_NET_ADMIN. It must
+never touch another table.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import secrets
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from samplicator.host.ring import HEADERS, Section, sections
+from samplicator.plan.spec import RingMatch
+
+NETLINK_NETFILTER: Final = 12
+NFPROTO_NETDEV: Final = 5
+_SUBSYSTEM: Final = 10
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_NEW_TABLE, _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE = 0, 3, 5, 6, 8
+_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
+_TABLE_OWNER: Final = 2
+_PRIORITY: Final = -500  # before all that is usual
+_META_PROTOCOL, _META_PACKET_TYPE = 1, 19
+_LINK, _NETWORK = 0, 1
+_DROP, _JUMP = 0, -3
+_SIOCGIFHWADDR: Final = 0x8927
+_ETHERNET: Final = 1
+
+Message = tuple[int, int, bytes]
+"""Type, flags, attributes."""
+
+
+class IngressError(OSError):
+    """The kernel refused the rule; the text says what that means."""
+
+    def __init__(self, number: int) -> None:
+        why = {
+            errno.EPERM: "CAP_NET_ADMIN is needed",
+            errno.EOPNOTSUPP: "this needs Linux 5.12 with nf_tables (CONFIG_NF_TABLES_NETDEV)",
+            errno.EINVAL: "this needs Linux 5.12 with nf_tables (CONFIG_NF_TABLES_NETDEV)",
+            errno.EPROTONOSUPPORT: "this kernel has no nf_tables",
+            errno.ENOENT: "the interface is gone, or the kernel has no ingress hook (CONFIG_NF_TABLES_NETDEV)",
+        }.get(number, errno.errorcode.get(number, str(number)))
+        super().__init__(number, f"the ingress rule cannot be made: {why}")
+
+
+class Ingress:
+    """One table. Not thread-safe: the supervisor's lock guards it."""
+
+    def __init__(self) -> None:
+        self.table = f"samplicator_{secrets.token_hex(4)}"
+        self._sequence = 0
+        self._generation = 0
+        self._chains: dict[str, tuple[str, ...]] = {}
+        try:
+            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        except OSError as error:
+            raise IngressError(error.errno or 0) from error
+        try:
+            self._netlink.settimeout(5.0)
+            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            self._netlink.bind((0, 0))
+            self._send([(_NEW_TABLE, _CREATE, _text(1, self.table) + _number(2, _TABLE_OWNER))])
+        except BaseException:
+            self._netlink.close()
+            raise
+
+    def put(self, name: str, interface: str, matches: Sequence[RingMatch]) -> None:
+        """From now on what `matches` says is dropped at the interface's ingress; replaces what was put under this name.
+
+        Raises IngressError; then nothing has changed.
+        """
+        self._generation += 1
+        base = f"c{self._generation}"
+        found = list(sections(matches))
+        chains = (base, *(f"{base}_{kind}{k}" for k in range(len(found)) for kind in ("address", "port")))
+        batch: list[Message] = [(_NEW_CHAIN, _CREATE, self._base_chain(base, interface))]
+        batch += [(_NEW_CHAIN, _CREATE, self._chain(chain)) for chain in chains[1:]]
+        tagged = _hardware(interface) == _ETHERNET
+        for number, section in enumerate(found):
+            addresses, ports = f"{base}_address{number}", f"{base}_port{number}"
+            batch.append(self._rule(base, _head(section, tagged), _JUMP, addresses))
+            batch += [self._rule(addresses, each, _JUMP, ports) for each in _addresses(section)]
+            batch += [self._rule(ports, each, _DROP) for each in _ports(section)]
+        self._send([*batch, *self._removal(name)])
+        self._chains[name] = chains
+
+    def remove(self, name: str) -> None:
+        """Lets the UDP stack have those datagrams again. What went with its interface is no error."""
+        try:
+            self._send(self._removal(name))
+        except IngressError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        finally:
+            self._chains.pop(name, None)
+
+    def close(self) -> None:
+        """The kernel removes the table with its owner."""
+        self._netlink.close()
+
+    # ------------------------------------------------------------------ messages
+
+    def _base_chain(self, name: str, interface: str) -> bytes:
+        hook = _number(1, 0) + _number(2, _PRIORITY) + _text(3, interface)
+        return self._chain(name) + _nested(4, hook) + _number(5, 1) + _text(7, "filter")
+
+    def _chain(self, name: str) -> bytes:
+        return _text(1, self.table) + _text(3, name)
+
+    def _rule(self, chain: str, expressions: bytes, verdict: int, to: str = "") -> Message:
+        code = _number(1, verdict) + (_text(2, to) if to else b"")
+        last = _expression("immediate", _number(1, 0) + _nested(2, _nested(2, code)))
+        place = _text(1, self.table) + _text(2, chain)
+        return _NEW_RULE, _CREATE | _APPEND, place + _nested(4, expressions + last)
+
+    def _removal(self, name: str) -> list[Message]:
+        chains = self._chains.get(name, ())
+        place = _text(1, self.table)
+        rules: list[Message] = [(_DELETE_RULE, 0, place + _text(2, chain)) for chain in chains]
+        return rules + [(_DELETE_CHAIN, 0, place + _text(3, chain)) for chain in chains]
+
+    def _send(self, batch: Sequence[Message]) -> None:
+        """One transaction: all of it or, with IngressError, nothing."""
+        if not batch:
+            return
+        edge = struct.pack("!BBH", 0, 0, _SUBSYSTEM)
+        head = struct.pack("!BBH", NFPROTO_NETDEV, 0, 0)
+        data = self._message(_BATCH_BEGIN, _REQUEST, edge)
+        waiting = set()
+        for kind, flags, attributes in batch:
+            data += self._message(_SUBSYSTEM << 8 | kind, _REQUEST | _ACK | flags, head + attributes)
+            waiting.add(self._sequence)
+        data += self._message(_BATCH_END, _REQUEST, edge)
+        try:
+            self._netlink.send(data)
+            while waiting:
+                for sequence, code in _answers(self._netlink.recv(1 << 20)):
+                    if code:
+                        raise IngressError(-code)
+                    waiting.discard(sequence)
+        except TimeoutError:
+            raise IngressError(errno.ETIMEDOUT) from None
+        finally:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Answers to what else a refused batch said."""
+        self._netlink.setblocking(False)
+        try:
+            while self._netlink.recv(1 << 20):
+                pass
+        except OSError:
+            pass
+        finally:
+            self._netlink.settimeout(5.0)
+
+    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0) + body
+
+
+def _answers(data: bytes) -> Iterator[tuple[int, int]]:
+    """(sequence, error) of each NLMSG_ERROR."""
+    while len(data) >= 16:
+        length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data)
+        if length < 16:
+            return
+        if kind == 2:
+            yield sequence, struct.unpack_from("=i", data, 16)[0]
+        data = data[(length + 3) & ~3 :]
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def _nested(kind: int, data: bytes) -> bytes:
+    return _attribute(kind | 0x8000, data)
+
+
+def _number(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
+
+
+def _text(kind: int, value: str) -> bytes:
+    return _attribute(kind, value.encode() + b"\0")
+
+
+def _expression(name: str, attributes: bytes) -> bytes:
+    return _nested(1, _text(1, name) + _nested(2, attributes))
+
+
+def _value(kind: int, data: bytes) -> bytes:
+    return _nested(kind, _attribute(1, data))
+
+
+def _equal(data: bytes) -> bytes:
+    """Register 1 holds this."""
+    return _expression("cmp", _number(1, 1) + _number(2, 0) + _value(3, data))
+
+
+def _meta(key: int, data: bytes) -> bytes:
+    return _expression("meta", _number(1, 1) + _number(2, key)) + _equal(data)
+
+
+def _load(base: int, offset: int, size: int) -> bytes:
+    return _expression("payload", _number(1, 1) + _number(2, base) + _number(3, offset) + _number(4, size))
+
+
+def _head(section: Section, ethernet: bool) -> bytes:
+    """Packet type, protocol, no VLAN tag (a tagged frame's EtherType reads as 0x8100 even when the device has taken
+    the tag out, net/netfilter/nft_payload.c), and the tests of the IP header.
+    """
+    protocol = section.protocol.to_bytes(2)
+    out = _meta(_META_PACKET_TYPE, bytes([section.kind])) + _meta(_META_PROTOCOL, protocol)
+    if ethernet:
+        out += _load(_LINK, 12, 2) + _equal(protocol)
+    for offset, size, mask, value in HEADERS[section.protocol].tests:
+        out += _load(_NETWORK, offset, size)
+        if mask != (1 << 8 * size) - 1:
+            masked = _number(3, size) + _value(4, mask.to_bytes(size)) + _value(5, bytes(size))
+            out += _expression("bitwise", _number(1, 1) + _number(2, 1) + masked)
+        out += _equal(value.to_bytes(size))
+    return out
+
+
+def _addresses(section: Section) -> Iterator[bytes]:
+    header = HEADERS[section.protocol]
+    for address in section.addresses:
+        yield _load(_NETWORK, header.destination, header.octets) + _equal(address)
+
+
+def _ports(section: Section) -> Iterator[bytes]:
+    load = _load(_NETWORK, HEADERS[section.protocol].ports + 2, 2)
+    for low, high in section.ports:
+        if low == high:
+            yield load + _equal(low.to_bytes(2))
+        else:
+            ends = _value(3, low.to_bytes(2)) + _value(4, high.to_bytes(2))
+            yield load + _expression("range", _number(1, 1) + _number(2, 0) + ends)
+
+
+def _hardware(interface: str) -> int:
+    """Type of a device (ARPHRD_*, netdevice(7))."""
+    request = struct.pack("16sH14x", interface.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            return int(struct.unpack_from("16sH", fcntl.ioctl(sock, _SIOCGIFHWADDR, request))[1])
+        except OSError:
+            raise IngressError(errno.ENOENT) from None

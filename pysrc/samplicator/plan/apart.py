@@ -1,0 +1,77 @@
+"""Apart: whether a collector can tell exporters apart whose copies are not spoofed, and what to say when it cannot.
+
+NetFlow v9 and IPFIX templates are unique per exporter and domain only (RFC 3954 section 9; RFC 7011 section 8, per
+transport session). Unspoofed copies of all exporters come from one address and port: exporters that use the same domain
+and template numbers, as most do, overwrite each other's templates at the collector, which then decodes their flows
+wrongly and says nothing. Pure: specs in, sentences out. Called by planner and explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from samplicator.config.address import ParsedSource
+from samplicator.plan.spec import ListenerSpec, PoolSpec, ReceiverSpec, RuleSpec
+
+OTHER_PORTS: Final = frozenset({161, 162, 514, 601, 1514, 6343, 6514, 10162, 10514})
+"""Ports of syslog, SNMP and sFlow by custom: what comes there has no templates."""
+SHOWN: Final = 5
+ONE: Final = b"\xff" * 16
+REMEDY: Final = 'set spoof = true, source_port = "per-session" or domain = "unique"'
+
+
+def warnings(
+    listeners: Sequence[ListenerSpec],
+    receivers: Sequence[ReceiverSpec],
+    rules: Sequence[RuleSpec],
+    pools: Sequence[PoolSpec],
+) -> list[str]:
+    """What an operator has to know: receivers where templates can meet, and aliases that cannot be had."""
+    flowing = {listener.index for listener in listeners if listener.flow and _may_flow(listener)}
+    deaf = {listener.index: listener.name for listener in listeners if not listener.flow}
+    everywhere = frozenset(listener.index for listener in listeners)
+    first: dict[int, ParsedSource] = {}
+    several: set[int] = set()
+    quiet: dict[tuple[int, int], None] = {}
+    for rule in rules:
+        heard = everywhere if rule.listeners is None else frozenset(rule.listeners)
+        named = {*rule.receivers, *(index for pool in rule.pools for index, _ in pools[pool].members)} - several
+        for index in named:
+            receiver = receivers[index]
+            if receiver.apart:
+                quiet.update(dict.fromkeys((index, i) for i in sorted(heard & deaf.keys())))
+            elif not receiver.spoof and heard & flowing and _several(rule, first, index):
+                several.add(index)
+    mixed = [receivers[index].name for index in sorted(several)]
+    blind = [f"{receivers[index].name!r} (listener {deaf[i]!r})" for index, i in sorted(quiet)]
+    found = []
+    if mixed:
+        found.append(
+            f"{_listed(mixed)}: copies are not spoofed, so NetFlow v9 and IPFIX of several exporters reach the "
+            f"collector from one address and port, and their templates can overwrite each other there: {REMEDY}; a "
+            'listener without flow telemetry can have flow = "off"'
+        )
+    if blind:
+        found.append(
+            f'receiver {", ".join(blind)}: with flow = "off" domains are not looked at, so NetFlow v9 and IPFIX keep '
+            "theirs"
+        )
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{'receiver' if len(names) == 1 else 'receivers'} {shown}{more}"
+
+
+def _may_flow(listener: ListenerSpec) -> bool:
+    return any(socket.port not in OTHER_PORTS for socket in listener.sockets)
+
+
+def _several(rule: RuleSpec, first: dict[int, ParsedSource], index: int) -> bool:
+    """Whether the rule's sources are more than one exporter, with those of the rules before (first: one of them)."""
+    return any(
+        source.mask != ONE or first.setdefault(index, source).address != source.address for source in rule.sources
+    )

@@ -1,0 +1,523 @@
+"""The planner: from a checked configuration and resolved addresses to a PlanSpec, the pure description of what shall
+run.
+
+Purpose: every decision that can be taken without opening anything is taken here, once: which sockets, which engine
+for which receiver and why, which rule fires for whom, and whether a receiver would loop back into a listener.
+Invariants: pure data in, pure data out; all problems are reported at once. Called by reload, and by the command line
+for `check` and `explain`. It must never open a socket, ask the kernel (what it needs to know about the host comes in
+as Capabilities) or import the compiled module.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+from typing import Final
+
+from samplicator.config.address import Endpoint, address_text, endpoint_text
+from samplicator.config.model import Config, Loaded, Path, Receiver
+from samplicator.errors import ConfigError, Problem
+from samplicator.plan import apart
+from samplicator.plan.loops import LOCAL, Delivery, loops_into
+from samplicator.plan.rings import NEEDS, rings_of
+from samplicator.plan.rules import needed, pool_specs, rule_specs
+from samplicator.plan.spec import (
+    Capabilities,
+    HostAddress,
+    ListenerSpec,
+    NameKey,
+    PlanSpec,
+    ProbeSpec,
+    ReceiverSpec,
+    Resolved,
+    ResolvedAddress,
+    RingSpec,
+    RuleSpec,
+    SocketSpec,
+)
+
+__all__ = [
+    "NEEDS_NET_RAW",
+    "Capabilities",
+    "ListenerSpec",
+    "NameKey",
+    "PlanSpec",
+    "ReceiverSpec",
+    "Resolved",
+    "ResolvedAddress",
+    "RuleSpec",
+    "SocketSpec",
+    "compile",
+    "names_of",
+    "source_names_of",
+]
+
+FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
+NAME_UNRESOLVED: Final = "name does not resolve"
+NO_INTERFACE: Final = "no such interface"
+UNTIL_THEN: Final = "until then the receiver is unreachable, and copies to it are counted as no_route"
+
+NEEDS_NET_RAW: Final = (
+    "needs CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
+    'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
+)
+TRANSPARENT_WHY: Final = "runs leave in one send by sockets bound to exporters' ports, the rest by a raw socket"
+
+
+def names_of(config: Config) -> dict[NameKey, Path]:
+    """Every host name the configuration uses, with the wanted family and the first place it stands at."""
+    found: dict[NameKey, Path] = {}
+    for index, listener in enumerate(config.listener):
+        for number, endpoint in enumerate(listener.endpoints):
+            if not endpoint.literal:
+                found.setdefault((endpoint.host, FAMILIES[listener.family]), ("listener", index, "listen", number))
+    for index, receiver in enumerate(config.receiver):
+        if not receiver.endpoint.literal:
+            found.setdefault((receiver.endpoint.host, FAMILIES[receiver.family]), ("receiver", index, "to"))
+        asked = receiver.probing.endpoint
+        if asked is not None and not asked.literal:
+            found.setdefault((asked.host, FAMILIES[receiver.family]), ("receiver", index, "probe"))
+    return found
+
+
+def source_names_of(loaded: Loaded) -> dict[NameKey, Path]:
+    """Every host name that a rule's `from` uses."""
+    return {
+        (source.host, source.family): ("rule", index, "from", number)
+        for index, sources in enumerate(loaded.sources)
+        for number, source in enumerate(sources)
+        if source.host
+    }
+
+
+def compile(
+    loaded: Loaded, resolved: Resolved, capabilities: Capabilities, *, judge_addresses: bool = True
+) -> PlanSpec:
+    """The plan of a configuration. Raises ConfigError with every problem: missing rights, loops. What this host lacks
+    now and may have later (an address of a name, an interface, an own address) is no problem: it is in the specs, and
+    in the warnings.
+
+    judge_addresses: whether a receiver at an address that this host has now is one. A daemon has the plan without: such
+    an address comes and goes (VRRP, anycast), and the supervisor follows it (supervisor/guard.py).
+    """
+    return _Compiler(loaded, resolved, capabilities, judge_addresses).run()
+
+
+class _Compiler:
+    def __init__(self, loaded: Loaded, resolved: Resolved, capabilities: Capabilities, judge_addresses: bool) -> None:
+        self.loaded = loaded
+        self.judge_addresses = judge_addresses
+        self.config = loaded.config
+        self.resolved = resolved
+        self.capabilities = capabilities
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self.lacks: list[Problem] = []  # of this host, now
+        self.host: tuple[HostAddress, ...] = ()
+        self.needed = needed(self.config)
+
+    def run(self) -> PlanSpec:
+        self.warn_of_sources()
+        listeners = self.receive(self.listeners())
+        ports: dict[int, list[SocketSpec]] = {}
+        for listener in listeners:
+            for socket in listener.sockets:
+                ports.setdefault(socket.port, []).append(socket)
+        receivers = tuple(
+            spec
+            for index, receiver in enumerate(self.config.receiver)
+            if (spec := self.receiver(index, receiver, ports)) is not None
+        )
+        workers, cpus = self.workers()
+        if self.problems:
+            raise ConfigError(self.problems, self.lacks)
+        datapath = self.config.datapath
+        rules = rule_specs(self.loaded, self.resolved)
+        pools = pool_specs(self.config)
+        if self.loaded.origin == "toml":  # who comes from samplicate knows what collectors see
+            self.warnings += apart.warnings(listeners, receivers, rules, pools)
+        control = self.config.service.control
+        return PlanSpec(
+            listeners=listeners,
+            receivers=receivers,
+            rules=rules,
+            workers=workers,
+            cpus=cpus,
+            receive_buffer=datapath.receive_buffer,
+            send_buffer=datapath.send_buffer,
+            max_datagram=datapath.max_datagram,
+            batch=datapath.batch,
+            ring_buffer=datapath.ring_buffer,
+            max_delay_us=datapath.max_delay,
+            flow_memory=datapath.flow_memory,
+            template_life_minutes=datapath.template_life_minutes,
+            host_addresses=self.host,
+            warnings=(*map(str, self.lacks), *self.warnings),
+            pools=pools,
+            alias_file=f"{control}.domains" if control and any(r.apart for r in receivers) else "",
+        )
+
+    def warn_of_sources(self) -> None:
+        for key, path in source_names_of(self.loaded).items():
+            if not self.resolved.get(key):
+                self.warn(path, f"the host name {key[0]!r} does not resolve now; it matches no exporter until it does")
+
+    def problem(self, path: Path, why: str) -> None:
+        self.problems.append(self.loaded.problem(path, why))
+
+    def warn(self, path: Path, why: str) -> None:
+        self.lacks.append(self.loaded.problem(path, why))
+
+    def lookup(self, endpoint: Endpoint, family: str) -> ResolvedAddress | None:
+        """None: the name does not resolve now."""
+        if endpoint.literal:
+            return ResolvedAddress(endpoint.address, self.index(endpoint.scope))
+        found = self.resolved.get((endpoint.host, FAMILIES[family]), ())
+        return found[0] if found else None
+
+    def index(self, interface: str) -> int:
+        """Of an interface by name or number; 0: none is named, or there is none of this name now."""
+        if interface.isdigit():
+            return int(interface)
+        return self.capabilities.interface_index(interface) if interface else 0
+
+    # ------------------------------------------------------------------ listeners
+
+    def listeners(self) -> tuple[ListenerSpec, ...]:
+        bound: list[list[tuple[ResolvedAddress, int, str]]] = []
+        unresolved: list[list[str]] = []
+        for index, listener in enumerate(self.config.listener):
+            if listener.interface and not self.index(listener.interface):
+                why = f"there is no interface {listener.interface!r} now; the listener is down until there is"
+                self.warn(("listener", index, "interface"), why)
+            entries: list[tuple[ResolvedAddress, int, str]] = []
+            waiting: list[str] = []
+            for number, endpoint in enumerate(listener.endpoints):
+                path: Path = ("listener", index, "listen", number)
+                ports = range(endpoint.port, endpoint.last_port + 1)
+                address = self.lookup(endpoint, listener.family)
+                if address is None:
+                    why = (
+                        f"the host name {endpoint.host!r} does not resolve now; nothing is received there until it does"
+                    )
+                    self.warn(path, why)
+                    waiting.extend(endpoint_text(endpoint.host, port) for port in ports)
+                    continue
+                if endpoint.scope and not address.scope_id:
+                    why = f"there is no interface {endpoint.scope!r} now; nothing is received there until there is"
+                    self.warn(path, why)
+                entries.extend((address, port, endpoint.scope) for port in ports)
+            bound.append(entries)
+            unresolved.append(waiting)
+        ports_v4 = {port for entries in bound for address, port, _ in entries if address.family == 4}
+        taken: dict[tuple[bytes, int, str], str] = {}
+        specs = []
+        for index, (listener, entries) in enumerate(zip(self.config.listener, bound, strict=True)):
+            sockets: list[SocketSpec] = []
+            for address, port, scope in entries:
+                text = address_text(address.address)
+                key = (address.address, port, scope or listener.interface)
+                if key in taken:
+                    why = f"{endpoint_text(text, port)} is already taken by listener {taken[key]!r}"
+                    self.problem(("listener", index, "listen"), why)
+                    continue
+                taken[key] = listener.name
+                groups = tuple(group for group in listener.multicast if (":" in group) == (address.family == 6))
+                device = self.index(scope or listener.interface)
+                sockets.append(
+                    SocketSpec(
+                        listener=index,
+                        address=f"{text}%{scope}" if scope else text,
+                        port=port,
+                        family=address.family,
+                        v6only=address.family == 6 and not any(address.address) and port in ports_v4,
+                        interface=listener.interface,
+                        groups=groups,
+                        index=device,
+                        joins=tuple(self.joins(listener.interface, device, group) for group in groups),
+                    )
+                )
+            specs.append(
+                ListenerSpec(
+                    index=index,
+                    name=listener.name,
+                    sockets=tuple(sockets),
+                    flow=listener.flow != "off",
+                    unresolved=tuple(unresolved[index]),
+                )
+            )
+        return tuple(specs)
+
+    def joins(self, interface: str, index: int, group: str) -> int:
+        """Index of the interface that a multicast group is joined on: the configured one, or where its route leads."""
+        return index if interface else self.capabilities.group_interface(parse_ip_bytes(group))
+
+    def receive(self, listeners: tuple[ListenerSpec, ...]) -> tuple[ListenerSpec, ...]:
+        """The listeners with their rings, those that are to have some."""
+        wants = [self.config.listener[listener.index].receive for listener in listeners]
+        able = self.capabilities.net_raw and self.capabilities.net_admin
+        if any(want != "recvmmsg" for want in wants) and able:
+            self.host = self.capabilities.host_addresses()
+        indexes = {item.interface: item.index for item in self.host}
+        specs = []
+        for listener, want in zip(listeners, wants, strict=True):
+            if want == "recvmmsg":
+                specs.append(listener)
+                continue
+            path: Path = ("listener", listener.index, "receive")
+            why = NEEDS
+            rings: tuple[RingSpec, ...] = ()
+            if able:
+                why = "no interface of this host carries an address it listens to; name one with `interface`"
+                there = [s for s in listener.sockets if s.index or not s.device]
+                for socket in there:
+                    indexes.setdefault(socket.device, socket.index)
+                others = [s for other in listeners if other is not listener for s in other.sockets]
+                rings = rings_of(there, others, self.host, indexes)
+            if rings:
+                names = ", ".join(ring.interface for ring in rings)
+                why = "configured" if want == "ring" else "auto"
+                why += f": whole datagrams by a packet ring on {names}, before the firewall; all else by UDP sockets"
+            elif want == "ring" and not able:
+                self.problem(path, why)
+            elif want == "ring":
+                self.warn(path, f"{why}; until then UDP sockets receive")
+            how = "ring" if rings else "recvmmsg"
+            required = want == "ring"
+            specs.append(replace(listener, receive=how, receive_why=why, rings=rings, ring_required=required))
+        return tuple(specs)
+
+    # ------------------------------------------------------------------ receivers
+
+    def receiver(self, index: int, receiver: Receiver, ports: dict[int, list[SocketSpec]]) -> ReceiverSpec | None:
+        path: Path = ("receiver", index)
+        endpoint = receiver.endpoint
+        address = self.lookup(endpoint, receiver.family)
+        missing = ""
+        if address is None:
+            missing = NAME_UNRESOLVED
+            self.warn((*path, "to"), f"the host name {endpoint.host!r} does not resolve now; {UNTIL_THEN}")
+            address = ResolvedAddress(bytes(4 if self.family(receiver) == 4 else 16))
+        elif endpoint.scope and not address.scope_id:
+            missing = f"{NO_INTERFACE}: {endpoint.scope}"
+            self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
+        else:
+            self.guard_loop(path, receiver, address, endpoint.port, ports)
+        source: tuple[bytes, int] | None = None
+        if receiver.own_source is not None:
+            family, own, port = receiver.own_source
+            source = (own, port)
+            if family != address.family:
+                where = address_text(address.address)
+                self.problem((*path, "source"), f"an IPv{family} source cannot send to {where} (IPv{address.family})")
+                return None
+        engine, why = self.engine(path, receiver, address, source)
+        if engine == "udp" and source is not None and not self.capabilities.is_local(source[0]) and not missing:
+            missing = f"its source {address_text(source[0])} is not an address of this host now"
+            self.warn((*path, "source"), f"{missing.removeprefix('its source ')}; {UNTIL_THEN}")
+        if engine == "udp" and source is not None and source[1]:
+            for socket in ports.get(source[1], []):
+                if parse_ip_bytes(socket.address) in (source[0], bytes(len(source[0]))):
+                    self.problem(
+                        (*path, "source"),
+                        f"port {source[1]} is a listener's own: a socket bound to it would take its datagrams; leave "
+                        'the port out, or use engine = "raw"',
+                    )
+        self.mtu(path, receiver, address, engine)
+        if not receiver.checksum and address.family == 6:
+            self.warnings.append(
+                f"receiver {receiver.name!r}: checksum = false has no effect over IPv6, where a UDP checksum is a must "
+                "(RFC 8200 section 8.1)"
+            )
+        return ReceiverSpec(
+            name=receiver.name,
+            address=address.address,
+            port=endpoint.port,
+            family=address.family,
+            scope_id=address.scope_id,
+            host=endpoint.host,
+            engine=engine,
+            engine_why=why,
+            spoof=receiver.spoof,
+            source=source,
+            checksum=receiver.checksum or address.family == 6,
+            freq=receiver.freq,
+            ttl=0 if receiver.ttl == "keep" else receiver.ttl,
+            tos=-1 if receiver.tos == "keep" else receiver.tos,
+            pause_us=receiver.pause_us,
+            mtu=0 if receiver.mtu == "auto" else receiver.mtu,
+            by_exporter=receiver.freq_mode == "exporter",
+            refresh=(
+                receiver.template_refresh_packets,
+                receiver.template_refresh_minutes * 60_000,
+                receiver.options_refresh_packets,
+                receiver.options_refresh_minutes * 60_000,
+            ),
+            probe=self.probe(path, receiver, address),
+            standby_for=receiver.standby_for,
+            needed=receiver.probe != "off" and receiver.name in self.needed,
+            per_session=self.per_session(path, receiver, engine),
+            unique=receiver.domain == "unique",
+            missing=missing,
+        )
+
+    def mtu(self, path: Path, receiver: Receiver, address: ResolvedAddress, engine: str) -> None:
+        """What is wrong with `mtu`, of which the family is known only now."""
+        if receiver.mtu == "auto":
+            return
+        if address.family == 6 and receiver.mtu < 1280:
+            self.problem((*path, "mtu"), "every IPv6 link takes 1280 bytes (RFC 8200 section 5): use 1280 or more")
+        if engine == "udp" and not self.capabilities.net_raw:
+            why = f"fragments of this size are cut here, for which a raw socket {NEEDS_NET_RAW}; or leave `mtu` out"
+            self.problem((*path, "mtu"), why + ": the kernel cuts what the path does not take")
+        if receiver.source_port == "per-session":
+            why = 'cannot be combined with source_port = "per-session"; leave `mtu` out: the kernel cuts for the route'
+            self.problem((*path, "mtu"), why)
+
+    def per_session(self, path: Path, receiver: Receiver, engine: str) -> bool:
+        if receiver.source_port == "shared":
+            return False
+        if engine != "udp" and not receiver.spoof and receiver.engine == "auto":
+            why = "per-session needs UDP sockets, and those cannot have a source that is not an address of this host"
+            self.problem((*path, "source_port"), why)
+        return engine == "udp"
+
+    @staticmethod
+    def family(receiver: Receiver) -> int:
+        """Address family of a receiver whose name does not resolve: what is configured, else IPv4."""
+        own = receiver.own_source
+        return FAMILIES[receiver.family] or (own[0] if own is not None else 4)
+
+    def probe(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> ProbeSpec:
+        """Where and how the receiver is asked. address b"": the name of the probe does not resolve now."""
+        probe = receiver.probing
+        if probe.kind not in ("tcp", "http"):
+            return ProbeSpec(probe.kind)
+        where = endpoint_text(probe.endpoint.host if probe.endpoint is not None else receiver.endpoint.host, probe.port)
+        if probe.endpoint is not None:
+            found = self.lookup(probe.endpoint, receiver.family)
+            if found is None:
+                why = f"the host name {probe.endpoint.host!r} does not resolve now; the receiver counts as unreachable"
+                self.warn((*path, "probe"), f"{why} until it does, copies to it are sent all the same")
+                return ProbeSpec(probe.kind, b"", probe.port, 0, where, probe.path)
+            address = found
+        return ProbeSpec(probe.kind, address.address, probe.port, address.scope_id, where, probe.path)
+
+    def engine(
+        self, path: Path, receiver: Receiver, address: ResolvedAddress, source: tuple[bytes, int] | None
+    ) -> tuple[str, str]:
+        """The engine and, in one sentence, why."""
+        wanted = receiver.engine
+        foreign = source is not None and not self.capabilities.is_local(source[0])
+        if receiver.spoof and source is not None:
+            self.problem(
+                (*path, "source"), "spoof keeps the exporter's source: leave `source` out, or set spoof = false"
+            )
+        if wanted == "udp":
+            if receiver.spoof:
+                self.problem((*path, "engine"), 'engine "udp" cannot spoof; use "raw" or "auto"')
+            return "udp", "configured: a UDP socket connected to the receiver, the kernel writes the headers"
+        if wanted in ("transparent", "packet"):
+            engine, reason = self.spoofing_engine(path, receiver, address)
+        elif wanted == "raw":
+            engine, reason = "raw", "configured: headers are written here, one raw socket per receiver"
+        elif receiver.spoof:
+            engine, reason = spoofing_choice(receiver, address)
+        elif foreign and source is not None:
+            engine = "raw"
+            reason = f"the source {address_text(source[0])} is not an address of this host, so headers are made here"
+        else:
+            return "udp", "not spoofed: a UDP socket connected to the receiver is the cheapest way"
+        if not self.capabilities.net_raw:
+            key = "spoof" if receiver.spoof else "source" if wanted == "auto" else "engine"
+            self.problem((*path, key), f"a raw socket {NEEDS_NET_RAW}")
+        return engine, reason
+
+    def spoofing_engine(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
+        """The engine `transparent` or `packet` as configured, held against the rest of the receiver."""
+        engine = receiver.engine
+        if not receiver.spoof:
+            why = f'engine "{engine}" sends from the exporter\'s address: set spoof = true, or use "udp" or "raw"'
+            self.problem((*path, "engine"), why)
+        if receiver.pause_us:
+            self.problem((*path, "engine"), f'pause_us wants packet after packet, not "{engine}": use "raw" or "auto"')
+        if engine == "packet":
+            local = any(address.address) and self.capabilities.is_local(address.address)
+            reason = (
+                "configured: link frames to the next hop through one packet socket per worker, past routing, netfilter "
+                + (
+                    "and qdisc choice; but the receiver is this host, so copies leave by its raw socket"
+                    if local
+                    else "and IPsec; by its raw socket while the next hop's link address is not known"
+                )
+            )
+            return engine, reason + _mostly_raw(receiver)
+        if not receiver.checksum and address.family == 4:
+            why = 'checksum = false cannot be had from the UDP stack: use "raw", "packet" or "auto"'
+            self.problem((*path, "engine"), why)
+        return engine, "configured: " + TRANSPARENT_WHY + _mostly_raw(receiver)
+
+    def guard_loop(
+        self,
+        path: Path,
+        receiver: Receiver,
+        address: ResolvedAddress,
+        port: int,
+        ports: dict[int, list[SocketSpec]],
+    ) -> None:
+        """A receiver that is one of our listeners would send us our own copies, for ever."""
+        source = receiver.own_source[1] if receiver.own_source is not None else b""
+        hit = loops_into(ports.get(port, []), address.address, port, source, self.deliver)
+        if hit is not None:
+            text = address_text(address.address)
+            listener = self.config.listener[hit.listener].name
+            self.problem(
+                (*path, "to"),
+                f"receiver {receiver.name!r} at {endpoint_text(text, port)} is this host's own listener {listener!r} "
+                f"({endpoint_text(hit.address, hit.port)}): every datagram would come back for ever",
+            )
+
+    def deliver(self, address: bytes) -> Delivery:
+        local = self.judge_addresses and self.capabilities.is_local(address)
+        return Delivery(LOCAL) if local else Delivery()
+
+    # ------------------------------------------------------------------ workers
+
+    def workers(self) -> tuple[int, tuple[int, ...]]:
+        """Number of workers and the CPUs to pin them to. A fixed number without `cpus` is left to the scheduler."""
+        datapath = self.config.datapath
+        allowed = self.capabilities.cpus
+        for number, cpu in enumerate(datapath.cpus):
+            if cpu not in allowed:
+                may = ", ".join(map(str, allowed))
+                self.problem(("datapath", "cpus", number), f"CPU {cpu} is not one this process may run on ({may})")
+        cpus = tuple(dict.fromkeys(datapath.cpus))
+        if datapath.workers == "auto":
+            cpus = cpus or allowed
+            return len(cpus), cpus
+        if cpus and datapath.workers > len(cpus):
+            self.warnings.append(f"{datapath.workers} workers share {len(cpus)} CPUs: some will wait for each other")
+        return datapath.workers, cpus
+
+
+def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
+    """Engine "auto" of a spoofed receiver, and why."""
+    if address.family == 4 and address.address[0] >= 224:  # net/ipv4/route.c, ip_route_output_key_hash_rcu
+        return "raw", "spoofed, to a group: the kernel lets UDP sockets send to one from addresses of this host only"
+    if not receiver.checksum and address.family == 4:
+        return "raw", "spoofed with UDP checksum 0, which only headers made here can have"
+    if receiver.pause_us:
+        return "raw", "spoofed with a pause after each copy, so packet after packet with headers made here"
+    return "transparent", f"spoofed: {TRANSPARENT_WHY}{_mostly_raw(receiver)}"
+
+
+def _mostly_raw(receiver: Receiver) -> str:
+    """What keeps copies from leaving in runs (see _fastpath.Tx), in words."""
+    reasons = ['ttl = "keep"'] if receiver.ttl == "keep" else []
+    reasons += [f"freq = {receiver.freq}"] if receiver.freq > 1 else []
+    return f"; with {' and '.join(reasons)} by the raw socket" if reasons else ""
+
+
+def parse_ip_bytes(text: str) -> bytes:
+    """4 or 16 bytes of an address text, scope ignored."""
+    return ipaddress.ip_address(text.partition("%")[0]).packed

@@ -1,0 +1,94 @@
+"""Routing: which receivers and pools the rules of a plan name, standbys included.
+
+Pure: a checked configuration and resolved addresses in, specs out. Called by planner. It must never ask the host
+anything.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from samplicator.config.address import MAPPED, ParsedSource
+from samplicator.config.model import Config, Loaded
+from samplicator.plan.spec import PlanSpec, PoolSpec, Resolved, RuleSpec
+
+_MAPPED_MASK: Final = b"\xff" * 12
+
+
+def needed(config: Config) -> set[str]:
+    """Names of the receivers whose state a standby or a pool acts on."""
+    names = {receiver.standby_for for receiver in config.receiver if receiver.standby_for}
+    return names | {name for pool in config.pool for name in pool.members}
+
+
+def pool_specs(config: Config) -> tuple[PoolSpec, ...]:
+    """The pools, in the order of the configuration."""
+    index = {receiver.name: number for number, receiver in enumerate(config.receiver)}
+    return tuple(
+        PoolSpec(
+            pool.name,
+            pool.balance,
+            tuple((index[name], weight) for name, weight in zip(pool.members, pool.weights, strict=True)),
+        )
+        for pool in config.pool
+    )
+
+
+def rule_specs(loaded: Loaded, resolved: Resolved) -> tuple[RuleSpec, ...]:
+    """The rules. A standby is a receiver of every rule that names its primary, right behind it."""
+    config = loaded.config
+    listener_index = {listener.name: index for index, listener in enumerate(config.listener)}
+    receiver_index = {receiver.name: index for index, receiver in enumerate(config.receiver)}
+    pool_index = {pool.name: index for index, pool in enumerate(config.pool)}
+    standbys: dict[str, list[str]] = {}
+    for receiver in config.receiver:
+        if receiver.standby_for:
+            standbys.setdefault(receiver.standby_for, []).append(receiver.name)
+    specs = []
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # of many rules most go to the same few
+    for index, rule in enumerate(config.rule):
+        sources = tuple(s for source in loaded.sources[index] for s in _expand(source, resolved))
+        if sources == loaded.sources[index]:
+            sources = loaded.sources[index]
+        listeners = tuple(dict.fromkeys(listener_index[name] for name in rule.listener)) if rule.listener else None
+        names = [each for name in rule.to for each in (name, *standbys.get(name, ()))]
+        receivers = tuple(dict.fromkeys(receiver_index[name] for name in names if name in receiver_index))
+        receivers = shared.setdefault(receivers, receivers)
+        pools = tuple(dict.fromkeys(pool_index[name] for name in rule.to if name in pool_index))
+        specs.append(RuleSpec(sources, listeners, receivers, rule.stop, rule, pools))
+    return tuple(specs)
+
+
+def _expand(source: ParsedSource, resolved: Resolved) -> list[ParsedSource]:
+    """A source as literals: a host name becomes each of its addresses, one that can never match becomes nothing."""
+    if not source.host:
+        return [] if source.never else [source]
+    literals = []
+    for address in resolved.get((source.host, source.family), ()):
+        full = address.address if address.family == 6 else MAPPED + address.address
+        mask = source.mask
+        if address.family == 4 and mask[:12] != _MAPPED_MASK:
+            continue
+        masked = bytes(a & m for a, m in zip(full, mask, strict=True))
+        literals.append(ParsedSource(address.family, masked, mask, source.text, source.host))
+    return literals
+
+
+def widened(old: PlanSpec, new: PlanSpec) -> set[str]:
+    """Names of the receivers that the new rules may send exporters to which the old ones did not: never one too few."""
+    before = _routes(old)
+    after = _routes(new)
+    if {key for key in before if key[2]} != {key for key in after if key[2]}:
+        return {receiver.name for receiver in new.receivers}  # who was stopped short of later rules
+    return {name for key, names in after.items() for name in names - before.get(key, set())}
+
+
+def _routes(spec: PlanSpec) -> dict[tuple[tuple[ParsedSource, ...], tuple[str, ...] | None, bool], set[str]]:
+    """(sources, listeners, stop) of the rules, and who they name, perhaps through a pool."""
+    found: dict[tuple[tuple[ParsedSource, ...], tuple[str, ...] | None, bool], set[str]] = {}
+    for rule in spec.rules:
+        listeners = None if rule.listeners is None else tuple(spec.listeners[index].name for index in rule.listeners)
+        names = found.setdefault((rule.sources, listeners, rule.stop), set())
+        names.update(spec.receivers[index].name for index in rule.receivers)
+        names.update(spec.receivers[index].name for pool in rule.pools for index, _ in spec.pools[pool].members)
+    return found

@@ -1,0 +1,4 @@
+"""The process: starts, reloads, reports to the service manager, and stops.
+
+May import: http and everything below.
+"""

@@ -1,0 +1,504 @@
+"""The service: one process, one uvloop, signals, file watch, name refresh, HTTP, systemd; wires the parts and owns
+their life cycle.
+
+Purpose: everything around the datapath that happens in time. Invariants: control-plane trouble never stops the
+datapath; the loop never waits for a worker, a name server or a file (threads do). Called by the command line:
+`run_service`. The only importer of uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import uvloop
+
+from samplicator import __version__, logs
+from samplicator.config.address import address_text, endpoint_text
+from samplicator.config.compact import load_compact
+from samplicator.config.files import read_regular
+from samplicator.config.model import Loaded
+from samplicator.errors import ConfigError
+from samplicator.host import neighbors, sockets
+from samplicator.host.changes import HostWatch
+from samplicator.host.process import (
+    Background,
+    give_back_memory,
+    raise_descriptor_limit,
+    remove_pid_file,
+    write_pid_file,
+)
+from samplicator.host.resolve import Resolver
+from samplicator.host.systemd import Notifier
+from samplicator.host.watch import Watcher
+from samplicator.logs import RateGate
+from samplicator.service import startup
+from samplicator.service.pulse import Pulse
+from samplicator.service.trouble import Trouble
+from samplicator.supervisor.reload import CHANGED_FILE, Reloader, ReloadResult, problems_of
+from samplicator.supervisor.supervisor import Supervisor
+from samplicator.views.service import ServiceState
+
+if TYPE_CHECKING:
+    from samplicator.http.front import Front
+
+log = logging.getLogger(__name__)
+
+EXIT_IDLE: Final = 5
+"""samplicate -t: nothing arrived for so long."""
+HOUSEKEEPING_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 0.1
+NEIGHBOUR_SECONDS: Final = 0.25
+RETRY_SECONDS: Final = 1.0
+"""How often it is tried to listen where it was not possible before."""
+NAMES_SECONDS: Final = 0.25
+"""How often it is looked which names are due, and which have been answered."""
+AGAIN_SECONDS: Final = 10.0
+"""A new plan for a reason that goes on is not made more often: the last one may be under way, or may have failed."""
+LAG_SECONDS: Final = 0.5
+FOLLOW_REST: Final = 4
+"""Following this host takes at most one part in so many of the time, whatever storm of events there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a command wants the service to behave; the configuration says the rest.
+
+    legacy: exit status 1, not 2, for a configuration with errors. idle_timeout_ms: end with status 5 when nothing
+    arrives for so long, 0 = never. pid_file: "" = none. background: leave the terminal. debug: one line of text per
+    datagram on stderr when not 0. watch: reload when the files change.
+    """
+
+    legacy: bool = False
+    idle_timeout_ms: int = 0
+    pid_file: str = ""
+    background: bool = False
+    debug: int = 0
+    watch: bool = True
+
+
+def run_service(load: Callable[[], Loaded], *, options: Options | None = None) -> int:
+    """Runs until it is told to stop; returns the exit status. `load` reads the configuration, now and at every reload.
+
+    0 = stopped as told, 1 = it could not start (or, legacy, the configuration has errors), 2 = the configuration has
+    errors, 5 = idle.
+    """
+    chosen = options or Options()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    try:
+        loaded = load_compact(load)
+    except (ConfigError, OSError) as error:
+        return _refuse(problems_of(error, None), 1 if chosen.legacy or isinstance(error, OSError) else 2)
+    background = Background() if chosen.background else None
+    counts = logs.setup(loaded.config.service.log_level, loaded.config.service.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        service = Service(load, loaded, chosen, counts, background)
+        status = runner.run(service.run())
+    if background is not None:
+        background.tell(status)
+    return status
+
+
+def _refuse(problems: Sequence[str], status: int) -> int:
+    for problem in problems:
+        logs.print_error(problem)
+    return status
+
+
+class Service:
+    """One run of the service, from start to exit status."""
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        loaded: Loaded,
+        options: Options,
+        log_counts: dict[str, int],
+        background: Background | None = None,
+    ) -> None:
+        self._options = options
+        self._background = background
+        self._notifier = Notifier()
+        self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
+        self._supervisor = Supervisor(
+            descriptor_limit=raise_descriptor_limit(),
+            trace=self._trace if options.debug else None,
+            strict=options.legacy,
+        )
+        self._reloader = Reloader(
+            load,
+            self._supervisor,
+            self._resolver,
+            sockets.capabilities,
+            begins=self._reload_begins,
+            ended=self._reload_ended,
+        )
+        self._watcher = Watcher(loaded.files, lambda: self._spawn(self._reloader.reload(CHANGED_FILE)))
+        self._host = HostWatch(lambda: self._spawn(self._host_changed()))
+        self._trouble = Trouble()
+        self._front: Front | None = None
+        self._control = ""
+        self._stop = asyncio.Event()
+        self._status = 0
+        self._running = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._following = False
+        self._follow_again = False
+        self._pulses: list[Pulse] = []
+        self._missing: Pulse | None = None
+        self._gate = RateGate()
+        self._degraded: list[str] = []
+        self._short: set[str] = set()
+        self._neighbours = neighbors.open_events()
+        self._served: list[str] = []
+        self.state = ServiceState(
+            supervisor=self._supervisor,
+            reloader=self._reloader,
+            loaded=loaded,
+            started_unix=time.time(),
+            version=__version__,
+            ready=self._ready,
+            healthy=self._healthy,
+            log_messages=log_counts,
+        )
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reloader.reload("SIGHUP")))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, number)
+        try:
+            await self._start()
+        except (ConfigError, OSError) as error:
+            _refuse(problems_of(error, self.state.loaded), 0)
+            await self._end()
+            return 2 if isinstance(error, ConfigError) and not self._options.legacy else 1
+        await self._stop.wait()
+        self._notifier.stopping("forwarding what is queued")
+        await self._end()
+        return self._status
+
+    async def _start(self) -> None:
+        loaded = self.state.loaded
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        listening = self._open_http(loaded)
+        self._host.start()  # before the plan is made: what changes meanwhile is told
+        await self._reloader.start(loaded)
+        self._running = True
+        self._take_token(loaded)
+        if self._options.pid_file:
+            write_pid_file(self._options.pid_file)
+        self._say_startup()
+        if listening:
+            from samplicator.http import app, front  # heavy, and samplicate mostly goes without
+
+            self._front = front.Front(app.make_app(self.state))
+            await self._front.start(listening)
+        if self._options.watch and loaded.files:
+            self._watcher.start()
+        self._host.follow_routes(self._needs_routes())
+        self._start_pulses()
+        self._spawn(self._every(HOUSEKEEPING_SECONDS, self._report))
+        self._spawn(self._every(1.0 - LAG_SECONDS, self._measure_lag))
+        if self._options.idle_timeout_ms:
+            self._spawn(self._watch_idle(self._options.idle_timeout_ms / 1e3))
+        if self._notifier.watchdog_seconds:
+            self._spawn(self._every(self._notifier.watchdog_seconds / 3, self._feed_watchdog))
+        give_back_memory()
+        self._notifier.ready(self._status_line())
+        if self._background is not None:
+            self._background.ready(keep_stderr=bool(self._options.debug))
+
+    async def _end(self) -> None:
+        """Order matters: workers forward what is queued first, then everything that could disturb or watch them
+        goes.
+        """
+        self._running = False
+        for task in self._tasks:
+            task.cancel()
+        for pulse in self._pulses:
+            pulse.stop()
+        self._watcher.stop()
+        self._host.stop()
+        self._resolver.close()
+        self._reloader.close()
+        timeout = self.state.loaded.config.service.drain_timeout
+        await asyncio.to_thread(self._supervisor.drain_and_stop, timeout)
+        if self._front is not None:
+            await self._front.stop()
+        if self._control:
+            from samplicator.http import front
+
+            front.remove_control(self._control)
+        if self._options.pid_file:
+            remove_pid_file(self._options.pid_file)
+
+    def _on_stop(self, number: int) -> None:
+        if self._stop.is_set():
+            log.warning("told twice to stop: ending at once")
+            if self._options.pid_file:
+                remove_pid_file(self._options.pid_file)
+            os._exit(128 + number)
+        log.info("%s: forwarding what is queued, then ending", signal.Signals(number).name)
+        self._stop.set()
+
+    def _open_http(self, loaded: Loaded) -> list[socket.socket]:
+        """The sockets of the HTTP interface. One that the operator asked for must open; a default that cannot only
+        degrades the service.
+        """
+        service = loaded.config.service
+        opened: list[socket.socket] = []
+        if not service.http and not service.control:
+            return opened
+        from samplicator.http import front
+
+        for key, opener in (("http", front.open_tcp), ("control", front.open_control)):
+            wanted = getattr(service, key)
+            if not wanted:
+                continue
+            try:
+                opened.append(opener(wanted))
+            except OSError as error:
+                if key in service.model_fields_set:
+                    raise
+                self._degraded.append(f"service.{key}: {error.strerror or error}; set service.{key} or switch it off")
+            else:
+                self._served.append(f"http://{wanted}" if key == "http" else wanted)
+                self._control = wanted if key == "control" else self._control
+        return opened
+
+    def _say_startup(self) -> None:
+        spec = self._reloader.spec
+        if spec is None:
+            return
+        for warning in spec.warnings:
+            log.warning("%s", warning)
+        self.state.startup = startup.paragraph(
+            __version__, spec, self._supervisor.readings(), self._supervisor.grants(), self._degraded, self._served
+        )
+        lines = self.state.startup.split("\n")
+        log.info("%s", "\n".join(line for line in lines if not line.startswith(startup.DEGRADED)))
+        for line in lines:
+            if line.startswith(startup.DEGRADED):
+                log.warning("%s", line)
+        self._short = set(startup.short_buffers(self._supervisor.grants()))
+
+    # ------------------------------------------------------------------ reloads
+
+    def _reload_begins(self) -> None:
+        self._notifier.reloading()
+        self._watcher.mark()
+
+    def _reload_ended(self, result: ReloadResult) -> None:
+        loaded = self._reloader.loaded
+        if (result.ok or result.published) and loaded is not None:
+            self.state.loaded = loaded
+            logs.adjust(loaded.config.service.log_level, loaded.config.service.log_format)
+            self._resolver.max_age = loaded.config.service.resolve_interval
+            self._watcher.follow(loaded.files)
+            self._host.follow_routes(self._needs_routes())
+            self._take_token(loaded)
+            short = set(startup.short_buffers(self._supervisor.grants()))
+            for line in sorted(short - self._short):
+                log.warning("%s%s", startup.DEGRADED, line)
+            self._short = short
+        bad = "reload failed after its plan was published" if result.published else "configuration refused"
+        self._notifier.ready(self._status_line() if result.ok else f"{bad}: {result.problems[0]}")
+
+    def _take_token(self, loaded: Loaded) -> None:
+        path = loaded.config.service.reload_token_file
+        self.state.reload_token = ""
+        if path:
+            try:
+                self.state.reload_token = read_regular(path, 1 << 16).decode().strip()
+            except (OSError, ValueError) as error:
+                log.error("service.reload_token_file: %s; reload over TCP stays off", error)
+
+    def _status_line(self) -> str:
+        spec = self._reloader.spec
+        if spec is None:
+            return ""
+        return (
+            f"plan {self._supervisor.generation}: {len(spec.listeners)} listeners, {len(spec.receivers)} receivers, "
+            f"{spec.workers} workers"
+        )
+
+    # ------------------------------------------------------------------ what happens in time
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("this is a defect of the control plane; the datapath runs on", exc_info=task.exception())
+
+    async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Nothing that fails once ends it."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except Exception:
+                name = getattr(work, "__name__", "work")
+                if self._gate.add((name,), 1, time.monotonic()):
+                    log.exception("%s failed; it is tried again", name)
+
+    def _start_pulses(self) -> None:
+        """What must happen in time has threads of its own: neither the loop nor the threads that answer HTTP requests
+        can hold it up.
+        """
+        loop = asyncio.get_running_loop()
+
+        told: dict[str, tuple[str, float]] = {}
+
+        def then(trigger: str, names: Sequence[str]) -> None:
+            text, now = f"{trigger} {', '.join(names[:5])}", time.monotonic()
+            if not names:
+                told.pop(trigger, None)
+                return
+            before, since = told.get(trigger, ("", 0.0))
+            if text != before or now - since >= AGAIN_SECONDS:
+                told[trigger] = text, now
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(lambda: self._spawn(self._reloader.replan(text)))
+
+        supervisor = self._supervisor
+        self._missing = Pulse("missing", RETRY_SECONDS, lambda: then("can be opened now:", supervisor.can_open()))
+        self._pulses = [
+            self._missing,
+            Pulse("look", LOOK_SECONDS, supervisor.look),
+            Pulse("neighbors", 0.001, self._watch_neighbours),
+            Pulse("paths", HOUSEKEEPING_SECONDS, lambda: then("own source address gone:", supervisor.housekeeping())),
+            Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
+        ]
+        for pulse in self._pulses:
+            pulse.start()
+
+    def _watch_neighbours(self) -> None:
+        """Several times a second, and when the kernel tells that some neighbour has changed. A large neighbour table
+        takes long to read: a twentieth of a CPU at most goes into it.
+        """
+        begun, spent = time.monotonic(), time.thread_time()  # it may wait for a plan that changes: that is no work
+        try:
+            self._supervisor.watch_neighbours()
+        finally:
+            time.sleep(min(max(0.05, 20 * (time.thread_time() - spent)), 5.0))
+            neighbors.wait_for_events(self._neighbours, max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001))
+
+    async def _report(self) -> None:
+        readings = await asyncio.to_thread(self._supervisor.readings)
+        self._trouble.report(readings, unmatched=await asyncio.to_thread(self._supervisor.unmatched))
+        if not self._host.works:
+            await self._host_changed()
+
+    async def _host_changed(self) -> None:
+        """Interfaces, addresses or routes are others now: so may be the plan."""
+        if self._following:
+            self._follow_again = True
+            return
+        self._following = True
+        try:
+            while True:
+                self._follow_again = False
+                begun = time.monotonic()
+                await asyncio.to_thread(self._supervisor.follow_host)
+                await self._reloader.follow("this host has changed")
+                if self._missing is not None:
+                    self._missing.now()
+                await asyncio.sleep(min(1.0, FOLLOW_REST * (time.monotonic() - begun)))
+                if not self._follow_again:
+                    return
+        finally:
+            self._following = False
+
+    def _needs_routes(self) -> bool:
+        spec = self._reloader.spec
+        listeners = spec.listeners if spec is not None else ()
+        return any(each.groups and not each.interface for listener in listeners for each in listener.sockets)
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        self.state.loop_lag.observe(max(0.0, loop.time() - due))
+
+    async def _watch_idle(self, limit: float) -> None:
+        loop = asyncio.get_running_loop()
+        seen, since = self._supervisor.received(), loop.time()
+        while True:
+            await asyncio.sleep(min(max(limit / 20, 0.002), 1.0))
+            now = self._supervisor.received()
+            if now != seen:
+                seen, since = now, loop.time()
+            elif loop.time() - since >= limit:
+                log.warning("nothing received for %.0f ms: ending", limit * 1e3)
+                self._status = EXIT_IDLE
+                self._stop.set()
+                return
+
+    async def _feed_watchdog(self) -> None:
+        why = self._supervisor.stuck()
+        if why:
+            log.error("%s; the watchdog is left to act", why)
+        else:
+            self._notifier.watchdog()
+
+    # ------------------------------------------------------------------ answers
+
+    def _ready(self) -> tuple[bool, str]:
+        if self._stop.is_set():
+            return False, "stopping"
+        if not self._running:
+            return False, "starting"
+        healthy, why = self._healthy()
+        if not healthy:
+            return False, why
+        return self._complete()
+
+    def _complete(self) -> tuple[bool, str]:
+        """Not ready while a listener cannot listen: datagrams for it are lost. A receiver that cannot be sent to is
+        said, and is no reason: an orchestrator that took the relay out for it would take it from all the others.
+        """
+        missing = self._supervisor.missing()
+        if not missing:
+            return True, "ok"
+        return not any(text.startswith("listener ") for text in missing), "; ".join(missing[:8])
+
+    def _healthy(self) -> tuple[bool, str]:
+        why = self._supervisor.stuck()
+        return not why, why or "ok"
+
+    def _trace(self, address: bytes, port: int, size: int, slot: int, ways: tuple[int, ...]) -> None:
+        """samplicate -d: the ancestor's text, per datagram. Called on a worker's thread."""
+        spec = self._supervisor.spec
+        if spec is None:
+            return
+        lines = [f"received {size} bytes from {endpoint_text(address_text(address), port)}"]
+        matched: set[int] = set()
+        with contextlib.suppress(RuntimeError, KeyError):
+            route = self._supervisor.route(address, listener=self._supervisor.listener_name(slot))
+            matched = set(route.rule_indexes)
+        for index, rule in enumerate(spec.rules):
+            if index not in matched:
+                lines += [f"Not matching {source.text or 'everything'}" for source in rule.sources]
+        for way in ways:
+            if way < len(spec.receivers):
+                receiver = spec.receivers[way]
+                lines.append(f"  sent to {endpoint_text(address_text(receiver.address), receiver.port)}")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write("\n".join(lines) + "\n")

@@ -1,0 +1,618 @@
+"""The supervisor: owns workers, listener sockets, ways to receivers and their counters, and changes them while
+datagrams flow.
+
+Purpose: turns one PlanSpec into running workers and the next into a difference. Invariants: everything that can fail
+fails before the first publish, and then nothing has changed; a socket is read by one worker at a time; a counter has
+one writer; what stays (same name, nothing changed) keeps socket and countdown; nothing is closed before every worker
+that used it has left the plan that names it. Called by reload and service (apply, drain_and_stop, housekeeping) and
+by metrics and http (readings, route). It must never take a lock that a worker takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from samplicator import _fastpath
+from samplicator._fastpath import Plan, TxCounters
+from samplicator.datapath import aliases
+from samplicator.datapath.account import SEGMENTING, settle
+from samplicator.datapath.counters import DATAGRAMS
+from samplicator.datapath.intakes import ListenerState
+from samplicator.datapath.thread import TraceCallback, WorkerThread
+from samplicator.datapath.ways import Path
+from samplicator.health.failover import Standings
+from samplicator.health.reach import Host
+from samplicator.health.receiver import PROBE_UNRESOLVED, ReceiverState
+from samplicator.health.running import Running
+from samplicator.host import ring, sockets
+from samplicator.host.neighbors import ASKED_IN_VAIN, NOWHERE, Neighbours
+from samplicator.logs import RateGate
+from samplicator.plan.rules import widened
+from samplicator.plan.spec import PlanSpec, ReceiverSpec, SocketSpec
+from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
+from samplicator.supervisor import guard
+from samplicator.supervisor.build import Build, BuildError
+
+if TYPE_CHECKING:
+    from samplicator.host.links import Links
+
+__all__ = ["BuildError", "Supervisor", "WorkerStuck"]
+
+log = logging.getLogger(__name__)
+
+ADOPT_SECONDS: Final = 10.0
+"""How long a worker may take to adopt a plan: it may have to drain a socket first, for a second at most each."""
+HEARTBEAT_SECONDS: Final = 5.0
+"""A worker beats at least once a second; older than this it is stuck."""
+
+RETRIES: Final = 32
+"""Sockets of one listener that are tried again in one go."""
+
+REFUSED: Final = {
+    "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
+    "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
+    "packet": "the kernel refuses its frames: copies leave by the raw socket",
+}
+REGAINED: Final = {
+    "segment": "the kernel takes segmented sends again",
+    "transparent": "copies leave by sockets for exporters' ports again",
+    "packet": "copies leave as frames again",
+}
+
+
+class WorkerStuck(RuntimeError):
+    """A worker did not adopt its plan in time; nothing it may still use was closed."""
+
+
+class Supervisor:
+    """See above. One per process; apply, housekeeping and drain_and_stop exclude each other, readings() waits for
+    nobody.
+    """
+
+    def __init__(
+        self, *, descriptor_limit: int = 1 << 30, trace: TraceCallback | None = None, strict: bool = False
+    ) -> None:
+        """strict: see Running."""
+        self.generation = 0
+        self.plan_started_unix = 0.0
+        self.spec: PlanSpec | None = None
+        self._lock = threading.Lock()
+        self._view_lock = threading.Lock()  # what readings() shows changes under it; no worker takes it
+        self._descriptor_limit = descriptor_limit
+        self._trace = trace
+        self._running = Running(strict=strict)
+        self._plan: Plan | None = None
+        self._gone_latency: tuple[int, ...] = (0,) * (len(_fastpath.LATENCY_BOUNDS_NS) + 1)
+        self._gone_latency_sum = 0
+        self._debris: list[Callable[[], None]] = []
+        self._links: Links | None = None
+        self._neighbours = Neighbours()
+        self._account_lock = threading.Lock()  # of _neighbours and the receivers' accounts; taken within _lock or alone
+        self._standings = Standings(self._running)
+        self._gate = RateGate()
+        self._ended = False
+        self._tried = 0  # sockets of each listener, so far: they take turns
+
+    # ------------------------------------------------------------------ apply
+
+    def apply(self, spec: PlanSpec) -> None:
+        """Makes `spec` run. Raises OSError (BuildError) when something cannot be opened: then nothing has changed.
+        WorkerStuck: a worker hangs.
+        """
+        with self._lock:
+            if self._ended:
+                raise BuildError(errno.ESHUTDOWN, "the service is stopping")
+            build = Build(spec, self._running, generation=self.generation + 1, trace=self._trace)
+            try:
+                build.open(self._descriptor_limit)
+                moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
+                told = widened(self.spec, spec) if self.spec is not None else set()
+                plans = build.plans(self.generation + 1, without=moved, told=told)
+                last = build.plans(self.generation + 2) if moved else {}
+            except BaseException:
+                build.undo()
+                raise
+            self._publish(build, plans, last)
+
+    def _publish(self, build: Build, plans: dict[int, Plan], last: dict[int, Plan]) -> None:
+        spec = build.spec
+        leaving = self._running.workers[spec.workers :]
+        self._stop_rings(build)
+        build.keep_fields(adopted=False)
+        build.mark_flow()
+        build.share_ports()
+        guard.judge_receivers(spec, build.receivers)
+        self._standings.arrange(build.receivers, spec)
+        joined = [state for state in build.joined() if not state.standing.waiting] if self._running.workers else []
+        for state in joined:
+            state.replay()
+        self._hand_out(build.workers, plans)
+        for worker in leaving:
+            worker.worker.publish(Plan(self.generation, [], [], []))
+        self._commit(build)
+        self._plan = (last or plans)[0]
+        self._wait([*build.workers, *leaving])
+        if last:  # second phase: the losers have let go, now the gainers get the sockets
+            self._hand_out(build.workers, last)
+        for intake, owner in build.owners.items():
+            intake.owner = owner
+        for worker in leaving:
+            self._retire_worker(worker)
+        self._wait(build.workers)
+        build.keep_fields(adopted=True)
+        if joined or spec.pools:
+            self._wake(build.workers)
+        self._adjust_rings(build)
+        self._follow_links()
+        while self._debris:
+            self._debris.pop()()
+        for worker in build.workers:
+            cpu = spec.cpus[worker.index % len(spec.cpus)] if spec.cpus else None
+            if cpu != worker.cpu:
+                worker.pin(cpu)
+        for listener in build.listeners.values():
+            for intake in listener.sockets():
+                if intake.requested != spec.receive_buffer:
+                    intake.resize(spec.receive_buffer)
+
+    @staticmethod
+    def _wake(workers: Sequence[WorkerThread]) -> None:
+        for worker in workers:
+            worker.worker.wake()
+
+    def _stop_rings(self, build: Build | None) -> None:
+        """Rings that do not stay (build None: all) take no more; what they took is handed over to the workers."""
+        staying = {id(part.group) for parts in build.rings.values() for part in parts.values()} if build else set()
+        going = [
+            group
+            for state in self._running.listeners.values()
+            for group in state.rings.values()
+            if id(group) not in staying
+        ]
+        for group in going:
+            group.stop()
+        if going:
+            time.sleep(ring.SETTLE_SECONDS)
+
+    def _adjust_rings(self, build: Build) -> None:
+        """New rings get their share, and rings that run the new addresses."""
+        for name, parts in build.rings.items():
+            for part in parts.values():
+                try:
+                    part.group.select()
+                    if part.group.spec != part.spec:
+                        part.group.take(part.spec)
+                except OSError as error:
+                    log.error("listener %r: ring on %s stays as it was: %s", name, part.spec.interface, error.strerror)
+        if any(build.rings.values()):
+            self._wake(build.workers)
+
+    def _hand_out(self, workers: Sequence[WorkerThread], plans: dict[int, Plan]) -> None:
+        self.generation = plans[0].generation
+        for worker in workers:
+            worker.worker.publish(plans[worker.index])
+
+    def _commit(self, build: Build) -> None:
+        """From here on the new plan is what runs; what it no longer names becomes debris, closed when nobody can use
+        it any more.
+        """
+        for name, receiver in self._running.receivers.items():
+            self._debris.append(partial(receiver.close_but, build.receivers.get(name)))
+        with self._view_lock:
+            for name, listener in build.listeners.items():
+                listener.leaving += [intake for intake in listener.open() if intake not in build.owners]
+                listener.intakes = build.groups[name]
+                self._say_listener(listener, build.missing[name], build.spec)
+                listener.receive, listener.receive_why = build.receive[name]
+                listener.rings = {}
+                for interface, part in build.rings[name].items():
+                    part.group.intakes = part.intakes
+                    listener.rings[interface] = part.group
+                if listener.leaving:
+                    self._debris.append(partial(self._close_leaving, listener))
+            gone_listeners = []
+            for name in self._running.listeners.keys() - build.listeners.keys():
+                gone = self._running.listeners[name]
+                gone_listeners.append(gone)
+                gone.leaving += gone.open()
+                gone.intakes = {}
+                gone.rings = {}
+                self._debris.append(partial(self._close_leaving, gone))
+            guard.share_casts(build.casts, [*build.listeners.values(), *gone_listeners])
+            self._running.listeners = build.listeners
+            self._running.receivers = build.receivers
+            hosts: dict[tuple[bytes, int], Host] = {}
+            for receiver in build.receivers.values():
+                receiver.reach.adopt(receiver.spec)
+                receiver.reach.stay_at(hosts.setdefault((receiver.spec.address, receiver.spec.scope_id), Host()))
+            self._running.pool_ids = build.pool_ids
+            self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
+            self._running.workers = build.workers
+            self.spec = build.spec
+            self._running.batch = self._running.batch or build.spec.batch
+            self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
+            if self._running.max_delay_us < 0:
+                self._running.max_delay_us = build.spec.max_delay_us
+            self._running.flows.set_template_life(build.spec.template_life_minutes)
+            self.plan_started_unix = time.time()
+
+    @staticmethod
+    def _say_listener(listener: ListenerState, missing: dict[SocketSpec, str], spec: PlanSpec) -> None:
+        """What a listener lacks now, logged when it is news."""
+        before = listener.down_why()
+        listener.missing = missing
+        listener.unresolved = next(wanted.unresolved for wanted in spec.listeners if wanted.name == listener.name)
+        now = listener.down_why()
+        if now and now != before:
+            word = "partly down" if listener.intakes else "down"
+            log.warning("listener %r is %s: %s; it is tried again", listener.name, word, now)
+        elif before and not now:
+            log.info("listener %r is up: all its sockets are open", listener.name)
+
+    def missing(self) -> tuple[str, ...]:
+        """What does not work for want of something on this host, one sentence each, listeners first."""
+        with self._view_lock:
+            listeners = [
+                (state.name, bool(state.intakes), state.down_why()) for state in self._running.listeners.values()
+            ]
+            receivers = list(self._running.receivers.values())
+        said = [f"listener {n!r} is {'partly down' if some else 'down'}: {why}" for n, some, why in listeners if why]
+        lacking = [(s.spec.name, s.spec.missing or PROBE_UNRESOLVED * s.probe_unresolved) for s in receivers]
+        return (*said, *(f"receiver {name!r} is unreachable: {why}" for name, why in lacking if why))
+
+    def can_open(self) -> tuple[str, ...]:
+        """Names of the listeners and receivers that a socket could be opened for now which could not be before. Opens
+        it and closes it again; apply() opens it for good.
+        """
+        with self._lock:
+            if self._ended or self.spec is None:
+                return ()
+            running = self._running.receivers
+            refused = [wanted for wanted in self.spec.receivers if not wanted.missing]
+            receivers = [w.name for w in refused if running[w.name].spec.missing and self._could_send(w)]
+            listeners = list(self._running.listeners.values())
+            on_port: dict[int, list[socket.socket]] = {}
+            for state in listeners:
+                for intake in state.sockets():
+                    on_port.setdefault(intake.spec.port, []).append(intake.sock)
+            missing = [state for state in listeners if state.missing]
+            self._tried += RETRIES
+            could = [state.name for state in missing if self._could_open(state, on_port, self._tried)]
+            return (*could, *receivers)
+
+    @staticmethod
+    def _could_send(wanted: ReceiverSpec) -> bool:
+        try:
+            path = Path(wanted)
+            try:
+                path.open_way(TxCounters(), 4096).close()
+            finally:
+                path.close()
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
+    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
+        keys = list(state.missing)
+        begin %= len(keys)
+        for key in (keys[begin:] + keys[:begin])[:RETRIES]:
+            beside = on_port.get(key.port, ())
+            alone = sockets.unshared(beside)
+            try:
+                sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+            except OSError as error:
+                why = sockets.why_not_listening(key, error)
+                if why != state.missing[key]:
+                    state.missing[key] = why
+                    log.warning("listener %r is still down: %s; it is tried again", state.name, why)
+            else:
+                return True
+            finally:
+                sockets.unshare(alone)
+        return False
+
+    def _follow_links(self) -> None:
+        """Has the next hops of packet receivers followed, from the first such receiver on."""
+        receivers = self._running.receivers
+        states = {n: s for n, s in receivers.items() if s.spec.engine == "packet" and not s.spec.missing}
+        if not states and self._links is None:
+            return
+        from samplicator.host import links  # heavy, and most plans have no such receiver
+
+        if self._links is None:
+            self._links = links.Links()
+        self._links.follow(
+            {
+                name: links.Target(state.spec.address, state.spec.scope_id, state.set_link)
+                for name, state in states.items()
+            }
+        )
+
+    def _close_leaving(self, state: ListenerState) -> None:
+        with self._view_lock:
+            gone = state.retire()
+        for intake in gone:
+            intake.close()
+
+    def _wait(self, workers: Sequence[WorkerThread]) -> None:
+        """Until every worker has adopted the newest plan; bounded."""
+        deadline = time.monotonic() + ADOPT_SECONDS
+        pause = 0.00005
+        for worker in workers:
+            while worker.worker.generation < self.generation:
+                if worker.failed or time.monotonic() > deadline:
+                    text = f"worker {worker.index} has not adopted plan {self.generation}"
+                    log.error("%s: it hangs; nothing that it may use is closed", text)
+                    raise WorkerStuck(text)
+                time.sleep(pause)
+                pause = min(pause * 2, 0.002)
+
+    def _retire_worker(self, worker: WorkerThread) -> None:
+        if not worker.end(0, 5.0):
+            log.error("worker %d does not end", worker.index)
+        counts, total = worker.worker.latency()
+        with self._view_lock:
+            self._gone_latency = add_up([self._gone_latency, counts])
+            self._gone_latency_sum += total
+
+    # ------------------------------------------------------------------ end
+
+    def drain_and_stop(self, timeout: float) -> None:
+        """Forwards what is queued, for `timeout` seconds at most, ends the workers and closes everything. The sockets
+        take nothing more from the moment this begins: what goes on coming would else be queued behind the last look,
+        and lost without being counted; so it is refused by the kernel, which counts it among the listener's drops.
+        """
+        with self._lock:
+            begun = time.monotonic()
+            self._ended = True
+            self._stop_rings(None)
+            for listener in self._running.listeners.values():
+                for intake in listener.sockets():
+                    with contextlib.suppress(OSError):
+                        sockets.refuse_all(intake.sock)
+            for worker in self._running.workers:
+                worker.worker.stop(int(timeout * 1000))
+            deadline = time.monotonic() + timeout + 2.0
+            for worker in self._running.workers:
+                worker.thread.join(max(0.0, deadline - time.monotonic()))
+            if any(worker.thread.is_alive() for worker in self._running.workers):
+                log.error("a worker does not end; its sockets stay open until the process is gone")
+                return
+            drained = time.monotonic() - begun
+            for worker in self._running.workers:
+                worker.close()
+            if self._links is not None:
+                self._links.close()
+            left = 0
+            for listener in self._running.listeners.values():
+                for each in listener.open():
+                    left += each.memory().queue_bytes
+                    each.close()
+            for receiver in self._running.receivers.values():
+                receiver.close_but(None)
+            self._running.workers = []
+            if self._running.ingress is not None:
+                self._running.ingress.close()
+            if left:
+                text = "%d bytes of socket queue were left unread after %.3f s of draining (drain_timeout: %g s)"
+                log.warning(text, left, drained, timeout)
+
+    # ------------------------------------------------------------------ looking at it
+
+    def readings(self) -> Readings:
+        """All counters now. Takes no lock that a worker takes."""
+        with self._view_lock:
+            listeners = tuple(state.read() for state in self._running.listeners.values())
+            receivers = list(self._running.receivers.values())
+            workers = list(self._running.workers)
+            latency, latency_sum = [self._gone_latency], self._gone_latency_sum
+            pools = self._standings.pools(self.spec) if self.spec is not None else ()
+        shown, _ = self._take_account(receivers)
+        for worker in workers:
+            counts, total = worker.worker.latency()
+            latency.append(counts)
+            latency_sum += total
+        return Readings(
+            generation=self.generation,
+            listeners=listeners,
+            receivers=tuple(state.read(counters) for state, counters in zip(receivers, shown, strict=True)),
+            workers=tuple(worker.read() for worker in workers),
+            latency_counts=add_up(latency),
+            latency_sum_ns=latency_sum,
+            plan_started_unix=self.plan_started_unix,
+            flow=self._running.flows.read(),
+            pools=pools,
+        )
+
+    def flow_sessions(
+        self, worker: int = 0, after: int = 0, limit: int = 1000
+    ) -> tuple[list[FlowSession], tuple[int, int] | None]:
+        """Exporters' observation domains, a page: see Flows.sessions."""
+        return self._running.flows.sessions(worker, after, limit)
+
+    def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
+        """Templates of one of them, by id, above `after`."""
+        return self._running.flows.templates(worker, number, after)
+
+    def flow_options(self, worker: int, number: int) -> list[FlowTemplate]:
+        """Its options templates and options data."""
+        return self._running.flows.options(worker, number)
+
+    def unmatched(self, limit: int = 1000) -> list[Unmatched]:
+        """Exporters that no rule of the plan matches, on listeners with flow, the busiest first. One that a rule with
+        stop and without receivers matches is denied, not unmatched.
+        """
+        return self._running.flows.without_rule(self._plan, self.listener_names(), limit)
+
+    def aliases(self, after: int, limit: int) -> tuple[list[AliasReading], int]:
+        """A page of who has which alias of a domain: see aliases.rows."""
+        return aliases.rows(self._running.aliases, after, limit)
+
+    def aliases_unlisted(self) -> int:
+        """Times that an alias was given and there was no room to remember it."""
+        return self._running.aliases.unlisted if self._running.aliases is not None else 0
+
+    def received(self) -> int:
+        """Datagrams received so far, whatever became of them."""
+        with self._view_lock:
+            return sum(i.counters.read()[DATAGRAMS] for state in self._running.listeners.values() for i in state.open())
+
+    def stuck(self, limit_seconds: float = HEARTBEAT_SECONDS) -> str:
+        """Which worker has not shown a heartbeat for so long, and for how long; "" when all are well."""
+        return next((why for worker in list(self._running.workers) if (why := worker.stuck(limit_seconds))), "")
+
+    def housekeeping(self) -> tuple[str, ...]:
+        """Every few seconds: path MTU, receivers that had no route, what is up. Returns receivers whose own source
+        address is gone: apply() opens them anew.
+        """
+        with self._lock:
+            if self._ended:
+                return ()
+            now = time.monotonic()
+            self._follow(self._those(lambda state: state.refresh(now)))
+            for worker in self._running.workers:
+                if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):
+                    text = "worker %d: epoll refuses %d of its sockets, which it looks at every millisecond itself"
+                    log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)
+            for state in self._running.receivers.values():
+                for feature in state.newly_given_up():
+                    words = f"{REFUSED[feature]}; tried again in a minute, then less often"
+                    log.warning("receiver %r: %s", state.spec.name, words)
+                for feature in state.newly_regained(now):
+                    log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
+            if self._plan is not None and self.spec is not None:
+                self._standings.mark_templates(self._plan, self.spec)
+            return tuple(name for name, state in self._running.receivers.items() if state.lost)
+
+    def follow_host(self) -> None:
+        """Addresses or interfaces of this host have changed, or may have: who is this host itself now, and who takes
+        broadcasts.
+        """
+        with self._lock:
+            if self.spec is not None:
+                guard.follow_host(self.spec, self._running.receivers, self._running.listeners.values())
+        self.look()
+
+    def look(self) -> None:
+        """Several times a second: the state of the receivers and what follows from it. Does nothing while a plan
+        changes.
+        """
+        if self._ended or not self._lock.acquire(blocking=False):
+            return
+        try:
+            now = time.monotonic()
+            self._follow(self._those(lambda state: state.look(now)))
+        finally:
+            self._lock.release()
+
+    def _those(self, has_changed: Callable[[ReceiverState], bool]) -> list[ReceiverState]:
+        """The receivers whose state has changed. One that cannot be looked at now (no descriptor is free, no memory) is
+        looked at again the next time, and keeps none of the others from being looked at.
+        """
+        changed = []
+        for state in list(self._running.receivers.values()):
+            try:
+                if has_changed(state):
+                    changed.append(state)
+            except Exception as error:
+                if self._gate.add(("receiver", state.spec.name), 1, time.monotonic()):
+                    defect = None if isinstance(error, OSError) else error
+                    log.warning("receiver %r cannot be looked at now: %s", state.spec.name, error, exc_info=defect)
+        return changed
+
+    def _follow(self, changed: Sequence[ReceiverState]) -> None:
+        if changed:
+            self._standings.follow(changed)
+            self._wake(self._running.workers)
+        self._standings.finish_returns()
+
+    def watch_neighbours(self) -> None:
+        """Several times a second: tells the datapath whose next hop does not answer."""
+        with self._lock:
+            states = list(self._running.receivers.values())
+            if self._ended:
+                return
+            _, gone = self._take_account(states)
+            if gone is None:
+                return
+            now = time.monotonic()
+            for state in states:
+                if not state.spec.missing:
+                    state.set_accounted(state.standing.account.sight.state in ASKED_IN_VAIN, now)
+                    state.set_unresolved(state.spec.name in gone)
+
+    def _take_account(self, states: Sequence[ReceiverState]) -> tuple[list[tuple[int, ...]], set[str] | None]:
+        """The counters of each receiver as they are to be shown, and the names of those whose next hop does not answer;
+        None: the kernel cannot be asked now.
+        """
+        with self._account_lock:
+            totals = [state.totals() for state in states]  # before the look: what it finds holds for all of them
+            try:
+                gone = self._neighbours.look(
+                    {s.spec.name: (s.spec.address, s.spec.scope_id) for s in states if not s.spec.missing}
+                )
+            except (OSError, struct.error) as error:
+                if self._gate.add(("neighbors",), 1, time.monotonic()):
+                    log.warning("the neighbor table cannot be read now: %s", error)
+                gone, sights = None, {}
+            else:
+                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.missing}
+                sights = {**self._neighbours.sights, **nowhere}
+            now = time.monotonic()
+            accounts = [state.standing.account for state in states]
+            for state, account, counted in zip(states, accounts, totals, strict=True):
+                account.runs = state.spec.engine in SEGMENTING
+                account.take(counted, sights.get(state.spec.name, account.sight), now)
+            settle(accounts)
+            return [account.shown(counted) for account, counted in zip(accounts, totals, strict=True)], gone
+
+    def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
+        """Who gets the datagrams of an exporter now. The listener is named, or found by a port of its; else the
+        first.
+        """
+        plan, spec = self._plan, self.spec
+        if plan is None or spec is None:
+            raise RuntimeError("no plan runs")
+        names = [item.name for item in spec.listeners]
+        if not listener:
+            by_port = [item.name for item in spec.listeners if any(s.port == port for s in item.sockets)]
+            listener = (by_port or names)[0]
+        if listener not in self._running.listeners:
+            raise KeyError(listener)
+        rules, ways, denied = plan.route(address, self._running.listeners[listener].slot)
+        return Route(
+            rules=tuple(spec.rules[index].text for index in rules),
+            rule_indexes=rules,
+            receivers=tuple(spec.receivers[index].name for index in ways if index < len(spec.receivers)),
+            denied=denied,
+            pools=tuple(spec.pools[i - len(spec.receivers)].name for i in ways if i >= len(spec.receivers)),
+        )
+
+    def listener_name(self, slot: int) -> str:
+        """Name of the listener whose sockets carry this index (see Worker.trace)."""
+        return next((state.name for state in self._running.listeners.values() if state.slot == slot), "")
+
+    def listener_names(self) -> dict[int, str]:
+        """The same, of all."""
+        return {state.slot: state.name for state in list(self._running.listeners.values())}
+
+    def grants(self) -> dict[str, tuple[int, int]]:
+        """Receive buffer per socket by listener: (asked for, least granted), in bytes."""
+        with self._view_lock:
+            return {
+                name: (
+                    max((intake.requested for intake in state.sockets()), default=0),
+                    min((intake.granted for intake in state.sockets()), default=0),
+                )
+                for name, state in self._running.listeners.items()
+            }

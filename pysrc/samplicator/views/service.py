@@ -1,0 +1,67 @@
+"""What the service knows of itself, for those who show it: the HTTP interface and the metrics.
+
+Written by service alone; nothing here acts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from samplicator.config.model import Loaded
+from samplicator.supervisor.reload import Reloader
+from samplicator.supervisor.supervisor import Supervisor
+
+LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
+
+
+@dataclass(slots=True)
+class LoopLag:
+    """How late the control loop's timer fired: counts per bound of LOOP_LAG_BOUNDS and +Inf last (not cumulative),
+    and the sum.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LOOP_LAG_BOUNDS) + 1))
+    sum_seconds: float = 0.0
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        return LOOP_LAG_BOUNDS
+
+    def observe(self, seconds: float) -> None:
+        self.sum_seconds += seconds
+        for index, bound in enumerate(LOOP_LAG_BOUNDS):
+            if seconds <= bound:
+                self.counts[index] += 1
+                return
+        self.counts[-1] += 1
+
+
+@dataclass(slots=True)
+class ServiceState:
+    """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
+    runs now.
+
+    started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
+    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. reload_token: "" = none
+    configured.
+    """
+
+    supervisor: Supervisor
+    reloader: Reloader
+    loaded: Loaded
+    started_unix: float
+    version: str
+    ready: Callable[[], tuple[bool, str]]
+    healthy: Callable[[], tuple[bool, str]]
+    log_messages: dict[str, int]
+    loop_lag: LoopLag = field(default_factory=LoopLag)
+    started: float = field(init=False)
+    startup: str = ""
+    reload_token: str = ""
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic() - (time.time() - self.started_unix)
