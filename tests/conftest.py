@@ -2,7 +2,7 @@
 
 Invariants: no test skips because a tool is missing when it runs as root: `make test` installs the tools, so a
 missing one is a failure that names the package. Without root the tests marked `netns` are skipped, nothing else.
-Called by pytest only. Must never start a process or make a namespace itself: that is tests/system/lab.py.
+Called by pytest only. Must never start a process or make a namespace itself: that is tests/support/lab.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-for entry in (TESTS, TESTS / "system"):  # `import model`, `from lab import Lab`, whatever pytest's import mode is
-    if str(entry) not in sys.path:
-        sys.path.insert(0, str(entry))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hosts import Load, free_port, host
 from samplicator._fastpath import ALIAS_BYTES
 from samplicator.datapath import aliases
 from samplicator.errors import ConfigError
@@ -16,6 +15,7 @@ from samplicator.plan.explain import explain, lines, parse_exporter
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import PlanSpec
 from samplicator.supervisor.supervisor import Supervisor
+from support.hosts import Load, free_port, host
 
 
 def plan(

@@ -8,11 +8,9 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hosts import Load, free_port
 from samplicator.health.receiver import ReceiverState
 from samplicator.host import sockets
 from samplicator.host.neighbors import Answering, Sight
@@ -21,21 +19,8 @@ from samplicator.plan.spec import SocketSpec
 from samplicator.supervisor import supervisor as supervisor_module
 from samplicator.supervisor.build import BuildError
 from samplicator.supervisor.supervisor import Supervisor
-from test_supervisor import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until
-
-
-@pytest.fixture
-def supervisor() -> Iterator[Supervisor]:
-    made = Supervisor()
-    yield made
-    made.drain_and_stop(0.5)
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    made = Collector()
-    yield made
-    made.sock.close()
+from support.hosts import Load, free_port
+from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until
 
 
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hosts import Load, host
 from samplicator.config.legacy.command_line import parse_command_line
 from samplicator.errors import ConfigError
 from samplicator.plan.planner import compile, names_of
 from samplicator.plan.spec import PlanSpec, PoolSpec, ProbeSpec, ResolvedAddress
+from support.hosts import Load, host
 
 LISTENER = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
 RULE = '[[rule]]\nto = ["r"]\n'

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hosts import Load
 from samplicator.service.pulse import Pulse
 from samplicator.service.service import Options, Service
+from support.hosts import Load
 
 
 def wait(what: Callable[[], object], seconds: float = 15.0) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hosts import free_port
 from samplicator.health.probes import REFUSING, UNREACHABLE, UP, Answer, Connection, Datagram, Page
 from samplicator.health.reach import IPFIX_EMPTY, Host, Reach
 from samplicator.plan.spec import ProbeSpec, ReceiverSpec
+from support.hosts import free_port
 
 LOCAL = bytes([127, 0, 0, 1])
 

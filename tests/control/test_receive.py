@@ -10,13 +10,13 @@ import struct
 from dataclasses import replace
 
 import pytest
-from hosts import Load, host
 from samplicator.errors import ConfigError
 from samplicator.host.ingress import Ingress, IngressError
 from samplicator.host.ring import BLOCK_HEADER, IPV4, IPV6, Ring, socket_filter, spread
 from samplicator.plan.planner import compile
 from samplicator.plan.rings import rings_of
 from samplicator.plan.spec import HostAddress, ListenerSpec, PlanSpec, RingMatch, SocketSpec
+from support.hosts import Load, host
 
 
 def packed(text: str) -> bytes:

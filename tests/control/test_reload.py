@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hosts import Load, host
 from samplicator.config.model import Loaded
 from samplicator.errors import ConfigError, Problem
 from samplicator.host.resolve import Resolver
@@ -19,6 +18,7 @@ from samplicator.supervisor import reload as reload_module
 from samplicator.supervisor.build import BuildError
 from samplicator.supervisor.reload import CHANGED_FILE, Reloader
 from samplicator.supervisor.supervisor import WorkerStuck
+from support.hosts import Load, host
 
 TEXT = """
 [[listener]]

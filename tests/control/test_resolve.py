@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hosts import Load
 from samplicator.host import resolve
 from samplicator.host.resolve import Resolver
 from samplicator.plan.spec import ResolvedAddress
+from support.hosts import Load
 
 TEXT = """
 [[listener]]

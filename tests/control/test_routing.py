@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hosts import Load
 from samplicator.host import sockets
 from samplicator.plan.planner import compile
 from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec
+from support.hosts import Load
 
 CAPABILITIES = sockets.capabilities()
 PARTS = "".join(

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hosts import Load, free_port
 from samplicator.cli.control import request
 from samplicator.http import front
 from samplicator.service.service import Options, Service
+from support.hosts import Load, free_port
 
 PLACE = "@control@"
 RUN = """

@@ -8,9 +8,9 @@ import socket
 import struct
 
 import pytest
-from hosts import free_port
 from samplicator.host import sockets
 from samplicator.plan.spec import ReceiverSpec, SocketSpec
+from support.hosts import free_port
 
 
 def listening(port: int, address: str = "127.0.0.1", **kwargs: object) -> SocketSpec:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flow_model as model
 import pytest
-from hosts import Load, free_port, host
 from samplicator.host import sockets
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import PlanSpec
 from samplicator.readings import ReceiverReading
 from samplicator.supervisor.supervisor import Supervisor
+from support import flows as model
+from support.hosts import Load, free_port, host
 
 CAPABILITIES = sockets.capabilities()
 FIELDS = [(8, 4), (12, 4)]

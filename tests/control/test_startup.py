@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hosts import Load, free_port, host
-from samplicator.host.sockets import text_of
+from samplicator.config.address import address_text
 from samplicator.plan.planner import compile
 from samplicator.readings import Readings, ReceiverReading
 from samplicator.service import startup
+from support.hosts import Load, free_port, host
 
 
 def test_the_paragraph_names_no_engine(load: Load) -> None:
@@ -20,7 +20,7 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
         ReceiverReading(
             r.name,
             r.host,
-            text_of(r.address),
+            address_text(r.address),
             r.port,
             "spoof" if r.spoof else "own",
             r.engine,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import socket
@@ -10,113 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import Load, free_port
-from samplicator.host import ring, sockets
+from samplicator.host import ring
 from samplicator.plan.planner import compile
-from samplicator.plan.spec import PlanSpec, RingMatch
+from samplicator.plan.spec import RingMatch
 from samplicator.supervisor import supervisor as supervisor_module
 from samplicator.supervisor.build import BuildError
 from samplicator.supervisor.supervisor import Supervisor, WorkerStuck
-
-CAPABILITIES = sockets.capabilities()
-
-
-class Collector:
-    """A receiver that remembers the numbers it got."""
-
-    def __init__(self) -> None:
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with contextlib.suppress(PermissionError):
-            self.sock.setsockopt(socket.SOL_SOCKET, sockets.SO_RCVBUFFORCE, 1 << 25)
-        self.sock.bind(("127.0.0.1", 0))
-        self.sock.settimeout(0.3)
-        self.port = self.sock.getsockname()[1]
-
-    def take(self) -> list[int]:
-        numbers = []
-        with contextlib.suppress(TimeoutError):
-            while True:
-                numbers.append(int.from_bytes(self.sock.recv(2000)[:8], "big"))
-        return numbers
-
-
-class Exporters:
-    """Sessions that number their datagrams: session in the upper half, sequence in the lower."""
-
-    def __init__(self, count: int, port: int) -> None:
-        self.socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
-        for index, sock in enumerate(self.socks):
-            sock.bind((f"127.0.1.{index + 1}", 0))
-        self.port = port
-        self.sent = 0
-
-    def send(self, rounds: int) -> None:
-        for _ in range(rounds):
-            for session, sock in enumerate(self.socks):
-                sequence = self.sent // len(self.socks)
-                sock.sendto((session << 32 | sequence).to_bytes(8, "big") + bytes(92), ("127.0.0.1", self.port))
-                self.sent += 1
-
-
-def in_order(numbers: list[int]) -> bool:
-    last: dict[int, int] = {}
-    for number in numbers:
-        if number & 0xFFFFFFFF <= last.get(number >> 32, -1):
-            return False
-        last[number >> 32] = number & 0xFFFFFFFF
-    return True
-
-
-@pytest.fixture
-def supervisor() -> Iterator[Supervisor]:
-    made = Supervisor()
-    yield made
-    made.drain_and_stop(0.5)
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    made = Collector()
-    yield made
-    made.sock.close()
-
-
-def text(port: int, to: int, *, workers: int = 1, receiver: str = "", more: str = "", listener: str = "") -> str:
-    return f"""
-[datapath]
-workers = {workers}
-receive_buffer = "4MiB"
-[[listener]]
-name = "in"
-listen = ["127.0.0.1:{port}"]
-{listener}
-[[receiver]]
-name = "one"
-to = "127.0.0.1:{to}"
-{receiver}
-[[rule]]
-to = ["one"]
-{more}
-"""
-
-
-def spec(load: Load, *args: int, **kwargs: object) -> PlanSpec:
-    return compile(load(text(*args, **kwargs)), {}, CAPABILITIES)  # type: ignore[arg-type]
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def until(supervisor: Supervisor, count: int, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while supervisor.received() < count and time.monotonic() < end:
-        time.sleep(0.005)
+from support.hosts import Load, free_port
+from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, in_order, spec, text, until
 
 
 def test_workers_come_and_go_and_nothing_is_lost(load: Load, supervisor: Supervisor, collector: Collector) -> None:

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hosts import Load, free_port, host
 from samplicator import _fastpath
 from samplicator.health.reach import Reach
 from samplicator.health.receiver import ReceiverState
 from samplicator.host.links import Link, messages, neighbour_of
 from samplicator.plan.planner import compile
 from samplicator.supervisor.supervisor import Supervisor
+from support.hosts import Load, free_port, host
 
 
 def text(port: int, extra: str = "") -> str:

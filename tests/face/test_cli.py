@@ -11,16 +11,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
-from face_state import make_readings, make_state
+from app.server import BaseHTTPRequestHandler
 from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
 from samplicator.cli.running import duration, status_lines, table
 from samplicator.http import app, front
+from support.state import make_readings, make_state
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from face_state import make_readings, make_state
 from samplicator.demo.daemon import series
 from samplicator.demo.demo import verdict
 from samplicator.demo.traffic import CAPTURES, Exporter, Receiver, make_exporters, payloads, udp_payloads
 from samplicator.views.prometheus import make_registry, render
 from scapy.layers.inet import UDP
 from scapy.utils import rdpcap
+from support.state import make_readings, make_state
 
 CAPTURE_FOLDER = Path(__file__).resolve().parents[2] / "pysrc" / "samplicator" / "captures"
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
-from face_state import make_readings, make_session, make_templates
 from samplicator.cli import flow
 from samplicator.config.model import Receiver
 from samplicator.http.app import listeners_of, receivers_of
 from samplicator.readings import AliasReading, Unmatched
 from samplicator.views import flow as flowview
+from support.state import make_readings, make_session, make_templates
 
 
 def answer(value: object) -> Any:

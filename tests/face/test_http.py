@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
-from face_state import FakeReloader, make_session, make_state
 from samplicator.http import app, front, listing
 from samplicator.readings import FlowField, FlowTemplate, Unmatched
 from samplicator.supervisor.reload import ReloadResult
 from samplicator.views.service import ServiceState
+from support.state import FakeReloader, make_session, make_state
 
 Client = TestClient[Any, Any]
 

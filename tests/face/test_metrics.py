@@ -7,13 +7,13 @@ import math
 import subprocess
 
 import pytest
-from face_state import make_readings, make_state
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from samplicator import _fastpath
 from samplicator.views.catalogue import CATALOGUE
 from samplicator.views.metric import FOREIGN, PREFIX
 from samplicator.views.prometheus import make_registry, render
+from support.state import make_readings, make_state
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8,text/plain;version=0.0.4;q=0.5"
 

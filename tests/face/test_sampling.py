@@ -6,9 +6,9 @@ import struct
 from dataclasses import replace
 
 import pytest
-from face_state import make_session
 from samplicator.readings import FlowField, FlowTemplate
 from samplicator.views import sampling
+from support.state import make_session
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "system"), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 
-from lab import Lab  # noqa: E402
-from process import bench_tool, wait_for  # noqa: E402
-from relay import Relay  # noqa: E402
+from support.lab import Lab  # noqa: E402
+from support.process import bench_tool, wait_for  # noqa: E402
+from support.relay import Relay  # noqa: E402
 
 SLICE = 50_000  # on its way at once: fits into the listener's queue
 PER_SEED = 4_000_000  # datagrams that one seed's addresses and ports are enough for

@@ -63,7 +63,7 @@ def record(op: int, payload: bytes) -> bytes:
 
 def make_corpus() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
-    import flow_model as model
+    from support import flows as model
 
     fields = [(8, 4), (12, 4), (82, 65535)]
     seeds: dict[str, list[bytes]] = {

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import flow_fuzz
 import pytest
+from fuzz import flow_fuzz
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from guard_tree import ROOT
+from support.tree import ROOT
 
 LOG = ROOT / "build" / "build.log"
 NOISE = re.compile(r"performance hint|\bwarning\b|\berror\b", re.IGNORECASE)

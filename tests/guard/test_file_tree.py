@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from guard_tree import ROOT, files, text, with_suffix
+from support.tree import ROOT, files, text, with_suffix
 
 FORBIDDEN_STEMS = {"utils", "util", "common", "helpers", "helper", "misc"}
 LONGEST = 640  # a file is split when it has two concerns; past this it certainly has

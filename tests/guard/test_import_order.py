@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guard_tree import ROOT, files
+from support.tree import ROOT, files
 
 PACKAGE = ROOT / "pysrc" / "samplicator"
 
@@ -157,6 +157,7 @@ def test_a_room_s_first_file_only_says_what_it_is_for(module: str) -> None:
 def test_nothing_is_re_exported(module: str) -> None:
     """What a module imports from another of ours is defined there."""
     path = MODULES[module]
+    assert "__all__" not in path.read_text()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("samplicator."):
             continue

@@ -12,10 +12,10 @@ import tomllib
 from typing import Literal, get_args, get_origin
 
 import pytest
-from guard_tree import ROOT
 from samplicator.cli.parser import make_parser
 from samplicator.config.legacy import command_line
 from samplicator.config.model import Config, Datapath, Listener, Pool, Receiver, Rule, Service, Table
+from support.tree import ROOT
 
 MAN = ROOT / "deploy" / "man"
 PAGES = sorted(MAN.glob("*.[0-9]"))

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from guard_tree import ROOT
 from samplicator import _fastpath
 from samplicator.health import probes
 from samplicator.views.catalogue import (
@@ -24,6 +23,7 @@ from samplicator.views.catalogue import (
     used_fields,
 )
 from samplicator.views.metric import FOREIGN, PREFIX
+from support.tree import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "samplicator.json"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab import Lab, sweep
+from support.lab import Lab, sweep
 
 
 @pytest.fixture(scope="session", autouse=True)

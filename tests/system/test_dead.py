@@ -9,7 +9,7 @@ a short one (the queue drops: ENOBUFS).
 from __future__ import annotations
 
 import pytest
-from lab import Lab, run
+from support.lab import Lab, run
 
 RATE, SECONDS = 20_000, 10
 ALIVE = 9995

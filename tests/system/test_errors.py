@@ -7,9 +7,9 @@ import socket
 import struct
 
 import pytest
-from lab import Lab, Relay
-from process import wait_for
-from witness import ones_complement_sum
+from support.lab import Lab, Relay
+from support.process import wait_for
+from support.witness import ones_complement_sum
 
 ENGINES = pytest.mark.parametrize("spoof", [False, True], ids=["udp", "raw-spoofed"])
 

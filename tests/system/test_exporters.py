@@ -8,7 +8,7 @@ import socket
 import struct
 
 import pytest
-from lab import Lab
+from support.lab import Lab
 
 
 def test_ipv4_mapped_exporter_on_an_ipv6_listener(lab: Lab) -> None:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import flow_model as model
 import pytest
-from lab import Lab, Relay
-from process import wait_for
-from test_pools import as_hosts_are
+from support import flows as model
+from support.lab import Lab, Relay
+from support.process import wait_for
+from support.telemetry import as_hosts_are
 
 TEMPLATE = model.a_set(0, model.template(300, [(8, 4), (12, 4)]))
 

@@ -13,12 +13,12 @@ import subprocess
 import time
 from pathlib import Path
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
-from lab import Lab
-from process import wait_for
-from test_flow_aware import NAMES, ROWS, Nfacctd, Nfcapd, a_template, come, configuration, record, send
+from support import flows as model
+from support.decoders import NAMES, ROWS, Nfacctd, Nfcapd, a_template, come, configuration, record, send
+from support.flows import IPFIX, V9
+from support.lab import Lab
+from support.process import wait_for
 
 SHIM = r"""
 #define _GNU_SOURCE

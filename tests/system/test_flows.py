@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import Lab, Relay
-from process import Process, bench_tool, tool, wait_for
-from witness import Tap, Tshark
+from support.lab import Lab, Relay
+from support.process import Process, bench_tool, tool, wait_for
+from support.witness import Tap, Tshark
 
 RELAYED, DIRECT = 9995, 9895  # nfcapd, collector 1
 RELAYED_ACCT, DIRECT_ACCT = 9996, 9896  # nfacctd, collector 2

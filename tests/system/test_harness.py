@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from lab import Lab, Metrics
-from witness import checksum_state
+from support.lab import Lab, Metrics
+from support.witness import checksum_state
 
 
 def test_every_pair_talks_over_both_families(lab: Lab) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Lab, Namespace, Relay, run
-from process import command, tool, wait_for
+from support.lab import Lab, Namespace, Relay, run
+from support.process import command, tool, wait_for
 
 SOON_SECONDS = 1.0
 """What the manual promises; the tests allow for a slow machine."""

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Iterator
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
-from lab import Lab
-from process import bench_tool, wait_for
-from relay import Relay
+from support import flows as model
+from support.flows import IPFIX, V9
+from support.lab import Lab
+from support.process import bench_tool, wait_for
+from support.relay import Relay
 
 FORGED = 1_000_000
 SLICE = 50_000  # no more than this is on its way at once: what fits into the listener's queue whatever its sizes

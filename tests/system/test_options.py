@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
-from lab import Lab
-from process import Process, tool, wait_for
-from relay import Relay
+from support import flows as model
+from support.flows import IPFIX, V9
+from support.lab import Lab
+from support.process import Process, tool, wait_for
+from support.relay import Relay
 
 PORT, ACCT = 9995, 2100
 EXPORTER = "198.18.70.1"

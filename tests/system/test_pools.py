@@ -9,21 +9,16 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
-import flow_model as model
 import pytest
-from flow_model import V9
-from lab import Lab
-from process import wait_for
-from relay import Relay
-from telemetry import ROWS, Exporter, Nfcapd, domain, flock, sets
-from witness import Seen, Tap
+from support import flows as model
+from support.flows import V9
+from support.lab import Lab
+from support.process import wait_for
+from support.relay import Relay
+from support.telemetry import ROWS, Exporter, Nfcapd, as_hosts_are, domain, flock, sets
+from support.witness import Seen, Tap
 
 PORTS = (9001, 9002, 9003, 9004)
-
-
-def as_hosts_are(lab: Lab) -> None:
-    for collector in lab.collectors:
-        collector.sysctl(ipv4__icmp_ratelimit=1000, ipv4__icmp_msgs_burst=50)
 
 
 class Traffic:

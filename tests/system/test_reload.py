@@ -14,9 +14,9 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
-from lab import Lab, Metrics, Relay
-from pace import Pace
-from process import Process, wait_for
+from support.lab import Lab, Metrics, Relay
+from support.pace import Pace
+from support.process import Process, wait_for
 
 RATE = 20_000
 EXPORTERS = 16

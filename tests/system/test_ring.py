@@ -14,8 +14,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from lab import Lab, Relay, run
-from process import Process, bench_tool, command, tool, wait_for
+from support.lab import Lab, Relay, run
+from support.process import Process, bench_tool, command, tool, wait_for
 
 
 def config(lab: Lab, receive: str = "ring", *, workers: int = 1, listen: str = "", extra: str = "") -> str:

@@ -11,10 +11,10 @@ import socket
 from collections import defaultdict
 
 import pytest
-from lab import Lab, Metrics, Relay
 from model import KEEP, Copy, Datagram, Model, from_rule_file, from_toml
-from process import wait_for
-from witness import Seen, Tap
+from support.lab import Lab, Metrics, Relay
+from support.process import wait_for
+from support.witness import Seen, Tap
 
 LISTENERS = {"netflow": (2055,), "sflow": (6343,), "range": (9990, 9991, 9992)}
 EXPORTERS = (

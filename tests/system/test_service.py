@@ -11,8 +11,8 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
-from lab import Lab, Relay
-from process import command, tool, wait_for
+from support.lab import Lab, Relay
+from support.process import command, tool, wait_for
 
 
 def simple(lab: Lab, to: str | None = None, extra: str = "") -> str:

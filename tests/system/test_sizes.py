@@ -11,7 +11,7 @@ import random
 import time
 
 import pytest
-from lab import Lab
+from support.lab import Lab
 
 SIZES = (0, 1, 2, 1471, 1472, 1473, 8972, 9000, 65507)
 REPEATS = 3

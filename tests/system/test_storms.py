@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from lab import Lab, Metrics, Relay, run
-from process import Process, command, wait_for
+from support.lab import Lab, Metrics, Relay, run
+from support.process import Process, command, wait_for
 
 PORT = 2055
 LIMIT = 20_000

@@ -7,8 +7,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from lab import Lab, Relay
-from process import wait_for
+from support.lab import Lab, Relay
+from support.process import wait_for
 
 SERIES = ("send_offered_datagrams_total", "send_datagrams_total", "send_bytes_total")
 ENGINES = ["udp", "raw", "transparent", "packet"]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from apart import Exporter, Judge, Nfacctd, Nfcapd, expected, exporter, flock, rounds
-from flow_model import IPFIX, V9
-from lab import Lab
-from process import command, tool, wait_for
-from relay import Relay
+from support.apart import Exporter, Judge, Nfacctd, Nfcapd, expected, exporter, flock, rounds
+from support.flows import IPFIX, V9
+from support.lab import Lab
+from support.process import command, tool, wait_for
+from support.relay import Relay
 
 KINDS = pytest.mark.parametrize("kind", [V9, IPFIX], ids=["netflow9", "ipfix"])
 MANY = 20

@@ -12,10 +12,10 @@ import signal
 import socket
 
 import pytest
-from lab import Lab, Namespace, Relay, run
-from process import wait_for
-from test_engines import acquaint, held, in_order, payloads, wait_link
-from witness import Tap
+from support.lab import Lab, Namespace, Relay, run
+from support.process import wait_for
+from support.runs import acquaint, held, in_order, payloads, wait_link
+from support.witness import Tap
 
 COUNT = 24
 

@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from flow_model import IPFIX, V9
 from samplicator._fastpath import ALIAS_BYTES, ALIAS_COUNT, ALIAS_FIELDS, Aliases
+from support.flows import IPFIX, V9
 
 HOST = bytes([198, 51, 100, 7])
 QUIET = 61

@@ -4,10 +4,10 @@ and second; and what exporters that no rule matches may take from the others.
 
 from __future__ import annotations
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
 from samplicator import _probe_flow as probe
+from support import flows as model
+from support.flows import IPFIX, V9
 
 ADDRESS, PORT = b"\x0a\0\0\1", 2055
 START = 1_700_000_000 * 10**9

@@ -11,11 +11,11 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, M32, V9
 from samplicator import _probe_flow as probe
 from samplicator._probe_flow import FLOW_SESSION_FIELDS
+from support import flows as model
+from support.flows import IPFIX, M32, V9
 
 ADDRESS, PORT = b"\x0a\0\0\1", 2055
 START = 3 * 24 * 3600 * 10**9

@@ -8,10 +8,10 @@ import struct
 import time
 from collections.abc import Sequence
 
-import flow_model as model
-from flow_model import IPFIX
 from samplicator import _probe_flow as probe
 from samplicator._probe_flow import FLOW_COUNTER_FIELDS
+from support import flows as model
+from support.flows import IPFIX
 
 START = 1_700_000_000 * 10**9
 SECOND = 10**9

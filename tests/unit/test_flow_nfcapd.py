@@ -12,11 +12,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
 from samplicator import _probe_flow as probe
-from test_flow_renumber import ADDRESS, PORT, Receiver, new, run
+from support import flows as model
+from support.flows import IPFIX, V9
+from support.sampled import ADDRESS, PORT, Receiver, new, run
 
 pytestmark = pytest.mark.skipif(shutil.which("nfcapd") is None, reason="no nfcapd here")
 FIELDS = [(8, 4), (12, 4), (7, 2), (11, 2), (4, 1), (2, 4), (1, 4)]

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import threading
 
-import flow_model as model
-from flow_model import IPFIX
 from samplicator import _probe_flow as probe
 from samplicator._probe_flow import FLOW_ITEM_FIELDS, FLOW_SESSION_FIELDS
+from support import flows as model
+from support.flows import IPFIX
 
 START = 1_700_000_000 * 10**9
 

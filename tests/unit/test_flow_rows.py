@@ -7,10 +7,10 @@ from __future__ import annotations
 import random
 import struct
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
 from samplicator import _probe_flow as probe
+from support import flows as model
+from support.flows import IPFIX, V9
 
 ADDRESS, PORT = b"\x0a\0\0\1", 2055
 START = 1_700_000_000 * 10**9

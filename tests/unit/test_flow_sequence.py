@@ -7,11 +7,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
 from samplicator import _probe_flow as probe
 from samplicator._probe_flow import FLOW_SESSION_FIELDS
+from support import flows as model
+from support.flows import IPFIX, V9
 
 ADDRESS, PORT = b"\x0a\0\0\1", 2055
 START = 1_700_000_000 * 10**9

@@ -12,10 +12,10 @@ import struct
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import flow_model as model
 import pytest
-from flow_model import IPFIX, V9
 from samplicator import _probe_flow as probe
+from support import flows as model
+from support.flows import IPFIX, V9
 
 ADDRESS, PORT = b"\x0a\0\0\1", 2055
 START = 10**15

@@ -9,7 +9,7 @@ import socket
 import struct
 
 import pytest
-from samplicator.host import sockets
+from samplicator.host import bpf
 from samplicator.plan.groupcast import Casts
 from samplicator.plan.spec import SocketSpec
 
@@ -124,4 +124,4 @@ def test_more_groups_than_a_program_can_hold() -> None:
     program = casts(wide, exact).program(wide, 0)
     assert not run(program, "ff15::1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sockets.set_filter(sock, program)
+        bpf.set_filter(sock, program)

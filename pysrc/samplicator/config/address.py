@@ -98,6 +98,11 @@ def address_text(address: bytes) -> str:
     return str(ipaddress.ip_address(address))
 
 
+def address_bytes(text: str) -> bytes:
+    """4 or 16 bytes of an address that is known to be one; its scope is ignored."""
+    return ipaddress.ip_address(text.partition("%")[0]).packed
+
+
 def endpoint_text(host: str, port: int | str) -> str:
     """`HOST:PORT`, with brackets where the host has colons."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

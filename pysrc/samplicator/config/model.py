@@ -52,28 +52,6 @@ from samplicator.config.fields import (
 from samplicator.config.probe import Probe, parse_probe
 from samplicator.errors import Problem
 
-__all__ = [
-    "EVERYTHING",
-    "Config",
-    "Datapath",
-    "Endpoint",
-    "Listener",
-    "Loaded",
-    "ParsedSource",
-    "Path",
-    "Pool",
-    "Probe",
-    "Receiver",
-    "Rule",
-    "Service",
-    "json_schema",
-    "parse_listen",
-    "parse_own_source",
-    "parse_source",
-    "parse_target",
-    "restart_settings",
-]
-
 LIVE: dict[str, Any] = {"reload": "live"}
 RESTART: dict[str, Any] = {"reload": "restart"}
 Path = tuple[str | int, ...]

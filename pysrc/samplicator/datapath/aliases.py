@@ -11,13 +11,13 @@ import fcntl
 import logging
 import mmap
 import os
-import socket
 import stat
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from samplicator._fastpath import ALIAS_BYTES, ALIAS_FIELDS, Aliases
+from samplicator.config.address import address_text
 from samplicator.readings import AliasReading
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def _reading(row: Sequence[Any]) -> AliasReading:
     address: bytes = named["address"]
     return AliasReading(
         alias=named["alias"],
-        address=socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address),
+        address=address_text(address),
         port=named["port"],
         protocol=named["kind"],
         domain=named["domain"],

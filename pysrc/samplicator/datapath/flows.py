@@ -7,13 +7,13 @@ takes. Called by the supervisor.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Flow, Plan
+from samplicator.config.address import address_text
 from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, Unmatched, add_up, wall_ns
 
 LEAST_BYTES: Final = 256 << 10
@@ -155,10 +155,6 @@ class Flows:
                 if not rules and not denied:
                     found.append(Unmatched(address_text(address), names[slot], datagrams))
         return sorted(found, key=lambda item: -item.datagrams)
-
-
-def address_text(address: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
 def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket
-from samplicator.host import ring, sockets
+from samplicator.host import bpf, ring, sockets
 from samplicator.host.ingress import Ingress
 from samplicator.plan.spec import RingSpec, SocketSpec
 from samplicator.readings import ListenerReading, add_up
@@ -47,7 +47,7 @@ class Intake:
     def filter(self, program: bytes) -> None:
         """From now on it takes what the program (groupcast.Casts) lets in. Raises OSError."""
         if program != self.program:
-            sockets.set_filter(self.sock, program)
+            bpf.set_filter(self.sock, program)
             self.program = program
 
     def memory(self) -> sockets.MemInfo:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from samplicator.config.address import address_text
 from samplicator.datapath import counters as fields
 from samplicator.datapath.account import Account
 from samplicator.datapath.ways import Path, Way
 from samplicator.health.probes import LOOPING, MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.health.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
-from samplicator.host import sockets
 from samplicator.plan.spec import ReceiverSpec
 from samplicator.readings import ReceiverReading, add_up, wall_ns
 
@@ -340,7 +340,7 @@ class ReceiverState:
         return ReceiverReading(
             name=spec.name,
             host=spec.host,
-            address=spec.host if spec.unresolved else sockets.text_of(spec.address),
+            address=spec.host if spec.unresolved else address_text(spec.address),
             port=spec.port,
             source="spoof" if spec.spoof else "own",
             engine=spec.engine,

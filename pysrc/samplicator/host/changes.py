@@ -17,15 +17,14 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from samplicator.host.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, SOL_NETLINK, events
+
 log = logging.getLogger(__name__)
 
 # RTMGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR, include/uapi/linux/rtnetlink.h
 GROUPS: Final = 0x1 | 0x10 | 0x100
 ROUTE_GROUPS: Final = (7, 11)
 """RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, of the same file."""
-SOL_NETLINK: Final = 270
-NETLINK_ADD_MEMBERSHIP: Final = 1
-NETLINK_DROP_MEMBERSHIP: Final = 2
 SETTLE_SECONDS: Final = 0.1
 """After an event: more of the same come with it."""
 
@@ -47,13 +46,7 @@ class HostWatch:
 
     def start(self) -> None:
         try:
-            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            sock = socket.socket(socket.AF_NETLINK, kind, 0)
-            try:
-                sock.bind((0, GROUPS))
-            except BaseException:
-                sock.close()
-                raise
+            sock = events(GROUPS)
         except OSError as error:
             log.warning("interfaces are not followed, only looked at every few seconds: %s", error.strerror)
             return

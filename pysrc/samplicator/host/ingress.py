@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from samplicator.host.netlink import NLMSG_ERROR, attribute, message, messages
 from samplicator.host.ring import HEADERS, Section, sections
 from samplicator.plan.spec import RingMatch
 
@@ -165,34 +166,26 @@ class Ingress:
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
-        return struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0) + body
+        return message(kind, flags, self._sequence, body)
 
 
 def _answers(data: bytes) -> Iterator[tuple[int, int]]:
     """(sequence, error) of each NLMSG_ERROR."""
-    while len(data) >= 16:
-        length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data)
-        if length < 16:
-            return
-        if kind == 2:
-            yield sequence, struct.unpack_from("=i", data, 16)[0]
-        data = data[(length + 3) & ~3 :]
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+    for kind, sequence, body in messages(data):
+        if kind == NLMSG_ERROR and len(body) >= 4:
+            yield sequence, struct.unpack_from("=i", body)[0]
 
 
 def _nested(kind: int, data: bytes) -> bytes:
-    return _attribute(kind | 0x8000, data)
+    return attribute(kind | 0x8000, data)
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
+    return attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _expression(name: str, attributes: bytes) -> bytes:
@@ -200,7 +193,7 @@ def _expression(name: str, attributes: bytes) -> bytes:
 
 
 def _value(kind: int, data: bytes) -> bytes:
-    return _nested(kind, _attribute(1, data))
+    return _nested(kind, attribute(1, data))
 
 
 def _equal(data: bytes) -> bytes:

@@ -10,6 +10,7 @@ supervisor. It must never send a datagram or change an entry.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import select
@@ -20,17 +21,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from samplicator.host.netlink import (
+    NLM_F_DUMP,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_VIA,
+    RTM_GETNEIGH,
+    RTM_NEWNEIGH,
+    RTMSG_BYTES,
+    RTN_UNICAST,
+    Conversation,
+    attributes,
+    events,
+    interface_of,
+)
+
 PATIENCE_SECONDS: Final = 1.0
 """A neighbour that was never asked for is incomplete for a moment; one that is dead stays so."""
 ROUTES_SECONDS: Final = 5.0
 """How long a next hop is believed before it is looked up again."""
 NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
-RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 24, 26, 28, 30
-NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTMGRP_NEIGH: Final = 0x4
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_VIA = 1, 4, 5, 18
-RTN_UNICAST: Final = 1
 NDA_DST, NDA_CACHEINFO = 1, 3
 CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -67,78 +78,34 @@ NOWHERE: Final = Sight(None, Answering.ABSENT)
 
 
 def open_events() -> socket.socket | None:
-    """A socket that becomes readable when some neighbour changes (rtnetlink(7)); None: not to be had here."""
-    events = None
-    try:
-        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
-        events.bind((0, RTMGRP_NEIGH))
-    except OSError:
-        if events is not None:
-            events.close()
-        return None
-    return events
+    """A socket that becomes readable when some neighbor changes (rtnetlink(7)); None: not to be had here."""
+    with contextlib.suppress(OSError):
+        return events(RTMGRP_NEIGH)
+    return None
 
 
-def wait_for_events(events: socket.socket | None, seconds: float) -> None:
+def wait_for_events(sock: socket.socket | None, seconds: float) -> None:
     """Until some neighbour changes, so many seconds at most; then empties the socket."""
-    if events is None:
+    if sock is None:
         time.sleep(seconds)
         return
     waiter = select.poll()  # not select(): descriptors may be over 1023
-    waiter.register(events, select.POLLIN)
+    waiter.register(sock, select.POLLIN)
     waiter.poll(int(seconds * 1e3))
     for _ in range(100):
         try:
-            events.recv(65536)
+            sock.recv(65536)
         except BlockingIOError:
             break
         except OSError:  # ENOBUFS: more came than it could hold
             continue
 
 
-def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of each attribute (rtnetlink(7)) from offset on."""
-    while offset + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, offset)
-        if length < 4 or offset + length > len(body):
-            return
-        yield kind & 0x3FFF, body[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
 def route_interface(address: bytes) -> int:
     """Index of the interface that the route to an address (4 or 16 bytes) leads to, 0 = no route. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
-        netlink.settimeout(1.0)
-        netlink.bind((0, 0))
-        for kind, answer in _ask(netlink, RTM_GETROUTE, 0, _route_question(address)):
-            if kind == RTM_NEWROUTE:
-                (index,) = struct.unpack("=i", dict(attributes(answer, 12)).get(RTA_OIF, bytes(4)))
-                return int(index)
-    return 0
-
-
-def _route_question(address: bytes) -> bytes:
-    """struct rtmsg and the address asked for."""
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    body = struct.pack("=BBBBBBBBI", family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0)
-    return body + struct.pack("=HH", 4 + len(address), RTA_DST) + address
-
-
-def _ask(netlink: socket.socket, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, payload) of each message of the answer, errors left out."""
-    netlink.send(struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, 1, 0) + body)
-    while True:
-        data = netlink.recv(1 << 18)
-        offset = 0
-        while offset + 16 <= len(data):
-            length, answer = struct.unpack_from("=IH", data, offset)
-            if answer in (NLMSG_ERROR, NLMSG_DONE) or length < 16:
-                return
-            yield answer, data[offset + 16 : offset + length]
-            offset += (length + 3) & ~3
-        if not flags & NLM_F_DUMP:
-            return
+    with Conversation() as kernel:
+        route = kernel.route(address)
+    return interface_of(route[1]) if route is not None else 0
 
 
 class Neighbours:
@@ -155,13 +122,11 @@ class Neighbours:
         """Names of the receivers (address, scope id) that are unresolved now. Raises OSError when the kernel cannot be
         asked.
         """
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
-            netlink.settimeout(1.0)
-            netlink.bind((0, 0))
+        with Conversation() as kernel:
             self._hops = {key: hop for key, hop in self._hops.items() if time.monotonic() - hop[0] < ROUTES_SECONDS}
-            hops = {name: self._hop(netlink, target) for name, target in receivers.items()}
+            hops = {name: self._hop(kernel, target) for name, target in receivers.items()}
             wanted = set(hops.values())
-            table = {hop: (state, age) for hop, state, age in self._table(netlink) if hop in wanted}
+            table = {hop: (state, age) for hop, state, age in _table(kernel) if hop in wanted}
             now = time.monotonic()
             bad = {hop for hop, (state, _) in table.items() if state & (NUD_INCOMPLETE | NUD_FAILED)}
             self._since = {hop: self._since.get(hop, now) for hop in bad}
@@ -169,34 +134,31 @@ class Neighbours:
             self.sights = {name: _sight(hop, table, hop in late, now) for name, hop in hops.items()}
             return {name for name, sight in self.sights.items() if sight.late}
 
-    def _hop(self, netlink: socket.socket, target: tuple[bytes, int]) -> Hop | None:
+    def _hop(self, kernel: Conversation, target: tuple[bytes, int]) -> Hop | None:
         if target not in self._hops:
-            self._hops[target] = (time.monotonic(), self._route(netlink, *target))
+            self._hops[target] = (time.monotonic(), _next_hop(kernel, *target))
         return self._hops[target][1]
 
-    def _table(self, netlink: socket.socket) -> Iterator[tuple[Hop, int, float]]:
-        """(next hop, state, seconds since it changed) of every entry."""
-        for kind, body in _ask(netlink, RTM_GETNEIGH, NLM_F_DUMP, bytes(12)):
-            if kind == RTM_NEWNEIGH and len(body) >= 12:
-                interface, state = struct.unpack_from("=iH", body, 4)
-                found = dict(attributes(body, 12))
-                info = found.get(NDA_CACHEINFO, b"")  # struct nda_cacheinfo: confirmed, used, updated, references
-                age = struct.unpack_from("=I", info, 8)[0] / CLOCK_TICKS if len(info) >= 12 else 0.0
-                if NDA_DST in found:
-                    yield (interface, found[NDA_DST]), state, age
 
-    def _route(self, netlink: socket.socket, address: bytes, scope_id: int) -> Hop | None:
-        """Next hop of an address, None = no route, or not a neighbour's (this host, multicast)."""
-        body = _route_question(address)
-        if scope_id:
-            body += struct.pack("=HHI", 8, RTA_OIF, scope_id)
-        for kind, answer in _ask(netlink, RTM_GETROUTE, 0, body):
-            if kind == RTM_NEWROUTE and len(answer) >= 12 and answer[7] == RTN_UNICAST:
-                found = dict(attributes(answer, 12))
-                if RTA_OIF in found:
-                    via = found.get(RTA_VIA, b"")[2:]
-                    return struct.unpack("=i", found[RTA_OIF])[0], found.get(RTA_GATEWAY) or via or address
+def _table(kernel: Conversation) -> Iterator[tuple[Hop, int, float]]:
+    """(next hop, state, seconds since it changed) of every entry."""
+    for kind, body in kernel.ask(RTM_GETNEIGH, NLM_F_DUMP, bytes(RTMSG_BYTES)):
+        if kind == RTM_NEWNEIGH and len(body) >= RTMSG_BYTES:
+            interface, state = struct.unpack_from("=iH", body, 4)
+            found = dict(attributes(body, RTMSG_BYTES))
+            info = found.get(NDA_CACHEINFO, b"")  # struct nda_cacheinfo: confirmed, used, updated, references
+            age = struct.unpack_from("=I", info, 8)[0] / CLOCK_TICKS if len(info) >= 12 else 0.0
+            if NDA_DST in found:
+                yield (interface, found[NDA_DST]), state, age
+
+
+def _next_hop(kernel: Conversation, address: bytes, scope_id: int) -> Hop | None:
+    """Next hop of an address, None = no route, or not a neighbor's (this host, multicast)."""
+    route = kernel.route(address, scope_id)
+    if route is None or route[0] != RTN_UNICAST or RTA_OIF not in route[1]:
         return None
+    found = route[1]
+    return interface_of(found), found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:] or address
 
 
 def _sight(hop: Hop | None, table: Mapping[Hop, tuple[int, float]], late: bool, now: float) -> Sight:

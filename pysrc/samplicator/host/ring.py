@@ -12,7 +12,6 @@ touch a datagram.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import platform
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from samplicator.host import bpf
 from samplicator.plan.spec import RingMatch
 
 SOL_PACKET: Final = 263
@@ -37,7 +37,6 @@ TPACKET_V3: Final = 2
 PACKET_FANOUT_CBPF: Final = 6
 PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
 ETH_P_ALL: Final = 3
-SO_ATTACH_FILTER: Final = 26
 
 READS_OPEN: Final = platform.machine() == "x86_64"
 """Whether the block that the kernel still fills is read as well (fastpath/rx/ring.pxi says why not everywhere)."""
@@ -221,14 +220,6 @@ def spread(members: int) -> bytes:
     return program.finish()
 
 
-_NOTHING: Final = struct.pack("=HBBI", _RETURN, 0, 0, 0)
-
-
-def _attach(sock: socket.socket, level: int, option: int, program: bytes) -> None:
-    buffer = ctypes.create_string_buffer(program, len(program))
-    sock.setsockopt(level, option, struct.pack("HP", len(program) // 8, ctypes.addressof(buffer)))
-
-
 # ---------------------------------------------------------------------------------------------------- the ring
 
 
@@ -282,22 +273,22 @@ class Ring:
     def accept(self, matches: Sequence[RingMatch]) -> None:
         """Takes what matches (one of them), from now on. Raises OSError when there are too many."""
         if self.bell is not None:
-            _attach(self.bell, socket.SOL_SOCKET, SO_ATTACH_FILTER, socket_filter(matches, 1))
-        _attach(self.sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, socket_filter(matches))
+            bpf.attach(self.bell, socket_filter(matches, 1))
+        bpf.attach(self.sock, socket_filter(matches))
 
     def reject(self) -> None:
         """Takes nothing more; what is in the ring can still be read."""
-        _attach(self.sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
+        bpf.attach(self.sock, bpf.TAKE_NOTHING)
         if self.bell is not None:
-            _attach(self.bell, socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
+            bpf.attach(self.bell, bpf.TAKE_NOTHING)
 
     def select(self, members: int) -> None:
         """Spreads over the first `members` rings of the group. A datagram that comes meanwhile may ring another ring's
         doorbell: wake the workers afterwards.
         """
         if self.bell is not None:
-            _attach(self.bell, SOL_PACKET, PACKET_FANOUT_DATA, spread(members))
-        _attach(self.sock, SOL_PACKET, PACKET_FANOUT_DATA, spread(members))
+            bpf.attach(self.bell, spread(members), SOL_PACKET, PACKET_FANOUT_DATA)
+        bpf.attach(self.sock, spread(members), SOL_PACKET, PACKET_FANOUT_DATA)
 
     def count_drops(self) -> int:
         """Adds what PACKET_STATISTICS counted since the last call (reading resets it) to `drops`."""
@@ -328,7 +319,7 @@ def _packet_socket() -> socket.socket:
     """A packet socket that takes nothing yet, bound to no interface."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
-        _attach(sock, socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
+        bpf.attach(sock, bpf.TAKE_NOTHING)
         with contextlib.suppress(OSError):  # since Linux 4.20; the filter leaves outgoing packets out all the same
             sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     except BaseException:

@@ -12,7 +12,6 @@ linux/in6.h).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.host import neighbors
+from samplicator.host import bpf, neighbors
 from samplicator.plan.spec import Capabilities, HostAddress, ReceiverSpec, SocketSpec
 
 SO_NO_CHECK: Final = 11
@@ -52,11 +51,8 @@ PACKET_SEND_BUFFER: Final = 16 << 20
 
 CAP_NET_ADMIN: Final = 12
 
-SO_ATTACH_FILTER: Final = 26
-SO_DETACH_FILTER: Final = 27
-
 TX_RECEIVE_BUFFER: Final = 65536
-"""Room for ICMP reports in the error queue of a way out. Datagrams never get in, see _refuse_all."""
+"""Room for ICMP reports in the error queue of a way out. Datagrams never get in, a filter refuses all."""
 
 UDP_SOCKET_TTL: Final = 64
 """Of a socket whose copies keep the TTL they came with; the datapath knows it (fastpath/tx/udp.pxi)."""
@@ -118,10 +114,6 @@ def endpoint(address: bytes, port: int, scope_id: int = 0) -> tuple[str, int] | 
     return socket.inet_ntop(socket.AF_INET6, address), port, 0, scope_id
 
 
-def text_of(address: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
-
-
 # ---------------------------------------------------------------------------------------------------- listeners
 
 
@@ -161,7 +153,7 @@ def open_listener(
         if spec.family == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
         if program:
-            set_filter(sock, program)
+            bpf.set_filter(sock, program)
         address, scope_id = _scoped(spec.address)
         sock.bind((address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id))
         if join:
@@ -193,11 +185,6 @@ def unshare(socks: Sequence[socket.socket]) -> None:
     for sock in socks:
         with contextlib.suppress(OSError):
             _bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
-
-
-def refuse_all(sock: socket.socket) -> None:
-    """From now on the socket takes nothing more; what is queued stays. Raises OSError."""
-    _refuse_all(sock)
 
 
 HOST_LACKS: Final = frozenset(
@@ -232,18 +219,6 @@ def why_not_listening(spec: SocketSpec, error: OSError) -> str:
     if number == errno.ENOBUFS and spec.groups:
         return "too many multicast groups; raise the sysctl net.ipv4.igmp_max_memberships"
     return error.strerror or str(error)
-
-
-def set_filter(sock: socket.socket, program: bytes) -> None:
-    """Attaches a filter (struct sock_filter array) in the place of the one there is; b"" = none. Raises OSError."""
-    if not program:
-        with contextlib.suppress(FileNotFoundError):  # there was none
-            sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-        return
-    buffer = ctypes.create_string_buffer(program, len(program))
-    sock.setsockopt(
-        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    )
 
 
 def _join(sock: socket.socket, group: str, index: int) -> None:
@@ -293,23 +268,10 @@ def meminfo(sock: socket.socket) -> MemInfo:
 # ---------------------------------------------------------------------------------------------------- ways out
 
 
-_RETURN_NOTHING = ctypes.create_string_buffer(
-    struct.pack("@HBBI", 0x06, 0, 0, 0)
-)  # struct sock_filter: BPF_RET|BPF_K 0
-
-
-def _refuse_all(sock: socket.socket) -> None:
-    """Drops whatever a receiver answers before it takes memory from the error queue; reports of ICMP pass by the
-    filter.
-    """
-    program = struct.pack("@HP", 1, ctypes.addressof(_RETURN_NOTHING))  # struct sock_fprog
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-
-
 def _open_tx(family: int, kind: int, protocol: int, send_buffer: int) -> socket.socket:
     sock = socket.socket(_family(family), kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     try:
-        _refuse_all(sock)
+        bpf.attach(sock, bpf.TAKE_NOTHING)  # what a receiver answers takes no memory; reports of ICMP pass by
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TX_RECEIVE_BUFFER)
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
@@ -436,7 +398,7 @@ def reserve_source(spec: ReceiverSpec) -> tuple[socket.socket, tuple[bytes, int]
     """
     sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        _refuse_all(sock)
+        bpf.attach(sock, bpf.TAKE_NOTHING)  # what a receiver answers takes no memory; reports of ICMP pass by
         wanted = spec.source[0] if spec.source else bytes(len(spec.address))
         try:
             sock.bind(endpoint(wanted, 0, spec.scope_id))

@@ -24,14 +24,12 @@ from aiohttp import web
 
 from samplicator.config.address import endpoint_text
 from samplicator.http import listing
-from samplicator.http.front import MAX_FIELD, MAX_LINE, SHARED, Front, Shared, open_control, open_tcp, remove_control
+from samplicator.http.front import SHARED, Shared
 from samplicator.views import flow, prometheus
 
 if TYPE_CHECKING:
     from samplicator.readings import Readings, Unmatched
     from samplicator.views.service import ServiceState
-
-__all__ = ["MAX_FIELD", "MAX_LINE", "Front", "is_control", "make_app", "open_control", "open_tcp", "remove_control"]
 
 log = logging.getLogger(__name__)
 

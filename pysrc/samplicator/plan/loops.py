@@ -8,12 +8,11 @@ relays are not seen here, but by the datapath (fastpath/echo.pxd). It must never
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.config.address import MAPPED, address_text, endpoint_text
+from samplicator.config.address import MAPPED, address_bytes, address_text, endpoint_text
 from samplicator.plan.spec import SocketSpec
 
 AWAY: Final = "away"
@@ -39,7 +38,7 @@ Deliver = Callable[[bytes], Delivery]
 
 def packed(text: str) -> bytes:
     """4 or 16 bytes of an address text, scope ignored; an IPv4-mapped one is IPv4."""
-    return unmapped(ipaddress.ip_address(text.partition("%")[0]).packed)
+    return unmapped(address_bytes(text))
 
 
 def unmapped(address: bytes) -> bytes:

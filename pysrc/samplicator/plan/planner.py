@@ -10,11 +10,10 @@ as Capabilities) or import the compiled module.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import replace
 from typing import Final
 
-from samplicator.config.address import Endpoint, address_text, endpoint_text
+from samplicator.config.address import Endpoint, address_bytes, address_text, endpoint_text
 from samplicator.config.model import Config, Loaded, Path, Receiver
 from samplicator.errors import ConfigError, Problem
 from samplicator.plan import apart
@@ -32,25 +31,8 @@ from samplicator.plan.spec import (
     Resolved,
     ResolvedAddress,
     RingSpec,
-    RuleSpec,
     SocketSpec,
 )
-
-__all__ = [
-    "NEEDS_NET_RAW",
-    "Capabilities",
-    "ListenerSpec",
-    "NameKey",
-    "PlanSpec",
-    "ReceiverSpec",
-    "Resolved",
-    "ResolvedAddress",
-    "RuleSpec",
-    "SocketSpec",
-    "compile",
-    "names_of",
-    "source_names_of",
-]
 
 FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
 NAME_UNRESOLVED: Final = "name does not resolve"
@@ -250,7 +232,7 @@ class _Compiler:
 
     def joins(self, interface: str, index: int, group: str) -> int:
         """Index of the interface that a multicast group is joined on: the configured one, or where its route leads."""
-        return index if interface else self.capabilities.group_interface(parse_ip_bytes(group))
+        return index if interface else self.capabilities.group_interface(address_bytes(group))
 
     def receive(self, listeners: tuple[ListenerSpec, ...]) -> tuple[ListenerSpec, ...]:
         """The listeners with their rings, those that are to have some."""
@@ -317,7 +299,7 @@ class _Compiler:
             self.warn((*path, "source"), f"{missing.removeprefix('its source ')}; {UNTIL_THEN}")
         if engine == "udp" and source is not None and source[1]:
             for socket in ports.get(source[1], []):
-                if parse_ip_bytes(socket.address) in (source[0], bytes(len(source[0]))):
+                if address_bytes(socket.address) in (source[0], bytes(len(source[0]))):
                     self.problem(
                         (*path, "source"),
                         f"port {source[1]} is a listener's own: a socket bound to it would take its datagrams; leave "
@@ -516,8 +498,3 @@ def _mostly_raw(receiver: Receiver) -> str:
     reasons = ['ttl = "keep"'] if receiver.ttl == "keep" else []
     reasons += [f"freq = {receiver.freq}"] if receiver.freq > 1 else []
     return f"; with {' and '.join(reasons)} by the raw socket" if reasons else ""
-
-
-def parse_ip_bytes(text: str) -> bytes:
-    """4 or 16 bytes of an address text, scope ignored."""
-    return ipaddress.ip_address(text.partition("%")[0]).packed

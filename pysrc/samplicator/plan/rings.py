@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
+from samplicator.config.address import address_bytes
 from samplicator.plan.spec import HostAddress, RingMatch, RingSpec, SocketSpec
 
 LOOPBACK = "lo"
@@ -34,7 +35,7 @@ def rings_of(
             if any(rival.interface == interface != socket.interface and _overlap(rival, socket) for rival in rivals):
                 continue
             addresses = _addresses(socket, interface, rivals, host)
-            groups = tuple(sorted(_packed(group) for group in socket.groups)) if socket.interface else ()
+            groups = tuple(sorted(address_bytes(group) for group in socket.groups)) if socket.interface else ()
             if addresses or groups:
                 ports.setdefault(interface, {}).setdefault((addresses, groups), []).append(socket.port)
     return tuple(
@@ -45,10 +46,6 @@ def rings_of(
         )
         for interface, found in sorted(ports.items())
     )
-
-
-def _packed(text: str) -> bytes:
-    return ipaddress.ip_address(text.partition("%")[0]).packed
 
 
 def _families(socket: SocketSpec) -> tuple[int, ...]:
@@ -67,7 +64,7 @@ def _interfaces(socket: SocketSpec, host: Sequence[HostAddress]) -> list[str]:
     scope = socket.address.partition("%")[2]
     if socket.interface or scope:
         return [socket.interface or scope]
-    bound = _packed(socket.address)
+    bound = address_bytes(socket.address)
     if any(bound):
         if _is_loopback(bound):
             return [LOOPBACK]
@@ -81,10 +78,10 @@ def _interfaces(socket: SocketSpec, host: Sequence[HostAddress]) -> list[str]:
 def _addresses(
     socket: SocketSpec, interface: str, rivals: Iterable[SocketSpec], host: Sequence[HostAddress]
 ) -> tuple[bytes, ...]:
-    bound = _packed(socket.address)
+    bound = address_bytes(socket.address)
     if any(bound):
         return (bound,)
-    taken = {_packed(rival.address) for rival in rivals if rival.interface in ("", interface)}
+    taken = {address_bytes(rival.address) for rival in rivals if rival.interface in ("", interface)}
     wanted = _families(socket)
     return tuple(
         sorted(
@@ -101,7 +98,7 @@ def _addresses(
 
 def _overlap(one: SocketSpec, other: SocketSpec) -> bool:
     """Whether a datagram could be for both, but for the interface."""
-    a, b = _packed(one.address), _packed(other.address)
+    a, b = address_bytes(one.address), address_bytes(other.address)
     if any(a) and any(b):
         return a == b
     return bool(set(_families(one) if not any(a) else {len(a)}) & set(_families(other) if not any(b) else {len(b)}))

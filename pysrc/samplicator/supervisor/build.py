@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from samplicator._fastpath import Plan, TxCounters, Worker
-from samplicator.config.address import endpoint_text
+from samplicator.config.address import address_text, endpoint_text
 from samplicator.datapath import aliases
 from samplicator.datapath.intakes import Intake, ListenerState, RingGroup, RingIntake, socket_key
 from samplicator.datapath.rules import FastRules, fast_pools
@@ -424,7 +424,7 @@ class Build:
                         why = f"another program has its source port {wanted.source[1]}"
                     self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
                     continue
-                where = endpoint_text(sockets.text_of(wanted.address), wanted.port)
+                where = endpoint_text(address_text(wanted.address), wanted.port)
                 text = f"receiver {wanted.name!r} at {where}, engine {wanted.engine}: {error.strerror or error}"
                 raise BuildError(error.errno or 0, text, ("receiver", index)) from error
 

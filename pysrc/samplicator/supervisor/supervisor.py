@@ -33,7 +33,7 @@ from samplicator.health.failover import Standings
 from samplicator.health.reach import Host
 from samplicator.health.receiver import PROBE_UNRESOLVED, ReceiverState
 from samplicator.health.running import Running
-from samplicator.host import ring, sockets
+from samplicator.host import bpf, ring, sockets
 from samplicator.host.neighbors import ASKED_IN_VAIN, NOWHERE, Neighbours
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
@@ -44,8 +44,6 @@ from samplicator.supervisor.build import Build, BuildError
 
 if TYPE_CHECKING:
     from samplicator.host.links import Links
-
-__all__ = ["BuildError", "Supervisor", "WorkerStuck"]
 
 log = logging.getLogger(__name__)
 
@@ -379,7 +377,7 @@ class Supervisor:
             for listener in self._running.listeners.values():
                 for intake in listener.sockets():
                     with contextlib.suppress(OSError):
-                        sockets.refuse_all(intake.sock)
+                        bpf.attach(intake.sock, bpf.TAKE_NOTHING)
             for worker in self._running.workers:
                 worker.worker.stop(int(timeout * 1000))
             deadline = time.monotonic() + timeout + 2.0

@@ -18,21 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from samplicator.views.metric import FOREIGN, PREFIX, Metric
-
-__all__ = [
-    "BY_NAME",
-    "CATALOGUE",
-    "FOREIGN",
-    "PREFIX",
-    "PROTOCOLS",
-    "SEND_REASONS",
-    "STATES",
-    "Metric",
-    "markdown",
-    "series_names",
-    "used_fields",
-]
+from samplicator.views.metric import Metric
 
 PROTOCOLS: Final = ("netflow1", "netflow5", "netflow7", "netflow8", "netflow9", "ipfix", "sflow5", "other")
 """What a datagram is, by its header; the same words as the compiled FLOW_KIND_NAMES (a guard test compares)."""

@@ -27,7 +27,6 @@ from samplicator.config.legacy.rulefile import (
     PortByName,
     Settings,
     parse_receiver,
-    parse_rule_file,
     parse_rules,
     read_rule_file,
 )
@@ -35,8 +34,6 @@ from samplicator.config.legacy.services import port_by_name
 from samplicator.config.model import Config, Datapath, Listener, Loaded, Path, Service
 from samplicator.config.validate import check_ipfix, check_loops
 from samplicator.errors import ConfigError, Problem
-
-__all__ = ["LegacyOptions", "LegacyRule", "Settings", "parse_command_line", "parse_rule_file"]
 
 LISTENER = "samplicate"
 """Name of the one listener."""

@@ -1,0 +1,93 @@
+"""The container image's parts: the Dockerfile under hadolint, the launcher run with and without the capability."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.linters import DEPLOY, ROOT, run, said
+
+DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
+NOBODY = "65532"
+NET_RAW_ONLY = "0000000000002000"
+NOTHING = "0000000000000000"
+
+
+def test_hadolint() -> None:
+    done = run("hadolint", DOCKERFILE)
+    assert (done.returncode, said(done)) == (0, "")
+
+
+def test_hadolint_would_notice(tmp_path: Path) -> None:
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM python\nRUN cd /tmp && apt-get install gcc\n")
+    assert run("hadolint", bad).returncode == 1
+
+
+def test_what_is_copied_is_not_ignored() -> None:
+    """The ignore file is a list of what comes in; everything the build stage names must be on it, and exist."""
+    wanted = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "fastpath", "pysrc"]
+    wanted += re.findall(r"deploy/\S+", DOCKERFILE.read_text().split("\n\n", 1)[1])
+    ignore = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    for name in wanted:
+        assert f"!{name}" in ignore, name
+        assert (ROOT / name).exists(), name
+
+
+@pytest.fixture
+def launcher() -> Iterator[Path]:
+    """The launcher, built to become `grep CapEff`: it shows what the daemon would be allowed to do. It lies where file
+    capabilities count: Debian 13 mounts /tmp with nosuid, which makes them void (mount(8)).
+    """
+    places = [Path(tempfile.gettempdir()), Path("/var/tmp"), ROOT / "build"]
+    place = next((p for p in places if p.is_dir() and not os.statvfs(p).f_flag & os.ST_NOSUID), None)
+    assert place is not None, f"file capabilities are void (nosuid) in all of {', '.join(map(str, places))}"
+    with tempfile.TemporaryDirectory(prefix="launcher-", dir=place) as folder:
+        Path(folder).chmod(0o755)
+        program = Path(folder) / "launcher"
+        flags = ["-O2", "-Wall", "-Wextra", "-Werror", '-DPROGRAM="/bin/grep"']
+        done = run("gcc", *flags, "-o", program, DEPLOY / "docker" / "launcher.c")
+        assert done.returncode == 0, said(done)
+        yield program
+
+
+def start(launcher: Path, bounding: str) -> str:
+    """CapEff of what the launcher became, started as a plain user in the way a container runtime does."""
+    user = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--inh-caps=-all", f"--bounding-set={bounding}"]
+    done = run("setpriv", *user, launcher, "CapEff", "/proc/self/status")
+    assert done.returncode == 0, said(done)
+    return done.stdout.split()[-1]
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: file capabilities")
+
+
+@needs_root
+def test_launcher_hands_net_raw_on(launcher: Path) -> None:
+    assert run("setcap", "cap_net_raw+p", launcher).returncode == 0
+    assert start(launcher, "-all,+net_raw") == NET_RAW_ONLY
+
+
+@needs_root
+def test_launcher_starts_without_net_raw(launcher: Path) -> None:
+    """drop: ALL and nothing added. A file capability with the effective bit would not even start here."""
+    assert run("setcap", "cap_net_raw+p", launcher).returncode == 0
+    assert start(launcher, "-all") == NOTHING
+
+
+@needs_root
+def test_unmarked_launcher_hands_nothing_on(launcher: Path) -> None:
+    assert start(launcher, "-all,+net_raw") == NOTHING
+
+
+def test_launcher_says_what_it_could_not_start(tmp_path: Path) -> None:
+    program = tmp_path / "launcher"
+    source = DEPLOY / "docker" / "launcher.c"
+    assert run("gcc", '-DPROGRAM="/nonexistent/samplicator"', "-o", program, source).returncode == 0
+    done = run(program, "run")
+    assert done.returncode == 127
+    assert done.stderr == "launcher: /nonexistent/samplicator: No such file or directory\n"
