@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 2 ? 0 : 2)))
 BENCH_ARGS ?=
 PREFIX ?= /opt/samplicator
 ifeq ($(origin CC),default)
@@ -178,12 +179,16 @@ $(STAMPS)/test-tools: pyproject.toml | $(EXT)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
 	@touch $@
 
+# Two processes side by side where there are two CPUs, or as many as TEST_PROCESSES says; 0: none but pytest's own. `nproc` counts
+# the CPUs that this process may use. Tests that must have the machine to themselves wait for it (tests/support/turns.py).
+PYTEST = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+
 # Lint first, but the tests run whatever it says: one run tells everything, and its last lines are pytest's.
 test: test-needs $(EXT) $(STAMPS)/test-tools tools
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(if $(ASAN),$(MAKE) --no-print-directory asan || status=1;) \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
+	$(PYTEST) $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
 lint: $(EXT) $(STAMPS)/test-tools
@@ -213,7 +218,7 @@ ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONPATH=$(CURDIR)/$(ASAN_LIB) PYTHONM
 
 asan: test-needs $(STAMPS)/asan tools
 	@$(ASAN_ENV) $(BIN)/python -c 'from samplicator import _fastpath as f, _probe as p; assert "asan" in f.__file__ and "asan" in p.__file__'
-	$(ASAN_ENV) $(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/engine $(PYTEST_ARGS)
+	$(ASAN_ENV) $(PYTEST) -p no:cacheprovider tests/unit tests/engine $(PYTEST_ARGS)
 	$(ASAN_ENV) $(BIN)/python tests/fuzz/daemon_fuzz.py
 
 # Half an hour: inputs through the flow stage (libFuzzer, needs clang), datagrams through the daemon; both under ASan and UBSan.

@@ -22,8 +22,9 @@ from base.door cimport (
 from base.counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT,
     WORKER_FIELD_COUNT,
-    counters_batch_bucket, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
+    counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
+from base.hash cimport hash_address, hash_mix
 from flow.alias cimport (
     ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
 )
@@ -50,19 +51,19 @@ from flow.state cimport (
     FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS,
     FLOW_OPTIONS_TEMPLATES, FLOW_REPLAYS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
 )
-from flow.table cimport flow_mix, flow_way
+from flow.table cimport flow_way
 from flow.template cimport flow_u32
-from route.match cimport match_forget, match_hash, match_listener, match_route, match_rules, match_ways
+from route.match cimport match_forget, match_listener, match_route, match_rules, match_ways
 from route.plan cimport (
     PLAN_NONE, PLAN_ROUND_ROBIN, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, plan_t, pool_member_t, pool_t, route_t, rule_t, source_group_t, source_t,
 )
 from route.pool cimport (
     POOL_ENTRIES, pool_adopt, pool_assign, pool_by_id, pool_cache_t, pool_entry_t, pool_expire, pool_find, pool_load, pool_member, pool_turn,
 )
-from shape.run cimport run_make, runs_t
+from shape.run cimport run_datagrams, run_make, run_session_end, runs_t
 from rx.socket cimport (
-    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_ring_t,
-    rx_socket_t,
+    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t,
+    rx_received, rx_ring_t, rx_socket_t,
 )
 from shape.sample cimport sample_keep
 from route.session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
@@ -91,7 +92,7 @@ from uapi.net cimport (
 from base.wire cimport (
     WIRE_FRAGMENT_HEADER, WIRE_IPV4_HEADER, WIRE_IPV6_HEADER, WIRE_MORE_FRAGMENTS, WIRE_NEXT_FRAGMENT, WIRE_PROTOCOL_UDP,
     WIRE_UDP_HEADER, WIRE_UDP_MAX_IPV4, wire_fold, wire_fragment_bytes, wire_ipv4, wire_ipv6, wire_ipv6_fragment,
-    wire_is_ipv4_mapped, wire_map_ipv4, wire_pseudo, wire_put16, wire_sum, wire_udp,
+    wire_ip_header, wire_is_ipv4_mapped, wire_map_ipv4, wire_overhead, wire_pseudo, wire_put16, wire_sum, wire_udp,
 )
 
 from os import urandom

@@ -22,6 +22,16 @@ cdef enum:
     WIRE_UDP_MAX_IPV6 = 65527      # payload bytes: 65535 - 8 (no jumbograms)
 
 
+cdef inline u32 wire_ip_header(u8 family) noexcept nogil:
+    """Bytes of the IP header, without options, of family 4 or 6."""
+    return WIRE_IPV4_HEADER if family == 4 else WIRE_IPV6_HEADER
+
+
+cdef inline u32 wire_overhead(u8 family) noexcept nogil:
+    """Bytes of a packet that are not payload: IP and UDP header."""
+    return WIRE_UDP_HEADER + wire_ip_header(family)
+
+
 cdef inline u32 wire_fold(u64 acc) noexcept nogil:
     """Folds a 64-bit accumulation of words into 16 bits, end-around carry."""
     acc = (acc & 0xFFFFFFFFU) + (acc >> 32)

@@ -20,8 +20,8 @@ from base.atomics cimport (
     atomic_store32, atomic_store32_release, atomic_store64,
 )
 from base.batch cimport exporter_t
+from base.hash cimport hash_mix
 from flow.scan cimport FLOW_IPFIX, FLOW_V9
-from flow.table cimport flow_mix
 from flow.template cimport flow_put32, flow_u16, flow_u32
 from uapi.net cimport u8, u16, u32, u64
 
@@ -62,7 +62,7 @@ cdef inline u32 alias_hash(const alias_key_t *key, u32 number) noexcept nogil:
     cdef u32 value
     memcpy(&a, key.address, 8)
     memcpy(&b, key.address + 8, 8)
-    a = flow_mix(flow_mix(a, b), <u64>key.domain << 32 | key.kind << 24 | number << 20 | key.port)
+    a = hash_mix(hash_mix(a, b), <u64>key.domain << 32 | key.kind << 24 | number << 20 | key.port)
     value = <u32>(a >> 16)
     return value if value else 1
 

@@ -5,7 +5,7 @@ Called by: the worker, for receivers with freq > 1, before sample_keep(). A data
 count in the countdown (FLOW.md rule 3).
 """
 
-from libc.string cimport memcpy
+from base.hash cimport hash_wide
 from flow.scan cimport FLOW_OPTIONS_TEMPLATE, FLOW_TEMPLATE, flow_seen_t
 from uapi.net cimport u8, u32, u64
 
@@ -18,11 +18,6 @@ cdef inline bint flow_always(const flow_seen_t *s) noexcept nogil:
 cdef inline bint flow_keeps_exporter(const u8 *address, u32 freq) noexcept nogil:
     """freq_mode "exporter": whether this exporter is one of the 1/freq whose datagrams are all sent. Address only, unseeded: the same choice
     for all its ports and domains, on every worker and relay, after every restart."""
-    cdef u64 a, b
-    memcpy(&a, address, 8)
-    memcpy(&b, address + 8, 8)
-    a = (a ^ (b * <u64>0x9E3779B97F4A7C15)) * <u64>0xC2B2AE3D27D4EB4F
-    a ^= a >> 29
-    a *= <u64>0x9E3779B97F4A7C15
+    cdef u64 a = hash_wide(address)
     a ^= a >> 32
     return ((a & 0xFFFFFFFFU) * freq) >> 32 == 0

@@ -8,6 +8,7 @@ Called by: observe, with datagrams that scan found well formed, only. Must never
 """
 
 from base.atomics cimport atomics_add
+from flow.items cimport flow_item_free, flow_items_hash, flow_write_begin, flow_write_end
 from flow.rows cimport FLOW_SPANS, flow_learn_row, flow_rows, flow_span_t
 from flow.memory cimport flow_blocks_for, flow_chain, flow_chain_equal
 from flow.scan cimport (
@@ -17,10 +18,7 @@ from flow.steps cimport flow_step
 from flow.state cimport (
     FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_t,
 )
-from flow.table cimport (
-    flow_item_free, flow_item_make, flow_item_repeat, flow_item_room, flow_items_hash, flow_template, flow_write_begin,
-    flow_write_end,
-)
+from flow.table cimport flow_item_make, flow_item_repeat, flow_item_room, flow_template
 from flow.template cimport (
     FLOW_SET_DATA, FLOW_SET_OPTIONS_IPFIX, FLOW_STEPS, FLOW_VARIABLE, FLOW_WITHDRAW_ALL, flow_record, flow_record_more, flow_record_t,
     flow_steps, flow_u16,

@@ -179,15 +179,22 @@ cdef inline u32 flow_chain_copy(const flow_t *flow, u32 b, u32 offset, u8 *out, 
     return done
 
 
+cdef inline u32 flow_fresh(u32 *top, u32 limit) noexcept nogil:
+    """The next place that was never used, from 1; 0 = none left."""
+    if top[0] >= limit:
+        return 0
+    top[0] += 1
+    return top[0]
+
+
 cdef inline u32 flow_item_take(flow_t *flow) noexcept nogil:
     """A zeroed item, 0 = none left."""
     cdef u32 i = flow.item_free
     if i:
         flow.item_free = flow.items[i].bucket_next
-    elif flow.item_top < flow.limit.items:
-        flow.item_top += 1
-        i = flow.item_top
     else:
+        i = flow_fresh(&flow.item_top, flow.limit.items)
+    if i == 0:
         return 0
     memset(&flow.items[i], 0, sizeof(flow_item_t))
     return i
@@ -198,10 +205,9 @@ cdef inline u32 flow_state_take(flow_t *flow) noexcept nogil:
     cdef u32 i = flow.state_free
     if i:
         flow.state_free = flow.states[i].next
-    elif flow.state_top < flow.limit.states:
-        flow.state_top += 1
-        i = flow.state_top
     else:
+        i = flow_fresh(&flow.state_top, flow.limit.states)
+    if i == 0:
         return 0
     memset(&flow.states[i], 0, sizeof(flow_state_t))
     atomics_add(&flow.counters.states, 1)

@@ -9,6 +9,7 @@ never a byte changed.
 from libc.string cimport memcpy
 from base.atomics cimport atomic_load32, atomics_add
 from base.batch cimport exporter_t
+from flow.items cimport flow_item_free, flow_write_begin, flow_write_end
 from flow.learn cimport flow_learn
 from flow.scan cimport (
     FLOW_IPFIX, FLOW_MALFORMED, FLOW_UNKNOWN, FLOW_V9, flow_scan, flow_seen_t,
@@ -20,9 +21,7 @@ from flow.state cimport (
     flow_domain_t, flow_t, flow_way_t,
 )
 from flow.memory cimport flow_less
-from flow.table cimport (
-    flow_admit, flow_evict, flow_find, flow_hash, flow_item_free, flow_item_lives, flow_way, flow_write_begin, flow_write_end,
-)
+from flow.table cimport flow_admit, flow_evict, flow_find, flow_hash, flow_item_lives, flow_way
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:

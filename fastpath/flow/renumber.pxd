@@ -12,13 +12,14 @@ caller writes it into a copy of its own.
 """
 
 from base.atomics cimport atomic_load64, atomics_add
+from flow.items cimport flow_has_templates
 from flow.memory cimport flow_less, flow_state_take
 from flow.scan cimport (
     FLOW_FOREIGN, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_UNCOUNTED, FLOW_UNNUMBERED, flow_seen_t,
 )
 from flow.state cimport FLOW_OPTIONS, FLOW_TEMPLATES, flow_domain_t, flow_state_t, flow_t
 from flow.steps cimport flow_step
-from flow.table cimport flow_has_templates, flow_reclaim
+from flow.table cimport flow_reclaim
 from flow.template cimport flow_put32
 from uapi.net cimport u8, u32, u64
 

@@ -12,6 +12,7 @@ Called by: the worker, which sends them as the exporter. Must never write past t
 
 from libc.string cimport memcpy, memset
 from base.atomics cimport atomics_add
+from flow.items cimport flow_has_templates, flow_list
 from flow.memory cimport flow_chain_copy
 from flow.renumber cimport FLOW_REPLAY_OVERHEAD, flow_may_replay, flow_next, flow_state, flow_state_make
 from flow.scan cimport FLOW_IPFIX, FLOW_V9
@@ -19,7 +20,7 @@ from flow.state cimport (
     FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_OPTIONS, flow_domain_t, flow_item_t, flow_t,
 )
 from flow.steps cimport flow_step
-from flow.table cimport flow_exporter_find, flow_has_templates, flow_list, flow_template
+from flow.table cimport flow_exporter_find, flow_template
 from flow.template cimport flow_put16, flow_put32, flow_u32
 from uapi.net cimport u8, u16, u32, u64
 

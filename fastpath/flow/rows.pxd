@@ -13,10 +13,12 @@ Called by: learn. Bounded work for each byte: spans are few, and each lies withi
 """
 
 from libc.string cimport memcmp, memcpy
+from base.hash cimport hash_mix
+from flow.items cimport flow_item_free, flow_items_hash
 from flow.memory cimport flow_blocks_for, flow_chain, flow_chain_copy, flow_chain_equal
 from flow.steps cimport flow_step
 from flow.state cimport FLOW_ITEM_OPTIONS_DATA, flow_domain_t, flow_item_t, flow_t
-from flow.table cimport flow_item_free, flow_item_make, flow_item_repeat, flow_item_room, flow_items_hash, flow_mix
+from flow.table cimport flow_item_make, flow_item_repeat, flow_item_room
 from flow.template cimport FLOW_VARIABLE, flow_record_t, flow_u16, flow_u32
 from uapi.net cimport u8, u16, u32, u64
 
@@ -102,12 +104,12 @@ cdef inline u64 flow_bytes_hash(u64 h, const u8 *p, u32 n) noexcept nogil:
     cdef u64 word
     while n >= 8:
         memcpy(&word, p, 8)
-        h = flow_mix(h, word)
+        h = hash_mix(h, word)
         p += 8
         n -= 8
     word = 0
     memcpy(&word, p, n)
-    return flow_mix(h, word)
+    return hash_mix(h, word)
 
 
 cdef inline u32 flow_row_hash(const flow_t *flow, u32 number, const flow_item_t *t, const u8 *p, u32 n, u32 scope,

@@ -10,18 +10,20 @@ observe, learn, renumber, replay.
 """
 
 from libc.string cimport memcmp, memcpy, memset
-from base.atomics cimport atomic_fence_release, atomic_store32, atomics_add
+from base.atomics cimport atomic_store32, atomics_add
 from base.batch cimport exporter_t
-from flow.memory cimport (
-    flow_blocks_left, flow_chain_free, flow_exporter_take, flow_item_take, flow_less, flow_states_free,
+from base.hash cimport hash_mix
+from flow.items cimport (
+    flow_gauge, flow_has_templates, flow_item_free, flow_item_link, flow_item_unlink, flow_items_hash, flow_list, flow_write_begin,
+    flow_write_end,
 )
+from flow.memory cimport flow_blocks_left, flow_exporter_take, flow_item_take, flow_less, flow_states_free
 from flow.scan cimport flow_seen_t
-from flow.steps cimport flow_step
 from flow.state cimport (
-    FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_UNMATCHED, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_LISTS,
-    FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t, flow_exporter_t, flow_item_t, flow_set_t, flow_t,
-    flow_way_t,
+    FLOW_GRADE_ESTABLISHED, FLOW_GRADE_ONCE, FLOW_GRADE_UNMATCHED, FLOW_ITEM_OPTIONS_DATA, FLOW_LISTS, FLOW_OPTIONS,
+    FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, FLOW_WAYS, flow_domain_t, flow_exporter_t, flow_item_t, flow_set_t, flow_t, flow_way_t,
 )
+from flow.steps cimport flow_step
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
@@ -31,27 +33,19 @@ cdef enum:
     FLOW_OWN_STEPS = 16            # the same, of one exporter
 
 
-cdef inline u64 flow_mix(u64 a, u64 b) noexcept nogil:
-    """The multipliers are odd 64-bit constants of good avalanche (as in route/match.pxd)."""
-    a = (a ^ b) * <u64>0x9E3779B97F4A7C15
-    a ^= a >> 32
-    a *= <u64>0xC2B2AE3D27D4EB4F
-    return a ^ (a >> 29)
-
-
 cdef inline u64 flow_hash_session(const flow_t *flow, const u8 *address, u16 port_be) noexcept nogil:
     cdef u64 a, b
     memcpy(&a, address, 8)
     memcpy(&b, address + 8, 8)
-    return flow_mix(flow_mix(flow.seed ^ (a + port_be), b), a)
+    return hash_mix(hash_mix(flow.seed ^ (a + port_be), b), a)
 
 
 cdef inline u64 flow_hash(const flow_t *flow, const exporter_t *exporter, u8 kind, u64 domain) noexcept nogil:
     cdef u64 a, b
     memcpy(&a, exporter.address, 8)
     memcpy(&b, exporter.address + 8, 8)
-    a = flow_mix(flow.seed ^ a ^ (<u64>kind << 16 | exporter.port_be), b)
-    return flow_mix(a, domain)
+    a = hash_mix(flow.seed ^ a ^ (<u64>kind << 16 | exporter.port_be), b)
+    return hash_mix(a, domain)
 
 
 cdef inline flow_way_t *flow_way(const flow_t *flow, u32 slot) noexcept nogil:
@@ -72,82 +66,6 @@ cdef inline u32 flow_find(flow_t *flow, const exporter_t *exporter, const flow_s
                     and memcmp(d.exporter.address, exporter.address, 16) == 0):
                 return ways.way[way].number
     return 0
-
-
-cdef inline void flow_write_begin(u32 *version) noexcept nogil:
-    atomic_store32(version, version[0] + 1)
-    atomic_fence_release()
-
-
-cdef inline void flow_write_end(u32 *version) noexcept nogil:
-    atomic_fence_release()
-    atomic_store32(version, version[0] + 1)
-
-
-cdef inline u32 flow_items_hash(const flow_t *flow, u32 number, u32 template_id, bint data, u64 scope) noexcept nogil:
-    return <u32>(flow_mix(flow.seed ^ (<u64>number << 32 | template_id << 1 | data), scope) >> 16)
-
-
-cdef inline u32 flow_list(u8 kind) noexcept nogil:
-    """The list that an item of this kind is in: a walk over one kind meets no other."""
-    if kind == FLOW_ITEM_OPTIONS_DATA:
-        return FLOW_OPTIONS
-    return FLOW_OPTIONS_TEMPLATES if kind == FLOW_ITEM_OPTIONS_TEMPLATE else FLOW_TEMPLATES
-
-
-cdef inline bint flow_has_templates(const flow_domain_t *d) noexcept nogil:
-    return (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS_TEMPLATES]) != 0
-
-
-cdef inline void flow_item_link(flow_t *flow, flow_domain_t *d, u32 i, u32 which) noexcept nogil:
-    """Appends the item to a list of its domain: the end is the most recently repeated."""
-    cdef flow_item_t *item = &flow.items[i]
-    item.next = 0
-    item.previous = d.last[which]
-    if d.last[which]:
-        flow.items[d.last[which]].next = i
-    else:
-        d.first[which] = i
-    d.last[which] = i
-
-
-cdef inline void flow_item_unlink(flow_t *flow, flow_domain_t *d, u32 i, u32 which) noexcept nogil:
-    cdef flow_item_t *item = &flow.items[i]
-    if item.previous:
-        flow.items[item.previous].next = item.next
-    else:
-        d.first[which] = item.next
-    if item.next:
-        flow.items[item.next].previous = item.previous
-    else:
-        d.last[which] = item.previous
-
-
-cdef inline u64 *flow_gauge(flow_t *flow, u8 kind) noexcept nogil:
-    if kind == FLOW_ITEM_OPTIONS_DATA:
-        return &flow.counters.options_data
-    return &flow.counters.options_templates if kind == FLOW_ITEM_OPTIONS_TEMPLATE else &flow.counters.templates
-
-
-cdef inline void flow_item_free(flow_t *flow, u32 i) noexcept nogil:
-    """Takes the item out of everything. The domain's version is the caller's business."""
-    cdef flow_item_t *item = &flow.items[i]
-    cdef flow_domain_t *d = &flow.domains[item.domain]
-    cdef u32 which = flow_list(item.kind)
-    cdef u32 *link = &flow.item_buckets[item.hash & (flow.limit.buckets - 1)]
-    while link[0] != i:
-        flow_step(1)
-        link = &flow.items[link[0]].bucket_next
-    link[0] = item.bucket_next
-    flow_item_unlink(flow, d, i, which)
-    d.count[which] -= 1
-    flow_less(flow_gauge(flow, item.kind), 1)
-    flow.exporters[d.owner].blocks -= flow_chain_free(flow, item.block) + flow_chain_free(flow, item.keys)
-    item.block = 0
-    item.keys = 0
-    item.domain = 0
-    item.bucket_next = flow.item_free
-    flow.item_free = i
 
 
 cdef inline void flow_exporter_leave(flow_t *flow, u32 number) noexcept nogil:

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch, wire; flow: alias, scan; handles: flow, memory
 # The Python handle of the aliases of exporters' domains, one for all workers and for the process's life. Cold code.
 
 ALIAS_BYTES = 64 + ALIAS_SETS * ALIAS_WAYS * (sizeof(alias_entry_t) + 4)
@@ -20,17 +21,17 @@ cdef class Aliases:
                 raise ValueError(f"{self.view.len} bytes for aliases, not {ALIAS_BYTES}")
             octets = <u8 *>self.view.buf
         else:
-            octets = <u8 *>plan_arena(&self.arena, ALIAS_BYTES, 1)
+            octets = <u8 *>memory_arena(&self.arena, ALIAS_BYTES, 1)
         if memcmp(octets, magic, 22) != 0:
             memset(octets, 0, ALIAS_BYTES)
             memcpy(octets, magic, 22)
         self.aliases.numbers = <u32 *>(octets + 64)
         self.aliases.entries = <alias_entry_t *>(octets + 64 + <size_t>ALIAS_SETS * ALIAS_WAYS * 4)
-        self.aliases.turns = <u32 *>plan_arena(&self.arena, ALIAS_SETS, 4)
+        self.aliases.turns = <u32 *>memory_arena(&self.arena, ALIAS_SETS, 4)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)       # nothing when there is no buffer
-        plan_free(self.arena)
+        memory_free(self.arena)
 
     @property
     def unlisted(self):

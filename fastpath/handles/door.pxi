@@ -1,3 +1,4 @@
+# needs: uapi: net; base: batch, door, wire; handles: memory
 # The gateway's end of a door (base/door.pxd) for Python: messages in, tuples out, and back. Cold code beside a worker's, but made for a
 # hundred thousand datagrams a second: many a call, no allocation but of what it returns. Called by gateways, never by a worker.
 

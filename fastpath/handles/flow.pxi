@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics; flow: memory, reading, scan, state, table
 # The Python handle of a flow_t: makes its memory, and reads it out from another thread than the worker's. Cold code: plain tuples out, no
 # lock that a worker takes. The worker holds the Flow and uses its `flow` pointer; a Flow outlives plans, so that templates survive a reload.
 

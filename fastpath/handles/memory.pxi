@@ -1,8 +1,9 @@
-# Memory of the handles: zeroed, on cache lines of its own, and arenas that are given back whole. Called by handles/tx.pxi, handles/plan.pxi and
-# handles/worker.pxi, never by a running worker.
+# needs: uapi: net
+# Memory of the handles: zeroed, on cache lines of its own, and arenas that are given back whole. Called by handles/, never by a running
+# worker.
 
 
-cdef void *plan_alloc(size_t count, size_t size) except NULL:
+cdef void *memory_alloc(size_t count, size_t size) except NULL:
     """Zeroed memory on its own cache lines; at least one line, so that no pointer is NULL."""
     cdef void *p = NULL
     cdef size_t octets = ((count * size + 63) // 64 + 1) * 64
@@ -12,9 +13,9 @@ cdef void *plan_alloc(size_t count, size_t size) except NULL:
     return p
 
 
-cdef void *plan_arena(void **chain, size_t count, size_t size) except NULL:
-    """Zeroed memory that plan_free(chain) gives back with all the rest: a new plan is a new arena. A line of its own before it links the chain
-    and says what to free. calloc() leaves large pieces to the kernel's zero pages: what is never used costs no memory."""
+cdef void *memory_arena(void **chain, size_t count, size_t size) except NULL:
+    """Zeroed memory that memory_free(chain) gives back with all the rest: a new plan is a new arena. A line of its own before it links the
+    chain and says what to free. calloc() leaves large pieces to the kernel's zero pages: what is never used costs no memory."""
     cdef size_t octets = 2 * 64 + (count * size + 63) // 64 * 64
     cdef u8 *raw = <u8 *>calloc(octets, 1)
     cdef void **line
@@ -27,7 +28,7 @@ cdef void *plan_arena(void **chain, size_t count, size_t size) except NULL:
     return <u8 *>line + 64
 
 
-cdef void plan_free(void *chain) noexcept nogil:
+cdef void memory_free(void *chain) noexcept nogil:
     cdef void *following
     while chain != NULL:
         following = (<void **>chain)[0]
@@ -35,10 +36,7 @@ cdef void plan_free(void *chain) noexcept nogil:
         chain = following
 
 
-cdef u32 plan_receivers = 0            # ids given out, under the GIL
-
-
-cdef u32 plan_power_of_two(u64 n):
+cdef u32 memory_power_of_two(u64 n):
     cdef u32 p = 1
     while p < n and p < <u32>1 << 30:
         p <<= 1

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: batch, hash, wire; route: match, plan; rx: socket; tx: engine; worker: work; handles: alias, memory, sockets, tx
 # The Plan: ties ways in, ways out and rules together for one worker, and the memory they live in. Cold code: it checks what it is given, raises
 # ValueError; the worker never comes here. A Plan owns all memory that its work_t points to and keeps its parts alive.
 
@@ -18,7 +19,7 @@ cdef class Plan:
         self.parts = [list(sockets), list(txs), aliases]
         self.work.routing.generation = generation
         self.work.socket_count = len(self.parts[0])
-        self.work.sockets = <rx_socket_t **>plan_arena(&self.arena, self.work.socket_count, sizeof(rx_socket_t *))
+        self.work.sockets = <rx_socket_t **>memory_arena(&self.arena, self.work.socket_count, sizeof(rx_socket_t *))
         for i, part in enumerate(self.parts[0]):
             rx_socket = <RxSocket?>part        # not None either
             self.work.sockets[i] = &rx_socket.socket
@@ -39,21 +40,21 @@ cdef class Plan:
             extra += tx.fallback is not None
         self.public_ways = public_count
         p.way_count = public_count + extra
-        self.work.ways = <tx_t **>plan_arena(&self.arena, p.way_count, sizeof(tx_t *))
+        self.work.ways = <tx_t **>memory_arena(&self.arena, p.way_count, sizeof(tx_t *))
         self.work.shared.ways = self.work.ways
-        self.work.owner = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        self.work.selections = <u16 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
-        self.work.selected = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        self.work.active = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        self.work.ported = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        self.work.framed = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        self.work.shared.leftovers = <u16 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
-        self.work.shared.left = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        self.work.numbers = <u32 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 4)
-        self.work.numbered = <u8 *>plan_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 1)
-        self.work.rewrites = <u32 *>plan_arena(&self.arena, p.way_count, 4)
-        p.way_family = <u8 *>plan_arena(&self.arena, p.way_count, 1)
-        p.way_other = <u32 *>plan_arena(&self.arena, p.way_count, 4)
+        self.work.owner = <u32 *>memory_arena(&self.arena, p.way_count, 4)
+        self.work.selections = <u16 *>memory_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
+        self.work.selected = <u32 *>memory_arena(&self.arena, p.way_count, 4)
+        self.work.active = <u32 *>memory_arena(&self.arena, p.way_count, 4)
+        self.work.ported = <u32 *>memory_arena(&self.arena, p.way_count, 4)
+        self.work.framed = <u32 *>memory_arena(&self.arena, p.way_count, 4)
+        self.work.shared.leftovers = <u16 *>memory_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 2)
+        self.work.shared.left = <u32 *>memory_arena(&self.arena, p.way_count, 4)
+        self.work.numbers = <u32 *>memory_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 4)
+        self.work.numbered = <u8 *>memory_arena(&self.arena, <size_t>p.way_count * BATCH_LIMIT, 1)
+        self.work.rewrites = <u32 *>memory_arena(&self.arena, p.way_count, 4)
+        p.way_family = <u8 *>memory_arena(&self.arena, p.way_count, 1)
+        p.way_other = <u32 *>memory_arena(&self.arena, p.way_count, 4)
         extra = public_count
         for i, tx in enumerate(txs):
             self.work.ways[i] = tx.tx
@@ -74,8 +75,8 @@ cdef class Plan:
         cdef pool_member_t *member
         cdef u32 k, used = 0
         p.pool_count = len(pools)
-        p.pools = <pool_t *>plan_arena(&self.arena, p.pool_count, sizeof(pool_t))
-        p.members = <pool_member_t *>plan_arena(&self.arena, sum([len(members) for _, _, members in pools]), sizeof(pool_member_t))
+        p.pools = <pool_t *>memory_arena(&self.arena, p.pool_count, sizeof(pool_t))
+        p.members = <pool_member_t *>memory_arena(&self.arena, sum([len(members) for _, _, members in pools]), sizeof(pool_member_t))
         for k, (number, balance, members) in enumerate(pools):
             if not members:
                 raise ValueError(f"pool {number} has no members")
@@ -96,7 +97,7 @@ cdef class Plan:
                 member.way = way
                 member.weight = weight
                 member.receiver = self.work.ways[way].counters.id
-                member.seed = match_hash(self.work.ways[way].address) * <u64>0x9E3779B97F4A7C15 ^ self.work.ways[way].port_be
+                member.seed = hash_address(self.work.ways[way].address) * <u64>0x9E3779B97F4A7C15 ^ self.work.ways[way].port_be
                 used += 1
                 self._number(way)
 
@@ -110,7 +111,7 @@ cdef class Plan:
 
     cdef _take_told(self, list told):
         self.work.told_count = len(told)
-        self.work.told = <u32 *>plan_arena(&self.arena, self.work.told_count, 4)
+        self.work.told = <u32 *>memory_arena(&self.arena, self.work.told_count, 4)
         for k, way in enumerate(told):
             if not 0 <= way < self.public_ways:
                 raise ValueError(f"way {way} of {self.public_ways} is to be told")
@@ -133,8 +134,8 @@ cdef class Plan:
         p.rule_count = len(rules)
         for _, _, ways, _ in rules:
             named += len(ways)
-        p.rules = <rule_t *>plan_arena(&self.arena, p.rule_count, sizeof(rule_t))
-        p.rule_ways = <u32 *>plan_arena(&self.arena, named, 4)
+        p.rules = <rule_t *>memory_arena(&self.arena, p.rule_count, sizeof(rule_t))
+        p.rule_ways = <u32 *>memory_arena(&self.arena, named, 4)
         for r, (sources, listeners, ways, stop) in enumerate(rules):
             if r >= p.rule_count or used + len(ways) > named:
                 raise ValueError("the rules are not the same when they are gone through again")
@@ -152,7 +153,7 @@ cdef class Plan:
                     if not 0 <= listener <= 0xFFFF:
                         raise ValueError(f"rule {r} names listener {listener}")
                 rule.listener_words = max(listeners, default=0) // 64 + 1
-                rule.listeners = <u64 *>plan_arena(&self.arena, rule.listener_words, 8)
+                rule.listeners = <u64 *>memory_arena(&self.arena, rule.listener_words, 8)
                 for listener in listeners:
                     k = listener
                     rule.listeners[k >> 6] |= <u64>1 << (k & 63)
@@ -169,15 +170,15 @@ cdef class Plan:
         cdef u32 g, bucket, used = 0
         cdef const u8 *octets
         cdef bytes address, mask
-        p.sources = <source_t *>plan_arena(&self.arena, sum([len(sources) for sources in groups.values()]), sizeof(source_t))
-        p.groups = <source_group_t *>plan_arena(&self.arena, len(groups), sizeof(source_group_t))
+        p.sources = <source_t *>memory_arena(&self.arena, sum([len(sources) for sources in groups.values()]), sizeof(source_t))
+        p.groups = <source_group_t *>memory_arena(&self.arena, len(groups), sizeof(source_group_t))
         for g, ((mask, family), sources) in enumerate(groups.items()):
             group = &p.groups[g]
             octets = mask
             memcpy(group.mask, octets, 16)
             group.family = family
-            group.bucket_mask = plan_power_of_two(2 * len(sources)) - 1
-            group.buckets = <u32 *>plan_arena(&self.arena, <size_t>group.bucket_mask + 1, 4)
+            group.bucket_mask = memory_power_of_two(2 * len(sources)) - 1
+            group.buckets = <u32 *>memory_arena(&self.arena, <size_t>group.bucket_mask + 1, 4)
             memset(group.buckets, 0xFF, (<size_t>group.bucket_mask + 1) * 4)
             p.group_count = g + 1
             for address, rule in sources:
@@ -185,7 +186,7 @@ cdef class Plan:
                 octets = address
                 memcpy(source.address, octets, 16)
                 source.rule = rule
-                bucket = match_hash(source.address) & group.bucket_mask
+                bucket = hash_address(source.address) & group.bucket_mask
                 source.next = group.buckets[bucket]
                 group.buckets[bucket] = used
                 used += 1
@@ -196,22 +197,22 @@ cdef class Plan:
         p.pool_limit = max(262144, 4 * (p.way_count + p.pool_count))
         p.slot_mask = 65535
         self._make_scratch(p)
-        p.routes = <route_t *>plan_arena(&self.arena, p.route_limit, sizeof(route_t))
-        p.pool = <u32 *>plan_arena(&self.arena, p.pool_limit, 4)
-        p.slots = <u32 *>plan_arena(&self.arena, <size_t>p.slot_mask + 1, 4)
+        p.routes = <route_t *>memory_arena(&self.arena, p.route_limit, sizeof(route_t))
+        p.pool = <u32 *>memory_arena(&self.arena, p.pool_limit, 4)
+        p.slots = <u32 *>memory_arena(&self.arena, <size_t>p.slot_mask + 1, 4)
         match_forget(p)
         self.probe = p[0]
         self._make_scratch(&self.probe)
 
     cdef _make_scratch(self, plan_t *p):
         cdef u32 most = p.way_count + p.pool_count
-        p.rule_bits = <u64 *>plan_arena(&self.arena, (p.rule_count + 63) // 64, 8)
-        p.way_bits = <u64 *>plan_arena(&self.arena, (most + 63) // 64, 8)
-        p.ways = <u32 *>plan_arena(&self.arena, most, 4)
-        p.tail = <u32 *>plan_arena(&self.arena, p.pool_count, 4)
+        p.rule_bits = <u64 *>memory_arena(&self.arena, (p.rule_count + 63) // 64, 8)
+        p.way_bits = <u64 *>memory_arena(&self.arena, (most + 63) // 64, 8)
+        p.ways = <u32 *>memory_arena(&self.arena, most, 4)
+        p.tail = <u32 *>memory_arena(&self.arena, p.pool_count, 4)
 
     def __dealloc__(self):
-        plan_free(self.arena)
+        memory_free(self.arena)
 
     @property
     def generation(self):

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch, counters; route: plan; tx: engine
 # Counters out to Python: copied with relaxed loads, no lock that a worker takes. Order and names of the fields are base/counters.pxd's.
 
 cdef extern from *:

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, counters; rx: socket; handles: memory, snapshot
 # Python handles of counters and of the ways in: RxCounters, TxCounters, RxSocket. Cold code: it checks what it is given and raises ValueError;
 # the worker never comes here. Memory comes from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
@@ -7,7 +8,7 @@ cdef class RxCounters:
     cdef rx_counters_t *c
 
     def __cinit__(self):
-        self.c = <rx_counters_t *>plan_alloc(1, sizeof(rx_counters_t))
+        self.c = <rx_counters_t *>memory_alloc(1, sizeof(rx_counters_t))
 
     def __dealloc__(self):
         free(self.c)
@@ -19,15 +20,18 @@ cdef class RxCounters:
         return snapshot_u64(self.c.batches, BATCH_BUCKETS)
 
 
+cdef u32 counters_given = 0            # ids of receivers' counters, under the GIL
+
+
 @cython.final
 cdef class TxCounters:
     cdef tx_counters_t *c
 
     def __cinit__(self):
-        global plan_receivers
-        plan_receivers += 1
-        self.c = <tx_counters_t *>plan_alloc(1, sizeof(tx_counters_t))
-        self.c.id = plan_receivers
+        global counters_given
+        counters_given += 1
+        self.c = <tx_counters_t *>memory_alloc(1, sizeof(tx_counters_t))
+        self.c.id = counters_given
 
     def __dealloc__(self):
         free(self.c)

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics; tx: engine; handles: memory, sockets
 # The Python handle of a way out: Tx. Cold code: it checks what it is given and raises ValueError; the worker never comes here. Memory comes
 # from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
@@ -44,7 +45,7 @@ cdef class Tx:
         if cutter is not None and (engine != TX_ENGINE_UDP or cutter.counters is not counters or cutter.tx.engine != TX_ENGINE_RAW
                                    or not cutter.tx.has_source):
             raise ValueError("a cutter is a raw Tx with a source and its owner's counters, of a Tx of engine udp")
-        self.tx = <tx_t *>plan_alloc(1, sizeof(tx_t))
+        self.tx = <tx_t *>memory_alloc(1, sizeof(tx_t))
         self.counters = counters
         self.fallback = fallback
         self.tx.port.send = tx_send_kernel

@@ -1,4 +1,20 @@
+# needs: uapi: net; base: atomics, batch, counters; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx: engine,
+#        lane, port; worker: flow, loop, state; handles: flow, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
+
+
+cdef worker_port_set(port_set_t *ports, numbers):
+    """Writes a set of ports. Raises ValueError for what is none; then the set is as before."""
+    cdef port_set_t new
+    cdef long port
+    cdef u32 i
+    memset(&new, 0, sizeof(new))
+    for port in numbers:
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port {port} is not 0..65535")
+        new.words[port >> 6] |= <u64>1 << (port & 63)
+    for i in range(<u32>PORT_SET_WORDS):
+        atomic_store64(&ports.words[i], new.words[i])
 
 
 cdef void worker_slice() noexcept nogil:
@@ -65,34 +81,36 @@ cdef class Worker:
         if max_delay_us > 100000:
             raise ValueError(f"max_delay_us {max_delay_us} is not 0..100000")
         self.plans = []
-        self.w = <worker_t *>plan_arena(&self.arena, 1, sizeof(worker_t))
+        self.w = <worker_t *>memory_arena(&self.arena, 1, sizeof(worker_t))
         self.w.epoll = self.w.wake = -1
         self.w.tell = worker_trace
         self.w.max_delay_ns = <u64>max_delay_us * 1000
         self.w.generation = <u64>-1
-        self.w.counters = <worker_counters_t *>plan_arena(&self.arena, 1, sizeof(worker_counters_t))
-        self.w.batch = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.counters = <worker_counters_t *>memory_arena(&self.arena, 1, sizeof(worker_counters_t))
+        self.w.batch = <batch_t *>memory_arena(&self.arena, 1, sizeof(batch_t))
         self._make_arena(<u32>batch, <u32>max_datagram)
         self._make_ring()
-        self.w.runs_grouped = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.runs_plain = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.runs_own = <runs_t *>plan_arena(&self.arena, 1, sizeof(runs_t))
-        self.w.returned = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
-        self.w.echo.payload = <u8 *>plan_arena(&self.arena, 1, RX_SLOT)
+        self.w.runs_grouped = <runs_t *>memory_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_plain = <runs_t *>memory_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.runs_own = <runs_t *>memory_arena(&self.arena, 1, sizeof(runs_t))
+        self.w.returned = <batch_t *>memory_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.echo.payload = <u8 *>memory_arena(&self.arena, 1, RX_SLOT)
         self.w.echo.lot = int.from_bytes(urandom(8), "little") | 1
-        self.w.identity = <u16 *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
+        self.w.identity = <u16 *>memory_arena(&self.arena, BATCH_LIMIT, sizeof(u16))
         for i in range(<u32>BATCH_LIMIT):
             self.w.identity[i] = <u16>i
-        self.w.ports.entries = <port_t *>plan_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
+        self.w.ports.entries = <port_t *>memory_arena(&self.arena, PORT_SETS * PORT_WAYS, sizeof(port_t))
         self.w.ports.send_buffer = send_buffer
-        self.w.lanes.entries = <lane_t *>plan_arena(&self.arena, LANE_SETS * LANE_WAYS, sizeof(lane_t))
+        self.w.lanes.entries = <lane_t *>memory_arena(&self.arena, LANE_SETS * LANE_WAYS, sizeof(lane_t))
+        self.w.lanes.withheld = &self.w.ports.withheld
+        self.w.lanes.range = <u32>LANE_PORT | <u32>LANE_PORTS << 16
         self.w.ports.way.send = tx_send_kernel
         self.w.packet.send = tx_send_kernel
         self.w.packet.fd = packet_fd
-        sets = plan_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS)
+        sets = memory_power_of_two(<u64>(sessions + SESSION_WAYS - 1) // SESSION_WAYS)
         self.w.sessions.set_limit = sets - 1
         self.w.sessions.set_mask = (sets if sets < SESSION_SETS else <u32>SESSION_SETS) - 1
-        self.w.sessions.entries = <session_t *>plan_arena(&self.arena, <size_t>sets * SESSION_WAYS, sizeof(session_t))
+        self.w.sessions.entries = <session_t *>memory_arena(&self.arena, <size_t>sets * SESSION_WAYS, sizeof(session_t))
         session_void(&self.w.sessions)
         self._make_epoll()
         self._make_flow(flow)
@@ -109,10 +127,10 @@ cdef class Worker:
         if <void *>a.bytes == MAP_FAILED:
             a.bytes = NULL
             raise MemoryError(f"{a.mapped_bytes} bytes for the receive arena")
-        a.messages = <mmsghdr *>plan_arena(&self.arena, capacity, sizeof(mmsghdr))
-        a.vectors = <iovec *>plan_arena(&self.arena, capacity, sizeof(iovec))
-        a.names = <sockaddr_in6 *>plan_arena(&self.arena, capacity, sizeof(sockaddr_in6))
-        a.control = <u8 *>plan_arena(&self.arena, capacity, RX_CONTROL)
+        a.messages = <mmsghdr *>memory_arena(&self.arena, capacity, sizeof(mmsghdr))
+        a.vectors = <iovec *>memory_arena(&self.arena, capacity, sizeof(iovec))
+        a.names = <sockaddr_in6 *>memory_arena(&self.arena, capacity, sizeof(sockaddr_in6))
+        a.control = <u8 *>memory_arena(&self.arena, capacity, RX_CONTROL)
         for i in range(capacity):
             a.vectors[i].iov_base = a.bytes + i * a.stride
             a.vectors[i].iov_len = a.stride            # a record of a door is a little longer than the largest datagram
@@ -129,20 +147,20 @@ cdef class Worker:
 
     cdef _make_ring(self):
         cdef tx_ring_t *ring = &self.w.ring
-        ring.messages = <mmsghdr *>plan_arena(&self.arena, TX_RING, sizeof(mmsghdr))
-        ring.vectors = <iovec *>plan_arena(&self.arena, TX_VECTORS, sizeof(iovec))
-        ring.headers = <u8 *>plan_arena(&self.arena, TX_RING, TX_HEADER)
-        ring.control = <u8 *>plan_arena(&self.arena, TX_RING, TX_CONTROL)
-        ring.copies = <tx_copy_t *>plan_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
+        ring.messages = <mmsghdr *>memory_arena(&self.arena, TX_RING, sizeof(mmsghdr))
+        ring.vectors = <iovec *>memory_arena(&self.arena, TX_VECTORS, sizeof(iovec))
+        ring.headers = <u8 *>memory_arena(&self.arena, TX_RING, TX_HEADER)
+        ring.control = <u8 *>memory_arena(&self.arena, TX_RING, TX_CONTROL)
+        ring.copies = <tx_copy_t *>memory_arena(&self.arena, TX_RING, sizeof(tx_copy_t))
 
     cdef _make_flow(self, Flow flow):
         if flow is None:
             return
         self.flow = flow
-        self.w.seen = <flow_seen_t *>plan_arena(&self.arena, BATCH_LIMIT, sizeof(flow_seen_t))
-        self.w.alias = <u32 *>plan_arena(&self.arena, BATCH_LIMIT, 4)
-        self.w.rewritten = <batch_t *>plan_arena(&self.arena, 1, sizeof(batch_t))
-        self.w.due = <due_t *>plan_arena(&self.arena, FLOW_DUE_LIMIT, sizeof(due_t))
+        self.w.seen = <flow_seen_t *>memory_arena(&self.arena, BATCH_LIMIT, sizeof(flow_seen_t))
+        self.w.alias = <u32 *>memory_arena(&self.arena, BATCH_LIMIT, 4)
+        self.w.rewritten = <batch_t *>memory_arena(&self.arena, 1, sizeof(batch_t))
+        self.w.due = <due_t *>memory_arena(&self.arena, FLOW_DUE_LIMIT, sizeof(due_t))
         self.own_octets = <size_t>BATCH_LIMIT * RX_SLOT
         self.w.own_bytes = <u8 *>mmap(NULL, self.own_octets, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if <void *>self.w.own_bytes == MAP_FAILED:
@@ -172,7 +190,7 @@ cdef class Worker:
             munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
         if self.w.own_bytes != NULL:
             munmap(self.w.own_bytes, self.own_octets)
-        plan_free(self.arena)
+        memory_free(self.arena)
 
     def run(self):
         if self.running:
@@ -194,7 +212,7 @@ cdef class Worker:
                 raise ValueError("a dry plan (a Tx without a descriptor) cannot be published")
         plan.worker = self
         if plan.work.routing.pool_count and self.w.pools.entries == NULL:
-            self.w.pools.entries = <pool_entry_t *>plan_arena(&self.arena, POOL_ENTRIES, sizeof(pool_entry_t))
+            self.w.pools.entries = <pool_entry_t *>memory_arena(&self.arena, POOL_ENTRIES, sizeof(pool_entry_t))
         self._release()
         self.plans.append(plan)
         atomic_exchange(&self.w.next, &plan.work)
@@ -235,15 +253,20 @@ cdef class Worker:
         atomic_store64(&self.w.stop_deadline_ns, worker_clock(CLOCK_MONOTONIC) + <u64>drain_ms * 1000000)
         self._wake()
 
-    def withhold(self, int port):
-        if not 0 <= port <= 65535:
-            raise ValueError(f"port {port} is not 0..65535 (0 = none)")
-        atomic_store32(&self.w.ports.withheld, ((self.w.ports.withheld >> 16) + 1) << 16 | htons(<u16>port))
+    def withhold(self, *ports):
+        worker_port_set(&self.w.ports.withheld, ports)
+        atomic_store32_release(&self.w.ports.asked, self.w.ports.asked + 1)
         self._wake()
+
+    def source_ports(self, u32 first, u32 last, reserved=()):
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(f"ports {first}..{last} are not a range of 1..65535")
+        worker_port_set(&self.w.lanes.reserved, reserved)
+        atomic_store32(&self.w.lanes.range, first | (last - first + 1) << 16)
 
     @property
     def let_go(self):
-        return atomic_load32_acquire(&self.w.ports.released) == self.w.ports.withheld
+        return atomic_load32_acquire(&self.w.ports.released) == self.w.ports.asked
 
     def read(self):
         return snapshot_u64(&self.w.counters.cpu_ns, WORKER_FIELD_COUNT)

@@ -12,13 +12,13 @@ million in all.
 
 Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; nothing is held
 longer than it takes for an echo to be expected, or where there are many receivers to ask, than ECHO_ASKING_NS more. Payloads that change
-on the way (renumbered for receivers that sample or refresh) are not recognised. Pure state. Called by: worker/loop.pxi, worker/echo.pxi. It
+on the way (renumbered for receivers that sample or refresh) are not recognised. Pure state. Called by: worker/ (choose, echo). It
 must never send.
 """
 
 from libc.string cimport memcmp, memcpy
 from base.batch cimport exporter_t
-from route.match cimport match_hash
+from base.hash cimport hash_address
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
@@ -108,7 +108,7 @@ cdef inline u64 echo_word(const u8 *p) noexcept nogil:
 cdef inline u64 echo_key(const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
     """Hash of a session, and of length and head of a payload (of a short one the end, too); never 0. A hint only: one cache line,
     where no more is needed to tell datagrams of flows apart (their sequence numbers)."""
-    cdef u64 h = (<u64>n << 48 ^ <u64>exporter.port_be << 32 ^ match_hash(exporter.address)) * <u64>0x9E3779B97F4A7C15
+    cdef u64 h = (<u64>n << 48 ^ <u64>exporter.port_be << 32 ^ hash_address(exporter.address)) * <u64>0x9E3779B97F4A7C15
     cdef u64 tail = 0
     if n >= 24:
         h ^= echo_word(p) * <u64>0xC2B2AE3D27D4EB4F

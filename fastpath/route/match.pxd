@@ -7,6 +7,7 @@ Called by: session look-up of the worker on a miss, Plan.route(). Must never be 
 """
 
 from libc.string cimport memcmp, memcpy, memset
+from base.hash cimport hash_address
 from route.plan cimport (
     PLAN_NONE, PLAN_ROUTE_DENIED, PLAN_ROUTE_FIRST, PLAN_ROUTE_UNMATCHED, plan_t, route_t, rule_t, source_group_t, source_t,
 )
@@ -14,17 +15,6 @@ from uapi.net cimport u8, u32, u64
 
 cdef extern from * nogil:
     int match_ctz "__builtin_ctzll"(u64 x)
-
-
-cdef inline u32 match_hash(const u8 *address) noexcept nogil:
-    """Hash of 16 bytes; the multipliers are odd 64-bit constants of good avalanche (fractional parts of the golden ratio and of pi)."""
-    cdef u64 a, b
-    memcpy(&a, address, 8)
-    memcpy(&b, address + 8, 8)
-    a = (a ^ (b * <u64>0x9E3779B97F4A7C15)) * <u64>0xC2B2AE3D27D4EB4F
-    a ^= a >> 29
-    a *= <u64>0x9E3779B97F4A7C15
-    return <u32>(a >> 32)
 
 
 cdef inline void match_mask(u8 *out, const u8 *address, const u8 *mask) noexcept nogil:
@@ -51,7 +41,7 @@ cdef inline void match_rules(plan_t *plan, const u8 *address, u8 family) noexcep
         if group.family and group.family != family:
             continue
         match_mask(masked, address, group.mask)
-        i = group.buckets[match_hash(masked) & group.bucket_mask]
+        i = group.buckets[hash_address(masked) & group.bucket_mask]
         while i != PLAN_NONE:
             source = &plan.sources[i]
             if memcmp(source.address, masked, 16) == 0:

@@ -13,7 +13,7 @@ Called by: the worker, per datagram of a pool; adopt and expire between batches.
 from libc.math cimport log
 from libc.string cimport memcmp, memcpy, memset
 from base.atomics cimport atomic_load32, atomic_store32
-from route.match cimport match_hash
+from base.hash cimport hash_address
 from route.plan cimport PLAN_NONE, plan_t, pool_member_t, pool_t
 from uapi.net cimport u8, u32, u64
 
@@ -45,7 +45,7 @@ ctypedef struct pool_cache_t:
 
 cdef inline u64 pool_key(const u8 *address, u64 domain) noexcept nogil:
     """Hash of an exporter and its domain: unseeded, so that every worker, relay and restart ranks alike."""
-    cdef u64 h = (<u64>match_hash(address) << 32) ^ (domain * <u64>0x9E3779B97F4A7C15)
+    cdef u64 h = (<u64>hash_address(address) << 32) ^ (domain * <u64>0x9E3779B97F4A7C15)
     h ^= h >> 31
     h *= <u64>0xBF58476D1CE4E5B9
     return h ^ (h >> 29)

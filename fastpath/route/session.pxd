@@ -8,7 +8,7 @@ Called by: the worker, one look-up per datagram. Must never allocate.
 
 from libc.string cimport memcmp, memcpy, memset
 from base.batch cimport batch_t
-from route.match cimport match_hash
+from base.hash cimport hash_address
 from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
@@ -38,7 +38,7 @@ ctypedef struct session_cache_t:
 
 cdef inline session_t *session_set(const session_cache_t *cache, const u8 *address, u16 port_be, u16 listener) noexcept nogil:
     """The first entry of the session's set."""
-    cdef u32 h = match_hash(address) ^ (<u32>port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
+    cdef u32 h = hash_address(address) ^ (<u32>port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
     return &cache.entries[<size_t>((h ^ (h >> 15)) & cache.set_mask) * SESSION_WAYS]
 
 

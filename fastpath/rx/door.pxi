@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch, counters, door; rx: recvmmsg, socket
 # Receive engine `door`: datagrams that a gateway hands in (base/door.pxd), read into the worker's arena, many a message and a few messages
 # a call. The exporter, its TTL and TOS and the time of arrival are what the record says; whose listener it is, the door says. A gateway is
 # ours, but nothing that it writes is believed: what is cut short or strange is counted as truncated and as a receive error, and left out.
@@ -79,11 +80,6 @@ cdef inline int door_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *ba
     if n + cut == 0:
         return 0
     batch.n = n
-    if unlikely(cut):
-        atomics_add(&c.truncated, cut)
-        atomics_add(&c.truncated_bytes, cut_octets)
+    if unlikely(strange):
         atomics_add(&c.errors_other, strange)
-    atomics_add(&c.datagrams, n + cut)
-    atomics_add(&c.bytes, octets)
-    atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
-    return <int>(n + cut)
+    return rx_received(c, n + cut, octets, cut, cut_octets)

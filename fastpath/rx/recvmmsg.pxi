@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch, counters, wire; rx: socket
 # Receive engine `recvmmsg`: one call fills the arena, the batch points into it. Datagrams over max_datagram are counted and left out: half
 # a datagram is a corrupt one. IPv4-mapped sources are unmapped here, once. What the kernel coalesced (UDP_GRO) is taken apart: a run in is
 # a run in the batch. Called by worker/loop.pxi. Nothing a datagram carries ends the loop; an error of the call is counted and reported as
@@ -142,10 +143,4 @@ cdef inline int rx_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *batc
         arena.left -= length
         arena.open = arena.left > 0
     batch.n = n
-    if unlikely(cut):
-        atomics_add(&c.truncated, cut)
-        atomics_add(&c.truncated_bytes, cut_octets)
-    atomics_add(&c.datagrams, n + cut)
-    atomics_add(&c.bytes, octets)
-    atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
-    return <int>(n + cut)
+    return rx_received(c, n + cut, octets, cut, cut_octets)

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch, counters, wire; rx: socket
 # Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst) that the kernel fills with whole UDP
 # datagrams to the listener's ports while an ingress rule keeps them from the UDP stack. Payloads are read in place: no copy, no system call
 # per batch while there is a backlog. A segmented packet (virtio-net header, GSO type UDP_L4) is taken apart here: a run in is a run in the
@@ -321,12 +322,7 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
     if n + cut == 0:
         atomics_add(&c.errors_again, 1)
         return 0
-    atomics_add(&c.truncated, cut)
-    atomics_add(&c.truncated_bytes, cut_octets)
-    atomics_add(&c.datagrams, n + cut)
-    atomics_add(&c.bytes, octets)
-    atomics_add(&c.batches[counters_batch_bucket(n + cut)], 1)
-    return <int>(n + cut)
+    return rx_received(c, n + cut, octets, cut, cut_octets)
 
 
 cdef inline void ring_release(rx_socket_t *socket) noexcept nogil:

@@ -1,11 +1,12 @@
-# cython: language_level=3
+# cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """A listener's socket as a worker sees it, and the arena that datagrams are read into.
 
 Called by: rx/, worker/loop.pxi. The descriptor belongs to the control plane; the worker reads it while a plan names it.
 """
 
+from base.atomics cimport atomics_add
 from base.batch cimport exporter_t
-from base.counters cimport rx_counters_t
+from base.counters cimport counters_batch_bucket, rx_counters_t
 from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u16, u32, u64
 
 cdef enum:
@@ -78,3 +79,14 @@ ctypedef struct rx_arena_t:
     const u8 *payload
     u64 arrival_ns
     exporter_t exporter
+
+
+cdef inline int rx_received(rx_counters_t *c, u32 n, u64 octets, u32 cut, u64 cut_octets) noexcept nogil:
+    """Counts a receive of n datagrams > 0, `cut` of them too long and left out; returns n."""
+    if cut:
+        atomics_add(&c.truncated, cut)
+        atomics_add(&c.truncated_bytes, cut_octets)
+    atomics_add(&c.datagrams, n)
+    atomics_add(&c.bytes, octets)
+    atomics_add(&c.batches[counters_batch_bucket(n)], 1)
+    return <int>n

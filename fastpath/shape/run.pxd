@@ -87,3 +87,17 @@ cdef inline void run_make(runs_t *runs, const batch_t *batch, const u16 *selecti
         runs.count[run] = 1
         runs.bytes[run] = length
         open = length > 0
+
+
+cdef inline u32 run_session_end(const runs_t *runs, const batch_t *batch, u32 begin) noexcept nogil:
+    """The first run behind those of the exporter session whose first run is `begin`, in grouped runs."""
+    cdef u32 group = batch.group[runs.order[runs.first[begin]]]
+    cdef u32 end = begin + 1
+    while end < runs.n and batch.group[runs.order[runs.first[end]]] == group:
+        end += 1
+    return end
+
+
+cdef inline u32 run_datagrams(const runs_t *runs, u32 begin, u32 end) noexcept nogil:
+    """How many datagrams are in runs begin..end-1; end > begin."""
+    return <u32>runs.first[end - 1] + runs.count[end - 1] - runs.first[begin]

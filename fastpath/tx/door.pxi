@@ -1,3 +1,4 @@
+# needs: uapi: net; base: batch, door; tx: engine
 # Engine `door`: copies go to a gateway (base/door.pxd), many a message, whatever their exporter's family: the datagram as it is, and who sent
 # it, when it came and its TTL and TOS. Payloads are not copied here. Called by the worker (emit). Cannot fail: it accounts; what a message
 # stands for is sent or dropped as a whole. A full door is not waited for, because a gateway is no network: it may have stopped, and other

@@ -97,54 +97,58 @@ ctypedef struct tx_port_t:         # a socket as copies leave by it: a receiver'
     void *script                   # of a scripted kernel (tests); whoever borrows a port's `send` borrows this with it
     int fd                         # -1 = none
 
-ctypedef struct tx_t:
+ctypedef struct tx_t:              # a way out: one receiver, or the half of it that takes exporters of the other address family
+    # Set when it is made (Tx.__cinit__) and not changed: read by anybody.
     tx_port_t port                 # the receiver's own socket
     tx_counters_t *counters
     tx_t *cutter                   # udp with an MTU of its own: the raw way that cuts what is longer; NULL = the kernel cuts for the route
-    u32 cuts                       # the cutter knows our address and port
-    u32 mtu                        # path MTU in bytes; written by the control plane, relaxed
-    u32 freq
-    u32 unresolved                 # the control plane says that the next hop does not answer (netlink)
-    u32 accounted                  # likewise, that it accounts for what such a next hop loses: reports of that are no news
-    u32 looped                     # its copies come back to us: none is sent; the control plane or the echo stage says so
-    u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent all the same
-    u32 replay                     # TX_REPLAY: templates are asked for; taken back when they are sent
-    u32 replay_cursor
-    u64 replayed_ns                # CLOCK_MONOTONIC when the worker last began to replay all exporters' templates
-    u32 waiting                    # TX_WAITING or TX_WAKING, 0 = no; the worker ends the waking
-    u32 down                       # the control plane says so: pools pass it over
-    u32 refusing                   # likewise, of an engine that hears no refusals: what the kernel accepts counts as refused
-    u32 refresh_copies[2]          # templates, options data: replayed after so many copies, 0 = never
-    u32 refresh_ms[2]              # and after so long
-    u8 by_exporter                 # freq thins exporters, not datagrams
-    u8 numbered                    # its sequence numbers may differ from the exporters'
-    u8 refreshes                   # some refresh is set
-    u8 alias                       # v9 and IPFIX copies carry the alias of their domain
-    u8 per_session                 # each exporter session has a socket of its own (tx/lane.pxi)
-    u32 pause_us                   # after each copy (the ancestor's -x)
-    int tos                        # -1 = as received
-    u8 engine
+    u8 engine                      # TX_ENGINE
     u8 family                      # of the receiver, 4 or 6
     u8 ttl                         # 0 = as received
     u8 checksum                    # 0 = UDP checksum zero (IPv4)
+    int tos                        # -1 = as received
+    u32 freq
+    u32 pause_us                   # after each copy (the ancestor's -x)
     u8 reports                     # the socket has IP_RECVERR and can carry reports of ICMP
-    u8 has_source
-    u8 blocked                     # within a batch: the shared socket failed this receiver, the rest goes by its own
-    u8 gave_up                     # TX_GAVE_UP bits; read by the control plane
-    u16 source_port_be             # 0 = the exporter's
+    u8 by_exporter                 # freq thins exporters, not datagrams
+    u8 refreshes                   # some refresh is set
+    u8 alias                       # v9 and IPFIX copies carry the alias of their domain
+    u8 per_session                 # each exporter session has a socket of its own (tx/lane.pxi)
+    u32 refresh_copies[2]          # templates, options data: replayed after so many copies, 0 = never
+    u32 refresh_ms[2]              # and after so long
     u16 port_be
-    u8 source[16]                  # 4 bytes used for IPv4
-    u8 address[16]
+    u8 address[16]                 # 4 bytes used for IPv4
     sockaddr_in6 name              # the receiver as a socket address; sockaddr_in for family 4
-    u32 again_s[TX_FEATURES]       # CLOCK_MONOTONIC from which a feature that was given up is tried again
-    u32 pause_s[TX_FEATURES]       # how long it was given up for last, 0 = never
+    # Written by the control plane while a worker runs, one word each, relaxed, but where another order is said. What the worker writes there,
+    # too, is said.
+    u32 mtu                        # path MTU in bytes
+    u32 unresolved                 # the next hop does not answer (netlink)
+    u32 accounted                  # netlink accounts for what such a next hop loses: reports of that are no news
+    u32 looped                     # its copies come back to us: none is sent; the echo stage sets it, too
+    u32 down                       # pools pass it over
+    u32 refusing                   # of an engine that hears no refusals: what the kernel accepts counts as refused
+    u32 waiting                    # TX_WAITING or TX_WAKING, 0 = no; the worker ends the waking
+    u32 replay                     # TX_REPLAY: templates are asked for; the worker takes it back when they are sent
+    u8 numbered                    # its sequence numbers may differ from the exporters': never taken back
     u32 link_version               # sequence lock of `link`: odd while it is written
-    tx_link_t link                 # written by the control plane
-    tx_link_t link_now             # the worker's copy for one batch
-    u64 random_state               # of IP identifications
+    tx_link_t link
+    u32 cuts                       # the cutter has our address and port as its `source` (release); other sources are set when the way is made
+    u8 has_source                  # copies leave from `source` and not from the exporter's address
+    u16 source_port_be             # 0 = the exporter's
+    u8 source[16]
+    # The worker's: nobody else writes, and but for `gave_up` nobody else reads.
+    u8 gave_up                     # TX_GAVE_UP bits
+    u8 blocked                     # within a batch: the shared socket failed this receiver, the rest goes by its own
     u32 clean                      # flushes since the last full queue; >= TX_CLEAN_FLUSHES: waiting is worth it
     u64 debt                       # sum of owed
     u64 owed[REASON_COUNT]         # copies reported as undelivered after they were counted as accepted
+    u64 random_state               # of IP identifications
+    u64 probed_ns                  # CLOCK_MONOTONIC of the last copy that was sent though the next hop does not answer
+    u32 replay_cursor
+    u64 replayed_ns                # CLOCK_MONOTONIC when the worker last began to replay all exporters' templates
+    u32 again_s[TX_FEATURES]       # CLOCK_MONOTONIC from which a feature that was given up is tried again
+    u32 pause_s[TX_FEATURES]       # how long it was given up for last, 0 = never
+    tx_link_t link_now             # the copy of `link` for one batch
 
 
 cdef inline int tx_send_kernel(tx_port_t *port, mmsghdr *messages, u32 n) noexcept nogil:
@@ -371,7 +375,8 @@ cdef inline u32 tx_failed(tx_t *tx, tx_port_t *port, tx_ring_t *ring, u32 i, int
 
 
 cdef inline void tx_flush(tx_t *tx, tx_port_t *port, tx_ring_t *ring) noexcept nogil:
-    """Sends the ring by a socket of the receiver's (its own, or a lane's) and empties it: every copy in it is counted exactly once, as sent or dropped."""
+    """Sends the ring by a socket of the receiver's (its own, or a lane's) and empties it: every copy in it is counted exactly once, as sent or
+    dropped."""
     cdef u32 i = 0
     cdef u32 tries = 0
     cdef u32 want

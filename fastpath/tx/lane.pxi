@@ -1,3 +1,4 @@
+# needs: uapi: net; base: batch, hash; tx: engine, port
 # Lanes: a socket of its own, with a source port of its own, for each exporter session on its way to one unspoofed receiver of engine `udp`
 # (source_port = "per-session"), so that the collector sees RFC 7011's transport sessions. A lane is connected and set up like the receiver's
 # own socket, so all that is known of errors and reports (IP_RECVERR) holds: tx_flush() is given its socket in the place of the receiver's
@@ -5,6 +6,8 @@
 # once while there is credit (LANE_CREDIT, renewed slowly), else it is earned by LANE_EARN datagrams: forged sources do not cost a socket each.
 # The least recently used goes, when it was silent for LANE_IDLE_S; one that never earned its socket after LANE_ONCE_S. Who has none leaves
 # by the receiver's own socket, v9 and IPFIX under an alias (flow/alias.pxd), so nobody's templates meet there either.
+# Ports are chosen where the kernel would choose them (net.ipv4.ip_local_port_range), and never one that the host keeps for somebody
+# (net.ipv4.ip_local_reserved_ports): bind(2) of a port by name does not look at either. One that a listener is to have is given back.
 # Called by worker/lane.pxi.
 
 cdef enum:
@@ -16,9 +19,9 @@ cdef enum:
     LANE_IDLE_S = 120
     LANE_ONCE_S = 10
     LANE_AGAIN_S = 1                   # the kernel refused a socket: tried again after this
-    LANE_PORT = 32768                  # ports are chosen where the kernel would (net.ipv4.ip_local_port_range as shipped) ...
-    LANE_PORTS = 28232                 # ... so many of them ...
-    LANE_CHOICES = 8                   # ... by hash; when all of these are taken, by the kernel
+    LANE_PORT = 32768                  # net.ipv4.ip_local_port_range as shipped: the first ...
+    LANE_PORTS = 28232                 # ... and how many
+    LANE_CHOICES = 8                   # ports are chosen by hash; when all of these are taken or reserved, by the kernel
     LANE_DUE = 64                      # sockets opened after one batch at most; more wait for their next datagram
     LANE_EMPTY = 0
     LANE_WAITS = 1                     # for its socket
@@ -28,7 +31,8 @@ cdef enum:
 ctypedef struct lane_t:
     tx_t *tx                           # whose copies; of the running plan
     u8 address[16]
-    u16 port_be
+    u16 port_be                        # of the exporter
+    u16 own_be                         # of its socket
     u8 state
     u32 used                           # datagrams
     u32 seen                           # batch number
@@ -38,6 +42,9 @@ ctypedef struct lane_t:
 
 ctypedef struct lanes_t:
     lane_t *entries
+    const port_set_t *withheld         # ports_t.withheld
+    port_set_t reserved                # ports that the host keeps for somebody
+    u32 range                          # of the ports to choose from: the first, and above it how many; the control plane writes it
     u32 open                           # sockets
     u32 now_s                          # CLOCK_MONOTONIC, once a batch
     u32 credit
@@ -50,7 +57,7 @@ ctypedef struct lanes_t:
 
 cdef inline lane_t *lane_find(lanes_t *lanes, const tx_t *tx, const exporter_t *exporter, u32 now, bint *found) noexcept nogil:
     """The session's lane (found), or the place that it may take; NULL = neither. The last that was seen in this batch (now) is never given."""
-    cdef u32 h = match_hash(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1) ^ (<u32>(<size_t>tx >> 6) * <u32>0x85EBCA77)
+    cdef u32 h = hash_address(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1) ^ (<u32>(<size_t>tx >> 6) * <u32>0x85EBCA77)
     cdef lane_t *lane = &lanes.entries[<size_t>((h ^ (h >> 15)) % LANE_SETS) * LANE_WAYS]
     cdef lane_t *victim = NULL
     cdef u64 age
@@ -127,32 +134,44 @@ cdef void lane_options(int fd, const tx_t *tx) noexcept nogil:
         lane_copy_option(fd, tx.port.fd, IPPROTO_IPV6, IPV6_TCLASS)
 
 
-cdef u16 lane_port(const lane_t *lane, u32 choice) noexcept nogil:
-    """The port that this session had before, too, and has after a restart: the collector still knows its templates then. Unseeded."""
+cdef u16 lane_port(const lane_t *lane, u32 choice, u32 ports) noexcept nogil:
+    """The port (of lanes_t.range) that this session had before, too, and has after a restart: the collector still knows its templates
+    then. Unseeded."""
     cdef u64 a, b
     memcpy(&a, lane.address, 8)
     memcpy(&b, lane.address + 8, 8)
-    a = flow_mix(flow_mix(a, b), <u64>lane.port_be << 32 | choice)
+    a = hash_mix(hash_mix(a, b), <u64>lane.port_be << 32 | choice)
     memcpy(&b, lane.tx.address, 8)
-    a = flow_mix(a, b)
+    a = hash_mix(a, b)
     memcpy(&b, lane.tx.address + 8, 8)
-    a = flow_mix(a, b ^ lane.tx.port_be)
-    return <u16>(LANE_PORT + (a >> 16) % LANE_PORTS)
+    a = hash_mix(a, b ^ lane.tx.port_be)
+    return <u16>((ports & 0xFFFF) + (a >> 16) % (ports >> 16))
 
 
-cdef bint lane_connect(int fd, const lane_t *lane) noexcept nogil:
+cdef inline bint lane_may_have(const lanes_t *lanes, u16 port_be) noexcept nogil:
+    return not port_set_has(&lanes.reserved, port_be) and not port_set_has(lanes.withheld, port_be)
+
+
+cdef bint lane_connect(int fd, const lanes_t *lanes, lane_t *lane) noexcept nogil:
     """From the address that the receiver's own socket has, and a port of the session's own, to the receiver."""
     cdef const tx_t *tx = lane.tx
     cdef sockaddr_in6 own                              # a sockaddr_in has its port at the same place
     cdef socklen_t length = sizeof(own)
     cdef socklen_t name_length = sizeof(sockaddr_in) if tx.family == 4 else sizeof(sockaddr_in6)
+    cdef u32 ports = atomic_load32(&lanes.range)
     cdef u32 choice
     memset(&own, 0, sizeof(own))
     if getsockname(tx.port.fd, <sockaddr *>&own, &length) < 0:
         return False
     for choice in range(<u32>LANE_CHOICES + 1):
-        own.sin6_port = htons(lane_port(lane, choice)) if choice < LANE_CHOICES else 0
+        own.sin6_port = htons(lane_port(lane, choice, ports)) if choice < LANE_CHOICES else 0
+        if own.sin6_port != 0 and not lane_may_have(lanes, own.sin6_port):
+            continue
         if bind(fd, <const sockaddr *>&own, name_length) == 0:
+            length = sizeof(own)
+            if getsockname(fd, <sockaddr *>&own, &length) < 0 or not lane_may_have(lanes, own.sin6_port):
+                return False
+            lane.own_be = own.sin6_port
             return connect(fd, <const sockaddr *>&tx.name, name_length) == 0
     return False
 
@@ -165,7 +184,7 @@ cdef bint lane_open(lanes_t *lanes, lane_t *lane) noexcept nogil:
     if fd < 0:
         return False
     lane_options(fd, lane.tx)
-    if not port_affords(fd) or not lane_connect(fd, lane):
+    if not port_affords(fd) or not lane_connect(fd, lanes, lane):
         close(fd)
         return False
     lane.fd = fd
@@ -213,6 +232,17 @@ cdef inline bint lane_earned(const lanes_t *lanes, const lane_t *lane) noexcept 
     if lane.state == LANE_REFUSED:
         return lanes.now_s - lane.tried_s >= LANE_AGAIN_S
     return lane.state == LANE_WAITS and lane.used >= LANE_EARN
+
+
+cdef void lanes_give_back(lanes_t *lanes) noexcept nogil:
+    """Closes the lanes that have a port which a listener is to have; between two batches."""
+    cdef u32 i
+    cdef lane_t *lane
+    if lanes.open:
+        for i in range(<u32>(LANE_SETS * LANE_WAYS)):
+            lane = &lanes.entries[i]
+            if lane.state == LANE_OPEN and port_set_has(lanes.withheld, lane.own_be):
+                lane_close(lanes, lane)
 
 
 cdef void lanes_keep(lanes_t *lanes, tx_t **ways, u32 count) noexcept nogil:

@@ -1,8 +1,9 @@
+# needs: uapi: net; base: atomics, batch, wire; shape: run; tx: engine, raw, shared
 # Engine `packet`: spoofed copies leave through an AF_PACKET socket with a virtio-net header (packet(7), PACKET_VNET_HDR), past routing and
 # netfilter: runs as one segmented frame (GSO type UDP_L4), the others as plain frames, those of all receivers in one sendmmsg. The next
 # hop's link address and the egress interface come from the control plane (Tx.link) and may change at any time. Checksums are left to the
 # device. What cannot be sent as a frame (no link address yet, local receiver, over the MTU, refused) is left to the receiver's raw socket;
-# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker/loop.pxi for receivers that take the whole batch.
+# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker/send.pxi for receivers that take the whole batch.
 
 cdef enum:
     PACKET_VNET_BYTES = 10             # struct virtio_net_hdr, include/uapi/linux/virtio_net.h
@@ -26,11 +27,11 @@ cdef inline u32 packet_headers(tx_t *tx, const batch_t *batch, u32 d, u32 payloa
     """Writes virtio-net, link, IP and UDP header of a frame with payload_bytes of datagram d's exporter; segment: size of a run's datagrams,
     0 = a plain frame. Returns their length. The UDP checksum is the pseudo header's sum: the device does the rest."""
     cdef const exporter_t *exporter = &batch.exporter[d]
-    cdef u8 ttl = tx.ttl if tx.ttl else (exporter.ttl if exporter.ttl else 64)
-    cdef u8 tos = exporter.tos if tx.tos < 0 else <u8>tx.tos
+    cdef u8 ttl = tx_raw_ttl(tx, exporter)
+    cdef u8 tos = tx_raw_tos(tx, exporter)
     cdef const u8 *source = &exporter.address[12 if tx.family == 4 else 0]
     cdef u32 udp_length = payload_bytes + WIRE_UDP_HEADER
-    cdef u32 ip_bytes = WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER
+    cdef u32 ip_bytes = wire_ip_header(tx.family)
     cdef u8 *link = out + PACKET_VNET_BYTES
     cdef u8 *ip = link + tx.link_now.header_bytes
     cdef u8 *udp = ip + ip_bytes
@@ -89,8 +90,7 @@ cdef inline void packet_frame(tx_t *tx, const batch_t *batch, const runs_t *runs
 
 cdef inline bint packet_fits(const tx_t *tx, const runs_t *runs, u32 group) noexcept nogil:
     """Whether all that the exporter sent in this batch is within the MTU of the link."""
-    cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
-    return runs.group_longest[group] + overhead <= tx.link_now.mtu
+    return runs.group_longest[group] + wire_overhead(tx.family) <= tx.link_now.mtu
 
 
 cdef void packet_send(shared_t *shared, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch; tx: engine, udp
 # Ports: one IP_TRANSPARENT socket (ip(7)) for each source port of exporters, through which engine `transparent` sends (tx/transparent.pxi). It
 # is bound to the port and to an address that nobody has and nothing is routed to, so it cannot take anybody's traffic, not even that of an
 # exporter on this host. A port earns its socket by what runs would save: forged ones must not cost a socket each.
@@ -18,6 +19,10 @@ cdef enum:
     PORT_CANDIDATE = 1
     PORT_OPEN = 2
     PORT_REFUSED = 3                   # by the kernel, or too many descriptors are open
+    PORT_SET_WORDS = 1024
+
+ctypedef struct port_set_t:            # UDP ports, a bit each; the control plane writes, a worker reads
+    u64 words[PORT_SET_WORDS]
 
 ctypedef struct port_t:                # the way out of the exporters that send from a port
     u16 port_be
@@ -30,13 +35,19 @@ ctypedef struct port_t:                # the way out of the exporters that send 
 ctypedef struct ports_t:
     port_t *entries
     u32 open                           # sockets
-    u32 withheld                       # port_be that a listener is to have (0 = none), so gets no socket; above it the number of the request
-    u32 released                       # of these the last that the worker has served; read by the control plane, which writes `withheld`
+    port_set_t withheld                # what listeners are to have: gets no socket here, and no lane
+    u32 asked                          # how many times the control plane has changed `withheld`
+    u32 released                       # of these the last that the worker has served; read by the control plane
     u32 second                         # how many have been looked at
     u32 marks[PORT_IDLE_SECONDS]       # batch number at each of the last seconds
     u64 looked_ns                      # CLOCK_MONOTONIC
     int send_buffer                    # bytes, of each socket
     tx_port_t way                      # how a socket is sent through: `fd` is that of the one at hand
+
+
+cdef inline bint port_set_has(const port_set_t *ports, u16 port_be) noexcept nogil:
+    cdef u32 port = ntohs(port_be)
+    return atomic_load64(&ports.words[port >> 6]) >> (port & 63) & 1
 
 
 cdef inline void port_clear(ports_t *ports, port_t *port) noexcept nogil:
@@ -49,13 +60,13 @@ cdef inline void port_clear(ports_t *ports, port_t *port) noexcept nogil:
     port.fd = -1
 
 
-cdef void ports_look(ports_t *ports, u32 now, u64 now_ns) noexcept nogil:
-    """Gives back what is withheld, at once, and once a second what no run has left from for PORT_IDLE_SECONDS. now: batch number."""
-    cdef u32 withheld = atomic_load32(&ports.withheld)
+cdef void ports_look(ports_t *ports, u32 asked, u32 now, u64 now_ns) noexcept nogil:
+    """Gives back what is withheld, at once (asked: ports_t.asked, read with acquire), and once a second what no run has left from for
+    PORT_IDLE_SECONDS. now: batch number."""
     cdef u32 before, i
     cdef bint second = now_ns - ports.looked_ns >= PORT_SECOND_NS
     cdef port_t *port
-    if not second and withheld == ports.released:
+    if not second and asked == ports.released:
         return
     before = ports.marks[ports.second % PORT_IDLE_SECONDS]
     if second:
@@ -67,10 +78,10 @@ cdef void ports_look(ports_t *ports, u32 now, u64 now_ns) noexcept nogil:
             port = &ports.entries[i]
             if port.state != PORT_OPEN:
                 continue
-            if port.port_be == <u16>withheld or (second and ports.second > PORT_IDLE_SECONDS and <int>(port.seen - before) <= 0):
+            if port_set_has(&ports.withheld, port.port_be) or (second and ports.second > PORT_IDLE_SECONDS and <int>(port.seen - before) <= 0):
                 port_clear(ports, port)
-    if withheld != ports.released:
-        atomic_store32_release(&ports.released, withheld)
+    if asked != ports.released:
+        atomic_store32_release(&ports.released, asked)
 
 
 cdef inline port_t *port_find(ports_t *ports, const exporter_t *exporter, bint make, u32 now) noexcept nogil:
@@ -191,7 +202,7 @@ cdef inline bint port_serves(const exporter_t *exporter) noexcept nogil:
 cdef inline port_t *port_for(ports_t *ports, const exporter_t *exporter, u32 saves, u32 now) noexcept nogil:
     """The open socket of an exporter's port or NULL. saves: sends that its runs in this batch save, which counts towards earning one."""
     cdef port_t *port
-    if not port_serves(exporter) or exporter.port_be == <u16>atomic_load32(&ports.withheld):
+    if not port_serves(exporter) or port_set_has(&ports.withheld, exporter.port_be):
         return NULL
     port = port_find(ports, exporter, saves != 0, now)
     if port == NULL or port.state == PORT_OPEN:

@@ -1,6 +1,16 @@
+# needs: uapi: net; base: atomics, batch, counters, wire; tx: engine
 # Engine `raw`: copies leave through a raw socket with the IP and UDP header crafted here, so with any source: spoofed, or one fixed by the
 # configuration. One payload sum per datagram serves all copies. The kernel refuses packets over the MTU: fragments are cut here.
-# Called by worker/loop.pxi (emit) for receivers and exporters of one family. Cannot fail: it accounts.
+# Called by worker/send.pxi for receivers and exporters of one family. Cannot fail: it accounts.
+
+
+cdef inline u8 tx_raw_ttl(const tx_t *tx, const exporter_t *exporter) noexcept nogil:
+    """Of a packet crafted here: the configured one, else the exporter's, else what most hosts send."""
+    return tx.ttl if tx.ttl else (exporter.ttl if exporter.ttl else 64)
+
+
+cdef inline u8 tx_raw_tos(const tx_t *tx, const exporter_t *exporter) noexcept nogil:
+    return exporter.tos if tx.tos < 0 else <u8>tx.tos
 
 
 cdef inline u32 tx_raw_payload_sum(batch_t *batch, u32 d) noexcept nogil:
@@ -14,8 +24,8 @@ cdef inline u32 tx_raw_header(tx_t *tx, batch_t *batch, u32 d, u8 *out, u32 offs
     """Writes the headers of one packet that carries `chunk` bytes of the UDP datagram (header and payload) from `offset`; returns their
     length. offset 0 and chunk = udp_length: a whole datagram, not a fragment."""
     cdef exporter_t *exporter = &batch.exporter[d]
-    cdef u8 ttl = tx.ttl if tx.ttl else (exporter.ttl if exporter.ttl else 64)
-    cdef u8 tos = exporter.tos if tx.tos < 0 else <u8>tx.tos
+    cdef u8 ttl = tx_raw_ttl(tx, exporter)
+    cdef u8 tos = tx_raw_tos(tx, exporter)
     cdef const u8 *source = &tx.source[0] if tx.has_source else &exporter.address[12 if tx.family == 4 else 0]
     cdef u16 port_be = tx.source_port_be if tx.source_port_be else exporter.port_be
     cdef bint more = offset + chunk < udp_length
@@ -86,7 +96,7 @@ cdef inline void tx_raw_emit(tx_t *tx, batch_t *batch, const u16 *selection, u32
     cannot hold (an IPv6 payload over 65,507 bytes to IPv4 cannot come here: one family) is counted as too long."""
     cdef u32 k, d, id, udp_length
     cdef u32 mtu = atomic_load32(&tx.mtu)
-    cdef u32 header = WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER
+    cdef u32 header = wire_ip_header(tx.family)
     for k in range(n):
         d = selection[k]
         udp_length = batch.length[d] + WIRE_UDP_HEADER

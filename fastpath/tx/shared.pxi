@@ -1,3 +1,4 @@
+# needs: uapi: net; base: atomics, batch, wire; shape: run; tx: engine
 # Sockets that many receivers share (engines `transparent` and `packet`): how a ring of copies for many is sent and accounted for, and what is
 # left to each receiver's own raw socket. Called by tx/transparent.pxi and tx/packet.pxi; the worker sends what was left.
 
@@ -61,10 +62,9 @@ cdef inline void shared_unblock(shared_t *shared, const u32 *ways, u32 n) noexce
 cdef inline bint shared_takes(const tx_t *tx, const runs_t *runs, u32 group, u8 feature) noexcept nogil:
     """Whether a shared socket may carry this receiver's copies of all that an exporter (group) sent in this batch: the feature (one bit) is
     not given up, the socket took what came before, and nothing is over the MTU: fragments of the right size are cut by raw only."""
-    cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
     if tx.blocked or tx.gave_up & feature:
         return False
-    return runs.group_longest[group] + overhead <= atomic_load32(&tx.mtu)
+    return runs.group_longest[group] + wire_overhead(tx.family) <= atomic_load32(&tx.mtu)
 
 
 cdef inline u32 shared_step(const tx_t *tx, const runs_t *runs, u32 run) noexcept nogil:

@@ -1,3 +1,4 @@
+# needs: uapi: net; base: batch; shape: run; tx: engine, port, shared, udp
 # Engine `transparent`: spoofed runs leave through the ordinary UDP stack, by an IP_TRANSPARENT socket that is bound to the exporter's port
 # (tx/port.pxi); the exporter's address goes with each message (IP_PKTINFO), so one socket a port and worker serves all exporters that send
 # from it, and all receivers. What such a socket does not take (there is none, queue full of another receiver's copies, refused) is left to
@@ -69,17 +70,14 @@ cdef void transparent_send(shared_t *shared, ports_t *ports, const batch_t *batc
     """The batch to n ways: by the sockets of the exporters' ports where they have one, else left to raw. What follows each other by one socket
     is one call."""
     cdef u32 begin = 0
-    cdef u32 end, a, d, saves
+    cdef u32 end, a, d, datagrams
     cdef port_t *port
     ports.way.fd = -1
     while begin < runs.n:
         d = runs.order[runs.first[begin]]
-        saves = 0
-        end = begin
-        while end < runs.n and batch.group[runs.order[runs.first[end]]] == batch.group[d]:
-            saves += runs.count[end] - 1
-            end += 1
-        port = port_for(ports, &batch.exporter[d], saves, now)
+        end = run_session_end(runs, batch, begin)
+        datagrams = run_datagrams(runs, begin, end)
+        port = port_for(ports, &batch.exporter[d], datagrams - (end - begin), now)
         if port != NULL:
             if ports.way.fd != port.fd:
                 transparent_finish(shared, &ports.way, runs, ways, n, ring)
@@ -87,7 +85,6 @@ cdef void transparent_send(shared_t *shared, ports_t *ports, const batch_t *batc
             transparent_group(shared, &ports.way, batch, runs, begin, end, ways, n, ring)
         else:
             for a in range(n):
-                shared_leave(shared, ways[a], &runs.order[runs.first[begin]],
-                             runs.first[end - 1] + runs.count[end - 1] - runs.first[begin])
+                shared_leave(shared, ways[a], &runs.order[runs.first[begin]], datagrams)
         begin = end
     transparent_finish(shared, &ports.way, runs, ways, n, ring)

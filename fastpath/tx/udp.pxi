@@ -1,7 +1,8 @@
+# needs: uapi: net; base: atomics, batch, wire; shape: run; tx: engine
 # Engine `udp`: copies leave from our own address through a UDP socket connected to the receiver; the kernel builds headers and fragments. Runs
 # of equal-size datagrams leave as one segmented send (UDP_SEGMENT, udp(7)), whoever sent them: all come from us.
 # The socket's TTL and TOS are set by whoever opened it; a message carries control messages only where it must differ from them.
-# Called by worker/loop.pxi (emit) for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
+# Called by worker/send.pxi for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
 
 cdef enum:
     UDP_SOCKET_TTL = 64                # of every socket whose copies have no TTL of their own: set when it is opened, here and in sockets.py
@@ -43,10 +44,9 @@ cdef inline void tx_udp_ancillary(tx_t *tx, const exporter_t *exporter, u16 segm
 
 cdef inline bint tx_udp_segments(tx_t *tx, const batch_t *batch, const runs_t *runs, u32 run) noexcept nogil:
     """Whether a run may leave this receiver's way as one segmented send."""
-    cdef u32 overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
     if runs.count[run] < 2 or not tx.checksum or tx.pause_us or tx.gave_up & TX_GAVE_UP_SEGMENT:
         return False
-    return batch.length[runs.order[runs.first[run]]] + overhead <= atomic_load32(&tx.mtu)
+    return batch.length[runs.order[runs.first[run]]] + wire_overhead(tx.family) <= atomic_load32(&tx.mtu)
 
 
 cdef inline void tx_udp_message(tx_t *tx, const batch_t *batch, runs_t *runs, u32 first, u32 count, bint own, tx_ring_t *ring) noexcept nogil:

@@ -1,6 +1,8 @@
+# needs: uapi: net; base: atomics, batch; route: echo, plan; tx: engine; worker: choose, flow, pool, state, work
 # Echoes in the worker: holds back the copies of the payload under test, asks one receiver after the other, and stops the one that has
 # proved to be an echo (route/echo.pxd says how that is told from exporters that repeat themselves). What is held is sent when the test ends,
-# however it ends, before a plan changes and before the worker stops. Called by worker/loop.pxi, per suspected datagram and between batches.
+# however it ends, before a plan changes and before the worker stops. Called by worker/choose.pxi per suspected datagram, by
+# worker/loop.pxi between batches.
 
 
 cdef const u8 *WORKER_LOOPBACK = <const u8 *>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"
@@ -41,16 +43,19 @@ cdef void worker_echo_end(worker_t *w, u64 now_ns, bint in_vain) noexcept nogil:
     echo_end(&w.echo, now_ns, in_vain)
 
 
+cdef bint worker_is_at(const tx_t *tx, const exporter_t *exporter) noexcept nogil:
+    """Whether the exporter has the receiver's address."""
+    return (tx.family == exporter.family
+            and memcmp(tx.address, exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0)
+
+
 cdef bint worker_is_receiver(const worker_t *w, const exporter_t *exporter) noexcept nogil:
     """Whether the address is that of a receiver. One of loopback may be of anybody here, and says nothing."""
-    cdef const tx_t *tx
     cdef u32 i
     if (exporter.address[12] == 127) if exporter.family == 4 else (memcmp(exporter.address, WORKER_LOOPBACK, 16) == 0):
         return False
     for i in range(w.work.routing.way_count):
-        tx = w.work.ways[i]
-        if (tx.family == exporter.family
-                and memcmp(tx.address, exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0):
+        if worker_is_at(w.work.ways[i], exporter):
             return True
     return False
 
@@ -66,8 +71,7 @@ cdef bint worker_echo_storms(worker_t *w) noexcept nogil:
     for i in range(e.held_count):
         exporter = &e.sources[e.held[i].source].exporter
         tx = w.work.ways[e.held[i].way]
-        if (e.sources[e.held[i].source].came >= ECHO_STORM and exporter.family == tx.family
-                and memcmp(tx.address, exporter.address + (12 if tx.family == 4 else 0), 4 if tx.family == 4 else 16) == 0):
+        if e.sources[e.held[i].source].came >= ECHO_STORM and worker_is_at(tx, exporter):
             atomic_store32(&tx.looped, 1)
             found = True
     return found

@@ -1,7 +1,9 @@
+# needs: uapi: net; base: atomics, batch, counters, wire; flow: alias, keep, observe, renumber, replay, scan, state; route: match, plan,
+#        pool, session; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state
 # The flow stage in the worker: what it says of each datagram decides which copies a sampling receiver gets and with which sequence
 # number, and it gives the templates that are replayed. Bytes are only ever changed in copies of our own (`rewritten`). Order matters:
 # a datagram is observed, then selected for every receiver, before the next is observed; replays run between batches.
-# Called by worker/loop.pxi and worker/send.pxi.
+# Called by worker/choose.pxi, worker/loop.pxi and worker/send.pxi.
 
 cdef enum:
     FLOW_AGE_STEPS = 64                # places of the table looked at in one loop pass
@@ -136,7 +138,7 @@ cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode
     cdef u32 octets, overhead, payload, alias
     if tx.by_exporter and tx.freq > 1 and not flow_keeps_exporter(domain.exporter.address, tx.freq):
         return
-    overhead = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
+    overhead = wire_overhead(tx.family)
     payload = atomic_load32(&tx.mtu)
     payload = payload - overhead if payload > 512 + overhead else 512
     if payload > WIRE_UDP_MAX_IPV4:

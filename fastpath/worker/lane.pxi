@@ -1,6 +1,8 @@
+# needs: uapi: net; base: atomics, batch; flow: alias, renumber, replay, scan, state, template; route: plan; shape: run; tx: engine, lane,
+#        udp; worker: flow, pool, send, state, work
 # What keeps exporters apart at a receiver that sees the relay's address only: aliases of their domains (alias = the receiver has domain =
 # "unique") and lanes (a source port for each session). Where either changes, the collector knows no template under the new name: they are
-# replayed there first. Called by worker/loop.pxi once a datagram, by worker/send.pxi and worker/flow.pxi.
+# replayed there first. Called by worker/choose.pxi once a datagram, by worker/send.pxi and worker/flow.pxi.
 
 
 cdef void worker_alias(worker_t *w, u32 d) noexcept nogil:
@@ -99,11 +101,8 @@ cdef void worker_send_lanes(worker_t *w, tx_t *tx, const batch_t *batch, const u
     cdef lane_t *lane
     while begin < runs.n:
         d = runs.order[runs.first[begin]]
-        end = begin
-        datagrams = 0
-        while end < runs.n and batch.group[runs.order[runs.first[end]]] == batch.group[d]:
-            datagrams += runs.count[end]
-            end += 1
+        end = run_session_end(runs, batch, begin)
+        datagrams = run_datagrams(runs, begin, end)
         lane = lane_find(&w.lanes, tx, &batch.exporter[d], w.sessions.now, &found)
         if not w.seeing and lane != NULL:
             if not found:

@@ -1,3 +1,5 @@
+# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: recvmmsg, ring, socket; tx: engine,
+#        lane, port; worker: choose, echo, flow, lane, pool, send, state, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch().
 # Invariants: nothing is allocated after Worker() is made; nothing a datagram, a receiver or the kernel does ends the loop; a plan is
 # adopted between batches only. Called by Python once, Worker.run(), which does not hold the GIL (but for the debugging trace).
@@ -57,6 +59,10 @@ cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
     cdef int got
     if socket.kind == RX_RING:
         got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
+    elif socket.kind == RX_DOOR:
+        got = door_receive(socket, &w.arena, w.batch)
+        if unlikely(socket.shut):
+            worker_unpoll(w, socket)
     else:
         got = rx_receive(socket, &w.arena, w.batch)
     if got:
@@ -284,6 +290,14 @@ cdef inline u64 worker_gather(u64 *last_ns, u64 delay_ns, u64 now_ns) noexcept n
     return now_ns
 
 
+cdef inline void worker_ports(worker_t *w, u64 now_ns) noexcept nogil:
+    """Gives back the ports that listeners are to have, and those that are not used."""
+    cdef u32 asked = atomic_load32_acquire(&w.ports.asked)
+    if unlikely(asked != w.ports.released):
+        lanes_give_back(&w.lanes)
+    ports_look(&w.ports, asked, w.sessions.now, now_ns)
+
+
 cdef void worker_loop(worker_t *w) noexcept nogil:
     """Until stop(): adopt, wait, read."""
     cdef u64 start, end, deadline
@@ -317,7 +331,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if unlikely(w.echo.state):
             worker_echo_step(w)
         worker_flow(w, start)
-        ports_look(&w.ports, w.sessions.now, start)
+        worker_ports(w, start)
         end = worker_clock(CLOCK_MONOTONIC)
         worker_beat(w, end)
         atomics_add(&w.counters.busy_ns, end - start)

@@ -1,10 +1,12 @@
+# needs: uapi: net; base: atomics, batch; flow: keep, renumber, replay, scan; route: plan, pool; worker: flow, state
 # Pools in the worker: which member's way a datagram takes, and what the members have to be told so that each can decode what it gets. A member
 # that takes over an exporter gets its templates first (hand-over); templates that are new are announced to all members at once, these
 # and no others; numbers of those that get nothing stand still (flow_pause). Receivers that a rule names besides the pool get every copy
 # anyway and are left alone.
 # What hand-overs and announcements send of one domain to one member is bounded by the second (flow_may_replay); a member that had to do
 # without is sent all as soon as it may be.
-# Called by worker/loop.pxi once per datagram of a pool, and once per batch. Hand-overs and announcements leave before the batch's copies.
+# Called by worker/choose.pxi once per datagram of a pool, by worker/loop.pxi once per batch. Hand-overs and announcements leave before the
+# batch's copies.
 
 cdef enum:
     POOL_EXPIRE_STEPS = 64             # remembered exporters looked at in one loop pass

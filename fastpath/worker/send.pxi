@@ -1,3 +1,5 @@
+# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: engine, packet, raw, transparent, udp; worker: flow, lane, state,
+#        work
 # From selections to copies handed over: which way each receiver's copies leave, one emit and one flush each. Runs of the whole batch are
 # cut once and shared. Called by worker/loop.pxi once per batch. Cannot fail: engines account.
 
@@ -16,8 +18,7 @@ cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const batch_t *batc
 
 
 cdef inline bint worker_is_long(const tx_t *tx, const batch_t *batch, u32 d) noexcept nogil:
-    cdef u32 header = WIRE_UDP_HEADER + (WIRE_IPV4_HEADER if tx.family == 4 else WIRE_IPV6_HEADER)
-    return batch.length[d] + header > atomic_load32(&tx.mtu)
+    return batch.length[d] + wire_overhead(tx.family) > atomic_load32(&tx.mtu)
 
 
 cdef void worker_send_cut(worker_t *w, tx_t *tx, batch_t *batch, const u16 *selection, u32 n) noexcept nogil:
@@ -89,6 +90,12 @@ cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept
     atomics_add(&tx.counters.dropped[REASON_NO_NEIGHBOR], n - sent)
 
 
+cdef inline bint worker_is_whole(const worker_t *w, const tx_t *tx, u32 n) noexcept nogil:
+    """Whether a selection of n is fit for a socket that many receivers share: the whole batch, whose runs they share, too; all under one TTL;
+    no pauses."""
+    return n == w.batch.n and tx.ttl != 0 and not tx.pause_us
+
+
 cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
     """One emit and one flush for each active way; ways that share the exporters' sockets or the packet socket together."""
     cdef work_t *work = w.work
@@ -112,14 +119,14 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:
             worker_send_rewritten(w, tx, way, n)
-        elif tx.engine < TX_ENGINE_TRANSPARENT or n != w.batch.n or tx.ttl == 0 or tx.pause_us or split:
-            worker_send_one(w, tx, w.batch, &work.selections[<size_t>way * BATCH_LIMIT], n)
-        elif tx.engine == TX_ENGINE_TRANSPARENT:
+        elif tx.engine == TX_ENGINE_TRANSPARENT and not split and worker_is_whole(w, tx, n):
             work.ported[ported] = way
             ported += 1
-        else:
+        elif tx.engine == TX_ENGINE_PACKET and not split and worker_is_whole(w, tx, n):
             work.framed[framed] = way
             framed += 1
+        else:
+            worker_send_one(w, tx, w.batch, &work.selections[<size_t>way * BATCH_LIMIT], n)
     if ported or framed:
         way = work.ported[0] if ported else work.framed[0]
         runs = worker_runs(w, work.ways[way], w.batch, &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True)

@@ -4,7 +4,7 @@ Field tuples name the values of each `read()` in order. Addresses are network-or
 """
 
 import builtins
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, final
 
 from typing_extensions import Buffer
@@ -443,9 +443,15 @@ class Worker:
     def wake(self) -> None:
         """Ends the worker's wait, if it waits: a replay asked for begins at once."""
 
-    def withhold(self, port: int) -> None:
-        """The worker closes its socket of ENGINE_TRANSPARENT for this UDP port, of both families, and opens none, until
-        another port is named; 0 = none. By one thread at a time. Raises ValueError."""
+    def withhold(self, *ports: int) -> None:
+        """The worker closes what it has on these UDP ports, of both families, and takes none of them again until others
+        are named: sockets of ENGINE_TRANSPARENT, and those of sessions (Tx, per_session). By one thread at a time.
+        Raises ValueError for what is not 0..65535."""
+
+    def source_ports(self, first: int, last: int, reserved: Iterable[int] = ()) -> None:
+        """Where sockets of sessions (Tx, per_session) get their ports from now on: first..last, but for those that are
+        reserved; those that are open keep theirs. Before: net.ipv4.ip_local_port_range as shipped. By one thread at a
+        time. Raises ValueError."""
 
     @property
     def let_go(self) -> bool:

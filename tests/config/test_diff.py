@@ -9,7 +9,7 @@ import pytest
 from samplicator.config.convert import to_toml
 from samplicator.config.diff import diff
 from samplicator.config.legacy.command_line import parse_command_line
-from samplicator.config.model import Config, json_schema
+from samplicator.config.model.whole import Config, json_schema
 
 # --- diff ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ import pytest
 from samplicator.config.address import parse_target
 from samplicator.config.convert import to_toml
 from samplicator.config.diff import diff
-from samplicator.config.model import Config, Loaded, json_schema
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.whole import Config, json_schema
 from samplicator.config.probe import Probe, parse_probe
 from samplicator.config.toml.load import parse_toml
 from samplicator.errors import ConfigError

@@ -13,7 +13,10 @@ from samplicator.config.address import MAPPED, ParsedSource
 from samplicator.config.convert import to_toml
 from samplicator.config.legacy.command_line import parse_command_line
 from samplicator.config.legacy.rulefile import Settings, parse_rules
-from samplicator.config.model import Config, Loaded, Service, sources_of
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.rule import sources_of
+from samplicator.config.model.service import Service
+from samplicator.config.model.whole import Config
 from samplicator.config.toml.load import parse_toml
 from samplicator.errors import ConfigError, Problem
 from support.texts import CONFIGS, FUZZ, OPTION, RULE_TEXT, TOML_VALUES, toml_texts, toml_value

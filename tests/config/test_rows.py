@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from samplicator.config.address import ParsedSource, address_text
 from samplicator.config.legacy.command_line import NO_RECEIVER, parse_command_line
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
 
 ANY = "any"

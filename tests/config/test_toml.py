@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samplicator.config.model import Config, Loaded, json_schema, restart_settings
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.whole import Config, json_schema, restart_settings
 from samplicator.config.toml.load import load_toml, parse_toml
 from samplicator.errors import ConfigError
 

@@ -232,7 +232,7 @@ def test_the_supervisor_makes_it_when_it_is_needed(load: Load, tmp_path: Path) -
         assert not path.exists()
         supervisor.apply(compile(load(text.replace('name = "r"\n', 'name = "r"\ndomain = "unique"\n')), {}, host()))
         assert path.exists()
-        assert supervisor.aliases(0, 5) == ([], 0)
-        assert supervisor.aliases_unlisted() == 0
+        assert supervisor.view.aliases(0, 5) == ([], 0)
+        assert supervisor.view.aliases_unlisted() == 0
     finally:
         supervisor.drain_and_stop(0.1)

@@ -67,10 +67,10 @@ def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervi
     config = text(port, collector.port).replace('"]\n', f'", "127.0.0.2:{port}"]\n', 1)
     supervisor.apply(compile(load(config), {}, CAPABILITIES))
     before = kept(supervisor)
-    (reading,) = supervisor.readings().listeners
+    (reading,) = supervisor.view.readings().listeners
     assert (reading.up, reading.state, reading.sockets) == (False, "partly down", (("127.0.0.1", port),))
     assert f"another program has port {port}" in reading.state_why
-    assert supervisor.missing() == (f"listener 'in' is partly down: {reading.state_why}",)
+    assert supervisor.view.missing() == (f"listener 'in' is partly down: {reading.state_why}",)
     exporters = Exporters(3, port)
     for _ in range(5):
         assert supervisor.can_open() == ()
@@ -80,9 +80,9 @@ def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervi
     other.close()
     assert supervisor.can_open() == ("in",)
     supervisor.apply(replace(compile(load(config), {}, CAPABILITIES), follows_host=True))
-    (reading,) = supervisor.readings().listeners
+    (reading,) = supervisor.view.readings().listeners
     assert (reading.up, reading.state_why, len(reading.sockets)) == (True, "", 2)
-    assert supervisor.missing() == supervisor.can_open() == ()
+    assert supervisor.view.missing() == supervisor.can_open() == ()
 
 
 def test_many_ports_that_are_taken_hide_none_that_is_free(
@@ -206,18 +206,18 @@ to = ["two"]
     supervisor.apply(spec(load, port, collector.port, more=more))
     exporters = Exporters(1, port)
     opened = descriptors()
-    assert supervisor.missing() == (f"receiver 'two' is unreachable: another program has its source port {taken}",)
+    assert supervisor.view.missing() == (f"receiver 'two' is unreachable: another program has its source port {taken}",)
     exporters.send(5)
     until(supervisor, 5)
     assert len(collector.take()) == 5
     assert supervisor.can_open() == ()
     assert descriptors() == opened
-    (_, two) = supervisor.readings().receivers
+    (_, two) = supervisor.view.readings().receivers
     assert (two.up, two.counters["offered"], two.counters["dropped_no_route"]) == (False, 5, 5)
     other.close()
     assert supervisor.can_open() == ("two",)
     supervisor.apply(replace(spec(load, port, collector.port, more=more), follows_host=True))
-    assert supervisor.missing() == ()
+    assert supervisor.view.missing() == ()
     exporters.send(5)
     assert len(collector.take()) == 10
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as another:
@@ -236,14 +236,14 @@ def test_who_could_not_be_sent_to_is_told_the_templates(
     port = free_port()
     config = load(text(port, collector.port, receiver='source = "127.0.0.9"\nengine = "udp"'))
     supervisor.apply(compile(config, {}, replace(CAPABILITIES, is_local=lambda address: False)))
-    assert not supervisor.readings().receivers[0].up
-    assert supervisor.missing() == (
+    assert not supervisor.view.readings().receivers[0].up
+    assert supervisor.view.missing() == (
         "receiver 'one' is unreachable: its source 127.0.0.9 is not an address of this host now",
     )
     replayed.clear()
     supervisor.apply(replace(compile(config, {}, CAPABILITIES), follows_host=True))
     assert replayed == ["one"]
-    assert supervisor.readings().receivers[0].up
+    assert supervisor.view.readings().receivers[0].up
 
 
 def test_a_name_without_an_address_is_no_loop(load: Load, supervisor: Supervisor) -> None:
@@ -260,7 +260,7 @@ to = ["named"]
     Exporters(1, port).send(5)
     until(supervisor, 5)
     supervisor.look()
-    counters = supervisor.readings().receivers[1].counters
+    counters = supervisor.view.readings().receivers[1].counters
     assert (counters["dropped_no_route"], counters["dropped_loop"]) == (5, 0)
 
 
@@ -284,8 +284,28 @@ def test_what_is_held_back_is_lost_with_the_way(load: Load, supervisor: Supervis
     exporters.send(5)
     until(supervisor, 5)
     account = supervisor._running.receivers["one"].standing.account
-    supervisor.readings()
+    supervisor.view.readings()
     account.sight, account.held = Sight((1, b"hop."), Answering.ASKED), 3
     supervisor.apply(replace(compile(config, {}, replace(CAPABILITIES, is_local=lambda _: False)), follows_host=True))
-    counters = supervisor.readings().receivers[0].counters
+    counters = supervisor.view.readings().receivers[0].counters
     assert (counters["offered"], counters["sent"], counters["dropped_no_neighbor"]) == (5, 2, 3)
+
+
+def test_what_a_worker_found_outlives_an_event_of_this_host(
+    load: Load, supervisor: Supervisor, collector: Collector
+) -> None:
+    """A worker marks a receiver whose copies come back; addresses change before the next look."""
+    config = spec(load, free_port(), collector.port, workers=2)
+    supervisor.apply(config)
+    (state,) = supervisor._running.receivers.values()
+    state.ways[1].tx.looped = True  # as the echo stage does
+    supervisor.follow_host()
+    (reading,) = supervisor.view.readings().receivers
+    assert (reading.state, reading.up) == ("looping", False)
+    assert all(way.looped for way in state.ways)
+    supervisor.apply(config)  # a plan that changes nothing, too
+    assert all(way.looped for way in state.ways)
+    state.set_own("it is this host")
+    state.standing.echo_until = 0.0
+    state.set_own("")
+    assert not any(way.looped for way in state.ways)

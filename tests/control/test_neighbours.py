@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from samplicator.host.neighbors import PATIENCE_SECONDS, Neighbours, attributes
+from samplicator.host.neighbors import PATIENCE_SECONDS, Neighbors, attributes
 
 CLONE_NEWNET = 0x40000000
 
@@ -69,7 +69,7 @@ def test_a_dead_next_hop_is_found_and_forgotten_when_it_answers(six: bool) -> No
             "behind": (socket.inet_pton(family, behind), 0),
             "own": (socket.inet_pton(family, own), 0),
         }
-        table = Neighbours()
+        table = Neighbors()
         assert table.look(receivers) == set()
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
 

@@ -460,10 +460,9 @@ def test_pages(answer: bytes, state: str, why: str) -> None:
     web = Web(answer)
     reach = Reach(spec(free_port(), stream("http", web.port, "/health?a=b")))
     until(lambda: bool(web.requests), reach, 100.0, 2.0)
-    time.sleep(0.05)
-    reach.step(101.0)
-    time.sleep(0.05)
-    reach.step(101.5)
+    asked = reach._probe
+    assert isinstance(asked, Page)
+    assert until(lambda: not asked.busy, reach, 101.0, 1.5) < 1.0
     assert (reach.state, reach.why) == (state, why and f"http://127.0.0.1:{web.port}/health?a=b: {why}")
     head, *headers = web.requests[0].decode().split("\r\n")
     assert head == "GET /health?a=b HTTP/1.1"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError, Problem
 from samplicator.host.resolve import Resolver
 from samplicator.plan.spec import PlanSpec, ResolvedAddress

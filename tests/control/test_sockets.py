@@ -11,6 +11,7 @@ import pytest
 from samplicator.host import sockets
 from samplicator.plan.spec import ReceiverSpec, SocketSpec
 from support.hosts import free_port
+from support.worker import in_namespace, is_root
 
 
 def listening(port: int, address: str = "127.0.0.1", **kwargs: object) -> SocketSpec:
@@ -201,3 +202,21 @@ def test_raw_socket_is_connected_and_takes_whole_packets() -> None:
             assert sockets.connect(sock, spec)
             level, option = (socket.IPPROTO_IP, socket.IP_HDRINCL) if spec.family == 4 else (socket.IPPROTO_IPV6, 36)
             assert struct.unpack("@i", sock.getsockopt(level, option, 4))[0] == 1
+
+
+def test_ports_that_the_host_keeps() -> None:
+    assert sockets.source_ports().first < sockets.source_ports().last
+    if not is_root():
+        return
+
+    def read() -> tuple[int, int, list[int]]:
+        for name, text in (
+            ("ip_local_port_range", "40000 40100"),
+            ("ip_local_reserved_ports", "514,40010-40012,40020"),
+        ):
+            with open(f"/proc/sys/net/ipv4/{name}", "w") as file:
+                file.write(text)
+        ports = sockets.source_ports()
+        return ports.first, ports.last, sorted(ports.reserved)
+
+    assert in_namespace(read) == (40000, 40100, [514, 40010, 40011, 40012, 40020])

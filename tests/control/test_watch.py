@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from samplicator.host import watch
 from samplicator.host.watch import Watcher, content_hash
 
 
@@ -97,10 +99,45 @@ def test_a_file_that_is_saved_in_pieces_is_one_change(tmp_path: Path) -> None:
             await seen.next()
             before = watcher._settle
             print("more", file=other, flush=True)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3)  # longer than the kernel is not asked
             assert watcher._settle is before is None, "no business of ours"
 
     assert run(file, act, quiet=0.5).count == 1
+
+
+def test_what_others_write_beside_our_files_costs_next_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log, and files that are made and renamed all the time, in the directory of the configuration: our files are not
+    read for that, the kernel is asked a few times only, and a change of ours is seen all the same.
+    """
+    file = tmp_path / "a.toml"
+    file.write_text("1")
+    looks: list[float] = []
+    reads: list[object] = []
+
+    async def act(seen: Seen, watcher: Watcher) -> None:
+        original, hashed = watcher._on_events, watch.content_hash
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(watcher._fd)
+        watcher._on_events = lambda: (looks.append(loop.time()), original())  # type: ignore[assignment,method-assign]
+        watcher._listen()
+        monkeypatch.setattr(watch, "content_hash", lambda files: (reads.append(files), hashed(files))[1])
+        begun = loop.time()
+        with open(tmp_path / "log", "w") as log:
+            for number in range(1200):
+                print(number, file=log, flush=True)
+                if number % 10 == 0:
+                    (tmp_path / f"{number}.tmp").write_text("x")
+                    os.replace(tmp_path / f"{number}.tmp", tmp_path / "cache")
+                await asyncio.sleep(0.001)
+        assert len(looks) <= (loop.time() - begun) / 0.1 + 2
+        assert not reads
+        file.write_text("2")
+        await seen.next()
+        assert len(reads) == 1
+
+    assert run(file, act, quiet=0.2).count == 1
 
 
 def test_writes_without_end_are_still_noticed(tmp_path: Path) -> None:

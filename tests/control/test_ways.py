@@ -117,7 +117,7 @@ def test_housekeeping_logs_one_line(load: Load, caplog: pytest.LogCaptureFixture
         lines = [record.getMessage() for record in caplog.records]
         assert len(lines) == 1
         assert "receiver 'r': the kernel refuses segmented sends" in lines[0]
-        assert supervisor.readings().receivers[0].gave_up == ("segment",)
+        assert supervisor.view.readings().receivers[0].gave_up == ("segment",)
     finally:
         state.ways, state.path = ways, path
         supervisor.drain_and_stop(0.1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import socket
@@ -16,15 +17,18 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from support.linters import DEPLOY, run, said, tool
 
-# Long enough for rates over several scrapes of a second.
-SETTLE_S = 12
+pytestmark = pytest.mark.xdist_group("dashboard")  # one Prometheus for all
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 60
+"""For what a query asks for: rates need some scrapes, and those come once a second."""
 DASHBOARD = json.loads((DEPLOY / "grafana" / "samplicator.json").read_text())
 
 
@@ -99,7 +103,7 @@ def metrics_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def api(metrics_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a Prometheus that has scraped the demo for a while."""
+    """The API of a Prometheus that scrapes the demo once a second."""
     folder = tmp_path_factory.mktemp("prometheus")
     target = urllib.parse.urlsplit(metrics_url)
     rules = DEPLOY / "prometheus" / "rules.yaml"
@@ -114,7 +118,6 @@ def api(metrics_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     )
     with started(folder / "prometheus.log", *command, GOMAXPROCS="1") as prometheus:
         wait_for(f"http://{listen}/-/ready", prometheus, folder / "prometheus.log")
-        time.sleep(SETTLE_S)
         yield f"http://{listen}/api/v1"
 
 
@@ -125,6 +128,19 @@ def query(api: str, expr: str) -> list[dict[str, Any]]:
         raise AssertionError(f"{expr}: {error.read().decode()}") from None
     result: list[dict[str, Any]] = answer["data"]["result"]
     return result
+
+
+def eventually(probe: Callable[[], T]) -> T:
+    """The first true answer, or the last of all."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not (answer := probe()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return answer
+
+
+def value(api: str, expr: str) -> float:
+    rows = query(api, expr)
+    return float(rows[0]["value"][1]) if rows else math.nan
 
 
 def filled_in(expr: str) -> str:
@@ -143,8 +159,7 @@ def test_scrape_is_lint_free(metrics_url: str) -> None:
 
 @pytest.mark.parametrize(("title", "expr"), TARGETS, ids=[f"{n}-{title}" for n, (title, _) in enumerate(TARGETS)])
 def test_panel_has_data(api: str, title: str, expr: str) -> None:
-    series = query(api, filled_in(expr))
-    assert series, f"{title}: {filled_in(expr)} returned nothing"
+    assert eventually(lambda: query(api, filled_in(expr))), f"{title}: {filled_in(expr)} returned nothing"
 
 
 def test_variables_have_values(api: str) -> None:
@@ -159,9 +174,9 @@ def test_variables_have_values(api: str) -> None:
 
 def test_traffic_shows(api: str) -> None:
     """Not only series: the demo's datagrams are in them, and both laws hold in what was stored."""
-    assert float(query(api, "sum(rate(samplicator_receive_datagrams_total[10s]))")[0]["value"][1]) > 50
-    assert float(query(api, "sum(rate(samplicator_send_datagrams_total[10s]))")[0]["value"][1]) > 100
-    assert float(query(api, "sum(samplicator_send_errors_total)")[0]["value"][1]) == 0
+    assert eventually(lambda: value(api, "sum(rate(samplicator_receive_datagrams_total[10s]))") > 50)
+    assert eventually(lambda: value(api, "sum(rate(samplicator_send_datagrams_total[10s]))") > 100)
+    assert value(api, "sum(samplicator_send_errors_total)") == 0
 
 
 def test_alerts_evaluate_and_are_quiet(api: str) -> None:

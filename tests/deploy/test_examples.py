@@ -45,10 +45,14 @@ def test_schema_agrees(tmp_path: Path) -> None:
     """The exported JSON Schema, applied by a program that knows nothing of ours."""
     schema = tmp_path / "schema.json"
     schema.write_text(run("samplicator", "schema").stdout)
-    for name, text in EXAMPLES.items():
-        file = tmp_path / "example.toml"
+    files = [tmp_path / f"{number} {name.replace('/', ' ')}" for number, name in enumerate(EXAMPLES)]
+    for file, text in zip(files, EXAMPLES.values(), strict=True):
         file.write_text(text)
-        done = run("check-jsonschema", "--default-filetype", "toml", "--schemafile", schema, file)
-        assert done.returncode == 0, (name, said(done))
-    file.write_text('[service]\nlog_levle = "info"\n')
-    assert run("check-jsonschema", "--default-filetype", "toml", "--schemafile", schema, file).returncode != 0
+    judge = ("check-jsonschema", "--default-filetype", "toml", "--schemafile", schema)
+    done = run(*judge, *files)
+    assert done.returncode == 0, said(done)
+    wrong = tmp_path / "wrong"
+    wrong.write_text('[service]\nlog_levle = "info"\n')
+    done = run(*judge, *files, wrong)
+    assert done.returncode != 0
+    assert "log_levle" in said(done)

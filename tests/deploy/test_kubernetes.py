@@ -9,6 +9,8 @@ import pytest
 import yaml
 from support.linters import DEPLOY, run, said
 
+pytestmark = pytest.mark.xdist_group("kubernetes")  # what is built once
+
 KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = ("no-spoof", "spoof")
 

@@ -104,13 +104,13 @@ def test_one_capability() -> None:
 
 
 def test_stop_waits_longer_than_the_default_drain() -> None:
-    from samplicator.config.model import Service
+    from samplicator.config.model.service import Service
 
     assert float(unit_values("TimeoutStopSec")[0]) > Service().drain_timeout
 
 
 def test_sysctls_exist_and_fit_the_defaults() -> None:
-    from samplicator.config.model import Datapath
+    from samplicator.config.model.datapath import Datapath
 
     lines = [line for line in SYSCTL.read_text().splitlines() if line.strip() and not line.startswith("#")]
     parser = configparser.ConfigParser()

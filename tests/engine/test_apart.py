@@ -210,6 +210,52 @@ def test_lanes_go_with_their_receiver(stand: Stand, kind: int) -> None:
 
 
 @KINDS
+def test_a_lane_whose_port_a_listener_is_to_have(stand: Stand, kind: int) -> None:
+    """It is given back and not taken again; the session goes on from another port, templates first."""
+    stand.receiver(per_session=True)
+    stand.start()
+    exporters = stand.flock(10, kind, every=1_000_000)
+    stand.rounds(exporters, 5)
+    ports = sorted(port for _, port in stand.judges[0].sources)
+    ours = stand.ways[0].socks[0].getsockname()[1]
+    assert len(ports) == 10
+    taken = ports[:4]
+    for n, port in enumerate(taken):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other, pytest.raises(OSError, match="in use"):
+            other.bind(("0.0.0.0", port))
+        stand.relay.workers[0].withhold(*taken[: n + 1])
+        wait_until(lambda: stand.relay.workers[0].let_go, "the port to be given back")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind(("0.0.0.0", port))
+        stand.rounds(exporters, 5)  # the port is free, and stays so
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind(("0.0.0.0", port))
+    stand.check()
+    last = {arrival.source[1] for arrival in stand.sinks[0].arrivals[-20:]}
+    assert len(last - {ours}) == 10
+    assert not last & set(taken)
+
+
+def test_lanes_leave_reserved_ports_alone(stand: Stand) -> None:
+    """net.ipv4.ip_local_port_range and net.ipv4.ip_local_reserved_ports, as the control plane reads them."""
+    worker = stand.relay.workers[0]
+    worker.source_ports(40000, 40199, range(40020, 40200))
+    stand.receiver(per_session=True)
+    stand.start()
+    exporters = stand.flock(30, V9)
+    stand.rounds(exporters, 5)
+    stand.check()
+    ours = stand.ways[0].socks[0].getsockname()[1]
+    ports = {port for _, port in stand.judges[0].sources} - {ours}
+    assert ports & set(range(40000, 40020))
+    assert not ports & set(range(40020, 40200))  # when the hash finds none, the kernel chooses, by its own sysctl
+    with pytest.raises(ValueError, match="range"):
+        worker.source_ports(2, 1)
+    with pytest.raises(ValueError, match="port"):
+        worker.source_ports(1, 2, [65536])
+
+
+@KINDS
 @pytest.mark.parametrize("freq", [1, 3])
 def test_aliases(stand: Stand, kind: int, freq: int) -> None:
     stand.receiver(alias=True, by_port=False, freq=freq)

@@ -78,6 +78,8 @@ def test_200_plans_under_traffic_lose_nothing() -> None:
                 relay.publish(relay.plan(ways=ways), wait=n % 10 == 0)  # most are overtaken by the next
                 sink.read()
                 other.read()
+            relay.publish(relay.plan(ways=[stays, comes_and_goes]))  # this one is not overtaken
+            wait_until(lambda: (sink.read(), other.read())[1], "a copy for the other")
             relay.publish(relay.plan(ways=[stays]))
         wait_until(lambda: relay.received() == traffic.sent, "all datagrams")
         relay.stop(2000)

@@ -9,7 +9,7 @@ right about: it hands in, it hands out.
 
 include "_fastpath.pyx"
 
-from base.counters cimport counters_latency_bucket
+from base.counters cimport counters_batch_bucket, counters_latency_bucket
 from tx.engine cimport TX_FEATURES
 
 SESSIONS_WAYS = SESSION_WAYS
@@ -255,7 +255,7 @@ def pool_adopt_plan(Worker worker not None, Plan plan not None, Plan old=None):
     """What the worker does when it takes over a plan; old: the one before."""
     cdef plan_t *before = NULL
     if worker.w.pools.entries == NULL:
-        worker.w.pools.entries = <pool_entry_t *>plan_arena(&worker.arena, POOL_ENTRIES, sizeof(pool_entry_t))
+        worker.w.pools.entries = <pool_entry_t *>memory_arena(&worker.arena, POOL_ENTRIES, sizeof(pool_entry_t))
     if old is not None:
         before = &old.work.routing
     pool_adopt(&worker.w.pools, &plan.work.routing, before)

@@ -2,7 +2,7 @@
 """samplicator._probe_flow: the flow stage alone, with doors for tests. For tests only; never shipped.
 
 It includes handles/flow.pxi and drives flow/*.pxd as the worker does: tick, observe, then renumber or leave out, replay between batches.
-Payloads are copied to the very end of a page-less heap block of their size, so that the sanitizers see every byte read beyond. Called by tests/unit.
+Payloads are copied to the very end of a heap block of their size, so that the sanitizers see every byte read beyond. Called by tests/unit.
 """
 
 cimport cython

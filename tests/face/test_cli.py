@@ -370,6 +370,15 @@ def test_reload_without_a_control_socket_goes_by_signal(
     assert main(["reload", "-c", str(file)]) == 1
     assert "nobody" in capsys.readouterr().err
     assert len(told) == 1
+    # the file names a control socket, the daemon runs without: it was switched on after the start
+    file.write_text(good.replace('control = ""', f'control = "{tmp_path}/control"'))
+    assert main(["reload", "-c", str(file)]) == 0, capsys.readouterr().err
+    assert told[1:] == [(4711, signal.SIGHUP)]
+    assert main(["reload", "--control", f"{tmp_path}/control"]) == 1
+    monkeypatch.delenv("MAINPID")
+    assert main(["reload", "-c", str(file)]) == 1
+    assert "there is no such socket" in capsys.readouterr().err
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("command", ["status", "reload"])

@@ -161,13 +161,9 @@ def demo(*words: str) -> list[str]:
     return [sys.executable, "-m", "samplicator", "demo", *words]
 
 
-def left_behind() -> list[str]:
-    return [str(path) for path in Path(os.environ.get("TMPDIR", "/tmp")).glob("samplicator-demo-*")]
-
-
-def test_short_run_is_faultless() -> None:
-    before = left_behind()
-    done = subprocess.run(demo("--seconds", "3"), capture_output=True, text=True, timeout=90)
+def test_short_run_is_faultless(tmp_path: Path) -> None:
+    place = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(demo("--seconds", "3"), capture_output=True, text=True, timeout=90, env=place)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^OK: 0 lost, every copy verified", done.stdout, re.MULTILINE)
     counts = re.findall(r"([\d,]+) copies, ([\d,]+) verified, 0 lost, 0 wrong$", done.stdout, re.MULTILINE)
@@ -184,7 +180,7 @@ def test_short_run_is_faultless() -> None:
         arrived = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) copies", rest)]
         assert max(arrived) <= int(second.replace(",", "")) <= int(first.replace(",", ""))
     assert re.search(r"samplicate -S -p 2055 \S+/9995 \S+/9995$", done.stdout, re.MULTILINE)
-    assert set(left_behind()) <= set(before)
+    assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
 
 
 def test_interrupted_run_ends_with_its_summary() -> None:

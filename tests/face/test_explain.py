@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplicator.config.model import Config, Loaded, sources_of
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.rule import sources_of
+from samplicator.config.model.whole import Config
 from samplicator.datapath.rules import dry_plan
 from samplicator.plan.explain import explain, lines, parse_exporter
 from samplicator.plan.planner import compile

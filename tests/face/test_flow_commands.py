@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 from samplicator.cli import flow
-from samplicator.config.model import Receiver
+from samplicator.config.model.receiver import Receiver
 from samplicator.http.app import listeners_of, receivers_of
 from samplicator.readings import AliasReading, Unmatched
 from samplicator.views import flow as flowview

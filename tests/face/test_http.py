@@ -175,7 +175,7 @@ class Large:
     """Three exporters of 400 templates of 40 fields each."""
 
     def __init__(self, state: ServiceState) -> None:
-        self.supervisor: Any = state.supervisor
+        self.supervisor: Any = state.view
         self.made = 0
         self.supervisor.flow_sessions = self.sessions
         self.supervisor.flow_templates = self.templates
@@ -248,7 +248,7 @@ def test_exporters_without_a_rule() -> None:
             assert value["exporters"][0] == {"exporter": "198.18.0.1", "listener": "netflow", "datagrams": 17}
 
     state = make_state()
-    supervisor: Any = state.supervisor
+    supervisor: Any = state.view
     supervisor.without_rule = [Unmatched(f"198.18.0.{n}", "netflow", 17) for n in range(1, 31)]
     with_client(state, body)
 
@@ -275,7 +275,7 @@ def test_config_is_the_running_one() -> None:
 
 def test_a_failing_page_is_a_500_and_the_next_one_works() -> None:
     state = make_state()
-    state.supervisor.error = RuntimeError("boom")  # type: ignore[attr-defined]
+    state.view.error = RuntimeError("boom")  # type: ignore[attr-defined]
 
     async def body(client: Client) -> None:
         answer = await client.get("/api/v1/status")

@@ -18,7 +18,7 @@ from samplicator._fastpath import ENGINE_UDP, Plan, Tx, TxCounters
 from samplicator.config.convert import to_toml
 from samplicator.config.legacy.command_line import parse_command_line
 from samplicator.config.legacy.rulefile import Settings, parse_rules
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.config.toml.load import parse_toml
 from samplicator.errors import ConfigError
 from samplicator.plan.planner import compile

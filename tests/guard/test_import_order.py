@@ -1,4 +1,4 @@
-"""One direction of imports, in Python and in Cython, and a fixed address for every third-party package.
+"""One direction of imports, and a fixed address for every third-party package.
 
 What is imported for types only (`if TYPE_CHECKING:`) does not count for the direction: it does not exist at run time.
 """
@@ -6,7 +6,6 @@ What is imported for types only (`if TYPE_CHECKING:`) does not count for the dir
 from __future__ import annotations
 
 import ast
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,64 +171,3 @@ def test_nothing_is_re_exported(module: str) -> None:
             for alias in inner.names
         }
         assert taken & borrowed == set(), f"{module} takes {taken & borrowed} from {node.module}, which borrows it"
-
-
-# ---- Cython
-
-FASTPATH_FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"uapi"}),
-    frozenset({"base"}),
-    frozenset({"route", "shape", "flow"}),
-    frozenset({"rx", "tx"}),
-    frozenset({"worker"}),
-    frozenset({"handles"}),
-    frozenset({"_fastpath"}),
-)
-FASTPATH = {
-    str(p.relative_to("fastpath")): ROOT / p
-    for p in files()
-    if p.suffix in (".pxd", ".pyx") and p.is_relative_to("fastpath")
-}
-CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport|cimport\s+([\w.]+))", re.MULTILINE)
-PURE = {name for name in FASTPATH if name.startswith(("base/", "route/", "shape/", "flow/"))}
-# What a file that does no I/O takes from the kernel's declarations: integer types and byte order.
-PURE_FROM_UAPI = re.compile(r"^(u8|u16|u32|u64|i32|i64|hton[sl]|ntoh[sl]|iovec|htobe\d+|be\d+toh)$")
-
-
-def fastpath_layer(name: str) -> int | None:
-    first = name.split(".")[0]
-    return next((number for number, names in enumerate(FASTPATH_FLOORS) if first in names), None)
-
-
-@pytest.mark.parametrize("name", sorted(FASTPATH))
-def test_cimports_go_down(name: str) -> None:
-    here = fastpath_layer(name.replace("/", ".").removesuffix(Path(name).suffix))
-    assert here is not None, f"{name} is in no layer: give it one in FASTPATH_FLOORS"
-    for match in CIMPORT.finditer(FASTPATH[name].read_text()):
-        target = match[1] or match[2]
-        if target.startswith(("libc", "cpython", "posix", "cython")):
-            continue
-        there = fastpath_layer(target)
-        assert there is not None, f"{name} cimports {target}, which is in no layer"
-        same = there == here and target.split(".")[0] == name.split("/")[0]
-        assert there < here or same, f"{name} cimports {target}, which is not below it"
-
-
-@pytest.mark.parametrize("name", sorted(PURE & set(FASTPATH)))
-def test_pure_files_do_no_io(name: str) -> None:
-    """Bytes in, bytes out: they take types and byte order from uapi, never a system call."""
-    source = FASTPATH[name].read_text()
-    taken = re.findall(r"^from uapi\.\w+ cimport\s+(\([^)]*\)|[^\n]*)", source, re.MULTILINE)
-    names = {word for group in taken for word in re.findall(r"\w+", group)}
-    assert {word for word in names if not PURE_FROM_UAPI.match(word)} == set()
-
-
-def test_the_datapath_sees_no_python_below_its_handles() -> None:
-    """Headers hold no Python objects: no `object`, no `def`, and every function says noexcept nogil."""
-    for name, path in FASTPATH.items():
-        if not name.endswith(".pxd"):
-            continue
-        source = path.read_text()
-        assert not re.search(r"^\s*def\s", source, re.MULTILINE), name
-        for match in re.finditer(r"^cdef inline [^\n]*\((?:[^()]|\([^()]*\))*\)([^\n]*):", source, re.MULTILINE):
-            assert "noexcept nogil" in match[1], f"{name}: {match[0].splitlines()[0]}"

@@ -14,7 +14,14 @@ from typing import Literal, get_args, get_origin
 import pytest
 from samplicator.cli.parser import make_parser
 from samplicator.config.legacy import command_line
-from samplicator.config.model import Config, Datapath, Listener, Pool, Receiver, Rule, Service, Table
+from samplicator.config.model.datapath import Datapath
+from samplicator.config.model.listener import Listener
+from samplicator.config.model.pool import Pool
+from samplicator.config.model.receiver import Receiver
+from samplicator.config.model.rule import Rule
+from samplicator.config.model.service import Service
+from samplicator.config.model.table import Table
+from samplicator.config.model.whole import Config
 from support.tree import ROOT
 
 MAN = ROOT / "deploy" / "man"

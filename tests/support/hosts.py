@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.config.toml.load import load_toml
 from samplicator.plan.spec import Capabilities
 

@@ -93,7 +93,27 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def until(supervisor: Supervisor, count: int, seconds: float = 5.0) -> None:
+def rest(supervisor: Supervisor, count: int, seconds: float = 20.0) -> None:
+    """Waits until the workers have received `count` datagrams and are done with them: the law holds for every receiver,
+    and nothing moves between two looks.
+    """
     end = time.monotonic() + seconds
-    while supervisor.received() < count and time.monotonic() < end:
+    before: list[dict[str, int]] = []
+    while True:
+        now = [receiver.counters for receiver in supervisor.view.readings().receivers]
+        lawful = all(
+            c["offered"]
+            == c["sampled_out"] + c["sent"] + sum(value for key, value in c.items() if key.startswith("dropped_"))
+            for c in now
+        )
+        if supervisor.view.received() >= count and lawful and now == before:
+            return
+        assert time.monotonic() < end, (supervisor.view.received(), count, now)
+        before = now
+        time.sleep(0.005)
+
+
+def until(supervisor: Supervisor, count: int, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while supervisor.view.received() < count and time.monotonic() < end:
         time.sleep(0.005)

@@ -116,6 +116,13 @@ class Relay(Process):
         assert status == 200, f"GET /metrics: {status} {body!r}"
         return Metrics(body.decode())
 
+    def answers(self) -> bool:
+        """Whether /healthz says that all is well."""
+        try:
+            return self.get("/healthz")[0] == 200
+        except OSError:
+            return False
+
     def wait_ready(self, timeout: float = 20.0) -> Relay:
         def probe() -> bool:
             assert self.alive, f"{self.label} ended with {self.popen.returncode}:\n{self.tail()}"

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from samplicator import _fastpath
-from samplicator.config.model import Config, Loaded
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.whole import Config
 from samplicator.readings import (
     AliasReading,
     FlowField,
@@ -178,7 +179,7 @@ def make_templates() -> list[FlowTemplate]:
     ]
 
 
-class FakeSupervisor:
+class FakeView:
     def __init__(self, readings: Readings) -> None:
         self.value = readings
         self.error: Exception | None = None
@@ -239,7 +240,7 @@ class FakeReloader:
 
 def make_state(*, zero: bool = False, **changes: Any) -> ServiceState:
     values: dict[str, Any] = {
-        "supervisor": FakeSupervisor(make_readings(zero=zero)),
+        "view": FakeView(make_readings(zero=zero)),
         "reloader": FakeReloader(),
         "loaded": Loaded(Config(), (), files=("a.toml",), text_hash="ab" * 32),
         "started_unix": time.time() - 60,

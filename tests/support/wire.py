@@ -1,7 +1,7 @@
 """A wire for tests of the engines: a veth, MTU 1500, from the relay's network namespace to one outside.
 
 Invariants: both namespaces are anonymous and vanish with the last socket in them; the thread that made the wire is in
-the relay's namespace except within outside(). Neighbours are permanent: nothing waits for an answer. Outside accepts
+the relay's namespace except within outside(). Neighbors are permanent: nothing waits for an answer. Outside accepts
 its own addresses as sources of what arrives, so that the exporters can live where the receivers do. Used by tests of
 tests/engine that need a device. Must never be used by two threads.
 """

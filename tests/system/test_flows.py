@@ -22,6 +22,8 @@ from support.lab import Lab, Relay
 from support.process import Process, bench_tool, tool, wait_for
 from support.witness import Tap, Tshark
 
+pytestmark = pytest.mark.xdist_group("flows")  # one capture for all
+
 RELAYED, DIRECT = 9995, 9895  # nfcapd, collector 1
 RELAYED_ACCT, DIRECT_ACCT = 9996, 9896  # nfacctd, collector 2
 

@@ -6,6 +6,7 @@ link-local addresses are deaf. Everything here must work again within a second o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -105,7 +106,7 @@ LISTENERS = {
 def test_an_interface_that_comes_late_and_is_made_anew(lab: Lab, kind: str) -> None:
     lines, address, routed = LISTENERS[kind]
     relay = lab.samplicator(text(lab, lines), ready=False)
-    wait_for(lambda: relay.alive and answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.alive and relay.answers(), "the relay's pages", 20)
     if routed:
         lab.relay.ip("route", "add", "239.0.0.0/8", "dev", "r1")
     status, body = relay.get("/readyz")
@@ -139,11 +140,45 @@ def test_an_interface_that_comes_late_and_is_made_anew(lab: Lab, kind: str) -> N
         assert (state["up"], state["state"]) == (True, "up")
 
 
-def answers(relay: Relay) -> bool:
-    try:
-        return relay.get("/healthz")[0] == 200
-    except OSError:
-        return False
+@pytest.mark.parametrize(
+    ("listen", "gone", "back"),
+    [
+        ("198.18.100.1:2056", "addr del 198.18.100.1/24 dev v7", "addr add 198.18.100.1/24 dev v7"),
+        ("[2001:db8:77::1]:2056", "addr del 2001:db8:77::1/64 dev v7", "addr add 2001:db8:77::1/64 dev v7 nodad"),
+    ],
+    ids=["ipv4", "ipv6"],
+)
+def test_an_address_that_goes_away_and_comes_back(lab: Lab, listen: str, gone: str, back: str) -> None:
+    """As on the other router of a pair: the socket stays bound, hears nothing, and hears again."""
+    vlan(lab)
+    lab.exporter.ip("addr", "add", "2001:db8:77::2/64", "dev", "v7", "nodad")
+    lab.relay.ip("addr", "add", "2001:db8:77::1/64", "dev", "v7", "nodad")
+    relay = lab.samplicator(text(lab, f'listen = ["{listen}", "127.0.0.1:2057"]'))
+    where = listen.rpartition(":")[0].strip("[]")
+
+    def send() -> None:
+        family = socket.AF_INET6 if ":" in where else socket.AF_INET
+        with lab.exporter.socket(family) as sock, contextlib.suppress(OSError):
+            sock.sendto(b"x", (where, 2056))
+
+    def listener() -> tuple[bool, str, str]:
+        row = next(row for row in relay.api("listeners") if row["name"] == "vlan")
+        return row["up"], row["state"], row["state_why"]
+
+    assert relay.get("/readyz") == (200, b"ok\n")
+    for _ in range(2):
+        comes_in(relay, send)
+        lab.relay.ip(*gone.split())
+        wait_for(lambda: listener()[0] is False, "the listener to be down", SLACK_SECONDS + SOON_SECONDS)
+        why = f"{where} is not an address of this host now (1 of 2 sockets are missing)"
+        assert listener()[1:] == ("partly down", why)
+        assert relay.metrics().value("listener_up", listener="vlan") == 0
+        status, body = relay.get("/readyz")
+        assert (status, body.decode().strip()) == (503, f"listener 'vlan' is partly down: {why}")
+        lab.relay.ip(*back.split())
+        wait_for(lambda: listener() == (True, "up", ""), "the listener to be up", SLACK_SECONDS + SOON_SECONDS)
+    comes_in(relay, send)
+    relay.check_laws()
 
 
 @pytest.mark.parametrize("spoof", [False, True])
@@ -188,7 +223,7 @@ def test_an_own_address_that_comes_late(lab: Lab) -> None:
     """A listening address and a source that this host gets after the start (DHCP, VRRP)."""
     more = 'engine = "udp"\nsource = "198.18.0.77"'
     relay = lab.samplicator(text(lab, 'listen = ["198.18.0.77:2056"]', more=more), ready=False)
-    wait_for(lambda: answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.answers(), "the relay's pages", 20)
     body = relay.get("/readyz")[1]
     assert b"listener 'vlan' is down: 198.18.0.77 is not an address of this host now" in body
     assert b"receiver 'one' is unreachable: its source 198.18.0.77 is not an address of this host now" in body
@@ -215,7 +250,7 @@ def test_a_name_that_resolves_late(lab: Lab) -> None:
     config = text(lab, 'listen = ["listen.test:2056"]', "collector.test:9001", 'probe = "tcp://probe.test:9009"')
     config = config.replace('[[rule]]\nto = ["one"]', '[[rule]]\nfrom = ["router.test"]\nto = ["one"]')
     relay = lab.samplicator(config, ready=False)
-    wait_for(lambda: answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.answers(), "the relay's pages", 20)
     body = relay.get("/readyz")[1]
     assert b"listener 'vlan' is down: name does not resolve: listen.test:2056" in body
     assert b"receiver 'one' is unreachable: name does not resolve" in body
@@ -278,7 +313,7 @@ def test_a_low_port_without_the_right(lab: Lab) -> None:
     argv = [tool("setpriv"), *lacks, command("samplicator"), "run", "-c", str(path)]
     relay = Relay(lab, argv, "samplicator")
     lab.relays.append(relay)
-    wait_for(lambda: answers(relay), "the relay's pages", 20)
+    wait_for(lambda: relay.answers(), "the relay's pages", 20)
     status, body = relay.get("/readyz")
     assert status == 503
     assert b"listener 'vlan' is down: port 514 needs CAP_NET_BIND_SERVICE" in body

@@ -220,6 +220,29 @@ def test_a_new_listener_gets_its_port(lab: Lab, workers: int) -> None:
     relay.check_laws()
 
 
+def test_a_listener_that_is_down_gets_its_port(lab: Lab) -> None:
+    """Another program has it at one address; meanwhile exporters send from that port, and go on when it is free."""
+    with lab.relay.socket(socket.AF_INET) as other:
+        other.bind((lab.relay4(), 9995))
+        relay = lab.samplicator(spoofing(lab, "0.0.0.0:2055", "0.0.0.0:9995"), ready=False)
+        wait_for(lambda: relay.answers(), "the relay's pages", 20)
+        assert b"another program has port 9995" in relay.get("/readyz")[1]
+        exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 9995) for n in range(8)]
+        acquaint(lab, lab.relay4())
+        load = lab.load(
+            "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.65.0", "--exporters", 4,
+            "--source-port", 9995, "--seconds", 60, "--rate", 4000, "--size", 300, "--run", 8,
+        )  # fmt: skip
+        wait_for(lambda: relay.metrics().total("receive_datagrams_total") > 100, "datagrams", 20)
+    wait_for(lambda: relay.get("/readyz")[0] == 200, "the listener to be up", 20)
+    load.kill()
+    relay.at_rest()
+    tap = lab.tap(1, lambda seen: seen.port == 9001)
+    held(relay, exporters, (lab.relay4(), 9995), 0, COUNT)
+    in_order(tap.collect(8 * COUNT), exporters, COUNT)
+    relay.check_laws()
+
+
 # ---- mtu
 
 

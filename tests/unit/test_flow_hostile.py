@@ -35,7 +35,7 @@ def cost(flow: probe.Flow, datagrams: Sequence[bytes]) -> float:
 
 
 def mix(a: int, b: int) -> int:
-    """flow_mix() of fastpath/flow/table.pxd."""
+    """hash_mix() of fastpath/base/hash.pxd."""
     a = (a ^ b) * 0x9E3779B97F4A7C15 & M64
     a ^= a >> 32
     a = a * 0xC2B2AE3D27D4EB4F & M64

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from samplicator.config.address import ParsedSource, address_text
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError, Problem
 from samplicator.plan.planner import NEEDS_NET_RAW, compile
 from samplicator.plan.spec import PlanSpec
@@ -215,7 +215,7 @@ def convert(options: Namespace) -> int:
 
 def schema(options: Namespace) -> int:
     """The JSON Schema."""
-    from samplicator.config.model import json_schema
+    from samplicator.config.model.whole import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return 0

@@ -39,6 +39,10 @@ def reload(options: Namespace) -> int:
     except NoControl as error:
         return _reload_by_signal(options.config, error)
     except Unreachable as error:
+        if not options.control and os.environ.get(
+            "MAINPID"
+        ):  # the daemon may run without the socket that the file names
+            return _reload_by_signal(options.config, error)
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError:
@@ -60,8 +64,9 @@ def reload(options: Namespace) -> int:
 
 
 def _reload_by_signal(config: str, why: Exception) -> int:
-    """Where there is no control socket to ask at: systemd names the daemon to ExecReload= ($MAINPID, systemd.exec(5)).
-    The file is judged here, so that one with faults is refused here, too; what the kernel says is in the daemon's log.
+    """Where there is no control socket to ask at: it is switched off, or was switched on after the start, or could not
+    be opened. systemd names the daemon to ExecReload= ($MAINPID, systemd.exec(5)). The file is judged here, so that one
+    with faults is refused here, too; what the kernel says is in the daemon's log.
     """
     from samplicator.cli.configuration import judge
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from samplicator import __version__
 
 if TYPE_CHECKING:
-    from samplicator.config.model import Loaded
+    from samplicator.config.model.loaded import Loaded
 
 USAGE: Final = """\
 usage: samplicate [option...] [receiver...]

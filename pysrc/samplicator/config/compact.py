@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable
 
 from samplicator.config import address, probe
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 
 
 def load_compact(load: Callable[[], Loaded]) -> Loaded:

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from samplicator.config.address import size_text
-from samplicator.config.model import Loaded, Rule, Service, Table
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.rule import Rule
+from samplicator.config.model.service import Service
+from samplicator.config.model.table import Table
 
 SIZES = ("receive_buffer", "send_buffer", "ring_buffer", "flow_memory")
 LINE_LENGTH = 110

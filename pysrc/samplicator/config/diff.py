@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from samplicator.config.model import Config, Listener, Pool, Receiver, restart_settings
+from samplicator.config.model.listener import Listener
+from samplicator.config.model.pool import Pool
+from samplicator.config.model.receiver import Receiver
+from samplicator.config.model.whole import Config, restart_settings
 
 
 @dataclass(frozen=True)

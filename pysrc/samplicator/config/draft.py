@@ -11,7 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from samplicator.config.address import ParsedSource
-from samplicator.config.model import Config, Datapath, Listener, Path, Pool, Receiver, Rule
+from samplicator.config.model.datapath import Datapath
+from samplicator.config.model.listener import Listener
+from samplicator.config.model.loaded import Path
+from samplicator.config.model.pool import Pool
+from samplicator.config.model.receiver import Receiver
+from samplicator.config.model.rule import Rule
+from samplicator.config.model.whole import Config
 
 MAX_SUGGESTIONS = 20
 """Similar names are looked for this often in one run; with thousands of unknown names it would take long."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from samplicator.config.draft import Draft, Finding, Suggest
-from samplicator.config.model import Path, Pool
+from samplicator.config.model.loaded import Path
+from samplicator.config.model.pool import Pool
 
 
 def check_standbys(draft: Draft, suggest: Suggest) -> Iterator[Finding]:

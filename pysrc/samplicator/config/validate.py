@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from samplicator.config.address import EVERYTHING, ParsedSource, parse_ip, parse_source
 from samplicator.config.draft import Draft, Finding, Suggest
 from samplicator.config.groups import check_pools, check_standbys
-from samplicator.config.model import Datapath, Listener, Receiver, Rule
+from samplicator.config.model.datapath import Datapath
+from samplicator.config.model.listener import Listener
+from samplicator.config.model.receiver import Receiver
+from samplicator.config.model.rule import Rule
 
 IPFIX_PORTS = (4739, 4740)
 FLOW_SHARE = 256 << 10

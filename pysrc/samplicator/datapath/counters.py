@@ -30,3 +30,5 @@ REFUSED: Final = TX_FIELDS.index("dropped_refused")
 NO_ROUTE: Final = TX_FIELDS.index("dropped_no_route")
 NO_NEIGHBOR: Final = TX_FIELDS.index("dropped_no_neighbor")
 HEARTBEAT: Final = WORKER_FIELDS.index("heartbeat_ns")
+NO_LATENCY: Final = (0,) * (len(_fastpath.LATENCY_BOUNDS_NS) + 1)
+"""Counts of the latency histogram, one for each bound and +Inf."""

@@ -181,8 +181,8 @@ def socket_key(spec: SocketSpec) -> SocketSpec:
 class ListenerState:
     """A listener that runs. slot: the index its sockets carry in plans, the same as long as it lives. rings: by
     interface. leaving: what the workers are about to let go. retired_*: what closed ones had counted. receive,
-    receive_why: see ListenerSpec. missing: sockets that this host cannot have now, and why; unresolved: places whose
-    name does not resolve now.
+    receive_why: see ListenerSpec. missing: sockets that this host cannot have now, and why; absent: those that are open
+    and hear nothing, their address having gone; unresolved: places whose name does not resolve now.
     """
 
     name: str
@@ -193,6 +193,7 @@ class ListenerState:
     receive: str = "recvmmsg"
     receive_why: str = ""
     missing: dict[SocketSpec, str] = field(default_factory=dict)
+    absent: dict[SocketSpec, str] = field(default_factory=dict)
     unresolved: tuple[str, ...] = ()
     retired: tuple[int, ...] = (0,) * len(_fastpath.RX_FIELDS)
     retired_batches: tuple[int, ...] = (0,) * (len(_fastpath.BATCH_BOUNDS) + 1)
@@ -207,11 +208,19 @@ class ListenerState:
 
     def down_why(self) -> str:
         """What it lacks, "" = nothing: one reason, and how many places it holds for."""
-        reasons = [f"name does not resolve: {place}" for place in self.unresolved] + list(self.missing.values())
+        reasons = [f"name does not resolve: {place}" for place in self.unresolved]
+        reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
         if not reasons:
             return ""
-        places = len(reasons) + len(self.intakes)
+        places = len(self.unresolved) + len(self.missing) + len(self.intakes)
         return reasons[0] + (f" ({len(reasons)} of {places} sockets are missing)" if places > 1 else "")
+
+    @property
+    def state(self) -> str:
+        """up | partly down | down"""
+        if not self.intakes.keys() - self.absent.keys():
+            return "down"
+        return "partly down" if self.down_why() else "up"
 
     def retire(self) -> list[Intake | RingIntake]:
         """Keeps the counts of what left; returns it, to be closed."""
@@ -240,14 +249,8 @@ class ListenerState:
             buffer_bytes=sum(info.buffer_bytes for info in memory),
             queue_bytes=sum(info.queue_bytes for info in memory),
             kernel_drops=self.retired_drops + sum(intake.drops for intake in known),
-            up=(
-                bool(self.intakes)
-                and not self.missing
-                and not self.unresolved
-                and all(i.owner is not None for i in self.open())
-                and len(memory) == len(known)
-            ),
-            state="up" if self.intakes and not self.down_why() else "partly down" if self.intakes else "down",
+            up=(self.state == "up" and all(i.owner is not None for i in self.open()) and len(memory) == len(known)),
+            state=self.state,
             state_why=self.down_why(),
             receive=self.receive,
             receive_why=self.receive_why,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from samplicator._fastpath import Plan, Worker
 from samplicator.datapath.counters import HEARTBEAT, WORKER_FIELDS
+from samplicator.host import sockets
 from samplicator.readings import WorkerReading, wall_ns
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class WorkerThread:
         self.worker = worker
         self.cpu = cpu
         self.failed = False
+        self.ports = sockets.SourcePorts()
         self.started_ns = time.monotonic_ns()
         self.thread = threading.Thread(target=self._run, name=f"worker-{index}", daemon=True)
 
@@ -61,6 +63,12 @@ class WorkerThread:
         except OSError as error:
             log.warning("worker %d cannot be pinned to CPU %s: %s", self.index, cpu, error.strerror)
             self.cpu = None
+
+    def choose_from(self, ports: sockets.SourcePorts) -> None:
+        """The ports that exporters' sessions get are of these from now on."""
+        if ports != self.ports:
+            self.worker.source_ports(ports.first, ports.last, ports.reserved)
+            self.ports = ports
 
     def read(self) -> WorkerReading:
         counters = dict(zip(WORKER_FIELDS, self.worker.read(), strict=True))

@@ -25,7 +25,7 @@ UP: Final = "up"
 REFUSING: Final = "refusing"
 UNREACHABLE: Final = "unreachable"
 LOOPING: Final = "looping"
-"""No probe says this: copies come back (supervisor/guard.py, fastpath/echo.pxd)."""
+"""No probe says this: copies come back (supervisor/guard.py, fastpath/route/echo.pxd)."""
 
 ANSWER_SECONDS: Final = 0.2  # a refusal of a datagram has come by then
 CONNECT_SECONDS: Final = 1.0

@@ -182,6 +182,8 @@ class ReceiverState:
         """Told by the guard: why its copies would come back to a listener of ours, "" = they would not. To be called
         before a plan that names a new way is published.
         """
+        if not self.standing.own:
+            self._echoes(time.monotonic())  # what a worker has found since the last look is not to be wiped out
         self.standing.own = why
         self._tell_looped()
 

@@ -1,30 +1,36 @@
-"""What runs: listeners, receivers, workers and what they share.
+"""What runs: the plan, its listeners, receivers and workers, and what they share.
 
-One owner: the supervisor changes it, under its lock; failover reads it. Nothing here acts.
+One owner: the supervisor changes it, between two plans and under its lock; build, failover and view only read. What a
+view shows changes under `lock`, too, which no worker takes. Nothing here acts.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from samplicator.datapath.counters import NO_LATENCY
 from samplicator.datapath.flows import Flows
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import WorkerThread
 from samplicator.health.receiver import ReceiverState
 from samplicator.host.ingress import Ingress
+from samplicator.plan.spec import PlanSpec
 
 if TYPE_CHECKING:
-    from samplicator._fastpath import Aliases
+    from samplicator._fastpath import Aliases, Plan
 
 
 @dataclass(slots=True)
 class Running:
     """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart. pool_ids:
     by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that needs any on.
-    keep: what the sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's
-    user expects it.
+    withheld: ports that listeners wait for and that are taken: no worker has a socket of its own there. keep: what the
+    sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's user expects it.
+    lock: see above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions.
+    gone_latency, gone_latency_sum_ns: of workers that have ended.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -38,5 +44,13 @@ class Running:
     pool_ids: dict[str, int] = field(default_factory=dict)
     pools_made: int = 0
     aliases: Aliases | None = None
+    withheld: frozenset[int] = frozenset()
     strict: bool = False
     keep: Mapping[str, bool] = field(default_factory=lambda: {"ttl": False, "tos": False})
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    spec: PlanSpec | None = None
+    plan: Plan | None = None
+    generation: int = 0
+    started_unix: float = 0.0
+    gone_latency: tuple[int, ...] = NO_LATENCY
+    gone_latency_sum_ns: int = 0

@@ -1,4 +1,4 @@
-"""Neighbours: which receivers' next hops do not answer.
+"""Neighbors: which receivers' next hops do not answer.
 
 Purpose: the kernel accepts copies for a neighbour that does not answer, holds a few and drops the rest unseen (arp(7));
 to a spoofed copy not even a report comes back. So this looks at the neighbour table itself, with two plain
@@ -108,7 +108,7 @@ def route_interface(address: bytes) -> int:
     return interface_of(route[1]) if route is not None else 0
 
 
-class Neighbours:
+class Neighbors:
     """Remembers since when each next hop has had no address. sights: by name, of the last look(). Not for two threads
     at once.
     """

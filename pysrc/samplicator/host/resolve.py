@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from typing import Final
 
-from samplicator.config.model import Loaded, Path
+from samplicator.config.model.loaded import Loaded, Path
 from samplicator.plan.planner import names_of, source_names_of
 from samplicator.plan.spec import NameKey, Resolved, ResolvedAddress
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Sequence
@@ -126,13 +127,14 @@ def open_listener(
     beside: Sequence[socket.socket] = (),
     join: bool = True,
     program: bytes = b"",
+    runs: bool = True,
 ) -> socket.socket:
     """Opens and binds a listener socket.
 
     beside: our other sockets on this port. With none the port is taken without SO_REUSEPORT, so that another process
     that has it is found out (EADDRINUSE) instead of silently sharing the traffic; with some, SO_REUSEPORT is set on
     all of them. join: only one of the sockets of a listener joins multicast groups, because the kernel copies
-    multicast to every member socket. program: its filter (groupcast.Casts), b"" = none.
+    multicast to every member socket. program: its filter (groupcast.Casts), b"" = none. runs: see take_runs().
     """
     sock = socket.socket(_family(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
@@ -144,14 +146,7 @@ def open_listener(
             _bool(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.v6only)
         if spec.interface:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, spec.interface.encode() + b"\0")
-        set_receive_buffer(sock, receive_buffer)
-        _bool(sock, socket.SOL_SOCKET, SO_TIMESTAMPNS, True)
-        set_kept_fields(sock, spec, ttl=ttl, tos=tos)
-        with contextlib.suppress(OSError):  # since Linux 5.0; where the driver coalesces, runs come in whole
-            _bool(sock, socket.IPPROTO_UDP, UDP_GRO, True)
-        sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
-        if spec.family == 6:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+        _prepare(sock, spec, receive_buffer, ttl, tos, runs)
         if program:
             bpf.set_filter(sock, program)
         address, scope_id = _scoped(spec.address)
@@ -164,6 +159,77 @@ def open_listener(
         sock.close()
         raise
     return sock
+
+
+def _prepare(sock: socket.socket, spec: SocketSpec, receive_buffer: int, ttl: bool, tos: bool, runs: bool) -> None:
+    """What a listener's socket hands over and how much it holds."""
+    set_receive_buffer(sock, receive_buffer)
+    _bool(sock, socket.SOL_SOCKET, SO_TIMESTAMPNS, True)
+    set_kept_fields(sock, spec, ttl=ttl, tos=tos)
+    take_runs(sock, runs)
+    sock.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
+    if spec.family == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+
+
+def adopt_listener(
+    sock: socket.socket,
+    spec: SocketSpec,
+    *,
+    receive_buffer: int,
+    ttl: bool,
+    tos: bool,
+    beside: Sequence[socket.socket] = (),
+    join: bool = True,
+    program: bytes = b"",
+    runs: bool = True,
+) -> None:
+    """Makes a socket that is bound already what open_listener would make; what it holds stays. Its groups are joined
+    already, or are joined now. Raises ValueError when it is bound elsewhere, OSError.
+    """
+    address, scope_id = _scoped(spec.address)
+    bound = sock.getsockname()
+    wanted = (address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id)
+    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).partition(b"\0")[0].decode()
+    if sock.family != _family(spec.family) or sock.type & 0xF != socket.SOCK_DGRAM or device != spec.interface:
+        raise ValueError(f"{bound} is another kind of socket than {spec.address} port {spec.port} wants")
+    if (socket.inet_pton(sock.family, bound[0].partition("%")[0]), *bound[1:]) != (
+        socket.inet_pton(sock.family, address),
+        *wanted[1:],
+    ):
+        raise ValueError(f"the socket is bound to {bound}, not to {spec.address} port {spec.port}")
+    if spec.family == 6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)) != spec.v6only:
+        raise ValueError("the socket takes other families than the listener")
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    for one in (sock, *beside) if beside else ():
+        _bool(one, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+    _prepare(sock, spec, receive_buffer, ttl, tos, runs)
+    bpf.set_filter(sock, program)
+    if join:
+        named = _index(spec.interface) if spec.interface and spec.groups else 0
+        for group, index in zip(spec.groups, spec.joins or (0,) * len(spec.groups), strict=True):
+            try:
+                _join(sock, group, named or index)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:  # it is a member already
+                    raise
+
+
+def take_runs(sock: socket.socket, wanted: bool) -> None:
+    """Whether datagrams that the driver has coalesced for this socket come in as they are (UDP_GRO, since Linux 5.0):
+    where it is off, the kernel does not coalesce for it. Works on a live socket.
+    """
+    with contextlib.suppress(OSError):
+        _bool(sock, socket.IPPROTO_UDP, UDP_GRO, wanted)
+
+
+def rings_take_runs() -> bool:
+    """Whether a packet ring can hold what was coalesced for a socket: its virtio-net header has a word for it since
+    Linux 6.2 (virtio_net_hdr_from_skb(), include/linux/virtio_net.h). Before, the ring drops it.
+    """
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= (6, 2)
 
 
 def share_port(sock: socket.socket) -> None:
@@ -450,6 +516,30 @@ def _sysctl(name: str, unknown: int = 0) -> int:
             return int(file.read())
     except (OSError, ValueError):
         return unknown
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePorts:
+    """Where this host gives out ports by itself, first..last (net.ipv4.ip_local_port_range, of both families), and the
+    ports that it keeps for somebody (net.ipv4.ip_local_reserved_ports): bind(2) of a port by name looks at neither.
+    """
+
+    first: int = 32768
+    last: int = 60999
+    reserved: frozenset[int] = frozenset()
+
+
+def source_ports() -> SourcePorts:
+    """As they are now; as the kernel ships them where they cannot be read."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+            first, last = map(int, file.read().split())
+        with open("/proc/sys/net/ipv4/ip_local_reserved_ports", encoding="ascii") as file:
+            parts = [part.partition("-") for part in file.read().strip().split(",") if part]
+        ranges = [range(int(begin), int(end or begin) + 1) for begin, _, end in parts]
+    except (OSError, ValueError):
+        return SourcePorts()
+    return SourcePorts(first, last, frozenset(port for each in ranges for port in each))
 
 
 def rmem_max() -> int:

@@ -6,7 +6,8 @@ is deaf. Invariants: a change is reported once, after the files have been quiet 
 pieces), and only when the bytes differ; a slow poll catches what inotify cannot see (a directory that was itself
 replaced, a network file system); what is not a regular file counts as absent and is not opened for longer than it takes
 to see that. Called by service, on its loop. It must never block the loop longer than reading the configuration files
-takes, which it does only when they may have changed, and never raise.
+takes, which it does only when they may have changed, and never raise. What others write beside our files must cost next
+to nothing: the kernel tells about all of a directory, so it is asked a few times a second at most.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ IN_MOVED_TO: Final = 0x80
 IN_CREATE: Final = 0x100
 IN_DELETE_SELF: Final = 0x400
 IN_MOVE_SELF: Final = 0x800
+IN_Q_OVERFLOW: Final = 0x4000
+IN_IGNORED: Final = 0x8000
 IN_ONLYDIR: Final = 0x01000000
 _EVENT: Final = struct.Struct("@iIII")  # struct inotify_event: watch, mask, cookie, bytes of the name that follows
+_LOST: Final = IN_DELETE_SELF | IN_MOVE_SELF | IN_Q_OVERFLOW | IN_IGNORED
+"""Events after which the watches themselves, or what they told, must be looked at."""
 _MASK: Final = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 
 
@@ -70,6 +75,7 @@ class Watcher:
         quiet_seconds: float = QUIET_SECONDS,
         poll_seconds: float = 15.0,
     ) -> None:
+        """quiet_seconds: see QUIET_SECONDS; half of it passes between two looks at what the kernel tells."""
         self._files = tuple(files)
         self._changed = changed
         self._quiet = quiet_seconds
@@ -77,6 +83,9 @@ class Watcher:
         self._fd = -1
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._watched: dict[str, int] = {}
+        self._ours: set[str] = set()
+        self._rest: asyncio.TimerHandle | None = None
+        self._certain = False
         self._looked = self._signatures()
         self._seen = content_hash(self._files)
         self._settle: asyncio.TimerHandle | None = None
@@ -106,7 +115,7 @@ class Watcher:
             self._add_watches()
 
     def stop(self) -> None:
-        for handle in (self._settle, self._tick):
+        for handle in (self._settle, self._tick, self._rest):
             if handle is not None:
                 handle.cancel()
         if self._fd >= 0:
@@ -116,6 +125,7 @@ class Watcher:
             self._fd = -1
 
     def _add_watches(self) -> None:
+        self._ours = {os.path.basename(path) for name in self._files for path in (name, os.path.realpath(name))}
         if self._fd < 0:
             return
         wanted = directories_of(self._files)
@@ -132,11 +142,13 @@ class Watcher:
     def _on_events(self) -> None:
         concerned = False
         with contextlib.suppress(OSError):
-            for _ in range(64):  # the rest at the next turn of the loop
+            for _ in range(64):  # the rest at the next look
                 concerned |= self._concerns(os.read(self._fd, 65536))
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._fd)
+        self._rest = loop.call_later(self._quiet / 2, self._listen)
         if not concerned:
             return
-        loop = asyncio.get_running_loop()
         if self._settle is not None:
             if loop.time() - self._since > 10 * self._quiet:  # writes without end must not put it off for ever
                 return
@@ -145,22 +157,31 @@ class Watcher:
             self._since = loop.time()
         self._settle = loop.call_later(self._quiet, self._settled)
 
+    def _listen(self) -> None:
+        self._rest = None
+        if self._fd >= 0:
+            asyncio.get_running_loop().add_reader(self._fd, self._on_events)
+
     def _concerns(self, events: bytes) -> bool:
-        """Whether some of these struct inotify_event is more than writing to a file that is none of ours."""
-        ours = {os.path.basename(path) for name in self._files for path in (name, os.path.realpath(name))}
+        """Whether some of these struct inotify_event is more than writing to a file that is none of ours. _certain: it
+        is one of ours. A new name may be a link that ours leads through, as in a ConfigMap, or none of our business.
+        """
+        found = False
         offset = 0
         while offset + _EVENT.size <= len(events):
             _, mask, _, length = _EVENT.unpack_from(events, offset)
             name = events[offset + _EVENT.size : offset + _EVENT.size + length].rstrip(b"\0")
-            if mask & ~(IN_MODIFY | IN_CLOSE_WRITE) or os.fsdecode(name) in ours:
-                return True
+            if mask & _LOST or os.fsdecode(name) in self._ours:
+                found = self._certain = True
+            found |= bool(mask & ~(IN_MODIFY | IN_CLOSE_WRITE))
             offset += _EVENT.size + length
-        return False
+        return found
 
     def _settled(self) -> None:
         self._settle = None
         self._add_watches()
-        self._compare()
+        if self._certain or self._signatures() != self._looked:
+            self._compare()
 
     def _on_tick(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(self._poll, self._on_tick)
@@ -169,6 +190,7 @@ class Watcher:
             self._compare()
 
     def _compare(self) -> None:
+        self._certain = False
         self._looked = self._signatures()
         now = content_hash(self._files)
         if now != self._seen:

@@ -145,22 +145,22 @@ def _verdict(good: bool, why: str) -> web.Response:
 
 async def _status(request: web.Request) -> web.Response:
     state = request.app[SHARED].state
-    readings = await asyncio.to_thread(state.supervisor.readings)
-    return _json(status_of(state, readings, await asyncio.to_thread(state.supervisor.unmatched)))
+    readings = await asyncio.to_thread(state.view.readings)
+    return _json(status_of(state, readings, await asyncio.to_thread(state.view.unmatched)))
 
 
 async def _receivers(request: web.Request) -> web.Response:
-    readings = await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)
+    readings = await asyncio.to_thread(request.app[SHARED].state.view.readings)
     return _json(receivers_of(readings))
 
 
 async def _listeners(request: web.Request) -> web.Response:
-    readings = await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)
+    readings = await asyncio.to_thread(request.app[SHARED].state.view.readings)
     return _json(listeners_of(readings))
 
 
 async def _pools(request: web.Request) -> web.Response:
-    readings = await asyncio.to_thread(request.app[SHARED].state.supervisor.readings)
+    readings = await asyncio.to_thread(request.app[SHARED].state.view.readings)
     return _json(pools_of(readings))
 
 
@@ -178,9 +178,9 @@ async def _config(request: web.Request) -> web.Response:
 
 
 async def _flow(request: web.Request) -> web.Response:
-    supervisor = request.app[SHARED].state.supervisor
-    readings = await asyncio.to_thread(supervisor.readings)
-    return _json(flow.totals(readings.flow, await asyncio.to_thread(supervisor.unmatched)))
+    view = request.app[SHARED].state.view
+    readings = await asyncio.to_thread(view.readings)
+    return _json(flow.totals(readings.flow, await asyncio.to_thread(view.unmatched)))
 
 
 async def _exporters(request: web.Request) -> web.StreamResponse:
@@ -195,10 +195,10 @@ async def _templates(request: web.Request) -> web.StreamResponse:
 
 async def _domains(request: web.Request) -> web.Response:
     """A page of who has which number instead of its domain."""
-    supervisor = request.app[SHARED].state.supervisor
+    view = request.app[SHARED].state.view
     (_, number, _), wanted = listing.begin(request)
-    rows, after = await asyncio.to_thread(supervisor.aliases, number, wanted.limit)
-    answer = {"domains": [flow.alias(row) for row in rows], "unlisted": supervisor.aliases_unlisted()}
+    rows, after = await asyncio.to_thread(view.aliases, number, wanted.limit)
+    answer = {"domains": [flow.alias(row) for row in rows], "unlisted": view.aliases_unlisted()}
     return _json({**answer, "after": listing.place_text((0, after, -1)) if after else None})
 
 

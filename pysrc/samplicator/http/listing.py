@@ -54,14 +54,14 @@ Make = Callable[["ServiceState", Place, Wanted], Piece]
 
 def exporters_piece(state: ServiceState, place: Place, wanted: Wanted) -> Piece:
     """Observation domains. `wanted.limit` is of this piece."""
-    supervisor, rows, size, read = state.supervisor, list[bytes](), 0, 0
-    names = supervisor.listener_names()
+    view, rows, size, read = state.view, list[bytes](), 0, 0
+    names = view.listener_names()
     for _ in range(LOOKED):
         session, place = _following(state, place)
         if session is None:
             return rows, None
         if wanted.exporter in ("", session.address):
-            known = supervisor.flow_options(session.worker, session.number) if session.options_data else []
+            known = view.flow_options(session.worker, session.number) if session.options_data else []
             read += sum(len(item.raw) for item in known)
             rows.append(orjson.dumps(flow.exporter(session, names, known), option=orjson.OPT_NON_STR_KEYS))
             size += len(rows[-1])
@@ -105,7 +105,7 @@ def _templates_row(state: ServiceState, session: FlowSession, after: int, room: 
         "options_data": session.options_data,
     }
     items, size, stopped = list[bytes](), 0, -1
-    for item in state.supervisor.flow_templates(session.worker, session.number, after):
+    for item in state.view.flow_templates(session.worker, session.number, after):
         if size >= room and items:
             stopped = after
             break
@@ -119,7 +119,7 @@ def _templates_row(state: ServiceState, session: FlowSession, after: int, room: 
 
 def _following(state: ServiceState, place: Place) -> tuple[FlowSession | None, Place]:
     """The domain behind a place, and its own place."""
-    sessions, _ = state.supervisor.flow_sessions(place[0], place[1], 1)
+    sessions, _ = state.view.flow_sessions(place[0], place[1], 1)
     if not sessions:
         return None, place
     return sessions[0], (sessions[0].worker, sessions[0].number, -1)

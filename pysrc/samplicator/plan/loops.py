@@ -3,7 +3,7 @@
 Purpose: the one judgement, for the planner (what the file alone says) and for the supervisor (what the host's addresses
 and routes say, which change). Invariants: pure; addresses are compared as bytes, IPv4-mapped ones as IPv4. A group is a
 loop whatever interface the listener joined it on, unless the route is known to lead to another one. Loops through other
-relays are not seen here, but by the datapath (fastpath/echo.pxd). It must never ask the host.
+relays are not seen here, but by the datapath (fastpath/route/echo.pxd). It must never ask the host.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from dataclasses import replace
 from typing import Final
 
 from samplicator.config.address import Endpoint, address_bytes, address_text, endpoint_text
-from samplicator.config.model import Config, Loaded, Path, Receiver
+from samplicator.config.model.loaded import Loaded, Path
+from samplicator.config.model.receiver import Receiver
+from samplicator.config.model.whole import Config
 from samplicator.errors import ConfigError, Problem
 from samplicator.plan import apart
 from samplicator.plan.loops import LOCAL, Delivery, loops_into

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from samplicator.config.address import MAPPED, ParsedSource
-from samplicator.config.model import Config, Loaded
+from samplicator.config.model.loaded import Loaded
+from samplicator.config.model.whole import Config
 from samplicator.plan.spec import PlanSpec, PoolSpec, Resolved, RuleSpec
 
 _MAPPED_MASK: Final = b"\xff" * 12

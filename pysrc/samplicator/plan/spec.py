@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from samplicator.config.address import ParsedSource
-from samplicator.config.model import Rule
+from samplicator.config.model.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from samplicator import __version__, logs
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.compact import load_compact
 from samplicator.config.files import read_regular
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
 from samplicator.host import neighbors, sockets
 from samplicator.host.changes import HostWatch
@@ -161,7 +161,7 @@ class Service:
         self._neighbours = neighbors.open_events()
         self._served: list[str] = []
         self.state = ServiceState(
-            supervisor=self._supervisor,
+            view=self._supervisor.view,
             reloader=self._reloader,
             loaded=loaded,
             started_unix=time.time(),
@@ -286,14 +286,19 @@ class Service:
         for warning in spec.warnings:
             log.warning("%s", warning)
         self.state.startup = startup.paragraph(
-            __version__, spec, self._supervisor.readings(), self._supervisor.grants(), self._degraded, self._served
+            __version__,
+            spec,
+            self._supervisor.view.readings(),
+            self._supervisor.view.grants(),
+            self._degraded,
+            self._served,
         )
         lines = self.state.startup.split("\n")
         log.info("%s", "\n".join(line for line in lines if not line.startswith(startup.DEGRADED)))
         for line in lines:
             if line.startswith(startup.DEGRADED):
                 log.warning("%s", line)
-        self._short = set(startup.short_buffers(self._supervisor.grants()))
+        self._short = set(startup.short_buffers(self._supervisor.view.grants()))
 
     # ------------------------------------------------------------------ reloads
 
@@ -310,7 +315,7 @@ class Service:
             self._watcher.follow(loaded.files)
             self._host.follow_routes(self._needs_routes())
             self._take_token(loaded)
-            short = set(startup.short_buffers(self._supervisor.grants()))
+            short = set(startup.short_buffers(self._supervisor.view.grants()))
             for line in sorted(short - self._short):
                 log.warning("%s%s", startup.DEGRADED, line)
             self._short = short
@@ -401,8 +406,8 @@ class Service:
             neighbors.wait_for_events(self._neighbours, max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001))
 
     async def _report(self) -> None:
-        readings = await asyncio.to_thread(self._supervisor.readings)
-        self._trouble.report(readings, unmatched=await asyncio.to_thread(self._supervisor.unmatched))
+        readings = await asyncio.to_thread(self._supervisor.view.readings)
+        self._trouble.report(readings, unmatched=await asyncio.to_thread(self._supervisor.view.unmatched))
         if not self._host.works:
             await self._host_changed()
 
@@ -439,10 +444,10 @@ class Service:
 
     async def _watch_idle(self, limit: float) -> None:
         loop = asyncio.get_running_loop()
-        seen, since = self._supervisor.received(), loop.time()
+        seen, since = self._supervisor.view.received(), loop.time()
         while True:
             await asyncio.sleep(min(max(limit / 20, 0.002), 1.0))
-            now = self._supervisor.received()
+            now = self._supervisor.view.received()
             if now != seen:
                 seen, since = now, loop.time()
             elif loop.time() - since >= limit:
@@ -452,7 +457,7 @@ class Service:
                 return
 
     async def _feed_watchdog(self) -> None:
-        why = self._supervisor.stuck()
+        why = self._supervisor.view.stuck()
         if why:
             log.error("%s; the watchdog is left to act", why)
         else:
@@ -474,24 +479,24 @@ class Service:
         """Not ready while a listener cannot listen: datagrams for it are lost. A receiver that cannot be sent to is
         said, and is no reason: an orchestrator that took the relay out for it would take it from all the others.
         """
-        missing = self._supervisor.missing()
+        missing = self._supervisor.view.missing()
         if not missing:
             return True, "ok"
         return not any(text.startswith("listener ") for text in missing), "; ".join(missing[:8])
 
     def _healthy(self) -> tuple[bool, str]:
-        why = self._supervisor.stuck()
+        why = self._supervisor.view.stuck()
         return not why, why or "ok"
 
     def _trace(self, address: bytes, port: int, size: int, slot: int, ways: tuple[int, ...]) -> None:
         """samplicate -d: the ancestor's text, per datagram. Called on a worker's thread."""
-        spec = self._supervisor.spec
+        spec = self._supervisor.view.spec
         if spec is None:
             return
         lines = [f"received {size} bytes from {endpoint_text(address_text(address), port)}"]
         matched: set[int] = set()
         with contextlib.suppress(RuntimeError, KeyError):
-            route = self._supervisor.route(address, listener=self._supervisor.listener_name(slot))
+            route = self._supervisor.view.route(address, listener=self._supervisor.view.listener_name(slot))
             matched = set(route.rule_indexes)
         for index, rule in enumerate(spec.rules):
             if index not in matched:

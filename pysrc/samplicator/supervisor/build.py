@@ -13,7 +13,7 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from samplicator.health.running import Running
 from samplicator.host import ring, sockets
 from samplicator.host.delivery import Host
 from samplicator.host.ingress import Ingress
+from samplicator.host.sources import Place, Source
 from samplicator.plan.groupcast import Casts
 from samplicator.plan.spec import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
 
@@ -65,10 +66,14 @@ class RingPart:
 
 class Build:
     """The next state in the making. groups: the sockets of each listener, one list per configured socket; rings: its
-    rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and why.
+    rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and why;
+    ingress, aliases: those that run, or new ones. Commits nothing: what runs is the supervisor's.
     """
 
-    def __init__(self, spec: PlanSpec, running: Running, *, generation: int, trace: TraceCallback | None) -> None:
+    def __init__(
+        self, spec: PlanSpec, running: Running, source: Source, *, generation: int, trace: TraceCallback | None
+    ) -> None:
+        """source: where listeners' sockets come from."""
         self.spec = spec
         self.listeners: dict[str, ListenerState] = {}
         self.groups: dict[str, dict[SocketSpec, list[Intake]]] = {}
@@ -81,7 +86,10 @@ class Build:
         self.casts = casts_of(spec)
         new = itertools.count(running.pools_made + 1)
         self.pool_ids = {pool.name: running.pool_ids.get(pool.name) or next(new) for pool in spec.pools}
+        self.ingress = running.ingress
+        self.aliases = running.aliases
         self._running = running
+        self._source = source
         self._generation = generation
         self._trace = trace
         self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
@@ -91,6 +99,7 @@ class Build:
         self._threads: list[WorkerThread] = []
         self._alone: list[socket.socket] = []
         self._hindered: set[str] = set()
+        self._rings_take_runs = sockets.rings_take_runs()
         receivers = spec.receivers
         self._keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
 
@@ -98,8 +107,8 @@ class Build:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
         check_descriptors(self.spec, descriptor_limit)
         self._open_states()
-        if self._running.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
-            self._running.aliases = aliases.make(self.spec.alias_file)
+        if self.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
+            self.aliases = aliases.make(self.spec.alias_file)
         self._open_listeners()
         self._open_workers()
         self._open_receivers()
@@ -119,11 +128,21 @@ class Build:
                 part.group.stop(part.intakes)
         for intake in self._intakes:
             intake.close()
+        if not self._rings_take_runs:
+            for state in self._running.listeners.values():
+                self._take_runs(state, state.rings)
         for way in self._ways:
             way.close()
         for path in self._paths:
             path.close()
         sockets.unshare(self._alone)
+        if self.ingress is not None and self.ingress is not self._running.ingress:
+            self.ingress.close()
+
+    @property
+    def keep(self) -> Mapping[str, bool]:
+        """What receivers want handed over with each datagram."""
+        return self._keep
 
     def keep_fields(self, *, adopted: bool) -> None:
         """Has the sockets that stay hand over what receivers keep (TTL, TOS): what is new before the plan that wants it
@@ -137,8 +156,6 @@ class Build:
                 for intake in group:
                     with contextlib.suppress(OSError):
                         sockets.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
-        if adopted:
-            self._running.keep = self._keep
 
     def plans(
         self, generation: int, *, without: Sequence[Intake | RingIntake] = (), told: Set[str] = frozenset()
@@ -159,7 +176,7 @@ class Build:
                 rules,
                 pools,
                 [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in told],
-                self._running.aliases,
+                self.aliases,
             )
             for worker in self.workers
         }
@@ -174,12 +191,16 @@ class Build:
         ]
 
     def mark_flow(self) -> None:
-        """Whether the sockets' datagrams go through the flow stage; to be called when nothing can fail any more."""
+        """Whether the sockets' datagrams go through the flow stage, and come coalesced; to be called when nothing can
+        fail any more.
+        """
         for wanted in self.spec.listeners:
-            intakes: list[Intake | RingIntake] = [i for group in self.groups[wanted.name].values() for i in group]
-            intakes += [i for part in self.rings[wanted.name].values() for i in part.intakes]
-            for intake in intakes:
+            rings = self.rings[wanted.name]
+            for intake in (i for group in self.groups[wanted.name].values() for i in group):
+                sockets.take_runs(intake.sock, self._takes_runs(rings))
                 intake.rx.set_flow(wanted.flow)
+            for member in (i for part in rings.values() for i in part.intakes):
+                member.rx.set_flow(wanted.flow)
 
     # ------------------------------------------------------------------ listeners
 
@@ -240,9 +261,8 @@ class Build:
                 part = RingPart(old, spec, list(old.intakes), False)
                 ring.socket_filter(spec.matches)  # it fits, or nothing changes
             else:
-                running = self._running
-                running.ingress = running.ingress or Ingress()
-                group = RingGroup(f"{wanted.name} {spec.interface} {spec.index}", spec, running.ingress)
+                self.ingress = self.ingress or Ingress()
+                group = RingGroup(f"{wanted.name} {spec.interface} {spec.index}", spec, self.ingress)
                 part = RingPart(group, spec, [], True)
             self.rings[wanted.name][spec.interface] = part
             while len(part.intakes) < self.spec.workers:
@@ -259,6 +279,9 @@ class Build:
 
     def _install(self, wanted: ListenerSpec) -> None:
         """New rings take datagrams from now on."""
+        running = self._running.listeners.get(wanted.name)
+        if running is not None and self.rings[wanted.name]:
+            self._take_runs(running, self.rings[wanted.name])
         try:
             for part in self.rings[wanted.name].values():
                 if part.fresh and not part.group.installed:
@@ -268,6 +291,14 @@ class Build:
                         raise ring_error(wanted, part.spec, error) from error
         except BuildError as error:
             self._do_without_rings(wanted, error)
+
+    def _takes_runs(self, rings: Mapping[str, object]) -> bool:
+        """Whether sockets beside these rings have the kernel coalesce datagrams for them."""
+        return self._rings_take_runs or not rings
+
+    def _take_runs(self, state: ListenerState, rings: Mapping[str, object]) -> None:
+        for intake in state.sockets():
+            sockets.take_runs(intake.sock, self._takes_runs(rings))
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
         """What receive = "auto" makes of a ring that cannot be had."""
@@ -305,7 +336,13 @@ class Build:
                 # until the plan runs, all but the first on a port leave broadcast and multicast to the others
                 program = self.casts.nothing if beside else b""
                 sock = self._listen(
-                    key, receive_buffer=size, beside=beside, join=not group, program=program, **self._keep
+                    Place(listener.name, key, len(group)),
+                    receive_buffer=size,
+                    beside=beside,
+                    join=not group,
+                    program=program,
+                    runs=self._takes_runs(self.rings[listener.name]),
+                    **self._keep,
                 )
             except OSError as error:
                 if not group and self._tolerates(listener, key, state, error):
@@ -325,21 +362,21 @@ class Build:
             beside.append(sock)
             group.append(intake)
 
-    def _listen(self, key: SocketSpec, **options: Any) -> socket.socket:
-        """A listener's socket. When the port is taken it may be by a worker, for exporters that send from it: the
-        workers let go of it first.
+    def _listen(self, place: Place, **options: Any) -> socket.socket:
+        """A listener's socket. When the port is taken it may be by a worker, for exporters that send from it or for the
+        session of one: the workers let go of it first.
         """
         try:
-            return self._share(sockets.open_listener(key, **options))
+            return self._share(self._source.listener(place, **options))
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not self._running.workers:
                 raise
         try:
-            withhold_port(self._running.workers, key.port)
-            return self._share(sockets.open_listener(key, **options))
+            withhold_ports(self._running.workers, self._running.withheld | {place.socket.port})
+            return self._share(self._source.listener(place, **options))
         finally:
             for worker in self._running.workers:
-                worker.worker.withhold(0)
+                worker.worker.withhold(*self._running.withheld)
 
     def _share(self, sock: socket.socket) -> socket.socket:
         if self._by_ports:
@@ -380,6 +417,7 @@ class Build:
 
     def _open_workers(self) -> None:
         spec, running = self.spec, self._running
+        ports = sockets.source_ports()
         self.workers = running.workers[: spec.workers]
         for index in range(len(self.workers), spec.workers):
             packet = self._packet_socket()
@@ -399,6 +437,7 @@ class Build:
             if self._trace is not None:
                 worker.trace(self._trace)
             thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
+            thread.choose_from(ports)
             thread.start()
             self._threads.append(thread)
             self.workers.append(thread)
@@ -485,15 +524,28 @@ class Build:
         return standing
 
 
-def withhold_port(workers: Sequence[WorkerThread], port: int) -> None:
-    """Has the workers close their sockets for exporters that send from a port, and open none; waits for it, briefly: a
-    worker looks between two batches. withhold(0) ends it.
+def withhold_ports(workers: Sequence[WorkerThread], ports: Set[int]) -> None:
+    """Has the workers close what they have on these ports (for exporters that send from them, for sessions), and open
+    nothing there; waits for it, briefly: a worker looks between two batches.
     """
     for worker in workers:
-        worker.worker.withhold(port)
+        worker.worker.withhold(*ports)
     deadline = time.monotonic() + WITHHOLD_SECONDS
     while time.monotonic() < deadline and not all(w.failed or w.worker.let_go for w in workers):
         time.sleep(0.0005)
+
+
+def try_listening(key: SocketSpec, beside: Sequence[socket.socket], withhold: Callable[[int], bool]) -> None:
+    """Opens a listener's socket and closes it again. When the port is taken, withhold(port) says whether it is worth
+    while to try again. Raises OSError.
+    """
+    for again in (False, True):
+        try:
+            sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+            return
+        except OSError as error:
+            if again or error.errno != errno.EADDRINUSE or not withhold(key.port):
+                raise
 
 
 def place_of(key: SocketSpec) -> SocketSpec:

@@ -1,14 +1,15 @@
 """Guard: keeps what comes in from going round, by what this host's addresses and routes say now.
 
-Two judgements, both made when a plan is to run and again whenever the host changes: which receiver is this host itself
-(its copies stop until it is not any more), and which socket takes a broadcast (groupcast). Invariants: no judgement is
-better than none: when the host cannot be asked, the last one holds. Called by Supervisor, under its lock. It must never
-wait for a worker.
+Three judgements, made when a plan is to run and again whenever the host changes: which receiver is this host itself
+(its copies stop until it is not any more), which socket takes a broadcast (groupcast), and which one is deaf because
+its address has gone. Invariants: no judgement is better than none: when the host cannot be asked, the last one holds.
+Called by Supervisor, under its lock. It must never wait for a worker.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -18,7 +19,7 @@ from samplicator.health.receiver import ReceiverState
 from samplicator.host.delivery import Host
 from samplicator.plan import loops
 from samplicator.plan.groupcast import Casts
-from samplicator.plan.spec import PlanSpec
+from samplicator.plan.spec import PlanSpec, SocketSpec
 from samplicator.supervisor.build import casts_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,44 @@ def judge_receivers(spec: PlanSpec, receivers: Mapping[str, ReceiverState]) -> N
         log.warning("whether receivers are this host cannot be found out now: %s", error)
 
 
+def judge_listeners(listeners: Iterable[ListenerState]) -> None:
+    """Finds the sockets whose address this host has no more. They stay bound, and hear again by themselves when it is
+    back, as on the other router of a pair (VRRP). An IPv4 address whose interface is down is still this host's.
+    """
+    try:
+        with Host() as host:
+            for state in listeners:
+                before = state.down_why()
+                state.absent = {key: absent(key) for key in list(state.intakes) if not _hears(host, key)}
+                say_listener(state, before)
+    except OSError as error:
+        log.warning("whether listeners' addresses are this host's cannot be found out now: %s", error)
+
+
+def absent(key: SocketSpec) -> str:
+    return f"{key.address} is not an address of this host now"
+
+
+def _hears(host: Host, key: SocketSpec) -> bool:
+    """Whether datagrams to the socket's address come to this host: by its own routes, or by those of its interface (a
+    VRF has others).
+    """
+    address = ipaddress.ip_address(key.address.partition("%")[0])
+    if address.is_unspecified or address.is_multicast:
+        return True
+    indexes = {0, key.index} if "%" not in key.address else {key.index}
+    return any(host.delivery(loops.unmapped(address.packed), index).kind != loops.AWAY for index in indexes)
+
+
+def say_listener(listener: ListenerState, before: str) -> None:
+    """Logs what a listener lacks, when that is news. before: down_why() until now."""
+    now = listener.down_why()
+    if now and now != before:
+        log.warning("listener %r is %s: %s; it is tried again", listener.name, listener.state, now)
+    elif before and not now:
+        log.info("listener %r is up: all its sockets are open", listener.name)
+
+
 def share_casts(casts: Casts, listeners: Iterable[ListenerState]) -> None:
     """Has each socket leave broadcast and multicast to the one that is to take them: first those that take less."""
     wanted: list[tuple[Intake, bytes]] = []
@@ -58,5 +97,7 @@ def share_casts(casts: Casts, listeners: Iterable[ListenerState]) -> None:
 
 def follow_host(spec: PlanSpec, receivers: Mapping[str, ReceiverState], listeners: Iterable[ListenerState]) -> None:
     """The host has changed, or may have."""
+    listeners = list(listeners)
     judge_receivers(spec, receivers)
+    judge_listeners(listeners)
     share_casts(casts_of(spec), listeners)

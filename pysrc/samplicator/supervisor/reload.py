@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from samplicator.config.compact import load_compact
 from samplicator.config.diff import Diff, diff
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
 from samplicator.host.process import give_back_memory
 from samplicator.host.resolve import Resolver
@@ -44,7 +44,8 @@ LOOKS: Final = 5
 class Runs(Protocol):
     """What a reload needs of the supervisor."""
 
-    generation: int
+    @property
+    def generation(self) -> int: ...
 
     def apply(self, spec: PlanSpec) -> None: ...
 

@@ -14,33 +14,31 @@ import contextlib
 import errno
 import logging
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from samplicator import _fastpath
-from samplicator._fastpath import Plan, TxCounters
-from samplicator.datapath import aliases
-from samplicator.datapath.account import SEGMENTING, settle
-from samplicator.datapath.counters import DATAGRAMS
+from samplicator._fastpath import Plan
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import TraceCallback, WorkerThread
-from samplicator.datapath.ways import Path
+from samplicator.health.accounts import Accounts
 from samplicator.health.failover import Standings
 from samplicator.health.reach import Host
-from samplicator.health.receiver import PROBE_UNRESOLVED, ReceiverState
+from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import bpf, ring, sockets
-from samplicator.host.neighbors import ASKED_IN_VAIN, NOWHERE, Neighbours
+from samplicator.host.neighbors import ASKED_IN_VAIN
+from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
-from samplicator.plan.spec import PlanSpec, ReceiverSpec, SocketSpec
-from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
+from samplicator.plan.spec import PlanSpec
+from samplicator.readings import add_up
 from samplicator.supervisor import guard
-from samplicator.supervisor.build import Build, BuildError
+from samplicator.supervisor.build import Build, BuildError, withhold_ports
+from samplicator.supervisor.retry import RETRIES, could_open, could_send
+from samplicator.supervisor.view import View
 
 if TYPE_CHECKING:
     from samplicator.host.links import Links
@@ -49,11 +47,6 @@ log = logging.getLogger(__name__)
 
 ADOPT_SECONDS: Final = 10.0
 """How long a worker may take to adopt a plan: it may have to drain a socket first, for a second at most each."""
-HEARTBEAT_SECONDS: Final = 5.0
-"""A worker beats at least once a second; older than this it is stuck."""
-
-RETRIES: Final = 32
-"""Sockets of one listener that are tried again in one go."""
 
 REFUSED: Final = {
     "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
@@ -77,28 +70,32 @@ class Supervisor:
     """
 
     def __init__(
-        self, *, descriptor_limit: int = 1 << 30, trace: TraceCallback | None = None, strict: bool = False
+        self,
+        *,
+        descriptor_limit: int = 1 << 30,
+        trace: TraceCallback | None = None,
+        strict: bool = False,
+        source: Source | None = None,
     ) -> None:
-        """strict: see Running."""
-        self.generation = 0
-        self.plan_started_unix = 0.0
-        self.spec: PlanSpec | None = None
+        """strict: see Running. source: where listeners' sockets come from, None = they are opened."""
+        self._source = source or Opened()
         self._lock = threading.Lock()
-        self._view_lock = threading.Lock()  # what readings() shows changes under it; no worker takes it
         self._descriptor_limit = descriptor_limit
         self._trace = trace
         self._running = Running(strict=strict)
-        self._plan: Plan | None = None
-        self._gone_latency: tuple[int, ...] = (0,) * (len(_fastpath.LATENCY_BOUNDS_NS) + 1)
-        self._gone_latency_sum = 0
         self._debris: list[Callable[[], None]] = []
         self._links: Links | None = None
-        self._neighbours = Neighbours()
-        self._account_lock = threading.Lock()  # of _neighbours and the receivers' accounts; taken within _lock or alone
-        self._standings = Standings(self._running)
+        self._accounts = Accounts()
+        self._failover = Standings(self._running)
+        self.view = View(self._running, self._failover, self._accounts)
         self._gate = RateGate()
         self._ended = False
         self._tried = 0  # sockets of each listener, so far: they take turns
+
+    @property
+    def generation(self) -> int:
+        """How many plans were published so far."""
+        return self._running.generation
 
     # ------------------------------------------------------------------ apply
 
@@ -109,13 +106,13 @@ class Supervisor:
         with self._lock:
             if self._ended:
                 raise BuildError(errno.ESHUTDOWN, "the service is stopping")
-            build = Build(spec, self._running, generation=self.generation + 1, trace=self._trace)
+            build = Build(spec, self._running, self._source, generation=self._running.generation + 1, trace=self._trace)
             try:
                 build.open(self._descriptor_limit)
                 moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
-                told = widened(self.spec, spec) if self.spec is not None else set()
-                plans = build.plans(self.generation + 1, without=moved, told=told)
-                last = build.plans(self.generation + 2) if moved else {}
+                told = widened(self._running.spec, spec) if self._running.spec is not None else set()
+                plans = build.plans(self._running.generation + 1, without=moved, told=told)
+                last = build.plans(self._running.generation + 2) if moved else {}
             except BaseException:
                 build.undo()
                 raise
@@ -129,15 +126,15 @@ class Supervisor:
         build.mark_flow()
         build.share_ports()
         guard.judge_receivers(spec, build.receivers)
-        self._standings.arrange(build.receivers, spec)
+        self._failover.arrange(build.receivers, spec)
         joined = [state for state in build.joined() if not state.standing.waiting] if self._running.workers else []
         for state in joined:
             state.replay()
         self._hand_out(build.workers, plans)
         for worker in leaving:
-            worker.worker.publish(Plan(self.generation, [], [], []))
+            worker.worker.publish(Plan(self._running.generation, [], [], []))
         self._commit(build)
-        self._plan = (last or plans)[0]
+        self._running.plan = (last or plans)[0]
         self._wait([*build.workers, *leaving])
         if last:  # second phase: the losers have let go, now the gainers get the sockets
             self._hand_out(build.workers, last)
@@ -146,7 +143,9 @@ class Supervisor:
         for worker in leaving:
             self._retire_worker(worker)
         self._wait(build.workers)
+        guard.judge_listeners(build.listeners.values())
         build.keep_fields(adopted=True)
+        self._running.keep = build.keep
         if joined or spec.pools:
             self._wake(build.workers)
         self._adjust_rings(build)
@@ -195,7 +194,7 @@ class Supervisor:
             self._wake(build.workers)
 
     def _hand_out(self, workers: Sequence[WorkerThread], plans: dict[int, Plan]) -> None:
-        self.generation = plans[0].generation
+        self._running.generation = plans[0].generation
         for worker in workers:
             worker.worker.publish(plans[worker.index])
 
@@ -205,11 +204,15 @@ class Supervisor:
         """
         for name, receiver in self._running.receivers.items():
             self._debris.append(partial(receiver.close_but, build.receivers.get(name)))
-        with self._view_lock:
+        unresolved = {wanted.name: wanted.unresolved for wanted in build.spec.listeners}
+        with self._running.lock:
             for name, listener in build.listeners.items():
                 listener.leaving += [intake for intake in listener.open() if intake not in build.owners]
                 listener.intakes = build.groups[name]
-                self._say_listener(listener, build.missing[name], build.spec)
+                before = listener.down_why()
+                listener.missing = build.missing[name]
+                listener.unresolved = unresolved[name]
+                guard.say_listener(listener, before)
                 listener.receive, listener.receive_why = build.receive[name]
                 listener.rings = {}
                 for interface, part in build.rings[name].items():
@@ -235,48 +238,29 @@ class Supervisor:
             self._running.pool_ids = build.pool_ids
             self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers
-            self.spec = build.spec
+            self._running.ingress = build.ingress
+            self._running.aliases = build.aliases
+            self._running.withheld &= {key.port for missing in build.missing.values() for key in missing}
+            for worker in build.workers:
+                worker.worker.withhold(*self._running.withheld)
+            self._running.spec = build.spec
             self._running.batch = self._running.batch or build.spec.batch
             self._running.max_datagram = self._running.max_datagram or build.spec.max_datagram
             if self._running.max_delay_us < 0:
                 self._running.max_delay_us = build.spec.max_delay_us
             self._running.flows.set_template_life(build.spec.template_life_minutes)
-            self.plan_started_unix = time.time()
-
-    @staticmethod
-    def _say_listener(listener: ListenerState, missing: dict[SocketSpec, str], spec: PlanSpec) -> None:
-        """What a listener lacks now, logged when it is news."""
-        before = listener.down_why()
-        listener.missing = missing
-        listener.unresolved = next(wanted.unresolved for wanted in spec.listeners if wanted.name == listener.name)
-        now = listener.down_why()
-        if now and now != before:
-            word = "partly down" if listener.intakes else "down"
-            log.warning("listener %r is %s: %s; it is tried again", listener.name, word, now)
-        elif before and not now:
-            log.info("listener %r is up: all its sockets are open", listener.name)
-
-    def missing(self) -> tuple[str, ...]:
-        """What does not work for want of something on this host, one sentence each, listeners first."""
-        with self._view_lock:
-            listeners = [
-                (state.name, bool(state.intakes), state.down_why()) for state in self._running.listeners.values()
-            ]
-            receivers = list(self._running.receivers.values())
-        said = [f"listener {n!r} is {'partly down' if some else 'down'}: {why}" for n, some, why in listeners if why]
-        lacking = [(s.spec.name, s.spec.missing or PROBE_UNRESOLVED * s.probe_unresolved) for s in receivers]
-        return (*said, *(f"receiver {name!r} is unreachable: {why}" for name, why in lacking if why))
+            self._running.started_unix = time.time()
 
     def can_open(self) -> tuple[str, ...]:
         """Names of the listeners and receivers that a socket could be opened for now which could not be before. Opens
         it and closes it again; apply() opens it for good.
         """
         with self._lock:
-            if self._ended or self.spec is None:
+            if self._ended or self._running.spec is None:
                 return ()
             running = self._running.receivers
-            refused = [wanted for wanted in self.spec.receivers if not wanted.missing]
-            receivers = [w.name for w in refused if running[w.name].spec.missing and self._could_send(w)]
+            refused = [wanted for wanted in self._running.spec.receivers if not wanted.missing]
+            receivers = [w.name for w in refused if running[w.name].spec.missing and could_send(w)]
             listeners = list(self._running.listeners.values())
             on_port: dict[int, list[socket.socket]] = {}
             for state in listeners:
@@ -284,40 +268,18 @@ class Supervisor:
                     on_port.setdefault(intake.spec.port, []).append(intake.sock)
             missing = [state for state in listeners if state.missing]
             self._tried += RETRIES
-            could = [state.name for state in missing if self._could_open(state, on_port, self._tried)]
+            could = [state.name for state in missing if could_open(state, on_port, self._tried, self._withhold)]
             return (*could, *receivers)
 
-    @staticmethod
-    def _could_send(wanted: ReceiverSpec) -> bool:
-        try:
-            path = Path(wanted)
-            try:
-                path.open_way(TxCounters(), 4096).close()
-            finally:
-                path.close()
-        except OSError:
+    def _withhold(self, port: int) -> bool:
+        """From now on no worker has a socket of its own on this port, until the listener that waits for it has it.
+        False: it was so already, and somebody else has the port.
+        """
+        if port in self._running.withheld:
             return False
+        self._running.withheld |= {port}
+        withhold_ports(self._running.workers, self._running.withheld)
         return True
-
-    @staticmethod
-    def _could_open(state: ListenerState, on_port: Mapping[int, Sequence[socket.socket]], begin: int) -> bool:
-        keys = list(state.missing)
-        begin %= len(keys)
-        for key in (keys[begin:] + keys[:begin])[:RETRIES]:
-            beside = on_port.get(key.port, ())
-            alone = sockets.unshared(beside)
-            try:
-                sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
-            except OSError as error:
-                why = sockets.why_not_listening(key, error)
-                if why != state.missing[key]:
-                    state.missing[key] = why
-                    log.warning("listener %r is still down: %s; it is tried again", state.name, why)
-            else:
-                return True
-            finally:
-                sockets.unshare(alone)
-        return False
 
     def _follow_links(self) -> None:
         """Has the next hops of packet receivers followed, from the first such receiver on."""
@@ -337,7 +299,7 @@ class Supervisor:
         )
 
     def _close_leaving(self, state: ListenerState) -> None:
-        with self._view_lock:
+        with self._running.lock:
             gone = state.retire()
         for intake in gone:
             intake.close()
@@ -347,9 +309,9 @@ class Supervisor:
         deadline = time.monotonic() + ADOPT_SECONDS
         pause = 0.00005
         for worker in workers:
-            while worker.worker.generation < self.generation:
+            while worker.worker.generation < self._running.generation:
                 if worker.failed or time.monotonic() > deadline:
-                    text = f"worker {worker.index} has not adopted plan {self.generation}"
+                    text = f"worker {worker.index} has not adopted plan {self._running.generation}"
                     log.error("%s: it hangs; nothing that it may use is closed", text)
                     raise WorkerStuck(text)
                 time.sleep(pause)
@@ -359,9 +321,9 @@ class Supervisor:
         if not worker.end(0, 5.0):
             log.error("worker %d does not end", worker.index)
         counts, total = worker.worker.latency()
-        with self._view_lock:
-            self._gone_latency = add_up([self._gone_latency, counts])
-            self._gone_latency_sum += total
+        with self._running.lock:
+            self._running.gone_latency = add_up([self._running.gone_latency, counts])
+            self._running.gone_latency_sum_ns += total
 
     # ------------------------------------------------------------------ end
 
@@ -405,69 +367,7 @@ class Supervisor:
                 text = "%d bytes of socket queue were left unread after %.3f s of draining (drain_timeout: %g s)"
                 log.warning(text, left, drained, timeout)
 
-    # ------------------------------------------------------------------ looking at it
-
-    def readings(self) -> Readings:
-        """All counters now. Takes no lock that a worker takes."""
-        with self._view_lock:
-            listeners = tuple(state.read() for state in self._running.listeners.values())
-            receivers = list(self._running.receivers.values())
-            workers = list(self._running.workers)
-            latency, latency_sum = [self._gone_latency], self._gone_latency_sum
-            pools = self._standings.pools(self.spec) if self.spec is not None else ()
-        shown, _ = self._take_account(receivers)
-        for worker in workers:
-            counts, total = worker.worker.latency()
-            latency.append(counts)
-            latency_sum += total
-        return Readings(
-            generation=self.generation,
-            listeners=listeners,
-            receivers=tuple(state.read(counters) for state, counters in zip(receivers, shown, strict=True)),
-            workers=tuple(worker.read() for worker in workers),
-            latency_counts=add_up(latency),
-            latency_sum_ns=latency_sum,
-            plan_started_unix=self.plan_started_unix,
-            flow=self._running.flows.read(),
-            pools=pools,
-        )
-
-    def flow_sessions(
-        self, worker: int = 0, after: int = 0, limit: int = 1000
-    ) -> tuple[list[FlowSession], tuple[int, int] | None]:
-        """Exporters' observation domains, a page: see Flows.sessions."""
-        return self._running.flows.sessions(worker, after, limit)
-
-    def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
-        """Templates of one of them, by id, above `after`."""
-        return self._running.flows.templates(worker, number, after)
-
-    def flow_options(self, worker: int, number: int) -> list[FlowTemplate]:
-        """Its options templates and options data."""
-        return self._running.flows.options(worker, number)
-
-    def unmatched(self, limit: int = 1000) -> list[Unmatched]:
-        """Exporters that no rule of the plan matches, on listeners with flow, the busiest first. One that a rule with
-        stop and without receivers matches is denied, not unmatched.
-        """
-        return self._running.flows.without_rule(self._plan, self.listener_names(), limit)
-
-    def aliases(self, after: int, limit: int) -> tuple[list[AliasReading], int]:
-        """A page of who has which alias of a domain: see aliases.rows."""
-        return aliases.rows(self._running.aliases, after, limit)
-
-    def aliases_unlisted(self) -> int:
-        """Times that an alias was given and there was no room to remember it."""
-        return self._running.aliases.unlisted if self._running.aliases is not None else 0
-
-    def received(self) -> int:
-        """Datagrams received so far, whatever became of them."""
-        with self._view_lock:
-            return sum(i.counters.read()[DATAGRAMS] for state in self._running.listeners.values() for i in state.open())
-
-    def stuck(self, limit_seconds: float = HEARTBEAT_SECONDS) -> str:
-        """Which worker has not shown a heartbeat for so long, and for how long; "" when all are well."""
-        return next((why for worker in list(self._running.workers) if (why := worker.stuck(limit_seconds))), "")
+    # ------------------------------------------------------------------ while it runs
 
     def housekeeping(self) -> tuple[str, ...]:
         """Every few seconds: path MTU, receivers that had no route, what is up. Returns receivers whose own source
@@ -478,7 +378,9 @@ class Supervisor:
                 return ()
             now = time.monotonic()
             self._follow(self._those(lambda state: state.refresh(now)))
+            ports = sockets.source_ports()
             for worker in self._running.workers:
+                worker.choose_from(ports)
                 if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):
                     text = "worker %d: epoll refuses %d of its sockets, which it looks at every millisecond itself"
                     log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)
@@ -488,8 +390,8 @@ class Supervisor:
                     log.warning("receiver %r: %s", state.spec.name, words)
                 for feature in state.newly_regained(now):
                     log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
-            if self._plan is not None and self.spec is not None:
-                self._standings.mark_templates(self._plan, self.spec)
+            if self._running.plan is not None and self._running.spec is not None:
+                self._failover.mark_templates(self._running.plan, self._running.spec)
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
 
     def follow_host(self) -> None:
@@ -497,8 +399,8 @@ class Supervisor:
         broadcasts.
         """
         with self._lock:
-            if self.spec is not None:
-                guard.follow_host(self.spec, self._running.receivers, self._running.listeners.values())
+            if self._running.spec is not None:
+                guard.follow_host(self._running.spec, self._running.receivers, self._running.listeners.values())
         self.look()
 
     def look(self) -> None:
@@ -530,9 +432,9 @@ class Supervisor:
 
     def _follow(self, changed: Sequence[ReceiverState]) -> None:
         if changed:
-            self._standings.follow(changed)
+            self._failover.follow(changed)
             self._wake(self._running.workers)
-        self._standings.finish_returns()
+        self._failover.finish_returns()
 
     def watch_neighbours(self) -> None:
         """Several times a second: tells the datapath whose next hop does not answer."""
@@ -540,7 +442,7 @@ class Supervisor:
             states = list(self._running.receivers.values())
             if self._ended:
                 return
-            _, gone = self._take_account(states)
+            _, gone = self._accounts.take(states)
             if gone is None:
                 return
             now = time.monotonic()
@@ -548,69 +450,3 @@ class Supervisor:
                 if not state.spec.missing:
                     state.set_accounted(state.standing.account.sight.state in ASKED_IN_VAIN, now)
                     state.set_unresolved(state.spec.name in gone)
-
-    def _take_account(self, states: Sequence[ReceiverState]) -> tuple[list[tuple[int, ...]], set[str] | None]:
-        """The counters of each receiver as they are to be shown, and the names of those whose next hop does not answer;
-        None: the kernel cannot be asked now.
-        """
-        with self._account_lock:
-            totals = [state.totals() for state in states]  # before the look: what it finds holds for all of them
-            try:
-                gone = self._neighbours.look(
-                    {s.spec.name: (s.spec.address, s.spec.scope_id) for s in states if not s.spec.missing}
-                )
-            except (OSError, struct.error) as error:
-                if self._gate.add(("neighbors",), 1, time.monotonic()):
-                    log.warning("the neighbor table cannot be read now: %s", error)
-                gone, sights = None, {}
-            else:
-                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.missing}
-                sights = {**self._neighbours.sights, **nowhere}
-            now = time.monotonic()
-            accounts = [state.standing.account for state in states]
-            for state, account, counted in zip(states, accounts, totals, strict=True):
-                account.runs = state.spec.engine in SEGMENTING
-                account.take(counted, sights.get(state.spec.name, account.sight), now)
-            settle(accounts)
-            return [account.shown(counted) for account, counted in zip(accounts, totals, strict=True)], gone
-
-    def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
-        """Who gets the datagrams of an exporter now. The listener is named, or found by a port of its; else the
-        first.
-        """
-        plan, spec = self._plan, self.spec
-        if plan is None or spec is None:
-            raise RuntimeError("no plan runs")
-        names = [item.name for item in spec.listeners]
-        if not listener:
-            by_port = [item.name for item in spec.listeners if any(s.port == port for s in item.sockets)]
-            listener = (by_port or names)[0]
-        if listener not in self._running.listeners:
-            raise KeyError(listener)
-        rules, ways, denied = plan.route(address, self._running.listeners[listener].slot)
-        return Route(
-            rules=tuple(spec.rules[index].text for index in rules),
-            rule_indexes=rules,
-            receivers=tuple(spec.receivers[index].name for index in ways if index < len(spec.receivers)),
-            denied=denied,
-            pools=tuple(spec.pools[i - len(spec.receivers)].name for i in ways if i >= len(spec.receivers)),
-        )
-
-    def listener_name(self, slot: int) -> str:
-        """Name of the listener whose sockets carry this index (see Worker.trace)."""
-        return next((state.name for state in self._running.listeners.values() if state.slot == slot), "")
-
-    def listener_names(self) -> dict[int, str]:
-        """The same, of all."""
-        return {state.slot: state.name for state in list(self._running.listeners.values())}
-
-    def grants(self) -> dict[str, tuple[int, int]]:
-        """Receive buffer per socket by listener: (asked for, least granted), in bytes."""
-        with self._view_lock:
-            return {
-                name: (
-                    max((intake.requested for intake in state.sockets()), default=0),
-                    min((intake.granted for intake in state.sockets()), default=0),
-                )
-                for name, state in self._running.listeners.items()
-            }

@@ -66,7 +66,7 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         started = time.perf_counter()
-        readings = self._state.supervisor.readings()
+        readings = self._state.view.readings()
         late: list[tuple[Metric, Family]] = []
         for metric in CATALOGUE:
             family = _family(metric)

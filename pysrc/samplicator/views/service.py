@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from samplicator.config.model import Loaded
+from samplicator.config.model.loaded import Loaded
 from samplicator.supervisor.reload import Reloader
-from samplicator.supervisor.supervisor import Supervisor
+from samplicator.supervisor.view import View
 
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
@@ -50,7 +50,7 @@ class ServiceState:
     configured.
     """
 
-    supervisor: Supervisor
+    view: View
     reloader: Reloader
     loaded: Loaded
     started_unix: float

@@ -31,7 +31,11 @@ from samplicator.config.legacy.rulefile import (
     read_rule_file,
 )
 from samplicator.config.legacy.services import port_by_name
-from samplicator.config.model import Config, Datapath, Listener, Loaded, Path, Service
+from samplicator.config.model.datapath import Datapath
+from samplicator.config.model.listener import Listener
+from samplicator.config.model.loaded import Loaded, Path
+from samplicator.config.model.service import Service
+from samplicator.config.model.whole import Config
 from samplicator.config.validate import check_ipfix, check_loops
 from samplicator.errors import ConfigError, Problem
 

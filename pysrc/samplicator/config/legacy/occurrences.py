@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from samplicator.config.address import EVERYTHING, ParsedSource
 from samplicator.config.legacy.rulefile import LegacyReceiver, LegacyRule
-from samplicator.config.model import Path, Receiver, Rule
+from samplicator.config.model.loaded import Path
+from samplicator.config.model.receiver import Receiver
+from samplicator.config.model.rule import Rule
 
 MAX_GROUPS = 64
 """Receivers of equal parameters that are tried before a new one is made."""

@@ -20,21 +20,15 @@ from pydantic import ValidationError
 
 from samplicator.config.draft import Draft, Finding, Suggest
 from samplicator.config.files import MAX_FILE_BYTES, TooLarge, read_regular
-from samplicator.config.model import (
-    Config,
-    Datapath,
-    Listener,
-    Loaded,
-    Path,
-    Pool,
-    Receiver,
-    Rule,
-    Service,
-    SharedValues,
-    Table,
-    dotted,
-    sources_of,
-)
+from samplicator.config.model.datapath import Datapath
+from samplicator.config.model.listener import Listener
+from samplicator.config.model.loaded import Loaded, Path, dotted
+from samplicator.config.model.pool import Pool
+from samplicator.config.model.receiver import Receiver
+from samplicator.config.model.rule import Rule, SharedValues, sources_of
+from samplicator.config.model.service import Service
+from samplicator.config.model.table import Table
+from samplicator.config.model.whole import Config
 from samplicator.config.toml.lines import Lines
 from samplicator.config.validate import check
 from samplicator.errors import ConfigError, Problem

@@ -1,0 +1,58 @@
+"""[[rule]]: which copies are made.
+
+A rule's `from` is the attribute `from_`; build rules with `Rule.model_validate({"from": [...], "to": [...]})`.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from samplicator.config.address import (
+    EVERYTHING,
+    ParsedSource,
+    parse_source,
+)
+from samplicator.config.fields import (
+    SourceText,
+)
+from samplicator.config.model.table import LIVE, Table
+
+
+class Rule(Table):
+    """Which exporters' datagrams go to which receivers. Every matching rule fires, in order, until one with `stop`."""
+
+    from_: list[SourceText] = Field(
+        default=[],
+        alias="from",
+        description="Sources: addresses or prefixes of exporters; left out = every exporter.",
+        json_schema_extra=LIVE,
+    )
+    listener: list[str] = Field(default=[], description="Names of listeners; left out = all.", json_schema_extra=LIVE)
+    to: list[str] = Field(
+        description="Names of receivers and pools that get a copy; [] with `stop = true` denies.",
+        json_schema_extra=LIVE,
+    )
+    stop: bool = Field(
+        False, description="true: when this rule matches, later rules are not looked at.", json_schema_extra=LIVE
+    )
+
+
+def sources_of(rule: Rule) -> tuple[ParsedSource, ...]:
+    """The entry of `Loaded.sources` for a rule as TOML means it."""
+    return tuple(parse_source(text) for text in rule.from_) or (EVERYTHING,)
+
+
+class SharedValues:
+    """Has equal lists of names be one list: of ten thousand rules a few hundred bytes each. Nobody changes them."""
+
+    def __init__(self) -> None:
+        self._lists: dict[tuple[str, ...], list[str]] = {}
+        self._keys: dict[frozenset[str], set[str]] = {}
+
+    def share(self, rule: Rule) -> None:
+        """As soon as the rule is made: what it gives back is where the next one goes."""
+        for key in ("to", "listener"):
+            names: list[str] = rule.__dict__[key]
+            rule.__dict__[key] = self._lists.setdefault(tuple(names), names)
+        given = self._keys.setdefault(frozenset(rule.model_fields_set), rule.model_fields_set)
+        object.__setattr__(rule, "__pydantic_fields_set__", given)

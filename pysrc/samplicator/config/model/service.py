@@ -1,0 +1,56 @@
+"""[service]: the control plane. Judges what can be judged within the table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from samplicator.config.fields import (
+    check_control,
+    check_file,
+    check_http,
+)
+from samplicator.config.model.table import LIVE, RESTART, Table
+
+
+class Service(Table):
+    """The control plane."""
+
+    http: Annotated[str, AfterValidator(check_http)] = Field(
+        "127.0.0.1:9420",
+        description='HOST:PORT of the metrics and status pages; "" = off.',
+        json_schema_extra=RESTART,
+    )
+    control: Annotated[str, AfterValidator(check_control)] = Field(
+        "/run/samplicator/control.sock",
+        description='Path of the local socket that the command line uses; "" = off.',
+        json_schema_extra=RESTART,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log level written.", json_schema_extra=LIVE
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines as text or one JSON object a line.", json_schema_extra=LIVE
+    )
+    reload_token_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "",
+        description='File with the bearer token that allows POST /-/reload over TCP; "" = only over the local socket.',
+        json_schema_extra=LIVE,
+    )
+    resolve_interval: float = Field(
+        30.0,
+        ge=0.1,
+        le=86400,
+        allow_inf_nan=False,
+        description="Seconds between refreshes of receivers' host names, 0.1..86400.",
+        json_schema_extra=LIVE,
+    )
+    drain_timeout: float = Field(
+        5.0,
+        ge=0,
+        le=300,
+        allow_inf_nan=False,
+        description="Seconds at most to forward what is queued before the process ends, 0..300.",
+        json_schema_extra=LIVE,
+    )

@@ -1,0 +1,55 @@
+"""Accounts: the counters of receivers as they are to be shown, put right by what the neighbor table says.
+
+The datapath counts copies as sent that the kernel holds for a next hop without an address (datapath/account.py). Called
+by supervisor, which tells the ways, and by view, which shows. Invariants: one look at a time; the totals are taken
+before the table is asked, so what the look finds holds for all of them. It must never wait for a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+from collections.abc import Sequence
+
+from samplicator.datapath.account import SEGMENTING, settle
+from samplicator.health.receiver import ReceiverState
+from samplicator.host.neighbors import NOWHERE, Neighbors
+from samplicator.logs import RateGate
+
+log = logging.getLogger(__name__)
+
+
+class Accounts:
+    """One per process."""
+
+    def __init__(self) -> None:
+        self._neighbors = Neighbors()
+        self._lock = threading.Lock()  # taken within the supervisor's or alone
+        self._gate = RateGate()
+
+    def take(self, states: Sequence[ReceiverState]) -> tuple[list[tuple[int, ...]], set[str] | None]:
+        """The counters of each receiver as they are to be shown, and the names of those whose next hop does not answer;
+        None: the kernel cannot be asked now.
+        """
+        with self._lock:
+            totals = [state.totals() for state in states]
+            try:
+                gone = self._neighbors.look(
+                    {s.spec.name: (s.spec.address, s.spec.scope_id) for s in states if not s.spec.missing}
+                )
+            except (OSError, struct.error) as error:
+                if self._gate.add(("neighbors",), 1, time.monotonic()):
+                    log.warning("the neighbor table cannot be read now: %s", error)
+                gone, sights = None, {}
+            else:
+                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.missing}
+                sights = {**self._neighbors.sights, **nowhere}
+            now = time.monotonic()
+            accounts = [state.standing.account for state in states]
+            for state, account, counted in zip(states, accounts, totals, strict=True):
+                account.runs = state.spec.engine in SEGMENTING
+                account.take(counted, sights.get(state.spec.name, account.sight), now)
+            settle(accounts)
+            return [account.shown(counted) for account, counted in zip(accounts, totals, strict=True)], gone

@@ -1,0 +1,65 @@
+"""Retry: whether what this host lacked is there now, found out by opening it and closing it again.
+
+Called by the supervisor, under its lock. Invariants: sockets of one listener take turns, a bounded number at a time;
+what is opened here is closed here. It must never keep a socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from samplicator._fastpath import TxCounters
+from samplicator.datapath.intakes import ListenerState
+from samplicator.datapath.ways import Path
+from samplicator.host import sockets
+from samplicator.plan.spec import ReceiverSpec
+from samplicator.supervisor.build import try_listening
+
+log = logging.getLogger(__name__)
+
+RETRIES: Final = 32
+"""Sockets of one listener that are tried again in one go."""
+
+
+def could_send(wanted: ReceiverSpec) -> bool:
+    """Whether a receiver's socket can be opened now."""
+    try:
+        path = Path(wanted)
+        try:
+            path.open_way(TxCounters(), 4096).close()
+        finally:
+            path.close()
+    except OSError:
+        return False
+    return True
+
+
+def could_open(
+    state: ListenerState,
+    on_port: Mapping[int, Sequence[socket.socket]],
+    begin: int,
+    withhold: Callable[[int], bool],
+) -> bool:
+    """Whether a socket that a listener lacks can be opened now. on_port: our sockets by port; begin: where to begin in
+    the list; withhold: see try_listening.
+    """
+    keys = list(state.missing)
+    begin %= len(keys)
+    for key in (keys[begin:] + keys[:begin])[:RETRIES]:
+        beside = on_port.get(key.port, ())
+        alone = sockets.unshared(beside)
+        try:
+            try_listening(key, beside, withhold)
+        except OSError as error:
+            why = sockets.why_not_listening(key, error)
+            if why != state.missing[key]:
+                state.missing[key] = why
+                log.warning("listener %r is still down: %s; it is tried again", state.name, why)
+        else:
+            return True
+        finally:
+            sockets.unshare(alone)
+    return False
