@@ -17,7 +17,7 @@ cdef class DoorEnd:
     def __cinit__(self, int fd):
         cdef u32 i
         self.fd = fd
-        self.slots = <u8 *>plan_alloc(DOOR_MESSAGES, DOOR_MESSAGE)
+        self.slots = <u8 *>memory_alloc(DOOR_MESSAGES, DOOR_MESSAGE)
         for i in range(<u32>DOOR_MESSAGES):
             self.vectors[i].iov_base = self.slots + <size_t>i * DOOR_MESSAGE
             self.messages[i].msg_hdr.msg_iov = &self.vectors[i]

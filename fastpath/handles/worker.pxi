@@ -140,7 +140,7 @@ cdef class Worker:
             message.msg_iovlen = 1
             message.msg_control = a.control + <size_t>i * RX_CONTROL
         rx_prepare(a, capacity)
-        a.door = <mmsghdr *>plan_arena(&self.arena, DOOR_MESSAGES, sizeof(mmsghdr))
+        a.door = <mmsghdr *>memory_arena(&self.arena, DOOR_MESSAGES, sizeof(mmsghdr))
         for i in range(min(capacity, <u32>DOOR_MESSAGES)):
             a.door[i].msg_hdr.msg_iov = &a.vectors[i]
             a.door[i].msg_hdr.msg_iovlen = 1
