@@ -1,4 +1,4 @@
-# needs: uapi: net; base: batch, hash; tx: engine, port
+# needs: uapi: net; base: atomics, batch, hash; tx: engine, port
 # Lanes: a socket of its own, with a source port of its own, for each exporter session on its way to one unspoofed receiver of engine `udp`
 # (source_port = "per-session"), so that the collector sees RFC 7011's transport sessions. A lane is connected and set up like the receiver's
 # own socket, so all that is known of errors and reports (IP_RECVERR) holds: tx_flush() is given its socket in the place of the receiver's

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from samplicator.health.receiver import ReceiverState
 from samplicator.host import sockets
-from samplicator.host.neighbors import Answering, Sight
+from samplicator.host.neighbors import Answering, Neighbors, Sight
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import SocketSpec
 from samplicator.supervisor import supervisor as supervisor_module
@@ -309,3 +309,60 @@ def test_what_a_worker_found_outlives_an_event_of_this_host(
     state.standing.echo_until = 0.0
     state.set_own("")
     assert not any(way.looped for way in state.ways)
+
+
+def test_nobody_looks_at_receivers_that_nothing_happens_to(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten looks a second at hundreds of idle receivers cost more than the relaying; copies that leave end the peace."""
+    port = free_port()
+    more = "".join(f'[[receiver]]\nname = "r{n}"\nto = "127.0.0.1:{collector.port}"\n' for n in range(19))
+    supervisor.apply(spec(load, port, collector.port, workers=2, more=more))
+    looked: list[str] = []
+    dumps: list[int] = []
+    original, table = ReceiverState.look, Neighbors.look
+
+    def look(state: ReceiverState, now: float) -> bool:
+        looked.append(state.spec.name)
+        return original(state, now)
+
+    def counted(neighbours: Neighbors, receivers: dict[str, tuple[bytes, int]]) -> set[str]:
+        dumps.append(len(receivers))
+        return table(neighbours, receivers)
+
+    monkeypatch.setattr(ReceiverState, "look", look)
+    monkeypatch.setattr(Neighbors, "look", counted)
+
+    def rest() -> None:
+        """The workers have slept for a while, and both have had a look since."""
+        for _ in range(50):
+            time.sleep(0.02)
+            looked.clear()
+            dumps.clear()
+            supervisor.look(sparing=True)
+            supervisor.watch_neighbours(sparing=True)
+            if len(looked) <= 2 and not dumps:
+                return
+        raise AssertionError("the workers do not rest")
+
+    rest()
+    looked.clear()
+    for _ in range(10):
+        supervisor.look(sparing=True)
+    assert {name: looked.count(name) for name in looked}.keys() == {"one", *(f"r{n}" for n in range(19))}
+    assert len(looked) <= 20 + 20  # a worker that beats, once a second, may stir all of them once
+    exporters = Exporters(1, port)
+    exporters.send(5)
+    until(supervisor, 5)
+    looked.clear()
+    supervisor.look(sparing=True)
+    supervisor.watch_neighbours(sparing=True)
+    assert len(looked) == 20
+    assert dumps == [20]
+    (one, *_) = supervisor._running.receivers.values()
+    one.ways[0].tx.looped = True
+    exporters.send(1)
+    until(supervisor, 6)
+    supervisor.look(sparing=True)
+    assert not one.up
+    assert not one.calm

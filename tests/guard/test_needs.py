@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from guard_tree import ROOT
+from support.tree import ROOT
 
 FASTPATH = ROOT / "fastpath"
 FACE = "_fastpath.pyx"

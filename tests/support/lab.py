@@ -25,11 +25,13 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from support.namespace import Namespace, run
+from support.pace import waiting
 from support.process import Process, bench_tool, command, tool, wait_for
 from support.relay import Metrics, Relay
 from support.witness import Seen, Tap, Tshark
@@ -184,21 +186,35 @@ neigh replace 2001:db8:0:{link}::{other} lladdr {macs[other]} dev {device} nud p
         self,
         link: int,
         *listens: str,
-        idle_ms: int = 1500,
-        max_seconds: int = 60,
         label: str = "sink",
         join: bool = False,
     ) -> Process:
-        """The C verifier at collector `link`; it listens when this returns. join: a session may begin anywhere."""
+        """The C verifier at collector `link`; it listens when this returns, until tally(). join: a session may begin
+        anywhere.
+        """
         words = [word for listen in listens for word in ("--listen", listen)] + (["--join"] if join else [])
         process = self.start(
-            [bench_tool("sink"), *words, "--idle-ms", str(idle_ms), "--max-seconds", str(max_seconds)],
+            [bench_tool("sink"), *words, "--idle-ms", "280000", "--max-seconds", "280"],
             self.collectors[link - 1],
             label,
         )
         ports = {int(listen.rpartition(":")[2]) for listen in listens}
         self.wait_bound(self.collectors[link - 1], ports, process)
         return process
+
+    def tally(self, sink: Process) -> dict[str, int]:
+        """What a sink got of all that the relays have sent. Waits for them to rest, and for what is on its way."""
+        for relay in self.relays:
+            if relay.alive and relay.http:
+                relay.at_rest()
+        quiet, came = 0, -1
+        while quiet < 5:
+            before, came = came, udp_datagrams(sink)
+            quiet = quiet + 1 if came == before and not waiting(sink) else 0
+            time.sleep(0.05)
+        sink.send_signal(signal.SIGTERM)
+        result: dict[str, int] = sink.result(30)
+        return result
 
     @staticmethod
     def wait_bound(namespace: Namespace, ports: Iterable[int], process: Process, timeout: float = 15.0) -> None:
@@ -289,6 +305,15 @@ neigh replace 2001:db8:0:{link}::{other} lladdr {macs[other]} dev {device} nud p
 
 def void(_: object) -> None:
     """Drops a value where a callback must return none."""
+
+
+def udp_datagrams(process: Process) -> int:
+    """Datagrams that have come to the network namespace of a process, whatever became of them."""
+    lines = Path(f"/proc/{process.popen.pid}/net/snmp").read_text().splitlines()
+    names, values = ([*line.split()] for line in lines if line.startswith("Udp:"))
+    counters = dict(zip(names[1:], map(int, values[1:]), strict=True))
+    six = dict(line.split() for line in Path(f"/proc/{process.popen.pid}/net/snmp6").read_text().splitlines())
+    return counters["InDatagrams"] + counters["InErrors"] + int(six["Udp6InDatagrams"]) + int(six["Udp6InErrors"])
 
 
 def sweep() -> None:

@@ -244,5 +244,5 @@ def test_four_workers_together_do_what_one_does(lab: Lab) -> None:
     assert metrics.total("receive_datagrams_total") == sent
     assert sum(value > 0 for _, value in metrics.select("worker_sessions")) == 4
     for sink in sinks:
-        got = sink.result()
+        got = lab.tally(sink)
         assert (got["received"], got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (sent, 0, 0, 0, 0)

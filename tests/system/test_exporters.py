@@ -84,6 +84,7 @@ FORGED = 100_000
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # bursts of 20,000 datagrams a second, and none may be lost
 def test_100_000_forged_exporters_cost_no_memory_and_no_loss(lab: Lab) -> None:
     text = f"""
 [[listener]]
@@ -104,7 +105,7 @@ to = ["legitimate"]
 to = ["everything"]
 """
     relay = lab.samplicator(text)
-    legitimate = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=3000)
+    legitimate = lab.sink(1, f"{lab.peer4(1)}:9001")
     lab.collector_socket(2, 9002)
     to4, to6 = f"{lab.relay4()}:2055", f"[{lab.relay6()}]:2055"
     warm = lab.load("--to", to4, "--source-base", "198.18.64.0", "--exporters", 50, "--source-port", 4000,
@@ -125,7 +126,7 @@ to = ["everything"]
     metrics = relay.check_laws()
     assert forged == 3 * FORGED
     assert metrics.total("receive_kernel_drops_total") == 0
-    got = legitimate.result(40)
+    got = lab.tally(legitimate)
     assert (got["received"], got["lost"], got["repeated"]) == (sent + 500, 0, 0)
     assert metrics.value("send_datagrams_total", receiver="legitimate") == sent + 500
     growth = [later - memory[0] for later in memory[1:]]

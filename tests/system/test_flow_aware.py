@@ -39,6 +39,10 @@ from support.lab import Lab
 from support.process import command, wait_for
 from support.relay import Relay
 
+SLACK_SECONDS = 4.0
+"""For a machine that has other things to do."""
+
+
 # ---------------------------------------------------------------------------------------------------- the table
 
 
@@ -129,8 +133,8 @@ def test_added_by_a_reload(lab: Lab, kind: int) -> None:
     start = time.monotonic()
     relay.write(lab.with_service(configuration(lab)))
     relay.send_signal(signal.SIGHUP)
-    wait_for(lambda: tap.drain(), "the templates", 5, 0.005)
-    assert time.monotonic() - start < 1.0
+    wait_for(lambda: tap.drain(), "the templates", 20, 0.005)
+    assert time.monotonic() - start < 1.0 + SLACK_SECONDS
     (first,) = tap.collect(1)
     assert first.exporter == (EXPORTER, 50001)
     assert a_template(kind) in first.payload

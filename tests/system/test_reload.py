@@ -126,8 +126,8 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
         lab.collector_socket(2, port)
     thinned = Thinned(lab.collector_socket(1, 9003))
     sinks = [
-        lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=5000, max_seconds=280, label="sink-plain"),
-        lab.sink(2, f"{lab.peer4(2)}:9002", idle_ms=5000, max_seconds=280, label="sink-spoofed"),
+        lab.sink(1, f"{lab.peer4(1)}:9001", label="sink-plain"),
+        lab.sink(2, f"{lab.peer4(2)}:9002", label="sink-spoofed"),
     ]
     relay = lab.samplicator(good(lab, 1))
     load = start_load(lab)
@@ -152,7 +152,7 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
     assert metrics.value("config_reload_failures_total") >= 10
     assert metrics.total("receive_datagrams_total") == sent, f"kernel {metrics.total('receive_kernel_drops_total')}"
     for name, sink in zip(("plain", "spoofed"), sinks, strict=True):
-        got = sink.result(40)
+        got = lab.tally(sink)
         assert {key: got[key] for key in ("received", "lost", "repeated", "reordered", "corrupt")} == {
             "received": sent, "lost": 0, "repeated": 0, "reordered": 0, "corrupt": 0,
         }, name  # fmt: skip
@@ -164,7 +164,7 @@ def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
 @pytest.mark.slow
 def test_a_storm_of_hangups_ends_with_the_last_file(lab: Lab) -> None:
     """500 signals without a pause, the file changing all the time: nothing lost, and what the file says last runs."""
-    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=5000, max_seconds=280)
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001")
     relay = lab.samplicator(good(lab, 1))
     load = start_load(lab)
     pace = Pace(load, [relay, sink])
@@ -177,7 +177,7 @@ def test_a_storm_of_hangups_ends_with_the_last_file(lab: Lab) -> None:
     assert len(metrics.names("receiver", "send_offered_datagrams_total")) == 3 + 4
     sent = stop_load(load, pace)
     assert relay.check_laws().value("send_datagrams_total", receiver="plain") == sent
-    got = sink.result(40)
+    got = lab.tally(sink)
     assert (got["received"], got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (sent, 0, 0, 0, 0)
 
 
@@ -192,8 +192,8 @@ EXTRA = '[[listener]]\nname = "extra"\nlisten = ["0.0.0.0:2056", "[::]:2057"]\n'
 @pytest.mark.slow
 def test_workers_listeners_and_buffers_change_under_load(lab: Lab) -> None:
     sinks = [
-        lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=5000, max_seconds=280, label="sink-plain"),
-        lab.sink(2, f"{lab.peer4(2)}:9002", idle_ms=5000, max_seconds=280, label="sink-spoofed"),
+        lab.sink(1, f"{lab.peer4(1)}:9001", label="sink-plain"),
+        lab.sink(2, f"{lab.peer4(2)}:9002", label="sink-spoofed"),
     ]
     text = staying(lab).replace("freq = 7", "freq = 1")
     lab.collector_socket(1, 9003)
@@ -227,7 +227,7 @@ def test_workers_listeners_and_buffers_change_under_load(lab: Lab) -> None:
     assert metrics.value("receive_datagrams_total", listener="in") == sent
     probes = 2 * sum(bool(extra) for _, extra in turns)
     for sink, spoofed in zip(sinks, (False, True), strict=True):
-        got = sink.result(40)
+        got = lab.tally(sink)
         assert got["received"] == sent + probes, got
         assert (got["repeated"], got["corrupt"]) == (0, 0), got
         if (

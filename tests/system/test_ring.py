@@ -137,7 +137,7 @@ def test_broken_packets_are_counted_and_not_forwarded(lab: Lab) -> None:
 def flood(
     lab: Lab, *, rate: int = 4000, seconds: float = 6, exporters: int = 20, run_length: int = 4, join: bool = False
 ) -> tuple[Process, Process]:
-    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=2500, max_seconds=150, join=join)
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001", join=join)
     load = lab.load(
         "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.1", "--exporters", exporters, "--source-port", 5000,
         "--rate", rate, "--seconds", seconds, "--size", 400, "--run", run_length,
@@ -161,9 +161,9 @@ def more(relay: Relay, load: Process, datagrams: int = 2000) -> None:
     )
 
 
-def verdict(sink: Process, load: Process) -> tuple[dict[str, int], dict[str, int]]:
+def verdict(lab: Lab, sink: Process, load: Process) -> tuple[dict[str, int], dict[str, int]]:
     """What the generator sent and what the sink makes of it."""
-    return load.result(30), sink.result(60)
+    return load.result(30), lab.tally(sink)
 
 
 def test_start_under_load_loses_and_repeats_nothing(lab: Lab) -> None:
@@ -174,7 +174,7 @@ def test_start_under_load_loses_and_repeats_nothing(lab: Lab) -> None:
     more(relay, load, 6000)
     assert load.alive
     load.kill()
-    got = sink.result(60)
+    got = lab.tally(sink)
     assert got["received"] > 6000
     assert (got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (0, 0, 0, 0)
     assert counts(relay)["receive_datagrams_total"] == got["received"]
@@ -183,7 +183,7 @@ def test_start_under_load_loses_and_repeats_nothing(lab: Lab) -> None:
 def test_two_workers_share_and_keep_order(lab: Lab) -> None:
     relay = lab.samplicator(config(lab, workers=2))
     sink, load = flood(lab, exporters=64, seconds=3, rate=8000)
-    sent, got = verdict(sink, load)
+    sent, got = verdict(lab, sink, load)
     assert got["received"] == sent["sent"]
     assert (got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (0, 0, 0, 0)
     metrics = relay.check_laws()
@@ -201,7 +201,7 @@ def test_workers_come_and_go_without_a_gap(lab: Lab) -> None:
     for workers in (2, 3, 1, 2):
         more(relay, load)
         relay.hangup(lab.with_service(config(lab, workers=workers), "samplicator"))
-    sent, got = verdict(sink, load)
+    sent, got = verdict(lab, sink, load)
     assert got["received"] == sent["sent"]
     assert (got["lost"], got["repeated"], got["corrupt"]) == (0, 0, 0)
     assert counts(relay)["receive_datagrams_total"] == sent["sent"]
@@ -215,7 +215,7 @@ def test_the_way_in_changes_live_and_nothing_is_lost(lab: Lab) -> None:
         more(relay, load)
         relay.hangup(lab.with_service(config(lab, receive), "samplicator"))
         assert ("chain" in ruleset(lab)) == (receive != "recvmmsg")
-    sent, got = verdict(sink, load)
+    sent, got = verdict(lab, sink, load)
     assert (got["lost"], got["corrupt"]) == (0, 0)
     assert got["repeated"] < 1000  # what arrived between filter and rule: milliseconds, unless the machine is busy
     assert got["received"] == counts(relay)["receive_datagrams_total"] == sent["sent"] + got["repeated"]
@@ -264,7 +264,7 @@ def test_a_stopped_relay_loses_nothing_that_the_ring_can_hold(
     """The ring holds bytes, not milliseconds. Runs of 46 are segmented sends: the largest packets there are."""
     text = config(lab, workers=workers).replace("[datapath]", f'[datapath]\nring_buffer = "{ring}"')
     relay = lab.samplicator(text)
-    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=15000, max_seconds=80)
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001")
     relay.send_signal(signal.SIGSTOP)
     load = lab.load(
         "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.1", "--exporters", 12, "--source-port", 5000,
@@ -281,8 +281,7 @@ def test_a_stopped_relay_loses_nothing_that_the_ring_can_hold(
         "receive_kernel_drops_total": 0,
     }
     wait_for(lambda: relay.metrics().value("send_datagrams_total", receiver="one") >= sent, "copies")
-    sink.send_signal(signal.SIGTERM)
-    got = sink.result(30)
+    got = lab.tally(sink)
     assert got["received"] == sent
     assert (got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (0, 0, 0, 0)
 

@@ -41,13 +41,13 @@ def burst(lab: Lab, count: int, rate: int = 0) -> int:
 def test_stop_drains_what_is_queued(lab: Lab, number: int) -> None:
     """The relay is held while its queue fills; told to stop, it must first forward everything that the kernel holds."""
     relay = lab.samplicator(simple(lab))
-    sink = lab.sink(1, f"{lab.peer4(1)}:9001", idle_ms=2000)
+    sink = lab.sink(1, f"{lab.peer4(1)}:9001")
     relay.send_signal(signal.SIGSTOP)
     sent = burst(lab, 20_000)
     relay.send_signal(number)
     relay.send_signal(signal.SIGCONT)
     assert relay.wait(15) == 0
-    got = sink.result()
+    got = lab.tally(sink)
     assert (got["received"], got["lost"], got["repeated"], got["reordered"]) == (sent, 0, 0, 0)
 
 

@@ -150,12 +150,12 @@ def test_with_the_offloads_of_a_real_host(make_lab, six: bool, gro: str) -> None
     base = lab.EXPORTERS6 if six else lab.EXPORTERS4
     sent = 0
     for size, run_length, segment in (("1400", 46, ["--segment"]), ("20-3000", 5, []), ("200", 1, [])):
-        sinks = [lab.sink(link, f"{to[link]}:{9000 + link}", idle_ms=500) for link in (1, 2)]
+        sinks = [lab.sink(link, f"{to[link]}:{9000 + link}") for link in (1, 2)]
         words = ["--to", listener, "--source-base", base, "--exporters", 10, "--source-port", 40_000]
         words += ["--count", 6000, "--rate", 20_000, "--size", size, "--run", run_length, *segment]
         count = lab.load(*words).result()["sent"]
         for sink in sinks:
-            got = sink.result()
+            got = lab.tally(sink)
             tally = (got["received"], got["lost"], got["repeated"], got["reordered"], got["corrupt"])
             assert tally == (count, 0, 0, 0, 0), f"{size} bytes, runs of {run_length}: {got}"
         sent += count

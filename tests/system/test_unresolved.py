@@ -11,6 +11,10 @@ from support.lab import Lab, Relay
 from support.process import wait_for
 
 SERIES = ("send_offered_datagrams_total", "send_datagrams_total", "send_bytes_total")
+KEPT = range(85, 215)
+"""Of 1,000 bytes each, how many the kernel keeps (unres_qlen_bytes, 212,992): 92 that leave alone (2,304 bytes of
+memory each), some 200 in runs, which the udp engine makes of what comes at once.
+"""
 ENGINES = ["udp", "raw", "transparent", "packet"]
 
 
@@ -110,7 +114,7 @@ def test_what_the_kernel_kept_is_sent_when_the_next_hop_answers(lab: Lab, engine
             got += 1
     except TimeoutError:
         pass
-    assert 0 < got < 400
     now = shown()
     assert now["no_neighbor"] == 400 - now[SERIES[1]]
-    assert abs(now[SERIES[1]] - got) < 100, (now, got)  # how much memory the kernel took for each is a guess
+    assert got in KEPT, got
+    assert now[SERIES[1]] in KEPT, (now, got)  # how much memory the kernel took for each is a guess

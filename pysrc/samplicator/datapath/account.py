@@ -106,6 +106,12 @@ class Account:
         return tuple(values)
 
 
+def nothing_left(accounts: Iterable[Account], now: float) -> None:
+    """As take(), where no copies have left since the last look and nothing is held back."""
+    for account in accounts:
+        account.at = now
+
+
 def settle(accounts: Iterable[Account]) -> None:
     """After take() of all. All receivers behind a next hop share its queue; what that cannot hold is lost."""
     holders: dict[Hop | None, list[Account]] = {}

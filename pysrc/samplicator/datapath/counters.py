@@ -29,6 +29,7 @@ CALLS: Final = TX_FIELDS.index("calls")
 REFUSED: Final = TX_FIELDS.index("dropped_refused")
 NO_ROUTE: Final = TX_FIELDS.index("dropped_no_route")
 NO_NEIGHBOR: Final = TX_FIELDS.index("dropped_no_neighbor")
+WAKEUPS: Final = WORKER_FIELDS.index("wakeups")
 HEARTBEAT: Final = WORKER_FIELDS.index("heartbeat_ns")
 NO_LATENCY: Final = (0,) * (len(_fastpath.LATENCY_BOUNDS_NS) + 1)
 """Counts of the latency histogram, one for each bound and +Inf."""

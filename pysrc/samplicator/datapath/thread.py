@@ -8,10 +8,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from samplicator._fastpath import Plan, Worker
-from samplicator.datapath.counters import HEARTBEAT, WORKER_FIELDS
+from samplicator.datapath.counters import HEARTBEAT, WAKEUPS, WORKER_FIELDS
 from samplicator.host import sockets
 from samplicator.readings import WorkerReading, wall_ns
 
@@ -19,6 +19,21 @@ log = logging.getLogger(__name__)
 
 TraceCallback = Callable[[bytes, int, int, int, tuple[int, ...]], None]
 """See _fastpath.Worker.trace."""
+
+
+class Stir:
+    """Whether the datapath has done anything since it was asked last. Whoever looks at receivers all the time can save
+    the trouble where it has not.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[int, ...] = ()
+
+    def any(self, generation: int, received: int, workers: Sequence[WorkerThread]) -> bool:
+        """generation: of the plan. received: datagrams so far."""
+        now = (generation, received, *(worker.worker.read()[WAKEUPS] for worker in workers))
+        before, self._seen = self._seen, now
+        return now != before
 
 
 class WorkerThread:

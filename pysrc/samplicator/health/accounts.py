@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from samplicator.datapath.account import SEGMENTING, settle
+from samplicator.datapath.account import SEGMENTING, nothing_left, settle
 from samplicator.health.receiver import ReceiverState
 from samplicator.host.neighbors import NOWHERE, Neighbors
 from samplicator.logs import RateGate
@@ -53,3 +53,8 @@ class Accounts:
                 account.take(counted, sights.get(state.spec.name, account.sight), now)
             settle(accounts)
             return [account.shown(counted) for account, counted in zip(accounts, totals, strict=True)], gone
+
+    def rest(self, states: Sequence[ReceiverState], now: float) -> None:
+        """Instead of take(), where no copies have left since and nothing is held back. now: monotonic."""
+        with self._lock:
+            nothing_left((state.standing.account for state in states), now)

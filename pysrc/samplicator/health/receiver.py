@@ -88,7 +88,8 @@ class Standing:
 class ReceiverState:
     """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
     opened anew. told: GAVE_UP bits that were logged. asked: for those that are asked for again, by bit: since when
-    (monotonic) and the copies sent until then.
+    (monotonic) and the copies sent until then. calm: as of the last look it is up, nobody depends on that, and nothing
+    is under way: until copies leave for it, a look now and then is enough.
     """
 
     spec: ReceiverSpec
@@ -102,6 +103,7 @@ class ReceiverState:
     lost: bool = False
     told: int = 0
     asked: dict[int, tuple[float, int]] = field(default_factory=dict)
+    calm: bool = False
 
     @property
     def up(self) -> bool:
@@ -161,6 +163,7 @@ class ReceiverState:
     def set_unresolved(self, unresolved: bool) -> None:
         """Told by neighbours: whether the next hop does not answer."""
         self.standing.unresolved = unresolved
+        self.calm &= not unresolved
         for way in list(self.ways):
             for tx in (way.tx, way.fallback):
                 if tx is not None and tx.unresolved != unresolved:
@@ -173,10 +176,18 @@ class ReceiverState:
         standing = self.standing
         if asked:
             standing.accounted_until = now + NEIGHBOUR_SECONDS
+        elif now >= standing.accounted_until:
+            standing.accounted_until = 0.0
         for way in list(self.ways):
             for tx in (way.tx, way.fallback):
                 if tx is not None and tx.accounted != (now < standing.accounted_until):
                     tx.accounted = not tx.accounted
+
+    @property
+    def at_ease(self) -> bool:
+        """Whether nothing is known against its next hop, nor left from when there was."""
+        standing = self.standing
+        return not (standing.unresolved or standing.accounted_until or standing.account.held)
 
     def set_own(self, why: str) -> None:
         """Told by the guard: why its copies would come back to a listener of ours, "" = they would not. To be called
@@ -185,6 +196,7 @@ class ReceiverState:
         if not self.standing.own:
             self._echoes(time.monotonic())  # what a worker has found since the last look is not to be wiped out
         self.standing.own = why
+        self.calm = False
         self._tell_looped()
 
     def _tell_looped(self) -> None:
@@ -308,6 +320,7 @@ class ReceiverState:
             standing.told_until = now + GRACE_SECONDS if state == UP else standing.told_until
             standing.came = now if state == UP else standing.came
         standing.state, standing.why = state, why
+        self.calm = state == UP and not (changed or standing.failing or self.spec.needed or self.reach.asks)
         return changed
 
     def _judge(self, now: float) -> tuple[str, str]:

@@ -84,14 +84,15 @@ def open_events() -> socket.socket | None:
     return None
 
 
-def wait_for_events(sock: socket.socket | None, seconds: float) -> None:
-    """Until some neighbour changes, so many seconds at most; then empties the socket."""
+def wait_for_events(sock: socket.socket | None, seconds: float) -> bool:
+    """Until some neighbor changes, so many seconds at most; then empties the socket. False: nothing has changed."""
     if sock is None:
         time.sleep(seconds)
-        return
+        return True  # perhaps
     waiter = select.poll()  # not select(): descriptors may be over 1023
     waiter.register(sock, select.POLLIN)
-    waiter.poll(int(seconds * 1e3))
+    if not waiter.poll(int(seconds * 1e3)):
+        return False
     for _ in range(100):
         try:
             sock.recv(65536)
@@ -99,6 +100,7 @@ def wait_for_events(sock: socket.socket | None, seconds: float) -> None:
             break
         except OSError:  # ENOBUFS: more came than it could hold
             continue
+    return True
 
 
 def route_interface(address: bytes) -> int:
@@ -123,7 +125,9 @@ class Neighbors:
         asked.
         """
         with Conversation() as kernel:
-            self._hops = {key: hop for key, hop in self._hops.items() if time.monotonic() - hop[0] < ROUTES_SECONDS}
+            old = time.monotonic() - ROUTES_SECONDS
+            if any(looked < old for looked, _ in self._hops.values()):
+                self._hops = {target: hop for target, hop in self._hops.items() if hop[0] >= old}
             hops = {name: self._hop(kernel, target) for name, target in receivers.items()}
             wanted = set(hops.values())
             table = {hop: (state, age) for hop, state, age in _table(kernel) if hop in wanted}
@@ -131,7 +135,8 @@ class Neighbors:
             bad = {hop for hop, (state, _) in table.items() if state & (NUD_INCOMPLETE | NUD_FAILED)}
             self._since = {hop: self._since.get(hop, now) for hop in bad}
             late = {hop for hop, since in self._since.items() if now - since >= PATIENCE_SECONDS}
-            self.sights = {name: _sight(hop, table, hop in late, now) for name, hop in hops.items()}
+            sights = {hop: _sight(hop, table, hop in late, now) for hop in wanted}
+            self.sights = {name: sights[hop] for name, hop in hops.items()}
             return {name for name, sight in self.sights.items() if sight.late}
 
     def _hop(self, kernel: Conversation, target: tuple[bytes, int]) -> Hop | None:

@@ -159,6 +159,7 @@ class Service:
         self._degraded: list[str] = []
         self._short: set[str] = set()
         self._neighbours = neighbors.open_events()
+        self._neighbour_news = True
         self._served: list[str] = []
         self.state = ServiceState(
             view=self._supervisor.view,
@@ -386,7 +387,7 @@ class Service:
         self._missing = Pulse("missing", RETRY_SECONDS, lambda: then("can be opened now:", supervisor.can_open()))
         self._pulses = [
             self._missing,
-            Pulse("look", LOOK_SECONDS, supervisor.look),
+            Pulse("look", LOOK_SECONDS, lambda: supervisor.look(sparing=True)),
             Pulse("neighbors", 0.001, self._watch_neighbours),
             Pulse("paths", HOUSEKEEPING_SECONDS, lambda: then("own source address gone:", supervisor.housekeeping())),
             Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
@@ -400,10 +401,11 @@ class Service:
         """
         begun, spent = time.monotonic(), time.thread_time()  # it may wait for a plan that changes: that is no work
         try:
-            self._supervisor.watch_neighbours()
+            self._supervisor.watch_neighbours(sparing=not self._neighbour_news)
         finally:
             time.sleep(min(max(0.05, 20 * (time.thread_time() - spent)), 5.0))
-            neighbors.wait_for_events(self._neighbours, max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001))
+            rest = max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001)
+            self._neighbour_news = neighbors.wait_for_events(self._neighbours, rest)
 
     async def _report(self) -> None:
         readings = await asyncio.to_thread(self._supervisor.view.readings)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from samplicator._fastpath import Plan
 from samplicator.datapath.intakes import ListenerState
-from samplicator.datapath.thread import TraceCallback, WorkerThread
+from samplicator.datapath.thread import Stir, TraceCallback, WorkerThread
 from samplicator.health.accounts import Accounts
 from samplicator.health.failover import Standings
 from samplicator.health.reach import Host
@@ -48,6 +48,10 @@ log = logging.getLogger(__name__)
 ADOPT_SECONDS: Final = 10.0
 """How long a worker may take to adopt a plan: it may have to drain a socket first, for a second at most each."""
 
+SPARED: Final = 10
+"""Of so many looks a calm receiver gets one, while no copies leave."""
+WATCH_SECONDS: Final = 2.0
+"""How often next hops are looked at, while no copies leave and all is well with them."""
 REFUSED: Final = {
     "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
     "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
@@ -90,6 +94,9 @@ class Supervisor:
         self.view = View(self._running, self._failover, self._accounts)
         self._gate = RateGate()
         self._ended = False
+        self._stirs = Stir(), Stir()  # of look() and watch_neighbours()
+        self._looks = 0
+        self._watch_at = 0.0
         self._tried = 0  # sockets of each listener, so far: they take turns
 
     @property
@@ -377,7 +384,7 @@ class Supervisor:
             if self._ended:
                 return ()
             now = time.monotonic()
-            self._follow(self._those(lambda state: state.refresh(now)))
+            self._follow(self._those(list(self._running.receivers.values()), lambda state: state.refresh(now)))
             ports = sockets.source_ports()
             for worker in self._running.workers:
                 worker.choose_from(ports)
@@ -403,24 +410,33 @@ class Supervisor:
                 guard.follow_host(self._running.spec, self._running.receivers, self._running.listeners.values())
         self.look()
 
-    def look(self) -> None:
+    def look(self, *, sparing: bool = False) -> None:
         """Several times a second: the state of the receivers and what follows from it. Does nothing while a plan
-        changes.
+        changes. sparing: receivers that there can hardly be news of have their turn only now and then.
         """
         if self._ended or not self._lock.acquire(blocking=False):
             return
         try:
             now = time.monotonic()
-            self._follow(self._those(lambda state: state.look(now)))
+            self._looks += 1
+            states = list(self._running.receivers.values())
+            if sparing and not self._has_stirred(self._stirs[0]):
+                states = [s for n, s in enumerate(states, self._looks) if not s.calm or n % SPARED == 0]
+            self._follow(self._those(states, lambda state: state.look(now)))
         finally:
             self._lock.release()
 
-    def _those(self, has_changed: Callable[[ReceiverState], bool]) -> list[ReceiverState]:
+    def _has_stirred(self, stir: Stir) -> bool:
+        return stir.any(self.generation, self.view.received(), self._running.workers)
+
+    def _those(
+        self, states: Sequence[ReceiverState], has_changed: Callable[[ReceiverState], bool]
+    ) -> list[ReceiverState]:
         """The receivers whose state has changed. One that cannot be looked at now (no descriptor is free, no memory) is
         looked at again the next time, and keeps none of the others from being looked at.
         """
         changed = []
-        for state in list(self._running.receivers.values()):
+        for state in states:
             try:
                 if has_changed(state):
                     changed.append(state)
@@ -436,11 +452,18 @@ class Supervisor:
             self._wake(self._running.workers)
         self._failover.finish_returns()
 
-    def watch_neighbours(self) -> None:
-        """Several times a second: tells the datapath whose next hop does not answer."""
+    def watch_neighbours(self, *, sparing: bool = False) -> None:
+        """Several times a second: tells the datapath whose next hop does not answer. sparing: the kernel has told of no
+        change since the last time.
+        """
         with self._lock:
             states = list(self._running.receivers.values())
             if self._ended:
+                return
+            now = time.monotonic()
+            stirred = self._has_stirred(self._stirs[1])
+            if sparing and not stirred and now < self._watch_at:
+                self._accounts.rest(states, now)
                 return
             _, gone = self._accounts.take(states)
             if gone is None:
@@ -450,3 +473,5 @@ class Supervisor:
                 if not state.spec.missing:
                     state.set_accounted(state.standing.account.sight.state in ASKED_IN_VAIN, now)
                     state.set_unresolved(state.spec.name in gone)
+            well = all(state.at_ease for state in states)
+            self._watch_at = now + WATCH_SECONDS if well else 0.0
