@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics; tx: engine; handles: memory, sockets
+# needs: uapi: net; base: atomics; tx: door, engine; handles: memory, sockets
 # The Python handle of a way out: Tx. Cold code: it checks what it is given and raises ValueError; the worker never comes here. Memory comes
 # from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 

@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch, counters; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx: engine,
-#        lane, port; worker: flow, loop, state; handles: flow, memory, plan, snapshot
+# needs: uapi: net; base: atomics, batch, counters, door; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx:
+#        engine, lane, port; worker: flow, loop, state; handles: flow, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
 

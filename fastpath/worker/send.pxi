@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: engine, packet, raw, transparent, udp; worker: flow, lane, state,
-#        work
+# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: door, engine, packet, raw, transparent, udp; worker: flow, lane,
+#        state, work
 # From selections to copies handed over: which way each receiver's copies leave, one emit and one flush each. Runs of the whole batch are
 # cut once and shared. Called by worker/loop.pxi once per batch. Cannot fail: engines account.
 
