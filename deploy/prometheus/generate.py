@@ -24,8 +24,8 @@ Two laws hold exactly whenever nothing is under way, and tests assert them after
   + the sum of `samplicator_send_skipped_datagrams_total` + the sum of `samplicator_send_errors_total`
 
 A scrape stops no worker. While datagrams flow, the two sides of a law differ by what is under way at that moment: one
-batch of each worker at most (`batch`, 512 datagrams), in either direction. The difference does not add up: a lasting one
-is a defect.
+batch of each worker at most (`batch`, 512 datagrams), in either direction. The difference does not add up: a lasting
+one is a defect.
 
 `samplicator_receive_kernel_drops_total` counts what was lost before it could be read; it is in no other series.
 
