@@ -152,11 +152,9 @@ class TxCounters:
 
 @final
 class RxSocket:
-    """A bound, non-blocking UDP socket of a listener, a packet socket with a ring, or the worker's end of a door. The descriptor stays owned by
-    the
-    caller, who keeps it open until every worker has left the plans that name it. Worker enables nothing on the
-    socket:
-    the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS),
+    """A bound, non-blocking UDP socket of a listener, a packet socket with a ring, or the worker's end of a door. The
+    descriptor stays owned by the caller, who keeps it open until every worker has left the plans that name it. Worker
+    enables nothing on the socket: the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS),
     UDP_GRO.
     counters: its own, or those of other sockets that the same worker reads. listener: index in plans, 0..65535. ring:
     a writable buffer over the whole mapping of a TPACKET_V3 receive ring with virtio-net headers (PACKET_RX_RING,
@@ -223,9 +221,9 @@ class Tx:
     alias: copies of NetFlow v9 and IPFIX carry the alias of their exporter's domain (Aliases) instead of the domain.
     per_session (ENGINE_UDP): each exporter session has a socket of its own, connected and set up like `fd`; sessions
     without one leave by `fd`, under their alias.
-    ENGINE_DOOR: `fd` is the worker's end of a door (see RxSocket), whatever is no room there is no_buffer_space; address
-    and port name the receiver for pools only, ttl, tos, checksum and source mean nothing, exporters of both families
-    are taken, and pause_us and fallback are refused.
+    ENGINE_DOOR: `fd` is the worker's end of a door (see RxSocket); what finds no room there is no_buffer_space. address
+    (16 bytes) and port name the receiver for pools only; ttl, tos and checksum mean nothing, exporters of both families
+    are taken, and source, pause_us and fallback are refused.
     nowhere: nothing can be sent to it now: every copy is counted as no_route without asking the kernel.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
@@ -313,8 +311,9 @@ class Tx:
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
 
 DOOR_FIELDS: Final[tuple[str, ...]]
-"""Of a datagram at a door: address (of the exporter, 4 or 16 bytes), port, payload, arrival_ns (Unix time, 0 = unknown),
-ttl (0 = unknown), tos, listener (of the plan), receiver (TxCounters.id). The last two are not read by a worker."""
+"""Of a datagram at a door: address (of the exporter, 4 or 16 bytes), port, payload, arrival_ns (Unix time, 0 =
+unknown), ttl (0 = unknown), tos, listener (of the plan), receiver (TxCounters.id). A worker does not
+read the last two."""
 
 @final
 class DoorEnd:
@@ -323,8 +322,8 @@ class DoorEnd:
 
     def __new__(cls, fd: int) -> DoorEnd: ...
     def read(self) -> list[tuple[bytes, int, bytes, int, int, int, int, int]]:
-        """Tuples of DOOR_FIELDS, of 8 messages at most, [] = nothing is there now. Raises EOFError when the other end is
-        gone and all is read, OSError."""
+        """Tuples of DOOR_FIELDS, of 8 messages at most, [] = nothing is there now. Raises EOFError when the other end
+        is gone and all is read, OSError."""
 
     def write(self, datagrams: Sequence[tuple[bytes, int, bytes, int, int, int, int, int]]) -> int:
         """How many were taken, from the first on; fewer than given: there is no room now. Raises OSError

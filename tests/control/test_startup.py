@@ -19,12 +19,12 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
     rows = tuple(
         ReceiverReading(
             r.name,
-            r.host,
-            address_text(r.address),
-            r.port,
+            r.udp.host,
+            address_text(r.udp.address),
+            r.udp.port,
             "spoof" if r.spoof else "own",
             r.engine,
-            r.engine_why,
+            r.udp.engine_why,
             {},
             True,
             1,
@@ -40,4 +40,4 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
         "receiver frames: 192.0.2.1:9995, spoofed; UNREACHABLE now (no route to it), tried again",
         "degraded: something",
     ]
-    assert all(r.engine_why not in "\n".join(lines) for r in spec.receivers)
+    assert all(r.udp.engine_why not in "\n".join(lines) for r in spec.receivers)
