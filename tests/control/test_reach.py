@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from samplicator.health.probes import REFUSING, UNREACHABLE, UP, Answer, Connection, Datagram, Page
 from samplicator.health.reach import IPFIX_EMPTY, Host, Reach
-from samplicator.plan.spec import ProbeSpec, ReceiverSpec
+from samplicator.plan.spec import ProbeSpec, ReceiverSpec, Udp
 from support.hosts import free_port
 
 LOCAL = bytes([127, 0, 0, 1])
@@ -22,11 +22,11 @@ LOCAL = bytes([127, 0, 0, 1])
 def spec(
     port: int, probe: str | ProbeSpec, *, engine: str = "raw", needed: bool = False, address: bytes = LOCAL
 ) -> ReceiverSpec:
-    return ReceiverSpec(
-        name="r", address=address, port=port, family=4, scope_id=0, host="", engine=engine, engine_why="",
-        spoof=engine != "udp", source=None, checksum=True, freq=1, ttl=64, tos=0, pause_us=0,
-        probe=ProbeSpec(probe) if isinstance(probe, str) else probe, needed=needed,
+    delivery = Udp(
+        address=address, port=port, family=4, scope_id=0, host="", engine=engine, engine_why="",
+        spoof=engine != "udp", source=None, checksum=True, ttl=64, tos=0, pause_us=0,
     )  # fmt: skip
+    return ReceiverSpec("r", delivery, probe=ProbeSpec(probe) if isinstance(probe, str) else probe, needed=needed)
 
 
 def stream(kind: str, port: int, path: str = "") -> ProbeSpec:
@@ -194,7 +194,7 @@ class Closed:
         back = []
         for _ in range(round(seconds * 10)):
             self.now += 0.1
-            back += [(self.now, reach.spec.port) for reach in reaches if reach.step(self.now)]
+            back += [(self.now, reach.spec.udp.port) for reach in reaches if reach.step(self.now)]
         return back
 
 

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 from samplicator.host import abilities, listening, sockets
-from samplicator.plan.spec import ReceiverSpec, SocketSpec
+from samplicator.plan.spec import SocketSpec, Udp
 from support.hosts import free_port
 from support.worker import in_namespace, is_root
 
@@ -20,15 +20,15 @@ def socket_spec(port: int, address: str = "127.0.0.1", **kwargs: object) -> Sock
     return SocketSpec(**{**values, "interface": "", "groups": (), **kwargs})  # type: ignore[arg-type]
 
 
-def receiver(port: int, address: str = "127.0.0.1", **kwargs: object) -> ReceiverSpec:
+def receiver(port: int, address: str = "127.0.0.1", **kwargs: object) -> Udp:
     family = 6 if ":" in address else 4
     packed = socket.inet_pton(socket.AF_INET6 if family == 6 else socket.AF_INET, address)
     values: dict[str, object] = {
-        "name": "r", "address": packed, "port": port, "family": family, "scope_id": 0, "host": address,
-        "engine": "udp", "engine_why": "", "spoof": False, "source": None, "checksum": True, "freq": 1, "ttl": 64,
+        "address": packed, "port": port, "family": family, "scope_id": 0, "host": address,
+        "engine": "udp", "engine_why": "", "spoof": False, "source": None, "checksum": True, "ttl": 64,
         "tos": -1, "pause_us": 0,
     }  # fmt: skip
-    return ReceiverSpec(**{**values, **kwargs})  # type: ignore[arg-type]
+    return Udp(**{**values, **kwargs})  # type: ignore[arg-type]
 
 
 def open_listener(spec: SocketSpec, **kwargs: object) -> socket.socket:

@@ -19,12 +19,12 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
     rows = tuple(
         ReceiverReading(
             r.name,
-            r.host,
-            address_text(r.address),
-            r.port,
+            r.udp.host,
+            address_text(r.udp.address),
+            r.udp.port,
             "spoof" if r.spoof else "own",
             r.engine,
-            r.engine_why,
+            r.udp.engine_why,
             {},
             True,
             1,
@@ -41,4 +41,4 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
         "keeps trying",
         "degraded: something",
     ]
-    assert all(r.engine_why not in "\n".join(lines) for r in spec.receivers)
+    assert all(r.udp.engine_why not in "\n".join(lines) for r in spec.receivers)

@@ -1,4 +1,4 @@
-"""The commands that look at a configuration and run nothing: check, explain, convert, schema.
+"""The commands that read a configuration and run nothing: check, explain, convert, schema.
 
 Called by cli.main, each with the parsed options; each returns the exit status. They must never open a listener or a
 raw socket that outlives the question, and never talk to a running daemon.
@@ -18,12 +18,12 @@ from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError, Problem
 from samplicator.host import abilities
 from samplicator.plan.planner import compile
-from samplicator.plan.spec import PlanSpec
+from samplicator.plan.spec import Door, PlanSpec, Udp
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A configuration held against this machine. plan is None when there are problems."""
+    """A configuration compared with this host. plan is None when there are problems."""
 
     loaded: Loaded | None
     plan: PlanSpec | None
@@ -43,7 +43,7 @@ def judge(path: str) -> Judged:
 
 
 def judge_loaded(loaded: Loaded) -> Judged:
-    """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
+    """The stages after reading. A right that this user lacks but the service can have is not an error here."""
     from samplicator.host import masquerade
     from samplicator.host.resolve import resolve_once
 
@@ -54,7 +54,7 @@ def judge_loaded(loaded: Loaded) -> Judged:
     except ConfigError as error:
         return Judged(loaded, None, tuple(error.problems), (*warnings, *map(str, error.warnings)))
     warnings += plan.warnings
-    raw = [receiver.name for receiver in plan.receivers if receiver.engine != "udp"]
+    raw = [receiver.name for receiver in plan.receivers if receiver.engine not in ("udp", "door")]
     if raw and not host.net_raw:
         warnings.append(f"{_listed('receiver', raw)} needs a raw socket, which needs CAP_NET_RAW; this user lacks it")
     ring = [listener.name for listener in plan.listeners if listener.rings]
@@ -120,12 +120,10 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
     """The plan with addresses as text; sources as {family, address, mask}."""
     receivers = []
     for receiver in plan.receivers:
-        source = receiver.source
         receivers.append(
             {
-                **asdict(receiver),
-                "address": address_text(receiver.address),
-                "source": None if source is None else {"address": address_text(source[0]), "port": source[1]},
+                **{key: value for key, value in asdict(receiver).items() if key != "delivery"},
+                **_delivery_json(receiver.delivery),
                 "probe": {
                     **asdict(receiver.probe),
                     "address": address_text(receiver.probe.address) if receiver.probe.address else "",
@@ -143,7 +141,25 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
         }
         for rule in plan.rules
     ]
-    return {**asdict(plan), "receivers": receivers, "rules": rules}
+    listeners = [
+        {
+            **{key: value for key, value in asdict(listener).items() if key != "intakes"},
+            **{kind: [asdict(intake) for intake in getattr(listener, kind)] for kind in ("sockets", "rings", "doors")},
+        }
+        for listener in plan.listeners
+    ]
+    return {**asdict(plan), "listeners": listeners, "receivers": receivers, "rules": rules}
+
+
+def _delivery_json(delivery: Udp | Door) -> dict[str, Any]:
+    if isinstance(delivery, Door):
+        return asdict(delivery)
+    source = delivery.source
+    return {
+        **asdict(delivery),
+        "address": address_text(delivery.address),
+        "source": None if source is None else {"address": address_text(source[0]), "port": source[1]},
+    }
 
 
 def _source_json(source: ParsedSource) -> dict[str, Any]:

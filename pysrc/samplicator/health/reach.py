@@ -28,7 +28,7 @@ import struct
 from typing import Final
 
 from samplicator.health.probes import MAKERS, REFUSING, UNREACHABLE, UP, Answer, Datagram, Probe
-from samplicator.plan.spec import ReceiverSpec
+from samplicator.plan.spec import ReceiverSpec, Udp
 
 IDLE_SECONDS: Final = 2.0  # between two probes of a receiver that answers nothing, as it should
 QUICK_SECONDS: Final = 0.5  # the same where somebody waits for news
@@ -167,6 +167,8 @@ class Reach:
     def asks(self) -> bool:
         """Whether it is probed now."""
         kind, needed = self.spec.probe.kind, self.spec.needed
+        if not isinstance(self.spec.delivery, Udp):  # a door tells by itself whether its gateway takes copies
+            return self.streams
         if kind != "auto":
             return kind != "off"
         return self.state != UP or (self.spec.deaf and (needed or self.templates)) or (needed and self.anxious)
@@ -176,7 +178,7 @@ class Reach:
         if self.streams:
             return MAKERS[spec.probe.kind](spec.probe)
         payload = IPFIX_EMPTY if spec.probe.kind == "ipfix" else b""
-        return Datagram(spec.address, spec.port, spec.scope_id, payload)
+        return Datagram(spec.udp.address, spec.udp.port, spec.udp.scope_id, payload)
 
     def _interval(self, now: float) -> float:
         if self.state == UP or self.streams:
@@ -187,20 +189,26 @@ class Reach:
         """Makes the kernel resolve the next hop of a receiver that gets no copies, if the probe goes to another
         host."""
         spec = self.spec
-        if not (self.anxious and spec.needed and spec.probe.kind in MAKERS and spec.probe.address != spec.address):
+        if not (self.anxious and spec.needed and self._asks_another):
             return
         if self._knock is None:
-            self._knock = Datagram(spec.address, DISCARD_PORT, spec.scope_id, b"")
+            self._knock = Datagram(spec.udp.address, DISCARD_PORT, spec.udp.scope_id, b"")
         try:
             self._knock.start(now)
         except OSError:
             self._knock.close()
 
+    @property
+    def _asks_another(self) -> bool:
+        """Whether the probe goes to another host than the copies."""
+        delivery = self.spec.delivery
+        return self.streams and isinstance(delivery, Udp) and self.spec.probe.address != delivery.address
+
     def _judge(self, answer: Answer, now: float) -> bool:
         if answer.state == UP and self.streams and now - self._refused < IDLE_SECONDS:
             answer = Answer(REFUSING, "the receiver's port is closed")
         if answer.state != UP:
-            if self.streams and self.spec.probe.address != self.spec.address:  # another host's news, not its own
+            if self._asks_another:  # another host's news, not its own
                 answer = Answer(REFUSING, answer.why, answer.sure)
             self._silent = 0
             self._doubts += not answer.sure

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from samplicator.host import bpf
-from samplicator.plan.spec import ReceiverSpec
+from samplicator.plan.spec import Udp
 
 SO_NO_CHECK: Final = 11
 SO_SNDBUFFORCE: Final = 32
@@ -143,7 +143,7 @@ def _open_tx(family: int, kind: int, protocol: int, send_buffer: int) -> socket.
     return sock
 
 
-def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
+def open_udp(spec: Udp, send_buffer: int) -> socket.socket:
     """The socket of the `udp` engine, bound when a source is set; still to be connected."""
     sock = _open_tx(spec.family, socket.SOCK_DGRAM, 0, send_buffer)
     try:
@@ -172,7 +172,7 @@ def open_udp(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
     return sock
 
 
-def open_raw(spec: ReceiverSpec, send_buffer: int) -> socket.socket:
+def open_raw(spec: Udp, send_buffer: int) -> socket.socket:
     """The socket of the `raw` engine: whole packets, header included (raw(7): IPPROTO_RAW implies IP_HDRINCL); still
     to be connected.
     """
@@ -209,7 +209,7 @@ def open_nowhere() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
 
-def connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
+def connect(sock: socket.socket, spec: Udp) -> bool:
     """Connects to the receiver; False when there is no route yet (the supervisor tries again), OSError on anything
     else.
     """
@@ -247,7 +247,7 @@ def own_address(sock: socket.socket) -> bytes:
     return socket.inet_pton(sock.family, str(sock.getsockname()[0]).partition("%")[0])
 
 
-def reserve_source(spec: ReceiverSpec) -> tuple[socket.socket, tuple[bytes, int]]:
+def reserve_source(spec: Udp) -> tuple[socket.socket, tuple[bytes, int]]:
     """An own address and port for raw copies that are not spoofed, held by a socket so that nobody else sends from
     that port.
     """

@@ -1,7 +1,7 @@
-"""The answers of the HTTP interface to those who change something: a reload.
+"""The requests of the HTTP interface that change something: a reload.
 
-Invariant: changing needs the control socket (its file mode is the gate) or the bearer token. Called by the application,
-by way of the table in routes.
+Invariant: changes need the control socket (protected by its file mode) or the bearer token. Called by the application,
+through the table in routes.
 """
 
 from __future__ import annotations

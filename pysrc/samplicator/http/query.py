@@ -1,7 +1,7 @@
-"""The parameters of the HTTP interface: what each may be, said once for those who ask and once for those who read.
+"""The parameters of the HTTP interface: the check of each value, and its description.
 
-Each function takes a request's query and returns a value or raises HTTPBadRequest with a sentence that says what can
-be asked for; the Query beside it is what the OpenAPI document says of the same. Called by reading and routes.
+Each function takes a request's query and returns a value, or raises HTTPBadRequest with a sentence that says which
+values are valid; the Query beside it describes the same in the OpenAPI document. Called by reading and routes.
 """
 
 from __future__ import annotations

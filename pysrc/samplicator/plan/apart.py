@@ -42,7 +42,9 @@ def warnings(
             receiver = receivers[index]
             if receiver.apart:
                 quiet.update(dict.fromkeys((index, i) for i in sorted(heard & deaf.keys())))
-            elif not receiver.spoof and heard & flowing and _several(rule, first, index):
+            elif receiver.tells_exporters or not heard & flowing:
+                continue
+            elif _several(rule, first, index):
                 several.add(index)
     mixed = [receivers[index].name for index in sorted(several)]
     blind = [f"{receivers[index].name!r} (listener {deaf[i]!r})" for index, i in sorted(quiet)]

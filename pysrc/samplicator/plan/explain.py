@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from samplicator.config.address import MAPPED, ParsedSource, address_text, endpoint_text
 from samplicator.plan.apart import REMEDY
-from samplicator.plan.spec import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec
+from samplicator.plan.spec import Door, PlanSpec, ReceiverSpec, RuleSpec, SocketSpec, Udp
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -186,53 +186,77 @@ def _match(spec: PlanSpec, rule: RuleSpec, listener: int, exporter: Address) -> 
 
 
 def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, flow: bool) -> Copy:
-    port: int | str = exporter_port if exporter_port is not None else "PORT"
-    engine, engine_why = receiver.engine, receiver.engine_why
-    if receiver.spoof and receiver.family == exporter.version:
-        source, why = endpoint_text(str(exporter), port), "the exporter's address, spoofed"
-    elif receiver.spoof:
-        source = "this host's address"
-        why = f"not spoofed: an IPv{receiver.family} packet cannot have an IPv{exporter.version} source"
-        engine, engine_why = "udp", "copies that cannot be spoofed are sent through a UDP socket"
-    elif receiver.source is not None:
-        address, own_port = receiver.source
-        source = endpoint_text(address_text(address), own_port or "a port that the kernel chooses")
-        why = "configured by `source`"
+    spoofed, details = False, []
+    if isinstance(receiver.delivery, Udp):
+        udp = receiver.delivery
+        spoofed = udp.spoof and udp.family == exporter.version
+        source, why, engine, engine_why = _source(udp, exporter, exporter_port)
+        details += [f"ttl {udp.ttl or 'kept'}", f"tos {'kept' if udp.tos < 0 else udp.tos}"]
     else:
-        source, why = "this host's address", "not spoofed"
-    apart = ""
-    if flow and not (receiver.spoof and receiver.family == exporter.version):
-        apart = _told_apart(receiver)
-    if receiver.per_session:
-        source += ", one port per exporter session"
-    details = [f"ttl {receiver.ttl or 'kept'}", f"tos {'kept' if receiver.tos < 0 else receiver.tos}"]
+        source = endpoint_text(str(exporter), exporter_port if exporter_port is not None else "PORT")
+        why = "the gateway gets the exporter's address with each copy"
+        engine, engine_why = "door", "a gateway in this process sends the copy on"
+    apart = _told_apart(receiver) if flow and not spoofed and not isinstance(receiver.delivery, Door) else ""
     if receiver.freq > 1:
         templates = ", and all templates" if flow and not receiver.by_exporter else ""
         details.append(f"1 {'exporter' if receiver.by_exporter else 'datagram'} in {receiver.freq}{templates}")
     if flow:
         details += _refreshes(receiver)
-    if receiver.mtu:
-        details.append(f"packets of at most {receiver.mtu} bytes")
-    if not receiver.checksum:
-        details.append("UDP checksum 0")
-    if receiver.pause_us:
-        details.append(f"a pause of {receiver.pause_us} us after each copy")
-    to = endpoint_text(receiver.host if receiver.unresolved else address_text(receiver.address), receiver.port)
+    to = receiver.place
+    if isinstance(receiver.delivery, Udp):
+        details += _packets(receiver.delivery)
+        to += f" ({receiver.delivery.host})" * _has_name(receiver)
     if receiver.missing:
         to += f" (unreachable: {receiver.missing})"
-    elif receiver.host not in (address_text(receiver.address), ""):
-        to += f" ({receiver.host})"
     if receiver.standby_for:
         details.insert(0, f"only while {receiver.standby_for} is down, templates first")
     return Copy(receiver.name, to, source, why, engine, engine_why, tuple(details), receiver.standby_for, apart)
 
 
+def _source(udp: Udp, exporter: Address, exporter_port: int | None) -> tuple[str, str, str, str]:
+    """Source of a copy and why, engine and why."""
+    port: int | str = exporter_port if exporter_port is not None else "PORT"
+    engine, engine_why = udp.engine, udp.engine_why
+    if udp.spoof and udp.family == exporter.version:
+        source, why = endpoint_text(str(exporter), port), "the exporter's address, spoofed"
+    elif udp.spoof:
+        source = "this host's address"
+        why = f"not spoofed: an IPv{udp.family} packet cannot have an IPv{exporter.version} source"
+        engine, engine_why = "udp", "copies that cannot be spoofed are sent through a UDP socket"
+    elif udp.source is not None:
+        address, own_port = udp.source
+        source = endpoint_text(address_text(address), own_port or "a port that the kernel chooses")
+        why = "configured by `source`"
+    else:
+        source, why = "this host's address", "not spoofed"
+    if udp.per_session:
+        source += ", one port per exporter session"
+    return source, why, engine, engine_why
+
+
+def _packets(udp: Udp) -> list[str]:
+    """What is out of the ordinary with the packets."""
+    found = []
+    if udp.mtu:
+        found.append(f"packets of at most {udp.mtu} bytes")
+    if not udp.checksum:
+        found.append("UDP checksum 0")
+    if udp.pause_us:
+        found.append(f"a pause of {udp.pause_us} us after each copy")
+    return found
+
+
+def _has_name(receiver: ReceiverSpec) -> bool:
+    """Whether the operator wrote another name than the address that is shown."""
+    return not receiver.missing and receiver.udp.host not in (address_text(receiver.udp.address), "")
+
+
 def _told_apart(receiver: ReceiverSpec) -> str:
     if receiver.unique:
-        return "each exporter of NetFlow v9 and IPFIX has its own domain in copies (see samplicator domains)"
-    if receiver.per_session:
-        return "each exporter of NetFlow v9 and IPFIX has its own port in copies, or its own domain until it has a port"
-    return f"the collector can mix up templates of several exporters of NetFlow v9 and IPFIX; {REMEDY}"
+        return "exporters of NetFlow v9 and IPFIX have a domain each there (samplicator domains)"
+    if receiver.apart:
+        return "exporters of NetFlow v9 and IPFIX have a port each there, or while they have none a domain"
+    return f"exporters of NetFlow v9 and IPFIX can overwrite each other's templates there: {REMEDY}"
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:

@@ -34,6 +34,7 @@ from samplicator.plan.spec import (
     ResolvedAddress,
     RingSpec,
     SocketSpec,
+    Udp,
 )
 
 FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
@@ -223,7 +224,7 @@ class _Compiler:
                 ListenerSpec(
                     index=index,
                     name=listener.name,
-                    sockets=tuple(sockets),
+                    intakes=tuple(sockets),
                     flow=listener.flow != "off",
                     unresolved=tuple(unresolved[index]),
                 )
@@ -268,7 +269,15 @@ class _Compiler:
                 self.warn(path, f"{why}; until then UDP sockets receive")
             how = "ring" if rings else "recvmmsg"
             required = want == "ring"
-            specs.append(replace(listener, receive=how, receive_why=why, rings=rings, ring_required=required))
+            specs.append(
+                replace(
+                    listener,
+                    intakes=(*listener.intakes, *rings),
+                    receive=how,
+                    receive_why=why,
+                    ring_required=required,
+                )
+            )
         return tuple(specs)
 
     # ------------------------------------------------------------------ receivers
@@ -316,8 +325,7 @@ class _Compiler:
                 f"receiver {receiver.name!r}: checksum = false has no effect, because IPv6 needs UDP checksums "
                 "(RFC 8200 section 8.1); remove `checksum`"
             )
-        return ReceiverSpec(
-            name=receiver.name,
+        delivery = Udp(
             address=address.address,
             port=endpoint.port,
             family=address.family,
@@ -328,11 +336,16 @@ class _Compiler:
             spoof=receiver.spoof,
             source=source,
             checksum=receiver.checksum or address.family == 6,
-            freq=receiver.freq,
             ttl=0 if receiver.ttl == "keep" else receiver.ttl,
             tos=-1 if receiver.tos == "keep" else receiver.tos,
             pause_us=receiver.pause_us,
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
+            per_session=self.per_session(path, receiver, engine),
+        )
+        return ReceiverSpec(
+            name=receiver.name,
+            delivery=delivery,
+            freq=receiver.freq,
             by_exporter=receiver.freq_mode == "exporter",
             refresh=(
                 receiver.template_refresh_packets,
@@ -343,7 +356,6 @@ class _Compiler:
             probe=self.probe(path, receiver, address),
             standby_for=receiver.standby_for,
             needed=receiver.probe != "off" and receiver.name in self.needed,
-            per_session=self.per_session(path, receiver, engine),
             unique=receiver.domain == "unique",
             missing=missing,
         )

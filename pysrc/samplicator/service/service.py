@@ -514,6 +514,6 @@ class Service:
         for way in ways:
             if way < len(spec.receivers):
                 receiver = spec.receivers[way]
-                lines.append(f"  sent to {endpoint_text(address_text(receiver.address), receiver.port)}")
+                lines.append(f"  sent to {receiver.place}")
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write("\n".join(lines) + "\n")

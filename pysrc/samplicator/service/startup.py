@@ -12,6 +12,8 @@ from samplicator.config.address import endpoint_text, size_text
 from samplicator.plan.spec import PlanSpec
 from samplicator.readings import Readings
 
+SOURCES = {"spoof": "spoofed", "own": "from this host's address", "beside": "with its exporter beside it"}
+"""Of copies, by ReceiverReading.source."""
 DEGRADED = "degraded: "
 """Prefix of lines that need an action of the operator; they are logged as warnings."""
 SHOWN = 12
@@ -67,10 +69,10 @@ def _listeners(spec: PlanSpec, readings: Readings, grants: Mapping[str, tuple[in
 def _receivers(readings: Readings) -> list[str]:
     lines = []
     for receiver in readings.receivers[:SHOWN]:
-        place = endpoint_text(receiver.address, receiver.port)
+        place = receiver.place
         down = "" if receiver.up else f"; {receiver.state.upper()} now ({receiver.state_why}), samplicator keeps trying"
         down += f"; standby for {receiver.standby_for}" if receiver.standby_for else ""
-        source = "spoofed" if receiver.source == "spoof" else "from this host's address"
+        source = SOURCES[receiver.source]
         lines.append(f"receiver {receiver.name}: {place}, {source}{down}")
     if len(readings.receivers) > SHOWN:
         lines.append(f"and {len(readings.receivers) - SHOWN} more receivers")

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from samplicator.config.address import endpoint_text
 from samplicator.logs import RateGate
 from samplicator.readings import Readings, Unmatched
 
@@ -69,7 +68,7 @@ class Trouble:
         for receiver in readings.receivers:
             key = ("receiver", receiver.name)
             seen[key] = receiver.counters
-            place = endpoint_text(receiver.address, receiver.port)
+            place = receiver.place
             for field, why in SEND.items():
                 text = f"receiver {receiver.name!r} at {place}: {{}} copies failed: {why}"
                 self._say(key, seen[key], field, text, moment)

@@ -32,8 +32,8 @@ def judge_receivers(spec: PlanSpec, receivers: Mapping[str, ReceiverState]) -> N
     try:
         with Host() as host:
             for state in receivers.values():
-                wanted = state.spec
-                if wanted.missing or wanted.port not in ports:  # missing: nothing is sent, and its address may be none
+                wanted = state.spec.network
+                if wanted is None or wanted.port not in ports:
                     state.set_own("")
                     continue
                 source = wanted.source[0] if wanted.source is not None else b""

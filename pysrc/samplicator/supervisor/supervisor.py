@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from samplicator._fastpath import Plan
+from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import Stir, TraceCallback, WorkerThread
 from samplicator.health.accounts import Accounts
@@ -33,7 +34,7 @@ from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
-from samplicator.plan.spec import PlanSpec
+from samplicator.plan.spec import PlanSpec, Udp
 from samplicator.readings import add_up
 from samplicator.supervisor import guard
 from samplicator.supervisor.build import Build, BuildError, withhold_ports
@@ -78,8 +79,12 @@ class Supervisor:
         trace: TraceCallback | None = None,
         strict: bool = False,
         source: Source | None = None,
+        gateways: Gateways | None = None,
     ) -> None:
-        """strict: see Running. source: where listeners' sockets come from, None = they are opened."""
+        """strict: see Running. source: where listeners' sockets come from, None = they are opened. gateways: what doors
+        can lead to, by name.
+        """
+        self._gateways = gateways or {}
         self._source = source or Opened()
         self._lock = threading.Lock()
         self._descriptor_limit = descriptor_limit
@@ -111,7 +116,14 @@ class Supervisor:
         with self._lock:
             if self._ended:
                 raise BuildError(errno.ESHUTDOWN, "the service is stopping")
-            build = Build(spec, self._running, self._source, generation=self._running.generation + 1, trace=self._trace)
+            build = Build(
+                spec,
+                self._running,
+                self._source,
+                generation=self._running.generation + 1,
+                trace=self._trace,
+                gateways=self._gateways,
+            )
             try:
                 build.open(self._descriptor_limit)
                 moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
@@ -226,6 +238,7 @@ class Supervisor:
                 for interface, part in build.rings[name].items():
                     part.group.intakes = part.intakes
                     listener.rings[interface] = part.group
+                listener.doors = build.doors[name]
                 if listener.leaving:
                     self._debris.append(partial(self._close_leaving, listener))
             gone_listeners = []
@@ -235,6 +248,7 @@ class Supervisor:
                 gone.leaving += gone.open()
                 gone.intakes = {}
                 gone.rings = {}
+                gone.doors = {}
                 self._debris.append(partial(self._close_leaving, gone))
             guard.share_casts(build.casts, [*build.listeners.values(), *gone_listeners])
             self._running.listeners = build.listeners
@@ -242,7 +256,9 @@ class Supervisor:
             hosts: dict[tuple[bytes, int], Host] = {}
             for receiver in build.receivers.values():
                 receiver.reach.adopt(receiver.spec)
-                receiver.reach.stay_at(hosts.setdefault((receiver.spec.address, receiver.spec.scope_id), Host()))
+                if isinstance(receiver.spec.delivery, Udp):
+                    where = receiver.spec.delivery.address, receiver.spec.delivery.scope_id
+                    receiver.reach.stay_at(hosts.setdefault(where, Host()))
             self._running.pool_ids = build.pool_ids
             self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers
@@ -268,7 +284,7 @@ class Supervisor:
                 return ()
             running = self._running.receivers
             refused = [wanted for wanted in self._running.spec.receivers if not wanted.missing]
-            receivers = [w.name for w in refused if running[w.name].spec.missing and could_send(w)]
+            receivers = [w.name for w in refused if running[w.name].spec.missing and could_send(w, self._gateways)]
             listeners = list(self._running.listeners.values())
             on_port: dict[int, list[socket.socket]] = {}
             for state in listeners:
@@ -301,7 +317,7 @@ class Supervisor:
             self._links = links.Links()
         self._links.follow(
             {
-                name: links.Target(state.spec.address, state.spec.scope_id, state.set_link)
+                name: links.Target(state.spec.udp.address, state.spec.udp.scope_id, state.set_link)
                 for name, state in states.items()
             }
         )
@@ -348,6 +364,9 @@ class Supervisor:
                 for intake in listener.sockets():
                     with contextlib.suppress(OSError):
                         bpf.attach(intake.sock, bpf.TAKE_NOTHING)
+                for door in (intake for group in listener.doors.values() for intake in group):
+                    with contextlib.suppress(OSError):
+                        door.refuse_all()
             for worker in self._running.workers:
                 worker.worker.stop(int(timeout * 1000))
             deadline = time.monotonic() + timeout + 2.0
