@@ -214,14 +214,9 @@ class ListenerState:
         return [*self.sockets(), *rings, *(intake for group in self.doors.values() for intake in group)]
 
     def down_why(self) -> str:
-<<<<<<< HEAD
         """Why sockets are missing, "" = none is: one reason, and the number of sockets."""
-        reasons = [f"the host name does not resolve: {place}" for place in self.unresolved]
-=======
-        """What it lacks, "" = nothing: one reason, and how many places it holds for."""
         reasons = [GONE for group in self.doors.values() if any(intake.rx.shut for intake in group)]
         reasons += [f"the host name does not resolve: {place}" for place in self.unresolved]
->>>>>>> main
         reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
         if not reasons:
             return ""
@@ -236,13 +231,8 @@ class ListenerState:
             return "down"
         return "partly down" if self.down_why() else "up"
 
-<<<<<<< HEAD
-    def retire(self) -> list[Intake | RingIntake]:
-        """Keeps the counts of the removed intakes; returns them, to be closed."""
-=======
     def retire(self) -> list[AnyIntake]:
-        """Keeps the counts of what left; returns it, to be closed."""
->>>>>>> main
+        """Keeps the counts of the removed intakes; returns them, to be closed."""
         gone, self.leaving = self.leaving, []
         for intake in gone:
             with contextlib.suppress(OSError):

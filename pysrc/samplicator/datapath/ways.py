@@ -34,16 +34,11 @@ ENGINES: Final = {
 
 
 def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
-<<<<<<< HEAD
     """What makes the ways of two receiver specs equal: all fields except texts for people and state."""
-    return replace(spec, host="", engine_why="", probe=ProbeSpec(), standby_for="", needed=False)
-=======
-    """What makes two receiver specs the same way out: all but what is text for people or about its state."""
     delivery = spec.delivery
     if isinstance(delivery, Udp):
         delivery = replace(delivery, host="", engine_why="")
     return replace(spec, delivery=delivery, probe=ProbeSpec(), standby_for="", needed=False)
->>>>>>> main
 
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
@@ -169,18 +164,13 @@ class Path:
             )
         return (self.spec.udp.mtu, "configured") if 0 < self.spec.udp.mtu <= least else (least, why)
 
-<<<<<<< HEAD
-    def look(self, now: float, ways: Sequence[Way]) -> None:
-        """Several times per second: follows the MTU that routers on the way report."""
-=======
     @property
     def fault(self) -> str:
         """Why nothing gets through, "" when it does."""
         return "" if self.routed else NO_ROUTE
 
     def look(self, now: float, ways: Sequence[Way], counters: Mapping[int, TxCounters]) -> None:
-        """Several times a second: what routers on the way take."""
->>>>>>> main
+        """Several times per second: follows the MTU that routers on the way report."""
         if self._beyond is not None and self._beyond.step(now):
             self._set_mtu(ways)
             say = log.info if self._beyond.learned == 0 and not self._beyond.doubtful else log.warning

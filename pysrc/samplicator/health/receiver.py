@@ -33,14 +33,8 @@ NEIGHBOUR_SECONDS: Final = 1.2
 FAILED_SECONDS: Final = 5.0
 """The receiver can be reached again when no copy failed (no route, no neighbor) for this time."""
 GRACE_SECONDS: Final = 1.0
-<<<<<<< HEAD
 """Copies can be counted as refused for this time after a receiver has come back, because the ways still have the old
 state, or reports of old copies wait at their sockets."""
-NO_ROUTE: Final = "there is no route to the receiver"
-=======
-"""Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
-reports of old copies wait at their sockets."""
->>>>>>> main
 PROBE_UNRESOLVED: Final = "the host name of the probe does not resolve"
 NO_ANSWER: Final = "the receiver's host or the next hop does not answer"
 COPIES_REFUSED: Final = "the receiver refuses copies"
