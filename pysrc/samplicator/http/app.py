@@ -55,10 +55,10 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except TimeoutError:
-        response = as_json({"error": f"no answer within {limit:g} s"}, status=503)
+        response = as_json({"error": f"the daemon had no answer in {limit:g} s"}, status=503)
     except Exception:
         log.exception("request %s %s failed", request.method, request.path)
-        response = as_json({"error": "internal error, see the log"}, status=500)
+        response = as_json({"error": "internal error; the log of the daemon shows the cause"}, status=500)
     finally:
         shared.touch(request.protocol, -1)
     if not response.prepared:

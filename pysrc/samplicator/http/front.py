@@ -112,7 +112,7 @@ def _clear(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "there is a file of that name that is no socket")
+        raise FileExistsError(errno.EEXIST, "a file of this name exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -121,7 +121,7 @@ def _clear(path: str) -> None:
             if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
                 raise
         else:
-            raise OSError(errno.EADDRINUSE, "another process serves it")
+            raise OSError(errno.EADDRINUSE, "another process uses it")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 

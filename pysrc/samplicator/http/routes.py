@@ -32,21 +32,21 @@ async def _openapi(request: web.Request) -> web.Response:
 
 def _shown(path: str, handler: Handler, text: str, shape: Any, *parameters: Query) -> Route:
     """A JSON answer."""
-    answers = {200: Answer("As it is now.", shape), 500: FAILED, 503: TOO_LATE}
+    answers = {200: Answer("The current value.", shape), 500: FAILED, 503: TOO_LATE}
     return Route(path, handler, text, answers | ({400: BAD_QUERY} if parameters else {}), parameters)
 
 
 def _verdict(path: str, handler: Handler, text: str) -> Route:
-    return Route(path, handler, text, {200: Answer("Yes."), 500: FAILED, 503: Answer("No; the text says why.")})
+    return Route(path, handler, text, {200: Answer("Yes."), 500: FAILED, 503: Answer("No; the text shows the cause.")})
 
 
 _PAGING: Final = (query.PLACE, query.LIMIT)
 _EXPOSITION: Final = Answer(
-    "By the Accept header one of the two.", None, ("text/plain", "application/openmetrics-text")
+    "One of the two formats, chosen by the Accept header.", None, ("text/plain", "application/openmetrics-text")
 )
 
 ROUTES: Final[tuple[Route, ...]] = (
-    Route("/", reading.index, "Every path, a line each.", {200: Answer("Paths."), 500: FAILED, 503: TOO_LATE}),
+    Route("/", reading.index, "All paths, one per line.", {200: Answer("Paths."), 500: FAILED, 503: TOO_LATE}),
     Route(
         "/metrics",
         reading.metrics,
@@ -54,8 +54,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         {200: _EXPOSITION, 500: FAILED, 503: TOO_LATE},
         (query.SERIES,),
     ),
-    *(_verdict(path, reading.health, "Whether the workers' hearts beat.") for path in ("/healthz", "/-/healthy")),
-    *(_verdict(path, reading.ready, "Whether every listener is bound and read.") for path in ("/readyz", "/-/ready")),
+    *(_verdict(path, reading.health, "Whether all workers run.") for path in ("/healthz", "/-/healthy")),
+    *(_verdict(path, reading.ready, "Whether every listener is up.") for path in ("/readyz", "/-/ready")),
     _shown("/api/v1/status", reading.status, "What the daemon does.", Status),
     _shown("/api/v1/receivers", reading.receivers, "Receivers, in configured order.", list[Receiver]),
     _shown("/api/v1/listeners", reading.listeners, "Listeners, in configured order.", list[Listener]),
@@ -65,7 +65,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _shown(
         "/api/v1/exporters",
         reading.exporter_page,
-        "Observation domains of exporters of flow telemetry, in pages of a mebibyte.",
+        "Observation domains of exporters of flow telemetry, in pages of 1 MiB.",
         ExporterPage,
         *_PAGING,
         query.EXPORTER,
@@ -73,7 +73,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _shown(
         "/api/v1/templates",
         reading.template_page,
-        "Observation domains with their templates, in pages of a mebibyte.",
+        "Observation domains with their templates, in pages of 1 MiB.",
         TemplatePage,
         *_PAGING,
         query.EXPORTER,
@@ -81,7 +81,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _shown(
         "/api/v1/domains",
         reading.domain_page,
-        "Which exporter stands behind a number in copies, in pages.",
+        "Which exporter has a number that replaces its domain in copies, in pages.",
         DomainPage,
         *_PAGING,
     ),
@@ -92,11 +92,11 @@ ROUTES: Final[tuple[Route, ...]] = (
         Ledger,
         query.LIMIT,
     ),
-    _shown("/api/v1/export", reading.export, "The counters in the words of a router.", Export),
+    _shown("/api/v1/export", reading.export, "The counters in the format of a router.", Export),
     _shown(
         "/api/v1/history",
         reading.history_page,
-        "Rates of the last 15 minutes, in pages of a mebibyte: of all together, of listeners, of receivers, or of the "
+        "Rates of the last 15 minutes, in pages of 1 MiB: of all together, of listeners, of receivers, or of the "
         "200 exporters that sent the most.",
         HistoryPage,
         query.KIND,
@@ -114,12 +114,12 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "/-/reload",
         changing.reload,
-        "Has the daemon read its configuration again, and waits for the outcome.",
+        "Makes the daemon read its configuration again, and waits for the result.",
         {
-            200: Answer("The configuration runs.", Reloaded),
-            401: Answer("The token is missing or is another one.", Error),
+            200: Answer("The new configuration runs.", Reloaded),
+            401: Answer("The token is missing or wrong.", Error),
             403: Answer("The daemon has no token: reload over TCP is off.", Error),
-            422: Answer("The configuration was refused; the one before it runs on.", Reloaded),
+            422: Answer("The configuration was refused; the previous one keeps running.", Reloaded),
             500: FAILED,
             503: TOO_LATE,
         },
