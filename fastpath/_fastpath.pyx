@@ -16,6 +16,9 @@ from base.atomics cimport (
     atomic_store64, atomic_store64_release, atomics_add,
 )
 from base.batch cimport BATCH_LIMIT, batch_t, exporter_t
+from base.door cimport (
+    DOOR_BROKEN, DOOR_HEADER, DOOR_MESSAGE, DOOR_MESSAGES, DOOR_RECORDS, DOOR_SOUND, DOOR_STRANGE, door_exporter, door_read, door_record_t, door_write,
+)
 from base.counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT,
     WORKER_FIELD_COUNT,
@@ -59,30 +62,30 @@ from route.pool cimport (
 )
 from shape.run cimport run_datagrams, run_make, run_session_end, runs_t
 from rx.socket cimport (
-    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_RING, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_received,
-    rx_ring_t, rx_socket_t,
+    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t,
+    rx_received, rx_ring_t, rx_socket_t,
 )
 from shape.sample cimport sample_keep
 from route.session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
-    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
+    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_DOOR, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
     TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_give_up, tx_link_t, tx_port_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel,
     tx_settle, tx_t, tx_read_reports, tx_try_again,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, BPF_RET_K, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR,
-    CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRINUSE, EAFNOSUPPORT, EAGAIN,
+    CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRINUSE, EAFNOSUPPORT, EAGAIN, ECONNRESET,
     EDESTADDRREQ, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM,
     EPERM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLIN, IP_MTU_DISCOVER, IP_MULTICAST_TTL, IP_PKTINFO,
     IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_MTU_DISCOVER,
     IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TCLASS, IPV6_TRANSPARENT, IPV6_UNICAST_HOPS,
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, PR_SET_TIMERSLACK, PROT_READ, PROT_WRITE, RLIMIT_NOFILE,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, PR_SET_TIMERSLACK, PROT_READ, PROT_WRITE, RLIMIT_NOFILE,
     SCM_TIMESTAMPNS, SIOCINQ, SO_ATTACH_FILTER, SO_BROADCAST, SO_ERROR, SO_NO_CHECK, SO_RCVBUF, SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF,
     SO_SNDBUFFORCE, SO_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, THREAD_SCHEDULE_BYTES, UDP_GRO,
     UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, connect, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, get_errno,
     getrlimit, getsockname, getsockopt, htonl, htons, in6_pktinfo, in_pktinfo, ioctl, iovec, likely, mmap, mmsghdr, msghdr, munmap,
-    nanosleep, ntohs, prctl, read, recvmmsg, rlimit, setsockopt, sock_filter, sock_fprog, sockaddr, sockaddr_in, sockaddr_in6,
+    nanosleep, ntohs, prctl, read, recvmmsg, rlimit, sendmmsg, setsockopt, sock_filter, sock_fprog, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_ll, socket, socklen_t, thread_schedule, thread_schedule_get, thread_schedule_set, timespec, u16, u32, u64, u8, unlikely,
     write,
 )
@@ -99,6 +102,7 @@ cdef extern from "Python.h":
 
 include "rx/recvmmsg.pxi"
 include "rx/ring.pxi"
+include "rx/door.pxi"
 include "tx/udp.pxi"
 include "tx/raw.pxi"
 include "tx/shared.pxi"
@@ -106,6 +110,7 @@ include "tx/port.pxi"
 include "tx/transparent.pxi"
 include "tx/packet.pxi"
 include "tx/lane.pxi"
+include "tx/door.pxi"
 include "worker/work.pxi"
 include "worker/state.pxi"
 include "worker/send.pxi"
@@ -118,6 +123,7 @@ include "worker/loop.pxi"
 include "handles/memory.pxi"
 include "handles/snapshot.pxi"
 include "handles/sockets.pxi"
+include "handles/door.pxi"
 include "handles/tx.pxi"
 include "handles/flow.pxi"
 include "handles/alias.pxi"

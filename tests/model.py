@@ -50,8 +50,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Receiver:
+    """address None: a gateway, which gets who sent a datagram, its TTL and TOS beside it, whatever the family."""
+
     name: str
-    address: Address
+    address: Address | None
     port: int
     spoof: bool = False
     checksum: bool = True
@@ -157,16 +159,16 @@ class Model:
         source: tuple[str, int] | None = None
         if receiver.source is not None:
             source = (str(receiver.source[0]), receiver.source[1])
-        elif receiver.spoof and exporter.version == receiver.address.version:
+        elif receiver.address is None or (receiver.spoof and exporter.version == receiver.address.version):
             source = (str(exporter), datagram.port)
         return Copy(
             receiver.name,
             source,
-            str(receiver.address),
+            str(receiver.address or ""),
             receiver.port,
             datagram.ttl if receiver.ttl == KEEP else int(receiver.ttl),
             datagram.tos if receiver.tos == KEEP else int(receiver.tos),
-            not receiver.checksum and receiver.address.version == 4,
+            not receiver.checksum and receiver.address is not None and receiver.address.version == 4,
             datagram.payload,
         )
 

@@ -52,7 +52,7 @@ cdef class RxSocket:
     cdef Py_buffer bell                # of the doorbell's
 
     def __cinit__(self, int fd, RxCounters counters not None, int listener, *, ring=None, u32 block_bytes=0, bell=None, int bell_fd=-1,
-                  bint flow=False):
+                  bint flow=False, bint door=False):
         if listener < 0 or listener > 0xFFFF:
             raise ValueError(f"listener index {listener} is not 0..65535")
         self.counters = counters
@@ -63,6 +63,10 @@ cdef class RxSocket:
         self.socket.stamps = self.socket.stamped = self._has_stamps()
         if ring is not None:
             self._set_ring(ring, block_bytes)
+        if door:
+            if ring is not None:
+                raise ValueError("a door has no ring")
+            self.socket.kind = RX_DOOR
         if bell is not None:
             self._set_bell(bell, bell_fd)
 
@@ -109,6 +113,10 @@ cdef class RxSocket:
     def mark(self):
         mark = atomic_load64(&self.socket.ring.mark)
         return mark >> 32, mark & 0xFFFFFFFF
+
+    @property
+    def shut(self):
+        return atomic_load32(&self.socket.shut) != 0
 
     def set_flow(self, bint on):
         """Whether its datagrams go through the flow stage; any thread may call it while the worker runs."""

@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics; tx: engine; handles: memory, sockets
+# needs: uapi: net; base: atomics; tx: door, engine; handles: memory, sockets
 # The Python handle of a way out: Tx. Cold code: it checks what it is given and raises ValueError; the worker never comes here. Memory comes
 # from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
@@ -24,7 +24,7 @@ cdef class Tx:
                   long long freq=1, bint checksum=True, int mtu=1500, source=None, u32 scope_id=0, long long pause_us=0, bint by_exporter=False,
                   refresh=(0, 0, 0, 0), Tx fallback=None, Tx cutter=None, bint alias=False, bint per_session=False, bint nowhere=False):
         cdef const u8 *octets = address
-        if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET):
+        if engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_PACKET, TX_ENGINE_DOOR):
             raise ValueError(f"engine {engine} is unknown")
         if len(address) != 4 and len(address) != 16:
             raise ValueError(f"address has {len(address)} bytes, not 4 or 16")
@@ -76,12 +76,16 @@ cdef class Tx:
         self.mtu = mtu
         if source is not None and engine not in (TX_ENGINE_UDP, TX_ENGINE_RAW):
             raise ValueError("a fixed source leaves by udp or raw only")
-        if fallback is None and source is None and engine != TX_ENGINE_UDP:
+        if fallback is None and source is None and engine != TX_ENGINE_UDP and engine != TX_ENGINE_DOOR:
             self.fallback = Tx(TX_ENGINE_UDP, fd, counters, address, port, freq=freq, by_exporter=by_exporter)
             self.fallback.tx.port.send = tx_send_nothing
             self.fallback.tx.reports = 0
         if source is not None:
             self._set_source(source[0], source[1])
+        if engine == TX_ENGINE_DOOR:
+            if fallback is not None or pause_us:
+                raise ValueError("a door takes both families, and waits for nothing: no fallback, no pause_us")
+            self.tx.port.send = tx_send_door
         if nowhere:
             self.tx.port.send = tx_send_nowhere
             self.tx.reports = 0

@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch, counters; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx: engine,
-#        lane, port; worker: flow, loop, state; handles: flow, memory, plan, snapshot
+# needs: uapi: net; base: atomics, batch, counters, door; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx:
+#        engine, lane, port; worker: flow, loop, state; handles: flow, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
 
@@ -133,13 +133,17 @@ cdef class Worker:
         a.control = <u8 *>memory_arena(&self.arena, capacity, RX_CONTROL)
         for i in range(capacity):
             a.vectors[i].iov_base = a.bytes + i * a.stride
-            a.vectors[i].iov_len = RX_SLOT
+            a.vectors[i].iov_len = a.stride            # a record of a door is a little longer than the largest datagram
             message = &a.messages[i].msg_hdr
             message.msg_name = &a.names[i]
             message.msg_iov = &a.vectors[i]
             message.msg_iovlen = 1
             message.msg_control = a.control + <size_t>i * RX_CONTROL
         rx_prepare(a, capacity)
+        a.door = <mmsghdr *>memory_arena(&self.arena, DOOR_MESSAGES, sizeof(mmsghdr))
+        for i in range(min(capacity, <u32>DOOR_MESSAGES)):
+            a.door[i].msg_hdr.msg_iov = &a.vectors[i]
+            a.door[i].msg_hdr.msg_iovlen = 1
 
     cdef _make_ring(self):
         cdef tx_ring_t *ring = &self.w.ring

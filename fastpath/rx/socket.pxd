@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """A listener's socket as a worker sees it, and the arena that datagrams are read into.
 
-Called by: rx/recvmmsg.pxi, worker/loop.pxi. The descriptor belongs to the control plane; the worker reads it while a plan names it.
+Called by: rx/, worker/loop.pxi. The descriptor belongs to the control plane; the worker reads it while a plan names it.
 """
 
 from base.atomics cimport atomics_add
@@ -12,6 +12,7 @@ from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u16, u32, u64
 cdef enum:
     RX_SOCKET = 0                  # rx_socket_t.kind: an ordinary UDP socket, read by rx/recvmmsg.pxi
     RX_RING = 1                    # a packet socket, read by rx/ring.pxi
+    RX_DOOR = 2                    # the worker's end of a door, read by rx/door.pxi
     RX_CONTROL = 160               # control bytes a message: timestamp, TTL, TOS, size of coalesced datagrams
     RX_STAMP_BATCH = 64            # datagrams: batches this large are stamped one in RX_STAMP_EVERY, smaller ones always
     RX_STAMP_EVERY = 8
@@ -48,7 +49,7 @@ ctypedef struct rx_ring_t:         # of a packet socket (RX_RING); all zero in t
 
 ctypedef struct rx_socket_t:
     int fd
-    u32 kind                       # RX_SOCKET or RX_RING
+    u32 kind                       # RX_SOCKET, RX_RING or RX_DOOR
     u32 listener
     rx_counters_t *counters
     bint polled                    # epoll tells the worker about it; else the worker looks itself
@@ -56,6 +57,7 @@ ctypedef struct rx_socket_t:
     bint stamps                    # SO_TIMESTAMPNS was on when the worker got the socket
     bint stamped                   # it is on now
     u32 unstamped                  # batches still to go without
+    u32 shut                       # of a door: the other end is gone; read by other threads
     rx_ring_t ring
 
 ctypedef struct rx_arena_t:
@@ -67,6 +69,7 @@ ctypedef struct rx_arena_t:
     mmsghdr *messages
     iovec *vectors
     sockaddr_in6 *names
+    mmsghdr *door                  # DOOR_MESSAGES headers over the same slots that ask for neither names nor control messages
     u8 *control
     u32 got                        # messages of the last call
     u32 next                       # the next of them to be taken up

@@ -34,8 +34,9 @@ from uapi.net cimport (
 cdef enum:
     TX_ENGINE_UDP = 0
     TX_ENGINE_RAW = 1
-    TX_ENGINE_TRANSPARENT = 2
-    TX_ENGINE_PACKET = 3
+    TX_ENGINE_DOOR = 2
+    TX_ENGINE_TRANSPARENT = 3      # from here on: copies of a whole batch leave by sockets that several receivers share
+    TX_ENGINE_PACKET = 4
     TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, and is not asked for now
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
@@ -287,7 +288,7 @@ cdef inline bint tx_again(tx_t *tx, const tx_port_t *port, tx_ring_t *ring, int 
     if error == EINTR:
         return tries < 16
     if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
-        if tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS or ring.waited_us >= TX_PATIENCE_US:
+        if tx.engine == TX_ENGINE_DOOR or tx.clean < TX_CLEAN_FLUSHES or tries > TX_WAITS or ring.waited_us >= TX_PATIENCE_US:
             tx.clean = 0
             return False
         ring.stalls += 1

@@ -33,6 +33,7 @@ cdef void worker_let_go(worker_t *w, u32 way, u32 most) noexcept nogil:
                 to.length[k] = e.length
                 to.group[k] = 0
                 to.sum_known[k] = 0
+                to.arrival_ns[k] = 0
             atomics_add(&tx.counters.offered, to.n)
             worker_send_own(w, tx, to)
 

@@ -85,6 +85,7 @@ cdef void worker_send_rewritten(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept 
         to.length[i] = received.length[d]
         to.group[i] = received.group[d]
         to.sum_known[i] = 0
+        to.arrival_ns[i] = received.arrival_ns[d]
         to.data[i] = received.data[d]
         if w.work.numbered[place]:
             copy = w.own_bytes + <size_t>i * RX_SLOT
@@ -161,6 +162,7 @@ cdef void worker_replay_to(worker_t *w, tx_t *tx, u32 number, u32 what, u32 mode
             to.length[to.n] = octets
             to.group[to.n] = 0
             to.sum_known[to.n] = 0
+            to.arrival_ns[to.n] = 0
             to.n += 1
         if to.n:
             atomics_add(&tx.counters.offered, to.n)

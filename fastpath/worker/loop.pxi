@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: recvmmsg, ring, socket; tx: engine,
-#        lane, port; worker: choose, echo, flow, lane, pool, send, state, work
+# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, recvmmsg, ring, socket; tx:
+#        engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch().
 # Invariants: nothing is allocated after Worker() is made; nothing a datagram, a receiver or the kernel does ends the loop; a plan is
 # adopted between batches only. Called by Python once, Worker.run(), which does not hold the GIL (but for the debugging trace).
@@ -48,11 +48,21 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         worker_echo_step(w)
 
 
+cdef void worker_unpoll(worker_t *w, rx_socket_t *socket) noexcept nogil:
+    """Has epoll tell no more about a door that is shut: it would, for ever."""
+    cdef epoll_event event
+    epoll_ctl(w.epoll, EPOLL_CTL_DEL, socket.fd, &event)
+
+
 cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
     """One batch from a socket of whatever kind, sent on; returns its datagrams. The place where a kind of intake is hooked in."""
     cdef int got
     if socket.kind == RX_RING:
         got = ring_receive(socket, w.arena.capacity, w.arena.max_datagram, w.batch)
+    elif socket.kind == RX_DOOR:
+        got = door_receive(socket, &w.arena, w.batch)
+        if unlikely(socket.shut):
+            worker_unpoll(w, socket)
     else:
         got = rx_receive(socket, &w.arena, w.batch)
     if got:

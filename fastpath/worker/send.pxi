@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: engine, packet, raw, transparent, udp; worker: flow, lane, state,
-#        work
+# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: door, engine, packet, raw, transparent, udp; worker: flow, lane,
+#        state, work
 # From selections to copies handed over: which way each receiver's copies leave, one emit and one flush each. Runs of the whole batch are
 # cut once and shared. Called by worker/loop.pxi once per batch. Cannot fail: engines account.
 
@@ -57,6 +57,8 @@ cdef inline void worker_send_one(worker_t *w, tx_t *tx, batch_t *batch, const u1
     if tx.engine == TX_ENGINE_UDP:
         runs = worker_runs(w, tx, batch, selection, n, False)
         tx_udp_emit(tx, batch, runs, 0, runs.n, &w.ring)
+    elif tx.engine == TX_ENGINE_DOOR:
+        tx_door_emit(tx, batch, selection, n, &w.ring)
     else:                                  # raw, and what is left to the raw sockets of the engines that share one
         tx_raw_emit(tx, batch, selection, n, &w.ring)
     tx_flush(tx, &tx.port, &w.ring)

@@ -37,6 +37,8 @@ ENGINE_TRANSPARENT: Final[int]
 socket."""
 ENGINE_PACKET: Final[int]
 """Spoofed, as link frames by the worker's packet socket (packet(7), PACKET_VNET_HDR); the rest by the raw socket."""
+ENGINE_DOOR: Final[int]
+"""To a gateway, through a door: messages of datagrams with their exporters (DoorEnd)."""
 POOL_EXPORTER_HASH: Final[int]
 """Balance of a pool: each exporter (address and observation domain) has one member, by rendezvous hashing."""
 POOL_ROUND_ROBIN: Final[int]
@@ -150,11 +152,10 @@ class TxCounters:
 
 @final
 class RxSocket:
-    """A bound, non-blocking UDP socket of a listener, or a packet socket with a ring. The descriptor stays owned by
-    the
-    caller, who keeps it open until every worker has left the plans that name it. Worker enables nothing on the
-    socket:
-    the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS),
+    """A bound, non-blocking UDP socket of a listener, a packet socket with a ring, or the worker's end of a door. The
+    descriptor stays owned by the caller, who keeps it open until every worker has left the plans that name it. Worker
+    enables nothing on the socket: the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS
+    (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS),
     UDP_GRO.
     counters: its own, or those of other sockets that the same worker reads. listener: index in plans, 0..65535. ring:
     a writable buffer over the whole mapping of a TPACKET_V3 receive ring with virtio-net headers (PACKET_RX_RING,
@@ -162,8 +163,8 @@ class RxSocket:
     the buffer has whole blocks. bell: the doorbell: a writable buffer over the mapping of a TPACKET_V2 ring of one
     slot, whose socket, bell_fd, takes the same packets after the ring does; with it the block that the kernel fills is
     read as well, without it only those that it has closed. x86-64 only (fastpath/rx/ring.pxi).
-    flow: its datagrams go through the flow stage, if the worker has one. Raises ValueError for a value out of
-    range."""
+    flow: its datagrams go through the flow stage, if the worker has one. door: `fd` is one end of a non-blocking pair
+    of AF_UNIX SOCK_SEQPACKET sockets, whose other end is a DoorEnd's. Raises ValueError for a value out of range."""
 
     def __new__(
         cls,
@@ -176,6 +177,7 @@ class RxSocket:
         bell: Buffer | None = None,
         bell_fd: int = -1,
         flow: bool = False,
+        door: bool = False,
     ) -> RxSocket: ...
     @property
     def fd(self) -> int: ...
@@ -184,6 +186,10 @@ class RxSocket:
     @property
     def mark(self) -> tuple[int, int]:
         """Of a ring: block and offset in it of the next slot to be read."""
+
+    @property
+    def shut(self) -> bool:
+        """Of a door: whether its other end is gone. The worker reads it no more."""
 
     def set_flow(self, on: bool) -> None:
         """Whether its datagrams go through the flow stage, from the next batch on; while the worker runs, too."""
@@ -216,6 +222,9 @@ class Tx:
     alias: copies of NetFlow v9 and IPFIX carry the alias of their exporter's domain (Aliases) instead of the domain.
     per_session (ENGINE_UDP): each exporter session has a socket of its own, connected and set up like `fd`; sessions
     without one leave by `fd`, under their alias.
+    ENGINE_DOOR: `fd` is the worker's end of a door (see RxSocket); what finds no room there is no_buffer_space. address
+    (16 bytes) and port name the receiver for pools only; ttl, tos and checksum mean nothing, exporters of both families
+    are taken, and source, pause_us and fallback are refused.
     nowhere: nothing can be sent to it now: every copy is counted as no_route without asking the kernel.
     fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
@@ -301,6 +310,30 @@ class Tx:
 
     mtu: int
     """Path MTU in bytes, 68..65535 (IPv6: 1280 at least); may be written while the worker runs."""
+
+DOOR_FIELDS: Final[tuple[str, ...]]
+"""Of a datagram at a door: address (of the exporter, 4 or 16 bytes), port, payload, arrival_ns (Unix time, 0 =
+unknown), ttl (0 = unknown), tos, listener (of the plan), receiver (TxCounters.id). A worker does not
+read the last two."""
+
+@final
+class DoorEnd:
+    """The gateway's end of a door: a non-blocking AF_UNIX SOCK_SEQPACKET socket, owned by the caller. Never waits. One
+    thread at a time."""
+
+    def __new__(cls, fd: int) -> DoorEnd: ...
+    def read(self) -> list[tuple[bytes, int, bytes, int, int, int, int, int]]:
+        """Tuples of DOOR_FIELDS, of 8 messages at most, [] = nothing is there now. Raises EOFError when the other end
+        is gone and all is read, OSError."""
+
+    def write(self, datagrams: Sequence[tuple[bytes, int, bytes, int, int, int, int, int]]) -> int:
+        """How many were taken, from the first on; fewer than given: there is no room now. Raises OSError
+        (BrokenPipeError: the other end is gone), ValueError and OverflowError for a field out of range: those before it
+        may have been taken."""
+
+    @property
+    def malformed(self) -> int:
+        """Records that could not be read."""
 
 ALIAS_BYTES: Final[int]
 """Bytes of the memory of Aliases."""

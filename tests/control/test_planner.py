@@ -36,8 +36,8 @@ def problems(load: Load, text: str, *local: str, net_raw: bool = True) -> list[s
     [
         ("", "udp", "not spoofed"),
         ("spoof = true", "transparent", "spoofed"),
-        ('spoof = true\nttl = "keep"', "transparent", 'with ttl = "keep" by the raw socket'),
-        ("spoof = true\nfreq = 10", "transparent", "with freq = 10 by the raw socket"),
+        ('spoof = true\nttl = "keep"', "transparent", 'with ttl = "keep" most copies are sent by the raw socket'),
+        ("spoof = true\nfreq = 10", "transparent", "with freq = 10 most copies are sent by the raw socket"),
         ("spoof = true\nchecksum = false", "raw", "UDP checksum 0"),
         ("spoof = true\npause_us = 5", "raw", "pause"),
         ("mtu = 1400", "udp", "not spoofed"),
@@ -55,8 +55,8 @@ def problems(load: Load, text: str, *local: str, net_raw: bool = True) -> list[s
 def test_engine_and_why(load: Load, extra: str, engine: str, why: str) -> None:
     spec = plan(load, LISTENER + receiver(extra) + RULE).receivers[0]
     assert spec.engine == engine
-    assert why in spec.engine_why
-    assert "\n" not in spec.engine_why
+    assert why in spec.udp.engine_why
+    assert "\n" not in spec.udp.engine_why
 
 
 @pytest.mark.parametrize("extra", ["spoof = true", 'engine = "raw"', 'source = "198.51.100.1"'])
@@ -187,17 +187,17 @@ def test_what_this_host_lacks_is_a_warning(load: Load) -> None:
     spec = plan(load, text)
     assert [(s.interface, s.index) for s in spec.listeners[0].sockets] == [("eth9", 0)]
     assert [(r.name, r.missing, r.unresolved) for r in spec.receivers] == [
-        ("r", "its source 192.0.2.77 is not an address of this host now", False),
-        ("near", "no such interface: eth8", False),
-        ("named", "name does not resolve", True),
+        ("r", "the source 192.0.2.77 is not an address of this host now", False),
+        ("near", "there is no interface eth8", False),
+        ("named", "the host name does not resolve", True),
     ]
-    assert [(r.address, r.family, r.host) for r in spec.receivers[2:]] == [(bytes(4), 4, "nowhere.example")]
+    assert [(r.udp.address, r.udp.family, r.udp.host) for r in spec.receivers[2:]] == [(bytes(4), 4, "nowhere.example")]
     words = " | ".join(spec.warnings)
     for expected in (
         "listener[0].interface: there is no interface 'eth9' now",
         "receiver[1].to: there is no interface 'eth8' now",
         "receiver[2].to: the host name 'nowhere.example' does not resolve now",
-        "receiver[0].source: 192.0.2.77 is not an address of this host now",
+        "receiver[0].source: the source 192.0.2.77 is not an address of this host now",
         "rule[1].from[0]: the host name 'router.example' does not resolve now",
     ):
         assert expected in words
@@ -223,16 +223,16 @@ def test_an_interface_made_anew_makes_another_plan(load: Load) -> None:
     assert compile(loaded, {}, here) == first
     indexes["eth1"] = 7
     second = compile(loaded, {}, here)
-    assert second.listeners[1].sockets[0].index == second.receivers[0].scope_id == 7
+    assert second.listeners[1].sockets[0].index == second.receivers[0].udp.scope_id == 7
     routes.clear()
     assert compile(loaded, {}, here) != second
 
 
 def test_keep_and_fixed_fields(load: Load) -> None:
     spec = plan(load, LISTENER + receiver('ttl = "keep"\ntos = 184\nfreq = 7') + RULE).receivers[0]
-    assert (spec.ttl, spec.tos, spec.freq) == (0, 184, 7)
+    assert (spec.udp.ttl, spec.udp.tos, spec.freq) == (0, 184, 7)
     spec = plan(load, LISTENER + receiver() + RULE).receivers[0]
-    assert (spec.ttl, spec.tos, spec.freq) == (64, 0, 1)
+    assert (spec.udp.ttl, spec.udp.tos, spec.freq) == (64, 0, 1)
 
 
 def test_names_are_looked_up_with_their_family(load: Load) -> None:
@@ -240,9 +240,9 @@ def test_names_are_looked_up_with_their_family(load: Load) -> None:
     six = ResolvedAddress(socket.inet_pton(socket.AF_INET6, "2001:db8::5"))
     four = ResolvedAddress(bytes([192, 0, 2, 5]))
     spec = compile(loaded, {("c.example", 6): (six, four), ("c.example", 0): (four,)}, host()).receivers[0]
-    assert (spec.address, spec.family, spec.host) == (six.address, 6, "c.example")
+    assert (spec.udp.address, spec.udp.family, spec.udp.host) == (six.address, 6, "c.example")
     spec = compile(loaded, {}, host()).receivers[0]
-    assert (spec.address, spec.family, spec.missing) == (bytes(16), 6, "name does not resolve")
+    assert (spec.udp.address, spec.udp.family, spec.missing) == (bytes(16), 6, "the host name does not resolve")
 
 
 def test_rules(load: Load) -> None:
@@ -291,7 +291,7 @@ def test_zero_checksum_over_ipv6_is_a_warning(load: Load) -> None:
     loaded = load(LISTENER + receiver("checksum = false", to="c.example:1") + RULE)
     six = ResolvedAddress(socket.inet_pton(socket.AF_INET6, "2001:db8::5"))
     spec = compile(loaded, {("c.example", 0): (six,)}, host())
-    assert spec.receivers[0].checksum
+    assert spec.receivers[0].udp.checksum
     assert any("RFC 8200" in warning for warning in spec.warnings)
 
 
@@ -303,8 +303,8 @@ def test_fixed_source_on_a_listeners_port(load: Load) -> None:
 @pytest.mark.parametrize(
     ("extra", "why"),
     [
-        ('engine = "transparent"', "set spoof = true"),
-        ('engine = "packet"', "set spoof = true"),
+        ('engine = "transparent"', "write spoof = true"),
+        ('engine = "packet"', "write spoof = true"),
         ('spoof = true\nengine = "transparent"\nchecksum = false', "checksum = false"),
         ('spoof = true\nengine = "transparent"\npause_us = 5', "pause_us"),
         ('spoof = true\nengine = "packet"\npause_us = 5', "pause_us"),
@@ -318,7 +318,7 @@ def test_engines_that_do_not_fit(load: Load, extra: str, why: str) -> None:
 
 def test_a_group_is_spoofed_by_the_raw_socket(load: Load) -> None:
     spec = plan(load, LISTENER + receiver("spoof = true", to="239.1.2.3:9") + RULE).receivers[0]
-    assert (spec.engine, "group" in spec.engine_why) == ("raw", True)
+    assert (spec.engine, "group" in spec.udp.engine_why) == ("raw", True)
     spec = plan(load, LISTENER + receiver("spoof = true", to="[ff0e::1]:9") + RULE).receivers[0]
     assert spec.engine == "transparent"
 
@@ -327,7 +327,7 @@ def test_a_group_is_spoofed_by_the_raw_socket(load: Load) -> None:
     ("mtu", "wanted"), [("", 0), ('mtu = "auto"', 0), ("mtu = 1280", 1280), ("mtu = 65535", 65535)]
 )
 def test_mtu(load: Load, mtu: str, wanted: int) -> None:
-    assert plan(load, LISTENER + receiver(mtu, to="[2001:db8::2]:9") + RULE).receivers[0].mtu == wanted
+    assert plan(load, LISTENER + receiver(mtu, to="[2001:db8::2]:9") + RULE).receivers[0].udp.mtu == wanted
 
 
 def test_mtu_that_does_not_fit(load: Load) -> None:
@@ -342,7 +342,7 @@ def test_mtu_that_does_not_fit(load: Load) -> None:
 def test_packet_to_this_host_says_that_it_leaves_by_raw(load: Load) -> None:
     text = LISTENER + receiver('spoof = true\nengine = "packet"', to="192.0.2.7:9") + RULE
     spec = compile(load(text), {}, host("192.0.2.7"))
-    assert "the receiver is this host" in spec.receivers[0].engine_why
+    assert "the receiver is this host" in spec.receivers[0].udp.engine_why
 
 
 GROUP = """[[receiver]]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from samplicator.health.probes import REFUSING, UNREACHABLE, UP, Answer, Connection, Datagram, Page
 from samplicator.health.reach import IPFIX_EMPTY, Host, Reach
-from samplicator.plan.spec import ProbeSpec, ReceiverSpec
+from samplicator.plan.spec import ProbeSpec, ReceiverSpec, Udp
 from support.hosts import free_port
 
 LOCAL = bytes([127, 0, 0, 1])
@@ -22,11 +22,11 @@ LOCAL = bytes([127, 0, 0, 1])
 def spec(
     port: int, probe: str | ProbeSpec, *, engine: str = "raw", needed: bool = False, address: bytes = LOCAL
 ) -> ReceiverSpec:
-    return ReceiverSpec(
-        name="r", address=address, port=port, family=4, scope_id=0, host="", engine=engine, engine_why="",
-        spoof=engine != "udp", source=None, checksum=True, freq=1, ttl=64, tos=0, pause_us=0,
-        probe=ProbeSpec(probe) if isinstance(probe, str) else probe, needed=needed,
+    delivery = Udp(
+        address=address, port=port, family=4, scope_id=0, host="", engine=engine, engine_why="",
+        spoof=engine != "udp", source=None, checksum=True, ttl=64, tos=0, pause_us=0,
     )  # fmt: skip
+    return ReceiverSpec("r", delivery, probe=ProbeSpec(probe) if isinstance(probe, str) else probe, needed=needed)
 
 
 def stream(kind: str, port: int, path: str = "") -> ProbeSpec:
@@ -80,7 +80,7 @@ def test_closed_and_open_again(probe: str, payload: bytes) -> None:
     port = free_port()
     reach = Reach(spec(port, probe))
     assert run(reach, 100.0, 3.0) == []
-    assert (reach.state, reach.why, reach.refusing) == (REFUSING, "its port is closed", True)
+    assert (reach.state, reach.why, reach.refusing) == (REFUSING, "the receiver's port is closed", True)
     with udp(port) as sock:
         back = run(reach, 103.0, 6.0)
         assert len(back) == 1
@@ -171,7 +171,7 @@ class Closed:
         self.open: set[int] = set()
         self.rate, self.burst, self.tokens, self.filled = per_second, burst, burst, 100.0
         self.chance = 1.0  # of an answer, by the limit over all peers
-        self.error = Answer(REFUSING, "its port is closed")
+        self.error = Answer(REFUSING, "the receiver's port is closed")
         self.late = 0.0  # how long an answer takes
         self.random = random.Random(5)
         self.asked: list[tuple[float, int]] = []
@@ -194,7 +194,7 @@ class Closed:
         back = []
         for _ in range(round(seconds * 10)):
             self.now += 0.1
-            back += [(self.now, reach.spec.port) for reach in reaches if reach.step(self.now)]
+            back += [(self.now, reach.spec.udp.port) for reach in reaches if reach.step(self.now)]
         return back
 
 
@@ -449,11 +449,11 @@ class Web:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", UP, ""),
         (b"HTTP/1.0 204 No Content\r\n\r\n", UP, ""),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", UP, ""),
-        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", REFUSING, "answered 503"),
-        (b"HTTP/1.1 301 Moved\r\nLocation: /\r\n\r\n", REFUSING, "answered 301"),
-        (b"SSH-2.0-OpenSSH_9\r\n", REFUSING, "no answer by HTTP"),
-        (b"", REFUSING, "no answer by HTTP"),
-        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000, REFUSING, "no answer by HTTP"),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", REFUSING, "the answer is status 503"),
+        (b"HTTP/1.1 301 Moved\r\nLocation: /\r\n\r\n", REFUSING, "the answer is status 301"),
+        (b"SSH-2.0-OpenSSH_9\r\n", REFUSING, "the answer is not HTTP"),
+        (b"", REFUSING, "the answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000, REFUSING, "the answer is not HTTP"),
     ],
 )
 def test_pages(answer: bytes, state: str, why: str) -> None:

@@ -211,7 +211,7 @@ def test_replan_takes_new_addresses_and_reads_no_file(load: Load) -> None:
         bench.addresses = [ResolvedAddress(bytes([192, 0, 2, 7]))]
         assert bench.resolver.refresh() == ["c.example"]
         assert (await bench.reloader.replan("name")).ok
-        assert bench.runs.specs[-1].receivers[0].address == bytes([192, 0, 2, 7])
+        assert bench.runs.specs[-1].receivers[0].udp.address == bytes([192, 0, 2, 7])
         assert (bench.loads, bench.reloader.reloads_total) == (0, 0)
 
     drive(lambda: load(TEXT.format(name="a", to="c.example:1")), story)
@@ -265,8 +265,8 @@ def test_what_is_said_of_a_failed_reload(load: Load, caplog: pytest.LogCaptureFi
 
     drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
     said = [record.message for record in caplog.records if "failed" in record.message]
-    assert said[0].startswith("reload (one) failed, nothing has changed: ")
-    assert said[1] == "new plan (two) failed, plan 2 is published all the same: hangs"
+    assert said[0].startswith("reload (one) failed, the running plan stays: ")
+    assert said[1] == "new plan (two) failed, but plan 2 already runs: hangs"
 
 
 class Saving:
@@ -355,7 +355,7 @@ def test_a_host_that_changed_makes_a_new_plan_and_one_that_did_not_makes_none(lo
         assert len(bench.runs.specs) == 1
         interfaces["v7"] = 12
         await bench.reloader.follow("events")
-        assert (bench.runs.specs[-1].receivers[0].scope_id, bench.runs.specs[-1].follows_host) == (12, True)
+        assert (bench.runs.specs[-1].receivers[0].udp.scope_id, bench.runs.specs[-1].follows_host) == (12, True)
         assert bench.runs.specs[-1].receivers[0].missing == ""
         await bench.reloader.follow("events")
         assert len(bench.runs.specs) == 2

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.stand import (
+    DOOR,
     LISTENERS,
     PACKET,
     RAW,
@@ -47,6 +48,8 @@ families = st.sampled_from((4, 6))
 @st.composite
 def receivers(draw: st.DrawFn, engine: int) -> ReceiverCase:
     family = draw(families)
+    if engine == DOOR:
+        return ReceiverCase(engine, family, freq=draw(st.sampled_from((1, 1, 2, 3, 7))))
     if draw(st.integers(0, 2)):
         return ReceiverCase(engine, family)
     return ReceiverCase(
@@ -95,8 +98,8 @@ def bursts(draw: st.DrawFn) -> Burst:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Every case has all four engines, one of them twice."""
-    engines = (UDP, RAW, TRANSPARENT, PACKET, draw(st.sampled_from((UDP, RAW, TRANSPARENT, PACKET))))
+    """Every case has all five engines, one of them twice."""
+    engines = (UDP, RAW, TRANSPARENT, PACKET, DOOR, draw(st.sampled_from((UDP, RAW, TRANSPARENT, PACKET, DOOR))))
     ways = tuple(draw(receivers(engine)) for engine in engines)
     return Case(
         ways,
@@ -157,7 +160,7 @@ def test_every_engine_delivers_what_the_oracle_says(offload: bool) -> None:
     on_a_wire(lambda wire: all_cases(wire), offload=offload)
     for engine in (UDP, TRANSPARENT, PACKET):
         assert (seen[engine] > seen["cases"]) == offload, seen
-    assert seen[RAW] == 0
+    assert seen[RAW] == seen[DOOR] == 0
 
 
 # ---- by hand
@@ -177,6 +180,7 @@ def one_way(engine: int, family: int, *listed: Burst, sessions: int = 1024) -> C
         (RAW, (0, 160)),
         (TRANSPARENT, (10, 10)),  # a run that saves so much opens the socket
         (PACKET, (0, 10)),
+        (DOOR, (0, 0)),
     ],
 )
 def test_the_way_out(engine: int, family: int, expected: tuple[int, int]) -> None:

@@ -177,7 +177,7 @@ def test_check_goes_on_after_names_that_do_not_resolve(write: Path) -> None:
     assert done.returncode == 2
     assert "names.toml:7: receiver[0].to:" in done.stderr
     assert "collector.invalid" in done.stderr
-    assert "own listener 'netflow'" in done.stderr
+    assert "is listener 'netflow' of this host" in done.stderr
 
 
 def test_dump_plan_is_json(write: Path) -> None:
@@ -202,7 +202,7 @@ def test_dump_plan_is_json(write: Path) -> None:
 def test_explain(write: Path) -> None:
     done = run("explain", "-c", "good.toml", "--from", "10.1.2.3", "--to-port", "2055")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "rule 1 matches: everything -> nfdump\n      every exporter [good.toml:9]\n  1 copy leaves:" in done.stdout
+    assert "rule 1 matches: everything -> nfdump\n      every exporter [good.toml:9]\n  1 copy is sent:" in done.stdout
     answer = json.loads(run("explain", "-c", "good.toml", "--from", "10.1.2.3", "--to-port", "2055", "--json").stdout)
     assert answer[0]["copies"][0]["receiver"] == "nfdump"
 
@@ -210,9 +210,9 @@ def test_explain(write: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["-c", "good.toml", "--from", "router", "--to-port", "2055"], "error: --from: 'router': want an address"),
+        (["-c", "good.toml", "--from", "router", "--to-port", "2055"], "error: --from: 'router' must be an address"),
         (["-c", "good.toml", "--from", "10.1.2.3", "--to-port", "0"], "'0' is not a port 1..65535"),
-        (["-c", "bad.toml", "--from", "10.1.2.3", "--to-port", "2055"], "unknown key; did you mean 'spoof'?"),
+        (["-c", "bad.toml", "--from", "10.1.2.3", "--to-port", "2055"], "there is no such key; did you mean 'spoof'?"),
     ],
 )
 def test_explain_refuses(write: Path, words: list[str], text: str) -> None:
@@ -236,10 +236,10 @@ def test_convert_gives_what_check_accepts(write: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["convert"], "name a rule file, or write -- and the samplicate options"),
-        (["convert", "rules", "--", "-S"], "name a rule file, or write -- and the samplicate options"),
+        (["convert"], "name a rule file, or write -- and then the samplicate options"),
+        (["convert", "rules", "--", "-S"], "name a rule file, or write -- and then the samplicate options"),
         (["convert", "missing"], "missing"),
-        (["convert", "--", "-h"], "make no configuration"),
+        (["convert", "--", "-h"], "cannot be converted"),
         (["convert", "--", "1.2.3.4/9000/0"], "frequency"),
     ],
 )
@@ -303,11 +303,11 @@ def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert text.startswith("samplicator 9.9.9, pid 123, up 1m, ready\nconfiguration: a.toml, generation 7, ")
         assert "nfdump    192.0.2.10:9995      spoof   raw     up " in text
         assert "six       [2001:db8::10]:9995  own     udp     UNREACHABLE, for nfdump" in text
-        assert re.search(r"^  six: unreachable for \d+m: no route to it$", text, re.MULTILINE)
+        assert re.search(r"^  six: unreachable for \d+m: there is no route to the receiver$", text, re.MULTILINE)
         assert "pool  balance        member  weight  exporters  state\n" in text
         assert "both  exporter-hash  nfdump       3        301  in\n" in text
         assert "both  exporter-hash  six          1        100  OUT\n" in text
-        assert "six: not sent: 4006 no_route, 4007 no_neighbor" in text
+        assert "six: failed: 4006 no_route, 4007 no_neighbor" in text
         assert main(["status", "--control", path, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["listeners"][0]["name"] == "netflow"
         daemon.shutdown()
@@ -331,7 +331,7 @@ def test_reload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == "reloaded: generation 8, 1 receiver added\n"
         pages["/-/reload"] = (422, bad)
         assert main(["reload", "--control", path]) == 1
-        assert capsys.readouterr().err == "error: a.toml:3: x: no\nnot reloaded: generation 7 runs on unchanged\n"
+        assert capsys.readouterr().err == "error: a.toml:3: x: no\nnot reloaded: generation 7 keeps running\n"
         pages["/-/reload"] = (403, {"error": "not here"})
         assert main(["reload", "--control", path]) == 1
         assert capsys.readouterr().err == "error: not here\n"
@@ -351,7 +351,7 @@ def test_reload_of_a_file_that_cannot_be_read(
     pages: dict[str, tuple[int, object]] = {"/-/reload": (422, bad)}
     with _Daemon(path, pages) as daemon:
         assert main(["reload", "-c", str(file)]) == 1
-        assert "error: a.toml:1: TOML syntax\nnot reloaded: generation 7 runs on" in capsys.readouterr().err
+        assert "error: a.toml:1: TOML syntax\nnot reloaded: generation 7 keeps running" in capsys.readouterr().err
         pages["/-/reload"] = (422, half)
         assert main(["reload", "-c", str(tmp_path / "gone.toml")]) == 1
         said = capsys.readouterr().err
@@ -381,7 +381,7 @@ def test_reload_without_a_control_socket_goes_by_signal(
     assert main(["reload", "--control", f"{tmp_path}/control"]) == 1
     monkeypatch.delenv("MAINPID")
     assert main(["reload", "-c", str(file)]) == 1
-    assert "there is no such socket" in capsys.readouterr().err
+    assert "the socket does not exist" in capsys.readouterr().err
     assert len(told) == 2
 
 
@@ -391,14 +391,14 @@ def test_errors_of_the_control_socket_say_what_to_do(
 ) -> None:
     path = tmp_path / "s"
     assert main([command, "--control", str(path)]) == 1
-    assert "there is no such socket: is the daemon running" in capsys.readouterr().err
+    assert "the socket does not exist; start the daemon" in capsys.readouterr().err
     with socket.socket(socket.AF_UNIX) as left_over:
         left_over.bind(str(path))
     assert main([command, "--control", str(path)]) == 1
-    assert "left over by a daemon that is gone" in capsys.readouterr().err
+    assert "left from a daemon that has ended" in capsys.readouterr().err
     (tmp_path / "off.toml").write_text('[service]\ncontrol = ""\n')
     assert main([command, "-c", str(tmp_path / "off.toml")]) == 1
-    assert "has no control socket" in capsys.readouterr().err
+    assert "the daemon has no control socket" in capsys.readouterr().err
     (tmp_path / "on.toml").write_text(f'[service]\ncontrol = "{tmp_path}/other"\n')
     assert main([command, "-c", str(tmp_path / "on.toml")]) == 1
     assert f"control socket {tmp_path}/other" in capsys.readouterr().err

@@ -84,9 +84,9 @@ def test_export_speaks_as_a_router_does() -> None:
 def test_lines_of_domains() -> None:
     row = AliasReading(4000000001, "2001:db8::1", 2055, "ipfix", 7, True, 61.0)
     text = draw.domain_lines({"domains": [answer(exporters.domain(row))]})
-    assert text[0].split() == ["in", "copies", "hex", "exporter", "protocol", "its", "domain", "held", "by", "silent"]
+    assert text[0].split() == ["in", "copies", "hex", "exporter", "protocol", "its", "domain", "exporter", "silent"]
     assert text[1].split() == ["4000000001", "0xee6b2801", "[2001:db8::1]:2055", "ipfix", "7", "exporter", "1m"]
-    assert draw.domain_lines({"domains": []}) == ["no exporter has been given a domain of its own"]
+    assert draw.domain_lines({"domains": []}) == ["no exporter has a domain assigned by samplicator"]
 
 
 def test_lines_of_exporters_and_templates() -> None:
@@ -101,18 +101,18 @@ def test_lines_of_exporters_and_templates() -> None:
     assert lines[1].startswith("  template 256: 3 fields, 9 bytes, repeated ")
     assert "    e9/40001 (variable)" in lines
     assert "    interface (4) scope" in lines
-    assert draw.exporter_table([]) == ["no exporter of flow telemetry has been seen"]
+    assert draw.exporter_table([]) == ["no exporter of flow telemetry was seen"]
 
 
 def test_exporters_without_a_rule_are_told() -> None:
     """`ledger` does not say that nothing has been seen when all of it matched no rule."""
     readings = make_readings(zero=True)
     text = "\n".join(ledger_lines(ledger(readings, sessions(), Unmatched("198.18.0.1", "netflow", 17))))
-    assert "NO RULE MATCHES 1 exporter, so nobody gets the datagrams: 198.18.0.1 (17 on netflow)" in text
+    assert "NO RULE MATCHES 1 exporter; these datagrams are not forwarded: 198.18.0.1 (17 on netflow)" in text
     first, *others = readings.listeners
     first = replace(first, counters={**first.counters, "datagrams": 17, "unmatched": 17})
     text = "\n".join(ledger_lines(ledger(replace(readings, listeners=(first, *others)), [])))
-    assert "no flow telemetry that a rule matches has been seen; 17 datagrams matched no rule" in text
+    assert "no flow telemetry that a rule matches was seen; 17 datagrams matched no rule" in text
 
 
 def test_sflow_shows_agent_and_sub_agent() -> None:

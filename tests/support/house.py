@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 FLAT = {"", "__main__", "errors", "logs", "readings"}
-USES_FASTPATH = {"datapath", "supervisor", "views.prometheus"}
+USES_FASTPATH = {"datapath", "gateways.door", "supervisor", "views.prometheus"}
 THIRD_PARTY: dict[str, set[str]] = {
     "uvloop": {"service"},
     "aiohttp": {"http", "service"},

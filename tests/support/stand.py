@@ -20,26 +20,29 @@ import model
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, Tx
 from samplicator.datapath.intakes import ring_socket
+from samplicator.gateways.door import Datagram
 from samplicator.host.ring import Ring
 from samplicator.plan.spec import RingMatch
 
+from support.gateway import DoorListener, DoorSink, door_listener, door_sink, door_way
 from support.wire import DEVICE, EXPORTERS, HERE, MTU, THERE, Wire
 from support.worker import ANY, Listener, Relay, Sink, Way, packed, raw_socket, wait_until
 
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
-LISTENERS = ("four", "six", "both", "ring")
+LISTENERS = ("four", "six", "both", "ring", "door")
 SESSIONS = 12
 """Exporter sessions a family: addresses times ports."""
 RUN_MOST = {4: MTU - 28, 6: MTU - 48}
 """Payload bytes that fit one packet."""
 NOISE = random.Random(1).randbytes(1 << 17)
-UDP, RAW, TRANSPARENT, PACKET = (
+UDP, RAW, TRANSPARENT, PACKET, DOOR = (
     _fastpath.ENGINE_UDP,
     _fastpath.ENGINE_RAW,
     _fastpath.ENGINE_TRANSPARENT,
     _fastpath.ENGINE_PACKET,
+    _fastpath.ENGINE_DOOR,
 )
-NAMES = {UDP: "udp", RAW: "raw", TRANSPARENT: "transparent", PACKET: "packet"}
+NAMES = {UDP: "udp", RAW: "raw", TRANSPARENT: "transparent", PACKET: "packet", DOOR: "door"}
 MOST_ALIKE = 5  # copies of one payload that are never held
 
 
@@ -131,6 +134,10 @@ class Send:
             control.append((SOL_UDP, UDP_SEGMENT, struct.pack("H", len(self.payloads[0]))))
         self.exporter.sock.sendmsg([b"".join(self.payloads)], control, 0, (HERE[6 if six else 4], port))
 
+    def through(self, door: DoorListener) -> None:
+        came = packed(self.exporter.address), self.exporter.port
+        door.put(*(Datagram(*came, payload, 0, self.exporter.ttl, self.tos) for payload in self.payloads))
+
 
 @dataclass
 class Stand:
@@ -154,7 +161,10 @@ class Stand:
                 self.exporters[family] = [
                     self._exporter(addresses[n % len(addresses)], (64, 33, 1, 255)[n % 4]) for n in range(SESSIONS)
                 ]
-            self.sinks = [self.relay.sink(THERE[receiver.family]) for receiver in self.case.receivers]
+            self.sinks = [
+                door_sink(self.relay) if receiver.engine == DOOR else self.relay.sink(THERE[receiver.family])
+                for receiver in self.case.receivers
+            ]
         four, six = self.relay.listen(HERE[4]), self.relay.listen(HERE[6])
         both = self.relay.listen("::", dual=True)
         if self.case.coalesced:
@@ -162,6 +172,8 @@ class Stand:
                 listener.sock.setsockopt(SOL_UDP, UDP_GRO, 1)
         self.ports = [four.port, six.port, both.port]
         self._make_ring()
+        self.door = door_listener(self.relay)
+        self.ports.append(0)
         for receiver, sink in zip(self.case.receivers, self.sinks, strict=True):
             self._make_way(receiver, sink, fallbacks)
             self.expected.append([])
@@ -185,7 +197,7 @@ class Stand:
         silent = self.relay.stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
         silent.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         silent.bind(("::", 0))
-        self.ring = RingListener(silent.getsockname()[1], len(LISTENERS) - 1)
+        self.ring = RingListener(silent.getsockname()[1], LISTENERS.index("ring"))
         self.relay.listeners.append(self.ring)
         self.ports.append(self.ring.port)
 
@@ -193,6 +205,10 @@ class Stand:
         options: dict[str, Any] = {
             "ttl": case.ttl, "tos": case.tos, "freq": case.freq, "mtu": MTU, "pause_us": case.pause_us
         }  # fmt: skip
+        if isinstance(sink, DoorSink):
+            self.ways.append(door_way(self.relay, sink, freq=case.freq))
+            self.fallbacks.append(None)
+            return
         own = self.relay.udp(sink.address, sink.port, **options)
         if case.engine == UDP:
             self.ways.append(own)
@@ -220,6 +236,8 @@ class Stand:
 
     def _described(self, n: int) -> model.Receiver:
         case, sink = self.case.receivers[n], self.sinks[n]
+        if case.engine == DOOR:
+            return model.Receiver(str(n), None, 0, freq=case.freq, ttl=model.KEEP, tos=model.KEEP)
         return model.Receiver(
             str(n),
             model.address_of(sink.address),
@@ -276,7 +294,10 @@ class Stand:
         sends = self.sends(burst)
         name, port = LISTENERS[burst.listener], self.ports[burst.listener]
         for send in sends:
-            send.to(port)
+            if name == "door":
+                send.through(self.door)
+            else:
+                send.to(port)
         for send in sends:
             self.expect(name, send)
         self.run_worker(name)
@@ -319,7 +340,7 @@ class Stand:
 
     def check_copies(self, n: int) -> None:
         case, fallback = self.case.receivers[n], self.fallbacks[n]
-        own = (fallback or self.ways[n]).socks[0].getsockname()[:2]
+        own = (fallback or self.ways[n]).socks[0].getsockname()[:2] if case.engine != DOOR else None
         wanted: dict[Any, list[Any]] = {}
         got: dict[Any, list[Any]] = {}
         for copy in self.expected[n]:

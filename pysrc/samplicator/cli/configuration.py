@@ -16,8 +16,9 @@ from typing import Any
 from samplicator.config.address import ParsedSource, address_text
 from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError, Problem
-from samplicator.plan.planner import NEEDS_NET_RAW, compile
-from samplicator.plan.spec import PlanSpec
+from samplicator.host import abilities
+from samplicator.plan.planner import compile
+from samplicator.plan.spec import Door, PlanSpec, Udp
 
 
 @dataclass(frozen=True)
@@ -43,30 +44,33 @@ def judge(path: str) -> Judged:
 
 def judge_loaded(loaded: Loaded) -> Judged:
     """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
-    from samplicator.host import masquerade, sockets
+    from samplicator.host import masquerade
     from samplicator.host.resolve import resolve_once
 
     warnings = [str(warning) for warning in loaded.warnings]
-    host = sockets.capabilities()
+    host = abilities.capabilities()
     try:
         plan = compile(loaded, resolve_once(loaded), replace(host, net_raw=True, net_admin=True))
     except ConfigError as error:
         return Judged(loaded, None, tuple(error.problems), (*warnings, *map(str, error.warnings)))
     warnings += plan.warnings
-    raw = [receiver.name for receiver in plan.receivers if receiver.engine != "udp"]
+    raw = [receiver.name for receiver in plan.receivers if receiver.engine not in ("udp", "door")]
     if raw and not host.net_raw:
-        warnings.append(
-            f"this user may not open raw sockets, which {', '.join(raw)} {NEEDS_NET_RAW.partition(':')[0]} for"
-        )
+        warnings.append(f"{_listed('receiver', raw)} needs a raw socket, which needs CAP_NET_RAW; this user lacks it")
     ring = [listener.name for listener in plan.listeners if listener.rings]
     if ring and not (host.net_raw and host.net_admin):
-        warnings.append(
-            f"this user may not receive by ring, which {', '.join(ring)} needs CAP_NET_RAW, CAP_NET_ADMIN for"
-        )
+        need = "CAP_NET_RAW and CAP_NET_ADMIN; this user lacks them"
+        warnings.append(f"{_listed('listener', ring)} uses a ring, which needs {need}")
     if any(receiver.spoof and receiver.engine != "packet" for receiver in plan.receivers):
         rewriting = masquerade.rules()
         warnings += [masquerade.sentence(rewriting)] if rewriting else []
     return Judged(loaded, plan, (), tuple(warnings))
+
+
+def _listed(table: str, names: list[str]) -> str:
+    """`receiver 'x'`, or `each of receiver 'x', 'y'`."""
+    text = f"{table} {', '.join(map(repr, names))}"
+    return text if len(names) == 1 else f"each of {text}"
 
 
 def _report(problems: Iterable[Problem | str], warnings: Iterable[str]) -> None:
@@ -116,12 +120,10 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
     """The plan with addresses as text; sources as {family, address, mask}."""
     receivers = []
     for receiver in plan.receivers:
-        source = receiver.source
         receivers.append(
             {
-                **asdict(receiver),
-                "address": address_text(receiver.address),
-                "source": None if source is None else {"address": address_text(source[0]), "port": source[1]},
+                **{key: value for key, value in asdict(receiver).items() if key != "delivery"},
+                **_delivery_json(receiver.delivery),
                 "probe": {
                     **asdict(receiver.probe),
                     "address": address_text(receiver.probe.address) if receiver.probe.address else "",
@@ -139,7 +141,25 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
         }
         for rule in plan.rules
     ]
-    return {**asdict(plan), "receivers": receivers, "rules": rules}
+    listeners = [
+        {
+            **{key: value for key, value in asdict(listener).items() if key != "intakes"},
+            **{kind: [asdict(intake) for intake in getattr(listener, kind)] for kind in ("sockets", "rings", "doors")},
+        }
+        for listener in plan.listeners
+    ]
+    return {**asdict(plan), "listeners": listeners, "receivers": receivers, "rules": rules}
+
+
+def _delivery_json(delivery: Udp | Door) -> dict[str, Any]:
+    if isinstance(delivery, Door):
+        return asdict(delivery)
+    source = delivery.source
+    return {
+        **asdict(delivery),
+        "address": address_text(delivery.address),
+        "source": None if source is None else {"address": address_text(source[0]), "port": source[1]},
+    }
 
 
 def _source_json(source: ParsedSource) -> dict[str, Any]:
@@ -187,7 +207,7 @@ def convert(options: Namespace) -> int:
 
     if (options.rule_file is None) == (options.passed_on is None):
         print(
-            "error: name a rule file, or write -- and the samplicate options; see samplicator convert --help",
+            "error: name a rule file, or write -- and then the samplicate options; see samplicator convert --help",
             file=sys.stderr,
         )
         return 2
@@ -198,14 +218,14 @@ def convert(options: Namespace) -> int:
         _report(error.problems, map(str, error.warnings))
         return 2
     if parsed.loaded is None:
-        print("error: -h and --version make no configuration", file=sys.stderr)
+        print("error: -h and --version cannot be converted; remove them", file=sys.stderr)
         return 2
     _report((), map(str, parsed.loaded.warnings))
     rules_only = options.rule_file is not None
     if rules_only:
         print(
-            "warning: a rule file does not say where samplicate listens and whether it spoofs: the result listens on "
-            "port 2000 and does not spoof. Give the options of the old command line too: samplicator convert -- "
+            "warning: a rule file does not say where samplicate listens and whether it spoofs; the result listens on "
+            "port 2000 and does not spoof. To convert the options too: samplicator convert -- "
             f"OPTIONS -c {options.rule_file}",
             file=sys.stderr,
         )

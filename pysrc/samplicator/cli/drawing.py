@@ -70,8 +70,8 @@ def unmatched_lines(value: WithoutRule) -> list[str]:
     names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
     many = "1 exporter" if value["count"] == 1 else f"{value['count']} exporters"
     return [
-        f"NO RULE MATCHES {many}, so nobody gets the datagrams: {names}",
-        "  name them in `from` of a rule or, if you want it so, of one with to = [] and stop = true",
+        f"NO RULE MATCHES {many}; these datagrams are not forwarded: {names}",
+        "  name them in `from` of a rule, or, to drop them on purpose, of a rule with to = [] and stop = true",
     ]
 
 

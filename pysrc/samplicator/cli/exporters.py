@@ -158,7 +158,7 @@ def exporter_cells(row: Exporter) -> list[object]:
 
 
 def exporter_table(rows: Sequence[Sequence[object]]) -> list[str]:
-    return table(EXPORTER_HEAD, rows) if rows else ["no exporter of flow telemetry has been seen"]
+    return table(EXPORTER_HEAD, rows) if rows else ["no exporter of flow telemetry was seen"]
 
 
 def _sampling(intervals: Sequence[float]) -> str:
@@ -202,5 +202,5 @@ def domain_lines(value: Mapping[str, Sequence[Domain]]) -> list[str]:
         ]
         for row in value["domains"]
     ]
-    head = ["in copies", "hex", "exporter", "protocol", "its domain", "held by", "silent"]
-    return table(head, rows) if rows else ["no exporter has been given a domain of its own"]
+    head = ["in copies", "hex", "exporter", "protocol", "its domain", "exporter", "silent"]
+    return table(head, rows) if rows else ["no exporter has a domain assigned by samplicator"]

@@ -44,12 +44,12 @@ def export(options: Namespace) -> int:
 def _nothing_seen(value: Ledger) -> list[str]:
     unmatched = sum(row["unmatched"] for row in value["here"])
     if unmatched:
-        return [f"  no flow telemetry that a rule matches has been seen; {unmatched} datagrams matched no rule"]
-    return ["  no flow telemetry has been seen"]
+        return [f"  no flow telemetry that a rule matches was seen; {unmatched} datagrams matched no rule"]
+    return ["  no flow telemetry was seen"]
 
 
 def ledger_lines(value: Ledger) -> list[str]:
-    lines = ["lost before us, by the exporters' sequence numbers"]
+    lines = ["lost before samplicator, by the exporters' sequence numbers"]
     rows: list[list[object]] = [
         [f"  {name}", row["datagrams"], row["lost"], row["unit"], row["restarts"], row["malformed"]]
         for name, row in value["before"].items()
@@ -86,18 +86,18 @@ def ledger_lines(value: Ledger) -> list[str]:
         for here in value["here"]
     ]
     head = ["  listener", "kernel drops", "read", "- truncated", "- denied", "- unmatched", "= matched"]
-    lines += ["", "here, in datagrams", *table(head, rows)]
+    lines += ["", "in samplicator, in datagrams", *table(head, rows)]
     rows = [
         [f"  {after['receiver']}", after["offered"], after["sampled_out"], sum(after["failed"].values()), after["sent"]]
         for after in value["after"]
     ]
-    head = ["  receiver", "offered", "- sampled out", "- failed", "= sent"]
+    head = ["  receiver", "offered", "- skipped", "- failed", "= sent"]
     lines += ["", "to the receivers, in copies", *table(head, rows)]
     for after in value["after"]:
         reasons = [f"{count} {reason}" for reason, count in after["failed"].items() if count]
         lines += [f"  {after['receiver']}: failed: {', '.join(reasons)}"] if reasons else []
     if value["templates_made_here"]:
-        lines.append(f"  {value['templates_made_here']} of the offered copies are templates that were sent again")
+        lines.append(f"  {value['templates_made_here']} of the offered copies are replayed templates")
     return lines
 
 
@@ -113,7 +113,7 @@ def export_lines(value: Export) -> list[str]:
         ):
             told = f"{packets or 'no'} packets, timeout {minutes or 'no'} minutes"
             lines.append(f"  {what} refresh rate {told}")
-        lines.append(f"  {row['replays']} times all templates were replayed")
+        lines.append(f"  all templates were replayed {row['replays']} times")
     templates = value["templates"]
     lines += [
         "",

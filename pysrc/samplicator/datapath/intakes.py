@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket
+from samplicator.datapath.doors import GONE, DoorIntake
 from samplicator.host import bpf, ring, sockets
 from samplicator.host.ingress import Ingress
-from samplicator.plan.spec import RingSpec, SocketSpec
+from samplicator.plan.spec import DoorSpec, RingSpec, SocketSpec
 from samplicator.readings import ListenerReading, add_up
 
 
@@ -177,19 +178,23 @@ def socket_key(spec: SocketSpec) -> SocketSpec:
     return replace(spec, listener=0)
 
 
+AnyIntake = Intake | RingIntake | DoorIntake
+
+
 @dataclass(slots=True, eq=False)
 class ListenerState:
     """A listener that runs. slot: the index its sockets carry in plans, the same as long as it lives. rings: by
-    interface. leaving: what the workers are about to let go. retired_*: what closed ones had counted. receive,
-    receive_why: see ListenerSpec. missing: sockets that this host cannot have now, and why; absent: those that are open
-    and hear nothing, their address having gone; unresolved: places whose name does not resolve now.
+    interface; doors: by spec. leaving: what the workers are about to let go. retired_*: what closed ones had counted.
+    receive, receive_why: see ListenerSpec. missing: sockets that this host cannot have now, and why; absent: those that
+    are open and hear nothing, their address having gone; unresolved: places whose name does not resolve now.
     """
 
     name: str
     slot: int
     intakes: dict[SocketSpec, list[Intake]] = field(default_factory=dict)
     rings: dict[str, RingGroup] = field(default_factory=dict)
-    leaving: list[Intake | RingIntake] = field(default_factory=list)
+    doors: dict[DoorSpec, list[DoorIntake]] = field(default_factory=dict)
+    leaving: list[AnyIntake] = field(default_factory=list)
     receive: str = "recvmmsg"
     receive_why: str = ""
     missing: dict[SocketSpec, str] = field(default_factory=dict)
@@ -202,27 +207,30 @@ class ListenerState:
     def sockets(self) -> list[Intake]:
         return [intake for group in self.intakes.values() for intake in group]
 
-    def open(self) -> list[Intake | RingIntake]:
-        """Sockets and rings."""
-        return [*self.sockets(), *(intake for group in self.rings.values() for intake in group.intakes)]
+    def open(self) -> list[AnyIntake]:
+        """Sockets, rings and doors."""
+        rings = (intake for group in self.rings.values() for intake in group.intakes)
+        return [*self.sockets(), *rings, *(intake for group in self.doors.values() for intake in group)]
 
     def down_why(self) -> str:
         """What it lacks, "" = nothing: one reason, and how many places it holds for."""
-        reasons = [f"name does not resolve: {place}" for place in self.unresolved]
+        reasons = [GONE for group in self.doors.values() if any(intake.rx.shut for intake in group)]
+        reasons += [f"the host name does not resolve: {place}" for place in self.unresolved]
         reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
         if not reasons:
             return ""
-        places = len(self.unresolved) + len(self.missing) + len(self.intakes)
+        places = len(self.unresolved) + len(self.missing) + len(self.intakes) + len(self.doors)
         return reasons[0] + (f" ({len(reasons)} of {places} sockets are missing)" if places > 1 else "")
 
     @property
     def state(self) -> str:
         """up | partly down | down"""
-        if not self.intakes.keys() - self.absent.keys():
+        working = [door for door, group in self.doors.items() if not any(intake.rx.shut for intake in group)]
+        if not working and not self.intakes.keys() - self.absent.keys():
             return "down"
         return "partly down" if self.down_why() else "up"
 
-    def retire(self) -> list[Intake | RingIntake]:
+    def retire(self) -> list[AnyIntake]:
         """Keeps the counts of what left; returns it, to be closed."""
         gone, self.leaving = self.leaving, []
         for intake in gone:

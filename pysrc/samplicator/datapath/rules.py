@@ -12,8 +12,9 @@ from typing import Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Plan, Tx, TxCounters
+from samplicator.datapath.doors import identity
 from samplicator.datapath.ways import ENGINES
-from samplicator.plan.spec import PlanSpec, PoolSpec, ReceiverSpec, RuleSpec
+from samplicator.plan.spec import PlanSpec, PoolSpec, ReceiverSpec, RuleSpec, Udp
 
 BALANCES: Final = {"exporter-hash": _fastpath.POOL_EXPORTER_HASH, "round-robin": _fastpath.POOL_ROUND_ROBIN}
 FastPool = tuple[int, int, Sequence[tuple[int, int]]]
@@ -61,10 +62,13 @@ def dry_plan(spec: PlanSpec) -> Plan:
 
 def _dry_tx(spec: ReceiverSpec) -> Tx:
     counters = TxCounters()
-    address, port = spec.address, spec.port
+    if not isinstance(spec.delivery, Udp):
+        return Tx(_fastpath.ENGINE_DOOR, -1, counters, identity(spec), 1)
+    udp = spec.delivery
+    address, port = udp.address, udp.port
     if spec.engine == "udp":
         return Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
-    if spec.spoof:
+    if udp.spoof:
         other = Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
         return Tx(ENGINES[spec.engine], -1, counters, address, port, fallback=other)
-    return Tx(_fastpath.ENGINE_RAW, -1, counters, address, port, source=spec.source or (address, port))
+    return Tx(_fastpath.ENGINE_RAW, -1, counters, address, port, source=udp.source or (address, port))

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Tx, TxCounters
-from samplicator.host import sockets
+from samplicator.host import abilities, sockets
 from samplicator.host.pathmtu import PathMtu, path_mtu
-from samplicator.plan.spec import ProbeSpec, ReceiverSpec
+from samplicator.plan.spec import ProbeSpec, ReceiverSpec, Udp
 
 if TYPE_CHECKING:
     from samplicator.host.links import Link
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MTU: Final = 1500
+NO_ROUTE: Final = "there is no route to the receiver"
 ENGINES: Final = {
     "udp": _fastpath.ENGINE_UDP,
     "raw": _fastpath.ENGINE_RAW,
@@ -34,15 +35,21 @@ ENGINES: Final = {
 
 def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
     """What makes two receiver specs the same way out: all but what is text for people or about its state."""
-    return replace(spec, host="", engine_why="", probe=ProbeSpec(), standby_for="", needed=False)
+    delivery = spec.delivery
+    if isinstance(delivery, Udp):
+        delivery = replace(delivery, host="", engine_why="")
+    return replace(spec, delivery=delivery, probe=ProbeSpec(), standby_for="", needed=False)
 
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
     """What a collector knows the exporters by, where it is, and whether it can be sent to: when this changes, it has to
     be told the templates.
     """
-    where = spec.address, spec.port, spec.scope_id, spec.spoof, spec.source
-    return *where, spec.per_session, spec.unique, spec.missing
+    where: tuple[object, ...] = (spec.delivery,)
+    if isinstance(spec.delivery, Udp):
+        udp = spec.delivery
+        where = udp.address, udp.port, udp.scope_id, udp.spoof, udp.source, udp.per_session
+    return *where, spec.unique, spec.missing
 
 
 @dataclass(slots=True, eq=False)
@@ -119,25 +126,25 @@ class Path:
         """before: the one of the same receiver in the plan before, from which stays what is known of the way there."""
         self.spec = spec
         self.link: Link | None = None
-        self.link_words = "not looked for yet" if spec.engine == "packet" else ""
+        self.link_words = "not known yet" if spec.engine == "packet" else ""
         self.mtu = DEFAULT_MTU
         self.routed = False
         self.reservation: socket.socket | None = None
-        self.source = spec.source
+        self.source = spec.udp.source
         self.mtu_why = ""
         self._route_mtu = DEFAULT_MTU
         self._beyond: PathMtu | None = None
         if spec.missing:
             return
-        probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
+        probe = sockets.probe_path(spec.udp.address, spec.udp.port, spec.udp.scope_id)
         self._route_mtu = probe.mtu or DEFAULT_MTU
-        self._beyond = path_mtu(spec)
+        self._beyond = path_mtu(spec.udp, spec.probe.kind)
         if self._beyond is not None and before is not None:
             self._beyond.inherit(before._beyond)
         self.mtu, self.mtu_why = self._least_mtu()
         self.routed = probe.mtu > 0
-        if spec.engine == "raw" and not spec.spoof and (spec.source is None or spec.source[1] == 0):
-            self.reservation, self.source = sockets.reserve_source(spec)
+        if spec.engine == "raw" and not spec.udp.spoof and (spec.udp.source is None or spec.udp.source[1] == 0):
+            self.reservation, self.source = sockets.reserve_source(spec.udp)
 
     def close(self) -> None:
         if self.reservation is not None:
@@ -146,24 +153,29 @@ class Path:
             self._beyond.close()
 
     def _least_mtu(self) -> tuple[int, str]:
-        least, why = self._route_mtu, "of the route"
+        least, why = self._route_mtu, "from the route"
         beyond = self._beyond
         if beyond is not None and 0 < beyond.learned < least:
-            least, why = beyond.learned, "told by a router on the way"
+            least, why = beyond.learned, "reported by a router on the way"
         elif beyond is not None and beyond.doubtful:
             why += (
-                f"; but echo requests of {beyond.interface} bytes get no answer, and those of 1280 bytes do: if long "
+                f"; echo requests of {beyond.interface} bytes get no answer, but those of 1280 bytes do; if long "
                 "copies are lost, set `mtu`"
             )
-        return (self.spec.mtu, "configured") if 0 < self.spec.mtu <= least else (least, why)
+        return (self.spec.udp.mtu, "configured") if 0 < self.spec.udp.mtu <= least else (least, why)
 
-    def look(self, now: float, ways: Sequence[Way]) -> None:
+    @property
+    def fault(self) -> str:
+        """Why nothing gets through, "" when it does."""
+        return "" if self.routed else NO_ROUTE
+
+    def look(self, now: float, ways: Sequence[Way], counters: Mapping[int, TxCounters]) -> None:
         """Several times a second: what routers on the way take."""
         if self._beyond is not None and self._beyond.step(now):
             self._set_mtu(ways)
             say = log.info if self._beyond.learned == 0 and not self._beyond.doubtful else log.warning
             say(
-                "receiver %r: packets have %d bytes at most, %s (the interface takes %d): longer copies leave in "
+                "receiver %r: packets have at most %d bytes, %s (the interface takes %d); longer copies are sent in "
                 "fragments",
                 self.spec.name, self.mtu, self.mtu_why, self._beyond.interface,
             )  # fmt: skip
@@ -175,10 +187,10 @@ class Path:
             for way in ways:
                 way.set_mtu(self.mtu)
 
-    def open_way(self, counters: TxCounters, send_buffer: int) -> Way:
-        """A way for one more worker."""
+    def open_way(self, counters: TxCounters, send_buffer: int, worker: int) -> Way:
+        """A way for one more worker. Raises OSError."""
         if self.spec.missing:
-            return _no_way(self.spec, counters)
+            return no_way(self.spec, counters, self.spec.udp.address, self.spec.udp.port)
         if self.spec.engine == "udp":
             return _udp_way(self.spec, counters, send_buffer, self.mtu)
         return self._raw_way(counters, send_buffer)
@@ -186,32 +198,32 @@ class Path:
     def _raw_way(self, counters: TxCounters, send_buffer: int) -> Way:
         spec = self.spec
         fallback: Way | None = None
-        sock = sockets.open_raw(spec, send_buffer)
+        sock = sockets.open_raw(spec.udp, send_buffer)
         try:
-            if spec.spoof:  # an exporter of the other family cannot be the source here: its copies leave unspoofed
+            if spec.udp.spoof:  # an exporter of the other family cannot be the source here: its copies leave unspoofed
                 fallback = _udp_way(spec, counters, send_buffer, self.mtu)
             tx = Tx(
                 ENGINES[spec.engine],
                 sock.fileno(),
                 counters,
-                spec.address,
-                spec.port,
-                ttl=spec.ttl,
-                tos=spec.tos,
+                spec.udp.address,
+                spec.udp.port,
+                ttl=spec.udp.ttl,
+                tos=spec.udp.tos,
                 freq=spec.freq,
-                checksum=spec.checksum,
+                checksum=spec.udp.checksum,
                 mtu=self.mtu,
-                source=None if spec.spoof else self.source,
-                scope_id=spec.scope_id,
-                pause_us=spec.pause_us,
+                source=None if spec.udp.spoof else self.source,
+                scope_id=spec.udp.scope_id,
+                pause_us=spec.udp.pause_us,
                 by_exporter=spec.by_exporter,
                 refresh=spec.refresh,
                 fallback=fallback.tx if fallback else None,
-                alias=spec.unique and not spec.spoof,  # a spoofed copy tells its exporter by its address
+                alias=spec.unique and not spec.udp.spoof,  # a spoofed copy tells its exporter by its address
             )
             if spec.engine == "packet" and self.link is not None:
                 tx.link(self.link.interface, self.link.header, self.link.mtu)
-            way = Way(tx, None, [sock], [] if sockets.connect(sock, spec) else [sock])
+            way = Way(tx, None, [sock], [] if sockets.connect(sock, spec.udp) else [sock])
             if fallback is not None:
                 way.fallback = fallback.tx
                 way.sockets += fallback.sockets
@@ -232,7 +244,7 @@ class Path:
         spec = self.spec
         if spec.missing:
             return True
-        probe = sockets.probe_path(spec.address, spec.port, spec.scope_id)
+        probe = sockets.probe_path(spec.udp.address, spec.udp.port, spec.udp.scope_id)
         self.routed = probe.mtu > 0
         if not self.routed:
             return True
@@ -245,18 +257,18 @@ class Path:
 
     def _source_lost(self, ways: Sequence[Way], source: bytes) -> bool:
         spec = self.spec
-        if spec.source is not None or spec.spoof or not ways:
+        if spec.udp.source is not None or spec.udp.spoof or not ways:
             return False
         if spec.engine == "raw":
             own = self.source[0] if self.source else source
-            return own != source and not sockets.is_local(own)
+            return own != source and not abilities.is_local(own)
         if ways[0].unconnected:
             return False
         own = sockets.own_address(ways[0].sockets[0])
-        return own != source and not sockets.is_local(own)
+        return own != source and not abilities.is_local(own)
 
 
-def _no_way(spec: ReceiverSpec, counters: TxCounters) -> Way:
+def no_way(spec: ReceiverSpec, counters: TxCounters, address: bytes, port: int) -> Way:
     """The way to a receiver that this host cannot send to now (ReceiverSpec.missing): every copy counts as no_route."""
     sock = sockets.open_nowhere()
     try:
@@ -264,8 +276,8 @@ def _no_way(spec: ReceiverSpec, counters: TxCounters) -> Way:
             _fastpath.ENGINE_UDP,
             sock.fileno(),
             counters,
-            spec.address,
-            spec.port,
+            address,
+            port,
             freq=spec.freq,
             by_exporter=spec.by_exporter,
             refresh=spec.refresh,
@@ -278,33 +290,33 @@ def _no_way(spec: ReceiverSpec, counters: TxCounters) -> Way:
 
 
 def _udp_way(spec: ReceiverSpec, counters: TxCounters, send_buffer: int, mtu: int) -> Way:
-    opened = [sockets.open_udp(spec, send_buffer)]
+    opened = [sockets.open_udp(spec.udp, send_buffer)]
     sock = opened[0]
     try:
         cutter = None
-        if spec.mtu:
-            opened.append(sockets.open_raw(spec, send_buffer))
+        if spec.udp.mtu:
+            opened.append(sockets.open_raw(spec.udp, send_buffer))
             cutter = _cutter(spec, opened[1], counters, mtu)
         tx = Tx(
             _fastpath.ENGINE_UDP,
             sock.fileno(),
             counters,
-            spec.address,
-            spec.port,
-            ttl=spec.ttl,
-            tos=spec.tos,
+            spec.udp.address,
+            spec.udp.port,
+            ttl=spec.udp.ttl,
+            tos=spec.udp.tos,
             freq=spec.freq,
-            checksum=spec.checksum,
+            checksum=spec.udp.checksum,
             mtu=mtu,
-            scope_id=spec.scope_id,
-            pause_us=spec.pause_us,
+            scope_id=spec.udp.scope_id,
+            pause_us=spec.udp.pause_us,
             by_exporter=spec.by_exporter,
             refresh=spec.refresh,
             cutter=cutter,
             alias=spec.unique,
-            per_session=spec.per_session,
+            per_session=spec.udp.per_session,
         )
-        way = Way(tx, None, opened, [one for one in opened if not sockets.connect(one, spec)])
+        way = Way(tx, None, opened, [one for one in opened if not sockets.connect(one, spec.udp)])
         if cutter is not None:
             way.cutting = tx, sock
             way.start_cutting()
@@ -320,20 +332,20 @@ def _cutter(spec: ReceiverSpec, sock: socket.socket, counters: TxCounters, mtu: 
         _fastpath.ENGINE_RAW,
         sock.fileno(),
         counters,
-        spec.address,
-        spec.port,
-        ttl=spec.ttl,
-        tos=spec.tos,
-        checksum=spec.checksum,
+        spec.udp.address,
+        spec.udp.port,
+        ttl=spec.udp.ttl,
+        tos=spec.udp.tos,
+        checksum=spec.udp.checksum,
         mtu=mtu,
-        source=(bytes(len(spec.address)), 0),  # until the other socket is connected
-        scope_id=spec.scope_id,
-        pause_us=spec.pause_us,
+        source=(bytes(len(spec.udp.address)), 0),  # until the other socket is connected
+        scope_id=spec.udp.scope_id,
+        pause_us=spec.udp.pause_us,
     )
 
 
 def _try_connect(sock: socket.socket, spec: ReceiverSpec) -> bool:
     try:
-        return sockets.connect(sock, spec)
+        return sockets.connect(sock, spec.udp)
     except OSError:
         return False

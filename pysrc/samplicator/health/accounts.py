@@ -37,14 +37,14 @@ class Accounts:
             totals = [state.totals() for state in states]
             try:
                 gone = self._neighbors.look(
-                    {s.spec.name: (s.spec.address, s.spec.scope_id) for s in states if not s.spec.missing}
+                    {s.spec.name: (udp.address, udp.scope_id) for s in states if (udp := s.spec.network) is not None}
                 )
             except (OSError, struct.error) as error:
                 if self._gate.add(("neighbors",), 1, time.monotonic()):
                     log.warning("the neighbor table cannot be read now: %s", error)
                 gone, sights = None, {}
             else:
-                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.missing}
+                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.network is None}
                 sights = {**self._neighbors.sights, **nowhere}
             now = time.monotonic()
             accounts = [state.standing.account for state in states]

@@ -26,7 +26,7 @@ import struct
 from typing import Final
 
 from samplicator.health.probes import MAKERS, REFUSING, UNREACHABLE, UP, Answer, Datagram, Probe
-from samplicator.plan.spec import ReceiverSpec
+from samplicator.plan.spec import ReceiverSpec, Udp
 
 IDLE_SECONDS: Final = 2.0  # between two probes of a receiver that answers nothing, as it should
 QUICK_SECONDS: Final = 0.5  # the same where somebody waits for news
@@ -133,7 +133,7 @@ class Reach:
         self._silent = 0
         self._bad = now
         if self.spec.probe.kind != "off" and self.state == UP:
-            self._down(Answer(REFUSING, "its port is closed"), now)
+            self._down(Answer(REFUSING, "the receiver's port is closed"), now)
 
     def step(self, now: float) -> bool:
         """Sends and judges what is due; True when the receiver has come back just now."""
@@ -165,6 +165,8 @@ class Reach:
     def asks(self) -> bool:
         """Whether it is probed now."""
         kind, needed = self.spec.probe.kind, self.spec.needed
+        if not isinstance(self.spec.delivery, Udp):  # a door tells by itself whether its gateway takes copies
+            return self.streams
         if kind != "auto":
             return kind != "off"
         return self.state != UP or (self.spec.deaf and (needed or self.templates)) or (needed and self.anxious)
@@ -174,7 +176,7 @@ class Reach:
         if self.streams:
             return MAKERS[spec.probe.kind](spec.probe)
         payload = IPFIX_EMPTY if spec.probe.kind == "ipfix" else b""
-        return Datagram(spec.address, spec.port, spec.scope_id, payload)
+        return Datagram(spec.udp.address, spec.udp.port, spec.udp.scope_id, payload)
 
     def _interval(self, now: float) -> float:
         if self.state == UP or self.streams:
@@ -184,20 +186,26 @@ class Reach:
     def _wake_neighbour(self, now: float) -> None:
         """Has the kernel ask for the next hop of a receiver that gets no copies, when the probe goes elsewhere."""
         spec = self.spec
-        if not (self.anxious and spec.needed and spec.probe.kind in MAKERS and spec.probe.address != spec.address):
+        if not (self.anxious and spec.needed and self._asks_another):
             return
         if self._knock is None:
-            self._knock = Datagram(spec.address, DISCARD_PORT, spec.scope_id, b"")
+            self._knock = Datagram(spec.udp.address, DISCARD_PORT, spec.udp.scope_id, b"")
         try:
             self._knock.start(now)
         except OSError:
             self._knock.close()
 
+    @property
+    def _asks_another(self) -> bool:
+        """Whether the probe goes to another host than the copies."""
+        delivery = self.spec.delivery
+        return self.streams and isinstance(delivery, Udp) and self.spec.probe.address != delivery.address
+
     def _judge(self, answer: Answer, now: float) -> bool:
         if answer.state == UP and self.streams and now - self._refused < IDLE_SECONDS:
-            answer = Answer(REFUSING, "its port is closed")
+            answer = Answer(REFUSING, "the receiver's port is closed")
         if answer.state != UP:
-            if self.streams and self.spec.probe.address != self.spec.address:  # another host's news, not its own
+            if self._asks_another:  # another host's news, not its own
                 answer = Answer(REFUSING, answer.why, answer.sure)
             self._silent = 0
             self._doubts += not answer.sure

@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from samplicator.config.address import address_text
 from samplicator.datapath import counters as fields
 from samplicator.datapath.account import Account
+from samplicator.datapath.doors import DoorPath
 from samplicator.datapath.ways import Path, Way
 from samplicator.health.probes import LOOPING, MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.health.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
-from samplicator.plan.spec import ReceiverSpec
+from samplicator.plan.spec import Door, ReceiverSpec
 from samplicator.readings import ReceiverReading, add_up, wall_ns
 
 if TYPE_CHECKING:
@@ -35,17 +36,16 @@ FAILED_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 1.0
 """Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
 reports of old copies wait at their sockets."""
-NO_ROUTE: Final = "no route to it"
-PROBE_UNRESOLVED: Final = "name of its probe does not resolve"
-NO_ANSWER: Final = "its host, or the next hop, does not answer"
-COPIES_REFUSED: Final = "copies to it are refused"
+PROBE_UNRESOLVED: Final = "the host name of the probe does not resolve"
+NO_ANSWER: Final = "the receiver's host or the next hop does not answer"
+COPIES_REFUSED: Final = "the receiver refuses copies"
 COMES_BACK: Final = (
-    "its copies come back to us, through another relay or a redirection: whatever sends them back must not"
+    "copies come back to this host through another relay or a redirection; remove this host from its receivers"
 )
 ECHO_FIRST_SECONDS: Final = 10.0
 ECHO_MOST_SECONDS: Final = 320.0
 """A receiver whose copies came back is tried again after so long; each time twice as long, up to so long."""
-COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
+COPIES_FAIL: Final = "copies fail: no route, or host unreachable"
 _FAILED: Final = (fields.NO_ROUTE, fields.NO_NEIGHBOR)
 
 
@@ -93,7 +93,7 @@ class ReceiverState:
     """
 
     spec: ReceiverSpec
-    path: Path
+    path: Path | DoorPath
     send_buffer: int
     generation_added: int
     counters: dict[int, TxCounters]
@@ -258,7 +258,7 @@ class ReceiverState:
         self._copies(now)
         self._echoes(now)
         if not self.spec.missing:
-            self.path.look(now, self.ways)
+            self.path.look(now, self.ways, self.counters)
             if not self.probe_unresolved:
                 self.reach.step(now)
         return self._settle(now)
@@ -332,9 +332,9 @@ class ReceiverState:
         if standing.own:
             return LOOPING, standing.own
         if standing.echo_until:
-            return LOOPING, f"{COMES_BACK}; tried again after {standing.echo_seconds:.0f} s"
-        if not self.path.routed:
-            return UNREACHABLE, NO_ROUTE
+            return LOOPING, f"{COMES_BACK}; next try after {standing.echo_seconds:.0f} s"
+        if self.path.fault:
+            return UNREACHABLE, self.path.fault
         if standing.unresolved:
             standing.bad_until = max(standing.bad_until, now + NEIGHBOUR_SECONDS)
             return UNREACHABLE, NO_ANSWER
@@ -354,12 +354,8 @@ class ReceiverState:
         spec, standing = self.spec, self.standing
         return ReceiverReading(
             name=spec.name,
-            host=spec.host,
-            address=spec.host if spec.unresolved else address_text(spec.address),
-            port=spec.port,
-            source="spoof" if spec.spoof else "own",
+            **_where(spec),
             engine=spec.engine,
-            engine_why=spec.engine_why,
             counters=dict(zip(fields.TX_FIELDS, self.totals() if totals is None else totals, strict=True)),
             up=self.up,
             generation_added=self.generation_added,
@@ -374,6 +370,21 @@ class ReceiverState:
             waiting=standing.waiting,
             takeovers=standing.takeovers,
         )
+
+
+def _where(spec: ReceiverSpec) -> dict[str, Any]:
+    """How a receiver is delivered, as the reading has it."""
+    if isinstance(spec.delivery, Door):
+        name = spec.delivery.gateway
+        return {"host": name, "address": name, "port": 0, "source": "beside", "engine_why": "configured"}
+    udp = spec.delivery
+    return {
+        "host": udp.host,
+        "address": udp.host if spec.unresolved else address_text(udp.address),
+        "port": udp.port,
+        "source": "spoof" if udp.spoof else "own",
+        "engine_why": udp.engine_why,
+    }
 
 
 def ids(states: Sequence[ReceiverState], worker: int) -> dict[int, str]:

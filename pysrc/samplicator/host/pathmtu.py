@@ -22,7 +22,7 @@ import struct
 from typing import Final
 
 from samplicator.host import sockets
-from samplicator.plan.spec import ReceiverSpec
+from samplicator.plan.spec import Udp
 
 ROUND_SECONDS: Final = 60.0
 ANSWER_SECONDS: Final = 1.0
@@ -197,10 +197,10 @@ class PathMtu:
         return found
 
 
-def path_mtu(spec: ReceiverSpec) -> PathMtu | None:
-    """What follows the path of a receiver; None where nobody has to: see the head of this file."""
+def path_mtu(spec: Udp, probe: str) -> PathMtu | None:
+    """What follows the path of a receiver; None where nobody has to: see the head of this file. probe: its kind."""
     others = spec.spoof or (spec.engine == "raw" and spec.source is not None)  # routers tell somebody else
-    if spec.family != 6 or not others or spec.probe.kind == "off" or spec.address[0] == 0xFF:
+    if spec.family != 6 or not others or probe == "off" or spec.address[0] == 0xFF:
         return None
     return PathMtu(spec.address, spec.scope_id)
 

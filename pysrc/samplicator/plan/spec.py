@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from samplicator.config.address import ParsedSource
+from samplicator.config.address import ParsedSource, address_text, endpoint_text
 from samplicator.config.model.rule import Rule
 
 
@@ -125,22 +125,40 @@ class RingSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DoorSpec:
+    """A door of a listener (each worker opens one). gateway: name of the transport that brings its datagrams."""
+
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerSpec:
-    """A listener: its index in the plan, its name (the metric label) and its sockets. receive: how datagrams come in,
-    "recvmmsg" | "ring", receive_why: one sentence for people; rings: one per interface; ring_required: without them
-    the plan cannot run. flow: its datagrams go through the flow stage. unresolved: HOST:PORT of places to listen at
-    whose name does not resolve now.
+    """A listener: its index in the plan, its name (the metric label) and its intakes: the sockets, rings (one per
+    interface) and doors that its datagrams come in by. receive: how, "recvmmsg" | "ring" | "door", receive_why: one
+    sentence for people; ring_required: without them the plan cannot run. flow: its datagrams go through the flow stage.
+    unresolved: HOST:PORT of places to listen at whose name does not resolve now.
     """
 
     index: int
     name: str
-    sockets: tuple[SocketSpec, ...]
+    intakes: tuple[SocketSpec | RingSpec | DoorSpec, ...]
     receive: str = "recvmmsg"
     receive_why: str = ""
-    rings: tuple[RingSpec, ...] = ()
     ring_required: bool = True
     flow: bool = True
     unresolved: tuple[str, ...] = ()
+
+    @property
+    def sockets(self) -> tuple[SocketSpec, ...]:
+        return tuple(intake for intake in self.intakes if isinstance(intake, SocketSpec))
+
+    @property
+    def rings(self) -> tuple[RingSpec, ...]:
+        return tuple(intake for intake in self.intakes if isinstance(intake, RingSpec))
+
+    @property
+    def doors(self) -> tuple[DoorSpec, ...]:
+        return tuple(intake for intake in self.intakes if isinstance(intake, DoorSpec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,21 +177,15 @@ class ProbeSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ReceiverSpec:
-    """A receiver: where its copies go and how they leave.
+class Udp:
+    """Copies leave as UDP datagrams.
 
     address: network order, 4 or 16 bytes, as `family` says. host: as the operator wrote it. engine_why: one sentence
     for people. source: a fixed (address, port) instead of our own, port 0 = one the kernel picks. ttl 0 and tos -1 =
-    kept from the datagram. mtu: bytes that packets may have at most, 0 = as the path takes. by_exporter: freq chooses
-    exporters, not datagrams. refresh: templates are sent again after so many datagrams, so many ms, options data
-    likewise; 0 = never. standby_for: name of the receiver whose copies it gets while that one is down, "" = none.
-    needed: a standby or a pool acts on its state. per_session: each exporter session has a source port of its own.
-    unique: observation domains are replaced by their aliases. missing: what this host lacks
-    to send to it at all now, for people ("name does not resolve"), "" = nothing; its copies are then counted as
-    no_route, and where the address is not known it is all zeros.
+    kept from the datagram. mtu: bytes that packets may have at most, 0 = as the path takes. per_session: each exporter
+    session has a source port of its own.
     """
 
-    name: str
     address: bytes
     port: int
     family: int
@@ -184,35 +196,90 @@ class ReceiverSpec:
     spoof: bool
     source: tuple[bytes, int] | None
     checksum: bool
-    freq: int
     ttl: int
     tos: int
     pause_us: int
     mtu: int = 0
+    per_session: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Copies go to a gateway, the transport of this name, and with them who sent them, when, their TTL and TOS."""
+
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverSpec:
+    """A receiver: what it gets and when, and how that is delivered, which no other part of it depends on.
+
+    by_exporter: freq chooses exporters, not datagrams. refresh: templates are sent again after so many datagrams, so
+    many ms, options data likewise; 0 = never. standby_for: name of the receiver whose copies it gets while that one is
+    down, "" = none. needed: a standby or a pool acts on its state. unique: observation domains are replaced by their
+    aliases. missing: what this host lacks to send to it at all now, for people ("name does not resolve"), "" = nothing;
+    its copies are then counted as no_route, and where the address is not known it is all zeros.
+    """
+
+    name: str
+    delivery: Udp | Door
+    freq: int = 1
     by_exporter: bool = False
     refresh: tuple[int, int, int, int] = (0, 0, 0, 0)
     probe: ProbeSpec = ProbeSpec()
     standby_for: str = ""
     needed: bool = False
-    per_session: bool = False
     unique: bool = False
+    missing: str = ""
+
+    @property
+    def udp(self) -> Udp:
+        """How it is delivered, of a receiver that is known to get UDP. Raises TypeError for one behind a door."""
+        if not isinstance(self.delivery, Udp):
+            raise TypeError(f"receiver {self.name!r} gets no UDP")
+        return self.delivery
+
+    @property
+    def network(self) -> Udp | None:
+        """Where it is, as far as copies can be sent there now; None: behind a door, or something is missing."""
+        return self.delivery if isinstance(self.delivery, Udp) and not self.missing else None
+
+    @property
+    def engine(self) -> str:
+        return self.delivery.engine if isinstance(self.delivery, Udp) else "door"
+
+    @property
+    def spoof(self) -> bool:
+        """Whether copies tell their exporter by their source. Through a door they tell it beside."""
+        return isinstance(self.delivery, Udp) and self.delivery.spoof
+
+    @property
+    def tells_exporters(self) -> bool:
+        """Whether a copy says whose datagram it is: by its source, or through a door, beside it."""
+        return self.spoof or isinstance(self.delivery, Door)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        if isinstance(self.delivery, Door):
+            return f"gateway {self.delivery.gateway}"
+        where = self.delivery.host if self.unresolved else address_text(self.delivery.address)
+        return endpoint_text(where, self.delivery.port)
 
     @property
     def apart(self) -> bool:
         """Whether exporters are kept apart by aliases of their domains, always or where a session has no own port."""
-        return self.per_session or self.unique
-
-    missing: str = ""
+        return self.unique or (isinstance(self.delivery, Udp) and self.delivery.per_session)
 
     @property
     def unresolved(self) -> bool:
         """Whether its address is not known now."""
-        return bool(self.missing) and not any(self.address)
+        return bool(self.missing) and isinstance(self.delivery, Udp) and not any(self.delivery.address)
 
     @property
     def deaf(self) -> bool:
         """Whether its engine hears nothing of refused copies: ICMP goes to the exporter, or to no socket at all."""
-        return self.engine != "udp"
+        return isinstance(self.delivery, Udp) and self.delivery.engine != "udp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,3 +337,8 @@ class PlanSpec:
     pools: tuple[PoolSpec, ...] = ()
     alias_file: str = ""
     follows_host: bool = field(default=False, compare=False)
+
+    @property
+    def udp(self) -> list[Udp]:
+        """The deliveries that are UDP, of all receivers."""
+        return [receiver.delivery for receiver in self.receivers if isinstance(receiver.delivery, Udp)]

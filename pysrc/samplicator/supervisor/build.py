@@ -18,22 +18,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from samplicator._fastpath import Plan, TxCounters, Worker
-from samplicator.config.address import address_text, endpoint_text
+from samplicator.config.address import endpoint_text
 from samplicator.datapath import aliases
-from samplicator.datapath.intakes import Intake, ListenerState, RingGroup, RingIntake, socket_key
+from samplicator.datapath.doors import DoorIntake, DoorPath, Gateways
+from samplicator.datapath.intakes import AnyIntake, Intake, ListenerState, RingGroup, RingIntake, socket_key
 from samplicator.datapath.rules import FastRules, fast_pools
 from samplicator.datapath.thread import TraceCallback, WorkerThread
 from samplicator.datapath.ways import Path, Way, meets, receiver_key
 from samplicator.health.probes import UNREACHABLE
 from samplicator.health.reach import Reach
-from samplicator.health.receiver import NO_ROUTE, ReceiverState, Standing
+from samplicator.health.receiver import ReceiverState, Standing
 from samplicator.health.running import Running
-from samplicator.host import ring, sockets
+from samplicator.host import abilities, listening, ring, sockets
 from samplicator.host.delivery import Host
 from samplicator.host.ingress import Ingress
 from samplicator.host.sources import Place, Source
 from samplicator.plan.groupcast import Casts
-from samplicator.plan.spec import ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec
+from samplicator.plan.spec import DoorSpec, ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec, Udp
 
 WITHHOLD_SECONDS: Final = 2.0
 log = logging.getLogger(__name__)
@@ -71,9 +72,16 @@ class Build:
     """
 
     def __init__(
-        self, spec: PlanSpec, running: Running, source: Source, *, generation: int, trace: TraceCallback | None
+        self,
+        spec: PlanSpec,
+        running: Running,
+        source: Source,
+        *,
+        generation: int,
+        trace: TraceCallback | None,
+        gateways: Gateways,
     ) -> None:
-        """source: where listeners' sockets come from."""
+        """source: where listeners' sockets come from. gateways: what doors can lead to."""
         self.spec = spec
         self.listeners: dict[str, ListenerState] = {}
         self.groups: dict[str, dict[SocketSpec, list[Intake]]] = {}
@@ -82,7 +90,7 @@ class Build:
         self.receive: dict[str, tuple[str, str]] = {}
         self.receivers: dict[str, ReceiverState] = {}
         self.workers: list[WorkerThread] = []
-        self.owners: dict[Intake | RingIntake, int] = {}
+        self.owners: dict[AnyIntake, int] = {}
         self.casts = casts_of(spec)
         new = itertools.count(running.pools_made + 1)
         self.pool_ids = {pool.name: running.pool_ids.get(pool.name) or next(new) for pool in spec.pools}
@@ -90,18 +98,20 @@ class Build:
         self.aliases = running.aliases
         self._running = running
         self._source = source
+        self._gateways = gateways
+        self.doors: dict[str, dict[DoorSpec, list[DoorIntake]]] = {}
         self._generation = generation
         self._trace = trace
         self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
-        self._intakes: list[Intake | RingIntake] = []
+        self._intakes: list[AnyIntake] = []
         self._ways: list[Way] = []
-        self._paths: list[Path] = []
+        self._paths: list[Path | DoorPath] = []
         self._threads: list[WorkerThread] = []
         self._alone: list[socket.socket] = []
         self._hindered: set[str] = set()
-        self._rings_take_runs = sockets.rings_take_runs()
-        receivers = spec.receivers
-        self._keep = {"ttl": any(r.ttl == 0 for r in receivers), "tos": any(r.tos < 0 for r in receivers)}
+        self._rings_take_runs = abilities.rings_take_runs()
+        told = len(spec.udp) < len(spec.receivers)  # to gateways
+        self._keep = {"ttl": told or any(u.ttl == 0 for u in spec.udp), "tos": told or any(u.tos < 0 for u in spec.udp)}
 
     def open(self, descriptor_limit: int) -> None:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
@@ -119,6 +129,9 @@ class Build:
                 self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
         for part in self._ring_parts():
             self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(part.intakes))
+        for doors in self.doors.values():
+            for each in doors.values():
+                self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(each))
 
     def undo(self) -> None:
         for thread in self._threads:
@@ -135,7 +148,7 @@ class Build:
             way.close()
         for path in self._paths:
             path.close()
-        sockets.unshare(self._alone)
+        listening.unshare(self._alone)
         if self.ingress is not None and self.ingress is not self._running.ingress:
             self.ingress.close()
 
@@ -155,10 +168,10 @@ class Build:
             for key, group in groups.items():
                 for intake in group:
                     with contextlib.suppress(OSError):
-                        sockets.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
+                        listening.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
 
     def plans(
-        self, generation: int, *, without: Sequence[Intake | RingIntake] = (), told: Set[str] = frozenset()
+        self, generation: int, *, without: Sequence[AnyIntake] = (), told: Set[str] = frozenset()
     ) -> dict[int, Plan]:
         """A plan for each worker; the sockets in `without` are in none. told: names of the receivers that get the
         templates of exporters new to them.
@@ -197,10 +210,12 @@ class Build:
         for wanted in self.spec.listeners:
             rings = self.rings[wanted.name]
             for intake in (i for group in self.groups[wanted.name].values() for i in group):
-                sockets.take_runs(intake.sock, self._takes_runs(rings))
+                listening.take_runs(intake.sock, self._takes_runs(rings))
                 intake.rx.set_flow(wanted.flow)
             for member in (i for part in rings.values() for i in part.intakes):
                 member.rx.set_flow(wanted.flow)
+            for door in (i for group in self.doors[wanted.name].values() for i in group):
+                door.rx.set_flow(wanted.flow)
 
     # ------------------------------------------------------------------ listeners
 
@@ -224,7 +239,7 @@ class Build:
         for running in self._running.listeners.values():
             for intake in running.sockets():
                 on_port.setdefault(intake.spec.port, []).append(intake.sock)
-        self._alone = sockets.unshared([sock for socks in on_port.values() for sock in socks])
+        self._alone = listening.unshared([sock for socks in on_port.values() for sock in socks])
         for wanted in self.spec.listeners:
             state = self.listeners[wanted.name]
             if not state.intakes:
@@ -236,8 +251,25 @@ class Build:
                 self._fill(group, wanted, key, state, on_port.setdefault(key.port, []))
                 if group:
                     groups[key] = group
+            self._open_doors(wanted, state)
             if wanted.name in self._hindered:  # a ring would take what another program's socket is to get
-                self._drop_rings(wanted, "its sockets cannot all be opened")
+                self._drop_rings(wanted, "some of the listener's sockets cannot be opened")
+
+    def _open_doors(self, wanted: ListenerSpec, state: ListenerState) -> None:
+        """Opens doors until there is one for each worker; one whose gateway is gone is opened anew."""
+        self.doors[wanted.name] = {}
+        for spec in wanted.doors:
+            group = [intake for intake in state.doors.get(spec, ()) if not intake.rx.shut]
+            self.doors[wanted.name][spec] = group
+            while len(group) < self.spec.workers:
+                try:
+                    size = self.spec.receive_buffer
+                    intake = DoorIntake(spec, wanted.name, state.slot, len(group), size, self._gateways)
+                except OSError as error:
+                    text = f"listener {wanted.name!r}, door of gateway {spec.gateway!r}: {error.strerror or error}"
+                    raise BuildError(error.errno or 0, text, ("listener", wanted.index)) from error
+                self._intakes.append(intake)
+                group.append(intake)
 
     # ------------------------------------------------------------------ rings
 
@@ -298,7 +330,7 @@ class Build:
 
     def _take_runs(self, state: ListenerState, rings: Mapping[str, object]) -> None:
         for intake in state.sockets():
-            sockets.take_runs(intake.sock, self._takes_runs(rings))
+            listening.take_runs(intake.sock, self._takes_runs(rings))
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
         """What receive = "auto" makes of a ring that cannot be had."""
@@ -346,12 +378,12 @@ class Build:
                 )
             except OSError as error:
                 if not group and self._tolerates(listener, key, state, error):
-                    self.missing[listener.name][key] = sockets.why_not_listening(key, error)
-                    if error.errno in sockets.SOMEBODY_MUST:
+                    self.missing[listener.name][key] = listening.why_not_listening(key, error)
+                    if error.errno in listening.SOMEBODY_MUST:
                         self._hindered.add(listener.name)
                     return
                 where = endpoint_text(key.address, key.port) + (f" on {key.interface}" if key.interface else "")
-                text = f"listener {listener.name!r} cannot listen at {where}: {sockets.why_not_listening(key, error)}"
+                text = f"listener {listener.name!r} cannot listen at {where}: {listening.why_not_listening(key, error)}"
                 raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
             try:
                 intake = Intake(sock, key, state.slot, size, program)
@@ -380,7 +412,7 @@ class Build:
 
     def _share(self, sock: socket.socket) -> socket.socket:
         if self._by_ports:
-            sockets.share_port(sock)
+            listening.share_port(sock)
         return sock
 
     def share_ports(self) -> None:
@@ -405,19 +437,19 @@ class Build:
 
     def _tolerated(self, error: OSError, *, missing: bool, loses: bool) -> bool:
         """missing: it was so before. loses: something that works now would be given up for it."""
-        if error.errno not in sockets.HOST_LACKS | sockets.SOMEBODY_MUST:
+        if error.errno not in listening.HOST_LACKS | listening.SOMEBODY_MUST:
             return False
-        if self._running.strict and error.errno in sockets.SOMEBODY_MUST:
+        if self._running.strict and error.errno in listening.SOMEBODY_MUST:
             return False
         if self.spec.follows_host or not self._running.workers or missing:
             return True
-        return error.errno in sockets.HOST_LACKS and not loses
+        return error.errno in listening.HOST_LACKS and not loses
 
     # ------------------------------------------------------------------ workers, receivers
 
     def _open_workers(self) -> None:
         spec, running = self.spec, self._running
-        ports = sockets.source_ports()
+        ports = abilities.source_ports()
         self.workers = running.workers[: spec.workers]
         for index in range(len(self.workers), spec.workers):
             packet = self._packet_socket()
@@ -448,7 +480,9 @@ class Build:
             return sockets.open_packet(self.spec.send_buffer)
         except OSError as error:
             if any(receiver.engine == "packet" for receiver in self.spec.receivers):
-                raise BuildError(error.errno or 0, f'engine "packet": {error.strerror or error}') from error
+                raise BuildError(
+                    error.errno or 0, f'engine "packet": the packet socket cannot be opened: {error.strerror or error}'
+                ) from error
             return None
 
     def _open_receivers(self) -> None:
@@ -458,13 +492,13 @@ class Build:
             except OSError as error:
                 old = self._running.receivers.get(wanted.name)
                 if self._tolerated(error, missing=old is not None and bool(old.spec.missing), loses=old is not None):
-                    why = f"it cannot be sent to: {error.strerror}"
-                    if error.errno == errno.EADDRINUSE and wanted.source is not None:
-                        why = f"another program has its source port {wanted.source[1]}"
+                    why = f"the sending socket cannot be opened: {error.strerror}"
+                    source = wanted.delivery.source if isinstance(wanted.delivery, Udp) else None
+                    if error.errno == errno.EADDRINUSE and source is not None:
+                        why = f"another program uses the source port {source[1]}"
                     self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
                     continue
-                where = endpoint_text(address_text(wanted.address), wanted.port)
-                text = f"receiver {wanted.name!r} at {where}, engine {wanted.engine}: {error.strerror or error}"
+                text = f"receiver {wanted.name!r} at {wanted.place}, engine {wanted.engine}: {error.strerror or error}"
                 raise BuildError(error.errno or 0, text, ("receiver", index)) from error
 
     def _receiver(self, wanted: ReceiverSpec) -> ReceiverState:
@@ -479,7 +513,7 @@ class Build:
         if old is not None and same:
             path, ways = old.path, old.ways[: spec.workers]
         else:
-            path, ways = Path(wanted, old.path if old is not None else None), []
+            path, ways = new_path(wanted, old.path if old is not None else None, self._gateways), []
             self._paths.append(path)
         state = ReceiverState(
             spec=wanted,
@@ -496,7 +530,7 @@ class Build:
         opened: list[Way] = []
         try:
             for index in range(len(ways), spec.workers):
-                opened.append(path.open_way(state.counters.setdefault(index, TxCounters()), spec.send_buffer))
+                opened.append(path.open_way(state.counters.setdefault(index, TxCounters()), spec.send_buffer, index))
         except BaseException:
             for way in opened:
                 way.close()
@@ -509,19 +543,26 @@ class Build:
         return state
 
     @staticmethod
-    def _standing(wanted: ReceiverSpec, path: Path, old: ReceiverState | None, same: bool) -> Standing:
+    def _standing(wanted: ReceiverSpec, path: Path | DoorPath, old: ReceiverState | None, same: bool) -> Standing:
         """What is known of the receiver: all of it when it stays, else what is counted."""
         if old is not None and same:
             return old.standing
         standing = Standing(waiting=bool(wanted.standby_for))
         if not path.routed:
-            standing.state, standing.why = UNREACHABLE, wanted.missing or NO_ROUTE
+            standing.state, standing.why = UNREACHABLE, wanted.missing or path.fault
         if old is not None:
             # what became of copies on the old way says nothing of the new one
             standing.seen, standing.takeovers = old.totals(), old.standing.takeovers
             standing.account = old.standing.account
             standing.waiting = old.standing.waiting if old.spec.standby_for else standing.waiting
         return standing
+
+
+def new_path(wanted: ReceiverSpec, before: Path | DoorPath | None, gateways: Gateways) -> Path | DoorPath:
+    """before: of the same receiver, in the plan before."""
+    if isinstance(wanted.delivery, Udp):
+        return Path(wanted, before if isinstance(before, Path) else None)
+    return DoorPath(wanted, gateways)
 
 
 def withhold_ports(workers: Sequence[WorkerThread], ports: Set[int]) -> None:
@@ -541,7 +582,7 @@ def try_listening(key: SocketSpec, beside: Sequence[socket.socket], withhold: Ca
     """
     for again in (False, True):
         try:
-            sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+            listening.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
             return
         except OSError as error:
             if again or error.errno != errno.EADDRINUSE or not withhold(key.port):
@@ -560,9 +601,9 @@ def casts_of(spec: PlanSpec) -> Casts:
         with Host() as host:
             broadcasts = host.broadcasts()
     except OSError as error:
-        log.warning("the host's broadcast addresses cannot be read: %s", error)
+        log.warning("the broadcast addresses of this host cannot be read: %s", error)
     found = [socket_key(socket) for listener in spec.listeners for socket in listener.sockets]
-    return Casts(found, broadcasts, sockets.interface_index)
+    return Casts(found, broadcasts, abilities.interface_index)
 
 
 def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:
@@ -574,16 +615,19 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
     """Says before anything is opened that it cannot all be opened. Old and new stand side by side only for what
     changes.
     """
-    listening = sum(len(listener.sockets) + 2 * len(listener.rings) for listener in spec.listeners) * spec.workers
-    sending = sum(1 + r.spoof + (r.mtu > 0) for r in spec.receivers) * spec.workers
-    sending += sum(r.family == 6 and r.engine != "udp" for r in spec.receivers)  # what asks for the path MTU
-    reserved = sum(r.engine == "raw" and not r.spoof for r in spec.receivers)
+    # a ring has a doorbell, a door another end
+    listening = sum(len(item.sockets) + 2 * len(item.rings) + 2 * len(item.doors) for item in spec.listeners)
+    listening *= spec.workers
+    sending = sum(1 + udp.spoof + (udp.mtu > 0) for udp in spec.udp) * spec.workers
+    sending += 2 * (len(spec.receivers) - len(spec.udp)) * spec.workers
+    sending += sum(udp.family == 6 and udp.engine != "udp" for udp in spec.udp)  # what asks for the path MTU
+    reserved = sum(udp.engine == "raw" and not udp.spoof for udp in spec.udp)
     sending += sum(r.probe.kind != "off" for r in spec.receivers)
     need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
     if need > limit:
         raise BuildError(
             errno.EMFILE,
             f"this plan needs {need} file descriptors ({listening} for listeners, {sending} for receivers, "
-            f"{spec.workers} workers), the limit is {limit}: raise it (ulimit -Hn, systemd LimitNOFILE=) or use fewer "
-            "workers",
+            f"{spec.workers} workers), but the limit is {limit}; raise the limit (ulimit -Hn, systemd LimitNOFILE=) or "
+            "use fewer workers",
         )

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from samplicator._fastpath import TxCounters
+from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
-from samplicator.datapath.ways import Path
-from samplicator.host import sockets
+from samplicator.host import listening
 from samplicator.plan.spec import ReceiverSpec
-from samplicator.supervisor.build import try_listening
+from samplicator.supervisor.build import new_path, try_listening
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,12 @@ RETRIES: Final = 32
 """Sockets of one listener that are tried again in one go."""
 
 
-def could_send(wanted: ReceiverSpec) -> bool:
+def could_send(wanted: ReceiverSpec, gateways: Gateways) -> bool:
     """Whether a receiver's socket can be opened now."""
     try:
-        path = Path(wanted)
+        path = new_path(wanted, None, gateways)
         try:
-            path.open_way(TxCounters(), 4096).close()
+            path.open_way(TxCounters(), 4096, 0).close()
         finally:
             path.close()
     except OSError:
@@ -50,16 +50,16 @@ def could_open(
     begin %= len(keys)
     for key in (keys[begin:] + keys[:begin])[:RETRIES]:
         beside = on_port.get(key.port, ())
-        alone = sockets.unshared(beside)
+        alone = listening.unshared(beside)
         try:
             try_listening(key, beside, withhold)
         except OSError as error:
-            why = sockets.why_not_listening(key, error)
+            why = listening.why_not_listening(key, error)
             if why != state.missing[key]:
                 state.missing[key] = why
-                log.warning("listener %r is still down: %s; it is tried again", state.name, why)
+                log.warning("listener %r is still down: %s; samplicator keeps trying", state.name, why)
         else:
             return True
         finally:
-            sockets.unshare(alone)
+            listening.unshare(alone)
     return False

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from samplicator._fastpath import Plan
+from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import Stir, TraceCallback, WorkerThread
 from samplicator.health.accounts import Accounts
@@ -28,12 +29,12 @@ from samplicator.health.failover import Standings
 from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
-from samplicator.host import bpf, ring, sockets
+from samplicator.host import abilities, bpf, ring
 from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
-from samplicator.plan.spec import PlanSpec
+from samplicator.plan.spec import PlanSpec, Udp
 from samplicator.readings import add_up
 from samplicator.supervisor import guard
 from samplicator.supervisor.build import Build, BuildError, withhold_ports
@@ -53,14 +54,14 @@ SPARED: Final = 10
 WATCH_SECONDS: Final = 2.0
 """How often next hops are looked at, while no copies leave and all is well with them."""
 REFUSED: Final = {
-    "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
-    "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
-    "packet": "the kernel refuses its frames: copies leave by the raw socket",
+    "segment": "the kernel refuses segmented sends (UDP_SEGMENT); datagrams are sent one by one",
+    "transparent": "the kernel refuses sockets on exporters' ports; the raw socket sends the copies",
+    "packet": "the kernel refuses link frames; the raw socket sends the copies",
 }
 REGAINED: Final = {
-    "segment": "the kernel takes segmented sends again",
-    "transparent": "copies leave by sockets for exporters' ports again",
-    "packet": "copies leave as frames again",
+    "segment": "the kernel accepts segmented sends again",
+    "transparent": "sockets on exporters' ports send copies again",
+    "packet": "copies are sent as link frames again",
 }
 
 
@@ -80,8 +81,12 @@ class Supervisor:
         trace: TraceCallback | None = None,
         strict: bool = False,
         source: Source | None = None,
+        gateways: Gateways | None = None,
     ) -> None:
-        """strict: see Running. source: where listeners' sockets come from, None = they are opened."""
+        """strict: see Running. source: where listeners' sockets come from, None = they are opened. gateways: what doors
+        can lead to, by name.
+        """
+        self._gateways = gateways or {}
         self._source = source or Opened()
         self._lock = threading.Lock()
         self._descriptor_limit = descriptor_limit
@@ -113,7 +118,14 @@ class Supervisor:
         with self._lock:
             if self._ended:
                 raise BuildError(errno.ESHUTDOWN, "the service is stopping")
-            build = Build(spec, self._running, self._source, generation=self._running.generation + 1, trace=self._trace)
+            build = Build(
+                spec,
+                self._running,
+                self._source,
+                generation=self._running.generation + 1,
+                trace=self._trace,
+                gateways=self._gateways,
+            )
             try:
                 build.open(self._descriptor_limit)
                 moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
@@ -196,7 +208,12 @@ class Supervisor:
                     if part.group.spec != part.spec:
                         part.group.take(part.spec)
                 except OSError as error:
-                    log.error("listener %r: ring on %s stays as it was: %s", name, part.spec.interface, error.strerror)
+                    log.error(
+                        "listener %r: the ring on %s cannot be changed and stays as it is: %s",
+                        name,
+                        part.spec.interface,
+                        error.strerror,
+                    )
         if any(build.rings.values()):
             self._wake(build.workers)
 
@@ -225,6 +242,7 @@ class Supervisor:
                 for interface, part in build.rings[name].items():
                     part.group.intakes = part.intakes
                     listener.rings[interface] = part.group
+                listener.doors = build.doors[name]
                 if listener.leaving:
                     self._debris.append(partial(self._close_leaving, listener))
             gone_listeners = []
@@ -234,6 +252,7 @@ class Supervisor:
                 gone.leaving += gone.open()
                 gone.intakes = {}
                 gone.rings = {}
+                gone.doors = {}
                 self._debris.append(partial(self._close_leaving, gone))
             guard.share_casts(build.casts, [*build.listeners.values(), *gone_listeners])
             self._running.listeners = build.listeners
@@ -241,7 +260,9 @@ class Supervisor:
             hosts: dict[tuple[bytes, int], Host] = {}
             for receiver in build.receivers.values():
                 receiver.reach.adopt(receiver.spec)
-                receiver.reach.stay_at(hosts.setdefault((receiver.spec.address, receiver.spec.scope_id), Host()))
+                if isinstance(receiver.spec.delivery, Udp):
+                    where = receiver.spec.delivery.address, receiver.spec.delivery.scope_id
+                    receiver.reach.stay_at(hosts.setdefault(where, Host()))
             self._running.pool_ids = build.pool_ids
             self._running.pools_made = max([self._running.pools_made, *build.pool_ids.values()])
             self._running.workers = build.workers
@@ -267,7 +288,7 @@ class Supervisor:
                 return ()
             running = self._running.receivers
             refused = [wanted for wanted in self._running.spec.receivers if not wanted.missing]
-            receivers = [w.name for w in refused if running[w.name].spec.missing and could_send(w)]
+            receivers = [w.name for w in refused if running[w.name].spec.missing and could_send(w, self._gateways)]
             listeners = list(self._running.listeners.values())
             on_port: dict[int, list[socket.socket]] = {}
             for state in listeners:
@@ -300,7 +321,7 @@ class Supervisor:
             self._links = links.Links()
         self._links.follow(
             {
-                name: links.Target(state.spec.address, state.spec.scope_id, state.set_link)
+                name: links.Target(state.spec.udp.address, state.spec.udp.scope_id, state.set_link)
                 for name, state in states.items()
             }
         )
@@ -319,14 +340,14 @@ class Supervisor:
             while worker.worker.generation < self._running.generation:
                 if worker.failed or time.monotonic() > deadline:
                     text = f"worker {worker.index} has not adopted plan {self._running.generation}"
-                    log.error("%s: it hangs; nothing that it may use is closed", text)
+                    log.error("%s; the worker hangs, so nothing that it may use is closed", text)
                     raise WorkerStuck(text)
                 time.sleep(pause)
                 pause = min(pause * 2, 0.002)
 
     def _retire_worker(self, worker: WorkerThread) -> None:
         if not worker.end(0, 5.0):
-            log.error("worker %d does not end", worker.index)
+            log.error("worker %d does not stop", worker.index)
         counts, total = worker.worker.latency()
         with self._running.lock:
             self._running.gone_latency = add_up([self._running.gone_latency, counts])
@@ -347,13 +368,16 @@ class Supervisor:
                 for intake in listener.sockets():
                     with contextlib.suppress(OSError):
                         bpf.attach(intake.sock, bpf.TAKE_NOTHING)
+                for door in (intake for group in listener.doors.values() for intake in group):
+                    with contextlib.suppress(OSError):
+                        door.refuse_all()
             for worker in self._running.workers:
                 worker.worker.stop(int(timeout * 1000))
             deadline = time.monotonic() + timeout + 2.0
             for worker in self._running.workers:
                 worker.thread.join(max(0.0, deadline - time.monotonic()))
             if any(worker.thread.is_alive() for worker in self._running.workers):
-                log.error("a worker does not end; its sockets stay open until the process is gone")
+                log.error("a worker does not stop; its sockets stay open until the process ends")
                 return
             drained = time.monotonic() - begun
             for worker in self._running.workers:
@@ -371,7 +395,7 @@ class Supervisor:
             if self._running.ingress is not None:
                 self._running.ingress.close()
             if left:
-                text = "%d bytes of socket queue were left unread after %.3f s of draining (drain_timeout: %g s)"
+                text = "%d bytes of received data were not forwarded after %.3f s of draining (drain_timeout: %g s)"
                 log.warning(text, left, drained, timeout)
 
     # ------------------------------------------------------------------ while it runs
@@ -385,15 +409,15 @@ class Supervisor:
                 return ()
             now = time.monotonic()
             self._follow(self._those(list(self._running.receivers.values()), lambda state: state.refresh(now)))
-            ports = sockets.source_ports()
+            ports = abilities.source_ports()
             for worker in self._running.workers:
                 worker.choose_from(ports)
                 if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):
-                    text = "worker %d: epoll refuses %d of its sockets, which it looks at every millisecond itself"
-                    log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)
+                    text = "worker %d: epoll refuses %d sockets, so the worker reads them every millisecond"
+                    log.warning(text + "; raise fs.epoll.max_user_watches", worker.index, worker.worker.unpolled)
             for state in self._running.receivers.values():
                 for feature in state.newly_given_up():
-                    words = f"{REFUSED[feature]}; tried again in a minute, then less often"
+                    words = f"{REFUSED[feature]}; next try in a minute, then less often"
                     log.warning("receiver %r: %s", state.spec.name, words)
                 for feature in state.newly_regained(now):
                     log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
@@ -443,7 +467,9 @@ class Supervisor:
             except Exception as error:
                 if self._gate.add(("receiver", state.spec.name), 1, time.monotonic()):
                     defect = None if isinstance(error, OSError) else error
-                    log.warning("receiver %r cannot be looked at now: %s", state.spec.name, error, exc_info=defect)
+                    log.warning(
+                        "the state of receiver %r cannot be read now: %s", state.spec.name, error, exc_info=defect
+                    )
         return changed
 
     def _follow(self, changed: Sequence[ReceiverState]) -> None:
