@@ -211,7 +211,7 @@ def test_explain(write: Path) -> None:
     ("words", "text"),
     [
         (["-c", "good.toml", "--from", "router", "--to-port", "2055"], "error: --from: 'router' must be an address"),
-        (["-c", "good.toml", "--from", "10.1.2.3", "--to-port", "0"], "'0' is not a port 1..65535"),
+        (["-c", "good.toml", "--from", "10.1.2.3", "--to-port", "0"], "'0' must be a port 1..65535"),
         (["-c", "bad.toml", "--from", "10.1.2.3", "--to-port", "2055"], "there is no such key; did you mean 'spoof'?"),
     ],
 )
@@ -355,7 +355,7 @@ def test_reload_of_a_file_that_cannot_be_read(
         pages["/-/reload"] = (422, half)
         assert main(["reload", "-c", str(tmp_path / "gone.toml")]) == 1
         said = capsys.readouterr().err
-        assert said == "warning: w\nerror: worker 1 hangs\nreload failed, but its plan (generation 8) is published\n"
+        assert said == "warning: w\nerror: worker 1 hangs\nreload failed, but its plan (generation 8) already runs\n"
         daemon.shutdown()
 
 

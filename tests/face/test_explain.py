@@ -142,7 +142,7 @@ GOLDEN = f"""\
       from this host's address: not spoofed
       {APART}
       engine udp: not spoofed: a UDP socket connected to the receiver costs least
-      ttl 64, tos 184, a pause of 5 us after each
+      ttl 64, tos 184, a pause of 5 us after each copy
     e: to 192.0.2.5:9
       from this host's address: not spoofed
       {APART}

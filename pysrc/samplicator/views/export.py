@@ -50,8 +50,8 @@ class ExportTo(TypedDict):
 
     receiver: str
     datagrams: int
-    drops: Annotated[dict[str, int], "Copies that could not be sent, by a router's words."]
-    replays: Annotated[int, "Times that all templates were sent again."]
+    drops: Annotated[dict[str, int], "Copies that failed, by cause in the format of a router."]
+    replays: Annotated[int, "Times that all templates were replayed."]
     refresh: Refresh
 
 

@@ -18,26 +18,28 @@ from samplicator.views.flow import unit
 class Exporter(sampling.Sampling):
     """An observation domain of an exporter session."""
 
-    place: Annotated[str, "WORKER.NUMBER, for `after`."]
+    place: Annotated[str, "WORKER.NUMBER, the value for `after`."]
     exporter: str
     port: int
     protocol: str
-    domain: Annotated[int, "As in the header; of sFlow the sub-agent."]
-    agent: Annotated[str | None, "sFlow: the agent's address as it says itself."]
+    domain: Annotated[int, "Domain in the header; for sFlow the number of the sub-agent."]
+    agent: Annotated[str | None, "sFlow: the agent's address in the header."]
     listener: str
-    matched: Annotated[bool, "A rule matches the exporter."]
+    matched: Annotated[bool, "true when a rule matches the exporter."]
     first_seen_unix: float
     last_seen_unix: float
     silent_seconds: float
-    datagrams_per_second: Annotated[float, "Mean of its whole life."]
+    datagrams_per_second: Annotated[float, "Mean rate since the domain was first seen."]
     mean_bytes: float
-    unit: Annotated[str, "What `units` and `lost` count: records, flows, packets, all records or datagrams."]
-    numbered: Annotated[bool, "The exporter numbers what it sends."]
+    unit: Annotated[str, "Unit of `units` and `lost`: records, flows, packets, all records or datagrams."]
+    numbered: Annotated[bool, "true when the exporter sends sequence numbers."]
     datagrams: int
     bytes: int
     units: int
-    lost: Annotated[int, "Missing before us, by the sequence numbers."]
-    lost_last: Annotated[int, "Of these, in gaps before the last datagrams of an exporter that is silent."]
+    lost: Annotated[int, "Lost before samplicator, by the sequence numbers."]
+    lost_last: Annotated[
+        int, "Part of `lost`: gaps before the last datagrams of an exporter that is silent."
+    ]
     late: int
     repeated: int
     restarts: int
@@ -50,19 +52,24 @@ class Exporter(sampling.Sampling):
     options_templates: int
     options_data: int
     next_sequence: int
-    uptime_seconds: Annotated[float | None, "As the last header says."]
-    clock_skew_seconds: Annotated[float | None, "Clock of the exporter minus ours when that datagram came."]
+    uptime_seconds: Annotated[float | None, "From the last header."]
+    clock_skew_seconds: Annotated[
+        float | None, "Clock of the exporter minus clock of this host when that datagram arrived."
+    ]
 
 
 class Domain(TypedDict):
     """Which exporter stands behind a number that copies carry instead of its observation domain."""
 
-    unique: Annotated[int, "The number in copies."]
+    unique: Annotated[int, "Domain in copies."]
     exporter: str
     port: int
     protocol: str
-    domain: Annotated[int, "The number in the exporter's own datagrams."]
-    held_by: Annotated[str, "exporter = its sessions in turn; session = this one alone, as another uses it too."]
+    domain: Annotated[int, "Domain in the exporter's datagrams."]
+    held_by: Annotated[
+        str,
+        "exporter = all sessions of the exporter; session = this one only; another one has the same domain.",
+    ]
     silent_seconds: float
 
 
@@ -70,15 +77,15 @@ class ExporterPage(TypedDict):
     """A page of observation domains."""
 
     exporters: list[Exporter]
-    after: Annotated[str | None, "Where the next page begins; null at the end."]
+    after: Annotated[str | None, "Start of the next page; null on the last page."]
 
 
 class DomainPage(TypedDict):
     """A page of numbers that were given out."""
 
     domains: list[Domain]
-    unlisted: Annotated[int, "Times that a number was given out and there was no room to remember it."]
-    after: Annotated[str | None, "Where the next page begins; null at the end."]
+    unlisted: Annotated[int, "Numbers that were assigned but not stored, because the table was full."]
+    after: Annotated[str | None, "Start of the next page; null on the last page."]
 
 
 def exporter(session: FlowSession, listeners: Mapping[int, str], templates: Sequence[FlowTemplate] = ()) -> Exporter:

@@ -30,39 +30,39 @@ class Stranger(TypedDict):
 
     exporter: str
     listener: str
-    datagrams: Annotated[int, "Of it, as far as it is remembered."]
+    datagrams: Annotated[int, "Loss of this exporter, as far as it is stored."]
 
 
 class WithoutRule(TypedDict):
     """Exporters all of whose datagrams match no rule."""
 
     count: int
-    exporters: Annotated[list[Stranger], "The busiest of them."]
+    exporters: Annotated[list[Stranger], "The exporters with the most datagrams."]
 
 
 class Protocol(TypedDict):
     """What came of one protocol."""
 
     datagrams: int
-    malformed: Annotated[int, "Broke the rules of the protocol; forwarded all the same."]
-    unit: Annotated[str, "What `lost` counts: flows, packets, records or datagrams."]
-    lost: Annotated[int, "Missing before us, by the exporters' sequence numbers."]
-    restarts: Annotated[int, "Times that a sequence began anew, which is no loss."]
+    malformed: Annotated[int, "Datagrams that break the rules of the protocol; they are forwarded."]
+    unit: Annotated[str, "Unit of `lost`: flows, packets, records or datagrams."]
+    lost: Annotated[int, "Lost before samplicator, by the exporters' sequence numbers."]
+    restarts: Annotated[int, "Restarts of sequence numbers; a restart is not a loss."]
 
 
 class Totals(TypedDict):
     """The flow stage, all exporters and workers together."""
 
     protocols: dict[str, Protocol]
-    memory_bytes: Annotated[int, "Reserved for flow data, used or not."]
-    domains: Annotated[int, "Observation domains that are known."]
-    exporters: Annotated[int, "Exporter sessions (address and port) that are known."]
+    memory_bytes: Annotated[int, "Memory reserved for flow state, used or not."]
+    domains: Annotated[int, "Observation domains known."]
+    exporters: Annotated[int, "Exporter sessions (address and port) known."]
     templates: int
     options_templates: int
-    options_data: Annotated[int, "Rows of options data that are kept."]
-    blocks: Annotated[int, "Blocks of memory for templates and options data in use."]
-    states: Annotated[int, "Pairs of receiver and domain that are renumbered."]
-    unmatched_domains: Annotated[int, "Domains of exporters that no rule matches."]
+    options_data: Annotated[int, "Options data records stored."]
+    blocks: Annotated[int, "Memory blocks in use for templates and options data."]
+    states: Annotated[int, "Pairs of receiver and observation domain whose sequence numbers are rewritten."]
+    unmatched_domains: Annotated[int, "Observation domains known whose exporter no rule matches."]
     refused_domains: int
     evicted_domains: int
     forgotten_domains: int
@@ -70,9 +70,9 @@ class Totals(TypedDict):
     evicted_items: int
     expired_items: int
     refused_states: int
-    renumbered: Annotated[int, "Copies sent with another sequence number."]
+    renumbered: Annotated[int, "Copies sent with a rewritten sequence number."]
     kept_unknown: Annotated[int, "IPFIX copies whose records could not be counted."]
-    replayed_datagrams: Annotated[int, "Datagrams of templates and options data made here."]
+    replayed_datagrams: Annotated[int, "Datagrams with replayed templates and options data."]
     replayed_records: int
     unmatched: WithoutRule
 

@@ -55,8 +55,8 @@ MEASURES: Final[Mapping[Kind, tuple[str, ...]]] = {
 class Series(TypedDict):
     """The rates of one thing."""
 
-    name: Annotated[str, "Of the listener or receiver, the exporter's address, or `totals`."]
-    units: Annotated[list[str], "Exporters: what `lost` counts."]
+    name: Annotated[str, "Name of the listener or receiver, address of the exporter, or `totals`."]
+    units: Annotated[list[str], "Exporters: unit of `lost`."]
     rates: Annotated[
         dict[str, list[float | None]],
         "Per second, by measure, as long as `times_unix`; null before the first sample. Totals: datagrams, bytes, "
@@ -69,16 +69,16 @@ class HistoryHead(TypedDict):
     """What holds for all series of a page."""
 
     kind: Kind
-    step_seconds: Annotated[float, "Length of a step, about."]
-    times_unix: Annotated[list[float], "The end of each step, the oldest first."]
-    seconds: Annotated[list[float], "The true length of each step."]
+    step_seconds: Annotated[float, "Approximate length of a step."]
+    times_unix: Annotated[list[float], "End of each step, oldest first."]
+    seconds: Annotated[list[float], "Exact length of each step."]
 
 
 class HistoryPage(HistoryHead):
     """A page of rates of the last 15 minutes."""
 
     series: list[Series]
-    after: Annotated[str | None, "Where the next page begins; null at the end."]
+    after: Annotated[str | None, "Start of the next page; null on the last page."]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class History:
                 self._units = units
         except Exception:
             if self._gate.add(("history",), 1, now_ns / 1e9):
-                log.exception("a step of the history failed; it is tried again")
+                log.exception("a step of the history failed; samplicator tries again at the next step")
         return readings
 
     def _take(self, readings: Readings, exporters: Mapping[str, Sequence[int]], now_ns: int) -> None:

@@ -25,9 +25,9 @@ class Loser(TypedDict):
     exporter: str
     port: int
     protocol: str
-    domain: Annotated[int, "As in the header; of sFlow the sub-agent."]
-    agent: Annotated[str | None, "sFlow: the agent's address as it says itself."]
-    unit: Annotated[str, "What `units` and `lost` count."]
+    domain: Annotated[int, "Domain in the header; for sFlow the number of the sub-agent."]
+    agent: Annotated[str | None, "sFlow: the agent's address in the header."]
+    unit: Annotated[str, "Unit of `units` and `lost`."]
     units: int
     lost: int
     restarts: int
@@ -37,7 +37,7 @@ class Here(TypedDict):
     """A listener, in datagrams: datagrams = truncated + denied + unmatched + matched."""
 
     listener: str
-    kernel_drops: Annotated[int, "Dropped by the kernel before they could be read; not among `datagrams`."]
+    kernel_drops: Annotated[int, "Datagrams that the kernel dropped; `datagrams` does not include them."]
     datagrams: int
     truncated: int
     unmatched: int
@@ -53,19 +53,21 @@ class After(TypedDict):
     offered: int
     sampled_out: int
     sent: int
-    failed: Annotated[dict[str, int], "Copies that could not be sent, by reason."]
+    failed: Annotated[dict[str, int], "Copies that failed, by reason."]
 
 
 class Ledger(TypedDict):
     """One balance from the exporters to the receivers."""
 
-    before: Annotated[dict[str, flow.Protocol], "Lost before us, by protocol; also of domains that are gone."]
+    before: Annotated[
+        dict[str, flow.Protocol], "Lost before samplicator, by protocol, including domains that are forgotten."
+    ]
     unmatched: flow.WithoutRule
     exporters: Annotated[list[Loser], "Domains with losses or restarts, the most lost first."]
     exporter_count: Annotated[int, "Domains with losses or restarts; `exporters` may have fewer."]
     here: list[Here]
     after: list[After]
-    templates_made_here: Annotated[int, "Of the offered copies, datagrams of templates that were sent again."]
+    templates_made_here: Annotated[int, "Offered copies that are datagrams with replayed templates."]
 
 
 class LedgerSum:

@@ -16,14 +16,14 @@ class Listener(TypedDict):
     """A listener as it runs now."""
 
     name: str
-    sockets: Annotated[list[str], "ADDRESS:PORT of each configured socket, whatever the number of workers."]
+    sockets: Annotated[list[str], "ADDRESS:PORT of each configured socket, once for all workers."]
     counters: Annotated[Mapping[str, int], "Totals; datagrams = truncated + unmatched + denied + matched."]
-    batch_counts: Annotated[list[int], "Receive calls by the datagrams they gave; bounds as in the metric."]
-    buffer_bytes: Annotated[int, "Receive buffer that the kernel grants, of all sockets."]
-    queue_bytes: Annotated[int, "Kernel memory of what waits to be read."]
-    kernel_drops: Annotated[int, "Datagrams the kernel dropped because the buffer or ring was full."]
+    batch_counts: Annotated[list[int], "Receive calls by the number of datagrams; the bounds are those of the metric."]
+    buffer_bytes: Annotated[int, "Receive buffer that the kernel grants, for all sockets."]
+    queue_bytes: Annotated[int, "Kernel memory used by datagrams that wait to be read."]
+    kernel_drops: Annotated[int, "Datagrams that the kernel dropped because the buffer or ring was full."]
     up: bool
-    receive: Annotated[str, "How datagrams come in: recvmmsg or ring."]
+    receive: Annotated[str, "How datagrams are received: recvmmsg or ring."]
     receive_why: str
     rings: Annotated[list[str], "Interfaces with a packet ring."]
     state: Annotated[str, "up, partly down or down."]

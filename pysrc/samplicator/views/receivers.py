@@ -18,26 +18,26 @@ class Receiver(TypedDict):
     """A receiver as it runs now."""
 
     name: str
-    host: Annotated[str, "As configured: an address or a name."]
-    address: Annotated[str, "What copies are sent to now."]
+    host: Annotated[str, "Configured address or host name."]
+    address: Annotated[str, "Address that copies are sent to now."]
     port: int
-    source: Annotated[str, "Whose source address copies carry: own or spoof."]
-    engine: Annotated[str, "How copies leave: udp, raw, transparent or packet."]
+    source: Annotated[str, "Source address of copies: own or spoof."]
+    engine: Annotated[str, "Engine that sends copies: udp, raw, transparent or packet."]
     engine_why: str
     counters: Annotated[Mapping[str, int], "Totals; offered = sampled_out + sent + all that begin with dropped_."]
     up: bool
     generation_added: int
-    gave_up: Annotated[list[str], "What the kernel refuses now: segment, transparent, packet."]
-    link: Annotated[str, "Engine packet: the next hop, or why copies leave by the raw socket now."]
-    mtu: Annotated[int, "Bytes of an IP packet at most; what is longer leaves in fragments. 0 = not known."]
+    gave_up: Annotated[list[str], "Features given up because the kernel refuses them: segment, transparent, packet."]
+    link: Annotated[str, "Engine packet: the next hop, or why the raw socket sends now."]
+    mtu: Annotated[int, "Largest IP packet in bytes; longer copies are sent in fragments. 0 = not known."]
     mtu_why: str
     state: Annotated[str, "up, refusing, unreachable or looping."]
     state_why: str
     state_since_unix: float
-    standby_for: Annotated[str, "The primary of a standby, else empty."]
-    waiting: Annotated[bool, "A standby that gets no copies now."]
-    takeovers: Annotated[int, "Times a standby began to get the copies of its primary."]
-    errors: Annotated[int, "Copies that could not be sent, for whatever reason."]
+    standby_for: Annotated[str, "Primary of this standby; empty if the receiver is not a standby."]
+    waiting: Annotated[bool, "true for a standby that gets no copies now."]
+    takeovers: Annotated[int, "Times that the standby took over the copies of its primary."]
+    errors: Annotated[int, "Copies that failed, all reasons."]
 
 
 class Member(TypedDict):
@@ -45,8 +45,8 @@ class Member(TypedDict):
 
     receiver: str
     weight: int
-    up: Annotated[bool, "The pool sends to it."]
-    exporters: Annotated[int, "Observation domains of exporters that it has now; 0 with round-robin."]
+    up: Annotated[bool, "true while the pool sends to the member."]
+    exporters: Annotated[int, "Exporters' observation domains that the member gets now; 0 with round-robin."]
 
 
 class Pool(TypedDict):

@@ -40,7 +40,7 @@ _MODES: Final = {1: "deterministic", 2: "random"}
 class Sampler(TypedDict):
     """What one row of options data, or a header of NetFlow v5, says of the router's sampling."""
 
-    interval: Annotated[float, "N of 1 in N packets; a whole number where it is one."]
+    interval: Annotated[float, "N of 1 in N packets; an integer if N is whole."]
     algorithm: str | None
     sampler: Annotated[int | None, "samplerId."]
     selector: Annotated[int | None, "selectorId."]
@@ -50,10 +50,12 @@ class Sampler(TypedDict):
 class Sampling(TypedDict):
     """The sampling of an observation domain."""
 
-    sampling_interval: Annotated[float | None, "N where all samplers agree; null where none is known or they differ."]
-    sampling_intervals: Annotated[list[float], "Each N there is, the first 64 of them."]
+    sampling_interval: Annotated[
+        float | None, "N if all samplers have the same N; null if none is known or they differ."
+    ]
+    sampling_intervals: Annotated[list[float], "All different values of N, at most 64."]
     sampler_count: int
-    samplers: Annotated[list[Sampler], "The first 64 of them."]
+    samplers: Annotated[list[Sampler], "At most 64 samplers."]
 
 
 def of(session: FlowSession, templates: Sequence[FlowTemplate]) -> Sampling:

@@ -24,7 +24,7 @@ class Running(TypedDict):
 
     origin: str
     files: list[str]
-    sha256: Annotated[str, "Of the text of the configuration."]
+    sha256: Annotated[str, "SHA-256 of the text of the configuration."]
     generation: int
     reloads: int
     reload_failures: int
@@ -42,7 +42,7 @@ class Received(TypedDict):
     truncated: int
     denied: int
     unmatched: int
-    kernel_drops: Annotated[int, "Dropped by the kernel before they could be read; in no other sum."]
+    kernel_drops: Annotated[int, "Datagrams that the kernel dropped; no other sum includes them."]
 
 
 class Sent(TypedDict):
@@ -59,9 +59,9 @@ class Worker(TypedDict):
     """A thread that forwards."""
 
     index: int
-    cpu: Annotated[int | None, "null = not pinned."]
+    cpu: Annotated[int | None, "CPU that the worker runs on; null = any CPU."]
     counters: Mapping[str, int]
-    generation: Annotated[int, "Of the plan that it runs."]
+    generation: Annotated[int, "Generation of the plan that the worker runs."]
 
 
 class Status(TypedDict):
@@ -75,14 +75,14 @@ class Status(TypedDict):
     ready_why: str
     healthy: bool
     healthy_why: str
-    startup: Annotated[str, "What the start printed: what runs, and what was asked for and not granted."]
+    startup: Annotated[str, "Text that the start logged: what runs, and what is degraded."]
     config: Running
     received: Received
     unmatched: flow.WithoutRule
     sent: Sent
-    listeners: Annotated[int, "How many there are."]
-    receivers: Annotated[int, "How many there are."]
-    pools: Annotated[int, "How many there are."]
+    listeners: Annotated[int, "Number of listeners."]
+    receivers: Annotated[int, "Number of receivers."]
+    pools: Annotated[int, "Number of pools."]
     workers: list[Worker]
 
 
@@ -93,19 +93,21 @@ class Configuration(TypedDict):
     files: list[str]
     sha256: str
     warnings: list[str]
-    config: Annotated[dict[str, Any], "As the JSON Schema says that `samplicator schema` prints."]
+    config: Annotated[
+        dict[str, Any], "The configuration, in the format of the JSON Schema that `samplicator schema` prints."
+    ]
 
 
 class Reloaded(TypedDict):
     """What a reload did."""
 
     ok: bool
-    generation: Annotated[int, "Of the plan that runs now."]
-    diff: Annotated[str, "What has changed, in one line."]
-    problems: Annotated[list[str], "Every reason why it failed, with file and line where there is one."]
+    generation: Annotated[int, "Generation of the plan that runs now."]
+    diff: Annotated[str, "Changes, in one line."]
+    problems: Annotated[list[str], "All errors, with file and line if known."]
     seconds: float
-    warnings: Annotated[list[str], "What the new plan does without."]
-    published: Annotated[bool, "It failed, and the new plan runs all the same: it could not be taken back any more."]
+    warnings: Annotated[list[str], "What this host lacks for the new plan, and other warnings."]
+    published: Annotated[bool, "true when the reload failed but its plan already runs and cannot be taken back."]
 
 
 def status(state: ServiceState, readings: Readings, without_rule: Sequence[Unmatched] = ()) -> Status:

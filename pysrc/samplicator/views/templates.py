@@ -20,7 +20,7 @@ _V9_SCOPES: Final = {1: "system", 2: "interface", 3: "lineCard", 4: "cache", 5: 
 class Field(TypedDict):
     """A field of a template."""
 
-    name: Annotated[str, "IANA's; eENTERPRISE/NUMBER for what is not IANA's, NUMBER for what IANA does not know."]
+    name: Annotated[str, "IANA's name; eENTERPRISE/NUMBER for other enterprises, NUMBER for numbers without a name."]
     element: int
     enterprise: Annotated[int, "0 = IANA."]
     bytes: Annotated[int | None, "null = variable length."]
@@ -41,12 +41,12 @@ class Template(TypedDict):
 class TaughtBy(TypedDict):
     """Which observation domain taught templates."""
 
-    place: Annotated[str, "WORKER.NUMBER; a domain that goes on in the next row or page has the same again."]
+    place: Annotated[str, "WORKER.NUMBER; a domain that continues in the next row or page has the same value there."]
     exporter: str
     port: int
     protocol: str
     domain: int
-    options_data: Annotated[int, "Rows of options data that are kept."]
+    options_data: Annotated[int, "Options data records stored."]
 
 
 class Taught(TaughtBy):
@@ -59,7 +59,7 @@ class TemplatePage(TypedDict):
     """A page of observation domains with their templates."""
 
     domains: list[Taught]
-    after: Annotated[str | None, "Where the next page begins, in the middle of a domain if need be; null at the end."]
+    after: Annotated[str | None, "Start of the next page, which can be inside a domain; null on the last page."]
 
 
 @functools.cache
