@@ -1,8 +1,8 @@
 """The OpenAPI 3.1 document of the HTTP interface, made of the routes and the typed shapes of views.
 
-`Route` is one row of the table in routes, which the application serves and this describes: what is served is what is
-described. Called by routes, and by deploy/openapi/generate.py, which keeps a copy in the repository; a guard test says
-when that one is stale.
+`Route` is one row of the table in routes, which the application serves and this module describes, so that the
+description is always right. Called by routes, and by deploy/openapi/generate.py, which keeps a copy in the repository;
+a guard test says when that one is stale.
 """
 
 from __future__ import annotations

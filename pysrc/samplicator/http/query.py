@@ -1,7 +1,7 @@
-"""The parameters of the HTTP interface: what each may be, said once for those who ask and once for those who read.
+"""The parameters of the HTTP interface: the check of each value, and its description.
 
-Each function takes a request's query and returns a value or raises HTTPBadRequest with a sentence that says what can
-be asked for; the Query beside it is what the OpenAPI document says of the same. Called by reading and routes.
+Each function takes a request's query and returns a value, or raises HTTPBadRequest with a sentence that says which
+values are valid; the Query beside it describes the same in the OpenAPI document. Called by reading and routes.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def place(values: Values) -> tuple[int, int, int]:
     """Worker, number of a domain, and an id in it or -1."""
     text = values.get(PLACE.name, "0.0")
     if not re.fullmatch(PLACE_PATTERN.strip("^$"), text, re.ASCII):
-        raise web.HTTPBadRequest(
-            reason="after must be what `after` of an answer says: WORKER.NUMBER or WORKER.NUMBER.ID"
-        )
+        raise web.HTTPBadRequest(reason="after must be the `after` of an answer: WORKER.NUMBER or WORKER.NUMBER.ID")
     parts = [int(part) for part in text.split(".")]
     worker, number, identity = (*parts, *(0, -1)[len(parts) - 1 :])
     return worker, number, identity
@@ -67,7 +65,7 @@ def number(values: Values) -> int:
     """Of the last row of the page before; 0 = from the first on."""
     text = values.get(NUMBER.name, "0")
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise web.HTTPBadRequest(reason="after must be what `after` of an answer says: a number")
+        raise web.HTTPBadRequest(reason="after must be the `after` of an answer: a number")
     return int(text)
 
 
@@ -97,7 +95,7 @@ def name(values: Values) -> str:
     """Of what to show the history; "" = of all."""
     text = values.get(NAME.name)
     if text == "":
-        raise web.HTTPBadRequest(reason="name must not be empty; leave it out for all")
+        raise web.HTTPBadRequest(reason="name must not be empty; remove name to show all")
     return text or ""
 
 

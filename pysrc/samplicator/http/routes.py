@@ -1,4 +1,4 @@
-"""Every path of the HTTP interface: who answers, what the answers are, and which parameters there are.
+"""All paths of the HTTP interface: handler, answers and parameters.
 
 The application serves this table and openapi describes it. Called by app and by deploy/openapi/generate.py.
 """

@@ -1,4 +1,4 @@
-"""History: what came and went in the last quarter of an hour, in steps of about five seconds.
+"""History: rates of the last 15 minutes, in steps of about five seconds.
 
 Purpose: `sample` reads the counters and keeps what each has grown by since the sample before: of all together, of every
 listener and receiver, and of the exporters that sent the most (busiest). Invariants: the memory is fixed by the number
@@ -53,7 +53,7 @@ MEASURES: Final[Mapping[Kind, tuple[str, ...]]] = {
 
 
 class Series(TypedDict):
-    """The rates of one thing."""
+    """The rates of one series."""
 
     name: Annotated[str, "Name of the listener or receiver, address of the exporter, or `totals`."]
     units: Annotated[list[str], "Exporters: unit of `lost`."]
@@ -66,7 +66,7 @@ class Series(TypedDict):
 
 
 class HistoryHead(TypedDict):
-    """What holds for all series of a page."""
+    """Data common to all series of a page."""
 
     kind: Kind
     step_seconds: Annotated[float, "Approximate length of a step."]
