@@ -22,10 +22,10 @@ def make_socket(path: Path) -> None:
 
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "pipe": (os.mkfifo, "it is a pipe, and must be a regular file"),
-    "directory": (os.mkdir, "it is a directory, and must be a regular file"),
-    "device": (lambda path: os.symlink("/dev/zero", path), "it is a device, and must be a regular file"),
-    "socket": (make_socket, "cannot read it"),
+    "pipe": (os.mkfifo, "the file is a pipe; name a regular file"),
+    "directory": (os.mkdir, "the file is a directory; name a regular file"),
+    "device": (lambda path: os.symlink("/dev/zero", path), "the file is a device; name a regular file"),
+    "socket": (make_socket, "the file cannot be read"),
     "nothing": (lambda path: None, "No such file or directory"),
 }
 
@@ -57,7 +57,7 @@ def test_a_file_without_end_is_read_to_the_bound_only(tmp_path: Path, monkeypatc
     path = tmp_path / "a.toml"
     with open(path, "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ConfigError, match="larger than 64 MiB"):
+    with pytest.raises(ConfigError, match="the file is larger than 64 MiB, which is the limit"):
         load_toml(str(path))
     assert content_hash([str(path)]) == content_hash([str(path)])
 

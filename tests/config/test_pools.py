@@ -49,60 +49,63 @@ ERRORS: list[dict[str, Any]] = [
     {
         "description": "a member nobody knows",
         "in": HEAD + pool('members = ["alpa", "beta"]'),
-        "expected": ["12: pool[0].members[0]: unknown receiver 'alpa'; did you mean 'alpha'?"],
+        "expected": ["12: pool[0].members[0]: there is no receiver 'alpa'; did you mean 'alpha'?"],
     },
     {
         "description": "a member twice",
         "in": HEAD + pool('members = ["alpha", "beta", "alpha"]'),
-        "expected": ["12: pool[0].members[2]: 'alpha' is named twice; a larger share is its `weight`"],
+        "expected": [
+            "12: pool[0].members[2]: 'alpha' is named twice; remove one, and write `weight` for a larger share"
+        ],
     },
     {
         "description": "no members",
         "in": HEAD + pool("members = []"),
-        "expected": ["12: pool[0].members: want at least one entry"],
+        "expected": ["12: pool[0].members: must have at least one entry"],
     },
     {
         "description": "members left out",
         "in": HEAD + pool(),
-        "expected": ["10: pool[0].members: this key is required"],
+        "expected": ["10: pool[0].members: this key is required; add it"],
     },
     {
         "description": "a pool in a pool",
         "in": HEAD + pool(MEMBERS, to='q", "p') + '[[pool]]\nname = "q"\nmembers = ["p"]\n',
-        "expected": ["17: pool[1].members[0]: 'p' is a pool; pools have receivers as members: name those"],
+        "expected": [
+            "17: pool[1].members[0]: 'p' is a pool, and the members of a pool must be receivers; name receivers"
+        ],
     },
     {
         "description": "the name of a receiver",
         "in": HEAD + pool(MEMBERS, to="alpha").replace('name = "p"', 'name = "alpha"'),
-        "expected": [
-            "11: pool[0].name: 'alpha' is already the name of receiver[0]; a rule could not tell which is meant"
-        ],
+        "expected": ["11: pool[0].name: 'alpha' is already the name of receiver[0]; write another name"],
     },
     {
         "description": "the name of a pool",
         "in": HEAD + pool(MEMBERS) + f'[[pool]]\nname = "p"\n{MEMBERS}\n',
-        "expected": ["16: pool[1].name: 'p' is already the name of pool[0]"],
+        "expected": ["16: pool[1].name: 'p' is already the name of pool[0]; write another name"],
     },
     {
         "description": "too few weights",
         "in": HEAD + pool(MEMBERS, "weight = [2]"),
         "expected": [
-            "13: pool[0].weight: 1 weight for 2 members; want one for each, or a table, as { alpha = 2 }, with the "
-            "others at 1"
+            "13: pool[0].weight: there must be one weight per member, but there are 1 for 2; add "
+            "or remove weights, or write a table, such as { alpha = 2 }; members it leaves out "
+            "have 1"
         ],
     },
     {
         "description": "a weight for nobody",
         "in": HEAD + pool(MEMBERS, "weight = { alpa = 2 }"),
-        "expected": ["13: pool[0].weight.alpa: 'alpa' is not among the members; did you mean 'alpha'?"],
+        "expected": ["13: pool[0].weight.alpa: 'alpa' is not a member of this pool; did you mean 'alpha'?"],
     },
     *(
         {
             "description": f"weight {value}",
             "in": HEAD + pool(MEMBERS, f"weight = {value}"),
             "expected": [
-                "13: pool[0].weight: want whole numbers 1..1000, one for each member, as [2, 1], or a table, as "
-                "{ NAME = 2 }"
+                "13: pool[0].weight: must be whole numbers 1..1000, one per member, such as [2, 1], "
+                "or a table, such as { NAME = 2 }"
             ],
         }
         for value in ("2", "[1, 0]", "[1, 1001]", "[1, true]", '[1, "2"]', "[1, 1.5]", "{ alpha = 0 }", '"2"')
@@ -111,46 +114,46 @@ ERRORS: list[dict[str, Any]] = [
         "description": "an unknown balance",
         "in": HEAD + pool(MEMBERS, 'balance = "round_robin"'),
         "expected": [
-            "13: pool[0].balance: want 'exporter-hash' or 'round-robin'",
+            "13: pool[0].balance: must be 'exporter-hash' or 'round-robin'",
         ],
     },
     {
         "description": "an unknown key",
         "in": HEAD + pool(MEMBERS, "weights = [1, 2]"),
-        "expected": ["13: pool[0].weights: unknown key; did you mean 'weight'?"],
+        "expected": ["13: pool[0].weights: there is no such key; did you mean 'weight'?"],
     },
     {
         "description": "single brackets",
         "in": HEAD + pool(MEMBERS).replace("[[pool]]", "[pool]"),
         "expected": [
-            "10: pool: want [[pool]], with double brackets, once for each pool",
-            "14: rule[0].to[0]: unknown receiver or pool 'p' (known: alpha, beta)",
+            "10: pool: must be written with double brackets, [[pool]], once for each pool",
+            "14: rule[0].to[0]: there is no receiver or pool 'p'; write one of: alpha, beta",
         ],
     },
     {
         "description": "a rule to nobody",
         "in": HEAD + pool(MEMBERS, to="pp"),
-        "expected": ["14: rule[0].to[0]: unknown receiver or pool 'pp'; did you mean 'p'?"],
+        "expected": ["14: rule[0].to[0]: there is no receiver or pool 'pp'; did you mean 'p'?"],
     },
     {
         "description": "a standby as member",
         "in": HEAD + 'standby_for = "alpha"\n' + pool('members = ["beta"]', to='p", "alpha'),
         "expected": [
-            "13: pool[0].members[0]: 'beta' is a standby (receiver[1].standby_for), which waits, and a member works; "
-            "leave out one of the two"
+            "13: pool[0].members[0]: 'beta' (receiver[1]) is a standby, and a standby cannot be a "
+            "pool member; remove 'beta' here or its `standby_for`"
         ],
     },
     {
         "description": "standby for nobody",
         "in": HEAD + 'standby_for = "alpa"\n' + RULE,
-        "expected": ["10: receiver[1].standby_for: unknown receiver 'alpa'; did you mean 'alpha'?"],
+        "expected": ["10: receiver[1].standby_for: there is no receiver 'alpa'; did you mean 'alpha'?"],
     },
     {
         "description": "standby for itself",
         "in": HEAD + 'standby_for = "beta"\n' + RULE,
         "expected": [
-            "10: receiver[1].standby_for: it cannot be its own standby; name the receiver whose copies it shall take "
-            "over"
+            "10: receiver[1].standby_for: a receiver cannot be its own standby; name the receiver "
+            "whose copies it takes over"
         ],
     },
     {
@@ -159,44 +162,43 @@ ERRORS: list[dict[str, Any]] = [
         + 'standby_for = "alpha"\n[[receiver]]\nname = "c"\nto = "192.0.2.3:1"\nstandby_for = "beta"\n'
         + RULE,
         "expected": [
-            "14: receiver[2].standby_for: 'beta' (receiver[1]) is a standby itself, for 'alpha'; name that one"
+            "14: receiver[2].standby_for: 'beta' (receiver[1]) is itself a standby for 'alpha'; name 'alpha' here"
         ],
     },
     {
         "description": "two for each other",
         "in": HEAD.replace('1:9995"', '1:9995"\nstandby_for = "beta"') + 'standby_for = "alpha"\n' + RULE,
         "expected": [
-            "7: receiver[0].standby_for: 'beta' (receiver[1]) is a standby itself, for 'alpha'; name that one",
-            "11: receiver[1].standby_for: 'alpha' (receiver[0]) is a standby itself, for 'beta'; name that one",
+            "7: receiver[0].standby_for: 'beta' (receiver[1]) is itself a standby for 'alpha'; name 'alpha' here",
+            "11: receiver[1].standby_for: 'alpha' (receiver[0]) is itself a standby for 'beta'; name 'beta' here",
         ],
     },
     {
         "description": "standby for a pool",
         "in": HEAD + '[[receiver]]\nname = "c"\nto = "192.0.2.3:1"\nstandby_for = "p"\n' + pool(MEMBERS, to='p", "c'),
         "expected": [
-            "13: receiver[2].standby_for: 'p' is a pool, which takes a member that is down out by itself; name a "
-            "receiver"
+            "13: receiver[2].standby_for: 'p' is a pool; pools already leave out members that are down. Name a receiver"
         ],
     },
     {
         "description": "standby for one that is never asked",
         "in": HEAD.replace('1:9995"', '1:9995"\nprobe = "off"') + 'standby_for = "alpha"\n' + RULE,
         "expected": [
-            "11: receiver[1].standby_for: 'alpha' (receiver[0]) has probe = \"off\", so nobody would notice that it is "
-            "down; leave its probe out"
+            "11: receiver[1].standby_for: 'alpha' (receiver[0]) has probe = \"off\", so the standby "
+            "would not see that it is down; remove that `probe`"
         ],
     },
     {
         "description": "all at once",
         "in": HEAD + 'standby_for = "x"\nprobe = "icmp"\n' + pool('members = ["x"]', "weight = [0]", to="y"),
         "expected": [
-            "10: receiver[1].standby_for: unknown receiver 'x'",
-            '11: receiver[1].probe: \'icmp\': want "auto", "udp", "ipfix", "off", "tcp://HOST:PORT" or '
-            '"http://HOST:PORT/PATH" (without HOST: the receiver\'s own)',
-            "14: pool[0].members[0]: unknown receiver 'x'",
-            "15: pool[0].weight: want whole numbers 1..1000, one for each member, as [2, 1], or a table, as "
-            "{ NAME = 2 }",
-            "17: rule[0].to[0]: unknown receiver or pool 'y' (known: alpha, beta, p)",
+            "10: receiver[1].standby_for: there is no receiver 'x'",
+            '11: receiver[1].probe: \'icmp\' must be "auto", "udp", "ipfix", "off", '
+            '"tcp://HOST:PORT" or "http://HOST:PORT/PATH" (without HOST: the receiver\'s own host)',
+            "14: pool[0].members[0]: there is no receiver 'x'",
+            "15: pool[0].weight: must be whole numbers 1..1000, one per member, such as [2, 1], "
+            "or a table, such as { NAME = 2 }",
+            "17: rule[0].to[0]: there is no receiver or pool 'y'; write one of: alpha, beta, p",
         ],
     },
 ]
@@ -217,35 +219,39 @@ WARNINGS: list[dict[str, Any]] = [
     {
         "description": "a pool that no rule names",
         "in": HEAD + pool(MEMBERS, to='alpha", "beta'),
-        "expected": ["10: pool[0]: no rule sends to 'p': it gets nothing"],
+        "expected": ["10: pool[0]: no rule sends to 'p'; name it in `to` of a rule"],
     },
     {
         "description": "and its members",
         "in": HEAD + pool(MEMBERS, to="alpha"),
         "expected": [
-            "7: receiver[1]: no rule sends to 'beta': it gets nothing",
-            "10: pool[0]: no rule sends to 'p': it gets nothing",
+            "7: receiver[1]: no rule sends to 'beta'; name it in `to` of a rule",
+            "10: pool[0]: no rule sends to 'p'; name it in `to` of a rule",
         ],
     },
     {
         "description": "a primary that only a pool reaches",
         "in": HEAD + '[[receiver]]\nname = "c"\nto = "192.0.2.3:1"\nstandby_for = "alpha"\n' + pool(MEMBERS),
         "expected": [
-            "10: receiver[2]: no rule sends to 'c': it gets nothing",
-            "13: receiver[2].standby_for: no rule names 'alpha' itself, so there are no copies to take over",
+            "10: receiver[2]: no rule sends to 'c'; name it in `to` of a rule",
+            "13: receiver[2].standby_for: no rule names 'alpha', so the standby never gets "
+            "copies; name 'alpha' in `to` of a rule",
         ],
     },
     {
         "description": "a member that is never asked",
         "in": HEAD + 'probe = "off"\n' + pool(MEMBERS),
-        "expected": ["13: pool[0].members[1]: 'beta' has probe = \"off\": it keeps its exporters when it is down"],
+        "expected": [
+            "13: pool[0].members[1]: 'beta' has probe = \"off\", so the pool keeps sending to it "
+            "while it is down; remove that `probe`"
+        ],
     },
     {
         "description": "no templates are known",
         "in": HEAD.replace('2055"]', '2055"]\nflow = "off"') + pool(MEMBERS),
         "expected": [
-            '11: pool[0]: every listener has flow = "off": a member that takes over an exporter is not sent its '
-            "templates"
+            '11: pool[0]: every listener has flow = "off", so a member that takes over an '
+            "exporter does not get its templates"
         ],
     },
 ]
@@ -271,21 +277,21 @@ PROBES: list[dict[str, Any]] = [
     },
     {"in": "tcp://c.example:1", "expected": Probe("tcp", parse_target("c.example:1"), 1)},
     {"in": "upd", "expected": "did you mean 'udp'"},
-    {"in": "UDP", "expected": 'want "auto"'},
-    {"in": "tcp", "expected": 'Write "tcp://:PORT"'},
-    {"in": "http", "expected": 'Write "http://:PORT/"'},
-    {"in": "https://:443/", "expected": "TLS is not spoken here"},
-    {"in": "udp://:1", "expected": 'want "auto"'},
-    {"in": "tcp://:80/", "expected": "a connection has no path; write tcp://:80"},
-    {"in": "tcp://:0", "expected": "port 0 is not in 1..65535"},
+    {"in": "UDP", "expected": 'must be "auto"'},
+    {"in": "tcp", "expected": 'write "tcp://:PORT"'},
+    {"in": "http", "expected": 'write "http://:PORT/"'},
+    {"in": "https://:443/", "expected": "TLS probes are not supported; use a plain port or tcp://"},
+    {"in": "udp://:1", "expected": 'must be "auto"'},
+    {"in": "tcp://:80/", "expected": "a tcp probe has no path; write tcp://:80"},
+    {"in": "tcp://:0", "expected": "port 0 must be in 1..65535"},
     {"in": "tcp://:", "expected": "the port is missing"},
     {"in": "tcp://192.0.2.9", "expected": "the port is missing"},
-    {"in": "tcp://0.0.0.0:1", "expected": "is no address one can send to"},
+    {"in": "tcp://0.0.0.0:1", "expected": "copies cannot be sent to 0.0.0.0"},
     {"in": "tcp://2001:db8::1:80", "expected": "2001:db8::1:80"},
-    {"in": "http://user@192.0.2.9:80/", "expected": "want http://HOST:PORT/PATH"},
-    {"in": "http://:80/a b", "expected": "the path has blanks"},
-    {"in": "http://:80/\r\nX: y", "expected": "the path has blanks"},
-    {"in": "http://:80/" + "a" * 1000, "expected": "more than 1000"},
+    {"in": "http://user@192.0.2.9:80/", "expected": "must be http://HOST:PORT/PATH"},
+    {"in": "http://:80/a b", "expected": "ASCII without blanks"},
+    {"in": "http://:80/\r\nX: y", "expected": "ASCII without blanks"},
+    {"in": "http://:80/" + "a" * 1000, "expected": "at most 1000 characters"},
 ]
 
 

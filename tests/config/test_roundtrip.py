@@ -203,7 +203,7 @@ def test_disjoint_rules_share_their_receiver() -> None:
 def test_convert_comments_out_what_never_matches() -> None:
     text = to_toml(legacy(["10.1.2.3/24: 192.0.2.1/9"]))
     assert '# from = ["10.1.2.3/24"]' in text
-    assert "perhaps 10.1.2.0/24 was meant" in text
+    assert "never matches; you perhaps mean 10.1.2.0/24." in text
     assert "# f:1" in text
 
 

@@ -79,8 +79,8 @@ ROWS: list[dict[str, Any]] = [
         "in": "[2001:db8:0:4::]: [2001:db8::1]",
         "expected": ("2001:db8:0:4:: mask /128", [("[2001:db8::1]:2000", 1, 64)]),
     },
-    {"description": "9: mask in the brackets", "in": "[2001:db8::/32]: 10.1.1.1", "expected": "brackets"},
-    {"description": "10: IPv6 without brackets", "in": "2001:db8::/32: 10.1.1.1", "expected": "needs brackets"},
+    {"description": "9: mask in the brackets", "in": "[2001:db8::/32]: 10.1.1.1", "expected": "bracket"},
+    {"description": "10: IPv6 without brackets", "in": "2001:db8::/32: 10.1.1.1", "expected": "must be in brackets"},
     {
         "description": "11: host bits set, accepted, never matches",
         "in": "10.1.2.3/24: 10.9.9.9",
@@ -97,13 +97,21 @@ ROWS: list[dict[str, Any]] = [
         "in": "1.2.3.4: 5.6.7.8/9000#core",
         "expected": "blank before its #",
     },
-    {"description": "14: blank after the mask", "in": "1.2.3.4/24 : 5.6.7.8", "expected": "no blank next to the mask"},
+    {
+        "description": "14: blank after the mask",
+        "in": "1.2.3.4/24 : 5.6.7.8",
+        "expected": "no blank before or after the mask",
+    },
     {
         "description": "14b: blank before the colon",
         "in": "1.2.3.4 : 5.6.7.8",
         "expected": (f"1.2.3.4 mask {IPV4}", [("5.6.7.8:2000", 1, 64)]),
     },
-    {"description": "15: no colon", "in": "1.2.3.4/30+ 6.7.8.9/1234", "expected": "missing colon"},
+    {
+        "description": "15: no colon",
+        "in": "1.2.3.4/30+ 6.7.8.9/1234",
+        "expected": "the colon after the source is missing",
+    },
     {"description": "16: prefix length over 32", "in": "1.2.3.4/33: x", "expected": "prefix length '33'.*0..32"},
     {"description": "16b: no prefix length", "in": "1.2.3.4/: x", "expected": "prefix length ''"},
     {"description": "16c: prefix length over 128", "in": "[::1]/129: x", "expected": "prefix length '129'.*0..128"},
@@ -127,7 +135,11 @@ ROWS: list[dict[str, Any]] = [
         "in": "1.2.3.4: 6.7.8.9/7000-7002/10,5",
         "expected": (f"1.2.3.4 mask {IPV4}", [(f"6.7.8.9:{port}", 10, 5) for port in (7000, 7001, 7002)]),
     },
-    {"description": "21: backward range", "in": "1.2.3.4: 6.7.8.9/7010-7000", "expected": "runs backwards"},
+    {
+        "description": "21: backward range",
+        "in": "1.2.3.4: 6.7.8.9/7010-7000",
+        "expected": "must begin with the lower port",
+    },
     {"description": "21b: empty range", "in": "1.2.3.4: 6.7.8.9/7000+0", "expected": "no port in it"},
     {"description": "22: negative freq", "in": "1.2.3.4: 6.7.8.9/9000/-5", "expected": "frequency '-5'"},
     {"description": "22b: freq with a plus", "in": "1.2.3.4: 6.7.8.9/9000/+10", "expected": r"frequency '\+10'"},
@@ -153,8 +165,16 @@ ROWS: list[dict[str, Any]] = [
         "expected": (f"1.2.3.4 mask {IPV4}", [("6.7.8.9:514", 1, 64), ("host.example:162", 1, 64)]),
     },
     {"description": "30: no receiver", "in": "1.2.3.4:", "expected": None, "warning": "no effect"},
-    {"description": "31: port over 65535", "in": "1.2.3.4: 6.7.8.9/70000", "expected": "port 70000 is not in 1..65535"},
-    {"description": "32: octal", "in": "010.1.1.0/24: 6.7.8.9", "expected": "octal.*10.1.1.0, or 8.1.1.0 if octal"},
+    {
+        "description": "31: port over 65535",
+        "in": "1.2.3.4: 6.7.8.9/70000",
+        "expected": "port 70000 must be in 1..65535",
+    },
+    {
+        "description": "32: octal",
+        "in": "010.1.1.0/24: 6.7.8.9",
+        "expected": "octal.*10.1.1.0, or 8.1.1.0 if the numbers are octal",
+    },
     {"description": "empty line", "in": " \t", "expected": None},
     {"description": "comment line", "in": "  # 1.2.3.4: 5.6.7.8", "expected": None},
     {
@@ -167,8 +187,16 @@ ROWS: list[dict[str, Any]] = [
         "in": "[::ffff:10.0.0.0]/104: 6.7.8.9",
         "expected": ("10.0.0.0 mask 255.0.0.0", [("6.7.8.9:2000", 1, 64)]),
     },
-    {"description": "port without digits", "in": "1.2.3.4: 6.7.8.9/", "expected": "no port"},
-    {"description": "unknown service", "in": "1.2.3.4: 6.7.8.9/nope", "expected": "neither a port nor a service"},
+    {
+        "description": "port without digits",
+        "in": "1.2.3.4: 6.7.8.9/",
+        "expected": "the port after the slash is missing",
+    },
+    {
+        "description": "unknown service",
+        "in": "1.2.3.4: 6.7.8.9/nope",
+        "expected": "is not a port and not a service name",
+    },
     {"description": "bracket not closed", "in": "1.2.3.4: [::1", "expected": "closing bracket"},
     {"description": "short address", "in": "10.1: 6.7.8.9", "expected": "not an IPv4 address"},
 ]
@@ -240,7 +268,7 @@ LINES: list[dict[str, Any]] = [
     {"description": "-p: the last one wins", "in": "-p 1 -p 2 x", "expected": {"listen": "0.0.0.0:2"}},
     {"description": "-p: a service name", "in": "-psyslog x", "expected": {"listen": "0.0.0.0:514"}},
     {"description": "-p: 0", "in": "-p 0 x", "expected": ("-p", "1..65535")},
-    {"description": "-p: unknown name", "in": "-p nope x", "expected": ("-p", "neither a port nor a service name")},
+    {"description": "-p: unknown name", "in": "-p nope x", "expected": ("-p", "is not a port and not a service name")},
     {"description": "-s: IPv6", "in": "-s ::1 x", "expected": {"listen": "[::1]:2000"}},
     {"description": "-s: host name", "in": "-s lo.example x", "expected": {"listen": "lo.example:2000"}},
     {"description": "-6 without -s", "in": "-6 x", "expected": {"listen": "[::]:2000", "family": ["ipv6"]}},
@@ -264,13 +292,13 @@ LINES: list[dict[str, Any]] = [
         "description": "-n acts on spoofed copies only",
         "in": "-n x",
         "expected": {"checksum": [True]},
-        "warning": "spoofed copies only",
+        "warning": "only on spoofed copies",
     },
     {
         "description": "-n and IPv6",
         "in": "-Sn [2001:db8::1]/9",
         "expected": {"checksum": [True]},
-        "warning": "zero is illegal over IPv6",
+        "warning": "because IPv6 needs them",
     },
     {"description": "-x", "in": "-x 250 x", "expected": {"pause_us": [250]}, "warning": "delays all receivers"},
     {"description": "-t", "in": "-t 5000 x", "expected": {"timeout_ms": 5000}},
@@ -279,7 +307,7 @@ LINES: list[dict[str, Any]] = [
     {"description": "-d before an option", "in": "-d -S x", "expected": {"debug": 1, "spoof": [True]}},
     {"description": "-d at the end", "in": "x -d", "expected": {"debug": 1, "to": ["x:2000"]}},
     {"description": "-d attached", "in": "-d7 x", "expected": {"debug": 7}},
-    {"description": "-d attached, no number", "in": "-dx y", "expected": ("-d", "want a number")},
+    {"description": "-d attached, no number", "in": "-dx y", "expected": ("-d", "must be a number")},
     {
         "description": "-f -m",
         "in": "-fm /run/x.pid x",
@@ -290,8 +318,12 @@ LINES: list[dict[str, Any]] = [
         "in": "a -S b -p 9 c",
         "expected": {"to": ["a:2000", "b:2000", "c:2000"], "spoof": [True] * 3, "listen": "0.0.0.0:9"},
     },
-    {"description": "-- ends the options", "in": "-S -- a -n", "expected": ("", "'-n' is neither")},
-    {"description": "unknown option", "in": "-q x", "expected": ("-q", "unknown option")},
+    {
+        "description": "-- ends the options",
+        "in": "-S -- a -n",
+        "expected": ("", "'-n' is not an address and not a host name"),
+    },
+    {"description": "unknown option", "in": "-q x", "expected": ("-q", "there is no such option")},
     {"description": "missing argument", "in": "x -p", "expected": ("-p", "needs an argument")},
     {"description": "no receiver", "in": "-S", "expected": ("", NO_RECEIVER)},
     {"description": "broken receiver", "in": "192.0.2.1:9", "expected": ("", "write 192.0.2.1/9")},
@@ -351,7 +383,7 @@ def test_options_after_a_rule_file_do_not_act_on_it(tmp_path: Path) -> None:
     text = "\n".join(map(str, late.warnings))
     assert "write -S before -c" in text
     assert "write -n before -c" in text
-    assert "-x: acts on receivers of the command line only" in text
+    assert "-x: this option acts only on receivers of the command line" in text
     early = parse_command_line(["-Sn", "-c", str(rules), "-Sn"]).loaded
     assert early is not None
     assert (early.config.receiver[0].spoof, early.config.receiver[0].checksum) == (True, False)

@@ -89,18 +89,23 @@ CASES: list[dict[str, Any]] = [
     {
         "description": "unknown key",
         "in": GOOD.replace('to = "192', 'too = "192'),
-        "expected": ["5: receiver[0].to: this key is required", "7: receiver[0].too: unknown key; did you mean 'to'?"],
+        "expected": [
+            "5: receiver[0].to: this key is required; add it",
+            "7: receiver[0].too: there is no such key; did you mean 'to'?",
+        ],
     },
     {
         "description": "unknown table",
         "in": GOOD.replace("[[rule]]", "[[rules]]"),
-        "expected": ["9: rules: unknown key; did you mean 'rule'?"],
+        "expected": [
+            "9: rules: there is no table of this name; did you mean 'rule'?",
+        ],
     },
     {
         "description": "key of another table",
         "in": GOOD.replace("listen =", "max_datagrams = 1\nlisten ="),
         "expected": [
-            "3: listener[0].max_datagrams: unknown key; did you mean 'max_datagram', which belongs into [datapath]?"
+            "3: listener[0].max_datagrams: there is no such key here; did you mean 'max_datagram' of [datapath]?",
         ],
     },
     {
@@ -111,36 +116,41 @@ CASES: list[dict[str, Any]] = [
     {
         "description": "single brackets only",
         "in": GOOD.replace("[[listener]]", "[listener]"),
-        "expected": ["1: listener: want [[listener]], with double brackets, once for each listener"],
+        "expected": [
+            "1: listener: must be written with double brackets, [[listener]], once for each listener",
+        ],
     },
     {
         "description": "the name of the attribute is no key",
         "in": GOOD.replace("from =", "from_ ="),
-        "expected": ["10: rule[0].from_: unknown key; did you mean 'from'?"],
+        "expected": [
+            "10: rule[0].from_: there is no such key; did you mean 'from'?",
+        ],
     },
     {
         "description": "duplicate names",
         "in": GOOD + '[[receiver]]\nname = "nfdump"\nto = "192.0.2.11:1"\n',
-        "expected": ["13: receiver[1].name: 'nfdump' is already the name of receiver[0]"],
+        "expected": [
+            "13: receiver[1].name: 'nfdump' is already the name of receiver[0]; write another name",
+        ],
     },
     {
         "description": "unknown receiver and listener",
         "in": GOOD.replace('to = ["nfdump"]', 'to = ["nfdmp"]\nlistener = ["x"]'),
         "expected": [
-            "11: rule[0].to[0]: unknown receiver 'nfdmp'; did you mean 'nfdump'?",
-            "12: rule[0].listener[0]: unknown listener 'x' (known: netflow)",
+            "11: rule[0].to[0]: there is no receiver 'nfdmp'; did you mean 'nfdump'?",
+            "12: rule[0].listener[0]: there is no listener 'x'; write one of: netflow",
         ],
     },
     {
         "description": "host bits set",
         "in": GOOD.replace('"10.0.0.0/8"', '\n  "10.1.2.3/24",\n  "2001:db8:1::1/48", "10.1.5.0/255.0.255.0"'),
         "expected": [
-            "11: rule[0].from[0]: 10.1.2.3/24: bits are set outside the mask, so it would never match; write "
-            "10.1.2.0/24",
-            "12: rule[0].from[1]: 2001:db8:1::1/48: bits are set outside the mask, so it would never match; "
-            "write 2001:db8:1::/48",
-            "12: rule[0].from[2]: 10.1.5.0/255.0.255.0: bits are set outside the mask, so it would never match; "
-            "write 10.0.5.0/255.0.255.0",
+            "11: rule[0].from[0]: 10.1.2.3/24 has bits outside its mask and would never match; write 10.1.2.0/24",
+            "12: rule[0].from[1]: 2001:db8:1::1/48 has bits outside its mask and would never "
+            "match; write 2001:db8:1::/48",
+            "12: rule[0].from[2]: 10.1.5.0/255.0.255.0 has bits outside its mask and would never "
+            "match; write 10.0.5.0/255.0.255.0",
         ],
     },
     {
@@ -149,38 +159,39 @@ CASES: list[dict[str, Any]] = [
             '"10.0.0.0/8"', '"10.0.0.0/33", "[::1]", "10.0.0/8", "010.0.0.0/8", "10.0.0.O/8", "10.9.9.9/31"'
         ),
         "expected": [
-            "10: rule[0].from[0]: '10.0.0.0/33': the prefix length '33' is not a number 0..32",
-            "10: rule[0].from[1]: '[::1]': no brackets here; write ::1",
-            "10: rule[0].from[2]: '10.0.0' is not an IPv4 address; write four numbers 0..255, as 192.0.2.1",
-            "10: rule[0].from[3]: '010.0.0.0': a leading zero is octal to some programs and decimal to others; "
-            "write 10.0.0.0, or 8.0.0.0 if octal was meant",
-            "10: rule[0].from[4]: '10.0.0.O/8': want an IPv4 or IPv6 prefix, as 10.0.0.0/8 or 2001:db8::/32",
-            "10: rule[0].from[5]: 10.9.9.9/31: bits are set outside the mask, so it would never match; write "
-            "10.9.9.8/31",
+            "10: rule[0].from[0]: '10.0.0.0/33': the prefix length '33' must be a number 0..32",
+            "10: rule[0].from[1]: '[::1]': an address in `from` is written without brackets; write ::1",
+            "10: rule[0].from[2]: '10.0.0' is not an IPv4 address; write four numbers 0..255, such as 192.0.2.1",
+            "10: rule[0].from[3]: '010.0.0.0': some programs read a number with a leading zero as "
+            "octal; write 10.0.0.0, or 8.0.0.0 if the numbers are octal",
+            "10: rule[0].from[4]: '10.0.0.O/8' must be an IPv4 or IPv6 prefix, such as 10.0.0.0/8 or 2001:db8::/32",
+            "10: rule[0].from[5]: 10.9.9.9/31 has bits outside its mask and would never match; write 10.9.9.8/31",
         ],
     },
     {
         "description": "empty from",
         "in": GOOD.replace('["10.0.0.0/8", "2001:db8::/32"]', "[]"),
-        "expected": ["10: rule[0].from: an empty list selects no exporter; leave `from` out to select every exporter"],
+        "expected": [
+            "10: rule[0].from: an empty list selects no exporter; remove `from` to select every exporter",
+        ],
     },
     {
         "description": "zero checksum over IPv6",
         "in": GOOD.replace('"192.0.2.10:9995"', '"[2001:db8::1]:9995"\nchecksum = false'),
         "expected": [
-            "8: receiver[0].checksum: illegal over IPv6 (RFC 8200 section 8.1), the collector would drop every copy; "
-            "write checksum = true"
+            "8: receiver[0].checksum: IPv6 needs UDP checksums (RFC 8200 section 8.1): collectors "
+            "drop copies without; write checksum = true",
         ],
     },
     {
         "description": "source that does not go with the rest",
         "in": GOOD.replace('9995"', '9995"\nsource = "2001:db8::9"\nspoof = true\nengine = "udp"'),
         "expected": [
-            "8: receiver[0].source: a spoofed copy has the exporter's source; leave out `source`, or write spoof = "
-            "false",
-            "8: receiver[0].source: an IPv6 source for a receiver that is reached over IPv4",
-            "10: receiver[0].engine: the udp engine sends from our own address; with spoof = true write engine = "
-            '"auto" or "raw"',
+            "8: receiver[0].source: a spoofed copy has the exporter's source; remove `source`, or write spoof = false",
+            "8: receiver[0].source: the source is IPv6 but the receiver is IPv4; write an IPv4 "
+            "source or remove `source`",
+            '10: receiver[0].engine: engine "udp" cannot send spoofed copies; write engine = '
+            '"auto" or "raw", or spoof = false',
         ],
     },
     {
@@ -190,41 +201,42 @@ CASES: list[dict[str, Any]] = [
         + '[[receiver]]\nname = "d"\nto = "0.0.0.0:1"\n[[receiver]]\nname = "e"\nto = "[fe80::1]:1"\n'
         + '[[receiver]]\nname = "f"\nto = "a b:1"\n[[receiver]]\nname = "g"\nto = "host:0"\n',
         "expected": [
-            "7: receiver[0].to: '2001:db8::1:9995': an IPv6 address goes into brackets and the port is missing, "
-            "as [2001:db8::1:9995]:2055",
-            "14: receiver[1].to: '192.0.2.10': the port is missing; want HOST:PORT, as 192.0.2.10:9995 or "
-            "[2001:db8::1]:9995",
-            "17: receiver[2].to: '192.0.2.300' is not an IPv4 address; write four numbers 0..255, as 192.0.2.1",
-            "20: receiver[3].to: '0.0.0.0:1': 0.0.0.0 is no address one can send to",
-            "23: receiver[4].to: a link-local address needs its interface, as [fe80::1%eth0]:1",
-            "26: receiver[5].to: 'a b' is neither an address nor a host name",
-            "29: receiver[6].to: port 0 is not in 1..65535",
+            "7: receiver[0].to: '2001:db8::1:9995': an IPv6 address must be in brackets with a "
+            "port after them; write [2001:db8::1:9995]:2055",
+            "14: receiver[1].to: '192.0.2.10': the port is missing; write HOST:PORT, such as "
+            "192.0.2.10:9995 or [2001:db8::1]:9995",
+            "17: receiver[2].to: '192.0.2.300' is not an IPv4 address; write four numbers 0..255, such as 192.0.2.1",
+            "20: receiver[3].to: '0.0.0.0:1': copies cannot be sent to 0.0.0.0; write the receiver's own address",
+            "23: receiver[4].to: a link-local address needs its interface; write [fe80::1%eth0]:1",
+            "26: receiver[5].to: 'a b' is not an address and not a host name; write 192.0.2.1, "
+            "2001:db8::1 or host.example",
+            "29: receiver[6].to: port 0 must be in 1..65535",
         ],
     },
     {
         "description": "listeners that overlap",
         "in": GOOD + '[[listener]]\nname = "b"\nlisten = ["0.0.0.0:2050-2060", "[0::0]:2055", "127.0.0.1:2055"]\n',
         "expected": [
-            "14: listener[1].listen[0]: 0.0.0.0 port 2055 is bound by listener[0].listen[0] already; leave one of "
-            "them out",
-            "14: listener[1].listen[1]: :: port 2055 is bound by listener[0].listen[1] already; leave one of them out",
+            "14: listener[1].listen[0]: 0.0.0.0 port 2055 is already in listener[0].listen[0]; remove one of the two",
+            "14: listener[1].listen[1]: :: port 2055 is already in listener[0].listen[1]; remove one of the two",
         ],
     },
     {
         "description": "port ranges",
         "in": GOOD.replace('"[::]:2055"', '"0.0.0.0:99-90", "0.0.0.0:1-65535", "[::]:70000"'),
         "expected": [
-            "3: listener[0].listen[1]: port range 99-90 runs backwards; write 90-99",
-            "3: listener[0].listen[2]: port range 1-65535 has 65535 ports; at most 4096 in one entry",
-            "3: listener[0].listen[3]: port 70000 is not in 1..65535",
+            "3: listener[0].listen[1]: port range 99-90 must begin with the lower port; write 90-99",
+            "3: listener[0].listen[2]: port range 1-65535 has 65535 ports; one entry can have at most 4096",
+            "3: listener[0].listen[3]: port 70000 must be in 1..65535",
         ],
     },
     {
         "description": "multicast",
         "in": GOOD.replace(', "[::]:2055"]', ']\nmulticast = ["10.1.1.1", "ff05::1"]'),
         "expected": [
-            "4: listener[0].multicast[0]: '10.1.1.1' is not a multicast group, as 239.1.1.1 or ff05::1",
-            "4: listener[0].multicast[1]: ff05::1: `listen` has no entry of its address family; add [::]:PORT",
+            "4: listener[0].multicast[0]: '10.1.1.1' is not a multicast group; write a group such "
+            "as 239.1.1.1 or ff05::1",
+            "4: listener[0].multicast[1]: ff05::1 is an IPv6 group, but `listen` has no IPv6 entry; add [::]:PORT",
         ],
     },
     {
@@ -233,25 +245,26 @@ CASES: list[dict[str, Any]] = [
         '[service]\nlog_level = "inof"\nhttp = 1\ncontrol = "run.sock"\nresolve_interval = nan\ndrain_timeout = 301\n'
         + GOOD,
         "expected": [
-            '2: datapath.workers: want a whole number 1..256 or "auto"',
-            '3: datapath.receive_buffer: want a number of bytes or a size, as 67108864, "64MiB" or "512KiB"',
-            "4: datapath.batch: want a number 1..512",
-            "5: datapath.cpus[0]: want a number >= 0",
-            "5: datapath.cpus[1]: want a whole number",
-            "6: datapath.max_datagram: want a whole number",
-            "8: service.log_level: want 'debug', 'info', 'warning' or 'error'; did you mean 'info'?",
-            "9: service.http: want text in quotes",
-            "10: service.control: 'run.sock': want an absolute path, or \"\" for none",
-            "11: service.resolve_interval: want a finite number",
-            "12: service.drain_timeout: want a number 0..300",
+            '2: datapath.workers: must be a whole number 1..256 or "auto"',
+            "3: datapath.receive_buffer: must be a number of bytes or a size with its unit, such "
+            'as 67108864, "64MiB" or "512KiB"',
+            "4: datapath.batch: must be a number 1..512",
+            "5: datapath.cpus[0]: must be at least 0",
+            "5: datapath.cpus[1]: must be a whole number",
+            "6: datapath.max_datagram: must be a whole number",
+            "8: service.log_level: must be 'debug', 'info', 'warning' or 'error'; did you mean 'info'?",
+            "9: service.http: must be text in quotes",
+            "10: service.control: 'run.sock' must be an absolute path; write \"\" for no control socket",
+            "11: service.resolve_interval: must be a finite number",
+            "12: service.drain_timeout: must be a number 0..300",
         ],
     },
     {
         "description": "nothing",
         "in": "",
         "expected": [
-            '0: listener: no listener: add [[listener]] with name = "netflow", listen = ["0.0.0.0:2055"]',
-            '0: receiver: no receiver: add [[receiver]] with name = "nfdump", to = "192.0.2.10:9995"',
+            'listener: there is no listener; add [[listener]] with name = "netflow", listen = ["0.0.0.0:2055"]',
+            'receiver: there is no receiver; add [[receiver]] with name = "nfdump", to = "192.0.2.10:9995"',
         ],
     },
     {
@@ -271,12 +284,12 @@ def test_problems(case: dict[str, Any]) -> None:
 def test_not_utf8() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_toml(b"# a\n# \xff\n", "f")
-    assert [str(p) for p in raised.value.problems] == ["f:2: not UTF-8 text; save the file as UTF-8"]
+    assert [str(p) for p in raised.value.problems] == ["f:2: the file is not UTF-8 text; save it as UTF-8"]
 
 
 @pytest.mark.parametrize("name", ["none.toml", "nul\0.toml", ""])
 def test_unreadable(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot read it"):
+    with pytest.raises(ConfigError, match="the file cannot be read"):
         load_toml(str(tmp_path / name))
 
 
@@ -290,29 +303,42 @@ WARNINGS: list[dict[str, Any]] = [
     {
         "description": "receiver without a rule",
         "in": GOOD + '[[receiver]]\nname = "spare"\nto = "192.0.2.11:1"\n',
-        "expected": ["12: receiver[1]: no rule sends to 'spare': it gets nothing"],
+        "expected": [
+            "12: receiver[1]: no rule sends to 'spare'; name it in `to` of a rule",
+        ],
     },
     {
         "description": "listener without a rule",
         "in": GOOD + 'listener = ["netflow"]\n[[listener]]\nname = "b"\nlisten = ["0.0.0.0:1"]\n',
-        "expected": ["13: listener[1]: no rule takes datagrams of 'b': all of them are dropped"],
+        "expected": [
+            "13: listener[1]: no rule takes datagrams of listener 'b', so all of them are dropped; name it in a rule",
+        ],
     },
     {
         "description": "stopped before",
         "in": GOOD + 'stop = true\n[[rule]]\nfrom = ["10.1.0.0/16"]\nto = ["nfdump"]\n[[rule]]\nto = ["nfdump"]\n',
-        "expected": ["13: rule[1]: this rule never fires: what it matches is stopped by rule[0] before it"],
+        "expected": [
+            "13: rule[1]: this rule never fires, because rule[0] with stop = true matches first; "
+            "move this rule before it",
+        ],
     },
     {
         "description": "stopped family by family",
         "in": GOOD.replace('["10.0.0.0/8", "2001:db8::/32"]', '["0.0.0.0/0"]')
         + 'stop = true\n[[rule]]\nfrom = ["::/0"]\nto = []\nstop = true\n[[rule]]\nto = ["nfdump"]\n',
-        "expected": ["17: rule[2]: this rule never fires: what it matches is stopped by rule[0], rule[1] before it"],
+        "expected": [
+            "17: rule[2]: this rule never fires, because rule[0], rule[1] with stop = true matches "
+            "first; move this rule before it",
+        ],
     },
     {
         "description": "stopped for the only listener",
         "in": GOOD.replace('from = ["10.0.0.0/8", "2001:db8::/32"]', 'listener = ["netflow"]')
         + 'stop = true\n[[rule]]\nto = ["nfdump"]\n',
-        "expected": ["13: rule[1]: this rule never fires: what it matches is stopped by rule[0] before it"],
+        "expected": [
+            "13: rule[1]: this rule never fires, because rule[0] with stop = true matches first; "
+            "move this rule before it",
+        ],
     },
     {
         "description": "not stopped: another listener",
@@ -324,29 +350,33 @@ WARNINGS: list[dict[str, Any]] = [
         "description": "zero checksum for IPFIX",
         "in": GOOD.replace('9995"', '4739"\nchecksum = false'),
         "expected": [
-            "8: receiver[0].checksum: IPFIX over UDP needs its checksum: nothing else would notice a damaged message"
+            "8: receiver[0].checksum: without UDP checksums a damaged IPFIX message goes "
+            "unnoticed; write checksum = true",
         ],
     },
     {
         "description": "copies that come back",
         "in": GOOD.replace("192.0.2.10:9995", "127.0.0.1:2055"),
         "expected": [
-            "7: receiver[0].to: 127.0.0.1:2055 is where listener[0] listens: copies would come back, again and again"
+            "7: receiver[0].to: listener[0] listens at 127.0.0.1:2055: copies would come back in a loop; change `to`",
         ],
     },
     {
         "description": "rule that does nothing, receiver named twice",
         "in": GOOD.replace('["nfdump"]', '["nfdump", "nfdump"]') + "[[rule]]\nto = []\n",
         "expected": [
-            "11: rule[0].to[1]: 'nfdump' is named twice; it gets one copy",
-            "13: rule[1].to: the rule does nothing; name receivers, or write stop = true to drop what it matches",
+            "11: rule[0].to[1]: 'nfdump' is named twice but gets one copy; remove one",
+            "13: rule[1].to: the rule has no effect; name receivers in `to`, or write stop = true "
+            "to drop what it matches",
         ],
     },
     {"description": "deny is no mistake", "in": GOOD + "[[rule]]\nto = []\nstop = true\n", "expected": []},
     {
         "description": "no rule",
         "in": GOOD[: GOOD.index("[[rule]]")],
-        "expected": ["rule: no rule: every datagram would be dropped; add [[rule]] with to = [...]"],
+        "expected": [
+            "rule: there is no rule, so no datagram is forwarded; add [[rule]] with to = [...]",
+        ],
     },
 ]
 
@@ -399,11 +429,11 @@ def test_what_keeps_exporters_apart() -> None:
     (both,) = loaded(receiver('source_port = "per-session"\ndomain = "unique"')).config.receiver
     assert (both.source_port, both.domain) == ("per-session", "unique")
     (why,) = problems(receiver('source_port = "per-session"\nspoof = true'))
-    assert why.startswith("8: receiver[0].source_port: a spoofed copy has the exporter's port; leave `source_port` out")
+    assert why.startswith("8: receiver[0].source_port: a spoofed copy has the exporter's port; remove `source_port`")
     (why,) = problems(receiver('source_port = "per-session"\nengine = "raw"'))
-    assert why.startswith('8: receiver[0].source_port: "per-session" needs UDP sockets, not engine "raw"')
+    assert why.startswith('8: receiver[0].source_port: "per-session" cannot be combined with engine "raw"')
     (why,) = problems(receiver('source_port = "per-session"\nsource = "192.0.2.1:99"'))
-    assert why.startswith("9: receiver[0].source: the source has port 99")
+    assert why.startswith('9: receiver[0].source: "per-session" needs many source ports')
     off = receiver('domain = "unique"').replace('"[::]:2055"]\n', '"[::]:2055"]\nflow = "off"\n')
     (warning,) = loaded(off).warnings
-    assert "domains are not looked at" in str(warning)
+    assert "copies keep their domains" in str(warning)

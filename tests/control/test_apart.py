@@ -36,7 +36,7 @@ to = "192.0.2.1:9995"
 
 
 def warned(spec: PlanSpec) -> bool:
-    found = [warning for warning in spec.warnings if "templates can overwrite each other" in warning]
+    found = [warning for warning in spec.warnings if "can mix up their templates" in warning]
     assert len(found) <= 1
     return bool(found)
 
@@ -78,7 +78,7 @@ def test_domains_that_are_not_looked_at(load: Load) -> None:
         ('source_port = "per-session"\nspoof = true', "a spoofed copy has the exporter's port"),
         ('source_port = "per-session"\nengine = "raw"', 'needs UDP sockets, not engine "raw"'),
         ('source_port = "per-session"\nsource = "192.0.2.77:4000"', "the source has port 4000"),
-        ('source_port = "per-session"\nsource = "203.0.113.9"', "a source that is not an address of this host"),
+        ('source_port = "per-session"\nsource = "203.0.113.9"', "that is not an address of this host"),
         ('source_port = "own"', "'shared' or 'per-session'"),
         ('domain = "other"', "'keep' or 'unique'"),
     ],
@@ -95,13 +95,15 @@ def test_explain_says_how(load: Load) -> None:
     def text(receiver: str, **more: str) -> str:
         return "\n".join(lines(explain(plan(load, receiver, **more), address, port, 2055), address, port, 2055))
 
-    assert "overwrite each other's templates there: set spoof = true, source_port" in text("")
-    assert "have a domain each there (samplicator domains)" in text('domain = "unique"')
+    assert "can mix up templates of several exporters of NetFlow v9 and IPFIX; set spoof = true, source_port" in text(
+        ""
+    )
+    assert "has its own domain in copies (see samplicator domains)" in text('domain = "unique"')
     own = text('source_port = "per-session"')
-    assert "from this host's address, a port for each exporter session: not spoofed" in own
-    assert "have a port each there" in own
+    assert "from this host's address, one port per exporter session: not spoofed" in own
+    assert "has its own port in copies" in own
     for quiet in (text("spoof = true"), text("", listener='flow = "off"')):
-        assert "exporters of NetFlow v9" not in quiet
+        assert "exporter of NetFlow v9" not in quiet
 
 
 RULESET = """table ip nat {
@@ -177,7 +179,7 @@ def test_a_file_that_cannot_be_had(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         made = aliases.make(str(path))
     assert made.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100) != 0
-    assert "aliases of domains are not kept over a restart" in caplog.text
+    assert "assigned domains will not survive a restart" in caplog.text
     if kind == "link":
         assert (tmp_path / "precious").read_text() == "precious"
 

@@ -69,7 +69,7 @@ def test_a_port_that_becomes_free_is_listened_at(load: Load, supervisor: Supervi
     before = kept(supervisor)
     (reading,) = supervisor.view.readings().listeners
     assert (reading.up, reading.state, reading.sockets) == (False, "partly down", (("127.0.0.1", port),))
-    assert f"another program has port {port}" in reading.state_why
+    assert f"another program uses port {port}" in reading.state_why
     assert supervisor.view.missing() == (f"listener 'in' is partly down: {reading.state_why}",)
     exporters = Exporters(3, port)
     for _ in range(5):
@@ -206,7 +206,9 @@ to = ["two"]
     supervisor.apply(spec(load, port, collector.port, more=more))
     exporters = Exporters(1, port)
     opened = descriptors()
-    assert supervisor.view.missing() == (f"receiver 'two' is unreachable: another program has its source port {taken}",)
+    assert supervisor.view.missing() == (
+        f"receiver 'two' is unreachable: another program uses the source port {taken}",
+    )
     exporters.send(5)
     until(supervisor, 5)
     assert len(collector.take()) == 5
@@ -238,7 +240,7 @@ def test_who_could_not_be_sent_to_is_told_the_templates(
     supervisor.apply(compile(config, {}, replace(CAPABILITIES, is_local=lambda address: False)))
     assert not supervisor.view.readings().receivers[0].up
     assert supervisor.view.missing() == (
-        "receiver 'one' is unreachable: its source 127.0.0.9 is not an address of this host now",
+        "receiver 'one' is unreachable: the source 127.0.0.9 is not an address of this host now",
     )
     replayed.clear()
     supervisor.apply(replace(compile(config, {}, CAPABILITIES), follows_host=True))

@@ -127,9 +127,9 @@ def test_trouble_is_told_once_a_minute_per_reason(caplog: pytest.LogCaptureFixtu
         trouble.report(readings(1000, 3), 101)
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 3
-    assert "receiver 'r' at 192.0.2.1:9: 50 copies not sent: its port is closed" in texts[0]
+    assert "receiver 'r' at 192.0.2.1:9: 50 copies failed: the receiver's port is closed" in texts[0]
     assert "600 copies" in texts[1]
-    assert "3 datagrams dropped by the kernel" in texts[2]
+    assert "the kernel dropped 3 datagrams" in texts[2]
 
 
 def test_trouble_forgets_receivers_that_went(caplog: pytest.LogCaptureFixture) -> None:

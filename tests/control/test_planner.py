@@ -36,8 +36,8 @@ def problems(load: Load, text: str, *local: str, net_raw: bool = True) -> list[s
     [
         ("", "udp", "not spoofed"),
         ("spoof = true", "transparent", "spoofed"),
-        ('spoof = true\nttl = "keep"', "transparent", 'with ttl = "keep" by the raw socket'),
-        ("spoof = true\nfreq = 10", "transparent", "with freq = 10 by the raw socket"),
+        ('spoof = true\nttl = "keep"', "transparent", 'with ttl = "keep" most copies are sent by the raw socket'),
+        ("spoof = true\nfreq = 10", "transparent", "with freq = 10 most copies are sent by the raw socket"),
         ("spoof = true\nchecksum = false", "raw", "UDP checksum 0"),
         ("spoof = true\npause_us = 5", "raw", "pause"),
         ("mtu = 1400", "udp", "not spoofed"),
@@ -187,7 +187,7 @@ def test_what_this_host_lacks_is_a_warning(load: Load) -> None:
     spec = plan(load, text)
     assert [(s.interface, s.index) for s in spec.listeners[0].sockets] == [("eth9", 0)]
     assert [(r.name, r.missing, r.unresolved) for r in spec.receivers] == [
-        ("r", "its source 192.0.2.77 is not an address of this host now", False),
+        ("r", "the source 192.0.2.77 is not an address of this host now", False),
         ("near", "no such interface: eth8", False),
         ("named", "name does not resolve", True),
     ]
@@ -197,7 +197,7 @@ def test_what_this_host_lacks_is_a_warning(load: Load) -> None:
         "listener[0].interface: there is no interface 'eth9' now",
         "receiver[1].to: there is no interface 'eth8' now",
         "receiver[2].to: the host name 'nowhere.example' does not resolve now",
-        "receiver[0].source: 192.0.2.77 is not an address of this host now",
+        "receiver[0].source: the source 192.0.2.77 is not an address of this host now",
         "rule[1].from[0]: the host name 'router.example' does not resolve now",
     ):
         assert expected in words

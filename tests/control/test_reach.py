@@ -80,7 +80,7 @@ def test_closed_and_open_again(probe: str, payload: bytes) -> None:
     port = free_port()
     reach = Reach(spec(port, probe))
     assert run(reach, 100.0, 3.0) == []
-    assert (reach.state, reach.why, reach.refusing) == (REFUSING, "its port is closed", True)
+    assert (reach.state, reach.why, reach.refusing) == (REFUSING, "the receiver's port is closed", True)
     with udp(port) as sock:
         back = run(reach, 103.0, 6.0)
         assert len(back) == 1
@@ -171,7 +171,7 @@ class Closed:
         self.open: set[int] = set()
         self.rate, self.burst, self.tokens, self.filled = per_second, burst, burst, 100.0
         self.chance = 1.0  # of an answer, by the limit over all peers
-        self.error = Answer(REFUSING, "its port is closed")
+        self.error = Answer(REFUSING, "the receiver's port is closed")
         self.late = 0.0  # how long an answer takes
         self.random = random.Random(5)
         self.asked: list[tuple[float, int]] = []
@@ -451,9 +451,9 @@ class Web:
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", UP, ""),
         (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", REFUSING, "answered 503"),
         (b"HTTP/1.1 301 Moved\r\nLocation: /\r\n\r\n", REFUSING, "answered 301"),
-        (b"SSH-2.0-OpenSSH_9\r\n", REFUSING, "no answer by HTTP"),
-        (b"", REFUSING, "no answer by HTTP"),
-        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000, REFUSING, "no answer by HTTP"),
+        (b"SSH-2.0-OpenSSH_9\r\n", REFUSING, "the answer is not HTTP"),
+        (b"", REFUSING, "the answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000, REFUSING, "the answer is not HTTP"),
     ],
 )
 def test_pages(answer: bytes, state: str, why: str) -> None:

@@ -133,7 +133,7 @@ def test_plan_has_rings_and_says_why(load: Load) -> None:
     spec = plan(load, "ring")
     assert [ring.interface for ring in listener(spec).rings] == ["eth0", "eth1"]
     assert listener(spec).receive == "ring"
-    assert listener(spec).receive_why.startswith("configured: whole datagrams by a packet ring on eth0, eth1")
+    assert listener(spec).receive_why.startswith("configured: a packet ring on eth0, eth1 receives")
     assert spec.host_addresses == HOST
     assert spec.ring_buffer == 64 << 20
 

@@ -74,7 +74,7 @@ def test_unresolvable_names_are_left_out_and_asked_for_again(load: Load, caplog:
     assert resolver.resolve(loaded) == {}
     resolver.adopt(loaded)
     (said,) = [record.message for record in caplog.records if "c.example" in record.message]
-    assert re.fullmatch(r"host name c.example does not resolve \(.+\); it is tried again every few seconds", said)
+    assert re.fullmatch(r"host name c.example does not resolve \(.+\); samplicator tries again every few seconds", said)
     assert resolver.tick() == []
     server.answers["c.example"] = kept
     server.answers["listen.example"] = (four(9),)

@@ -208,7 +208,7 @@ def test_what_only_the_start_finds_out(start: Callable[..., Daemon]) -> None:
         daemon = start({"legacy": True}, text=listener)
         assert daemon.process.wait(15) == 1
     assert "listener[1]: listener 'two' cannot listen at" in daemon.log.read_text()
-    assert "another program has port" in daemon.log.read_text()
+    assert "another program uses port" in daemon.log.read_text()
     assert "Traceback" not in daemon.log.read_text()
 
 
@@ -226,7 +226,7 @@ def test_what_this_host_lacks_is_waited_for(start: Callable[..., Daemon]) -> Non
         daemon = start(text=text, service=f'http = ""\ncontrol = "{PLACE}"')
         daemon.until_told("READY=1")
         assert daemon.echo(b"hello") == b"hello"
-        assert daemon.said("listener 'two' is down: another program has port")
+        assert daemon.said("listener 'two' is down: another program uses port")
         assert daemon.said("listener 'vlan' is down: no such interface: nosuch9")
         assert daemon.said("UNREACHABLE now (name does not resolve)")
         status, page = daemon.ask("/readyz")

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
-from app.server import BaseHTTPRequestHandler
 from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
 from samplicator.cli.running import duration, status_lines, table
@@ -232,8 +232,8 @@ def test_convert_gives_what_check_accepts(write: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["convert"], "name a rule file, or write -- and the samplicate options"),
-        (["convert", "rules", "--", "-S"], "name a rule file, or write -- and the samplicate options"),
+        (["convert"], "name a rule file, or write -- and then the samplicate options"),
+        (["convert", "rules", "--", "-S"], "name a rule file, or write -- and then the samplicate options"),
         (["convert", "missing"], "missing"),
         (["convert", "--", "-h"], "make no configuration"),
         (["convert", "--", "1.2.3.4/9000/0"], "frequency"),
@@ -299,7 +299,7 @@ def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert text.startswith("samplicator 9.9.9, pid 123, up 1m, ready\nconfiguration: a.toml, generation 7, ")
         assert "nfdump    192.0.2.10:9995      spoof   raw     up " in text
         assert "six       [2001:db8::10]:9995  own     udp     UNREACHABLE, for nfdump" in text
-        assert re.search(r"^  six: unreachable for \d+m: no route to it$", text, re.MULTILINE)
+        assert re.search(r"^  six: unreachable for \d+m: there is no route to the receiver$", text, re.MULTILINE)
         assert "pool  balance        member  weight  exporters  state\n" in text
         assert "both  exporter-hash  nfdump       3        301  in\n" in text
         assert "both  exporter-hash  six          1        100  OUT\n" in text
@@ -327,7 +327,7 @@ def test_reload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == "reloaded: generation 8, 1 receiver added\n"
         pages["/-/reload"] = (422, bad)
         assert main(["reload", "--control", path]) == 1
-        assert capsys.readouterr().err == "error: a.toml:3: x: no\nnot reloaded: generation 7 runs on unchanged\n"
+        assert capsys.readouterr().err == "error: a.toml:3: x: no\nnot reloaded: generation 7 keeps running\n"
         pages["/-/reload"] = (403, {"error": "not here"})
         assert main(["reload", "--control", path]) == 1
         assert capsys.readouterr().err == "error: not here\n"
@@ -377,7 +377,7 @@ def test_reload_without_a_control_socket_goes_by_signal(
     assert main(["reload", "--control", f"{tmp_path}/control"]) == 1
     monkeypatch.delenv("MAINPID")
     assert main(["reload", "-c", str(file)]) == 1
-    assert "there is no such socket" in capsys.readouterr().err
+    assert "the socket does not exist" in capsys.readouterr().err
     assert len(told) == 2
 
 
@@ -387,14 +387,14 @@ def test_errors_of_the_control_socket_say_what_to_do(
 ) -> None:
     path = tmp_path / "s"
     assert main([command, "--control", str(path)]) == 1
-    assert "there is no such socket: is the daemon running" in capsys.readouterr().err
+    assert "the socket does not exist; start the daemon" in capsys.readouterr().err
     with socket.socket(socket.AF_UNIX) as left_over:
         left_over.bind(str(path))
     assert main([command, "--control", str(path)]) == 1
-    assert "left over by a daemon that is gone" in capsys.readouterr().err
+    assert "left from a daemon that has ended" in capsys.readouterr().err
     (tmp_path / "off.toml").write_text('[service]\ncontrol = ""\n')
     assert main([command, "-c", str(tmp_path / "off.toml")]) == 1
-    assert "has no control socket" in capsys.readouterr().err
+    assert "the daemon has no control socket" in capsys.readouterr().err
     (tmp_path / "on.toml").write_text(f'[service]\ncontrol = "{tmp_path}/other"\n')
     assert main([command, "-c", str(tmp_path / "on.toml")]) == 1
     assert f"control socket {tmp_path}/other" in capsys.readouterr().err

@@ -115,37 +115,37 @@ APART = (
 GOLDEN = f"""\
 10.1.2.3:5000 -> port 2055: listener one (0.0.0.0:2055)
   rule 1 does not match: 2001:db8::/32 -> a
-      its sources are IPv6, the exporter is IPv4 [x.toml:1]
+      the rule's sources are IPv6, the exporter is IPv4 [x.toml:1]
   rule 2 does not match: everything -> a
-      it is for listener two only [x.toml:2]
+      the rule is only for listener two [x.toml:2]
   rule 3 matches: 10.0.0.0/8 -> a, b, c, d (stop)
-      10.1.2.3 is in 10.0.0.0/8; stop: later rules are not looked at [x.toml:3]
+      10.1.2.3 is in 10.0.0.0/8; stop = true: later rules are not evaluated [x.toml:3]
   rule 4 is not looked at: everything -> a
       rule 3 matches and has stop [x.toml:4]
   4 copies leave, 1 more while another receiver is down:
     a: to 192.0.2.1:9
-      from 10.1.2.3:5000: the exporter's own, spoofed
-      engine transparent: spoofed: runs leave in one send by sockets bound to exporters' ports, the rest by a raw socket
+      from 10.1.2.3:5000: the exporter's address, spoofed
+      engine transparent: spoofed: runs are sent in one call by sockets bound to exporters' ports, the rest by a raw socket
       ttl 64, tos 0
     b: to [2001:db8::b]:9
-      from this host's address: not spoofed: an IPv4 source cannot stand in an IPv6 header
+      from this host's address: not spoofed: an IPv6 packet cannot have an IPv4 source
       {APART}
-      engine udp: copies that cannot be spoofed leave through a UDP socket
+      engine udp: copies that cannot be spoofed are sent through a UDP socket
       ttl 64, tos 0
     c: to 192.0.2.3:9
-      from 198.51.100.7:2055: configured as source
+      from 198.51.100.7:2055: configured by `source`
       {APART}
-      engine raw: the source 198.51.100.7 is not an address of this host, so headers are made here
-      ttl kept, tos 0, 1 datagram in 10, templates always, UDP checksum 0
+      engine raw: 198.51.100.7 is not an address of this host, so samplicator writes the headers
+      ttl kept, tos 0, 1 datagram in 10, and all templates, UDP checksum 0
     d: to 192.0.2.4:9
       from this host's address: not spoofed
       {APART}
-      engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way
+      engine udp: not spoofed: a UDP socket connected to the receiver costs least
       ttl 64, tos 184, a pause of 5 us after each
     e: to 192.0.2.5:9
       from this host's address: not spoofed
       {APART}
-      engine udp: not spoofed: a UDP socket connected to the receiver is the cheapest way
+      engine udp: not spoofed: a UDP socket connected to the receiver costs least
       only while a is down, templates first, ttl 64, tos 0
 """
 
@@ -170,7 +170,7 @@ def test_text_when_nobody_gets_a_copy(tmp_path: Path) -> None:
     spec = plan_of([{"from": ["10.0.0.0/8"], "to": [], "stop": True}])
     denied = lines(explain(spec, address, port, 6343), address, port, 6343)
     assert denied[-1].strip() == (
-        "no copy leaves: denied by a rule with stop (counted as receive_rejected_datagrams_total, reason acl)"
+        "no copy is sent: a rule with stop = true denies it (counted as receive_rejected_datagrams_total, reason acl)"
     )
     unmatched = lines(explain(plan_of([]), address, port, 6343), address, port, 6343)
     assert "no rule matches" in unmatched[-1]

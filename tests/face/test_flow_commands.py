@@ -63,7 +63,7 @@ def test_lines_of_domains() -> None:
     text = flow.domain_lines({"domains": [answer(flowview.alias(row))]})
     assert text[0].split() == ["in", "copies", "hex", "exporter", "protocol", "its", "domain", "held", "by", "silent"]
     assert text[1].split() == ["4000000001", "0xee6b2801", "[2001:db8::1]:2055", "ipfix", "7", "exporter", "1m"]
-    assert flow.domain_lines({"domains": []}) == ["no exporter has been given a domain of its own"]
+    assert flow.domain_lines({"domains": []}) == ["no exporter has a domain assigned by samplicator"]
 
 
 def test_lines_of_exporters_and_templates() -> None:
@@ -78,7 +78,7 @@ def test_lines_of_exporters_and_templates() -> None:
     assert lines[1].startswith("  template 256: 3 fields, 9 bytes, repeated ")
     assert "    e9/40001 (variable)" in lines
     assert "    interface (4) scope" in lines
-    assert flow.exporter_table([]) == ["no exporter of flow telemetry has been seen"]
+    assert flow.exporter_table([]) == ["no exporter of flow telemetry was seen"]
 
 
 def test_exporters_without_a_rule_are_told() -> None:
@@ -87,11 +87,11 @@ def test_exporters_without_a_rule_are_told() -> None:
     totals = answer(flowview.totals(readings.flow, [Unmatched("198.18.0.1", "netflow", 17)]))
     listeners = answer(listeners_of(readings))
     text = "\n".join(flow.ledger_lines(flow.balance(totals, listeners, answer(receivers_of(readings)), domains())))
-    assert "NO RULE MATCHES 1 exporter, so nobody gets the datagrams: 198.18.0.1 (17 on netflow)" in text
+    assert "NO RULE MATCHES 1 exporter; these datagrams are not forwarded: 198.18.0.1 (17 on netflow)" in text
     totals = answer(flowview.totals(readings.flow))
     listeners[0]["counters"]["unmatched"] = 17
     text = "\n".join(flow.ledger_lines(flow.balance(totals, listeners, answer(receivers_of(readings)), [])))
-    assert "no flow telemetry that a rule matches has been seen; 17 datagrams matched no rule" in text
+    assert "no flow telemetry that a rule matches was seen; 17 datagrams matched no rule" in text
 
 
 def test_sflow_shows_agent_and_sub_agent() -> None:

@@ -103,7 +103,10 @@ def test_status_adds_up() -> None:
         pools = await (await client.get("/api/v1/pools")).json()
         assert [pool["name"] for pool in pools] == ["both"]
         assert pools[0]["members"][1] == {"receiver": "six", "weight": 1, "up": False, "exporters": 100}
-        assert (receivers[1]["state"], receivers[1]["state_why"]) == ("unreachable", "no route to it")
+        assert (receivers[1]["state"], receivers[1]["state_why"]) == (
+            "unreachable",
+            "there is no route to the receiver",
+        )
         assert (receivers[1]["standby_for"], receivers[1]["waiting"], receivers[1]["takeovers"]) == ("nfdump", False, 2)
         got, sent = status["received"], status["sent"]
         assert got["datagrams"] == got["matched"] + got["truncated"] + got["denied"] + got["unmatched"]

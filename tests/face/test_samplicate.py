@@ -73,7 +73,7 @@ def test_help_goes_to_stderr_with_status_0(scripts: Path, words: list[str]) -> N
     [
         ([], "You have to specify at least one receiver, exiting"),
         (["-S"], "You have to specify at least one receiver, exiting"),
-        (["-Z", "192.0.2.1/9"], "-Z: unknown option"),
+        (["-Z", "192.0.2.1/9"], "-Z: there is no such option"),
         (["-p"], "-p: this option needs an argument"),
         (["-p", "70000", "192.0.2.1/9"], "70000"),
         (["-c", "/nonexistent", "192.0.2.1/9"], "/nonexistent"),

@@ -183,7 +183,7 @@ class Nfcapd:
         assert found, text
         argv = [tool("nfdump"), "-R", str(self.place), "-q", "-N", "-o", "fmt:%sa,%da,%sp,%dp,%pkt,%byt"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
-        return _rows(csv.reader(io.StringIO(done.stdout))), int(found[-1][1])
+        return _rows(csv.reader(io.StringIO(done.stdout))), sum(int(errors) for _, errors in found)
 
 
 class Nfacctd:

@@ -52,7 +52,7 @@ def bench_tool(name: str) -> str:
     return str(path)
 
 
-def wait_for(probe: Callable[[], T], what: str, timeout: float = 10.0, interval: float = 0.02) -> T:
+def wait_for(probe: Callable[[], T], what: str, timeout: float = 30.0, interval: float = 0.02) -> T:
     """Polls until `probe` returns something true and hands that back; fails with `what` after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:

@@ -123,7 +123,7 @@ class Relay(Process):
         except OSError:
             return False
 
-    def wait_ready(self, timeout: float = 20.0) -> Relay:
+    def wait_ready(self, timeout: float = 40.0) -> Relay:
         def probe() -> bool:
             assert self.alive, f"{self.label} ended with {self.popen.returncode}:\n{self.tail()}"
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -175,7 +175,7 @@ class Relay(Process):
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tail()}") from None
 
-    def at_rest(self, timeout: float = 15.0) -> Metrics:
+    def at_rest(self, timeout: float = 40.0) -> Metrics:
         """A scrape between which and the one before nothing moved: the moment at which the laws must hold exactly."""
         moving = ("receive_datagrams", "send_offered_datagrams", "send_datagrams", "send_errors")
         last: list[Metrics] = []

@@ -51,7 +51,7 @@ def lawful_tx(start: int) -> dict[str, int]:
 
 DOWN: dict[str, Any] = {
     "state": "unreachable",
-    "state_why": "no route to it",
+    "state_why": "there is no route to the receiver",
     "state_since_unix": time.time() - 61.0,
     "standby_for": "nfdump",
     "takeovers": 2,

@@ -1,20 +1,16 @@
-"""Flow telemetry with templates and the collector that judges it: many exporters that say their templates once, and
-nfcapd.
+"""Flow telemetry with templates: many exporters that say them once.
 
 Used by tests/system. The encoders are those of tests/support/flows.py, on real sockets.
 """
 
 from __future__ import annotations
 
-import re
-import signal
 import socket
 import time
 
 from support import flows as model
 from support.flows import IPFIX, V9
 from support.lab import Lab
-from support.process import Process, tool
 from support.witness import Seen
 
 FIELDS = [(8, 4), (12, 4), (7, 2), (11, 2), (4, 1), (2, 4), (1, 4)]
@@ -80,24 +76,3 @@ def domain(seen: Seen) -> int:
     message = model.parse(seen.payload)
     assert message is not None
     return message.domain
-
-
-class Nfcapd:
-    """nfcapd at a collector. link: 1 = the first collector."""
-
-    def __init__(self, lab: Lab, port: int = 9995, name: str = "a", link: int = 1) -> None:
-        self.place = lab.directory / f"nfcapd-{name}"
-        self.place.mkdir()
-        self.port = port
-        argv = [tool("nfcapd"), "-w", str(self.place), "-p", str(port), "-t", "3600", "-B", "4000000"]
-        self.process: Process = lab.start(argv, lab.collectors[link - 1], "nfcapd")
-        lab.wait_bound(lab.collectors[link - 1], [port], self.process)
-
-    def end(self) -> tuple[int, int]:
-        """(flows decoded, sequence errors)."""
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) in self.process.expected, self.process.tail()
-        text = self.process.stdout() + self.process.stderr()
-        found = re.findall(r"Flows: (\d+).*?Sequence Errors: (\d+)", text)
-        assert found, text
-        return sum(int(flows) for flows, _ in found), sum(int(errors) for _, errors in found)

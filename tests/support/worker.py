@@ -38,7 +38,7 @@ def packed(address: str) -> bytes:
     return socket.inet_pton(family_of(address), address)
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"

@@ -99,7 +99,7 @@ def stays_closed_until_it_opens(lab: Lab, rate: int, ports: list[int], relay: Re
         assert templates == 5
         assert all(down(relay, name) for name in names[1:])
     for name in names:
-        assert said(relay, f"receiver '{name}' is refusing: its port is closed") == 1
+        assert said(relay, f"receiver '{name}' is refusing: the receiver's port is closed") == 1
         assert said(relay, f"receiver '{name}' is back") == (name == "r9000")
     lines = [line for line in (relay.stdout() + relay.stderr()).splitlines() if "is refusing" in line]
     assert all(" warning " in line for line in lines)

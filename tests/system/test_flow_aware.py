@@ -164,7 +164,7 @@ def test_stopped_for_five_seconds(lab: Lab, spoof: str, probe: str) -> None:
     tap.clear()
     took = feed_until(lab, feed, sock, lambda: bool(tap.drain()))
     assert took < 15, took  # it is back by evidence: three silent probes, more than a second apart
-    wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 3)
+    wait_for(lambda: relay.metrics().value("receiver_up", receiver="one") == 1, "it to be up", 20)
     send(lab, [next(feed)[0] for _ in range(20)], sock)
     relay.at_rest()
     flows, _ = again.end()

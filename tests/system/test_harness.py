@@ -4,12 +4,17 @@ one of the product.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from support import turns
 from support.lab import Lab, Metrics
+from support.process import wait_for
 from support.witness import checksum_state
 
 
@@ -93,3 +98,40 @@ def test_nothing_is_left_behind() -> None:
     assert not sleeper.alive
     assert not directory.exists()
     assert not any(Path("/run/netns", name).exists() for name in names)
+
+
+def test_who_wants_the_machine_alone_gets_it_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody comes in before it, who is in is not disturbed, and then those who waited go on."""
+    for name in ("GATE", "MACHINE"):
+        (tmp_path / name).touch()
+        monkeypatch.setattr(turns, name, tmp_path / name)
+    said: list[str] = []
+
+    def use(name: str, alone: bool) -> threading.Thread:
+        def work() -> None:
+            with turns.turn(alone):
+                said.append(f"{name} in")
+                time.sleep(0.05)
+                said.append(f"{name} out")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
+
+    def gate_is_shut() -> bool:
+        with turns.opened(turns.GATE) as gate:
+            try:
+                fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    with turns.turn(False):
+        with turns.turn(False):  # two share it
+            threads = [use("alone", True)]
+            wait_for(gate_is_shut, "the gate to be shut")
+            threads.append(use("shares", False))
+        assert said == []
+    for thread in threads:
+        thread.join(10)
+    assert said == ["alone in", "alone out", "shares in", "shares out"]

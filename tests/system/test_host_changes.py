@@ -226,7 +226,7 @@ def test_an_own_address_that_comes_late(lab: Lab) -> None:
     wait_for(lambda: relay.answers(), "the relay's pages", 20)
     body = relay.get("/readyz")[1]
     assert b"listener 'vlan' is down: 198.18.0.77 is not an address of this host now" in body
-    assert b"receiver 'one' is unreachable: its source 198.18.0.77 is not an address of this host now" in body
+    assert b"receiver 'one' is unreachable: the source 198.18.0.77 is not an address of this host now" in body
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     lab.collector_socket(1, 9001)
     lab.relay.ip("addr", "add", "198.18.0.77/24", "dev", "r0")
@@ -268,7 +268,9 @@ def test_a_name_that_resolves_late(lab: Lab) -> None:
         return bool(tap.drain())
 
     wait_for(arrived, "a copy", 20, 0.1)
-    wait_for(lambda: relay.api("receivers")[0]["state_why"] == "name of its probe does not resolve", "the probe", 10)
+    wait_for(
+        lambda: relay.api("receivers")[0]["state_why"] == "the host name of the probe does not resolve", "the probe", 10
+    )
 
 
 def test_a_reload_takes_nothing_away(lab: Lab) -> None:
@@ -295,7 +297,7 @@ def test_a_reload_takes_nothing_away(lab: Lab) -> None:
         other.bind(("0.0.0.0", 2077))
         status, said = reload(good + '[[listener]]\nname = "third"\nlisten = ["0.0.0.0:2077"]\n')
         assert status == 1, said
-        assert "another program has port 2077" in said
+        assert "another program uses port 2077" in said
     assert json.loads(relay.get("/api/v1/status")[1])["config"]["generation"] == relay_generation
     comes_in(relay, lambda: send_to(lab, 2056))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from support import flows as model
+from support.decoders import Nfcapd
 from support.flows import IPFIX, V9
 from support.lab import Lab
 from support.process import Process, tool, wait_for
@@ -67,24 +68,6 @@ def stream(kind: int) -> Iterator[bytes]:
             else:
                 yield model.ipfix(sequence, 1, data, secs=seconds)
             sequence += 1 if kind == V9 else ROWS
-
-
-class Nfcapd:
-    def __init__(self, lab: Lab) -> None:
-        self.place = lab.directory / "nfcapd-options"
-        self.place.mkdir()
-        argv = [tool("nfcapd"), "-w", str(self.place), "-p", str(PORT), "-t", "3600", "-B", "4000000"]
-        self.process: Process = lab.start(argv, lab.collectors[0], "nfcapd")
-        lab.wait_bound(lab.collectors[0], [PORT], self.process)
-
-    def end(self) -> tuple[int, int]:
-        """(flows, sequence errors)."""
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) in self.process.expected, self.process.tail()
-        text = self.process.stdout() + self.process.stderr()
-        found = re.findall(r"Flows: (\d+).*?Sequence Errors: (\d+)", text)
-        assert found, text
-        return int(found[-1][0]), int(found[-1][1])
 
 
 class Nfacctd:

@@ -41,7 +41,7 @@ class Shown:
             found.update(self.read())
             return found[SERIES[0]] == found["accounted"]
 
-        wait_for(balanced, "offered = sent + failed", 5)
+        wait_for(balanced, "offered = sent + failed", 20)
         del found["accounted"]
         return found
 
@@ -79,7 +79,7 @@ def test_what_never_left_is_never_sent(lab: Lab, engine: str, behind: bool, six:
     relay = start(lab, engine, f"[{to}]:9000" if six else f"{to}:9000")
     shown = Shown(relay)
     pump(lab, six, 800, 700, shown)
-    wait_for(lambda: shown()[SERIES[0]] == 800, "all copies to be in the account", 5)
+    wait_for(lambda: shown()[SERIES[0]] == 800, "all copies to be in the account", 20)
     now = shown()
     assert now["no_neighbor"] == 800
     assert now[SERIES[1]] == now[SERIES[2]] == 0
@@ -89,7 +89,7 @@ def test_what_never_left_is_never_sent(lab: Lab, engine: str, behind: bool, six:
         for _ in range(40):
             exporter.sendto(bytes(9), (lab.relay6() if six else lab.relay4(), 2055))
             time.sleep(0.1)
-        wait_for(lambda: shown()[SERIES[0]] == 840, "all copies to be in the account", 5)
+        wait_for(lambda: shown()[SERIES[0]] == 840, "all copies to be in the account", 20)
         assert shown()["no_neighbor"] == 840
 
 
@@ -103,10 +103,10 @@ def test_what_the_kernel_kept_is_sent_when_the_next_hop_answers(lab: Lab, engine
     shown = Shown(relay)
     shown()  # from here on it is known that there is no address
     pump(lab, False, 400, 1000)
-    wait_for(lambda: relay.metrics().value("receive_matched_datagrams_total", listener="in") == 400, "all to come", 5)
+    wait_for(lambda: relay.metrics().value("receive_matched_datagrams_total", listener="in") == 400, "all to come", 20)
     assert shown()[SERIES[1]] == 0
     lab.relay.ip("neigh", "replace", lab.peer4(1), "lladdr", "02:00:00:00:01:02", "dev", "r1", "nud", "permanent")
-    wait_for(lambda: shown()[SERIES[0]] == 400, "all copies to be in the account", 5)
+    wait_for(lambda: shown()[SERIES[0]] == 400, "all copies to be in the account", 20)
     sink.settimeout(0.5)
     got = 0
     try:

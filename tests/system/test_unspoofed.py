@@ -211,14 +211,14 @@ def test_rules_that_masquerade_are_named(lab: Lab) -> None:
     assert lab.start([tool("nft"), "-f", str(rules)], lab.relay, "nft").wait(20) == 0
     for text in (said("check"), said(*asked)):
         assert 'nft: table ip nat chain out: oifname "r1" masquerade' in text
-        assert 'use engine = "packet"' in text
+        assert 'write engine = "packet"' in text
 
 
 def test_control_without_either(lab: Lab) -> None:
     """What every relay did so far, so that these judges are known to see it."""
     nfcapd, tap = Nfcapd(lab), lab.tap(1, lambda seen: seen.port == 9995)
     relay = lab.samplicator(configuration(lab, "", second=False))
-    assert "templates can overwrite each other there" in relay.stderr()
+    assert "the collector can mix up their templates" in relay.stderr()
     exporters = flock(lab, MANY, V9)
     rounds(exporters, 15)
     come(relay, exporters)

@@ -226,7 +226,7 @@ def test_a_listener_that_is_down_gets_its_port(lab: Lab) -> None:
         other.bind((lab.relay4(), 9995))
         relay = lab.samplicator(spoofing(lab, "0.0.0.0:2055", "0.0.0.0:9995"), ready=False)
         wait_for(lambda: relay.answers(), "the relay's pages", 20)
-        assert b"another program has port 9995" in relay.get("/readyz")[1]
+        assert b"another program uses port 9995" in relay.get("/readyz")[1]
         exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 9995) for n in range(8)]
         acquaint(lab, lab.relay4())
         load = lab.load(
@@ -363,7 +363,7 @@ def test_spoofed_ipv6_over_a_smaller_path_mtu_arrives(lab: Lab) -> None:
     for port in spoofed:
         wait_for(lambda name=f"r{port}": mtu_of(relay, name) == 1400, f"the path of {port} to be known", 20)
     assert (mtu_of(relay, "told"), mtu_of(relay, "deaf")) == (1300, 1500)
-    assert len(re.findall(r"r9003'?: packets have 1400 bytes at most, told by a router", relay.tail())) == 1
+    assert len(re.findall(r"r9003'?: packets have at most 1400 bytes, reported by a router", relay.tail())) == 1
     tap = Tap(far, "e0")
     lab.closers.append(tap.close)
     exporter = lab.exporter_socket("2001:db8:8000::5", 6000)

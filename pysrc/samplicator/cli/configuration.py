@@ -16,7 +16,7 @@ from typing import Any
 from samplicator.config.address import ParsedSource, address_text
 from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError, Problem
-from samplicator.plan.planner import NEEDS_NET_RAW, compile
+from samplicator.plan.planner import compile
 from samplicator.plan.spec import Door, PlanSpec, Udp
 
 
@@ -55,18 +55,21 @@ def judge_loaded(loaded: Loaded) -> Judged:
     warnings += plan.warnings
     raw = [receiver.name for receiver in plan.receivers if receiver.engine not in ("udp", "door")]
     if raw and not host.net_raw:
-        warnings.append(
-            f"this user may not open raw sockets, which {', '.join(raw)} {NEEDS_NET_RAW.partition(':')[0]} for"
-        )
+        warnings.append(f"{_listed('receiver', raw)} needs a raw socket, which needs CAP_NET_RAW; this user lacks it")
     ring = [listener.name for listener in plan.listeners if listener.rings]
     if ring and not (host.net_raw and host.net_admin):
-        warnings.append(
-            f"this user may not receive by ring, which {', '.join(ring)} needs CAP_NET_RAW, CAP_NET_ADMIN for"
-        )
+        need = "CAP_NET_RAW and CAP_NET_ADMIN; this user lacks them"
+        warnings.append(f"{_listed('listener', ring)} uses a ring, which needs {need}")
     if any(receiver.spoof and receiver.engine != "packet" for receiver in plan.receivers):
         rewriting = masquerade.rules()
         warnings += [masquerade.sentence(rewriting)] if rewriting else []
     return Judged(loaded, plan, (), tuple(warnings))
+
+
+def _listed(table: str, names: list[str]) -> str:
+    """`receiver 'x'`, or `each of receiver 'x', 'y'`."""
+    text = f"{table} {', '.join(map(repr, names))}"
+    return text if len(names) == 1 else f"each of {text}"
 
 
 def _report(problems: Iterable[Problem | str], warnings: Iterable[str]) -> None:
@@ -203,7 +206,7 @@ def convert(options: Namespace) -> int:
 
     if (options.rule_file is None) == (options.passed_on is None):
         print(
-            "error: name a rule file, or write -- and the samplicate options; see samplicator convert --help",
+            "error: name a rule file, or write -- and then the samplicate options; see samplicator convert --help",
             file=sys.stderr,
         )
         return 2
@@ -214,14 +217,14 @@ def convert(options: Namespace) -> int:
         _report(error.problems, map(str, error.warnings))
         return 2
     if parsed.loaded is None:
-        print("error: -h and --version make no configuration", file=sys.stderr)
+        print("error: -h and --version cannot be converted; remove them", file=sys.stderr)
         return 2
     _report((), map(str, parsed.loaded.warnings))
     rules_only = options.rule_file is not None
     if rules_only:
         print(
-            "warning: a rule file does not say where samplicate listens and whether it spoofs: the result listens on "
-            "port 2000 and does not spoof. Give the options of the old command line too: samplicator convert -- "
+            "warning: a rule file does not say where samplicate listens and whether it spoofs; the result listens on "
+            "port 2000 and does not spoof. To convert the options too: samplicator convert -- "
             f"OPTIONS -c {options.rule_file}",
             file=sys.stderr,
         )

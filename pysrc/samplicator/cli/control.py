@@ -58,9 +58,9 @@ def control_path(control: str, config: str, *, faulty: bool = False) -> str:
     except (ValueError, AttributeError) as error:
         if faulty:
             return DEFAULT_CONTROL
-        raise Unreachable(f"{config}: cannot be read ({error}); try samplicator check -c {config}") from error
+        raise Unreachable(f"{config}: the file cannot be read ({error}); run samplicator check -c {config}") from error
     if not path:
-        raise NoControl(f'{config} has service.control = "": this daemon has no control socket')
+        raise NoControl(f'{config}: service.control is "", so the daemon has no control socket')
     return str(path)
 
 
@@ -72,13 +72,13 @@ def request(path: str, method: str, page: str, *, timeout: float = 10.0) -> tupl
         answer = connection.getresponse()
         return answer.status, answer.read()
     except FileNotFoundError:
-        why = "there is no such socket: is the daemon running, with service.control set to this path?"
+        why = "the socket does not exist; start the daemon, or set service.control to this path"
     except PermissionError:
         why = f"permission denied: {_owner(path)}"
     except ConnectionRefusedError:
-        why = "nobody answers there: left over by a daemon that is gone"
+        why = "no daemon answers; the socket file is left from a daemon that has ended"
     except TimeoutError:
-        why = f"no answer within {timeout:g} s"
+        why = f"no answer in {timeout:g} s"
     except (OSError, http.client.HTTPException) as error:
         why = str(error) or type(error).__name__
     finally:
@@ -96,7 +96,7 @@ def get_json(path: str, page: str) -> Any:
     try:
         return json.loads(body)
     except ValueError as error:
-        raise Unreachable(f"control socket {path}: {page} answered something else than JSON") from error
+        raise Unreachable(f"control socket {path}: the answer to {page} is not JSON") from error
 
 
 def _owner(path: str) -> str:

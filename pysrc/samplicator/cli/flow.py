@@ -209,7 +209,7 @@ def exporter_cells(row: Mapping[str, Any]) -> list[object]:
 
 
 def exporter_table(rows: Sequence[Sequence[object]]) -> list[str]:
-    return table(EXPORTER_HEAD, rows) if rows else ["no exporter of flow telemetry has been seen"]
+    return table(EXPORTER_HEAD, rows) if rows else ["no exporter of flow telemetry was seen"]
 
 
 def _domain(row: Mapping[str, Any]) -> object:
@@ -258,8 +258,8 @@ def domain_lines(value: Mapping[str, Any]) -> list[str]:
         ]
         for row in value["domains"]
     ]
-    head = ["in copies", "hex", "exporter", "protocol", "its domain", "held by", "silent"]
-    return table(head, rows) if rows else ["no exporter has been given a domain of its own"]
+    head = ["in copies", "hex", "exporter", "protocol", "its domain", "exporter", "silent"]
+    return table(head, rows) if rows else ["no exporter has a domain assigned by samplicator"]
 
 
 # ---------------------------------------------------------------------------------------------------- ledger
@@ -310,12 +310,12 @@ def balance(flow: Any, listeners: Any, receivers: Any, domains: Iterable[Mapping
 def _nothing_seen(value: Mapping[str, Any]) -> list[str]:
     unmatched = sum(row["unmatched"] for row in value["here"])
     if unmatched:
-        return [f"  no flow telemetry that a rule matches has been seen; {unmatched} datagrams matched no rule"]
-    return ["  no flow telemetry has been seen"]
+        return [f"  no flow telemetry that a rule matches was seen; {unmatched} datagrams matched no rule"]
+    return ["  no flow telemetry was seen"]
 
 
 def ledger_lines(value: Mapping[str, Any]) -> list[str]:
-    lines = ["lost before us, by the exporters' sequence numbers"]
+    lines = ["lost before samplicator, by the exporters' sequence numbers"]
     rows: list[list[object]] = [
         [f"  {name}", row["datagrams"], row["lost"], row["unit"], row["restarts"], row["malformed"]]
         for name, row in value["before"].items()
@@ -339,18 +339,18 @@ def ledger_lines(value: Mapping[str, Any]) -> list[str]:
     keys = ["kernel_drops", "datagrams", "truncated", "denied", "unmatched", "matched"]
     rows = [[f"  {row['listener']}", *(row[key] for key in keys)] for row in value["here"]]
     head = ["  listener", "kernel drops", "read", "- truncated", "- denied", "- unmatched", "= matched"]
-    lines += ["", "here, in datagrams", *table(head, rows)]
+    lines += ["", "in samplicator, in datagrams", *table(head, rows)]
     rows = [
         [f"  {row['receiver']}", row["offered"], row["sampled_out"], sum(row["failed"].values()), row["sent"]]
         for row in value["after"]
     ]
-    head = ["  receiver", "offered", "- sampled out", "- failed", "= sent"]
+    head = ["  receiver", "offered", "- skipped", "- failed", "= sent"]
     lines += ["", "to the receivers, in copies", *table(head, rows)]
     for row in value["after"]:
         reasons = [f"{count} {reason}" for reason, count in row["failed"].items() if count]
         lines += [f"  {row['receiver']}: failed: {', '.join(reasons)}"] if reasons else []
     if value["templates_made_here"]:
-        lines.append(f"  {value['templates_made_here']} of the offered copies are templates that were sent again")
+        lines.append(f"  {value['templates_made_here']} of the offered copies are replayed templates")
     return lines
 
 
@@ -410,7 +410,7 @@ def export_lines(value: Mapping[str, Any]) -> list[str]:
             packets, minutes = refresh[f"{what}_refresh_packets"], refresh[f"{what}_refresh_minutes"]
             told = f"{packets or 'no'} packets, timeout {minutes or 'no'} minutes"
             lines.append(f"  {what} refresh rate {told}")
-        lines.append(f"  {row['replays']} times all templates were replayed")
+        lines.append(f"  all templates were replayed {row['replays']} times")
     templates = value["templates"]
     lines += [
         "",

@@ -15,16 +15,16 @@ DEFAULT_CONFIG: Final = "/etc/samplicator/samplicator.toml"
 DEFAULT_CONTROL: Final = "/run/samplicator/control.sock"
 
 ABOUT: Final = """\
-Receives NetFlow, IPFIX, sFlow, syslog or any other UDP telemetry and resends every datagram to any number of receivers,
-with the exporter's own source address if wanted. Nothing is lost uncounted.
+Receives NetFlow, IPFIX, sFlow, syslog or any other UDP telemetry and sends a copy of every datagram to each receiver,
+with the exporter's own source address if configured. Counts every datagram that is not delivered.
 """
 
 EPILOG: Final = """\
 first steps:
-  samplicator demo                          see it work on this machine, nothing to configure
-  samplicator check -c samplicator.toml     look for mistakes, all at once
-  samplicator run -c samplicator.toml       the daemon
-  samplicate -S -p 2055 192.0.2.10/9995     the same with the classic command line
+  samplicator demo                          show it on this machine, without a configuration
+  samplicator check -c samplicator.toml     report all errors of a configuration
+  samplicator run -c samplicator.toml       run the daemon
+  samplicate -S -p 2055 192.0.2.10/9995     run it with the classic command line
 
 `samplicator COMMAND --help` shows a command's options and examples.
 """

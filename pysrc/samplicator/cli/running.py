@@ -46,7 +46,7 @@ def reload(options: Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError:
-        print(f"error: answer {status} is no JSON", file=sys.stderr)
+        print(f"error: the daemon's answer (status {status}) is not JSON", file=sys.stderr)
         return 1
     for warning in answer.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
@@ -57,9 +57,9 @@ def reload(options: Namespace) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if answer.get("published"):
-        print(f"reload failed, but its plan (generation {answer['generation']}) is published", file=sys.stderr)
+        print(f"reload failed, but its plan (generation {answer['generation']}) already runs", file=sys.stderr)
     elif "generation" in answer:
-        print(f"not reloaded: generation {answer['generation']} runs on unchanged", file=sys.stderr)
+        print(f"not reloaded: generation {answer['generation']} keeps running", file=sys.stderr)
     return 1
 
 
@@ -72,20 +72,20 @@ def _reload_by_signal(config: str, why: Exception) -> int:
 
     main = os.environ.get("MAINPID", "")
     if not main.isdigit():
-        print(f"error: {why}; send it SIGHUP", file=sys.stderr)
+        print(f"error: {why}; send SIGHUP to the daemon instead", file=sys.stderr)
         return 1
     judged = judge(config)
     for problem in judged.problems:
         print(f"error: {problem}", file=sys.stderr)
     if judged.problems:
-        print("not reloaded: the configuration before it runs on", file=sys.stderr)
+        print("not reloaded: the previous configuration keeps running", file=sys.stderr)
         return 1
     try:
         os.kill(int(main), signal.SIGHUP)
     except OSError as error:
         print(f"error: process {main} cannot be told to reload: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"the configuration has no faults; process {main} was told to reload, its log says what came of it")
+    print(f"the configuration has no errors; process {main} got SIGHUP, and its log shows the result")
     return 0
 
 
@@ -106,8 +106,8 @@ def status(options: Namespace) -> int:
 
 SLOWER: Final = {
     "segment": "segmented sends",
-    "transparent": "sockets for exporters' ports",
-    "packet": "frames",
+    "transparent": "sockets on exporters' ports",
+    "packet": "link frames",
 }
 """What a receiver does without when the kernel refuses it, by its word in `gave_up`."""
 
@@ -127,7 +127,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
     if not state["healthy"]:
         lines.append(f"NOT HEALTHY: {state['healthy_why']}")
     if not config["last_reload_successful"]:
-        lines.append("the last reload FAILED; the configuration before it runs on")
+        lines.append("the last reload FAILED; the previous configuration keeps running")
     lines += [
         "",
         *table(
@@ -188,10 +188,10 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             if field.startswith("dropped_") and count
         ]
         if reasons:
-            lines.append(f"  {item['name']}: not sent: {', '.join(reasons)}")
+            lines.append(f"  {item['name']}: failed: {', '.join(reasons)}")
         if item["gave_up"]:
             words = ", ".join(SLOWER[feature] for feature in item["gave_up"])
-            lines.append(f"  {item['name']}: refused by the kernel, tried again now and then: {words}")
+            lines.append(f"  {item['name']}: given up: {words} (the kernel refuses; samplicator tries again later)")
     return lines
 
 
@@ -204,8 +204,8 @@ def unmatched_lines(value: Mapping[str, Any]) -> list[str]:
     names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
     many = "1 exporter" if value["count"] == 1 else f"{value['count']} exporters"
     return [
-        f"NO RULE MATCHES {many}, so nobody gets the datagrams: {names}",
-        "  name them in `from` of a rule or, if you want it so, of one with to = [] and stop = true",
+        f"NO RULE MATCHES {many}; these datagrams are not forwarded: {names}",
+        "  name them in `from` of a rule, or, to drop them on purpose, of a rule with to = [] and stop = true",
     ]
 
 

@@ -115,11 +115,11 @@ def parse_ip(text: str) -> tuple[int, bytes, str] | None:
         try:
             six = ipaddress.IPv6Address(text)
         except ValueError:
-            raise ValueError(f"{text!r} is not an IPv6 address") from None
+            raise ValueError(f"{text!r} is not an IPv6 address; write it as 2001:db8::1") from None
         if six.ipv4_mapped is not None and not six.scope_id:
             return 4, six.ipv4_mapped.packed, ""
         if six.scope_id and not _SCOPE.fullmatch(six.scope_id):
-            raise ValueError(f"{text!r}: {six.scope_id!r} is not an interface name")
+            raise ValueError(f"{text!r}: {six.scope_id!r} is not an interface name; write fe80::1%eth0")
         return 6, six.packed, six.scope_id or ""
     if not _NUMERIC.fullmatch(text):
         return None
@@ -127,9 +127,9 @@ def parse_ip(text: str) -> tuple[int, bytes, str] | None:
         return 4, ipaddress.IPv4Address(text).packed, ""
     except ValueError:
         if _OCTAL.fullmatch(text):
-            why = "a leading zero is octal to some programs and decimal to others"
+            why = "some programs read a number with a leading zero as octal"
             raise ValueError(f"{text!r}: {why}; write {_decimal(text)}") from None
-        raise ValueError(f"{text!r} is not an IPv4 address; write four numbers 0..255, as 192.0.2.1") from None
+        raise ValueError(f"{text!r} is not an IPv4 address; write four numbers 0..255, such as 192.0.2.1") from None
 
 
 def _decimal(text: str) -> str:
@@ -139,28 +139,32 @@ def _decimal(text: str) -> str:
     if any(len(part) > 1 and part[0] == "0" and set(part) & set("89") for part in parts):
         return plain
     octal = ".".join(str(int(part, 8)) if part[0] == "0" else part for part in parts)
-    return f"{plain}, or {octal} if octal was meant" if octal != plain else plain
+    return f"{plain}, or {octal} if the numbers are octal" if octal != plain else plain
 
 
 def check_host_name(text: str) -> str:
     """The text, when it can be a host name."""
     if not text:
-        raise ValueError("the host is missing")
+        raise ValueError("the host is missing; write an address or a host name before the colon")
     if not text.isascii():
-        raise ValueError(f"{text!r}: write a host name in ASCII (xn--...)")
+        raise ValueError(f"{text!r}: a host name must be ASCII; write its xn--... form")
     bare = text.removesuffix(".")
     if len(bare) > 253 or not all(_LABEL.fullmatch(label) for label in bare.split(".")):
-        raise ValueError(f"{text!r} is neither an address nor a host name")
+        raise ValueError(
+            f"{text!r} is not an address and not a host name; write 192.0.2.1, 2001:db8::1 or host.example"
+        )
     return text
 
 
 def parse_port(text: str) -> int:
     """A port number, 1..65535."""
     if not _DIGITS.fullmatch(text):
-        raise ValueError(f"port {text!r} is not a number" if text else "the port is missing")
+        raise ValueError(
+            f"port {text!r} must be a number 1..65535" if text else "the port is missing; write a number 1..65535"
+        )
     port = int(text)
     if not 1 <= port <= 65535:
-        raise ValueError(f"port {port} is not in 1..65535")
+        raise ValueError(f"port {port} must be in 1..65535")
     return port
 
 
@@ -170,17 +174,17 @@ def split_endpoint(text: str, wanted: str) -> tuple[str, bool, str]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not rest.startswith(":"):
-            raise ValueError(f"{text!r}: want {wanted}")
+            raise ValueError(f"{text!r} must be {wanted}")
         return host, True, rest[1:]
     host, colon, port = text.rpartition(":")
     if not colon:
-        raise ValueError(f"{text!r}: the port is missing; want {wanted}")
+        raise ValueError(f"{text!r}: the port is missing; write {wanted}")
     if ":" in host:
         try:
             ipaddress.IPv6Address(text)
         except ValueError:
-            raise ValueError(f"{text!r}: an IPv6 address goes into brackets, as [{host}]:{port}") from None
-        raise ValueError(f"{text!r}: an IPv6 address goes into brackets and the port is missing, as [{text}]:2055")
+            raise ValueError(f"{text!r}: an IPv6 address must be in brackets; write [{host}]:{port}") from None
+        raise ValueError(f"{text!r}: an IPv6 address must be in brackets with a port after them; write [{text}]:2055")
     return host, False, port
 
 
@@ -188,14 +192,15 @@ def _endpoint(text: str, wanted: str, *, port_range: bool) -> Endpoint:
     host, bracketed, ports = split_endpoint(text, wanted)
     literal = parse_ip(host) if host else None
     if bracketed and ":" not in host:
-        raise ValueError(f"{text!r}: brackets are for IPv6 addresses only; write {host}:{ports}")
+        raise ValueError(f"{text!r}: only IPv6 addresses are written in brackets; write {host}:{ports}")
     low, dash, high = ports.partition("-") if port_range else (ports, "", "")
     first = parse_port(low)
     last = parse_port(high) if dash else first
     if last < first:
-        raise ValueError(f"port range {ports} runs backwards; write {last}-{first}")
+        raise ValueError(f"port range {ports} must begin with the lower port; write {last}-{first}")
     if last - first >= MAX_LISTEN_PORTS:
-        raise ValueError(f"port range {ports} has {last - first + 1} ports; at most {MAX_LISTEN_PORTS} in one entry")
+        count = last - first + 1
+        raise ValueError(f"port range {ports} has {count} ports; one entry can have at most {MAX_LISTEN_PORTS}")
     if literal is None:
         return Endpoint(check_host_name(host), 0, b"", first, last)
     family, address, scope = literal
@@ -205,21 +210,21 @@ def _endpoint(text: str, wanted: str, *, port_range: bool) -> Endpoint:
 @lru_cache(maxsize=4096)
 def parse_listen(text: str) -> Endpoint:
     """A `listen` entry: ADDR:PORT, ADDR:LO-HI, [v6]:PORT. A host name is allowed; it is resolved once, at start."""
-    return _endpoint(text, "ADDRESS:PORT, as 0.0.0.0:2055, 0.0.0.0:9990-9999 or [::]:2055", port_range=True)
+    return _endpoint(text, "ADDRESS:PORT, such as 0.0.0.0:2055, 0.0.0.0:9990-9999 or [::]:2055", port_range=True)
 
 
 @lru_cache(maxsize=65536)
 def parse_target(text: str) -> Endpoint:
     """A receiver's `to`: HOST:PORT or [v6]:PORT."""
-    endpoint = _endpoint(text, "HOST:PORT, as 192.0.2.10:9995 or [2001:db8::1]:9995", port_range=False)
+    endpoint = _endpoint(text, "HOST:PORT, such as 192.0.2.10:9995 or [2001:db8::1]:9995", port_range=False)
     if endpoint.unspecified:
-        raise ValueError(f"{text!r}: {endpoint.host} is no address one can send to")
+        raise ValueError(f"{text!r}: copies cannot be sent to {endpoint.host}; write the receiver's own address")
     return endpoint
 
 
 def parse_bind(text: str) -> Endpoint:
     """The address of a TCP service: HOST:PORT or [v6]:PORT, 0.0.0.0 and [::] allowed."""
-    return _endpoint(text, "HOST:PORT, as 127.0.0.1:9420 or [::1]:9420", port_range=False)
+    return _endpoint(text, "HOST:PORT, such as 127.0.0.1:9420 or [::1]:9420", port_range=False)
 
 
 def parse_own_source(text: str) -> tuple[int, bytes, int]:
@@ -228,16 +233,17 @@ def parse_own_source(text: str) -> tuple[int, bytes, int]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text!r}: want ADDRESS or ADDRESS:PORT, as 192.0.2.1:2055 or [2001:db8::1]:2055")
+            raise ValueError(f"{text!r} must be ADDRESS or ADDRESS:PORT, such as 192.0.2.1:2055 or [2001:db8::1]:2055")
         port = rest
     elif text.count(":") == 1:
         host, colon, number = text.partition(":")
         port = colon + number
     literal = parse_ip(host) if host else None
     if literal is None or literal[2]:
-        raise ValueError(f"{text!r}: want a literal address (and a port), as 192.0.2.1:2055 or [2001:db8::1]:2055")
+        why = "must be a literal address, with or without a port, such as 192.0.2.1:2055 or [2001:db8::1]:2055"
+        raise ValueError(f"{text!r} {why}")
     if not any(literal[1]):
-        raise ValueError(f"{text!r}: the unspecified address cannot be a source; leave `source` out")
+        raise ValueError(f"{text!r}: the unspecified address cannot be a source; remove `source`")
     return literal[0], literal[1], parse_port(port[1:]) if port else 0
 
 
@@ -251,9 +257,9 @@ def source_of(family: int, address: bytes, mask: str | None, text: str) -> Parse
         try:
             bits = int(ipaddress.IPv4Address(mask))
         except ValueError:
-            raise ValueError(f"{text!r}: {mask!r} is not an IPv4 mask, as 255.255.255.0") from None
+            raise ValueError(f"{text!r}: {mask!r} is not an IPv4 mask; write a mask such as 255.255.255.0") from None
     elif not _DIGITS.fullmatch(mask) or int(mask) > width:
-        raise ValueError(f"{text!r}: the prefix length {mask!r} is not a number 0..{width}")
+        raise ValueError(f"{text!r}: the prefix length {mask!r} must be a number 0..{width}")
     else:
         bits = ((1 << int(mask)) - 1) << (width - int(mask))
     if family == 4:
@@ -275,7 +281,7 @@ def _host_source(host: str, mask: str | None, text: str) -> ParsedSource:
     if mask is None:
         return ParsedSource(0, ANY, ALL_ONES, text, host)
     if host[0].isdigit():
-        raise ValueError(f"{text!r}: want an IPv4 or IPv6 prefix, as 10.0.0.0/8 or 2001:db8::/32")
+        raise ValueError(f"{text!r} must be an IPv4 or IPv6 prefix, such as 10.0.0.0/8 or 2001:db8::/32")
     family = 6 if _DIGITS.fullmatch(mask) and int(mask) > 32 else 4
     literal = source_of(family, bytes(4 if family == 4 else 16), mask, text)
     return ParsedSource(family, ANY, literal.mask, text, host)
@@ -287,21 +293,23 @@ def parse_source(text: str) -> ParsedSource:
     ParsedSource.never)."""
     addr, slash, mask = text.partition("/")
     if not addr:
-        raise ValueError(f"{text!r}: want an address or a prefix, as 10.0.0.0/8 or 2001:db8::/32")
+        raise ValueError(f"{text!r} must be an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32")
     if addr.startswith("["):
         bare = text.replace("[", "").replace("]", "")
-        raise ValueError(f"{text!r}: no brackets here; write {bare}")
+        raise ValueError(f"{text!r}: an address in `from` is written without brackets; write {bare}")
     literal = parse_ip(addr)
     if literal is None:
         return _host_source(check_host_name(addr), mask if slash else None, text)
     family, address, scope = literal
     if scope:
-        raise ValueError(f"{text!r}: a source has no interface; use `listener` to tell interfaces apart")
+        raise ValueError(
+            f"{text!r}: a source cannot name an interface; remove the % part and name the rule's `listener`"
+        )
     if (
         family == 4 and ":" in addr and slash
     ):  # IPv4-mapped: the prefix length counts the 96 bits before the IPv4 address
         if not _DIGITS.fullmatch(mask) or not 96 <= int(mask) <= 128:
-            raise ValueError(f"{text!r}: write an IPv4 source as IPv4, {address_text(address)}/...")
+            raise ValueError(f"{text!r}: this is an IPv4 source; write it as IPv4, {address_text(address)}/LENGTH")
         mask = str(int(mask) - 96)
     return source_of(family, address, mask if slash else None, text)
 
@@ -312,7 +320,7 @@ def parse_size(value: object) -> int:
         return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None or match[2] not in _UNITS:
-        raise ValueError('want a number of bytes or a size, as 67108864, "64MiB" or "512KiB"')
+        raise ValueError('must be a number of bytes or a size with its unit, such as 67108864, "64MiB" or "512KiB"')
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -18,15 +18,15 @@ from samplicator.config.model.table import Table
 SIZES = ("receive_buffer", "send_buffer", "ring_buffer", "flow_memory")
 LINE_LENGTH = 110
 SERVICE = (
-    "# samplicate opened nothing but its UDP sockets. Here metrics and status pages are on 127.0.0.1:9420, and",
-    "# `samplicator status` and `samplicator reload` use a local socket. To switch both off:",
+    "# samplicate opens only UDP sockets. samplicator also serves metrics and status pages on 127.0.0.1:9420 and has a",
+    "# local socket for `samplicator status` and `samplicator reload`. To switch both off:",
     "# [service]",
     '# http = ""',
     '# control = ""',
 )
 LISTENS = (
-    "# The rule file does not say where samplicate listens and whether it spoofs: its options do. This is what it does",
-    "# without any. With others (-p, -s, -S, -n, -b, receivers), convert the whole command line:",
+    "# A rule file does not say where samplicate listens and whether it spoofs; the options say that. This file has",
+    "# the defaults. If you use options (-p, -s, -S, -n, -b) or receivers, convert the whole command line:",
     "#   samplicator convert -- -S -p 2055 -c RULEFILE",
 )
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
@@ -63,8 +63,8 @@ def _head(loaded: Loaded) -> Iterator[str]:
     yield "# Configuration of samplicator; every key is described in samplicator.toml(5)."
     if loaded.origin == "legacy":
         source = " and ".join([*loaded.files, "the command line"])
-        yield _comment(f"Converted from {source} of samplicate. Every matching rule fires; a receiver that stood in")
-        yield "# several rules has a table for each copy that one datagram could cause (NAME, NAME#2, ...)."
+        yield _comment(f"Converted from {source} of samplicate. Every matching rule fires. A receiver that is in")
+        yield "# several rules has one table for each copy that one datagram can cause (NAME, NAME#2, ...)."
     for problem in loaded.warnings:
         yield _comment(f"Warning: {problem}")
 
@@ -115,7 +115,7 @@ def _rule(loaded: Loaded, index: int, rule: Rule) -> Iterable[str]:
     live = [source.text for source in sources if not source.never]
     for source in dead:
         yield _comment(
-            f"{source.text} never matches: bits are set outside the mask; perhaps {source.corrected} was meant."
+            f"{source.text} has bits outside its mask and never matches; you perhaps mean {source.corrected}."
         )
     if live:
         yield from ("[[rule]]", *_changed(rule.model_copy(update={"from_": live})))

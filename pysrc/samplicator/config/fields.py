@@ -36,7 +36,7 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
 
 def _name(value: str) -> str:
     if not value or len(value) > 300 or value != value.strip() or not value.isprintable():
-        raise ValueError("want a name of 1..300 printable characters, without blanks around it")
+        raise ValueError("a name must have 1..300 printable characters, without blanks before or after")
     return value
 
 
@@ -48,21 +48,21 @@ def check_http(value: str) -> str:
 
 def check_control(value: str) -> str:
     if value and not value.startswith("/"):
-        raise ValueError(f'{value!r}: want an absolute path, or "" for none')
+        raise ValueError(f'{value!r} must be an absolute path; write "" for no control socket')
     if not value.isprintable() or len(value.encode()) > 107:
-        raise ValueError("want a path of printable characters, 107 bytes at most")
+        raise ValueError("the path must have printable characters only, and at most 107 bytes")
     return value
 
 
 def check_file(value: str) -> str:
     if not value.isprintable():
-        raise ValueError("want a path of printable characters")
+        raise ValueError("the path must have printable characters only")
     return value
 
 
 def check_interface(value: str) -> str:
     if value and (len(value) > 15 or "/" in value or not value.isprintable() or " " in value):
-        raise ValueError(f"{value!r} is not an interface name (1..15 characters)")
+        raise ValueError(f"{value!r} is not an interface name; write 1..15 characters without blanks, such as eth0")
     return value
 
 
@@ -70,21 +70,21 @@ def check_group(value: str) -> str:
     literal = parse_ip(value)
     first = literal[1][0] if literal else 0
     if literal is None or not (224 <= first <= 239 if literal[0] == 4 else first == 0xFF):
-        raise ValueError(f"{value!r} is not a multicast group, as 239.1.1.1 or ff05::1")
+        raise ValueError(f"{value!r} is not a multicast group; write a group such as 239.1.1.1 or ff05::1")
     return value
 
 
 def _workers(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
         return value
-    raise ValueError('want a whole number 1..256 or "auto"')
+    raise ValueError('must be a whole number 1..256 or "auto"')
 
 
 def _number_or(word: str, low: int, high: int) -> Callable[[object], object]:
     def check(value: object) -> object:
         if value == word or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
             return value
-        raise ValueError(f'want a whole number {low}..{high} or "{word}"')
+        raise ValueError(f'must be a whole number {low}..{high} or "{word}"')
 
     return check
 
@@ -102,7 +102,7 @@ def _weights(value: object) -> object:
     numbers = [w for w in values or () if isinstance(w, int) and not isinstance(w, bool)]
     if values is None or len(numbers) < len(values) or any(not 1 <= w <= MAX_WEIGHT for w in numbers):
         raise ValueError(
-            f"want whole numbers 1..{MAX_WEIGHT}, one for each member, as [2, 1], or a table, as {{ NAME = 2 }}"
+            f"must be whole numbers 1..{MAX_WEIGHT}, one per member, such as [2, 1], or a table, such as {{ NAME = 2 }}"
         )
     return value
 

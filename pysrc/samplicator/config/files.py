@@ -34,13 +34,14 @@ def read_regular(path: str, limit: int = MAX_FILE_BYTES) -> bytes:
         mode = os.fstat(descriptor).st_mode
         for is_kind, number, words in _KINDS:
             if is_kind(mode):
-                raise OSError(number, f"it is {words}, and must be a regular file")
+                raise OSError(number, f"the file is {words}; name a regular file")
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     finally:
         os.close(descriptor)
     if len(data) > limit:
-        raise TooLarge(errno.EFBIG, f"larger than {limit >> 20} MiB" if limit >= 1 << 20 else f"over {limit} bytes")
+        size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
+        raise TooLarge(errno.EFBIG, f"the file is larger than {size}, which is the limit")
     return data
 
 

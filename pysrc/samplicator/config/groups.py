@@ -22,14 +22,15 @@ def check_standbys(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
         path: Path = ("receiver", index, "standby_for")
         name = receiver.standby_for
         if name == receiver.name:
-            yield Finding(path, "it cannot be its own standby; name the receiver whose copies it shall take over")
+            why = "a receiver cannot be its own standby; name the receiver whose copies it takes over"
+            yield Finding(path, why)
             continue
         if name not in receivers:
             if name in pools:
-                why = f"{name!r} is a pool, which takes a member that is down out by itself; name a receiver"
+                why = f"{name!r} is a pool; pools already leave out members that are down. Name a receiver"
             else:
                 hint = suggest(name, set(receivers) - {receiver.name})
-                why = f"unknown receiver {name!r}{hint}"
+                why = f"there is no receiver {name!r}{hint}"
             yield Finding(path, why)
             continue
         primary = draft.receiver[receivers[name]]
@@ -37,13 +38,18 @@ def check_standbys(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
             continue
         where = f"receiver[{receivers[name]}]"
         if primary.standby_for:
-            why = f"{name!r} ({where}) is a standby itself, for {primary.standby_for!r}; name that one"
+            why = (
+                f"{name!r} ({where}) is itself a standby for {primary.standby_for!r}; name {primary.standby_for!r} here"
+            )
             yield Finding(path, why)
         elif primary.probe == "off":
-            why = f'{name!r} ({where}) has probe = "off", so nobody would notice that it is down; leave its probe out'
+            why = (
+                f'{name!r} ({where}) has probe = "off", so the standby would not see that it is down; remove that '
+                "`probe`"
+            )
             yield Finding(path, why)
         elif not any(rule is None or name in rule.to for rule in draft.rule):
-            why = f"no rule names {name!r} itself, so there are no copies to take over"
+            why = f"no rule names {name!r}, so the standby never gets copies; name {name!r} in `to` of a rule"
             yield Finding(path, why, error=False)
 
 
@@ -55,9 +61,10 @@ def check_pools(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
         if name is None:
             continue
         if name in first:
-            yield Finding(("pool", index, "name"), f"{name!r} is already the name of pool[{first[name]}]")
+            why = f"{name!r} is already the name of pool[{first[name]}]; write another name"
+            yield Finding(("pool", index, "name"), why)
         elif name in receivers:
-            why = f"{name!r} is already the name of receiver[{receivers[name]}]; a rule could not tell which is meant"
+            why = f"{name!r} is already the name of receiver[{receivers[name]}]; write another name"
             yield Finding(("pool", index, "name"), why)
         first.setdefault(name, index)
     silent = bool(draft.listener) and all(listener and listener.flow == "off" for listener in draft.listener)
@@ -67,7 +74,7 @@ def check_pools(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
         yield from _members(draft, index, pool, receivers, set(first), suggest)
         yield from _weights(index, pool, suggest)
         if silent and len(pool.members) > 1:
-            why = 'every listener has flow = "off": a member that takes over an exporter is not sent its templates'
+            why = 'every listener has flow = "off", so a member that takes over an exporter does not get its templates'
             yield Finding(("pool", index), why, error=False)
 
 
@@ -78,19 +85,22 @@ def _members(
     for entry, name in enumerate(pool.members):
         path: Path = ("pool", index, "members", entry)
         if name in seen:
-            yield Finding(path, f"{name!r} is named twice; a larger share is its `weight`")
+            yield Finding(path, f"{name!r} is named twice; remove one, and write `weight` for a larger share")
         elif name in receivers:
             member = draft.receiver[receivers[name]]
             if member is not None and member.standby_for:
-                why = f"{name!r} is a standby (receiver[{receivers[name]}].standby_for), which waits, and a member "
-                yield Finding(path, why + "works; leave out one of the two")
+                where = f"receiver[{receivers[name]}]"
+                why = f"{name!r} ({where}) is a standby, and a standby cannot be a pool member; remove "
+                yield Finding(path, why + f"{name!r} here or its `standby_for`")
             elif member is not None and member.probe == "off":
-                why = f'{name!r} has probe = "off": it keeps its exporters when it is down'
+                why = (
+                    f'{name!r} has probe = "off", so the pool keeps sending to it while it is down; remove that `probe`'
+                )
                 yield Finding(path, why, error=False)
         elif name in pools:
-            yield Finding(path, f"{name!r} is a pool; pools have receivers as members: name those")
+            yield Finding(path, f"{name!r} is a pool, and the members of a pool must be receivers; name receivers")
         else:
-            yield Finding(path, f"unknown receiver {name!r}{suggest(name, receivers)}")
+            yield Finding(path, f"there is no receiver {name!r}{suggest(name, receivers)}")
         seen.add(name)
 
 
@@ -99,8 +109,8 @@ def _weights(index: int, pool: Pool, suggest: Suggest) -> Iterator[Finding]:
     if isinstance(pool.weight, dict):
         for name in pool.weight:
             if name not in pool.members:
-                yield Finding((*path, name), f"{name!r} is not among the members{suggest(name, pool.members)}")
+                yield Finding((*path, name), f"{name!r} is not a member of this pool{suggest(name, pool.members)}")
     elif pool.weight and len(pool.weight) != len(pool.members):
-        have, want = len(pool.weight), len(pool.members)
-        why = f"{have} weight{'s' if have > 1 else ''} for {want} member{'s' if want > 1 else ''}; want one for each"
-        yield Finding(path, why + f", or a table, as {{ {pool.members[0]} = 2 }}, with the others at 1")
+        have, members = len(pool.weight), len(pool.members)
+        why = f"there must be one weight per member, but there are {have} for {members}; add or remove weights, or "
+        yield Finding(path, why + f"write a table, such as {{ {pool.members[0]} = 2 }}; members it leaves out have 1")

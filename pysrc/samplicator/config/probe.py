@@ -15,9 +15,9 @@ from typing import Final
 from samplicator.config.address import Endpoint, parse_port, parse_target
 
 WORDS: Final = ("auto", "udp", "ipfix", "off")
-WANT: Final = (
-    'want "auto", "udp", "ipfix", "off", "tcp://HOST:PORT" or "http://HOST:PORT/PATH" (without HOST: the '
-    "receiver's own)"
+MUST_BE: Final = (
+    'must be "auto", "udp", "ipfix", "off", "tcp://HOST:PORT" or "http://HOST:PORT/PATH" (without HOST: the '
+    "receiver's own host)"
 )
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _PATH: Final = re.compile(r"/[!-~]*")
@@ -44,21 +44,24 @@ def parse_probe(text: str) -> Probe:
     url = _URL.fullmatch(text)
     if url is None:
         if text in ("tcp", "http"):
-            raise ValueError(f'{text!r}: where to? Write "{text}://:PORT{"/" if text == "http" else ""}"')
+            raise ValueError(f'{text!r}: the port is missing; write "{text}://:PORT{"/" if text == "http" else ""}"')
         near = difflib.get_close_matches(text, WORDS, 1)
-        raise ValueError(f"{text!r}: {WANT}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(f"{text!r} {MUST_BE}" + (f"; did you mean {near[0]!r}?" if near else ""))
     kind, rest = url[1], url[2]
     if kind not in ("tcp", "http"):
-        hint = "; TLS is not spoken here: ask a port without it, or with tcp://" if kind in ("https", "tls") else ""
-        raise ValueError(f"{text!r}: {WANT}{hint}")
+        if kind in ("https", "tls"):
+            raise ValueError(f"{text!r}: TLS probes are not supported; use a plain port or tcp://")
+        raise ValueError(f"{text!r} {MUST_BE}")
     where, slash, path = rest.partition("/")
     path = slash + path
     if kind == "tcp" and path:
-        raise ValueError(f"{text!r}: a connection has no path; write tcp://{where}")
+        raise ValueError(f"{text!r}: a tcp probe has no path; write tcp://{where}")
     if path and (len(path) > MAX_PATH or not _PATH.fullmatch(path)):
-        raise ValueError(f"{text!r}: the path has blanks or other than ASCII characters, or more than {MAX_PATH}")
+        raise ValueError(
+            f"{text!r}: the path must have at most {MAX_PATH} characters, all of them ASCII without blanks"
+        )
     if "?" in where or "#" in where or "@" in where:
-        raise ValueError(f"{text!r}: want {kind}://HOST:PORT{'/PATH' if kind == 'http' else ''}")
+        raise ValueError(f"{text!r} must be {kind}://HOST:PORT{'/PATH' if kind == 'http' else ''}")
     endpoint = None
     try:
         if where.startswith(":"):

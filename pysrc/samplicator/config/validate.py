@@ -54,11 +54,15 @@ def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
 
 def _presence(draft: Draft) -> Iterator[Finding]:
     if not draft.listener:
-        yield Finding(("listener",), 'no listener: add [[listener]] with name = "netflow", listen = ["0.0.0.0:2055"]')
+        yield Finding(
+            ("listener",), 'there is no listener; add [[listener]] with name = "netflow", listen = ["0.0.0.0:2055"]'
+        )
     if not draft.receiver:
-        yield Finding(("receiver",), 'no receiver: add [[receiver]] with name = "nfdump", to = "192.0.2.10:9995"')
+        yield Finding(
+            ("receiver",), 'there is no receiver; add [[receiver]] with name = "nfdump", to = "192.0.2.10:9995"'
+        )
     elif not draft.rule:
-        why = "no rule: every datagram would be dropped; add [[rule]] with to = [...]"
+        why = "there is no rule, so no datagram is forwarded; add [[rule]] with to = [...]"
         yield Finding(("rule",), why, error=False)
 
 
@@ -68,7 +72,8 @@ def _duplicates(table: str, names: Sequence[str | None]) -> Iterator[Finding]:
         if name is None:
             continue
         if name in first:
-            yield Finding((table, index, "name"), f"{name!r} is already the name of {table}[{first[name]}]")
+            why = f"{name!r} is already the name of {table}[{first[name]}]; write another name"
+            yield Finding((table, index, "name"), why)
         else:
             first[name] = index
 
@@ -79,23 +84,23 @@ def _flow(draft: Draft) -> Iterator[Finding]:
         return
     for index, receiver in enumerate(draft.receiver):
         if receiver is not None and receiver.domain == "unique":
-            why = 'every listener has flow = "off": domains are not looked at, so copies keep them'
+            why = 'every listener has flow = "off", so copies keep their domains; remove `domain` or that `flow`'
             yield Finding(("receiver", index, "domain"), why, error=False)
         for key in REFRESHES:
             if receiver is not None and getattr(receiver, key):
-                why = 'every listener has flow = "off": no template is known that could be sent again'
+                why = f'every listener has flow = "off", so no template is known; remove `{key}` or that `flow`'
                 yield Finding(("receiver", index, key), why, error=False)
 
 
 def _datapath(datapath: Datapath) -> Iterator[Finding]:
     share = datapath.flow_memory // (datapath.workers if isinstance(datapath.workers, int) else 1)
     if share < FLOW_SHARE:
-        why = f"{share} bytes for each worker; want {FLOW_SHARE} (256 KiB) at least"
+        why = f"flow_memory gives each worker {share} bytes; each worker needs at least {FLOW_SHARE} (256 KiB)"
         yield Finding(("datapath", "flow_memory"), why)
     if len(set(datapath.cpus)) < len(datapath.cpus):
-        yield Finding(("datapath", "cpus"), "a CPU is listed twice; each worker needs its own")
+        yield Finding(("datapath", "cpus"), "a CPU is listed twice; name each CPU once")
     elif datapath.cpus and datapath.workers != "auto" and datapath.workers > len(datapath.cpus):
-        why = f"{len(datapath.cpus)} CPUs for {datapath.workers} workers: some will share a CPU"
+        why = f"there are {len(datapath.cpus)} CPUs for {datapath.workers} workers, so some workers share a CPU"
         yield Finding(("datapath", "cpus"), why, error=False)
 
 
@@ -114,17 +119,19 @@ def check_listeners(listeners: Sequence[Listener | None]) -> Iterator[Finding]:
                     clash = (*other, port)
             if clash:
                 where = f"listener[{clash[0]}].listen[{clash[1]}]"
-                why = f"{endpoint.host} port {clash[2]} is bound by {where} already; leave one of them out"
+                why = f"{endpoint.host} port {clash[2]} is already in {where}; remove one of the two"
                 yield Finding(("listener", index, "listen", entry), why)
             if endpoint.scope and endpoint.family == 6 and listener.interface not in ("", endpoint.scope):
-                why = f"the address is on {endpoint.scope!r}, but interface = {listener.interface!r}"
+                why = (
+                    f"the address is on {endpoint.scope!r} but `interface` is {listener.interface!r}; name the same one"
+                )
                 yield Finding(("listener", index, "listen", entry), why)
         families = {endpoint.family for endpoint in listener.endpoints}
         for entry, group in enumerate(listener.multicast):
             literal = parse_ip(group)
             if literal and 0 not in families and literal[0] not in families:
-                want = "0.0.0.0:PORT" if literal[0] == 4 else "[::]:PORT"
-                why = f"{group}: `listen` has no entry of its address family; add {want}"
+                missing = "0.0.0.0:PORT" if literal[0] == 4 else "[::]:PORT"
+                why = f"{group} is an IPv{literal[0]} group, but `listen` has no IPv{literal[0]} entry; add {missing}"
                 yield Finding(("listener", index, "multicast", entry), why)
 
 
@@ -132,28 +139,30 @@ def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
     endpoint, own = receiver.endpoint, receiver.own_source
     family = endpoint.family or {"any": 0, "ipv4": 4, "ipv6": 6}[receiver.family]
     if not receiver.checksum and family == 6:
-        why = "illegal over IPv6 (RFC 8200 section 8.1), the collector would drop every copy; write checksum = true"
+        why = "IPv6 needs UDP checksums (RFC 8200 section 8.1): collectors drop copies without; write checksum = true"
         yield Finding(("receiver", index, "checksum"), why)
     if receiver.spoof and own:
-        why = "a spoofed copy has the exporter's source; leave out `source`, or write spoof = false"
+        why = "a spoofed copy has the exporter's source; remove `source`, or write spoof = false"
         yield Finding(("receiver", index, "source"), why)
     if receiver.spoof and receiver.engine == "udp":
-        why = 'the udp engine sends from our own address; with spoof = true write engine = "auto" or "raw"'
+        why = 'engine "udp" cannot send spoofed copies; write engine = "auto" or "raw", or spoof = false'
         yield Finding(("receiver", index, "engine"), why)
     yield from _apart(index, receiver)
     if own and family and own[0] != family:
-        why = f"an IPv{own[0]} source for a receiver that is reached over IPv{family}"
+        why = (
+            f"the source is IPv{own[0]} but the receiver is IPv{family}; write an IPv{family} source or remove `source`"
+        )
         yield Finding(("receiver", index, "source"), why)
     if receiver.family != "any" and endpoint.literal and endpoint.family != int(receiver.family[-1]):
-        yield Finding(("receiver", index, "family"), f"`to` is an IPv{endpoint.family} address; leave `family` out")
+        yield Finding(("receiver", index, "family"), f"`to` is an IPv{endpoint.family} address; remove `family`")
     if endpoint.family == 6 and endpoint.address[:2] == b"\xfe\x80" and not endpoint.scope:
-        why = f"a link-local address needs its interface, as [{endpoint.host}%eth0]:{endpoint.port}"
+        why = f"a link-local address needs its interface; write [{endpoint.host}%eth0]:{endpoint.port}"
         yield Finding(("receiver", index, "to"), why)
     if receiver.freq_mode == "exporter" and receiver.freq == 1:
-        why = 'freq = 1 sends every datagram of every exporter; freq_mode = "exporter" changes nothing'
+        why = 'freq_mode = "exporter" has no effect with freq = 1, which sends every datagram; write a larger freq'
         yield Finding(("receiver", index, "freq_mode"), why, error=False)
     if receiver.pause_us:
-        why = "the worker waits after each copy: all receivers are delayed, and datagrams may be lost"
+        why = "pause_us makes the worker wait after each copy, which delays all receivers and can lose datagrams"
         yield Finding(("receiver", index, "pause_us"), why, error=False)
 
 
@@ -163,14 +172,12 @@ def _apart(index: int, receiver: Receiver) -> Iterator[Finding]:
     if receiver.source_port == "per-session":
         path = ("receiver", index, "source_port")
         if receiver.spoof:
-            yield Finding(
-                path, "a spoofed copy has the exporter's port; leave `source_port` out, or write spoof = false"
-            )
+            yield Finding(path, "a spoofed copy has the exporter's port; remove `source_port`, or write spoof = false")
         elif receiver.engine not in ("auto", "udp"):
-            why = f'"per-session" needs UDP sockets, not engine "{receiver.engine}"; write engine = "auto" or "udp"'
+            why = f'"per-session" cannot be combined with engine "{receiver.engine}"; write engine = "auto" or "udp"'
             yield Finding(path, why)
         if own and own[2]:
-            why = f"the source has port {own[2]}, so there is one port for all; write the address alone"
+            why = f'"per-session" needs many source ports, but `source` has port {own[2]}; write the address alone'
             yield Finding(("receiver", index, "source"), why)
 
 
@@ -179,11 +186,11 @@ def _host_bits(draft: Draft) -> Iterator[Finding]:
         if rule is None:
             continue
         if not rule.from_ and "from_" in rule.model_fields_set:
-            why = "an empty list selects no exporter; leave `from` out to select every exporter"
+            why = "an empty list selects no exporter; remove `from` to select every exporter"
             yield Finding(("rule", index, "from"), why)
         for entry, source in enumerate(draft.sources.get(index, ())):
             if source.never:
-                why = f"{source.text}: bits are set outside the mask, so it would never match; write {source.corrected}"
+                why = f"{source.text} has bits outside its mask and would never match; write {source.corrected}"
                 yield Finding(("rule", index, "from", entry), why)
 
 
@@ -202,14 +209,14 @@ def _references(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
                 if name not in known[key]:
                     hint = suggest(name, known[key])
                     if not hint and 0 < len(known[key]) <= 10:
-                        hint = f" (known: {', '.join(sorted(known[key]))})"
-                    yield Finding(("rule", index, key, entry), f"unknown {kind} {name!r}{hint}")
+                        hint = f"; write one of: {', '.join(sorted(known[key]))}"
+                    yield Finding(("rule", index, key, entry), f"there is no {kind} {name!r}{hint}")
                 elif name in seen:
-                    why = f"{name!r} is named twice" + ("; it gets one copy" if key == "to" else "")
+                    why = f"{name!r} is named twice" + (" but gets one copy" if key == "to" else "") + "; remove one"
                     yield Finding(("rule", index, key, entry), why, error=False)
                 seen.add(name)
         if not rule.to and not rule.stop:
-            why = "the rule does nothing; name receivers, or write stop = true to drop what it matches"
+            why = "the rule has no effect; name receivers in `to`, or write stop = true to drop what it matches"
             yield Finding(("rule", index, "to"), why, error=False)
 
 
@@ -223,15 +230,15 @@ def _unused(draft: Draft) -> Iterator[Finding]:
         receiver = draft.receiver[index]
         standby = receiver is not None and receiver.standby_for in named
         if name is not None and name not in used and not standby:
-            yield Finding(("receiver", index), f"no rule sends to {name!r}: it gets nothing", error=False)
+            yield Finding(("receiver", index), f"no rule sends to {name!r}; name it in `to` of a rule", error=False)
     for index, name in enumerate(draft.pool_names):
         if name is not None and name not in named:
-            yield Finding(("pool", index), f"no rule sends to {name!r}: it gets nothing", error=False)
+            yield Finding(("pool", index), f"no rule sends to {name!r}; name it in `to` of a rule", error=False)
     heard = {name for rule in rules for name in rule.listener}
     if all(rule.listener for rule in rules):
         for index, name in enumerate(draft.listener_names):
             if name is not None and name not in heard:
-                why = f"no rule takes datagrams of {name!r}: all of them are dropped"
+                why = f"no rule takes datagrams of listener {name!r}, so all of them are dropped; name it in a rule"
                 yield Finding(("listener", index), why, error=False)
 
 
@@ -295,7 +302,7 @@ def never_fires(draft: Draft) -> Iterator[Finding]:
         sources = draft.sources.get(index, (EVERYTHING,))
         if stopped.cover and (stoppers := stopped.stoppers(rule, sources)):
             names = ", ".join(f"rule[{earlier}]" for earlier in sorted(stoppers)[:3])
-            why = f"this rule never fires: what it matches is stopped by {names} before it"
+            why = f"this rule never fires, because {names} with stop = true matches first; move this rule before it"
             yield Finding(("rule", index), why, error=False)
         if rule.stop:
             stopped.add(index, rule, sources)
@@ -315,7 +322,7 @@ def check_loops(listeners: Sequence[Listener | None], receivers: Sequence[Receiv
         loopback = target.address[:1] == b"\x7f" if target.family == 4 else target.address == bytes(15) + b"\1"
         for ports, address, index in ears.get(target.family, []) if target.literal else ():
             if target.port in ports and (address == target.address or (loopback and not any(address))):
-                why = f"{receiver.to} is where listener[{index}] listens: copies would come back, again and again"
+                why = f"listener[{index}] listens at {receiver.to}: copies would come back in a loop; change `to`"
                 yield Finding(("receiver", number, "to"), why, error=False)
                 break
 
@@ -326,5 +333,5 @@ def check_ipfix(listeners: Sequence[Listener | None], receivers: Sequence[Receiv
     ipfix = bool(ports) and all(port in IPFIX_PORTS for port in ports)
     for index, receiver in enumerate(receivers):
         if receiver and not receiver.checksum and (ipfix or receiver.endpoint.port in IPFIX_PORTS):
-            why = "IPFIX over UDP needs its checksum: nothing else would notice a damaged message"
+            why = "without UDP checksums a damaged IPFIX message goes unnoticed; write checksum = true"
             yield Finding(("receiver", index, "checksum"), why, error=False)

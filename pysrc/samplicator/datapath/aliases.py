@@ -32,7 +32,7 @@ def make(path: str) -> Aliases:
             return Aliases(_mapped(path))
         except (OSError, ValueError) as error:
             log.warning(
-                "aliases of domains are not kept over a restart: %s: %s", path, getattr(error, "strerror", "") or error
+                "assigned domains will not survive a restart: %s: %s", path, getattr(error, "strerror", "") or error
             )
     return Aliases()
 
@@ -46,11 +46,11 @@ def _mapped(path: str) -> mmap.mmap:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise OSError(0, "it is not a file of this user")
+            raise OSError(0, "the file does not belong to this user")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by the mapping, which has the descriptor, too
         except BlockingIOError:
-            raise OSError(0, "another samplicator uses it; give each its own service.control") from None
+            raise OSError(0, "another samplicator uses this file; give each its own service.control") from None
         if status.st_size != ALIAS_BYTES:
             os.ftruncate(fd, 0)
         os.posix_fallocate(fd, 0, ALIAS_BYTES)

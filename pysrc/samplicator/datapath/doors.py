@@ -34,8 +34,8 @@ Gateways = Mapping[str, Gateway]
 """By the name that specs know them by."""
 STALLED_SECONDS: Final = 1.0
 """A door that is more than a quarter full, gains nothing and loses nothing for so long is read by nobody."""
-GONE: Final = "its gateway is gone"
-STALLED: Final = "its gateway does not take its copies"
+GONE: Final = "the gateway has ended"
+STALLED: Final = "the gateway does not read its copies"
 
 
 def named(gateways: Gateways, name: str) -> Gateway:

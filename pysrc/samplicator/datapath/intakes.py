@@ -215,7 +215,7 @@ class ListenerState:
     def down_why(self) -> str:
         """What it lacks, "" = nothing: one reason, and how many places it holds for."""
         reasons = [GONE for group in self.doors.values() if any(intake.rx.shut for intake in group)]
-        reasons += [f"name does not resolve: {place}" for place in self.unresolved]
+        reasons += [f"the host name does not resolve: {place}" for place in self.unresolved]
         reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
         if not reasons:
             return ""

@@ -76,7 +76,7 @@ class WorkerThread:
             os.sched_setaffinity(target, allowed if cpu is None else {cpu})
             self.cpu = cpu
         except OSError as error:
-            log.warning("worker %d cannot be pinned to CPU %s: %s", self.index, cpu, error.strerror)
+            log.warning("worker %d cannot run on CPU %s only: %s", self.index, cpu, error.strerror)
             self.cpu = None
 
     def choose_from(self, ports: sockets.SourcePorts) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MTU: Final = 1500
-NO_ROUTE: Final = "no route to it"
+NO_ROUTE: Final = "there is no route to the receiver"
 ENGINES: Final = {
     "udp": _fastpath.ENGINE_UDP,
     "raw": _fastpath.ENGINE_RAW,
@@ -126,7 +126,7 @@ class Path:
         """before: the one of the same receiver in the plan before, from which stays what is known of the way there."""
         self.spec = spec
         self.link: Link | None = None
-        self.link_words = "not looked for yet" if spec.engine == "packet" else ""
+        self.link_words = "not known yet" if spec.engine == "packet" else ""
         self.mtu = DEFAULT_MTU
         self.routed = False
         self.reservation: socket.socket | None = None
@@ -153,13 +153,13 @@ class Path:
             self._beyond.close()
 
     def _least_mtu(self) -> tuple[int, str]:
-        least, why = self._route_mtu, "of the route"
+        least, why = self._route_mtu, "from the route"
         beyond = self._beyond
         if beyond is not None and 0 < beyond.learned < least:
-            least, why = beyond.learned, "told by a router on the way"
+            least, why = beyond.learned, "reported by a router on the way"
         elif beyond is not None and beyond.doubtful:
             why += (
-                f"; but echo requests of {beyond.interface} bytes get no answer, and those of 1280 bytes do: if long "
+                f"; echo requests of {beyond.interface} bytes get no answer, but those of 1280 bytes do; if long "
                 "copies are lost, set `mtu`"
             )
         return (self.spec.udp.mtu, "configured") if 0 < self.spec.udp.mtu <= least else (least, why)
@@ -175,7 +175,7 @@ class Path:
             self._set_mtu(ways)
             say = log.info if self._beyond.learned == 0 and not self._beyond.doubtful else log.warning
             say(
-                "receiver %r: packets have %d bytes at most, %s (the interface takes %d): longer copies leave in "
+                "receiver %r: packets have at most %d bytes, %s (the interface takes %d); longer copies are sent in "
                 "fragments",
                 self.spec.name, self.mtu, self.mtu_why, self._beyond.interface,
             )  # fmt: skip

@@ -74,7 +74,9 @@ class Standings:
         standby.set_waiting(False)
         standby.standing.takeovers += 1
         why = f"{primary.standing.state} ({primary.standing.why})"
-        log.warning("receiver %r is %s: %r takes over, templates first", primary.spec.name, why, standby.spec.name)
+        log.warning(
+            "receiver %r is %s; standby %r takes over, templates first", primary.spec.name, why, standby.spec.name
+        )
 
     def follow(self, changed: Sequence[ReceiverState]) -> None:
         """What a change of state brings about; wake the workers."""
@@ -82,7 +84,7 @@ class Standings:
             name, standing = state.spec.name, state.standing
             if state.up:
                 standing.told = False
-                words = "" if standing.waiting else ": all templates are replayed to it"
+                words = "" if standing.waiting else "; all templates are replayed to it"
                 log.info("receiver %r is back%s", name, words)
                 if not standing.waiting:
                     state.replay()
@@ -90,14 +92,18 @@ class Standings:
                 continue
             self._returning.pop(name, None)
             state.set_down(state.spec.needed)
-            pools = [f"pool {pool!r} does without it" for pool in self._pools.get(name, ()) if state.spec.needed]
+            pools = [
+                f"pool {pool!r} gives its exporters to other members"
+                for pool in self._pools.get(name, ())
+                if state.spec.needed
+            ]
             words = "; ".join([f"receiver {name!r} is {standing.state}: {standing.why}", *pools])
             log.log(logging.ERROR if standing.state == LOOPING else logging.WARNING, "%s", words)
             standing.told = True
         for standby, primary in self._standbys:
             if primary.up and not standby.standing.waiting:
                 standby.set_waiting(True)
-                log.info("receiver %r is up: standby %r waits again", primary.spec.name, standby.spec.name)
+                log.info("receiver %r is up; standby %r gets no more copies", primary.spec.name, standby.spec.name)
             elif standby.standing.waiting and not primary.up:
                 self._take_over(standby, primary)
         self._check_pools(changed)
@@ -120,10 +126,14 @@ class Standings:
             up = [name for name in self._members[pool] if receivers[name].up]
             if not up and pool not in self._empty:
                 self._empty.add(pool)
-                log.error("pool %r: no member is up: copies go where they would go if all were", pool)
+                log.error(
+                    "pool %r: all members are down; copies are still sent by the normal assignment and counted as "
+                    "failed",
+                    pool,
+                )
             elif up and pool in self._empty:
                 self._empty.remove(pool)
-                log.info("pool %r: %s is up again", pool, ", ".join(map(repr, up)))
+                log.info("pool %r: member %s is up again", pool, ", ".join(map(repr, up)))
 
     # ------------------------------------------------------------------ who gets templates
 

@@ -31,13 +31,13 @@ ANSWER_SECONDS: Final = 0.2  # a refusal of a datagram has come by then
 CONNECT_SECONDS: Final = 1.0
 EXCHANGE_SECONDS: Final = 2.0  # connection and answer together
 _WORDS: Final = {
-    errno.ECONNREFUSED: (REFUSING, "its port is closed"),
-    errno.ECONNRESET: (REFUSING, "connection reset"),
+    errno.ECONNREFUSED: (REFUSING, "the receiver's port is closed"),
+    errno.ECONNRESET: (REFUSING, "the connection was reset"),
     errno.EHOSTUNREACH: (UNREACHABLE, "host unreachable"),
     errno.EHOSTDOWN: (UNREACHABLE, "host unreachable"),
     errno.ENETUNREACH: (UNREACHABLE, "network unreachable"),
     errno.ENETDOWN: (UNREACHABLE, "network down"),
-    errno.EACCES: (UNREACHABLE, "not permitted on the way (ICMP)"),
+    errno.EACCES: (UNREACHABLE, "a firewall on the way refuses the probe (ICMP)"),
 }
 
 
@@ -241,7 +241,9 @@ class Page(Connection):
             status = exchange.status
             if 200 <= status < 300:
                 return Answer(UP)
-            return Answer(REFUSING, f"{self.words}: {f'answered {status}' if status else 'no answer by HTTP'}")
+            return Answer(
+                REFUSING, f"{self.words}: {f'the answer is status {status}' if status else 'the answer is not HTTP'}"
+            )
         if now >= self._end:
             self.close()
             return Answer(REFUSING, f"{self.words}: no answer within {EXCHANGE_SECONDS:g} s", sure=False)

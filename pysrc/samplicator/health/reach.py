@@ -133,7 +133,7 @@ class Reach:
         self._silent = 0
         self._bad = now
         if self.spec.probe.kind != "off" and self.state == UP:
-            self._down(Answer(REFUSING, "its port is closed"), now)
+            self._down(Answer(REFUSING, "the receiver's port is closed"), now)
 
     def step(self, now: float) -> bool:
         """Sends and judges what is due; True when the receiver has come back just now."""
@@ -203,7 +203,7 @@ class Reach:
 
     def _judge(self, answer: Answer, now: float) -> bool:
         if answer.state == UP and self.streams and now - self._refused < IDLE_SECONDS:
-            answer = Answer(REFUSING, "its port is closed")
+            answer = Answer(REFUSING, "the receiver's port is closed")
         if answer.state != UP:
             if self._asks_another:  # another host's news, not its own
                 answer = Answer(REFUSING, answer.why, answer.sure)

@@ -36,16 +36,16 @@ FAILED_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 1.0
 """Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
 reports of old copies wait at their sockets."""
-PROBE_UNRESOLVED: Final = "name of its probe does not resolve"
-NO_ANSWER: Final = "its host, or the next hop, does not answer"
-COPIES_REFUSED: Final = "copies to it are refused"
+PROBE_UNRESOLVED: Final = "the host name of the probe does not resolve"
+NO_ANSWER: Final = "the receiver's host or the next hop does not answer"
+COPIES_REFUSED: Final = "the receiver refuses copies"
 COMES_BACK: Final = (
-    "its copies come back to us, through another relay or a redirection: whatever sends them back must not"
+    "copies come back to this host through another relay or a redirection; remove this host from its receivers"
 )
 ECHO_FIRST_SECONDS: Final = 10.0
 ECHO_MOST_SECONDS: Final = 320.0
 """A receiver whose copies came back is tried again after so long; each time twice as long, up to so long."""
-COPIES_FAIL: Final = "copies to it fail: no route, or host unreachable"
+COPIES_FAIL: Final = "copies fail: no route, or host unreachable"
 _FAILED: Final = (fields.NO_ROUTE, fields.NO_NEIGHBOR)
 
 
@@ -332,7 +332,7 @@ class ReceiverState:
         if standing.own:
             return LOOPING, standing.own
         if standing.echo_until:
-            return LOOPING, f"{COMES_BACK}; tried again after {standing.echo_seconds:.0f} s"
+            return LOOPING, f"{COMES_BACK}; next try after {standing.echo_seconds:.0f} s"
         if self.path.fault:
             return UNREACHABLE, self.path.fault
         if standing.unresolved:

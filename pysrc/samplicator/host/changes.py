@@ -48,7 +48,10 @@ class HostWatch:
         try:
             sock = events(GROUPS)
         except OSError as error:
-            log.warning("interfaces are not followed, only looked at every few seconds: %s", error.strerror)
+            log.warning(
+                "netlink cannot be used, so changes of interfaces are seen only every few seconds: %s",
+                error.strerror,
+            )
             return
         self._socket = sock
         asyncio.get_running_loop().add_reader(sock.fileno(), self._on_events)
@@ -83,7 +86,10 @@ class HostWatch:
                     raise
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
-                        log.warning("interfaces are no longer followed: %s", os.strerror(error.errno or 0))
+                        log.warning(
+                            "netlink failed, so changes of interfaces are seen only every few seconds: %s",
+                            os.strerror(error.errno or 0),
+                        )
                         self.stop()
                         return
         if self._due is None:

@@ -44,13 +44,13 @@ class IngressError(OSError):
 
     def __init__(self, number: int) -> None:
         why = {
-            errno.EPERM: "CAP_NET_ADMIN is needed",
-            errno.EOPNOTSUPP: "this needs Linux 5.12 with nf_tables (CONFIG_NF_TABLES_NETDEV)",
-            errno.EINVAL: "this needs Linux 5.12 with nf_tables (CONFIG_NF_TABLES_NETDEV)",
+            errno.EPERM: "it needs CAP_NET_ADMIN",
+            errno.EOPNOTSUPP: "it needs Linux 5.12 or later with nf_tables (CONFIG_NF_TABLES_NETDEV)",
+            errno.EINVAL: "it needs Linux 5.12 or later with nf_tables (CONFIG_NF_TABLES_NETDEV)",
             errno.EPROTONOSUPPORT: "this kernel has no nf_tables",
             errno.ENOENT: "the interface is gone, or the kernel has no ingress hook (CONFIG_NF_TABLES_NETDEV)",
         }.get(number, errno.errorcode.get(number, str(number)))
-        super().__init__(number, f"the ingress rule cannot be made: {why}")
+        super().__init__(number, f"the nftables ingress rule cannot be made: {why}")
 
 
 class Ingress:

@@ -122,7 +122,7 @@ class Links:
                     with IPRoute() as netlink:
                         self._loop(netlink, events)
             except Exception:
-                log.exception("links: begun anew; copies of engine packet leave by the links known last")
+                log.exception("link tracking restarted; engine packet keeps the last known next hops")
                 time.sleep(1.0)
 
     def _loop(self, netlink: IPRoute, events: socket.socket) -> None:
@@ -190,9 +190,9 @@ class Links:
             found = netlink.route("get", dst=text, **({"oif": target.scope_id} if target.scope_id else {}))
             route = next(iter(found))
         except (NetlinkError, StopIteration) as error:
-            raise NoLink("no route") from error
+            raise NoLink("there is no route") from error
         if route["type"] != UNICAST:
-            raise NoLink("this host itself, or not one host")
+            raise NoLink("the receiver is this host, or a group or broadcast address")
         if route.get("encap") or route.get("oif") is None:
             raise NoLink("the route leads into a tunnel")
         device = self._device(netlink, route.get("oif"))
@@ -226,11 +226,11 @@ class Links:
         try:
             entry = next(iter(netlink.neigh("get", family=family, dst=hop, ifindex=interface)))
         except (NetlinkError, StopIteration) as error:
-            raise NoLink(f"{hop} is not resolved") from error
+            raise NoLink(f"the link address of {hop} is not known") from error
         address = link_address(entry, "lladdr")
         wanted = NUD_USABLE | (NUD_STALE if self._may_probe else 0)
         if not entry["state"] & wanted or len(address) != 6:
-            raise NoLink(f"{hop} does not answer, or is not resolved yet")
+            raise NoLink(f"{hop} does not answer, or its link address is not known yet")
         return address
 
     def _use(self, netlink: IPRoute, family: int, interface: int, hop: str) -> None:

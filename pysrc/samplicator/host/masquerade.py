@@ -59,7 +59,6 @@ def parse(tool: str, text: str) -> list[str]:
 def sentence(found: list[str]) -> str:
     """For people."""
     return (
-        f"this host gives datagrams another source address ({'; '.join(found)}): where that takes in what is "
-        "forwarded, spoofed copies and exporters behind it lose their addresses; except UDP to the collectors from it, "
-        'or use engine = "packet"'
+        f"this host rewrites source addresses ({'; '.join(found)}); spoofed copies that this rule matches lose the "
+        'exporter\'s address. Exclude UDP to the collectors from the rule, or write engine = "packet"'
     )

@@ -87,7 +87,9 @@ def _write_in_place(path: str, text: bytes) -> None:
     with open(descriptor, "wb") as file:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1 or facts.st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "it is not a regular file of this user alone", path)
+            raise PermissionError(
+                errno.EPERM, "the file must be a regular file that belongs to this user and has no other links", path
+            )
         file.truncate()
         file.write(text)
 

@@ -195,7 +195,7 @@ class Resolver:
             if answer:
                 self._learn(key, answer)
             else:
-                self._failed(key, "no address of the wanted family")
+                self._failed(key, "the name has no address of the configured family")
         except Exception as error:  # whatever a name service module does
             self._failed(key, (error.strerror if isinstance(error, OSError) else "") or str(error))
         with self._lock:
@@ -223,7 +223,7 @@ class Resolver:
             self._failing.add(key)
             known = key in self._known
         if first:
-            then = "its last address stays in use" if known else "it is tried again every few seconds"
+            then = "its last address stays in use" if known else "samplicator tries again every few seconds"
             log.warning("host name %s does not resolve (%s); %s", key[0], why, then)
 
 

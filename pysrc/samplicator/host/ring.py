@@ -146,7 +146,7 @@ class _Program:
     def finish(self) -> bytes:
         if len(self.code) > _MOST:
             raise OSError(
-                errno.E2BIG, "too many addresses and ports for one ring: name an interface or fewer addresses"
+                errno.E2BIG, "one ring cannot filter so many addresses and ports; name an interface or fewer addresses"
             )
         out = b""
         for i, (code, jt, jf, k) in enumerate(self.code):

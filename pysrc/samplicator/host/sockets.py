@@ -192,14 +192,16 @@ def adopt_listener(
     wanted = (address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id)
     device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).partition(b"\0")[0].decode()
     if sock.family != _family(spec.family) or sock.type & 0xF != socket.SOCK_DGRAM or device != spec.interface:
-        raise ValueError(f"{bound} is another kind of socket than {spec.address} port {spec.port} wants")
+        raise ValueError(
+            f"the socket at {bound} cannot serve {spec.address} port {spec.port}: its family, type or interface differs"
+        )
     if (socket.inet_pton(sock.family, bound[0].partition("%")[0]), *bound[1:]) != (
         socket.inet_pton(sock.family, address),
         *wanted[1:],
     ):
         raise ValueError(f"the socket is bound to {bound}, not to {spec.address} port {spec.port}")
     if spec.family == 6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)) != spec.v6only:
-        raise ValueError("the socket takes other families than the listener")
+        raise ValueError("the socket and the listener differ in the address families that they take (IPV6_V6ONLY)")
     sock.setblocking(False)
     sock.set_inheritable(False)
     for one in (sock, *beside) if beside else ():
@@ -266,16 +268,16 @@ def why_not_listening(spec: SocketSpec, error: OSError) -> str:
     """What this host lacks, for people: a state, not a sentence."""
     number = error.errno
     if number == errno.ENODEV and spec.device:
-        return f"no such interface: {spec.device}"
+        return f"there is no interface {spec.device}"
     if number == errno.ENODEV:
-        return f"no interface to join the multicast groups on ({', '.join(spec.groups)}); name one with `interface`"
+        return f"no interface has a route to the multicast groups ({', '.join(spec.groups)}); name one with `interface`"
     if number == errno.EADDRNOTAVAIL:
         return f"{spec.address} is not an address of this host now"
     if number == errno.EADDRINUSE:
-        return f"another program has port {spec.port} (ss -lunp sport = :{spec.port} names it)"
+        return f"another program uses port {spec.port}; find it with: ss -lunp sport = :{spec.port}"
     if number == errno.EACCES and spec.port < _sysctl("net/ipv4/ip_unprivileged_port_start", 1024):
         return (
-            f"port {spec.port} needs CAP_NET_BIND_SERVICE, which this process lacks; with systemd install the drop-in "
+            f"port {spec.port} needs CAP_NET_BIND_SERVICE, and this process lacks it; with systemd install the drop-in "
             "samplicator.service.d/low-ports.conf, then systemctl daemon-reload and systemctl restart samplicator; "
             'in Kubernetes securityContext.capabilities.add: ["NET_BIND_SERVICE"]; or lower the sysctl '
             "net.ipv4.ip_unprivileged_port_start"
@@ -283,7 +285,7 @@ def why_not_listening(spec: SocketSpec, error: OSError) -> str:
     if number == errno.EAFNOSUPPORT:
         return f"IPv{spec.family} is switched off on this host"
     if number == errno.ENOBUFS and spec.groups:
-        return "too many multicast groups; raise the sysctl net.ipv4.igmp_max_memberships"
+        return "the host is in too many multicast groups; raise the sysctl net.ipv4.igmp_max_memberships"
     return error.strerror or str(error)
 
 

@@ -51,13 +51,13 @@ def warnings(
     if mixed:
         found.append(
             f"{_listed(mixed)}: copies are not spoofed, so NetFlow v9 and IPFIX of several exporters reach the "
-            f"collector from one address and port, and their templates can overwrite each other there: {REMEDY}; a "
-            'listener without flow telemetry can have flow = "off"'
+            "collector from one address and port, and the collector can mix up their templates; "
+            f'{REMEDY}, or set flow = "off" on listeners without flow telemetry'
         )
     if blind:
         found.append(
-            f'receiver {", ".join(blind)}: with flow = "off" domains are not looked at, so NetFlow v9 and IPFIX keep '
-            "theirs"
+            f'receiver {", ".join(blind)}: the listener has flow = "off", so copies of NetFlow v9 and IPFIX keep their '
+            "domains; remove that `flow` or the receiver's `domain` and `source_port`"
         )
     return found
 

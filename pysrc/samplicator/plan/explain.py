@@ -79,17 +79,18 @@ def parse_exporter(text: str) -> tuple[Address, int | None]:
         host, _, rest = text[1:].partition("]")
         colon, port = rest[:1], rest[1:]
         if colon not in ("", ":"):
-            raise ValueError(f"{text!r}: want [ADDR]:PORT")
+            raise ValueError(f"{text!r} must be [ADDRESS]:PORT")
     elif text.count(":") == 1:
         host, colon, port = text.partition(":")
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        raise ValueError(f"{text!r}: want an address, as 192.0.2.1, 192.0.2.1:5000 or [2001:db8::1]:5000") from None
+        why = "must be an address, such as 192.0.2.1, 192.0.2.1:5000 or [2001:db8::1]:5000"
+        raise ValueError(f"{text!r} {why}") from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if colon and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(f"{text!r}: port {port!r} is not in 1..65535")
+        raise ValueError(f"{text!r}: port {port!r} must be in 1..65535")
     return address, int(port) if port else None
 
 
@@ -127,7 +128,9 @@ def _explain_socket(
     for number, rule in enumerate(spec.rules, 1):
         where = places[number - 1] if number <= len(places) else ""
         if stopped:
-            verdicts.append(Verdict(number, rule.text, where, False, f"rule {stopped} matches and has stop", False))
+            verdicts.append(
+                Verdict(number, rule.text, where, False, f"rule {stopped} matches and has stop = true", False)
+            )
             continue
         matches, why = _match(spec, rule, socket.listener, exporter)
         verdicts.append(Verdict(number, rule.text, where, matches, why))
@@ -167,19 +170,19 @@ def source_matches(source: ParsedSource, address: Address) -> bool:
 def _match(spec: PlanSpec, rule: RuleSpec, listener: int, exporter: Address) -> tuple[bool, str]:
     if rule.listeners is not None and listener not in rule.listeners:
         names = ", ".join(spec.listeners[index].name for index in rule.listeners)
-        return False, f"it is for listener {names} only"
+        return False, f"the rule is only for listener {names}"
     for source in rule.sources:
         if source_matches(source, exporter):
             what = "every exporter" if source.any else f"{exporter} is in {source.text}"
-            return True, what + ("; stop: later rules are not looked at" if rule.stop else "")
+            return True, what + ("; stop = true: later rules are not evaluated" if rule.stop else "")
     if not rule.sources:
-        return False, "none of its sources can ever match"
+        return False, "none of the rule's sources can ever match"
     families = {source.family for source in rule.sources}
     if families == {4} and exporter.version == 6:
-        return False, "its sources are IPv4, the exporter is IPv6"
+        return False, "the rule's sources are IPv4, the exporter is IPv6"
     if families == {6} and exporter.version == 4:
-        return False, "its sources are IPv6, the exporter is IPv4"
-    return False, f"{exporter} is in none of its sources"
+        return False, "the rule's sources are IPv6, the exporter is IPv4"
+    return False, f"{exporter} is in none of the rule's sources"
 
 
 def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, flow: bool) -> Copy:
@@ -191,11 +194,11 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         details += [f"ttl {udp.ttl or 'kept'}", f"tos {'kept' if udp.tos < 0 else udp.tos}"]
     else:
         source = endpoint_text(str(exporter), exporter_port if exporter_port is not None else "PORT")
-        why = "the exporter, told beside the copy"
-        engine, engine_why = "door", "a gateway in this process takes it from here"
+        why = "the exporter's address, handed over with the copy"
+        engine, engine_why = "door", "a gateway in this process sends the copies on"
     apart = _told_apart(receiver) if flow and not spoofed and not isinstance(receiver.delivery, Door) else ""
     if receiver.freq > 1:
-        templates = ", templates always" if flow and not receiver.by_exporter else ""
+        templates = ", and all templates" if flow and not receiver.by_exporter else ""
         details.append(f"1 {'exporter' if receiver.by_exporter else 'datagram'} in {receiver.freq}{templates}")
     if flow:
         details += _refreshes(receiver)
@@ -215,19 +218,19 @@ def _source(udp: Udp, exporter: Address, exporter_port: int | None) -> tuple[str
     port: int | str = exporter_port if exporter_port is not None else "PORT"
     engine, engine_why = udp.engine, udp.engine_why
     if udp.spoof and udp.family == exporter.version:
-        source, why = endpoint_text(str(exporter), port), "the exporter's own, spoofed"
+        source, why = endpoint_text(str(exporter), port), "the exporter's address, spoofed"
     elif udp.spoof:
         source = "this host's address"
-        why = f"not spoofed: an IPv{exporter.version} source cannot stand in an IPv{udp.family} header"
-        engine, engine_why = "udp", "copies that cannot be spoofed leave through a UDP socket"
+        why = f"not spoofed: an IPv{udp.family} packet cannot have an IPv{exporter.version} source"
+        engine, engine_why = "udp", "copies that cannot be spoofed are sent through a UDP socket"
     elif udp.source is not None:
         address, own_port = udp.source
-        source = endpoint_text(address_text(address), own_port or "a port the kernel picks")
-        why = "configured as source"
+        source = endpoint_text(address_text(address), own_port or "a port that the kernel chooses")
+        why = "configured by `source`"
     else:
         source, why = "this host's address", "not spoofed"
     if udp.per_session:
-        source += ", a port for each exporter session"
+        source += ", one port per exporter session"
     return source, why, engine, engine_why
 
 
@@ -235,11 +238,11 @@ def _packets(udp: Udp) -> list[str]:
     """What is out of the ordinary with the packets."""
     found = []
     if udp.mtu:
-        found.append(f"packets of {udp.mtu} bytes at most")
+        found.append(f"packets of at most {udp.mtu} bytes")
     if not udp.checksum:
         found.append("UDP checksum 0")
     if udp.pause_us:
-        found.append(f"a pause of {udp.pause_us} us after each")
+        found.append(f"a pause of {udp.pause_us} us after each copy")
     return found
 
 
@@ -250,10 +253,10 @@ def _has_name(receiver: ReceiverSpec) -> bool:
 
 def _told_apart(receiver: ReceiverSpec) -> str:
     if receiver.unique:
-        return "exporters of NetFlow v9 and IPFIX have a domain each there (samplicator domains)"
+        return "each exporter of NetFlow v9 and IPFIX has its own domain in copies (see samplicator domains)"
     if receiver.apart:
-        return "exporters of NetFlow v9 and IPFIX have a port each there, or while they have none a domain"
-    return f"exporters of NetFlow v9 and IPFIX can overwrite each other's templates there: {REMEDY}"
+        return "each exporter of NetFlow v9 and IPFIX has its own port in copies, or its own domain until it has a port"
+    return f"the collector can mix up templates of several exporters of NetFlow v9 and IPFIX; {REMEDY}"
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:
@@ -270,16 +273,16 @@ def lines(explanations: Sequence[Explanation], exporter: Address, exporter_port:
     """For people."""
     who = endpoint_text(str(exporter), exporter_port) if exporter_port is not None else str(exporter)
     if not explanations:
-        return [f"{who} -> port {to_port}: no listener takes this. Nothing is received, no copy leaves."]
+        return [f"{who} -> port {to_port}: no listener takes this datagram. It is not received and no copy is sent."]
     text: list[str] = []
     for item in explanations:
         if text:
             text.append("")
         text.append(f"{who} -> port {to_port}: listener {item.listener} ({item.socket})")
         if not item.rules:
-            text.append("  there are no rules")
+            text.append("  the configuration has no rules")
         for rule in item.rules:
-            verdict = "matches" if rule.matches else "does not match" if rule.reached else "is not looked at"
+            verdict = "matches" if rule.matches else "does not match" if rule.reached else "is not evaluated"
             text.append(f"  rule {rule.number} {verdict}: {rule.text}")
             text.append(f"      {rule.why}{f' [{rule.where}]' if rule.where else ''}")
         text += _leaving(item)
@@ -289,13 +292,13 @@ def lines(explanations: Sequence[Explanation], exporter: Address, exporter_port:
 def _leaving(item: Explanation) -> list[str]:
     """The copies that leave, or why none does."""
     if not item.copies and not item.pools:
-        reason = "denied by a rule with stop" if item.denied else "no rule matches"
+        reason = "a rule with stop = true denies it" if item.denied else "no rule matches"
         label = "acl" if item.denied else "no_route_rule"
-        return [f"  no copy leaves: {reason} (counted as receive_rejected_datagrams_total, reason {label})"]
+        return [f"  no copy is sent: {reason} (counted as receive_rejected_datagrams_total, reason {label})"]
     waiting = sum(bool(copy.standby_for) for copy in item.copies)
     count = len(item.copies) + len(item.pools) - waiting
     more = f", {waiting} more while another receiver is down" if waiting else ""
-    text = [f"  {count} {'copy leaves' if count == 1 else 'copies leave'}{more}:"]
+    text = [f"  {count} {'copy is sent' if count == 1 else 'copies are sent'}{more}:"]
     for copy in item.copies:
         text += _copy_lines(copy, "    ")
     for pool in item.pools:

@@ -93,6 +93,6 @@ def _takes(socket: SocketSpec, address: bytes, delivery: Delivery) -> bool:
 def words(address: bytes, socket: SocketSpec, listener: str) -> str:
     """Why a receiver is one, for people."""
     return (
-        f"{address_text(address)} is this host, so its copies come back to listener {listener!r} "
+        f"{address_text(address)} is this host, so copies come back to listener {listener!r} "
         f"({endpoint_text(socket.address, socket.port)})"
     )

@@ -38,15 +38,15 @@ from samplicator.plan.spec import (
 )
 
 FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
-NAME_UNRESOLVED: Final = "name does not resolve"
-NO_INTERFACE: Final = "no such interface"
-UNTIL_THEN: Final = "until then the receiver is unreachable, and copies to it are counted as no_route"
+NAME_UNRESOLVED: Final = "the host name does not resolve"
+NO_INTERFACE: Final = "there is no interface"
+UNTIL_THEN: Final = "until then the receiver is unreachable and its copies are counted as no_route"
 
 NEEDS_NET_RAW: Final = (
     "needs CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
     'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
 )
-TRANSPARENT_WHY: Final = "runs leave in one send by sockets bound to exporters' ports, the rest by a raw socket"
+TRANSPARENT_WHY: Final = "runs are sent in one call by sockets bound to exporters' ports, the rest by a raw socket"
 
 
 def names_of(config: Config) -> dict[NameKey, Path]:
@@ -145,7 +145,7 @@ class _Compiler:
     def warn_of_sources(self) -> None:
         for key, path in source_names_of(self.loaded).items():
             if not self.resolved.get(key):
-                self.warn(path, f"the host name {key[0]!r} does not resolve now; it matches no exporter until it does")
+                self.warn(path, f"the host name {key[0]!r} does not resolve now; until then it matches no exporter")
 
     def problem(self, path: Path, why: str) -> None:
         self.problems.append(self.loaded.problem(path, why))
@@ -173,7 +173,7 @@ class _Compiler:
         unresolved: list[list[str]] = []
         for index, listener in enumerate(self.config.listener):
             if listener.interface and not self.index(listener.interface):
-                why = f"there is no interface {listener.interface!r} now; the listener is down until there is"
+                why = f"there is no interface {listener.interface!r} now; until it appears the listener is down"
                 self.warn(("listener", index, "interface"), why)
             entries: list[tuple[ResolvedAddress, int, str]] = []
             waiting: list[str] = []
@@ -182,14 +182,12 @@ class _Compiler:
                 ports = range(endpoint.port, endpoint.last_port + 1)
                 address = self.lookup(endpoint, listener.family)
                 if address is None:
-                    why = (
-                        f"the host name {endpoint.host!r} does not resolve now; nothing is received there until it does"
-                    )
+                    why = f"the host name {endpoint.host!r} does not resolve now; until then nothing is received there"
                     self.warn(path, why)
                     waiting.extend(endpoint_text(endpoint.host, port) for port in ports)
                     continue
                 if endpoint.scope and not address.scope_id:
-                    why = f"there is no interface {endpoint.scope!r} now; nothing is received there until there is"
+                    why = f"there is no interface {endpoint.scope!r} now; until it appears nothing is received there"
                     self.warn(path, why)
                 entries.extend((address, port, endpoint.scope) for port in ports)
             bound.append(entries)
@@ -203,7 +201,7 @@ class _Compiler:
                 text = address_text(address.address)
                 key = (address.address, port, scope or listener.interface)
                 if key in taken:
-                    why = f"{endpoint_text(text, port)} is already taken by listener {taken[key]!r}"
+                    why = f"listener {taken[key]!r} already uses {endpoint_text(text, port)}; remove one of the two"
                     self.problem(("listener", index, "listen"), why)
                     continue
                 taken[key] = listener.name
@@ -253,7 +251,9 @@ class _Compiler:
             why = NEEDS
             rings: tuple[RingSpec, ...] = ()
             if able:
-                why = "no interface of this host carries an address it listens to; name one with `interface`"
+                why = (
+                    "no interface of this host has an address that this listener listens at; name one with `interface`"
+                )
                 there = [s for s in listener.sockets if s.index or not s.device]
                 for socket in there:
                     indexes.setdefault(socket.device, socket.index)
@@ -262,7 +262,7 @@ class _Compiler:
             if rings:
                 names = ", ".join(ring.interface for ring in rings)
                 why = "configured" if want == "ring" else "auto"
-                why += f": whole datagrams by a packet ring on {names}, before the firewall; all else by UDP sockets"
+                why += f": a packet ring on {names} receives before the firewall; UDP sockets receive fragments"
             elif want == "ring" and not able:
                 self.problem(path, why)
             elif want == "ring":
@@ -292,7 +292,7 @@ class _Compiler:
             self.warn((*path, "to"), f"the host name {endpoint.host!r} does not resolve now; {UNTIL_THEN}")
             address = ResolvedAddress(bytes(4 if self.family(receiver) == 4 else 16))
         elif endpoint.scope and not address.scope_id:
-            missing = f"{NO_INTERFACE}: {endpoint.scope}"
+            missing = f"{NO_INTERFACE} {endpoint.scope!r}"
             self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
         else:
             self.guard_loop(path, receiver, address, endpoint.port, ports)
@@ -302,25 +302,28 @@ class _Compiler:
             source = (own, port)
             if family != address.family:
                 where = address_text(address.address)
-                self.problem((*path, "source"), f"an IPv{family} source cannot send to {where} (IPv{address.family})")
+                self.problem(
+                    (*path, "source"),
+                    f"an IPv{family} source cannot send to {where}; write an IPv{address.family} source",
+                )
                 return None
         engine, why = self.engine(path, receiver, address, source)
         if engine == "udp" and source is not None and not self.capabilities.is_local(source[0]) and not missing:
-            missing = f"its source {address_text(source[0])} is not an address of this host now"
-            self.warn((*path, "source"), f"{missing.removeprefix('its source ')}; {UNTIL_THEN}")
+            missing = f"the source {address_text(source[0])} is not an address of this host now"
+            self.warn((*path, "source"), f"{missing}; {UNTIL_THEN}")
         if engine == "udp" and source is not None and source[1]:
             for socket in ports.get(source[1], []):
                 if address_bytes(socket.address) in (source[0], bytes(len(source[0]))):
                     self.problem(
                         (*path, "source"),
-                        f"port {source[1]} is a listener's own: a socket bound to it would take its datagrams; leave "
-                        'the port out, or use engine = "raw"',
+                        f"a listener uses port {source[1]}, and a socket on it would take its datagrams; remove "
+                        'the port, or write engine = "raw"',
                     )
         self.mtu(path, receiver, address, engine)
         if not receiver.checksum and address.family == 6:
             self.warnings.append(
-                f"receiver {receiver.name!r}: checksum = false has no effect over IPv6, where a UDP checksum is a must "
-                "(RFC 8200 section 8.1)"
+                f"receiver {receiver.name!r}: checksum = false has no effect, because IPv6 needs UDP checksums "
+                "(RFC 8200 section 8.1); remove `checksum`"
             )
         delivery = Udp(
             address=address.address,
@@ -362,19 +365,21 @@ class _Compiler:
         if receiver.mtu == "auto":
             return
         if address.family == 6 and receiver.mtu < 1280:
-            self.problem((*path, "mtu"), "every IPv6 link takes 1280 bytes (RFC 8200 section 5): use 1280 or more")
+            self.problem((*path, "mtu"), "the mtu of an IPv6 receiver must be at least 1280 (RFC 8200 section 5)")
         if engine == "udp" and not self.capabilities.net_raw:
-            why = f"fragments of this size are cut here, for which a raw socket {NEEDS_NET_RAW}; or leave `mtu` out"
-            self.problem((*path, "mtu"), why + ": the kernel cuts what the path does not take")
+            why = f"samplicator cuts fragments of this size with a raw socket, which {NEEDS_NET_RAW}; or remove `mtu`"
+            self.problem((*path, "mtu"), why + ", and the kernel cuts fragments for the path")
         if receiver.source_port == "per-session":
-            why = 'cannot be combined with source_port = "per-session"; leave `mtu` out: the kernel cuts for the route'
+            why = 'mtu cannot be combined with source_port = "per-session"; remove `mtu`, and the kernel cuts fragments'
             self.problem((*path, "mtu"), why)
 
     def per_session(self, path: Path, receiver: Receiver, engine: str) -> bool:
         if receiver.source_port == "shared":
             return False
         if engine != "udp" and not receiver.spoof and receiver.engine == "auto":
-            why = "per-session needs UDP sockets, and those cannot have a source that is not an address of this host"
+            why = (
+                '"per-session" cannot be combined with a `source` that is not an address of this host; change `source`'
+            )
             self.problem((*path, "source_port"), why)
         return engine == "udp"
 
@@ -393,8 +398,8 @@ class _Compiler:
         if probe.endpoint is not None:
             found = self.lookup(probe.endpoint, receiver.family)
             if found is None:
-                why = f"the host name {probe.endpoint.host!r} does not resolve now; the receiver counts as unreachable"
-                self.warn((*path, "probe"), f"{why} until it does, copies to it are sent all the same")
+                why = f"the host name {probe.endpoint.host!r} does not resolve now; until then the receiver counts as"
+                self.warn((*path, "probe"), f"{why} unreachable, but copies are still sent to it")
                 return ProbeSpec(probe.kind, b"", probe.port, 0, where, probe.path)
             address = found
         return ProbeSpec(probe.kind, address.address, probe.port, address.scope_id, where, probe.path)
@@ -407,49 +412,50 @@ class _Compiler:
         foreign = source is not None and not self.capabilities.is_local(source[0])
         if receiver.spoof and source is not None:
             self.problem(
-                (*path, "source"), "spoof keeps the exporter's source: leave `source` out, or set spoof = false"
+                (*path, "source"), "a spoofed copy has the exporter's source; remove `source`, or write spoof = false"
             )
         if wanted == "udp":
             if receiver.spoof:
-                self.problem((*path, "engine"), 'engine "udp" cannot spoof; use "raw" or "auto"')
-            return "udp", "configured: a UDP socket connected to the receiver, the kernel writes the headers"
+                self.problem((*path, "engine"), 'engine "udp" cannot send spoofed copies; write "raw" or "auto"')
+            return "udp", "configured: one UDP socket connected to the receiver; the kernel writes the headers"
         if wanted in ("transparent", "packet"):
             engine, reason = self.spoofing_engine(path, receiver, address)
         elif wanted == "raw":
-            engine, reason = "raw", "configured: headers are written here, one raw socket per receiver"
+            engine, reason = "raw", "configured: one raw socket per receiver; samplicator writes the headers"
         elif receiver.spoof:
             engine, reason = spoofing_choice(receiver, address)
         elif foreign and source is not None:
             engine = "raw"
-            reason = f"the source {address_text(source[0])} is not an address of this host, so headers are made here"
+            reason = f"{address_text(source[0])} is not an address of this host, so samplicator writes the headers"
         else:
-            return "udp", "not spoofed: a UDP socket connected to the receiver is the cheapest way"
+            return "udp", "not spoofed: a UDP socket connected to the receiver costs least"
         if not self.capabilities.net_raw:
             key = "spoof" if receiver.spoof else "source" if wanted == "auto" else "engine"
-            self.problem((*path, key), f"a raw socket {NEEDS_NET_RAW}")
+            self.problem((*path, key), f"this receiver needs a raw socket, which {NEEDS_NET_RAW}")
         return engine, reason
 
     def spoofing_engine(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
         """The engine `transparent` or `packet` as configured, held against the rest of the receiver."""
         engine = receiver.engine
         if not receiver.spoof:
-            why = f'engine "{engine}" sends from the exporter\'s address: set spoof = true, or use "udp" or "raw"'
+            why = f'engine "{engine}" only sends spoofed copies; write spoof = true, or engine "udp" or "raw"'
             self.problem((*path, "engine"), why)
         if receiver.pause_us:
-            self.problem((*path, "engine"), f'pause_us wants packet after packet, not "{engine}": use "raw" or "auto"')
+            why = f'pause_us cannot be combined with engine "{engine}"; write "raw" or "auto", or remove `pause_us`'
+            self.problem((*path, "engine"), why)
         if engine == "packet":
             local = any(address.address) and self.capabilities.is_local(address.address)
             reason = (
-                "configured: link frames to the next hop through one packet socket per worker, past routing, netfilter "
+                "configured: a packet socket per worker sends link frames to the next hop, without routing, netfilter "
                 + (
-                    "and qdisc choice; but the receiver is this host, so copies leave by its raw socket"
+                    "and IPsec; but the receiver is this host, so its raw socket sends the copies"
                     if local
-                    else "and IPsec; by its raw socket while the next hop's link address is not known"
+                    else "and IPsec; the raw socket sends while the next hop's link address is not known"
                 )
             )
             return engine, reason + _mostly_raw(receiver)
         if not receiver.checksum and address.family == 4:
-            why = 'checksum = false cannot be had from the UDP stack: use "raw", "packet" or "auto"'
+            why = f'checksum = false cannot be combined with engine "{engine}"; write "raw", "packet" or "auto"'
             self.problem((*path, "engine"), why)
         return engine, "configured: " + TRANSPARENT_WHY + _mostly_raw(receiver)
 
@@ -469,8 +475,8 @@ class _Compiler:
             listener = self.config.listener[hit.listener].name
             self.problem(
                 (*path, "to"),
-                f"receiver {receiver.name!r} at {endpoint_text(text, port)} is this host's own listener {listener!r} "
-                f"({endpoint_text(hit.address, hit.port)}): every datagram would come back for ever",
+                f"receiver {receiver.name!r} at {endpoint_text(text, port)} is listener {listener!r} of this host "
+                f"({endpoint_text(hit.address, hit.port)}), so every datagram would come back in a loop; change `to`",
             )
 
     def deliver(self, address: bytes) -> Delivery:
@@ -486,24 +492,28 @@ class _Compiler:
         for number, cpu in enumerate(datapath.cpus):
             if cpu not in allowed:
                 may = ", ".join(map(str, allowed))
-                self.problem(("datapath", "cpus", number), f"CPU {cpu} is not one this process may run on ({may})")
+                self.problem(
+                    ("datapath", "cpus", number), f"this process may not run on CPU {cpu}; name CPUs from {may}"
+                )
         cpus = tuple(dict.fromkeys(datapath.cpus))
         if datapath.workers == "auto":
             cpus = cpus or allowed
             return len(cpus), cpus
         if cpus and datapath.workers > len(cpus):
-            self.warnings.append(f"{datapath.workers} workers share {len(cpus)} CPUs: some will wait for each other")
+            self.warnings.append(
+                f"{datapath.workers} workers share {len(cpus)} CPUs, so some workers wait for each other"
+            )
         return datapath.workers, cpus
 
 
 def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
     """Engine "auto" of a spoofed receiver, and why."""
     if address.family == 4 and address.address[0] >= 224:  # net/ipv4/route.c, ip_route_output_key_hash_rcu
-        return "raw", "spoofed, to a group: the kernel lets UDP sockets send to one from addresses of this host only"
+        return "raw", "spoofed, to a multicast group: UDP sockets can send to a group only from addresses of this host"
     if not receiver.checksum and address.family == 4:
-        return "raw", "spoofed with UDP checksum 0, which only headers made here can have"
+        return "raw", "spoofed with UDP checksum 0, for which samplicator writes the headers"
     if receiver.pause_us:
-        return "raw", "spoofed with a pause after each copy, so packet after packet with headers made here"
+        return "raw", "spoofed with a pause after each copy, so copies are sent one by one by a raw socket"
     return "transparent", f"spoofed: {TRANSPARENT_WHY}{_mostly_raw(receiver)}"
 
 
@@ -511,4 +521,4 @@ def _mostly_raw(receiver: Receiver) -> str:
     """What keeps copies from leaving in runs (see _fastpath.Tx), in words."""
     reasons = ['ttl = "keep"'] if receiver.ttl == "keep" else []
     reasons += [f"freq = {receiver.freq}"] if receiver.freq > 1 else []
-    return f"; with {' and '.join(reasons)} by the raw socket" if reasons else ""
+    return f"; with {' and '.join(reasons)} most copies are sent by the raw socket" if reasons else ""

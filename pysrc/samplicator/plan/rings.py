@@ -15,7 +15,7 @@ from samplicator.plan.spec import HostAddress, RingMatch, RingSpec, SocketSpec
 
 LOOPBACK = "lo"
 NEEDS = (
-    'receive = "ring" needs CAP_NET_RAW (packet sockets) and CAP_NET_ADMIN (the ingress rule): run as root, or grant '
+    'receive = "ring" needs CAP_NET_RAW (packet sockets) and CAP_NET_ADMIN (the ingress rule); run as root, or grant '
     "them (systemd: AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN; Kubernetes: securityContext.capabilities.add: "
     '["NET_RAW", "NET_ADMIN"])'
 )

@@ -53,4 +53,10 @@ class Pulse:
                 count = self._gate.add((self._name,), 1, time.monotonic())
                 if count:
                     expected = None if isinstance(error, OSError) else error
-                    log.error("%s failed %d times (%s); it is tried again", self._name, count, error, exc_info=expected)
+                    log.error(
+                        "background task %s failed %d times (%s); samplicator tries again",
+                        self._name,
+                        count,
+                        error,
+                        exc_info=expected,
+                    )

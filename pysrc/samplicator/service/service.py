@@ -248,11 +248,11 @@ class Service:
 
     def _on_stop(self, number: int) -> None:
         if self._stop.is_set():
-            log.warning("told twice to stop: ending at once")
+            log.warning("second signal to stop: samplicator ends at once")
             if self._options.pid_file:
                 remove_pid_file(self._options.pid_file)
             os._exit(128 + number)
-        log.info("%s: forwarding what is queued, then ending", signal.Signals(number).name)
+        log.info("%s: samplicator forwards what is queued, then ends", signal.Signals(number).name)
         self._stop.set()
 
     def _open_http(self, loaded: Loaded) -> list[socket.socket]:
@@ -274,7 +274,9 @@ class Service:
             except OSError as error:
                 if key in service.model_fields_set:
                     raise
-                self._degraded.append(f"service.{key}: {error.strerror or error}; set service.{key} or switch it off")
+                self._degraded.append(
+                    f'service.{key}: {error.strerror or error}; write another service.{key}, or "" for none'
+                )
             else:
                 self._served.append(f"http://{wanted}" if key == "http" else wanted)
                 self._control = wanted if key == "control" else self._control
@@ -320,7 +322,7 @@ class Service:
             for line in sorted(short - self._short):
                 log.warning("%s%s", startup.DEGRADED, line)
             self._short = short
-        bad = "reload failed after its plan was published" if result.published else "configuration refused"
+        bad = "reload failed, but its plan already runs" if result.published else "configuration refused"
         self._notifier.ready(self._status_line() if result.ok else f"{bad}: {result.problems[0]}")
 
     def _take_token(self, loaded: Loaded) -> None:
@@ -330,7 +332,7 @@ class Service:
             try:
                 self.state.reload_token = read_regular(path, 1 << 16).decode().strip()
             except (OSError, ValueError) as error:
-                log.error("service.reload_token_file: %s; reload over TCP stays off", error)
+                log.error("service.reload_token_file cannot be read: %s; reload over TCP stays off", error)
 
     def _status_line(self) -> str:
         spec = self._reloader.spec
@@ -351,7 +353,9 @@ class Service:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("this is a defect of the control plane; the datapath runs on", exc_info=task.exception())
+            log.error(
+                "this is a defect in samplicator's control plane; the datapath keeps running", exc_info=task.exception()
+            )
 
     async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Nothing that fails once ends it."""
@@ -362,7 +366,7 @@ class Service:
             except Exception:
                 name = getattr(work, "__name__", "work")
                 if self._gate.add((name,), 1, time.monotonic()):
-                    log.exception("%s failed; it is tried again", name)
+                    log.exception("background task %s failed; samplicator tries again", name)
 
     def _start_pulses(self) -> None:
         """What must happen in time has threads of its own: neither the loop nor the threads that answer HTTP requests
@@ -453,7 +457,7 @@ class Service:
             if now != seen:
                 seen, since = now, loop.time()
             elif loop.time() - since >= limit:
-                log.warning("nothing received for %.0f ms: ending", limit * 1e3)
+                log.warning("nothing was received for %.0f ms; samplicator ends", limit * 1e3)
                 self._status = EXIT_IDLE
                 self._stop.set()
                 return
@@ -461,7 +465,7 @@ class Service:
     async def _feed_watchdog(self) -> None:
         why = self._supervisor.view.stuck()
         if why:
-            log.error("%s; the watchdog is left to act", why)
+            log.error("%s; samplicator stops feeding the watchdog so that systemd restarts it", why)
         else:
             self._notifier.watchdog()
 

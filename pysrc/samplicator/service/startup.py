@@ -12,7 +12,7 @@ from samplicator.config.address import endpoint_text, size_text
 from samplicator.plan.spec import PlanSpec
 from samplicator.readings import Readings
 
-SOURCES = {"spoof": "spoofed", "own": "from our own address", "beside": "with its exporter beside it"}
+SOURCES = {"spoof": "spoofed", "own": "from this host's address", "beside": "each with its exporter's address"}
 """Of copies, by ReceiverReading.source."""
 DEGRADED = "degraded: "
 """How the lines begin that an operator should act on; the log has them as warnings."""
@@ -41,8 +41,8 @@ def paragraph(
 def short_buffers(grants: Mapping[str, tuple[int, int]]) -> list[str]:
     """One line per listener that got less receive buffer than it asked for."""
     return [
-        f"listener {name!r} asked for {size_text(asked)} of receive buffer per socket, the kernel grants "
-        f"{size_text(got)}; raise it with: sysctl -w net.core.rmem_max={asked} (or grant CAP_NET_ADMIN)"
+        f"listener {name!r}: the kernel grants {size_text(got)} of {size_text(asked)} of receive buffer per socket; "
+        f"raise the limit with: sysctl -w net.core.rmem_max={asked} (or grant CAP_NET_ADMIN)"
         for name, (asked, got) in grants.items()
         if got < asked
     ]
@@ -59,7 +59,7 @@ def _listeners(spec: PlanSpec, readings: Readings, grants: Mapping[str, tuple[in
         now = how.get(listener.name)
         received = f"; {now.receive} ({now.receive_why})" if now is not None and now.receive_why else ""
         if now is not None and now.state_why:
-            received += f"; {now.state.upper()} now ({now.state_why}), tried again"
+            received += f"; {now.state.upper()} now ({now.state_why}), samplicator keeps trying"
         lines.append(f"listener {listener.name}: {', '.join(places[:4])}{more}; {buffer}{received}")
     if len(spec.listeners) > SHOWN:
         lines.append(f"and {len(spec.listeners) - SHOWN} more listeners")
@@ -70,7 +70,7 @@ def _receivers(readings: Readings) -> list[str]:
     lines = []
     for receiver in readings.receivers[:SHOWN]:
         place = receiver.place
-        down = "" if receiver.up else f"; {receiver.state.upper()} now ({receiver.state_why}), tried again"
+        down = "" if receiver.up else f"; {receiver.state.upper()} now ({receiver.state_why}), samplicator keeps trying"
         down += f"; standby for {receiver.standby_for}" if receiver.standby_for else ""
         source = SOURCES[receiver.source]
         lines.append(f"receiver {receiver.name}: {place}, {source}{down}")

@@ -18,18 +18,18 @@ from samplicator.readings import Readings, Unmatched
 log = logging.getLogger(__name__)
 
 SEND: Final = {
-    "dropped_no_route": "no route to it",
-    "dropped_no_neighbor": "its host, or the next hop, does not answer",
-    "dropped_message_too_long": "too long for a packet",
+    "dropped_no_route": "there is no route to the receiver",
+    "dropped_no_neighbor": "the receiver's host or the next hop does not answer",
+    "dropped_message_too_long": "the copy is too long for a packet",
     "dropped_no_buffer_space": "the send queue stayed full",
-    "dropped_refused": "its port is closed",
-    "dropped_permission": "not permitted (firewall?)",
+    "dropped_refused": "the receiver's port is closed",
+    "dropped_permission": "the kernel does not permit it (firewall?)",
     "dropped_other": "other errors",
-    "dropped_loop": "it is a loop: they would come back",
+    "dropped_loop": "the copies would come back in a loop",
 }
 RECEIVE: Final = {
     "truncated": "longer than max_datagram",
-    "errors_nomem": "receive calls failed: no memory",
+    "errors_nomem": "receive calls failed, no memory",
     "errors_other": "broken packets in a ring, or receive calls failed",
 }
 
@@ -63,16 +63,14 @@ class Trouble:
             seen[key] = {**listener.counters, "kernel_drops": listener.kernel_drops}
             for field, why in RECEIVE.items():
                 self._say(key, seen[key], field, f"listener {listener.name!r}: {{}} datagrams dropped: {why}", moment)
-            full = (
-                f"listener {listener.name!r}: {{}} datagrams dropped by the kernel: the receive buffer or ring was full"
-            )
+            full = f"listener {listener.name!r}: the kernel dropped {{}} datagrams: the receive buffer or ring was full"
             self._say(key, seen[key], "kernel_drops", full, moment)
         for receiver in readings.receivers:
             key = ("receiver", receiver.name)
             seen[key] = receiver.counters
             place = receiver.place
             for field, why in SEND.items():
-                text = f"receiver {receiver.name!r} at {place}: {{}} copies not sent: {why}"
+                text = f"receiver {receiver.name!r} at {place}: {{}} copies failed: {why}"
                 self._say(key, seen[key], field, text, moment)
         for key in self._last.keys() - seen.keys():
             self._gate.forget(f"{key[0]} {key[1]}")
@@ -90,8 +88,8 @@ class Trouble:
         more = len(exporters) - UNMATCHED_NAMED
         names = ", ".join(exporters[:UNMATCHED_NAMED]) + (f" and {more} more" if more > 0 else "")
         log.warning(
-            "listener %r: %d datagrams%s match no rule and go to nobody: name the senders in `from` of a rule or, "
-            "if you want it so, of one with to = [] and stop = true",
+            "listener %r: %d datagrams%s match no rule and are not forwarded; name the senders in `from` of a rule, or "
+            "(to drop them on purpose) in `from` of a rule with to = [] and stop = true",
             listener,
             count,
             f" of {names}" if names else "",

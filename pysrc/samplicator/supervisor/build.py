@@ -253,7 +253,7 @@ class Build:
                     groups[key] = group
             self._open_doors(wanted, state)
             if wanted.name in self._hindered:  # a ring would take what another program's socket is to get
-                self._drop_rings(wanted, "its sockets cannot all be opened")
+                self._drop_rings(wanted, "some of the listener's sockets cannot be opened")
 
     def _open_doors(self, wanted: ListenerSpec, state: ListenerState) -> None:
         """Opens doors until there is one for each worker; one whose gateway is gone is opened anew."""
@@ -480,7 +480,9 @@ class Build:
             return sockets.open_packet(self.spec.send_buffer)
         except OSError as error:
             if any(receiver.engine == "packet" for receiver in self.spec.receivers):
-                raise BuildError(error.errno or 0, f'engine "packet": {error.strerror or error}') from error
+                raise BuildError(
+                    error.errno or 0, f'engine "packet": the packet socket cannot be opened: {error.strerror or error}'
+                ) from error
             return None
 
     def _open_receivers(self) -> None:
@@ -490,10 +492,10 @@ class Build:
             except OSError as error:
                 old = self._running.receivers.get(wanted.name)
                 if self._tolerated(error, missing=old is not None and bool(old.spec.missing), loses=old is not None):
-                    why = f"it cannot be sent to: {error.strerror}"
+                    why = f"the sending socket cannot be opened: {error.strerror}"
                     source = wanted.delivery.source if isinstance(wanted.delivery, Udp) else None
                     if error.errno == errno.EADDRINUSE and source is not None:
-                        why = f"another program has its source port {source[1]}"
+                        why = f"another program uses the source port {source[1]}"
                     self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
                     continue
                 text = f"receiver {wanted.name!r} at {wanted.place}, engine {wanted.engine}: {error.strerror or error}"
@@ -599,7 +601,7 @@ def casts_of(spec: PlanSpec) -> Casts:
         with Host() as host:
             broadcasts = host.broadcasts()
     except OSError as error:
-        log.warning("the host's broadcast addresses cannot be read: %s", error)
+        log.warning("the broadcast addresses of this host cannot be read: %s", error)
     found = [socket_key(socket) for listener in spec.listeners for socket in listener.sockets]
     return Casts(found, broadcasts, sockets.interface_index)
 
@@ -626,6 +628,6 @@ def check_descriptors(spec: PlanSpec, limit: int) -> None:
         raise BuildError(
             errno.EMFILE,
             f"this plan needs {need} file descriptors ({listening} for listeners, {sending} for receivers, "
-            f"{spec.workers} workers), the limit is {limit}: raise it (ulimit -Hn, systemd LimitNOFILE=) or use fewer "
-            "workers",
+            f"{spec.workers} workers), but the limit is {limit}; raise the limit (ulimit -Hn, systemd LimitNOFILE=) or "
+            "use fewer workers",
         )

@@ -42,7 +42,7 @@ def judge_receivers(spec: PlanSpec, receivers: Mapping[str, ReceiverState]) -> N
                 name = spec.listeners[hit.listener].name if hit is not None else ""
                 state.set_own(loops.words(wanted.address, hit, name) if hit is not None else "")
     except OSError as error:
-        log.warning("whether receivers are this host cannot be found out now: %s", error)
+        log.warning("the kernel does not say now which receivers are addresses of this host: %s", error)
 
 
 def judge_listeners(listeners: Iterable[ListenerState]) -> None:
@@ -56,7 +56,7 @@ def judge_listeners(listeners: Iterable[ListenerState]) -> None:
                 state.absent = {key: absent(key) for key in list(state.intakes) if not _hears(host, key)}
                 say_listener(state, before)
     except OSError as error:
-        log.warning("whether listeners' addresses are this host's cannot be found out now: %s", error)
+        log.warning("the kernel does not say now which listening addresses this host has: %s", error)
 
 
 def absent(key: SocketSpec) -> str:
@@ -78,9 +78,9 @@ def say_listener(listener: ListenerState, before: str) -> None:
     """Logs what a listener lacks, when that is news. before: down_why() until now."""
     now = listener.down_why()
     if now and now != before:
-        log.warning("listener %r is %s: %s; it is tried again", listener.name, listener.state, now)
+        log.warning("listener %r is %s: %s; samplicator keeps trying", listener.name, listener.state, now)
     elif before and not now:
-        log.info("listener %r is up: all its sockets are open", listener.name)
+        log.info("listener %r is up; all its sockets are open", listener.name)
 
 
 def share_casts(casts: Casts, listeners: Iterable[ListenerState]) -> None:

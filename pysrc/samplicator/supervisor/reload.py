@@ -198,7 +198,7 @@ class Reloader:
             return load_compact(self._load)
         except Exception as error:
             why = problems_of(error, None)[0]
-            log.info("the changed file is not used yet and is read again in %g s: %s", SECOND_LOOK_SECONDS, why)
+            log.info("the changed file has an error and is read again in %g s: %s", SECOND_LOOK_SECONDS, why)
             return None
 
     def _reload(self, trigger: str, loaded: Loaded | None = None) -> ReloadResult:
@@ -219,7 +219,7 @@ class Reloader:
         for warning in warnings:
             log.warning("%s", warning)
         for setting in changes.restart_needed:
-            log.warning("%s: only a restart makes that take effect", setting)
+            log.warning("%s: this change needs a restart", setting)
         return self._done("reload", trigger, changes.text(), begun, warnings)
 
     def _replan(self, trigger: str) -> ReloadResult:
@@ -241,7 +241,7 @@ class Reloader:
         except Exception as error:
             text = "; ".join(problems_of(error, self.loaded))
             if text != self._told:
-                log.error("this host has changed, and the plan that runs stays as it is: %s", text)
+                log.error("this host has changed, but no plan can be made for it; the running plan stays: %s", text)
             self._told = text
             return False
         self._told = ""
@@ -260,11 +260,11 @@ class Reloader:
         back."""
         problems = problems_of(error, loaded)
         published = self._runs.generation != before
-        outcome = f"plan {self._runs.generation} is published all the same" if published else "nothing has changed"
+        outcome = f"but plan {self._runs.generation} already runs" if published else "the running plan stays"
         hint = f"; {HOW_TO_EDIT}" if loaded is None and CHANGED_FILE in trigger else ""
         log.error("%s (%s) failed, %s: %s%s", what, trigger, outcome, "; ".join(problems), hint)
         if not isinstance(error, (ConfigError, OSError)):
-            log.error("this is a defect", exc_info=error)
+            log.error("this is a defect in samplicator; please report it", exc_info=error)
         return ReloadResult(False, self._runs.generation, "", problems, time.monotonic() - begun, published=published)
 
     def _start(self, loaded: Loaded) -> None:

@@ -57,7 +57,7 @@ def could_open(
             why = sockets.why_not_listening(key, error)
             if why != state.missing[key]:
                 state.missing[key] = why
-                log.warning("listener %r is still down: %s; it is tried again", state.name, why)
+                log.warning("listener %r is still down: %s; samplicator keeps trying", state.name, why)
         else:
             return True
         finally:

@@ -54,14 +54,14 @@ SPARED: Final = 10
 WATCH_SECONDS: Final = 2.0
 """How often next hops are looked at, while no copies leave and all is well with them."""
 REFUSED: Final = {
-    "segment": "the kernel refuses segmented sends (UDP_SEGMENT): datagrams leave one by one",
-    "transparent": "the kernel refuses sockets for exporters' ports: copies leave by the raw socket",
-    "packet": "the kernel refuses its frames: copies leave by the raw socket",
+    "segment": "the kernel refuses segmented sends (UDP_SEGMENT); datagrams are sent one by one",
+    "transparent": "the kernel refuses sockets on exporters' ports; the raw socket sends the copies",
+    "packet": "the kernel refuses link frames; the raw socket sends the copies",
 }
 REGAINED: Final = {
-    "segment": "the kernel takes segmented sends again",
-    "transparent": "copies leave by sockets for exporters' ports again",
-    "packet": "copies leave as frames again",
+    "segment": "the kernel accepts segmented sends again",
+    "transparent": "sockets on exporters' ports send copies again",
+    "packet": "copies are sent as link frames again",
 }
 
 
@@ -208,7 +208,12 @@ class Supervisor:
                     if part.group.spec != part.spec:
                         part.group.take(part.spec)
                 except OSError as error:
-                    log.error("listener %r: ring on %s stays as it was: %s", name, part.spec.interface, error.strerror)
+                    log.error(
+                        "listener %r: the ring on %s cannot be changed and stays as it is: %s",
+                        name,
+                        part.spec.interface,
+                        error.strerror,
+                    )
         if any(build.rings.values()):
             self._wake(build.workers)
 
@@ -335,14 +340,14 @@ class Supervisor:
             while worker.worker.generation < self._running.generation:
                 if worker.failed or time.monotonic() > deadline:
                     text = f"worker {worker.index} has not adopted plan {self._running.generation}"
-                    log.error("%s: it hangs; nothing that it may use is closed", text)
+                    log.error("%s; the worker hangs, so nothing that it may use is closed", text)
                     raise WorkerStuck(text)
                 time.sleep(pause)
                 pause = min(pause * 2, 0.002)
 
     def _retire_worker(self, worker: WorkerThread) -> None:
         if not worker.end(0, 5.0):
-            log.error("worker %d does not end", worker.index)
+            log.error("worker %d does not stop", worker.index)
         counts, total = worker.worker.latency()
         with self._running.lock:
             self._running.gone_latency = add_up([self._running.gone_latency, counts])
@@ -372,7 +377,7 @@ class Supervisor:
             for worker in self._running.workers:
                 worker.thread.join(max(0.0, deadline - time.monotonic()))
             if any(worker.thread.is_alive() for worker in self._running.workers):
-                log.error("a worker does not end; its sockets stay open until the process is gone")
+                log.error("a worker does not stop; its sockets stay open until the process ends")
                 return
             drained = time.monotonic() - begun
             for worker in self._running.workers:
@@ -390,7 +395,7 @@ class Supervisor:
             if self._running.ingress is not None:
                 self._running.ingress.close()
             if left:
-                text = "%d bytes of socket queue were left unread after %.3f s of draining (drain_timeout: %g s)"
+                text = "%d bytes of received data were not forwarded after %.3f s of draining (drain_timeout: %g s)"
                 log.warning(text, left, drained, timeout)
 
     # ------------------------------------------------------------------ while it runs
@@ -408,11 +413,11 @@ class Supervisor:
             for worker in self._running.workers:
                 worker.choose_from(ports)
                 if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):
-                    text = "worker %d: epoll refuses %d of its sockets, which it looks at every millisecond itself"
-                    log.warning(text + " (raise fs.epoll.max_user_watches)", worker.index, worker.worker.unpolled)
+                    text = "worker %d: epoll refuses %d sockets, so the worker reads them every millisecond"
+                    log.warning(text + "; raise fs.epoll.max_user_watches", worker.index, worker.worker.unpolled)
             for state in self._running.receivers.values():
                 for feature in state.newly_given_up():
-                    words = f"{REFUSED[feature]}; tried again in a minute, then less often"
+                    words = f"{REFUSED[feature]}; next try in a minute, then less often"
                     log.warning("receiver %r: %s", state.spec.name, words)
                 for feature in state.newly_regained(now):
                     log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
@@ -462,7 +467,9 @@ class Supervisor:
             except Exception as error:
                 if self._gate.add(("receiver", state.spec.name), 1, time.monotonic()):
                     defect = None if isinstance(error, OSError) else error
-                    log.warning("receiver %r cannot be looked at now: %s", state.spec.name, error, exc_info=defect)
+                    log.warning(
+                        "the state of receiver %r cannot be read now: %s", state.spec.name, error, exc_info=defect
+                    )
         return changed
 
     def _follow(self, changed: Sequence[ReceiverState]) -> None:

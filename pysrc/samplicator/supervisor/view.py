@@ -109,7 +109,7 @@ class View:
         """
         plan, spec = self._running.plan, self._running.spec
         if plan is None or spec is None:
-            raise RuntimeError("no plan runs")
+            raise RuntimeError("no plan is running")
         names = [item.name for item in spec.listeners]
         if not listener:
             by_port = [item.name for item in spec.listeners if any(s.port == port for s in item.sockets)]

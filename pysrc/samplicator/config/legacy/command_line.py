@@ -151,10 +151,10 @@ class _Reading:
                 elif attached or left:
                     self.argument(letter, attached or left.pop())
                 else:
-                    self.problem(f"-{letter}", "this option needs an argument")
+                    self.problem(f"-{letter}", "this option needs an argument; samplicate -h shows which")
                 return
             else:
-                self.problem(f"-{letter}", "unknown option; samplicate -h lists them")
+                self.problem(f"-{letter}", "there is no such option; samplicate -h lists the options")
 
     def long_option(self, word: str, left: list[str]) -> None:
         name, equals, value = word[2:].partition("=")
@@ -170,12 +170,12 @@ class _Reading:
             else:
                 self.service[name] = value
         elif name in LONG_WITH_ARGUMENT:
-            self.problem(f"--{name}", "this option needs an argument")
+            self.problem(f"--{name}", "this option needs an argument; samplicate -h shows which")
         elif name in LONG_FLAGS:
-            self.problem(f"--{name}", "this option takes no argument")
+            self.problem(f"--{name}", f"this option takes no argument; write --{name} alone")
         else:
             near = Suggest()(f"--{name}", [f"--{known}" for known in (*LONG_FLAGS, *LONG_WITH_ARGUMENT)])
-            self.problem(f"--{name}", f"unknown option{near or '; samplicate -h lists them'}")
+            self.problem(f"--{name}", f"there is no such option{near or '; samplicate -h lists the options'}")
 
     def flag(self, letter: str) -> None:
         if letter == "h":
@@ -189,7 +189,10 @@ class _Reading:
             files = ", ".join(dict.fromkeys(rule.file for rule in self.rules if rule.receivers))
             if files and not already:
                 what = "are not spoofed" if letter == "S" else "keep their checksums"
-                self.warn(f"-{letter}", f"comes after -c: the receivers of {files} {what}; write -{letter} before -c")
+                self.warn(
+                    f"-{letter}",
+                    f"this option comes after -c, so copies to receivers of {files} {what}; write -{letter} before -c",
+                )
             self.settings = replace(
                 self.settings,
                 spoof=self.settings.spoof or letter == "S",
@@ -221,8 +224,7 @@ class _Reading:
     def number(self, key: str, value: str, low: int, high: int, fallback: int = 0) -> int:
         if _is_number(value) and low <= int(value) <= high:
             return int(value)
-        wanted = "a number" if low < 0 else f"a number {low}..{high}"
-        self.problem(key, f"{value!r}: want {wanted}")
+        self.problem(key, f"{value!r} must be a number" + (f" {low}..{high}" if low >= 0 else ""))
         return fallback
 
     def service_port(self, value: str) -> int | None:
@@ -232,7 +234,7 @@ class _Reading:
             self.problem("-p", str(error))
             return None
         if found is None:
-            self.problem("-p", f"{value!r} is neither a port nor a service name")
+            self.problem("-p", f"{value!r} is not a port and not a service name; write a number 1..65535")
         return found
 
     def rule_file(self, path: str) -> None:
@@ -300,19 +302,22 @@ class _Reading:
         """Warnings about what is legal and probably not meant."""
         for rule in self.rules:
             if rule.source.never:
-                why = f"{rule.source.text} never matches: bits are set outside the mask; write {rule.source.corrected}"
+                why = f"{rule.source.text} has bits outside its mask and never matches; write {rule.source.corrected}"
                 self.warnings.append(Problem(rule.file, rule.line, "", why))
             if not rule.receivers:
-                self.warnings.append(Problem(rule.file, rule.line, "", "no receiver: the rule has no effect"))
+                why = "the rule has no receiver and no effect; write receivers after the colon"
+                self.warnings.append(Problem(rule.file, rule.line, "", why))
         if self.settings.pause_us and len(self.rules) > bool(receivers):
-            self.warn("-x", "acts on receivers of the command line only, not on those of rule files")
+            self.warn("-x", "this option acts only on receivers of the command line, not on those of rule files")
         if self.settings.pause_us and receivers:
-            self.warn("-x", "the wait after each copy delays all receivers; datagrams may be lost")
+            self.warn("-x", "the wait after each copy delays all receivers and can lose datagrams")
         if not self.settings.checksum and not self.settings.spoof:
-            self.warn("-n", "acts on spoofed copies only (-S): the kernel writes the checksums of all others")
+            self.warn(
+                "-n", "this option acts only on spoofed copies (-S); the kernel writes the checksums of all others"
+            )
         dry = [r for rule in self.rules for r in rule.receivers if r.settings.spoof and not r.settings.checksum]
         if any(r.to.startswith("[") for r in dry):
-            self.warn("-n", "IPv6 copies keep their checksums: zero is illegal over IPv6 (RFC 8200 section 8.1)")
+            self.warn("-n", "IPv6 copies keep their checksums, because IPv6 needs them (RFC 8200 section 8.1)")
 
 
 def _is_number(text: str) -> bool:

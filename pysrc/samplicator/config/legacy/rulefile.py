@@ -81,7 +81,7 @@ def read_rule_file(path: str) -> bytes:
     except TooLarge as error:
         raise ConfigError([Problem(path, 0, "", str(error.strerror))]) from None
     except (OSError, ValueError) as error:
-        why = f"cannot read it: {getattr(error, 'strerror', None) or error}"
+        why = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
         raise ConfigError([Problem(path, 0, "", why)]) from None
 
 
@@ -111,11 +111,13 @@ def _parse_line(
     if not text or text.startswith("#"):
         return None
     if bare := _BARE_IPV6.match(text):
-        whys.append(f"{bare[0]!r}: an IPv6 source needs brackets; write [{bare[1]}]{bare[2] or ''}:")
+        whys.append(f"{bare[0]!r}: an IPv6 source must be in brackets; write [{bare[1]}]{bare[2] or ''}:")
         return None
     colon = text.find(":", text.find("]") if text.startswith("[") and "]" in text else 0)
     if colon < 0 or "#" in text[:colon]:
-        whys.append(f"{text.partition('#')[0].strip()!r}: missing colon between the source and its receivers")
+        whys.append(
+            f"{text.partition('#')[0].strip()!r}: the colon after the source is missing; write SOURCE: RECEIVER"
+        )
         return None
     try:
         source = parse_rule_source(text[:colon], settings.family)
@@ -147,14 +149,14 @@ def parse_rule_source(text: str, family: Family = "any") -> ParsedSource:
     if addr.startswith("["):
         if not addr.endswith("]"):
             fix = text.replace("[", "").replace("]", "").strip().partition("/")
-            raise ValueError(f"{text.strip()!r}: mismatched brackets; write [{fix[0]}]{fix[1]}{fix[2]}:")
+            raise ValueError(f"{text.strip()!r}: one bracket is missing or too many; write [{fix[0]}]{fix[1]}{fix[2]}:")
         addr = addr[1:-1]
     elif ":" in addr:
-        raise ValueError(f"{text.strip()!r}: an IPv6 source needs brackets")
+        raise ValueError(f"{text.strip()!r}: an IPv6 source must be in brackets; write [2001:db8::]/32:")
     if slash and mask != mask.strip(_BLANK_SET):
-        raise ValueError(f"{text!r}: no blank next to the mask; write {addr}/{mask.strip()}:")
+        raise ValueError(f"{text!r}: there must be no blank before or after the mask; write {addr}/{mask.strip()}:")
     if not addr:
-        raise ValueError("the source is missing before the colon; 0.0.0.0 selects every exporter")
+        raise ValueError("the source before the colon is missing; write 0.0.0.0 for every exporter")
     source = parse_source(addr + slash + mask)
     if addr == "0.0.0.0" or (source.family == 6 and not any(source.address + source.mask) and not source.host):
         return replace(EVERYTHING, text=source.text)
@@ -172,7 +174,7 @@ def parse_receiver(text: str, settings: Settings, ports: PortByName = port_by_na
     else:
         host = address_text(literal[1]) + (f"%{literal[2]}" if literal[2] else "")
     if "#" in text:
-        raise ValueError(f"{text!r}: a comment needs a blank before its #")
+        raise ValueError(f"{text!r}: a comment must have a blank before its #; add a blank")
     port, slash, tail = rest[1:].partition("/")
     numbers = _ports(text, port, ports) if rest else range(DEFAULT_PORT, DEFAULT_PORT + 1)
     freq, ttl = _freq_ttl(text, tail) if slash else (1, 64)
@@ -188,14 +190,14 @@ def _receiver_host(text: str) -> tuple[str, str]:
         if not bracket:
             raise ValueError(f"{text!r}: the closing bracket is missing; write [ADDRESS]/PORT")
         if rest and not rest.startswith("/"):
-            raise ValueError(f"{text!r}: the port comes after a slash; write [{host}]/{rest.lstrip(':,')}")
+            raise ValueError(f"{text!r}: the port must come after a slash; write [{host}]/{rest.lstrip(':,')}")
     else:
         host, slash, tail = text.partition("/")
         rest = slash + tail
         if host.count(":") == 1:
-            raise ValueError(f"{text!r}: the port comes after a slash; write {host.replace(':', '/')}{rest}")
+            raise ValueError(f"{text!r}: the port must come after a slash; write {host.replace(':', '/')}{rest}")
         if ":" in host:
-            raise ValueError(f"{text!r}: an IPv6 address needs brackets; write [{host}]{rest}")
+            raise ValueError(f"{text!r}: an IPv6 address must be in brackets; write [{host}]{rest}")
     return host, rest
 
 
@@ -207,24 +209,27 @@ def _ports(text: str, port: str, ports: PortByName) -> range:
         low = parse_port(match[1])
         high = parse_port(match[3]) if match[2] == "-" else low + int(match[3]) - 1
         if high < low:
-            why = "runs backwards" if match[2] == "-" else "has no port in it"
+            why = (
+                "must begin with the lower port" if match[2] == "-" else "has no port in it; write a count of 1 or more"
+            )
             raise ValueError(f"{text!r}: the port range {port} {why}")
         if high > 65535:
-            raise ValueError(f"{text!r}: the port range {port} ends at {high}, over 65535")
+            raise ValueError(f"{text!r}: the port range {port} ends at {high}; the last port can be 65535")
         return range(low, high + 1)
     if "," in port:
-        raise ValueError(f"{text!r}: the ttl comes after the frequency; write PORT/FREQ,TTL, or PORT/,TTL")
+        raise ValueError(f"{text!r}: the ttl must come after the frequency; write PORT/FREQ,TTL or PORT/,TTL")
     found = ports(port) if port else None
     if found is None:
-        raise ValueError(f"{text!r}: {port!r} is neither a port nor a service name" if port else f"{text!r}: no port")
+        why = f"{port!r} is not a port and not a service name" if port else "the port after the slash is missing"
+        raise ValueError(f"{text!r}: {why}; write a number 1..65535")
     return range(found, found + 1)
 
 
 def _freq_ttl(text: str, tail: str) -> tuple[int, int]:
     freq, comma, ttl = tail.partition(",")
     if freq and not (_DIGITS.fullmatch(freq) and 1 <= int(freq) <= 2**32 - 1):
-        hint = "; a port range is written PORT-PORT or PORT+COUNT" if freq[0] in "+-" else ""
-        raise ValueError(f"{text!r}: the frequency {freq!r} is not a number 1..4294967295{hint}")
+        hint = "; write a port range as PORT-PORT or PORT+COUNT" if freq[0] in "+-" else ""
+        raise ValueError(f"{text!r}: the frequency {freq!r} must be a number 1..4294967295{hint}")
     if comma and not (_DIGITS.fullmatch(ttl) and 1 <= int(ttl) <= 255):
-        raise ValueError(f"{text!r}: the ttl {ttl!r} is not a number 1..255")
+        raise ValueError(f"{text!r}: the ttl {ttl!r} must be a number 1..255")
     return int(freq) if freq else 1, int(ttl) if comma else 64

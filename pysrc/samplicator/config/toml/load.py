@@ -36,16 +36,16 @@ from samplicator.errors import ConfigError, Problem
 _TABLES: dict[str, type[Table]] = {"service": Service, "datapath": Datapath}
 _LISTS: dict[str, type[Table]] = {"listener": Listener, "receiver": Receiver, "pool": Pool, "rule": Rule}
 _AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
-_WANT = {
-    "string_type": "want text in quotes",
-    "int_type": "want a whole number",
-    "int_from_float": "want a whole number",
-    "float_type": "want a number",
-    "finite_number": "want a finite number",
-    "bool_type": "want true or false",
-    "list_type": "want a list in brackets, as [...]",
-    "too_short": "want at least one entry",
-    "missing": "this key is required",
+_MUST_BE = {
+    "string_type": "must be text in quotes",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list in brackets, such as [...]",
+    "too_short": "must have at least one entry",
+    "missing": "this key is required; add it",
 }
 T = TypeVar("T", bound=Table)
 WHOLE = -1
@@ -60,7 +60,7 @@ def load_toml(path: str) -> Loaded:
         raise ConfigError([Problem(path, 0, "", str(error.strerror))]) from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            [Problem(path, 0, "", f"cannot read it: {getattr(error, 'strerror', None) or error}")]
+            [Problem(path, 0, "", f"the file cannot be read: {getattr(error, 'strerror', None) or error}")]
         ) from None
     return parse_toml(data, path)
 
@@ -101,7 +101,7 @@ def _values(data: bytes, path: str) -> tuple[str, dict[str, Any]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Problem(path, line, "", "not UTF-8 text; save the file as UTF-8")]) from None
+        raise ConfigError([Problem(path, line, "", "the file is not UTF-8 text; save it as UTF-8")]) from None
     try:
         return text, tomllib.loads(text)
     except RecursionError:
@@ -127,7 +127,7 @@ class _Reader:
         """Every finding of the file."""
         for key in self.raw:
             if key not in _TABLES and key not in _LISTS:
-                self._add((key,), f"unknown key{self.suggest(key, [*_TABLES, *_LISTS])}")
+                self._add((key,), f"there is no table of this name{self.suggest(key, [*_TABLES, *_LISTS])}")
         self.service = self._table(self.raw.get("service", {}), Service, ("service",)) or self.service
         datapath = self._table(self.raw.get("datapath", {}), Datapath, ("datapath",)) or Datapath()
         listeners = self._list("listener", Listener)
@@ -177,7 +177,7 @@ class _Reader:
 
     def _list(self, table: str, model: type[T]) -> list[T | None]:
         if not isinstance(self.raw.get(table, []), list):
-            self._add((table,), f"want [[{table}]], with double brackets, once for each {table}")
+            self._add((table,), f"must be written with double brackets, [[{table}]], once for each {table}")
             return [None]  # something is there: "no receiver" would be one complaint too many
         return [self._table(item, model, (table, index)) for index, item in enumerate(self._items(table))]
 
@@ -204,7 +204,12 @@ class _Reader:
         """The model of a table. A broken one is reported, then read again without its broken values; None when that
         fails too."""
         if not isinstance(raw, dict):
-            self._add(path, f"want a table, as [{path[0]}]" if len(path) == 1 else "want a table")
+            self._add(
+                path,
+                f"must be a table, written as [{path[0]}]"
+                if len(path) == 1
+                else f"must be a table, written as [[{path[0]}]]",
+            )
             return None
         try:
             return model.model_validate(raw)
@@ -243,20 +248,20 @@ class _Reader:
             if not near:
                 elsewhere = {name: table for table, other in _TABLES.items() for name in other.model_fields}
                 for name in difflib.get_close_matches(key, list(elsewhere), 1):
-                    return f"unknown key; did you mean {name!r}, which belongs into [{elsewhere[name]}]?"
-            return f"unknown key{near}"
+                    return f"there is no such key here; did you mean {name!r} of [{elsewhere[name]}]?"
+            return f"there is no such key{near}"
         if kind == "value_error":
             return str(context["error"])
         if kind == "literal_error":
             got = item["input"]
             hint = self.suggest(got, re.findall(r"'(\w+)'", context["expected"])) if isinstance(got, str) else ""
-            return f"want {context['expected']}{hint}"
+            return f"must be {context['expected']}{hint}"
         if kind in ("greater_than_equal", "less_than_equal"):
             low, high = _bounds(model, item["loc"]) if len(item["loc"]) == 1 else (None, None)
             if low is None:
-                return f"want a number >= {context['ge']}" if "ge" in context else f"want a number <= {context['le']}"
-            return f"want a number {low}..{high}"
-        return _WANT.get(kind, str(item["msg"]))
+                return f"must be at least {context['ge']}" if "ge" in context else f"must be at most {context['le']}"
+            return f"must be a number {low}..{high}"
+        return _MUST_BE.get(kind, str(item["msg"]))
 
 
 def _bounds(model: type[Table], where: Sequence[str | int]) -> tuple[object, object]:
