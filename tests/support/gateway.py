@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import socket
 import threading
@@ -112,6 +113,7 @@ class Loopback:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._end = False
+        self._asked = ""
         self._thread = threading.Thread(target=self._run, name="loopback")
         self._thread.start()
 
@@ -145,6 +147,19 @@ class Loopback:
         with self._lock:
             return len(self._outs) + len(self._ins) + len(self._fresh)
 
+    def drop_doors(self) -> None:
+        """Closes all of them, as a gateway that ends."""
+        self._ask("drop")
+
+    def close_ended(self) -> None:
+        """Closes those whose other end is gone; a loopback that reads learns of the receivers' by itself."""
+        self._ask("ended")
+
+    def _ask(self, what: str) -> None:
+        self._asked = what
+        self.wake()
+        wait_until(lambda: not self._asked, f"the loopback to {what}")
+
     def close(self) -> None:
         self._end = True
         self.wake()
@@ -177,12 +192,29 @@ class Loopback:
                 else:
                     self._ins[worker] = door
             self._fresh.clear()
+        if self._asked:
+            self._let_go(only_ended=self._asked == "ended")
+            self._asked = ""
         watched = set(self._selector.get_map()) - {self._wake_read}
         for door in list(self._outs):
             if self.held and door.fileno() in watched:
                 self._selector.unregister(door)
             elif not self.held and door.fileno() not in watched:
                 self._selector.register(door, selectors.EVENT_READ)
+
+    def _let_go(self, *, only_ended: bool) -> None:
+        for door in [*self._outs, *self._ins.values()]:
+            looked = select.poll()
+            looked.register(door, 0)
+            if only_ended and not looked.poll(0):
+                continue
+            if door.fileno() in self._selector.get_map():
+                self._selector.unregister(door)
+            with self._lock:
+                self._outs.pop(door, None)
+                for worker in [worker for worker, other in self._ins.items() if other is door]:
+                    del self._ins[worker]
+            door.close()
 
     def _pass_on(self, door: Door) -> None:
         worker = self._outs[door]

@@ -52,7 +52,11 @@ def identity(spec: ReceiverSpec) -> bytes:
 
 
 def unread_bytes(sock: socket.socket, request: int) -> int:
-    """TIOCOUTQ: what the other end has not read yet; FIONREAD: what waits here (unix(7))."""
+    """TIOCOUTQ: what the other end has not read yet; FIONREAD: what waits here (unix(7)). Raises OSError, of one that
+    is closed, too.
+    """
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, "closed")
     found: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, bytes(4)))[0]
     return found
 
