@@ -19,6 +19,8 @@ from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket, Tx, TxCounters
 from samplicator.gateways.door import Datagram, Door, pair
 
+from support.flows import Collector
+from support.pools import Exporter, Stand
 from support.worker import Arrival, Listener, Relay, Sink, Way, wait_until
 
 QUEUE_BYTES = 16 << 20
@@ -246,3 +248,24 @@ class Loopback:
                     return
                 if done < len(datagrams):
                     room.select(0.1)
+
+
+class DoorStand(Stand):
+    """The stand of tests/support/pools.py with doors in the place of sockets, before the worker and behind it."""
+
+    def __init__(self, relay: Relay, exporters: int, receivers: int = 4) -> None:
+        super().__init__(relay, exporters, 0)
+        relay.listeners.remove(self.listener)
+        self.listener.sock.close()
+        self.listener = self.door = door_listener(relay)
+        self.door.handle.set_flow(True)
+        sinks = [door_sink(relay) for _ in range(receivers)]
+        self.sinks = list(sinks)
+        self.ways = [door_way(relay, sink) for sink in sinks]
+        self.collectors = [Collector() for _ in sinks]
+        self.taken = [0] * receivers
+
+    def send(self, exporter: Exporter, payload: bytes) -> None:
+        address, port = exporter.sock.getsockname()
+        self.door.put(Datagram(socket.inet_aton(address), port, payload))
+        self.sent += 1
