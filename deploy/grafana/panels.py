@@ -63,34 +63,34 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Copies sent",
                 "pps",
                 rate("samplicator_send_datagrams_total", RECEIVER),
-                "Copies that the kernel accepted, all receivers together.",
+                "Copies that the kernel accepted, for all receivers together.",
             ),
             stat(
-                "Lost before us",
+                "Lost before samplicator",
                 "pps",
                 rate("samplicator_receive_kernel_drops_total", LISTENER),
-                "Dropped by the kernel because a receive buffer was full. Anything but 0 is loss for every receiver.",
+                "Dropped by the kernel because a receive buffer was full. Above 0, all receivers lose datagrams.",
                 red_above=0.001,
             ),
             stat(
-                "Copies not sent",
+                "Copies failed",
                 "pps",
                 rate("samplicator_send_errors_total", RECEIVER),
-                "Copies that the kernel refused, any receiver, any reason.",
+                "Copies that the kernel or the network did not take, for all receivers and reasons.",
                 red_above=0.001,
             ),
             stat(
                 "Receivers up",
                 "percentunit",
                 f"avg(samplicator_receiver_up{{{RECEIVER}}})",
-                "Share of the receivers that take their copies.",
+                "Share of the receivers that are up.",
                 red_below=1.0,
             ),
             stat(
                 "Last reload",
                 "none",
                 f"min(samplicator_config_last_reload_successful{{{SELECT}}})",
-                "Refused: an instance runs an older configuration than its file says. Its log says why.",
+                "refused: an instance runs an older configuration than its file. Its log shows the reason.",
                 mappings=(("0", "refused", "red"), ("1", "good", "green")),
             ),
         ),
@@ -102,7 +102,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Datagrams received",
                 "pps",
                 (Query(rate("samplicator_receive_datagrams_total", LISTENER, "listener"), "{{listener}}"),),
-                "Read from the sockets of each listener.",
+                "Datagrams read from the sockets of each listener.",
             ),
             Panel(
                 "Bytes received",
@@ -114,10 +114,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Lost in the kernel",
                 "pps",
                 (Query(rate("samplicator_receive_kernel_drops_total", LISTENER, "listener"), "{{listener}}"),),
-                "Receive buffer full. Raise net.core.rmem_max and receive_buffer, or add workers.",
+                "The receive buffer was full. Raise net.core.rmem_max and receive_buffer, or add workers.",
             ),
             Panel(
-                "Received, sent to nobody",
+                "Received but not forwarded",
                 "pps",
                 (
                     Query(
@@ -129,7 +129,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{listener}} truncated",
                     ),
                 ),
-                "acl: a stop rule without receivers. no_route_rule: no rule. truncated: longer than max_datagram.",
+                "acl: a rule drops it. no_route_rule: no rule matches. truncated: longer than max_datagram.",
             ),
             Panel(
                 "Waiting in receive buffers",
@@ -144,7 +144,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{listener}} size",
                     ),
                 ),
-                "Bytes in the sockets' queues as the kernel accounts them, and what they hold at most.",
+                "Bytes in the sockets' queues, and the size of the queues, as the kernel counts them.",
             ),
             Panel(
                 "Datagrams per receive call",
@@ -157,7 +157,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{listener}}",
                     ),
                 ),
-                "Small while the worker keeps up, the configured batch when it is behind.",
+                "A small value: the worker keeps up. The value of `batch`: the worker is too slow.",
             ),
         ),
     ),
@@ -168,17 +168,17 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Copies sent",
                 "pps",
                 (Query(rate("samplicator_send_datagrams_total", RECEIVER, "receiver"), "{{receiver}}"),),
-                "Accepted by the kernel.",
+                "Copies that the kernel accepted.",
             ),
             Panel(
-                "Copies not sent, by reason",
+                "Copies failed, by reason",
                 "pps",
                 (
                     Query(
                         rate("samplicator_send_errors_total", RECEIVER, "receiver, reason"), "{{receiver}} {{reason}}"
                     ),
                 ),
-                "refused: nobody listens there. no_neighbor, no_route: the network. no_buffer_space: interface full.",
+                "refused: no program listens. no_neighbor, no_route: network. no_buffer_space: interface full.",
             ),
             Panel(
                 "Copies skipped on purpose",
@@ -189,7 +189,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{receiver}} {{reason}}",
                     ),
                 ),
-                "sampled_out: freq says so.",
+                "sampled_out: copies left out by the receiver's freq.",
             ),
             Panel(
                 "Bytes sent",
@@ -201,10 +201,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Receiver up",
                 "none",
                 (Query(f"min by (receiver) (samplicator_receiver_up{{{RECEIVER}}})", "{{receiver}}"),),
-                "1: takes its copies. 0: the last ones failed.",
+                "1: the receiver is up. 0: the receiver is refusing, unreachable or looping.",
             ),
             Panel(
-                "Offered = sent + skipped + not sent",
+                "Offered = sent + skipped + failed",
                 "pps",
                 (
                     Query(
@@ -220,7 +220,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{receiver}} accounted for",
                     ),
                 ),
-                "The conservation law. The two lines of a receiver lie on each other, always.",
+                "Every offered copy is accounted for: the two lines of a receiver are always equal.",
             ),
         ),
     ),
@@ -231,10 +231,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Datagrams by protocol",
                 "pps",
                 (Query(rate("samplicator_flow_datagrams_total", SELECT, "protocol"), "{{protocol}}"),),
-                "What the datagrams' headers say they are, of listeners with flow.",
+                "Protocol by the header of the datagram, for listeners with flow.",
             ),
             Panel(
-                "Lost before us",
+                "Lost before samplicator",
                 "ops",
                 (
                     Query(
@@ -245,14 +245,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         rate("samplicator_flow_sequence_lost_records_total", SELECT, "protocol"), "{{protocol}} records"
                     ),
                 ),
-                "Missing by the exporters' sequence numbers: lost in the network, or in our kernel. By exporter: "
+                "Gaps in the exporters' sequence numbers: lost in the network or in this host's kernel. Per exporter: "
                 "samplicator ledger.",
             ),
             Panel(
                 "Templates known",
                 "none",
                 (Query(f"sum by (kind) (samplicator_flow_templates{{{SELECT}}})", "{{kind}}"),),
-                "Templates of NetFlow v9 and IPFIX exporters, of data and of options.",
+                "Data templates and options templates of NetFlow v9 and IPFIX exporters.",
             ),
         ),
     ),
@@ -268,17 +268,17 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{instance}} worker {{worker}}",
                     ),
                 ),
-                "Share of the time that a worker was not waiting for datagrams. Near 100 %: add a worker.",
+                "Share of the time that a worker does not wait for datagrams. Near 100 %: add a worker.",
             ),
             Panel(
-                "Time in the samplicator",
+                "Time in samplicator",
                 "s",
                 (
                     Query(quantile("samplicator_forward_latency_seconds", 0.5), "median"),
                     Query(quantile("samplicator_forward_latency_seconds", 0.99), "99 %"),
                     Query(quantile("samplicator_forward_latency_seconds", 0.999), "99.9 %"),
                 ),
-                "From the kernel's arrival timestamp until the copies were handed back to the kernel.",
+                "Time from the kernel's arrival timestamp until the kernel has taken the last copy.",
             ),
             Panel(
                 "CPU",
@@ -290,7 +290,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     ),
                     Query(rate("process_cpu_seconds_total", SELECT, "instance"), "{{instance}} whole process"),
                 ),
-                "CPU time per second.",
+                "CPU seconds per second.",
             ),
             Panel(
                 "Heartbeat age",
@@ -301,7 +301,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{instance}} worker {{worker}}",
                     ),
                 ),
-                "Time since the worker's last turn. Grows only when a worker stands still.",
+                "Time since the last turn of the worker. A growing value means that the worker is stuck.",
             ),
             Panel(
                 "Wake-ups and stalls",
@@ -316,13 +316,13 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{instance}} worker {{worker}} stalls",
                     ),
                 ),
-                "Stall: a send that had to be tried again because the kernel's buffer was full.",
+                "Stall: a send that was repeated because the kernel's buffer was full.",
             ),
             Panel(
                 "Lag of the control loop",
                 "s",
                 (Query(quantile("samplicator_control_loop_lag_seconds", 0.99), "99 %"),),
-                "How late timers of the control plane (metrics, API, reload) fire. It never delays datagrams.",
+                "How late the timers of the control plane (metrics, API, reload) run. This does not delay datagrams.",
             ),
         ),
     ),
@@ -339,13 +339,13 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{instance}} refused",
                     ),
                 ),
-                "Attempts to take over a changed configuration, and those that were refused.",
+                "Reloads, and reloads that were refused.",
             ),
             Panel(
                 "Different configurations in the fleet",
                 "none",
                 (Query(f'count(count_values("hash", samplicator_config_hash{{{SELECT}}}))', "configurations"),),
-                "More than 1: not every chosen instance runs the same configuration.",
+                "More than 1: the selected instances do not all run the same configuration.",
             ),
             Panel(
                 "Memory",
@@ -357,7 +357,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Log messages",
                 "ops",
                 (Query(rate("samplicator_log_messages_total", SELECT, "instance, level"), "{{instance}} {{level}}"),),
-                "Messages by level.",
+                "Log messages by level.",
             ),
         ),
     ),

@@ -29,7 +29,7 @@ one is a defect.
 
 `samplicator_receive_kernel_drops_total` counts what was lost before it could be read; it is in no other series.
 
-The table is written by generate.py from the one in `pysrc/samplicator/catalogue.py`.
+The table is written by generate.py from the one in `pysrc/samplicator/views/catalogue.py`.
 
 """
 

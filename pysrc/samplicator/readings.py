@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,22 @@ class FlowSession:
     counters: Mapping[str, int]
     style: str = ""
     unmatched: bool = False
+
+
+class Activity(NamedTuple):
+    """What an observation domain has counted: a FlowSession in short, for those who look at many of them often.
+    address: packed. style: as there. first_ns: CLOCK_MONOTONIC. lost: units lost before us, without gaps that may
+    close.
+    """
+
+    number: int
+    address: bytes
+    protocol: str
+    style: str
+    first_ns: int
+    datagrams: int
+    bytes: int
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)

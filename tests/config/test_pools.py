@@ -89,9 +89,8 @@ ERRORS: list[dict[str, Any]] = [
         "description": "too few weights",
         "in": HEAD + pool(MEMBERS, "weight = [2]"),
         "expected": [
-            "13: pool[0].weight: there must be one weight per member, but there are 1 for 2; add "
-            "or remove weights, or write a table, such as { alpha = 2 }; members it leaves out "
-            "have 1"
+            "13: pool[0].weight: `weight` must have 2 entries, one per member, but it has 1; or "
+            "write a table, such as { alpha = 2 }, in which other members have 1",
         ],
     },
     {

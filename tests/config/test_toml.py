@@ -201,11 +201,12 @@ CASES: list[dict[str, Any]] = [
         + '[[receiver]]\nname = "d"\nto = "0.0.0.0:1"\n[[receiver]]\nname = "e"\nto = "[fe80::1]:1"\n'
         + '[[receiver]]\nname = "f"\nto = "a b:1"\n[[receiver]]\nname = "g"\nto = "host:0"\n',
         "expected": [
-            "7: receiver[0].to: '2001:db8::1:9995': an IPv6 address must be in brackets with a "
-            "port after them; write [2001:db8::1:9995]:2055",
+            "7: receiver[0].to: '2001:db8::1:9995': an IPv6 address must be in brackets and "
+            "followed by a port; write [2001:db8::1:9995]:2055",
             "14: receiver[1].to: '192.0.2.10': the port is missing; write HOST:PORT, such as "
             "192.0.2.10:9995 or [2001:db8::1]:9995",
-            "17: receiver[2].to: '192.0.2.300' is not an IPv4 address; write four numbers 0..255, such as 192.0.2.1",
+            "17: receiver[2].to: '192.0.2.300' is not an IPv4 address; write four numbers 0..255, "
+            "such as 192.0.2.1",
             "20: receiver[3].to: '0.0.0.0:1': copies cannot be sent to 0.0.0.0; write the receiver's own address",
             "23: receiver[4].to: a link-local address needs its interface; write [fe80::1%eth0]:1",
             "26: receiver[5].to: 'a b' is not an address and not a host name; write 192.0.2.1, "

@@ -76,8 +76,8 @@ def test_domains_that_are_not_looked_at(load: Load) -> None:
     ("receiver", "why"),
     [
         ('source_port = "per-session"\nspoof = true', "a spoofed copy has the exporter's port"),
-        ('source_port = "per-session"\nengine = "raw"', 'needs UDP sockets, not engine "raw"'),
-        ('source_port = "per-session"\nsource = "192.0.2.77:4000"', "the source has port 4000"),
+        ('source_port = "per-session"\nengine = "raw"', '"per-session" cannot be combined with engine "raw"'),
+        ('source_port = "per-session"\nsource = "192.0.2.77:4000"', "`source` has port 4000"),
         ('source_port = "per-session"\nsource = "203.0.113.9"', "that is not an address of this host"),
         ('source_port = "own"', "'shared' or 'per-session'"),
         ('domain = "other"', "'keep' or 'unique'"),
@@ -189,7 +189,7 @@ def test_two_of_us_do_not_share_it(tmp_path: Path, caplog: pytest.LogCaptureFixt
     path = tmp_path / "domains"
     first = aliases.make(str(path))
     second = aliases.make(str(path))
-    assert "another samplicator uses it" in caplog.text
+    assert "another samplicator uses this file" in caplog.text
     second.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
     assert aliases.rows(first, 0, 10) == ([], 0)
     first.take(bytes([10, 0, 0, 2]), 5, 9, 3, 100)
@@ -206,7 +206,7 @@ def test_a_file_in_use_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFi
     os.truncate(path, 2 * ALIAS_BYTES)
     with caplog.at_level(logging.WARNING):
         other = aliases.make(str(path))
-    assert "another samplicator uses it" in caplog.text
+    assert "another samplicator uses this file" in caplog.text
     assert other.take(bytes([10, 0, 0, 1]), 6, 9, 3, 100) == alias
     assert path.stat().st_size == 2 * ALIAS_BYTES
     assert [row.port for row in aliases.rows(made, 0, 10)[0]] == [5]

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 from samplicator.health.receiver import ReceiverState
-from samplicator.host import sockets
+from samplicator.host import listening, sockets
 from samplicator.host.neighbors import Answering, Neighbors, Sight
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import SocketSpec
@@ -26,10 +26,10 @@ from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, sp
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:
     """(TTL, TOS, SO_REUSEPORT, timestamps, receive buffer) of each socket that listens."""
     options = (
-        (socket.IPPROTO_IP, sockets.IP_RECVTTL),
-        (socket.IPPROTO_IP, sockets.IP_RECVTOS),
+        (socket.IPPROTO_IP, listening.IP_RECVTTL),
+        (socket.IPPROTO_IP, listening.IP_RECVTOS),
         (socket.SOL_SOCKET, socket.SO_REUSEPORT),
-        (socket.SOL_SOCKET, sockets.SO_TIMESTAMPNS),
+        (socket.SOL_SOCKET, listening.SO_TIMESTAMPNS),
         (socket.SOL_SOCKET, socket.SO_RCVBUF),
     )
     socks = [intake.sock for state in supervisor._running.listeners.values() for intake in state.sockets()]
@@ -105,11 +105,11 @@ def test_many_ports_that_are_taken_hide_none_that_is_free(
 
 def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     low = SocketSpec(0, "0.0.0.0", 514, 4, False, "", ())
-    why = sockets.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
+    why = listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
     assert "CAP_NET_BIND_SERVICE" in why
     assert "low-ports.conf" in why
     monkeypatch.setattr(sockets, "_sysctl", lambda name, unknown=0: 100)
-    assert sockets.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
+    assert listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
 
 
 def test_no_free_descriptor_stops_no_looking(
@@ -139,9 +139,9 @@ def test_no_free_descriptor_stops_no_looking(
             supervisor.watch_neighbours()
             supervisor.look()
     assert looked.count("two") == looked.count("one") >= 3
-    assert [r.message for r in caplog.records if "cannot be looked at" in r.message] == [
-        "receiver 'one' cannot be looked at now: [Errno 24] Too many open files",
-        "receiver 'two' cannot be looked at now: [Errno 24] Too many open files",
+    assert [r.message for r in caplog.records if "cannot be read now" in r.message] == [
+        "the state of receiver 'one' cannot be read now: [Errno 24] Too many open files",
+        "the state of receiver 'two' cannot be read now: [Errno 24] Too many open files",
     ]
     assert all(state.up for state in states)
     assert supervisor.housekeeping() == ()
@@ -172,7 +172,7 @@ def test_stop_under_load_leaves_nothing(load: Load, collector: Collector, caplog
         running.clear()
         for thread in threads:
             thread.join(5)
-    assert [r.message for r in caplog.records if "left unread" in r.message] == []
+    assert [r.message for r in caplog.records if "were not forwarded" in r.message] == []
 
 
 def test_what_is_left_is_told_with_the_time_it_took(
@@ -184,7 +184,7 @@ def test_what_is_left_is_told_with_the_time_it_took(
     supervisor.apply(replace(spec(load, port, collector.port), batch=1))
     Exporters(1, port).send(50)
     supervisor.drain_and_stop(0.5)
-    (line,) = [r for r in caplog.records if "left unread" in r.message]
+    (line,) = [r for r in caplog.records if "were not forwarded" in r.message]
     assert 0.3 < float(line.args[1]) < 10  # type: ignore[index,arg-type]
     assert "(drain_timeout: 0.5 s)" in line.message
 

@@ -188,8 +188,8 @@ def test_what_this_host_lacks_is_a_warning(load: Load) -> None:
     assert [(s.interface, s.index) for s in spec.listeners[0].sockets] == [("eth9", 0)]
     assert [(r.name, r.missing, r.unresolved) for r in spec.receivers] == [
         ("r", "the source 192.0.2.77 is not an address of this host now", False),
-        ("near", "no such interface: eth8", False),
-        ("named", "name does not resolve", True),
+        ("near", "there is no interface eth8", False),
+        ("named", "the host name does not resolve", True),
     ]
     assert [(r.udp.address, r.udp.family, r.udp.host) for r in spec.receivers[2:]] == [(bytes(4), 4, "nowhere.example")]
     words = " | ".join(spec.warnings)
@@ -242,7 +242,7 @@ def test_names_are_looked_up_with_their_family(load: Load) -> None:
     spec = compile(loaded, {("c.example", 6): (six, four), ("c.example", 0): (four,)}, host()).receivers[0]
     assert (spec.udp.address, spec.udp.family, spec.udp.host) == (six.address, 6, "c.example")
     spec = compile(loaded, {}, host()).receivers[0]
-    assert (spec.udp.address, spec.udp.family, spec.missing) == (bytes(16), 6, "name does not resolve")
+    assert (spec.udp.address, spec.udp.family, spec.missing) == (bytes(16), 6, "the host name does not resolve")
 
 
 def test_rules(load: Load) -> None:
@@ -303,8 +303,8 @@ def test_fixed_source_on_a_listeners_port(load: Load) -> None:
 @pytest.mark.parametrize(
     ("extra", "why"),
     [
-        ('engine = "transparent"', "set spoof = true"),
-        ('engine = "packet"', "set spoof = true"),
+        ('engine = "transparent"', "write spoof = true"),
+        ('engine = "packet"', "write spoof = true"),
         ('spoof = true\nengine = "transparent"\nchecksum = false', "checksum = false"),
         ('spoof = true\nengine = "transparent"\npause_us = 5', "pause_us"),
         ('spoof = true\nengine = "packet"\npause_us = 5', "pause_us"),

@@ -265,7 +265,7 @@ def test_what_is_said_of_a_failed_reload(load: Load, caplog: pytest.LogCaptureFi
 
     drive(lambda: load(TEXT.format(name="a", to="192.0.2.1:1")), story)
     said = [record.message for record in caplog.records if "failed" in record.message]
-    assert said[0].startswith("reload (one) failed, nothing has changed: ")
+    assert said[0].startswith("reload (one) failed, the running plan stays: ")
     assert said[1] == "new plan (two) failed, but plan 2 already runs: hangs"
 
 

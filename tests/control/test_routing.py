@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from samplicator.host import sockets
+from samplicator.host import abilities
 from samplicator.plan.planner import compile
 from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec
 from support.hosts import Load
 
-CAPABILITIES = sockets.capabilities()
+CAPABILITIES = abilities.capabilities()
 PARTS = "".join(
     f'[[listener]]\nname = "{name}"\nlisten = ["127.0.0.1:{port}"]\n' for port, name in ((1, "in"), (2, "more"))
 )

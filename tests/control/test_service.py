@@ -122,7 +122,7 @@ def test_life_as_systemd_sees_it(start: Callable[..., Daemon]) -> None:
     assert "STATUS=plan 1: 1 listeners, 1 receivers, 1 workers" in ready
     assert daemon.echo(b"hello") == b"hello"
     assert daemon.said("receiver one: 127.0.0.1:")
-    assert daemon.said("from our own address")
+    assert daemon.said("from this host's address")
     assert daemon.said("worker 0 on any CPU")
     assert daemon.said("receive buffer ")
     daemon.until_told("WATCHDOG=1")
@@ -159,7 +159,7 @@ def test_reload_by_changed_file_and_by_signal(start: Callable[..., Daemon]) -> N
     daemon.write('[[receiver]]\nname = "two"\nto = "127.0.0.1:9"\n')
     wait(lambda: daemon.said("receivers +two"))
     daemon.file.write_text("[[receiver]\n")
-    wait(lambda: daemon.said("failed, nothing has changed"))
+    wait(lambda: daemon.said("failed, the running plan stays"))
     assert re.search(r"a\.toml:1: ", daemon.log.read_text())
     assert daemon.echo(b"still") == b"still"
     daemon.write()
@@ -227,18 +227,18 @@ def test_what_this_host_lacks_is_waited_for(start: Callable[..., Daemon]) -> Non
         daemon.until_told("READY=1")
         assert daemon.echo(b"hello") == b"hello"
         assert daemon.said("listener 'two' is down: another program uses port")
-        assert daemon.said("listener 'vlan' is down: no such interface: nosuch9")
-        assert daemon.said("UNREACHABLE now (name does not resolve)")
+        assert daemon.said("listener 'vlan' is down: there is no interface nosuch9")
+        assert daemon.said("UNREACHABLE now (the host name does not resolve)")
         status, page = daemon.ask("/readyz")
         assert status == 503
-        assert b"listener 'vlan' is down: no such interface" in page
-        assert b"receiver 'dead' is unreachable: name does not resolve" in page
+        assert b"listener 'vlan' is down: there is no interface" in page
+        assert b"receiver 'dead' is unreachable: the host name does not resolve" in page
         listeners = {item["name"]: item for item in json.loads(daemon.ask("/api/v1/listeners")[1])}
         assert (listeners["vlan"]["state"], listeners["vlan"]["up"]) == ("down", False)
-        assert listeners["vlan"]["state_why"] == "no such interface: nosuch9"
+        assert listeners["vlan"]["state_why"] == "there is no interface nosuch9"
         receivers = {item["name"]: item for item in json.loads(daemon.ask("/api/v1/receivers")[1])}
         dead = receivers["dead"]
-        assert (dead["state"], dead["state_why"]) == ("unreachable", "name does not resolve")
+        assert (dead["state"], dead["state_why"]) == ("unreachable", "the host name does not resolve")
         assert dead["counters"]["offered"] == dead["counters"]["dropped_no_route"] == 1
         metrics = daemon.ask("/metrics")[1].decode()
         assert 'samplicator_listener_up{listener="vlan"} 0.0' in metrics

@@ -8,13 +8,13 @@ import socket
 import struct
 
 import pytest
-from samplicator.host import sockets
+from samplicator.host import abilities, listening, sockets
 from samplicator.plan.spec import SocketSpec, Udp
 from support.hosts import free_port
 from support.worker import in_namespace, is_root
 
 
-def listening(port: int, address: str = "127.0.0.1", **kwargs: object) -> SocketSpec:
+def socket_spec(port: int, address: str = "127.0.0.1", **kwargs: object) -> SocketSpec:
     family = 6 if ":" in address else 4
     values = {"listener": 0, "address": address, "port": port, "family": family, "v6only": False}
     return SocketSpec(**{**values, "interface": "", "groups": (), **kwargs})  # type: ignore[arg-type]
@@ -33,29 +33,29 @@ def receiver(port: int, address: str = "127.0.0.1", **kwargs: object) -> Udp:
 
 def open_listener(spec: SocketSpec, **kwargs: object) -> socket.socket:
     values: dict[str, object] = {"receive_buffer": 1 << 18, "ttl": False, "tos": False}
-    return sockets.open_listener(spec, **{**values, **kwargs})  # type: ignore[arg-type]
+    return listening.open_listener(spec, **{**values, **kwargs})  # type: ignore[arg-type]
 
 
 def test_listener_options() -> None:
-    sock = open_listener(listening(0), ttl=True, tos=True)
+    sock = open_listener(socket_spec(0), ttl=True, tos=True)
     with sock:
         assert not sock.getblocking()
         assert not sock.get_inheritable()
-        assert sock.getsockopt(socket.SOL_SOCKET, sockets.SO_TIMESTAMPNS)
-        assert sock.getsockopt(socket.IPPROTO_IP, sockets.IP_RECVTTL)
-        assert sock.getsockopt(socket.IPPROTO_IP, sockets.IP_RECVTOS)
+        assert sock.getsockopt(socket.SOL_SOCKET, listening.SO_TIMESTAMPNS)
+        assert sock.getsockopt(socket.IPPROTO_IP, listening.IP_RECVTTL)
+        assert sock.getsockopt(socket.IPPROTO_IP, listening.IP_RECVTOS)
         assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
         assert sockets.granted_receive_buffer(sock) >= 1 << 17
-    with open_listener(listening(0)) as plain:
-        assert not plain.getsockopt(socket.IPPROTO_IP, sockets.IP_RECVTTL)
-        assert not plain.getsockopt(socket.IPPROTO_IP, sockets.IP_RECVTOS)
+    with open_listener(socket_spec(0)) as plain:
+        assert not plain.getsockopt(socket.IPPROTO_IP, listening.IP_RECVTTL)
+        assert not plain.getsockopt(socket.IPPROTO_IP, listening.IP_RECVTOS)
 
 
 def test_dual_stack_listener_asks_for_both_families() -> None:
-    with open_listener(listening(0, "::"), ttl=True, tos=True) as sock:
-        assert sock.getsockopt(socket.IPPROTO_IPV6, sockets.IPV6_RECVHOPLIMIT)
-        assert sock.getsockopt(socket.IPPROTO_IPV6, sockets.IPV6_RECVTCLASS)
-        assert sock.getsockopt(socket.IPPROTO_IP, sockets.IP_RECVTTL)
+    with open_listener(socket_spec(0, "::"), ttl=True, tos=True) as sock:
+        assert sock.getsockopt(socket.IPPROTO_IPV6, listening.IPV6_RECVHOPLIMIT)
+        assert sock.getsockopt(socket.IPPROTO_IPV6, listening.IPV6_RECVTCLASS)
+        assert sock.getsockopt(socket.IPPROTO_IP, listening.IP_RECVTTL)
         assert not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as four:
             four.sendto(b"x", ("127.0.0.1", sock.getsockname()[1]))
@@ -69,14 +69,14 @@ def test_another_process_on_the_port_is_found_out() -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", 0))
         with pytest.raises(OSError) as caught:
-            open_listener(listening(other.getsockname()[1]))
+            open_listener(socket_spec(other.getsockname()[1]))
         assert caught.value.errno == errno.EADDRINUSE
 
 
 def test_further_sockets_of_a_port_share_its_exporters() -> None:
     """The first socket had no SO_REUSEPORT when it was bound; all the same the kernel spreads sessions over both."""
     port = free_port()
-    spec = listening(port)
+    spec = socket_spec(port)
     with open_listener(spec) as first, open_listener(spec, beside=[first]) as second:
         for _ in range(64):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
@@ -95,7 +95,7 @@ def test_further_sockets_of_a_port_share_its_exporters() -> None:
 
 
 def test_meminfo_counts_drops_and_queue() -> None:
-    with open_listener(listening(0), receive_buffer=4096) as sock:
+    with open_listener(socket_spec(0), receive_buffer=4096) as sock:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
             for _ in range(200):
                 exporter.sendto(bytes(1000), sock.getsockname())
@@ -112,7 +112,7 @@ def test_meminfo_counts_drops_and_queue() -> None:
 
 def test_multicast_is_joined_by_one_socket_only() -> None:
     port = free_port()
-    spec = listening(port, "0.0.0.0", interface="lo", groups=("239.7.7.7",))
+    spec = socket_spec(port, "0.0.0.0", interface="lo", groups=("239.7.7.7",))
     with open_listener(spec) as first, open_listener(spec, beside=[first], join=False) as second:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
             exporter.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
@@ -191,11 +191,11 @@ def test_probe_and_reserved_source() -> None:
 )  # fmt: skip
 def test_is_local(address: str, local: bool) -> None:
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    assert sockets.is_local(packed) is local
+    assert abilities.is_local(packed) is local
 
 
 def test_raw_socket_is_connected_and_takes_whole_packets() -> None:
-    if not sockets.capabilities().net_raw:
+    if not abilities.capabilities().net_raw:
         pytest.skip("needs CAP_NET_RAW")
     for spec in (receiver(9), receiver(9, "::1")):
         with sockets.open_raw(spec, 1 << 16) as sock:
@@ -205,7 +205,7 @@ def test_raw_socket_is_connected_and_takes_whole_packets() -> None:
 
 
 def test_ports_that_the_host_keeps() -> None:
-    assert sockets.source_ports().first < sockets.source_ports().last
+    assert abilities.source_ports().first < abilities.source_ports().last
     if not is_root():
         return
 
@@ -216,7 +216,7 @@ def test_ports_that_the_host_keeps() -> None:
         ):
             with open(f"/proc/sys/net/ipv4/{name}", "w") as file:
                 file.write(text)
-        ports = sockets.source_ports()
+        ports = abilities.source_ports()
         return ports.first, ports.last, sorted(ports.reserved)
 
     assert in_namespace(read) == (40000, 40100, [514, 40010, 40011, 40012, 40020])

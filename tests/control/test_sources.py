@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from samplicator.host import sockets
+from samplicator.host import listening
 from samplicator.host.sources import HandedIn, Place
 from samplicator.plan.spec import PlanSpec
 from samplicator.supervisor.supervisor import Supervisor
@@ -31,7 +31,9 @@ def opened(plan: PlanSpec) -> dict[Place, socket.socket]:
     found: dict[Place, socket.socket] = {}
     for place in places(plan):
         beside = list(found.values())
-        found[place] = sockets.open_listener(place.socket, receive_buffer=1 << 20, ttl=False, tos=False, beside=beside)
+        found[place] = listening.open_listener(
+            place.socket, receive_buffer=1 << 20, ttl=False, tos=False, beside=beside
+        )
     return found
 
 

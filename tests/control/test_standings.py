@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from samplicator.host import sockets
+from samplicator.host import abilities, sockets
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import PlanSpec
 from samplicator.readings import ReceiverReading
@@ -21,7 +21,7 @@ from support import flows as model
 from support.hosts import Load, free_port, host
 from support.numbered import rest
 
-CAPABILITIES = sockets.capabilities()
+CAPABILITIES = abilities.capabilities()
 FIELDS = [(8, 4), (12, 4)]
 
 
@@ -153,7 +153,7 @@ def test_a_standby_waits_takes_over_and_waits_again(bench: Bench, caplog: pytest
         == 1
     )
     assert said.count("receiver 'a' is up; standby 'b' gets no more copies") == 1
-    assert said.count("receiver 'a' is back: all templates are replayed to it") == 1
+    assert said.count("receiver 'a' is back; all templates are replayed to it") == 1
 
 
 def test_a_take_over_survives_reloads(bench: Bench) -> None:

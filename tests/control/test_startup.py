@@ -35,9 +35,10 @@ def test_the_paragraph_names_no_engine(load: Load) -> None:
     readings = Readings(1, (), rows, (), (), 0, 0.0)
     lines = startup.paragraph("1", spec, readings, {}, ["something"]).splitlines()
     assert lines[-4:] == [
-        "receiver own: 192.0.2.1:9995, from our own address",
+        "receiver own: 192.0.2.1:9995, from this host's address",
         "receiver spoofed: 192.0.2.1:9995, spoofed",
-        "receiver frames: 192.0.2.1:9995, spoofed; UNREACHABLE now (there is no route to the receiver), samplicator keeps trying",
+        "receiver frames: 192.0.2.1:9995, spoofed; UNREACHABLE now (there is no route to the receiver), samplicator "
+        "keeps trying",
         "degraded: something",
     ]
     assert all(r.udp.engine_why not in "\n".join(lines) for r in spec.receivers)

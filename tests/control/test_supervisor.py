@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from samplicator.host import ring, sockets
+from samplicator.host import listening, ring
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import RingMatch
 from samplicator.supervisor import supervisor as supervisor_module
@@ -170,7 +170,7 @@ def test_nothing_is_coalesced_that_a_ring_cannot_hold(
 
     def coalesced() -> set[int]:
         (state,) = supervisor._running.listeners.values()
-        return {intake.sock.getsockopt(socket.IPPROTO_UDP, sockets.UDP_GRO) for intake in state.sockets()}
+        return {intake.sock.getsockopt(socket.IPPROTO_UDP, listening.UDP_GRO) for intake in state.sockets()}
 
     by_ring = spec(load, port, collector.port, workers=2, listener='receive = "ring"')
     for _ in range(2):
@@ -240,7 +240,7 @@ def test_stop_forwards_what_is_queued(load: Load, collector: Collector) -> None:
 
 WITHOUT_A_ROUTE = """
 import socket, subprocess, sys, time
-from samplicator.host import sockets
+from samplicator.host import abilities
 from samplicator.config.toml.load import load_toml
 from samplicator.plan.planner import compile
 from samplicator.supervisor.supervisor import Supervisor
@@ -257,7 +257,7 @@ def look():
 
 ip("link", "set", "lo", "up")
 supervisor = Supervisor()
-supervisor.apply(compile(load_toml(sys.argv[1]), {}, sockets.capabilities()))
+supervisor.apply(compile(load_toml(sys.argv[1]), {}, abilities.capabilities()))
 exporter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for r in look().values():
     assert not r.up, r

@@ -16,10 +16,14 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
+from samplicator.cli.drawing import duration, table
 from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
-from samplicator.cli.running import duration, status_lines, table
-from samplicator.http import app, front
+from samplicator.cli.running import status_lines
+from samplicator.http import front
+from samplicator.views.listeners import listeners
+from samplicator.views.receivers import pools, receivers
+from samplicator.views.status import status
 from support.state import make_readings, make_state
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -173,7 +177,7 @@ def test_check_goes_on_after_names_that_do_not_resolve(write: Path) -> None:
     assert done.returncode == 2
     assert "names.toml:7: receiver[0].to:" in done.stderr
     assert "collector.invalid" in done.stderr
-    assert "own listener 'netflow'" in done.stderr
+    assert "is listener 'netflow' of this host" in done.stderr
 
 
 def test_dump_plan_is_json(write: Path) -> None:
@@ -198,7 +202,7 @@ def test_dump_plan_is_json(write: Path) -> None:
 def test_explain(write: Path) -> None:
     done = run("explain", "-c", "good.toml", "--from", "10.1.2.3", "--to-port", "2055")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "rule 1 matches: everything -> nfdump\n      every exporter [good.toml:9]\n  1 copy leaves:" in done.stdout
+    assert "rule 1 matches: everything -> nfdump\n      every exporter [good.toml:9]\n  1 copy is sent:" in done.stdout
     answer = json.loads(run("explain", "-c", "good.toml", "--from", "10.1.2.3", "--to-port", "2055", "--json").stdout)
     assert answer[0]["copies"][0]["receiver"] == "nfdump"
 
@@ -206,9 +210,9 @@ def test_explain(write: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["-c", "good.toml", "--from", "router", "--to-port", "2055"], "error: --from: 'router': want an address"),
-        (["-c", "good.toml", "--from", "10.1.2.3", "--to-port", "0"], "'0' is not a port 1..65535"),
-        (["-c", "bad.toml", "--from", "10.1.2.3", "--to-port", "2055"], "unknown key; did you mean 'spoof'?"),
+        (["-c", "good.toml", "--from", "router", "--to-port", "2055"], "error: --from: 'router' must be an address"),
+        (["-c", "good.toml", "--from", "10.1.2.3", "--to-port", "0"], "'0' must be a port 1..65535"),
+        (["-c", "bad.toml", "--from", "10.1.2.3", "--to-port", "2055"], "there is no such key; did you mean 'spoof'?"),
     ],
 )
 def test_explain_refuses(write: Path, words: list[str], text: str) -> None:
@@ -235,7 +239,7 @@ def test_convert_gives_what_check_accepts(write: Path) -> None:
         (["convert"], "name a rule file, or write -- and then the samplicate options"),
         (["convert", "rules", "--", "-S"], "name a rule file, or write -- and then the samplicate options"),
         (["convert", "missing"], "missing"),
-        (["convert", "--", "-h"], "make no configuration"),
+        (["convert", "--", "-h"], "cannot be converted"),
         (["convert", "--", "1.2.3.4/9000/0"], "frequency"),
     ],
 )
@@ -284,10 +288,10 @@ class _Daemon(ThreadingMixIn, UnixStreamServer):
 def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
     state, readings = make_state(), make_readings()
     return {
-        "/api/v1/status": (200, {**app.status_of(state, readings), **changes}),
-        "/api/v1/receivers": (200, app.receivers_of(readings)),
-        "/api/v1/listeners": (200, app.listeners_of(readings)),
-        "/api/v1/pools": (200, app.pools_of(readings)),
+        "/api/v1/status": (200, {**status(state, readings), **changes}),
+        "/api/v1/receivers": (200, receivers(readings)),
+        "/api/v1/listeners": (200, listeners(readings)),
+        "/api/v1/pools": (200, pools(readings)),
     }
 
 
@@ -303,7 +307,7 @@ def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "pool  balance        member  weight  exporters  state\n" in text
         assert "both  exporter-hash  nfdump       3        301  in\n" in text
         assert "both  exporter-hash  six          1        100  OUT\n" in text
-        assert "six: not sent: 4006 no_route, 4007 no_neighbor" in text
+        assert "six: failed: 4006 no_route, 4007 no_neighbor" in text
         assert main(["status", "--control", path, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["listeners"][0]["name"] == "netflow"
         daemon.shutdown()
@@ -347,11 +351,11 @@ def test_reload_of_a_file_that_cannot_be_read(
     pages: dict[str, tuple[int, object]] = {"/-/reload": (422, bad)}
     with _Daemon(path, pages) as daemon:
         assert main(["reload", "-c", str(file)]) == 1
-        assert "error: a.toml:1: TOML syntax\nnot reloaded: generation 7 runs on" in capsys.readouterr().err
+        assert "error: a.toml:1: TOML syntax\nnot reloaded: generation 7 keeps running" in capsys.readouterr().err
         pages["/-/reload"] = (422, half)
         assert main(["reload", "-c", str(tmp_path / "gone.toml")]) == 1
         said = capsys.readouterr().err
-        assert said == "warning: w\nerror: worker 1 hangs\nreload failed, but its plan (generation 8) is published\n"
+        assert said == "warning: w\nerror: worker 1 hangs\nreload failed, but its plan (generation 8) already runs\n"
         daemon.shutdown()
 
 

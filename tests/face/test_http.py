@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
-from samplicator.http import app, front, listing
+from samplicator.http import app, front, listing, rows
 from samplicator.readings import FlowField, FlowTemplate, Unmatched
 from samplicator.supervisor.reload import ReloadResult
 from samplicator.views.service import ServiceState
@@ -65,9 +65,18 @@ def with_sockets(
         ("/api/v1/exporters", 200, "application/json"),
         ("/api/v1/templates", 200, "application/json"),
         ("/api/v1/domains", 200, "application/json"),
+        ("/api/v1/ledger", 200, "application/json"),
+        ("/api/v1/export", 200, "application/json"),
+        ("/api/v1/history", 200, "application/json"),
+        ("/api/v1/openapi.json", 200, "application/json"),
         ("/api/v1/domains?limit=x", 400, "application/json"),
         ("/api/v1/exporters?after=x", 400, "application/json"),
         ("/api/v1/templates?limit=0", 400, "application/json"),
+        ("/api/v1/templates?exporter=nobody", 400, "application/json"),
+        ("/api/v1/ledger?limit=1_0", 400, "application/json"),
+        ("/api/v1/history?kind=all", 400, "application/json"),
+        ("/api/v1/history?seconds=901", 400, "application/json"),
+        ("/api/v1/history?after=1.2", 400, "application/json"),
         ("/nothing", 404, "application/json"),
         ("/-/reload", 405, "application/json"),
     ],
@@ -202,7 +211,7 @@ def test_a_page_is_bounded_in_bytes() -> None:
         while after:
             answer = await client.get(f"/api/v1/templates?after={after}")
             text = await answer.read()
-            assert len(text) < listing.PAGE_BYTES + listing.PIECE_BYTES + 10_000
+            assert len(text) < listing.PAGE_BYTES + rows.PIECE_BYTES + 10_000
             value = json.loads(text)
             found += [(row["place"], item["id"]) for row in value["domains"] for item in row["templates"]]
             after, pages = value["after"], pages + 1

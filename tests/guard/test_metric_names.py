@@ -15,13 +15,13 @@ from samplicator.health import probes
 from samplicator.views.catalogue import (
     BY_NAME,
     CATALOGUE,
-    PROTOCOLS,
     SEND_REASONS,
     STATES,
     markdown,
     series_names,
     used_fields,
 )
+from samplicator.views.flow_metrics import PROTOCOLS
 from samplicator.views.metric import FOREIGN, PREFIX
 from support.tree import ROOT
 

@@ -10,14 +10,14 @@ import os
 import socket
 import time
 
-from samplicator.host import sockets
+from samplicator.host import abilities, sockets
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import PlanSpec
 from samplicator.supervisor.supervisor import Supervisor
 
 from support.hosts import Load
 
-CAPABILITIES = sockets.capabilities()
+CAPABILITIES = abilities.capabilities()
 
 
 class Collector:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from samplicator import _fastpath
 from samplicator.config.model.loaded import Loaded
 from samplicator.config.model.whole import Config
 from samplicator.readings import (
+    Activity,
     AliasReading,
     FlowField,
     FlowReading,
@@ -196,6 +197,12 @@ class FakeView:
         numbers = range(after + 1, min(after + limit, 5) + 1)
         rest = (0, after + limit) if after + limit < 5 else None
         return [make_session(number) for number in numbers], rest
+
+    def flow_extent(self) -> dict[int, int]:
+        return {0: 5}
+
+    def flow_activity(self, worker: int, numbers: Iterable[int]) -> list[Activity]:
+        return [Activity(n, bytes((192, 0, 2, n)), "netflow9", "", 1, 21, 2100, 2) for n in numbers if 1 <= n <= 5]
 
     def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
         return (item for item in make_templates() if item.kind != "options_data" and item.id > after)

@@ -112,7 +112,7 @@ def test_an_interface_that_comes_late_and_is_made_anew(lab: Lab, kind: str) -> N
     status, body = relay.get("/readyz")
     if not routed:
         assert status == 503
-        assert b"listener 'vlan' is down: no such interface: v7" in body
+        assert b"listener 'vlan' is down: there is no interface v7" in body
     comes_in(relay, lambda: send_to(lab, 2055), "in")
     vlan(lab)
     if routed:
@@ -187,8 +187,8 @@ def test_a_receiver_on_an_interface_that_comes_late_and_is_made_anew(lab: Lab, s
     more = "spoof = true" if spoof else ""
     relay = lab.samplicator(text(lab, 'listen = ["0.0.0.0:2056"]', "[fe80::7:2%v7]:9001", more))
     row = relay.api("receivers")[0]
-    assert (row["state"], row["state_why"]) == ("unreachable", "no such interface: v7")
-    assert b"receiver 'one' is unreachable: no such interface: v7" in relay.get("/readyz")[1]
+    assert (row["state"], row["state_why"]) == ("unreachable", "there is no interface v7")
+    assert b"receiver 'one' is unreachable: there is no interface v7" in relay.get("/readyz")[1]
     send_to(lab, 2055)
     wait_for(
         lambda: relay.metrics().total("send_errors_total", receiver="one", reason="no_route") == 1, "the count", 10
@@ -252,10 +252,14 @@ def test_a_name_that_resolves_late(lab: Lab) -> None:
     relay = lab.samplicator(config, ready=False)
     wait_for(lambda: relay.answers(), "the relay's pages", 20)
     body = relay.get("/readyz")[1]
-    assert b"listener 'vlan' is down: name does not resolve: listen.test:2056" in body
-    assert b"receiver 'one' is unreachable: name does not resolve" in body
+    assert b"listener 'vlan' is down: the host name does not resolve: listen.test:2056" in body
+    assert b"receiver 'one' is unreachable: the host name does not resolve" in body
     row = relay.api("receivers")[0]
-    assert (row["state"], row["state_why"], row["host"]) == ("unreachable", "name does not resolve", "collector.test")
+    assert (row["state"], row["state_why"], row["host"]) == (
+        "unreachable",
+        "the host name does not resolve",
+        "collector.test",
+    )
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     lab.collector_socket(1, 9001)
     exporter = lab.exporter_socket("198.18.64.1", 1234)

@@ -216,7 +216,7 @@ def test_a_group_that_the_listener_joined_is_refused_with_the_file(lab: Lab) -> 
     path.write_text(text)
     process = lab.start([command("samplicator"), "run", "-c", str(path)], lab.relay, "refused")
     assert process.popen.wait(20) == 2
-    assert "own listener" in process.stderr()
+    assert "of this host" in process.stderr()
 
 
 # ---------------------------------------------------------------------------------------------------- through others

@@ -16,6 +16,7 @@ from typing import Any
 from samplicator.config.address import ParsedSource, address_text
 from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError, Problem
+from samplicator.host import abilities
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import Door, PlanSpec, Udp
 
@@ -43,11 +44,11 @@ def judge(path: str) -> Judged:
 
 def judge_loaded(loaded: Loaded) -> Judged:
     """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
-    from samplicator.host import masquerade, sockets
+    from samplicator.host import masquerade
     from samplicator.host.resolve import resolve_once
 
     warnings = [str(warning) for warning in loaded.warnings]
-    host = sockets.capabilities()
+    host = abilities.capabilities()
     try:
         plan = compile(loaded, resolve_once(loaded), replace(host, net_raw=True, net_admin=True))
     except ConfigError as error:

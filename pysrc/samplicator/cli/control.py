@@ -86,9 +86,9 @@ def request(path: str, method: str, page: str, *, timeout: float = 10.0) -> tupl
     raise Unreachable(f"control socket {path}: {why}")
 
 
-def get_json(path: str, page: str) -> Any:
+def get_json(path: str, page: str, *, timeout: float = 10.0) -> Any:
     """The JSON value of a page. Raises Unreachable."""
-    status, body = request(path, "GET", page)
+    status, body = request(path, "GET", page, timeout=timeout)
     if status != 200:
         raise Unreachable(
             f"control socket {path}: {page} answered {status}: {body[:200].decode(errors='replace').strip()}"

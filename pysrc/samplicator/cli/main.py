@@ -46,7 +46,8 @@ def _command(name: str) -> Callable[[Namespace], int]:
     modules = {
         **dict.fromkeys(("check", "explain", "convert", "schema"), "configuration"),
         **dict.fromkeys(("run", "reload", "status", "demo"), "running"),
-        **dict.fromkeys(("exporters", "templates", "domains", "ledger", "export"), "flow"),
+        **dict.fromkeys(("exporters", "templates", "domains"), "exporters"),
+        **dict.fromkeys(("ledger", "export"), "ledger"),
     }
     found: Callable[[Namespace], int] = getattr(import_module(f"samplicator.cli.{modules[name]}"), name)
     return found

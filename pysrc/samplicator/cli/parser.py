@@ -71,19 +71,19 @@ def make_parser() -> argparse.ArgumentParser:
     run = command(
         "run",
         "run the daemon",
-        "Runs in the foreground until SIGTERM or SIGINT (then forwards what is queued and ends). SIGHUP, a changed "
-        "file or `samplicator reload` bring in a new configuration without losing a datagram; one with errors "
-        "changes nothing.",
+        "Runs in the foreground. SIGTERM and SIGINT stop it after it has forwarded what is queued. SIGHUP, a changed "
+        "file or `samplicator reload` load a new configuration without losing a datagram. A configuration with "
+        "errors changes nothing.",
         "  samplicator run -c /etc/samplicator/samplicator.toml\n",
     )
     _config(run)
 
     check = command(
         "check",
-        "look for mistakes in a configuration",
-        "Reports every error and warning of a configuration at once, as FILE:LINE: KEY: WHY. Nothing is opened or "
-        "changed. Host names are resolved, addresses and interfaces are held against this machine; what it lacks now "
-        "is a warning, for it may come later. Exit status 0 = it can run, 2 = errors.",
+        "report all errors of a configuration",
+        "Reports every error and warning of a configuration at once, as FILE:LINE: KEY: WHY. Opens and changes "
+        "nothing. Resolves host names and compares addresses and interfaces with this host; what this host lacks "
+        "now is a warning, because it can appear later. Exit status 0 = it can run, 2 = errors.",
         "  samplicator check -c samplicator.toml\n"
         "  samplicator check -c samplicator.toml --dump-plan | jq .receivers\n",
     )
@@ -93,9 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
     explain = command(
         "explain",
         "show what happens to an exporter's datagrams",
-        "Shows which rules match an exporter's datagrams and why the others do not, which copies leave, with which "
-        "source address and by which engine. Works on the file; the daemon need not run. Exit status 0, or 2 for "
-        "errors.",
+        "Shows which rules match an exporter's datagrams and why the other rules do not match, which copies are "
+        "sent, and their source address and engine. Reads the file only; the daemon does not have to run. Exit "
+        "status 0, or 2 for errors.",
         "  samplicator explain -c samplicator.toml --from 10.1.2.3 --to-port 2055\n"
         "  samplicator explain -c samplicator.toml --from '[2001:db8::7]:50000' --to-port 2055 --json\n",
     )
@@ -105,16 +105,18 @@ def make_parser() -> argparse.ArgumentParser:
         dest="exporter",
         metavar="ADDR[:PORT]",
         required=True,
-        help="the exporter, IPv6 with a port in brackets",
+        help="the exporter's address; an IPv6 address with a port is written in brackets",
     )
-    explain.add_argument("--to-port", type=_port, metavar="PORT", required=True, help="the port it sends to")
+    explain.add_argument(
+        "--to-port", type=_port, metavar="PORT", required=True, help="the port that the exporter sends to"
+    )
     explain.add_argument("--json", action="store_true", help="print JSON")
 
     convert = command(
         "convert",
         "turn a samplicate rule file or command line into TOML",
-        "Prints the TOML configuration that does what a `samplicate` rule file, or a whole `samplicate` command "
-        "line after --, does. Warnings go to standard error. Exit status 0, or 2 for errors.",
+        "Prints a TOML configuration that does the same as a `samplicate` rule file, or as the `samplicate` command "
+        "line after --. Writes warnings to standard error. Exit status 0, or 2 for errors.",
         "  samplicator convert /etc/samplicator.rules > samplicator.toml\n"
         "  samplicator convert -- -S -p 2055 -c /etc/samplicator.rules 192.0.2.10/9995 > samplicator.toml\n",
     )
@@ -122,10 +124,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     reload_ = command(
         "reload",
-        "have the running daemon read its configuration again",
-        "Tells the daemon to read its files again and waits for the outcome. A configuration with errors changes "
-        "nothing. What this host lacks for it (a name that does not resolve, an interface) is a warning. Exit status "
-        "0 = it runs now, 1 = it was refused or the daemon cannot be reached.",
+        "make the running daemon read its configuration again",
+        "Tells the daemon to read its files again and waits for the result. A configuration with errors changes "
+        "nothing. What this host lacks now (an interface, the address of a host name) is a warning. Exit status "
+        "0 = the new configuration runs, 1 = the daemon refused it or cannot be reached.",
         "  samplicator reload\n  samplicator reload --control /run/samplicator/control.sock\n",
     )
     _control(reload_)
@@ -133,8 +135,8 @@ def make_parser() -> argparse.ArgumentParser:
     status = command(
         "status",
         "show what the running daemon does",
-        "Shows listeners, receivers and counters of the running daemon. Exit status 0 = it is ready, 3 = it runs "
-        "but is not ready, 1 = it cannot be reached.",
+        "Shows listeners, receivers and counters of the running daemon. Exit status 0 = the daemon is ready, 3 = "
+        "the daemon runs but is not ready, 1 = the daemon cannot be reached.",
         "  samplicator status\n  samplicator status --json | jq '.receivers[] | {name, errors}'\n",
     )
     _control(status)
@@ -144,58 +146,61 @@ def make_parser() -> argparse.ArgumentParser:
         "exporters",
         "show the exporters of flow telemetry",
         "Shows every observation domain of every exporter of NetFlow, IPFIX or sFlow that the running daemon knows: "
-        "rate, sizes, what was lost before it came here, sampling interval, clock. Exit status 0, or 1 when the daemon "
-        "cannot be reached.",
+        "rate, sizes, datagrams lost before samplicator, sampling interval, clock. Exit status 0, or 1 when the "
+        "daemon cannot be reached.",
         "  samplicator exporters\n  samplicator exporters --exporter 192.0.2.1 --json\n",
     )
     templates = command(
         "templates",
         "show the templates that exporters sent",
-        "Shows templates and options templates by exporter and observation domain, fields by IANA's names. Exit status "
-        "0, or 1 when the daemon cannot be reached.",
+        "Shows templates and options templates per exporter and observation domain, with IANA's field names. Exit "
+        "status 0, or 1 when the daemon cannot be reached.",
         "  samplicator templates --exporter 192.0.2.1\n",
     )
     domains = command(
         "domains",
-        "show who stands behind a domain in unspoofed copies",
+        "show which exporter has which domain in unspoofed copies",
         "Shows which exporter has which observation domain (IPFIX) or source id (NetFlow v9) at receivers with "
-        'domain = "unique", and in copies of sessions without a port of their own where source_port = "per-session". '
+        'domain = "unique", and where source_port = "per-session" for sessions that have no port of their own. '
         "Exit status 0, or 1 when the daemon cannot be reached.",
         "  samplicator domains\n  samplicator domains --exporter 192.0.2.1 --json\n",
     )
     ledger = command(
         "ledger",
         "show where datagrams were lost",
-        "One balance from the exporters to the receivers: lost before us, dropped by our kernel, left out on purpose, "
-        "failed by reason, sent. Exit status 0, or 1 when the daemon cannot be reached.",
+        "Shows one balance from the exporters to the receivers: datagrams lost before samplicator, dropped by this "
+        "host's kernel and rejected; copies skipped, failed by reason, and sent. Exit status 0, or 1 when the daemon "
+        "cannot be reached.",
         "  samplicator ledger\n  samplicator ledger --json | jq .exporters\n",
     )
     export = command(
         "export",
-        "show the counters in a router's words",
-        "What `show ip flow export` and `show ip flow export template` show on a router, for what leaves here. Exit "
-        "status 0, or 1 when the daemon cannot be reached.",
+        "show the counters in the format of a router",
+        "Shows what samplicator sends in the format of `show ip flow export` and `show ip flow export template`. "
+        "Exit status 0, or 1 when the daemon cannot be reached.",
         "  samplicator export\n",
     )
     for each in (exporters, templates, domains):
-        each.add_argument("--exporter", metavar="ADDR", default="", help="only this one")
+        each.add_argument("--exporter", metavar="ADDR", default="", help="show this exporter only")
     for each in (exporters, templates, domains, ledger, export):
         _control(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
     demo = command(
         "demo",
-        "see it work, on this machine only",
-        "Starts the real daemon on loopback, feeds it NetFlow v5, v9, IPFIX and sFlow datagrams of real exporters "
-        "from several addresses, to two receivers that verify every copy. Exit status 0 only when nothing was lost "
-        "or changed.",
+        "run a demonstration on this machine",
+        "Starts the real daemon on loopback and sends it NetFlow v5, v9, IPFIX and sFlow datagrams of real exporters "
+        "from several addresses. Two receivers verify every copy. Exit status 0 only when no copy was lost or "
+        "changed.",
         "  samplicator demo\n"
         "  samplicator demo --seconds 60 --rate 5000\n"
         "  samplicator demo --forever --http 127.0.0.1:9420\n",
     )
-    demo.add_argument("--seconds", type=_positive, default=10.0, metavar="S", help="how long to feed it (default 10)")
-    demo.add_argument("--forever", action="store_true", help="until Ctrl-C")
-    demo.add_argument("--rate", type=_rate, default=2000, metavar="N", help="datagrams a second (default 2000)")
+    demo.add_argument(
+        "--seconds", type=_positive, default=10.0, metavar="S", help="how many seconds to send (default 10)"
+    )
+    demo.add_argument("--forever", action="store_true", help="send until Ctrl-C")
+    demo.add_argument("--rate", type=_rate, default=2000, metavar="N", help="datagrams per second (default 2000)")
     demo.add_argument(
         "--http",
         default="",
@@ -206,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
     command(
         "schema",
         "print the JSON Schema of the configuration",
-        "Prints the JSON Schema of the configuration, for editors and for checks elsewhere.",
+        "Prints the JSON Schema of the configuration, for editors and other checkers.",
         "  samplicator schema > samplicator.schema.json\n"
         "  check-jsonschema --default-filetype toml --schemafile samplicator.schema.json samplicator.toml\n",
     )
@@ -215,7 +220,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-c", "--config", metavar="FILE", default=DEFAULT_CONFIG, help=f"the configuration (default {DEFAULT_CONFIG})"
+        "-c",
+        "--config",
+        metavar="FILE",
+        default=DEFAULT_CONFIG,
+        help=f"the configuration file (default {DEFAULT_CONFIG})",
     )
 
 
@@ -224,17 +233,17 @@ def _control(parser: argparse.ArgumentParser) -> None:
         "--control",
         metavar="PATH",
         default="",
-        help=f"the daemon's control socket (default {DEFAULT_CONTROL}, or what -c says)",
+        help=f"the daemon's control socket (default {DEFAULT_CONTROL}, or that of -c)",
     )
     parser.add_argument(
-        "-c", "--config", metavar="FILE", default="", help="take service.control from this configuration"
+        "-c", "--config", metavar="FILE", default="", help="use service.control of this configuration file"
     )
 
 
 def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a port 1..65535")
+    raise argparse.ArgumentTypeError(f"{text!r} must be a port 1..65535")
 
 
 def _positive(text: str) -> float:
@@ -244,10 +253,10 @@ def _positive(text: str) -> float:
         value = 0.0
     if 0 < value <= 1e7:
         return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds greater than 0")
 
 
 def _rate(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a rate 1..1000000")
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number of datagrams per second, 1..1000000")

@@ -11,14 +11,19 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from samplicator.cli.control import NoControl, Unreachable, control_path, get_json, request
+from samplicator.cli.drawing import duration, table, unmatched_lines
+
+if TYPE_CHECKING:
+    from samplicator.views.listeners import Listener
+    from samplicator.views.receivers import Member, Pool, Receiver
+    from samplicator.views.status import Status
 
 RELOAD_SECONDS = 130.0
 NOT_READY = 3
-UNMATCHED = 5  # exporters without a rule that are named
 
 
 def run(options: Namespace) -> int:
@@ -114,7 +119,10 @@ SLOWER: Final = {
 
 def status_lines(value: Mapping[str, Any]) -> list[str]:
     """The human form: state, two tables, notes on what needs attention."""
-    state, listeners, receivers, pools = (value[page] for page in ("status", "listeners", "receivers", "pools"))
+    state: Status = value["status"]
+    listeners: list[Listener] = value["listeners"]
+    receivers: list[Receiver] = value["receivers"]
+    pools: list[Pool] = value["pools"]
     config = state["config"]
     up = duration(state["uptime_seconds"])
     ready = "ready" if state["ready"] else f"NOT READY: {state['ready_why']}"
@@ -195,21 +203,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def unmatched_lines(value: Mapping[str, Any]) -> list[str]:
-    """What to say of exporters that no rule matches."""
-    if not value["count"]:
-        return []
-    shown = [f"{row['exporter']} ({row['datagrams']} on {row['listener']})" for row in value["exporters"][:UNMATCHED]]
-    more = value["count"] - len(shown)
-    names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
-    many = "1 exporter" if value["count"] == 1 else f"{value['count']} exporters"
-    return [
-        f"NO RULE MATCHES {many}; these datagrams are not forwarded: {names}",
-        "  name them in `from` of a rule, or, to drop them on purpose, of a rule with to = [] and stop = true",
-    ]
-
-
-def state_word(item: Mapping[str, Any]) -> str:
+def state_word(item: Receiver) -> str:
     """up, REFUSING or UNREACHABLE, and what a standby does."""
     word = "up" if item["up"] else str(item["state"]).upper()
     if not item["standby_for"]:
@@ -217,27 +211,8 @@ def state_word(item: Mapping[str, Any]) -> str:
     return f"{word}, waiting" if item["waiting"] else f"{word}, for {item['standby_for']}"
 
 
-def _in_pool(member: Mapping[str, Any]) -> str:
+def _in_pool(member: Member) -> str:
     return "in" if member["up"] else "OUT"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Columns padded with blanks; numbers to the right."""
-    text = [list(head), *([f"{cell}" for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in text) for column in range(len(head))]
-    right = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(head))]
-    return [
-        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
-        for row in text
-    ]
-
-
-def duration(seconds: float) -> str:
-    """90061 -> "1d 1h 1m"."""
-    whole = int(seconds)
-    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m")]
-    told = " ".join(f"{number}{unit}" for number, unit in parts if number)
-    return told or f"{whole}s"
 
 
 def demo(options: Namespace) -> int:

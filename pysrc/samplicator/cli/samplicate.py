@@ -30,27 +30,27 @@ Receives UDP datagrams on one port and sends a copy of each to every receiver.
 options:
   -p PORT     port to receive on, number or service name; default 2000
   -s ADDR     address to receive on; default all IPv4 addresses
-  -c FILE     rule file, one `SOURCE[/MASK]: RECEIVER...` a line; may be repeated
+  -c FILE     rule file, one `SOURCE[/MASK]: RECEIVER...` per line; can be repeated
   -S          spoof: copies keep the exporter's source address and port (needs CAP_NET_RAW)
-  -n          no UDP checksum on spoofed copies
+  -n          send spoofed copies without UDP checksum
   -x US       wait US microseconds after each copy
-  -b BYTES    receive and send buffer; default: what the kernel grants, up to 64 MiB
-  -u BYTES    largest datagram kept; longer ones are counted and dropped; default 65535
-  -t MS       end with status 5 when nothing arrives for MS milliseconds
-  -d [LEVEL]  debug: one line a datagram and copy on standard error
-  -f          go to the background
+  -b BYTES    receive and send buffer; default 64 MiB and 4 MiB, or less if the kernel grants less
+  -u BYTES    largest datagram that is forwarded; longer ones are counted and dropped; default 65535
+  -t MS       end with status 5 when no datagram arrives for MS milliseconds
+  -d [LEVEL]  debug: write one line per datagram and copy to standard error
+  -f          run in the background
   -m FILE     write the process id to FILE
   -4, -6      address family of host names, and of the listener
-  -h          this text
+  -h          print this text
 
-  --http ADDR:PORT   serve metrics and status there; default off
+  --http ADDR:PORT   serve metrics and status at this address; default off
   --control PATH     local socket for `samplicator status` and `samplicator reload`; default off
   --workers N        forwarding threads; default 1
-  --check            check arguments and files, say what would run, start nothing
+  --check            check arguments and files, print what would run, start nothing
   --version          print the version
 
--S and -n act on receivers and rule files that come after them. SIGHUP reads the rule files again,
-SIGTERM and SIGINT forward what is queued and end.
+-S and -n act on receivers and rule files that come after them. SIGHUP reads the rule files again.
+SIGTERM and SIGINT forward what is queued, then end the process.
 
 examples:
   samplicate -p 2055 192.0.2.10/9995 192.0.2.11/9995
@@ -76,7 +76,7 @@ def samplicate(argv: Sequence[str]) -> int:
             print(f"samplicate: warning: {warning}", file=sys.stderr)
         for problem in error.problems:
             print(f"samplicate: {problem}", file=sys.stderr)
-        print("samplicate -h shows how to use it", file=sys.stderr)
+        print("samplicate -h shows the options", file=sys.stderr)
         return 1
     if options.help:
         sys.stderr.write(USAGE)

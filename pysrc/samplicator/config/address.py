@@ -184,7 +184,7 @@ def split_endpoint(text: str, wanted: str) -> tuple[str, bool, str]:
             ipaddress.IPv6Address(text)
         except ValueError:
             raise ValueError(f"{text!r}: an IPv6 address must be in brackets; write [{host}]:{port}") from None
-        raise ValueError(f"{text!r}: an IPv6 address must be in brackets with a port after them; write [{text}]:2055")
+        raise ValueError(f"{text!r}: an IPv6 address must be in brackets and followed by a port; write [{text}]:2055")
     return host, False, port
 
 

@@ -112,5 +112,5 @@ def _weights(index: int, pool: Pool, suggest: Suggest) -> Iterator[Finding]:
                 yield Finding((*path, name), f"{name!r} is not a member of this pool{suggest(name, pool.members)}")
     elif pool.weight and len(pool.weight) != len(pool.members):
         have, members = len(pool.weight), len(pool.members)
-        why = f"there must be one weight per member, but there are {have} for {members}; add or remove weights, or "
-        yield Finding(path, why + f"write a table, such as {{ {pool.members[0]} = 2 }}; members it leaves out have 1")
+        why = f"`weight` must have {members} entries, one per member, but it has {have}; or write a table, such as "
+        yield Finding(path, why + f"{{ {pool.members[0]} = 2 }}, in which other members have 1")

@@ -100,7 +100,7 @@ def _datapath(datapath: Datapath) -> Iterator[Finding]:
     if len(set(datapath.cpus)) < len(datapath.cpus):
         yield Finding(("datapath", "cpus"), "a CPU is listed twice; name each CPU once")
     elif datapath.cpus and datapath.workers != "auto" and datapath.workers > len(datapath.cpus):
-        why = f"there are {len(datapath.cpus)} CPUs for {datapath.workers} workers, so some workers share a CPU"
+        why = f"{datapath.workers} workers need as many CPUs, but `cpus` has {len(datapath.cpus)}; some share a CPU"
         yield Finding(("datapath", "cpus"), why, error=False)
 
 

@@ -8,13 +8,14 @@ takes. Called by the supervisor.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Flow, Plan
 from samplicator.config.address import address_text
-from samplicator.readings import FlowField, FlowReading, FlowSession, FlowTemplate, Unmatched, add_up, wall_ns
+from samplicator.readings import Activity, FlowField, FlowReading, FlowSession, FlowTemplate, Unmatched, add_up, wall_ns
 
 LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
@@ -25,6 +26,13 @@ _KINDS: Final = tuple(_fastpath.FLOW_KIND_NAMES.items())
 _ADDRESS, _LISTENER, _TEMPLATES, _OPTIONS_TEMPLATES = (
     _fastpath.FLOW_SESSION_FIELDS.index(name) for name in ("address", "listener", "templates", "options_templates")
 )
+_ACTIVITY: Final = itemgetter(
+    *map(
+        _fastpath.FLOW_SESSION_FIELDS.index,
+        ("number", "address", "kind", "style", "first_ns", "datagrams", "bytes", "lost"),
+    )
+)
+"""The fields of Activity."""
 _DOMAIN_AT: Final = len(_fastpath.FLOW_SESSION_FIELDS) - len(_fastpath.FLOW_DOMAIN_FIELDS)
 
 
@@ -81,6 +89,16 @@ class Flows:
             if len(found) >= limit:
                 return found, (index, number)
         return found, None
+
+    def extent(self) -> dict[int, int]:
+        """The largest number of an observation domain, by worker."""
+        return {index: flow.used for index, flow in list(self.by_worker.items())}
+
+    def activity(self, worker: int, numbers: Iterable[int]) -> list[Activity]:
+        """What the domains of a worker with these numbers have counted; without those that are empty."""
+        flow = self.by_worker.get(worker)
+        rows = (flow.session(number) for number in numbers) if flow is not None else ()
+        return [Activity._make(_ACTIVITY(row)) for row in rows if row is not None]
 
     def _rows(self, worker: int, after: int) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
         for index in sorted(self.by_worker):

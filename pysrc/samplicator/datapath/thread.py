@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from samplicator._fastpath import Plan, Worker
 from samplicator.datapath.counters import HEARTBEAT, WAKEUPS, WORKER_FIELDS
-from samplicator.host import sockets
+from samplicator.host import abilities
 from samplicator.readings import WorkerReading, wall_ns
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class WorkerThread:
         self.worker = worker
         self.cpu = cpu
         self.failed = False
-        self.ports = sockets.SourcePorts()
+        self.ports = abilities.SourcePorts()
         self.started_ns = time.monotonic_ns()
         self.thread = threading.Thread(target=self._run, name=f"worker-{index}", daemon=True)
 
@@ -79,7 +79,7 @@ class WorkerThread:
             log.warning("worker %d cannot run on CPU %s only: %s", self.index, cpu, error.strerror)
             self.cpu = None
 
-    def choose_from(self, ports: sockets.SourcePorts) -> None:
+    def choose_from(self, ports: abilities.SourcePorts) -> None:
         """The ports that exporters' sessions get are of these from now on."""
         if ports != self.ports:
             self.worker.source_ports(ports.first, ports.last, ports.reserved)

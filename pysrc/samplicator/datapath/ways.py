@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath
 from samplicator._fastpath import Tx, TxCounters
-from samplicator.host import sockets
+from samplicator.host import abilities, sockets
 from samplicator.host.pathmtu import PathMtu, path_mtu
 from samplicator.plan.spec import ProbeSpec, ReceiverSpec, Udp
 
@@ -261,11 +261,11 @@ class Path:
             return False
         if spec.engine == "raw":
             own = self.source[0] if self.source else source
-            return own != source and not sockets.is_local(own)
+            return own != source and not abilities.is_local(own)
         if ways[0].unconnected:
             return False
         own = sockets.own_address(ways[0].sockets[0])
-        return own != source and not sockets.is_local(own)
+        return own != source and not abilities.is_local(own)
 
 
 def no_way(spec: ReceiverSpec, counters: TxCounters, address: bytes, port: int) -> Way:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from samplicator.host import sockets
+from samplicator.host import listening
 from samplicator.plan.spec import SocketSpec
 
 
@@ -31,7 +31,7 @@ class Place:
 
 
 class Source(Protocol):
-    """Hands out the socket of a place. options: see sockets.open_listener. Raises OSError."""
+    """Hands out the socket of a place. options: see listening.open_listener. Raises OSError."""
 
     def listener(self, place: Place, **options: Any) -> socket.socket: ...
 
@@ -40,7 +40,7 @@ class Opened:
     """Opens each of them."""
 
     def listener(self, place: Place, **options: Any) -> socket.socket:
-        return sockets.open_listener(place.socket, **options)
+        return listening.open_listener(place.socket, **options)
 
 
 class HandedIn:
@@ -55,11 +55,11 @@ class HandedIn:
         sock = self._given.pop(place.lasting, None)
         if sock is not None:
             try:
-                sockets.adopt_listener(sock, place.socket, **options)
+                listening.adopt_listener(sock, place.socket, **options)
                 return sock
             except (OSError, ValueError):
                 sock.close()
-        return sockets.open_listener(place.socket, **options)
+        return listening.open_listener(place.socket, **options)
 
     def close_rest(self) -> None:
         """Those that no place wanted; what they hold is lost, and nobody listens there any more."""

@@ -194,8 +194,8 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
         details += [f"ttl {udp.ttl or 'kept'}", f"tos {'kept' if udp.tos < 0 else udp.tos}"]
     else:
         source = endpoint_text(str(exporter), exporter_port if exporter_port is not None else "PORT")
-        why = "the exporter's address, handed over with the copy"
-        engine, engine_why = "door", "a gateway in this process sends the copies on"
+        why = "the gateway gets the exporter's address with each copy"
+        engine, engine_why = "door", "a gateway in this process sends the copy on"
     apart = _told_apart(receiver) if flow and not spoofed and not isinstance(receiver.delivery, Door) else ""
     if receiver.freq > 1:
         templates = ", and all templates" if flow and not receiver.by_exporter else ""

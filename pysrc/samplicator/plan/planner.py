@@ -40,10 +40,10 @@ from samplicator.plan.spec import (
 FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
 NAME_UNRESOLVED: Final = "the host name does not resolve"
 NO_INTERFACE: Final = "there is no interface"
-UNTIL_THEN: Final = "until then the receiver is unreachable and its copies are counted as no_route"
+UNTIL_THEN: Final = "until that changes the receiver is unreachable and its copies are counted as no_route"
 
 NEEDS_NET_RAW: Final = (
-    "needs CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
+    "needs CAP_NET_RAW; run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
     'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
 )
 TRANSPARENT_WHY: Final = "runs are sent in one call by sockets bound to exporters' ports, the rest by a raw socket"
@@ -292,7 +292,7 @@ class _Compiler:
             self.warn((*path, "to"), f"the host name {endpoint.host!r} does not resolve now; {UNTIL_THEN}")
             address = ResolvedAddress(bytes(4 if self.family(receiver) == 4 else 16))
         elif endpoint.scope and not address.scope_id:
-            missing = f"{NO_INTERFACE} {endpoint.scope!r}"
+            missing = f"{NO_INTERFACE} {endpoint.scope}"
             self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
         else:
             self.guard_loop(path, receiver, address, endpoint.port, ports)
@@ -500,9 +500,8 @@ class _Compiler:
             cpus = cpus or allowed
             return len(cpus), cpus
         if cpus and datapath.workers > len(cpus):
-            self.warnings.append(
-                f"{datapath.workers} workers share {len(cpus)} CPUs, so some workers wait for each other"
-            )
+            why = f"there are more workers ({datapath.workers}) than CPUs ({len(cpus)}), so workers wait for each other"
+            self.warnings.append(why)
         return datapath.workers, cpus
 
 

@@ -28,7 +28,7 @@ from samplicator.config.compact import load_compact
 from samplicator.config.files import read_regular
 from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
-from samplicator.host import neighbors, sockets
+from samplicator.host import abilities, neighbors
 from samplicator.host.changes import HostWatch
 from samplicator.host.process import (
     Background,
@@ -46,6 +46,7 @@ from samplicator.service.pulse import Pulse
 from samplicator.service.trouble import Trouble
 from samplicator.supervisor.reload import CHANGED_FILE, Reloader, ReloadResult, problems_of
 from samplicator.supervisor.supervisor import Supervisor
+from samplicator.views import history
 from samplicator.views.service import ServiceState
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Service:
             load,
             self._supervisor,
             self._resolver,
-            sockets.capabilities,
+            abilities.capabilities,
             begins=self._reload_begins,
             ended=self._reload_ended,
         )
@@ -211,7 +212,9 @@ class Service:
             self._watcher.start()
         self._host.follow_routes(self._needs_routes())
         self._start_pulses()
-        self._spawn(self._every(HOUSEKEEPING_SECONDS, self._report))
+        if self._front is not None:
+            await asyncio.to_thread(self.state.history.sample)  # its beginning
+        self._spawn(self._every(history.STEP_SECONDS, self._report))
         self._spawn(self._every(1.0 - LAG_SECONDS, self._measure_lag))
         if self._options.idle_timeout_ms:
             self._spawn(self._watch_idle(self._options.idle_timeout_ms / 1e3))
@@ -412,7 +415,8 @@ class Service:
             self._neighbour_news = neighbors.wait_for_events(self._neighbours, rest)
 
     async def _report(self) -> None:
-        readings = await asyncio.to_thread(self._supervisor.view.readings)
+        sample = self.state.history.sample if self._front is not None else self._supervisor.view.readings
+        readings = await asyncio.to_thread(sample)
         self._trouble.report(readings, unmatched=await asyncio.to_thread(self._supervisor.view.unmatched))
         if not self._host.works:
             await self._host_changed()

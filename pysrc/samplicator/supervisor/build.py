@@ -29,7 +29,7 @@ from samplicator.health.probes import UNREACHABLE
 from samplicator.health.reach import Reach
 from samplicator.health.receiver import ReceiverState, Standing
 from samplicator.health.running import Running
-from samplicator.host import ring, sockets
+from samplicator.host import abilities, listening, ring, sockets
 from samplicator.host.delivery import Host
 from samplicator.host.ingress import Ingress
 from samplicator.host.sources import Place, Source
@@ -109,7 +109,7 @@ class Build:
         self._threads: list[WorkerThread] = []
         self._alone: list[socket.socket] = []
         self._hindered: set[str] = set()
-        self._rings_take_runs = sockets.rings_take_runs()
+        self._rings_take_runs = abilities.rings_take_runs()
         told = len(spec.udp) < len(spec.receivers)  # to gateways
         self._keep = {"ttl": told or any(u.ttl == 0 for u in spec.udp), "tos": told or any(u.tos < 0 for u in spec.udp)}
 
@@ -148,7 +148,7 @@ class Build:
             way.close()
         for path in self._paths:
             path.close()
-        sockets.unshare(self._alone)
+        listening.unshare(self._alone)
         if self.ingress is not None and self.ingress is not self._running.ingress:
             self.ingress.close()
 
@@ -168,7 +168,7 @@ class Build:
             for key, group in groups.items():
                 for intake in group:
                     with contextlib.suppress(OSError):
-                        sockets.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
+                        listening.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
 
     def plans(
         self, generation: int, *, without: Sequence[AnyIntake] = (), told: Set[str] = frozenset()
@@ -210,7 +210,7 @@ class Build:
         for wanted in self.spec.listeners:
             rings = self.rings[wanted.name]
             for intake in (i for group in self.groups[wanted.name].values() for i in group):
-                sockets.take_runs(intake.sock, self._takes_runs(rings))
+                listening.take_runs(intake.sock, self._takes_runs(rings))
                 intake.rx.set_flow(wanted.flow)
             for member in (i for part in rings.values() for i in part.intakes):
                 member.rx.set_flow(wanted.flow)
@@ -239,7 +239,7 @@ class Build:
         for running in self._running.listeners.values():
             for intake in running.sockets():
                 on_port.setdefault(intake.spec.port, []).append(intake.sock)
-        self._alone = sockets.unshared([sock for socks in on_port.values() for sock in socks])
+        self._alone = listening.unshared([sock for socks in on_port.values() for sock in socks])
         for wanted in self.spec.listeners:
             state = self.listeners[wanted.name]
             if not state.intakes:
@@ -330,7 +330,7 @@ class Build:
 
     def _take_runs(self, state: ListenerState, rings: Mapping[str, object]) -> None:
         for intake in state.sockets():
-            sockets.take_runs(intake.sock, self._takes_runs(rings))
+            listening.take_runs(intake.sock, self._takes_runs(rings))
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
         """What receive = "auto" makes of a ring that cannot be had."""
@@ -378,12 +378,12 @@ class Build:
                 )
             except OSError as error:
                 if not group and self._tolerates(listener, key, state, error):
-                    self.missing[listener.name][key] = sockets.why_not_listening(key, error)
-                    if error.errno in sockets.SOMEBODY_MUST:
+                    self.missing[listener.name][key] = listening.why_not_listening(key, error)
+                    if error.errno in listening.SOMEBODY_MUST:
                         self._hindered.add(listener.name)
                     return
                 where = endpoint_text(key.address, key.port) + (f" on {key.interface}" if key.interface else "")
-                text = f"listener {listener.name!r} cannot listen at {where}: {sockets.why_not_listening(key, error)}"
+                text = f"listener {listener.name!r} cannot listen at {where}: {listening.why_not_listening(key, error)}"
                 raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
             try:
                 intake = Intake(sock, key, state.slot, size, program)
@@ -412,7 +412,7 @@ class Build:
 
     def _share(self, sock: socket.socket) -> socket.socket:
         if self._by_ports:
-            sockets.share_port(sock)
+            listening.share_port(sock)
         return sock
 
     def share_ports(self) -> None:
@@ -437,19 +437,19 @@ class Build:
 
     def _tolerated(self, error: OSError, *, missing: bool, loses: bool) -> bool:
         """missing: it was so before. loses: something that works now would be given up for it."""
-        if error.errno not in sockets.HOST_LACKS | sockets.SOMEBODY_MUST:
+        if error.errno not in listening.HOST_LACKS | listening.SOMEBODY_MUST:
             return False
-        if self._running.strict and error.errno in sockets.SOMEBODY_MUST:
+        if self._running.strict and error.errno in listening.SOMEBODY_MUST:
             return False
         if self.spec.follows_host or not self._running.workers or missing:
             return True
-        return error.errno in sockets.HOST_LACKS and not loses
+        return error.errno in listening.HOST_LACKS and not loses
 
     # ------------------------------------------------------------------ workers, receivers
 
     def _open_workers(self) -> None:
         spec, running = self.spec, self._running
-        ports = sockets.source_ports()
+        ports = abilities.source_ports()
         self.workers = running.workers[: spec.workers]
         for index in range(len(self.workers), spec.workers):
             packet = self._packet_socket()
@@ -582,7 +582,7 @@ def try_listening(key: SocketSpec, beside: Sequence[socket.socket], withhold: Ca
     """
     for again in (False, True):
         try:
-            sockets.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
+            listening.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
             return
         except OSError as error:
             if again or error.errno != errno.EADDRINUSE or not withhold(key.port):
@@ -603,7 +603,7 @@ def casts_of(spec: PlanSpec) -> Casts:
     except OSError as error:
         log.warning("the broadcast addresses of this host cannot be read: %s", error)
     found = [socket_key(socket) for listener in spec.listeners for socket in listener.sockets]
-    return Casts(found, broadcasts, sockets.interface_index)
+    return Casts(found, broadcasts, abilities.interface_index)
 
 
 def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:

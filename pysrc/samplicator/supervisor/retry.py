@@ -14,7 +14,7 @@ from typing import Final
 from samplicator._fastpath import TxCounters
 from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
-from samplicator.host import sockets
+from samplicator.host import listening
 from samplicator.plan.spec import ReceiverSpec
 from samplicator.supervisor.build import new_path, try_listening
 
@@ -50,16 +50,16 @@ def could_open(
     begin %= len(keys)
     for key in (keys[begin:] + keys[:begin])[:RETRIES]:
         beside = on_port.get(key.port, ())
-        alone = sockets.unshared(beside)
+        alone = listening.unshared(beside)
         try:
             try_listening(key, beside, withhold)
         except OSError as error:
-            why = sockets.why_not_listening(key, error)
+            why = listening.why_not_listening(key, error)
             if why != state.missing[key]:
                 state.missing[key] = why
                 log.warning("listener %r is still down: %s; samplicator keeps trying", state.name, why)
         else:
             return True
         finally:
-            sockets.unshare(alone)
+            listening.unshare(alone)
     return False

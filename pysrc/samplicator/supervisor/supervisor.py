@@ -29,7 +29,7 @@ from samplicator.health.failover import Standings
 from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
-from samplicator.host import bpf, ring, sockets
+from samplicator.host import abilities, bpf, ring
 from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
@@ -409,7 +409,7 @@ class Supervisor:
                 return ()
             now = time.monotonic()
             self._follow(self._those(list(self._running.receivers.values()), lambda state: state.refresh(now)))
-            ports = sockets.source_ports()
+            ports = abilities.source_ports()
             for worker in self._running.workers:
                 worker.choose_from(ports)
                 if self._gate.add(("worker", str(worker.index)), worker.worker.unpolled, now):

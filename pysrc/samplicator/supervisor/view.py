@@ -7,7 +7,7 @@ service and failover's neighbors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from samplicator.datapath import aliases
@@ -17,7 +17,7 @@ from samplicator.health.failover import Standings
 from samplicator.health.receiver import PROBE_UNRESOLVED
 from samplicator.health.running import Running
 from samplicator.plan.spec import PlanSpec
-from samplicator.readings import AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
+from samplicator.readings import Activity, AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
 
 HEARTBEAT_SECONDS: Final = 5.0
 """A worker beats at least once a second; older than this it is stuck."""
@@ -71,6 +71,14 @@ class View:
     ) -> tuple[list[FlowSession], tuple[int, int] | None]:
         """Exporters' observation domains, a page: see Flows.sessions."""
         return self._running.flows.sessions(worker, after, limit)
+
+    def flow_extent(self) -> dict[int, int]:
+        """The largest number of an observation domain, by worker."""
+        return self._running.flows.extent()
+
+    def flow_activity(self, worker: int, numbers: Iterable[int]) -> list[Activity]:
+        """What they have counted, in short: see Flows.activity."""
+        return self._running.flows.activity(worker, numbers)
 
     def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
         """Templates of one of them, by id, above `after`."""

@@ -2,9 +2,9 @@
 
 Purpose: name, kind, labels, help and origin of each series in one place; metrics renders from it, the guard tests
 hold the compiled field tuples, the dashboard, the alert rules and the documents against it. Invariants: pure data,
-imports only what a row is; a counter ends in `_total`, a unit is in the name, no label is unbounded (listeners,
-receivers and workers are configured, reasons are fixed). Called by metrics, http and the tests. It must never hold a
-value.
+imports only what a row is and the rows of the flow stage (flow_metrics); a counter ends in `_total`, a unit is in the
+name, no label is unbounded (listeners, receivers and workers are configured, reasons are fixed). Called by metrics,
+http and the tests. It must never hold a value.
 
 `origin` says where the number comes from: `rx.FIELD`, `tx.FIELD`, `worker.FIELD` are fields of the compiled counters
 (RX_FIELDS, TX_FIELDS, WORKER_FIELDS); `flow.FIELD` of the flow stage (FLOW_COUNTER_FIELDS); `protocols.ATTR` of
@@ -18,10 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from samplicator.views.flow_metrics import FLOW_METRICS
 from samplicator.views.metric import Metric
-
-PROTOCOLS: Final = ("netflow1", "netflow5", "netflow7", "netflow8", "netflow9", "ipfix", "sflow5", "other")
-"""What a datagram is, by its header; the same words as the compiled FLOW_KIND_NAMES (a guard test compares)."""
 
 SEND_REASONS: Final = (
     "no_route",
@@ -42,15 +40,7 @@ _L = ("listener",)
 _R = ("receiver",)
 _W = ("worker",)
 _M = ("pool", "receiver")
-_P = ("protocol",)
 _NS = 1e-9
-
-
-def _by_protocol(*protocols: str) -> tuple[tuple[str, str], ...]:
-    return tuple((protocol, protocol) for protocol in protocols)
-
-
-_KNOWN = PROTOCOLS[:-1]
 
 CATALOGUE: Final[tuple[Metric, ...]] = (
     # ---- received
@@ -60,28 +50,28 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receive_matched_datagrams_total",
         "counter",
         _L,
-        "Datagrams read that at least one receiver gets (before sampling).",
+        "Datagrams that a rule sends to at least one receiver, before sampling.",
         "rx.matched",
     ),
     Metric(
         "receive_truncated_datagrams_total",
         "counter",
         _L,
-        "Datagrams longer than datapath.max_datagram, dropped: half a datagram is a corrupt one.",
+        "Datagrams dropped because they are longer than datapath.max_datagram.",
         "rx.truncated",
     ),
     Metric(
         "receive_truncated_bytes_total",
         "counter",
         _L,
-        "Bytes read of the datagrams dropped as too long (what fitted into datapath.max_datagram).",
+        "Bytes read of datagrams dropped as too long, at most datapath.max_datagram per datagram.",
         "rx.truncated_bytes",
     ),
     Metric(
         "receive_rejected_datagrams_total",
         "counter",
         (*_L, "reason"),
-        "Datagrams read and sent to nobody: a rule that denies (acl), no rule that matches (no_route_rule).",
+        "Datagrams that no receiver gets: a rule drops them (acl), or no rule matches (no_route_rule).",
         "rx",
         split=(("acl", "denied"), ("no_route_rule", "unmatched")),
     ),
@@ -89,7 +79,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receive_errors_total",
         "counter",
         (*_L, "reason"),
-        "Receive calls that failed, by errno; other: also packets in a ring that are broken (checksum, lengths).",
+        "Receive calls that failed, by errno; reason other includes packets in a ring with a wrong checksum or length.",
         "rx",
         split=(
             ("again", "errors_again"),
@@ -102,36 +92,36 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receive_kernel_drops_total",
         "counter",
         _L,
-        "Datagrams the kernel dropped, the listener's buffer (SO_MEMINFO) or ring being full; in no other series.",
+        "Datagrams dropped by the kernel because the listener's buffer or ring was full; no other series counts them.",
         "listener.kernel_drops",
     ),
     Metric(
         "receive_batch_datagrams",
         "histogram",
         _L,
-        "Datagrams a receive call; its count is the number of calls.",
+        "Datagrams per receive call; `_count` is the number of calls.",
         "listener.batch_counts",
     ),
     Metric(
         "receive_buffer_bytes",
         "gauge",
         _L,
-        "Receive buffers granted, in the kernel's accounting (twice what was asked for), and rings of the listener.",
+        "Size of the listener's receive buffers and rings; the kernel doubles the configured buffer size.",
         "listener.buffer_bytes",
     ),
     Metric(
         "receive_queue_bytes",
         "gauge",
         _L,
-        "Kernel memory of the datagrams that wait to be read.",
+        "Kernel memory used by datagrams that wait to be read.",
         "listener.queue_bytes",
     ),
-    Metric("listener_up", "gauge", _L, "1 when all sockets of the listener are bound and read.", "listener.up"),
+    Metric("listener_up", "gauge", _L, "1 when all sockets of the listener are open, 0 otherwise.", "listener.up"),
     Metric(
         "listener_info",
         "info",
         (*_L, "address", "port"),
-        "A bound socket of the listener.",
+        "Always 1; the labels name an open socket of the listener.",
         "listener.sockets",
     ),
     # ---- sent
@@ -139,16 +129,18 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "send_offered_datagrams_total",
         "counter",
         _R,
-        "Copies that rules made for the receiver: skipped + sent + errors.",
+        "Copies that rules made for the receiver; offered = skipped + sent + failed.",
         "tx.offered",
     ),
-    Metric("send_datagrams_total", "counter", _R, "Copies the kernel accepted.", "tx.sent"),
-    Metric("send_bytes_total", "counter", _R, "UDP payload bytes of the copies the kernel accepted.", "tx.sent_bytes"),
+    Metric("send_datagrams_total", "counter", _R, "Copies that the kernel accepted.", "tx.sent"),
+    Metric(
+        "send_bytes_total", "counter", _R, "UDP payload bytes of the copies that the kernel accepted.", "tx.sent_bytes"
+    ),
     Metric(
         "send_skipped_datagrams_total",
         "counter",
         (*_R, "reason"),
-        "Copies left out on purpose: sampled_out by the receiver's freq.",
+        "Copies left out on purpose; sampled_out: by the receiver's freq.",
         "tx",
         split=(("sampled_out", "sampled_out"),),
     ),
@@ -156,23 +148,23 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "send_errors_total",
         "counter",
         (*_R, "reason"),
-        "Copies that could not be sent, by reason.",
+        "Copies that the kernel or the network did not take, by reason.",
         "tx",
         split=tuple((reason, f"dropped_{reason}") for reason in SEND_REASONS),
     ),
-    Metric("send_calls_total", "counter", _R, "Send system calls.", "tx.calls"),
+    Metric("send_calls_total", "counter", _R, "System calls that send copies.", "tx.calls"),
     Metric(
         "send_retries_total",
         "counter",
         _R,
-        "Send calls made again after the kernel had no room.",
+        "Send calls that were repeated because the kernel had no buffer space.",
         "tx.retries",
     ),
     Metric(
         "receiver_template_replays_total",
         "counter",
         _R,
-        "Times all templates of the receiver's exporters were replayed to it.",
+        "Replays of all templates of the receiver's exporters to this receiver.",
         "tx.replays",
     ),
     Metric(
@@ -182,36 +174,42 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         'Copies to a receiver with source_port = "per-session" whose session had no port of its own.',
         "tx.shared_port",
     ),
-    Metric("receiver_up", "gauge", _R, "1 when the receiver can be reached, as far as known.", "receiver.up"),
+    Metric("receiver_up", "gauge", _R, "1 when the state of the receiver is up, 0 otherwise.", "receiver.up"),
     Metric(
         "receiver_state",
         "gauge",
         (*_R, "state"),
-        "1 for the state it is in: up, refusing (port closed, probe failed), unreachable (no route or neighbor), "
-        "looping (its copies come back).",
+        "1 for the current state of the receiver: up, refusing (port closed or probe failed), unreachable (no route or "
+        "neighbor), looping (copies come back to this host).",
         "receiver.state",
         split=tuple((state, state) for state in STATES),
     ),
-    Metric("receiver_waiting", "gauge", _R, "1 while a standby gets no copies: its primary is up.", "receiver.waiting"),
+    Metric(
+        "receiver_waiting",
+        "gauge",
+        _R,
+        "1 while a standby gets no copies because its primary is up.",
+        "receiver.waiting",
+    ),
     Metric(
         "receiver_takeovers_total",
         "counter",
         _R,
-        "Times a standby began to get the copies of its primary.",
+        "Times that the standby took over the copies of its primary.",
         "receiver.takeovers",
     ),
     Metric(
         "receiver_info",
         "info",
         (*_R, "address", "port", "source", "engine"),
-        "Where copies go, whose source they carry (own, spoof) and the engine that sends them.",
+        "Always 1; the labels name address, port, source (own or spoof) and engine of the receiver.",
         "receiver",
     ),
     Metric(
         "receiver_features_given_up",
         "gauge",
         (*_R, "feature"),
-        "1 while the kernel refuses the feature for this receiver: copies leave in a slower way; it is tried again.",
+        "1 while the kernel refuses the feature, so copies are sent in a slower way; samplicator tries again later.",
         "receiver.gave_up",
         split=(("segment", "segment"), ("transparent", "transparent"), ("packet", "packet")),
     ),
@@ -219,150 +217,58 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "receiver_mtu_bytes",
         "gauge",
         _R,
-        "Bytes of an IP packet to the receiver at most: of the route, the configuration, or as routers on the way say.",
+        "Largest IP packet to the receiver, from the route, the configuration, or routers on the way.",
         "receiver.mtu",
     ),
-    Metric("pool_member_up", "gauge", _M, "1 while the pool sends to the member, 0 while it is left out.", "member.up"),
+    Metric(
+        "pool_member_up", "gauge", _M, "1 while the pool sends to the member, 0 while the member is down.", "member.up"
+    ),
     Metric(
         "pool_exporters",
         "gauge",
         _M,
-        "Observation domains of exporters that the member has now; 0 with round-robin.",
+        "Exporters' observation domains that the member gets now; 0 with balance round-robin.",
         "member.exporters",
     ),
     Metric(
         "forward_latency_seconds",
         "histogram",
         (),
-        "From the kernel's receive time stamp to the end of the send call that took the last copy.",
+        "Time from the kernel's receive timestamp to the end of the send call that took the last copy.",
         "plan.latency_counts",
         scale=_NS,
     ),
     # ---- flow telemetry
-    Metric(
-        "flow_datagrams_total",
-        "counter",
-        _P,
-        "Matched datagrams of listeners with flow, by what their header says.",
-        "protocols.datagrams",
-        split=_by_protocol(*PROTOCOLS),
-    ),
-    Metric(
-        "flow_malformed_datagrams_total",
-        "counter",
-        _P,
-        "Of them, those that break their protocol's rules: forwarded untouched, nothing learnt.",
-        "protocols.malformed",
-        split=_by_protocol(*_KNOWN),
-    ),
-    Metric(
-        "flow_sequence_lost_datagrams_total",
-        "counter",
-        _P,
-        "Datagrams missing before us by their sequence numbers, for protocols that number datagrams.",
-        "protocols.lost",
-        split=_by_protocol("netflow9", "sflow5"),
-    ),
-    Metric(
-        "flow_sequence_lost_records_total",
-        "counter",
-        _P,
-        "Flow records missing before us by their sequence numbers, for protocols that number records.",
-        "protocols.lost",
-        split=_by_protocol("netflow5", "netflow7", "netflow8", "ipfix"),
-    ),
-    Metric(
-        "flow_sequence_restarts_total",
-        "counter",
-        _P,
-        "Times an exporter's sequence began anew: no loss.",
-        "protocols.restarts",
-        split=_by_protocol(*_KNOWN[1:]),
-    ),
-    Metric("flow_domains", "gauge", (), "Observation domains of exporter sessions that are known.", "flow.domains"),
-    Metric(
-        "flow_unmatched_domains",
-        "gauge",
-        (),
-        "Of these, the domains of exporters that no rule matches.",
-        "flow.unmatched",
-    ),
-    Metric("flow_exporters", "gauge", (), "Exporter sessions (address and port) that are known.", "flow.exporters"),
-    Metric(
-        "flow_templates",
-        "gauge",
-        ("kind",),
-        "Templates known, of data and of options.",
-        "flow",
-        split=(("data", "templates"), ("options", "options_templates")),
-    ),
-    Metric("flow_options_data", "gauge", (), "Rows of options data that are kept.", "flow.options_data"),
-    Metric("flow_record_blocks", "gauge", (), "Blocks of template and options memory in use.", "flow.blocks"),
-    Metric("flow_memory_bytes", "gauge", (), "Memory reserved for flow data, used or not.", "protocols.memory_bytes"),
-    Metric("flow_renumbered_domains", "gauge", (), "Pairs of receiver and domain that are renumbered.", "flow.states"),
-    Metric(
-        "flow_refused_total",
-        "counter",
-        ("what",),
-        "For want of memory: domains and records not learnt, copies not renumbered; datagrams passed as they were.",
-        "flow",
-        split=(("domain", "refused_domains"), ("record", "refused_items"), ("renumbering", "refused_states")),
-    ),
-    Metric(
-        "flow_evicted_total",
-        "counter",
-        ("what",),
-        "Domains and records that made room for others.",
-        "flow",
-        split=(("domain", "evicted_domains"), ("record", "evicted_items")),
-    ),
-    Metric(
-        "flow_expired_total",
-        "counter",
-        ("what",),
-        "Domains not seen for a day, templates and options data not repeated for two hours.",
-        "flow",
-        split=(("domain", "forgotten_domains"), ("record", "expired_items")),
-    ),
-    Metric(
-        "flow_renumbered_datagrams_total",
-        "counter",
-        (),
-        "Copies sent with another sequence number, to receivers that sample or got templates in between.",
-        "flow.renumbered",
-    ),
-    Metric(
-        "flow_uncounted_datagrams_total",
-        "counter",
-        (),
-        "IPFIX copies to such receivers whose records could not be counted, their template being unknown.",
-        "flow.kept_unknown",
-    ),
-    Metric(
-        "flow_replayed_datagrams_total",
-        "counter",
-        (),
-        "Datagrams of templates and options data made here, for receivers that are new, came back or are due.",
-        "flow.replayed_datagrams",
-    ),
-    Metric("flow_replayed_records_total", "counter", (), "Records in them.", "flow.replayed_records"),
+    *FLOW_METRICS,
     # ---- workers
     Metric("worker_cpu_seconds_total", "counter", _W, "CPU time of the worker's thread.", "worker.cpu_ns", scale=_NS),
     Metric(
         "worker_busy_seconds_total",
         "counter",
         _W,
-        "Time the worker spent outside its wait for datagrams.",
+        "Time that the worker did not wait for datagrams.",
         "worker.busy_ns",
         scale=_NS,
     ),
-    Metric("worker_wakeups_total", "counter", _W, "Times the worker's wait ended.", "worker.wakeups"),
-    Metric("worker_stalls_total", "counter", _W, "Times a send had to wait for the kernel.", "worker.stalls"),
+    Metric(
+        "worker_wakeups_total",
+        "counter",
+        _W,
+        "Times that the worker woke up from its wait for datagrams.",
+        "worker.wakeups",
+    ),
+    Metric(
+        "worker_stalls_total",
+        "counter",
+        _W,
+        "Times that a send had to wait for buffer space in the kernel.",
+        "worker.stalls",
+    ),
     Metric(
         "worker_heartbeat_timestamp_seconds",
         "gauge",
         _W,
-        "Unix time of the worker's last pass.",
+        "Unix time of the worker's last turn.",
         "worker.heartbeat_ns",
         scale=_NS,
     ),
@@ -371,66 +277,66 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "worker_session_misses_total",
         "counter",
         _W,
-        "Datagrams whose exporter was not in the cache: its rules were walked.",
+        "Datagrams whose session was not in the worker's cache, so the rules were evaluated.",
         "worker.session_misses",
     ),
     Metric(
         "worker_session_evictions_total",
         "counter",
         _W,
-        "Exporter sessions that made room for another in the cache.",
+        "Exporter sessions removed from the worker's cache to make room for others.",
         "worker.session_evictions",
     ),
     Metric(
         "worker_session_sockets",
         "gauge",
         _W,
-        'Sockets open for exporter sessions with a source port of their own (source_port = "per-session").',
+        'Sockets open for exporter sessions that have their own source port (source_port = "per-session").',
         "worker.session_sockets",
     ),
-    Metric("worker_generation", "gauge", _W, "Generation of the plan the worker runs.", "reader.generation"),
+    Metric("worker_generation", "gauge", _W, "Generation of the plan that the worker runs.", "reader.generation"),
     # ---- configuration
-    Metric("config_generation", "gauge", (), "Generation of the plan published last.", "plan.generation"),
-    Metric("config_reloads_total", "counter", (), "Reloads tried.", "reload.reloads_total"),
+    Metric("config_generation", "gauge", (), "Generation of the newest plan.", "plan.generation"),
+    Metric("config_reloads_total", "counter", (), "Reloads, successful or not.", "reload.reloads_total"),
     Metric(
         "config_reload_failures_total",
         "counter",
         (),
-        "Reloads that failed and left the running configuration untouched.",
+        "Reloads that failed; the running configuration stays.",
         "reload.failures_total",
     ),
     Metric(
         "config_last_reload_successful",
         "gauge",
         (),
-        "1 when the last reload (or the start) succeeded.",
+        "1 when the last reload or the start succeeded, 0 otherwise.",
         "reload.last_successful",
     ),
     Metric(
         "config_last_reload_success_timestamp_seconds",
         "gauge",
         (),
-        "Unix time of the last configuration that was taken over.",
+        "Unix time of the last successful reload or start.",
         "reload.last_success_timestamp",
     ),
     Metric(
         "config_hash",
         "gauge",
         (),
-        "48 bits of the SHA-256 of the running configuration's text; differs where a fleet drifts apart.",
+        "First 48 bits of the SHA-256 of the running configuration's text; equal where the texts are equal.",
         "reload.config_hash",
     ),
     # ---- the process
-    Metric("control_loop_lag_seconds", "histogram", (), "How late the control loop's timer fires.", "state.loop_lag"),
-    Metric("log_messages_total", "counter", ("level",), "Log lines written.", "state.log_messages"),
+    Metric("control_loop_lag_seconds", "histogram", (), "How late the control loop's timer runs.", "state.loop_lag"),
+    Metric("log_messages_total", "counter", ("level",), "Log lines, by level.", "state.log_messages"),
     Metric(
         "build_info",
         "info",
         ("version", "revision", "python", "cython"),
-        "What was built.",
+        "Always 1; the labels name the versions of samplicator, Python and Cython.",
         "here",
     ),
-    Metric("collector_duration_seconds", "gauge", (), "Time it took to collect these samples.", "here"),
+    Metric("collector_duration_seconds", "gauge", (), "Time to collect these samples.", "here"),
 )
 
 BY_NAME: Final = {metric.name: metric for metric in CATALOGUE}

@@ -1,19 +1,14 @@
-"""The flow stage's knowledge as plain values for JSON: exporters, templates with their fields by name, totals.
+"""Flow telemetry of all exporters together: totals by protocol, and who sends without a rule.
 
-Pure: readings in, dicts out. Called by http. Units of `units` and `lost` by protocol: see UNITS.
+Pure: readings in, plain values out. Called by http and by the other views; the command line draws the same shapes.
 """
 
 from __future__ import annotations
 
-import functools
-import ipaddress
-import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from typing import Any, Final
+from typing import Annotated, Final, TypedDict, cast
 
-from samplicator.readings import AliasReading, FlowField, FlowReading, FlowSession, FlowTemplate, Unmatched
-from samplicator.views import sampling
+from samplicator.readings import Activity, FlowReading, FlowSession, Unmatched
 
 UNITS: Final = {
     "netflow1": "flows",
@@ -26,43 +21,81 @@ UNITS: Final = {
     "other": "datagrams",
 }
 """What the sequence numbers of a protocol count."""
-_VARIABLE: Final = 65535
 SHOWN: Final = 20
 """Exporters that no rule matches which are named; all are counted."""
-_V9_SCOPES: Final = {1: "system", 2: "interface", 3: "lineCard", 4: "cache", 5: "template"}
 
 
-@functools.cache
-def element_names() -> Mapping[int, str]:
-    """IANA's names of IPFIX information elements."""
-    text = resources.files("samplicator").joinpath("elements.txt").read_text(encoding="ascii")
-    pairs = (line.split() for line in text.splitlines() if line and not line.startswith("#"))
-    return {int(number): name for number, name in pairs}
+class Stranger(TypedDict):
+    """An exporter that no rule matches."""
+
+    exporter: str
+    listener: str
+    datagrams: Annotated[int, "Loss of this exporter, as far as it is stored."]
 
 
-def field_name(field: FlowField, protocol: str) -> str:
-    """IANA's name of a field; `eENTERPRISE/NUMBER` for what is not IANA's, `NUMBER` for what it does not know."""
-    if field.enterprise == 29305:  # RFC 5103: the same of the other direction
-        name = element_names().get(field.element, str(field.element))
-        return f"reverse{name[:1].upper()}{name[1:]}"
-    if field.enterprise:
-        return f"e{field.enterprise}/{field.element}"
-    if field.scope and protocol == "netflow9":
-        return _V9_SCOPES.get(field.element, str(field.element))
-    return element_names().get(field.element, str(field.element))
+class WithoutRule(TypedDict):
+    """Exporters all of whose datagrams match no rule."""
+
+    count: int
+    exporters: Annotated[list[Stranger], "The exporters with the most datagrams."]
 
 
-def unmatched(exporters: Sequence[Unmatched]) -> dict[str, Any]:
-    """Exporters all of whose datagrams match no rule: how many, and the busiest of them."""
-    shown = [
-        {"exporter": item.address, "listener": item.listener, "datagrams": item.datagrams} for item in exporters[:SHOWN]
-    ]
-    return {"count": len(exporters), "exporters": shown}
+class Protocol(TypedDict):
+    """What came of one protocol."""
+
+    datagrams: int
+    malformed: Annotated[int, "Datagrams that break the rules of the protocol; they are forwarded."]
+    unit: Annotated[str, "Unit of `lost`: flows, packets, records or datagrams."]
+    lost: Annotated[int, "Lost before samplicator, by the exporters' sequence numbers."]
+    restarts: Annotated[int, "Restarts of sequence numbers; a restart is not a loss."]
 
 
-def totals(flow: FlowReading, without_rule: Sequence[Unmatched] = ()) -> dict[str, Any]:
-    """Of all exporters and workers, by protocol."""
-    protocols = {
+class Totals(TypedDict):
+    """The flow stage, all exporters and workers together."""
+
+    protocols: dict[str, Protocol]
+    memory_bytes: Annotated[int, "Memory reserved for flow state, used or not."]
+    domains: Annotated[int, "Observation domains known."]
+    exporters: Annotated[int, "Exporter sessions (address and port) known."]
+    templates: int
+    options_templates: int
+    options_data: Annotated[int, "Options data records stored."]
+    blocks: Annotated[int, "Memory blocks in use for templates and options data."]
+    states: Annotated[int, "Pairs of receiver and observation domain whose sequence numbers are rewritten."]
+    unmatched_domains: Annotated[int, "Observation domains known whose exporter no rule matches."]
+    refused_domains: int
+    evicted_domains: int
+    forgotten_domains: int
+    refused_items: int
+    evicted_items: int
+    expired_items: int
+    refused_states: int
+    renumbered: Annotated[int, "Copies sent with a rewritten sequence number."]
+    kept_unknown: Annotated[int, "IPFIX copies whose records could not be counted."]
+    replayed_datagrams: Annotated[int, "Datagrams with replayed templates and options data."]
+    replayed_records: int
+    unmatched: WithoutRule
+
+
+def unit(session: FlowSession | Activity) -> str:
+    """What the sequence numbers of a domain count, as learnt from it, or else as its protocol says."""
+    return session.style if session.style not in ("", "none") else UNITS[session.protocol]
+
+
+def without_rule(exporters: Sequence[Unmatched]) -> WithoutRule:
+    """How many there are, and the busiest of them."""
+    return {
+        "count": len(exporters),
+        "exporters": [
+            {"exporter": item.address, "listener": item.listener, "datagrams": item.datagrams}
+            for item in exporters[:SHOWN]
+        ],
+    }
+
+
+def protocols(flow: FlowReading) -> Mapping[str, Protocol]:
+    """Sums of all exporters by protocol."""
+    return {
         name: {
             "datagrams": count,
             "malformed": flow.malformed.get(name, 0),
@@ -72,102 +105,15 @@ def totals(flow: FlowReading, without_rule: Sequence[Unmatched] = ()) -> dict[st
         }
         for name, count in flow.datagrams.items()
     }
-    facts = {"protocols": protocols, "memory_bytes": flow.memory_bytes, **flow.counters}
-    return {**facts, "unmatched_domains": flow.counters.get("unmatched", 0), "unmatched": unmatched(without_rule)}
 
 
-def exporter(
-    session: FlowSession, listeners: Mapping[int, str], templates: Sequence[FlowTemplate] = ()
-) -> dict[str, Any]:
-    """One observation domain of one exporter session. templates: those of options, with their data, for the samplers.
-    domain: of sFlow the sub-agent, whose agent is `agent`; else the number in the header.
-    """
-    counters = dict(session.counters)
-    counters.pop("pending", None)
-    lived = session.last_seen_unix - session.first_seen_unix
-    datagrams = counters["datagrams"]
-    return {
-        "place": f"{session.worker}.{session.number}",
-        "exporter": session.address,
-        "port": session.port,
-        "protocol": session.protocol,
-        "domain": session.domain,
-        **_agent(session),
-        "listener": listeners.get(session.listener, ""),
-        "matched": not session.unmatched,
-        "first_seen_unix": session.first_seen_unix,
-        "last_seen_unix": session.last_seen_unix,
-        "silent_seconds": max(0.0, time.time() - session.last_seen_unix),
-        "datagrams_per_second": (datagrams - 1) / lived if lived > 0 and datagrams > 1 else 0.0,
-        "mean_bytes": counters["bytes"] / datagrams if datagrams else 0.0,
-        "unit": session.style if session.style not in ("", "none") else UNITS[session.protocol],
-        "numbered": session.style != "none",
-        **counters,
-        "lost": session.lost,
-        "lost_last": session.lost - session.counters["lost"],  # in gaps before the last datagrams of a silent exporter
-        "templates": session.templates,
-        "options_templates": session.options_templates,
-        "options_data": session.options_data,
-        "next_sequence": session.next_sequence,
-        **sampling.of(session, templates),
-        **_clock(session),
+def totals(flow: FlowReading, strangers: Sequence[Unmatched] = ()) -> Totals:
+    """strangers: exporters that no rule matches."""
+    facts = {
+        "protocols": protocols(flow),
+        "memory_bytes": flow.memory_bytes,
+        **flow.counters,  # FLOW_COUNTER_FIELDS, of which `unmatched` has another name here
+        "unmatched_domains": flow.counters.get("unmatched", 0),
+        "unmatched": without_rule(strangers),
     }
-
-
-def alias(row: AliasReading) -> dict[str, Any]:
-    """Who stands behind a domain in copies. unique: the number there; held_by: exporter = its sessions in turn,
-    session = this one alone, because another of the same exporter uses the domain too.
-    """
-    return {
-        "unique": row.alias,
-        "exporter": row.address,
-        "port": row.port,
-        "protocol": row.protocol,
-        "domain": row.domain,
-        "held_by": "exporter" if row.shared else "session",
-        "silent_seconds": row.silent_seconds,
-    }
-
-
-def _agent(session: FlowSession) -> dict[str, Any]:
-    """sFlow: the agent's address as it says itself, and the number of the sub-agent (sFlow v5, sample_datagram_v5)."""
-    p = session.header
-    if session.protocol != "sflow5" or len(p) < 28:
-        return {"agent": None}
-    end = 12 if p[7] == 1 else 24
-    return {"agent": str(ipaddress.ip_address(p[8:end])), "domain": int.from_bytes(p[end : end + 4], "big")}
-
-
-def _clock(session: FlowSession) -> dict[str, float | None]:
-    """What the last header says of the exporter's clock; skew: its clock minus ours when that datagram came."""
-    p, protocol = session.header, session.protocol
-    up = said = None
-    if protocol == "ipfix" and len(p) >= 8:
-        said = int.from_bytes(p[4:8], "big")
-    elif protocol == "sflow5" and len(p) >= 28:
-        up = int.from_bytes(p[20:24] if p[7] == 1 else p[32:36], "big") / 1e3
-    elif protocol.startswith("netflow") and len(p) >= 12:
-        up = int.from_bytes(p[4:8], "big") / 1e3
-        said = int.from_bytes(p[8:12], "big")
-    return {"uptime_seconds": up, "clock_skew_seconds": None if said is None else said - session.last_seen_unix}
-
-
-def template(item: FlowTemplate, protocol: str) -> dict[str, Any]:
-    """A template or options template; fields in order."""
-    return {
-        "id": item.id,
-        "kind": item.kind,
-        "first_seen_unix": item.first_seen_unix,
-        "last_seen_unix": item.last_seen_unix,
-        "record_bytes": item.record_bytes or None,
-        "fields": [
-            {
-                "name": field_name(field, protocol),
-                "element": field.element,
-                "enterprise": field.enterprise,
-                "bytes": None if field.length == _VARIABLE else field.length,
-                "scope": field.scope,
-            }
-            for field in item.fields
-        ],
-    }
+    return cast(Totals, facts)

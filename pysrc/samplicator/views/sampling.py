@@ -1,8 +1,8 @@
 """The routers' packet sampling, as their headers and options data say it: one sampler for each row that tells of one.
 
-Pure: readings in, dicts out. Called by flowview. Sources: RFC 5477 section 8.2 and IANA's registry (the elements),
-RFC 3954 section 8 (samplingInterval, FLOW_SAMPLER_...). An interval of N means that one packet in N is taken; it is a
-whole number where it is one. samplingPacketInterval (305) says how many packets are taken in a row and
+Pure: readings in, plain values out. Called by exporters. Sources: RFC 5477 section 8.2 and IANA's registry (the
+elements), RFC 3954 section 8 (samplingInterval, FLOW_SAMPLER_...). An interval of N means that one packet in N is
+taken; it is a whole number where it is one. samplingPacketInterval (305) says how many packets are taken in a row and
 samplingPacketSpace (306) how many are then left out, so N = (305 + 306) / 305; without 306 it is read as N itself,
 because IANA's registry deprecates samplingInterval (34) in its favor and exporters that follow that write N there.
 """
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Final, TypedDict
 
 from samplicator.readings import FlowField, FlowSession, FlowTemplate
 
 SHOWN: Final = 64
 """Samplers of one domain that are shown; all are counted."""
 _VARIABLE: Final = 65535
-_IDENTIFIERS: Final = {48: "sampler", 302: "selector"}
+_SAMPLER: Final = 48
+_SELECTOR: Final = 302
 _INTERFACES: Final = (10, 14, 252, 253)
 _ALGORITHMS: Final = {
     1: "systematic count-based",
@@ -36,11 +37,29 @@ _MODES: Final = {1: "deterministic", 2: "random"}
 """samplingAlgorithm (35) and samplerMode (49)."""
 
 
-def of(session: FlowSession, templates: Sequence[FlowTemplate]) -> dict[str, Any]:
-    """sampling_interval: N where all samplers agree, None where none is known or they differ; sampling_intervals: each
-    N there is; samplers: the rows, the first SHOWN of them, and sampler_count, of all. templates: options templates and
-    options data.
-    """
+class Sampler(TypedDict):
+    """What one row of options data, or a header of NetFlow v5, says of the router's sampling."""
+
+    interval: Annotated[float, "N of 1 in N packets; an integer if N is whole."]
+    algorithm: str | None
+    sampler: Annotated[int | None, "samplerId."]
+    selector: Annotated[int | None, "selectorId."]
+    interface: int | None
+
+
+class Sampling(TypedDict):
+    """The sampling of an observation domain."""
+
+    sampling_interval: Annotated[
+        float | None, "N if all samplers have the same N; null if none is known or they differ."
+    ]
+    sampling_intervals: Annotated[list[float], "All different values of N, at most 64."]
+    sampler_count: int
+    samplers: Annotated[list[Sampler], "At most 64 samplers."]
+
+
+def of(session: FlowSession, templates: Sequence[FlowTemplate]) -> Sampling:
+    """templates: options templates and options data."""
     samplers = _netflow5(session) if session.protocol == "netflow5" else _rows(session, templates)
     intervals = sorted({sampler["interval"] for sampler in samplers})
     return {
@@ -51,7 +70,7 @@ def of(session: FlowSession, templates: Sequence[FlowTemplate]) -> dict[str, Any
     }
 
 
-def _netflow5(session: FlowSession) -> list[dict[str, Any]]:
+def _netflow5(session: FlowSession) -> list[Sampler]:
     """The last two bytes of the header: two bits of mode, 14 of interval."""
     if len(session.header) < 24:
         return []
@@ -61,9 +80,9 @@ def _netflow5(session: FlowSession) -> list[dict[str, Any]]:
     return [_sampler(word & 0x3FFF, _MODES.get(word >> 14), {})]
 
 
-def _rows(session: FlowSession, templates: Sequence[FlowTemplate]) -> list[dict[str, Any]]:
+def _rows(session: FlowSession, templates: Sequence[FlowTemplate]) -> list[Sampler]:
     shapes = {item.id: item.fields for item in templates if item.kind == "options_template"}
-    found: list[dict[str, Any]] = []
+    found: list[Sampler] = []
     for item in templates:
         if item.kind == "options_data" and item.id in shapes:
             values, scope = _values(item.raw, shapes[item.id])
@@ -81,11 +100,12 @@ def _rows(session: FlowSession, templates: Sequence[FlowTemplate]) -> list[dict[
     return found
 
 
-def _sampler(interval: float, algorithm: str | None, names: Mapping[int, int]) -> dict[str, Any]:
+def _sampler(interval: float, algorithm: str | None, names: Mapping[int, int]) -> Sampler:
     return {
         "interval": interval,
         "algorithm": algorithm,
-        **{word: names.get(element) for element, word in _IDENTIFIERS.items()},
+        "sampler": names.get(_SAMPLER),
+        "selector": names.get(_SELECTOR),
         "interface": next((names[element] for element in _INTERFACES if names.get(element)), None),
     }
 

@@ -13,6 +13,7 @@ from typing import Final
 from samplicator.config.model.loaded import Loaded
 from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.view import View
+from samplicator.views.history import History
 
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
@@ -46,7 +47,8 @@ class ServiceState:
     runs now.
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
-    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. reload_token: "" = none
+    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service
+    has it take a sample every few seconds. reload_token: "" = none
     configured.
     """
 
@@ -60,8 +62,10 @@ class ServiceState:
     log_messages: dict[str, int]
     loop_lag: LoopLag = field(default_factory=LoopLag)
     started: float = field(init=False)
+    history: History = field(init=False)
     startup: str = ""
     reload_token: str = ""
 
     def __post_init__(self) -> None:
         self.started = time.monotonic() - (time.time() - self.started_unix)
+        self.history = History(self.view)

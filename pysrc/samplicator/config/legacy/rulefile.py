@@ -209,9 +209,9 @@ def _ports(text: str, port: str, ports: PortByName) -> range:
         low = parse_port(match[1])
         high = parse_port(match[3]) if match[2] == "-" else low + int(match[3]) - 1
         if high < low:
-            why = (
-                "must begin with the lower port" if match[2] == "-" else "has no port in it; write a count of 1 or more"
-            )
+            why = "has no port in it; write a count of 1 or more"
+            if match[2] == "-":
+                why = f"must begin with the lower port; write {high}-{low}"
             raise ValueError(f"{text!r}: the port range {port} {why}")
         if high > 65535:
             raise ValueError(f"{text!r}: the port range {port} ends at {high}; the last port can be 65535")

@@ -22,7 +22,7 @@ class Datapath(Table):
     )
     cpus: list[Annotated[int, Field(ge=0, le=4095)]] = Field(
         default=[],
-        description="CPUs to pin the workers to, in order; empty = the allowed CPUs.",
+        description="CPUs that the workers run on, in order; empty = the allowed CPUs.",
         json_schema_extra=LIVE,
     )
     receive_buffer: Size = Field(
@@ -37,37 +37,41 @@ class Datapath(Table):
     )
     ring_buffer: Size = Field(
         64 << 20,
-        description="Ring of each listener that receives by ring, per worker and interface, in bytes, or as "
-        '"64MiB"; at least 2 MiB are taken.',
+        description="Size of the packet ring of each listener that receives by ring, per worker and interface, in "
+        'bytes, or as "64MiB"; the ring has at least 2 MiB.',
         json_schema_extra=RESTART,
     )
     flow_memory: Size = Field(
         64 << 20,
-        description="Memory for what is known of the exporters' flow data (templates, options, sequences), in bytes or "
-        'as "64MiB"; the workers of the start share it evenly, a later one adds as large a share.',
+        description="Memory for the exporters' flow state (templates, options, sequences), in bytes or as "
+        '"64MiB"; the first workers share it evenly, and each later worker adds one such share.',
         json_schema_extra=RESTART,
     )
     template_life_minutes: Minutes = Field(
         120,
-        description="Minutes after which a template that the exporter has not repeated, and of which no data came, is "
-        "forgotten, 0..10080, and options data that it has not repeated; 0 = never.",
+        description="Minutes, 0..10080, after which a template without repetition and without data is forgotten, and "
+        "options data without repetition; 0 = never.",
         json_schema_extra=LIVE,
     )
     max_datagram: int = Field(
         65535,
         ge=1,
         le=65535,
-        description="Largest UDP payload forwarded in bytes, 1..65535; longer ones are counted and dropped.",
+        description="Largest UDP payload in bytes that is forwarded, 1..65535; longer ones are counted and dropped.",
         json_schema_extra=RESTART,
     )
     batch: int = Field(
-        512, ge=1, le=512, description="Most datagrams taken by one receive call, 1..512.", json_schema_extra=RESTART
+        512,
+        ge=1,
+        le=512,
+        description="Largest number of datagrams per receive call, 1..512.",
+        json_schema_extra=RESTART,
     )
     max_delay: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="Microseconds a busy worker waits for more datagrams before it receives, 0..100000: larger batches "
-        "for more latency; 0 = never, but 250 for those of a ring.",
+        description="Microseconds that a busy worker waits for more datagrams before it receives, 0..100000: larger "
+        "batches, more latency; 0 = no wait, but 250 for rings.",
         json_schema_extra=RESTART,
     )

@@ -25,13 +25,13 @@ class Pool(Table):
     weight: Weights = Field(
         default=[],
         description="Share of each member, 1..1000: a list in the order of `members`, or a table { NAME = WEIGHT }; "
-        "left out = 1.",
+        "default 1.",
         json_schema_extra=LIVE,
     )
     balance: Literal["exporter-hash", "round-robin"] = Field(
         "exporter-hash",
-        description="exporter-hash: an observation domain of an exporter stays with one member; round-robin: each "
-        "datagram goes to the next.",
+        description="exporter-hash = an observation domain of an exporter stays with one member; round-robin = each "
+        "datagram goes to the next member.",
         json_schema_extra=LIVE,
     )
 

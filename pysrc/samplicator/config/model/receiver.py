@@ -32,25 +32,27 @@ class Receiver(Table):
 
     name: Name = Field(description="Name used by rules, metrics and logs; unique.", json_schema_extra=LIVE)
     to: TargetText = Field(
-        description="HOST:PORT or [v6]:PORT; a host name is resolved off the datapath and refreshed.",
+        description="HOST:PORT or [v6]:PORT; host names are resolved again regularly.",
         json_schema_extra=LIVE,
     )
     spoof: bool = Field(
         False, description="Keep the exporter's address and port as the source of copies.", json_schema_extra=LIVE
     )
     source: OwnSourceText = Field(
-        "", description='Own source ADDR or ADDR:PORT of copies; "" = the kernel chooses.', json_schema_extra=LIVE
+        "",
+        description='Source ADDR or ADDR:PORT of copies that are not spoofed; "" = the kernel chooses.',
+        json_schema_extra=LIVE,
     )
     source_port: Literal["shared", "per-session"] = Field(
         "shared",
-        description="Source port of copies that are not spoofed: one for all exporters, or one for each exporter's "
-        "address and port, so that collectors can tell them apart.",
+        description="Source port of copies that are not spoofed: shared = one for all exporters; per-session = one per "
+        "exporter address and port, so that collectors can tell exporters apart.",
         json_schema_extra=LIVE,
     )
     domain: Literal["keep", "unique"] = Field(
         "keep",
-        description="Observation domain (IPFIX) or source id (NetFlow v9) of copies: as received, or a number of "
-        "its own for each exporter and domain, for collectors that tell exporters by their address only.",
+        description="Observation domain (IPFIX) or source id (NetFlow v9) of copies: keep = as received; unique = one "
+        "number per exporter and domain, for collectors that identify exporters by address only.",
         json_schema_extra=LIVE,
     )
     checksum: bool = Field(
@@ -60,37 +62,37 @@ class Receiver(Table):
         1,
         ge=1,
         le=2**32 - 1,
-        description="One datagram in so many is sent, 1..4294967295; 1 = every one. Templates are always sent.",
+        description="One datagram in this many is sent, 1..4294967295; 1 = every datagram. Templates are always sent.",
         json_schema_extra=LIVE,
     )
     freq_mode: Literal["datagram", "exporter"] = Field(
         "datagram",
-        description="What freq counts: datagram = every freq-th datagram; exporter = 1/freq of the exporters, whole.",
+        description="What freq counts: datagram = every freq-th datagram; exporter = all of every freq-th exporter.",
         json_schema_extra=LIVE,
     )
     template_refresh_packets: Refresh = Field(
         0,
-        description="Templates are sent again, as the exporter, after so many datagrams of it; 0 = never.",
+        description="Templates are replayed after this many datagrams of an exporter; 0 = never.",
         json_schema_extra=LIVE,
     )
     template_refresh_minutes: Minutes = Field(
-        0, description="Templates are sent again after so many minutes, 0..10080; 0 = never.", json_schema_extra=LIVE
+        0, description="Templates are replayed after this many minutes, 0..10080; 0 = never.", json_schema_extra=LIVE
     )
     options_refresh_packets: Refresh = Field(
         0,
-        description="The last options data are sent again after so many datagrams of the exporter; 0 = never.",
+        description="The last options data are replayed after this many datagrams of an exporter; 0 = never.",
         json_schema_extra=LIVE,
     )
     options_refresh_minutes: Minutes = Field(
-        0, description="Options data are sent again after so many minutes, 0..10080; 0 = never.", json_schema_extra=LIVE
+        0, description="Options data are replayed after this many minutes, 0..10080; 0 = never.", json_schema_extra=LIVE
     )
     probe: ProbeText = Field(
         "auto",
-        description="How to find out that the receiver is down or back, every 2 s (0.5 s where a standby or a pool "
-        "waits for it), from our own address: an empty datagram (udp), an IPFIX message without sets (ipfix), a "
-        "connection (tcp://HOST:PORT, tcp://:PORT = the receiver's host) or a GET answered 2xx "
-        "(http://HOST:PORT/PATH); off; auto: an empty datagram while copies are refused and, where refusals of copies "
-        "cannot be heard (spoofed), always if a standby or a pool needs to know or if the receiver gets templates.",
+        description="How samplicator finds out that the receiver is down or back: it sends a probe from this host's "
+        "address every 2 s (0.5 s if a standby or a pool needs the state). udp = an empty datagram; ipfix = an IPFIX "
+        "message without sets; tcp://HOST:PORT = a connection; http://HOST:PORT/PATH = a GET with status 2xx; without "
+        "HOST the receiver's host; off = no probe; auto = an empty datagram while copies are refused, and for spoofed "
+        "copies always if a standby, a pool or templates need the state.",
         json_schema_extra=LIVE,
     )
     standby_for: str = Field(
@@ -107,14 +109,14 @@ class Receiver(Table):
     )
     mtu: Mtu = Field(
         "auto",
-        description="Bytes of an IP packet to it at most, 68..65535 (IPv6: 1280 at least); what is longer leaves in "
-        "fragments. auto: what route and path take.",
+        description="Largest IP packet in bytes, 68..65535 (IPv6: at least 1280); longer copies are sent in "
+        "fragments. auto = what the route and the path take.",
         json_schema_extra=LIVE,
     )
     engine: Literal["auto", "udp", "raw", "transparent", "packet"] = Field(
         "auto",
-        description="How copies leave: a UDP socket, a raw socket, sockets bound to the exporters' ports "
-        "(transparent), link frames past routing and firewall (packet); auto: the best of the first three.",
+        description="How copies are sent: udp = a UDP socket; raw = a raw socket; transparent = sockets bound to the "
+        "exporters' ports; packet = link frames, without routing and firewall; auto = the best of the first three.",
         json_schema_extra=LIVE,
     )
     pause_us: int = Field(
@@ -126,7 +128,7 @@ class Receiver(Table):
     )
     family: Family = Field(
         "any",
-        description="Address family wanted when `to` has a host name (samplicate -4, -6).",
+        description="Address family of a host name in `to` (samplicate -4, -6).",
         json_schema_extra=LIVE,
     )
 

@@ -24,16 +24,18 @@ class Rule(Table):
     from_: list[SourceText] = Field(
         default=[],
         alias="from",
-        description="Sources: addresses or prefixes of exporters; left out = every exporter.",
+        description="Addresses or prefixes of exporters; without this key: every exporter.",
         json_schema_extra=LIVE,
     )
-    listener: list[str] = Field(default=[], description="Names of listeners; left out = all.", json_schema_extra=LIVE)
+    listener: list[str] = Field(
+        default=[], description="Names of listeners; without this key: all listeners.", json_schema_extra=LIVE
+    )
     to: list[str] = Field(
-        description="Names of receivers and pools that get a copy; [] with `stop = true` denies.",
+        description="Names of receivers and pools that get a copy; [] with `stop = true` drops the datagram.",
         json_schema_extra=LIVE,
     )
     stop: bool = Field(
-        False, description="true: when this rule matches, later rules are not looked at.", json_schema_extra=LIVE
+        False, description="true = when this rule matches, later rules are not evaluated.", json_schema_extra=LIVE
     )
 
 

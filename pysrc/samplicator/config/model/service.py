@@ -28,14 +28,14 @@ class Service(Table):
         json_schema_extra=RESTART,
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log level written.", json_schema_extra=LIVE
+        "info", description="Lowest log level that is written.", json_schema_extra=LIVE
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="Log lines as text or one JSON object a line.", json_schema_extra=LIVE
+        "text", description="Format of log lines: text, or one JSON object per line.", json_schema_extra=LIVE
     )
     reload_token_file: Annotated[str, AfterValidator(check_file)] = Field(
         "",
-        description='File with the bearer token that allows POST /-/reload over TCP; "" = only over the local socket.',
+        description='File with the bearer token for POST /-/reload over TCP; "" = reload only over the local socket.',
         json_schema_extra=LIVE,
     )
     resolve_interval: float = Field(
@@ -43,7 +43,7 @@ class Service(Table):
         ge=0.1,
         le=86400,
         allow_inf_nan=False,
-        description="Seconds between refreshes of receivers' host names, 0.1..86400.",
+        description="Seconds between two lookups of the receivers' host names, 0.1..86400.",
         json_schema_extra=LIVE,
     )
     drain_timeout: float = Field(
@@ -51,6 +51,6 @@ class Service(Table):
         ge=0,
         le=300,
         allow_inf_nan=False,
-        description="Seconds at most to forward what is queued before the process ends, 0..300.",
+        description="Longest time in seconds to forward what is queued before the process ends, 0..300.",
         json_schema_extra=LIVE,
     )

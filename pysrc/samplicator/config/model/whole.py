@@ -18,12 +18,14 @@ from samplicator.config.model.table import RESTART, Table
 class Config(Table):
     """The whole configuration."""
 
-    service: Service = Field(default_factory=Service, description="The control plane.")
-    datapath: Datapath = Field(default_factory=Datapath, description="The threads that forward.")
-    listener: list[Listener] = Field(default=[], description="Where exporters send to.")
-    receiver: list[Receiver] = Field(default=[], description="Where copies go.")
+    service: Service = Field(
+        default_factory=Service, description="The control plane: HTTP, control socket, log, timers."
+    )
+    datapath: Datapath = Field(default_factory=Datapath, description="The worker threads, buffers and memory.")
+    listener: list[Listener] = Field(default=[], description="Addresses that exporters send to.")
+    receiver: list[Receiver] = Field(default=[], description="Destinations of copies.")
     pool: list[Pool] = Field(default=[], description="Receivers that share the exporters.")
-    rule: list[Rule] = Field(default=[], description="Which copies are made.")
+    rule: list[Rule] = Field(default=[], description="Which exporters' datagrams are copied to which receivers.")
 
 
 def restart_settings() -> list[tuple[str, str]]:

@@ -1,0 +1,46 @@
+"""The answers of the HTTP interface to those who change something: a reload.
+
+Invariant: changing needs the control socket (its file mode is the gate) or the bearer token. Called by the application,
+by way of the table in routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import socket
+
+from aiohttp import web
+
+from samplicator.http.front import SHARED
+from samplicator.http.reading import as_json
+from samplicator.views.status import reloaded
+
+
+def is_control(request: web.Request) -> bool:
+    """Whether the request came over the local socket."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    return sock is not None and sock.family == socket.AF_UNIX
+
+
+async def reload(request: web.Request) -> web.Response:
+    state = request.app[SHARED].state
+    if not is_control(request):
+        if not state.reload_token:
+            return as_json(
+                {
+                    "error": "reload over TCP is off: use the control socket (`samplicator reload`) or set "
+                    "service.reload_token_file"
+                },
+                status=403,
+            )
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given, wanted = token.strip().encode(errors="replace"), state.reload_token.encode()
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, wanted):
+            refused = as_json({"error": "a bearer token is needed"}, status=401)
+            refused.headers["WWW-Authenticate"] = 'Bearer realm="samplicator"'
+            return refused
+    # shielded: a client that goes away must not stop a reload half-way
+    result = await asyncio.shield(state.reloader.reload("api"))
+    return as_json(reloaded(result), status=200 if result.ok else 422)

@@ -1,0 +1,125 @@
+"""The OpenAPI 3.1 document of the HTTP interface, made of the routes and the typed shapes of views.
+
+`Route` is one row of the table in routes, which the application serves and this describes: what is served is what is
+described. Called by routes, and by deploy/openapi/generate.py, which keeps a copy in the repository; a guard test says
+when that one is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict
+
+from aiohttp import web
+
+from samplicator.http.schema import Schema, Schemas
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+JSON: Final = "application/json"
+TEXT: Final = "text/plain"
+BEARER: Final = "bearerToken"
+MEDIA: Final[Mapping[str, Schema]] = {TEXT: {"type": "string"}, "application/openmetrics-text": {"type": "string"}}
+
+
+class Error(TypedDict):
+    """What went wrong."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer. text: what it means. shape: of the JSON; None = one of `media`."""
+
+    text: str
+    shape: Any = None
+    media: tuple[str, ...] = (TEXT,)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A parameter behind the question mark. schema: of its value."""
+
+    name: str
+    text: str
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path, who answers, and what the answers are. guarded: over TCP only with the bearer token."""
+
+    path: str
+    handler: Handler
+    text: str
+    answers: Mapping[int, Answer]
+    query: tuple[Query, ...] = ()
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    guarded: bool = False
+
+
+BAD_QUERY: Final = Answer("A parameter has a value that it cannot have; the text says which it can.", Error)
+FAILED: Final = Answer("A fault of the daemon; its log says more.", Error)
+TOO_LATE: Final = Answer("There was no answer in time.", Error)
+
+
+def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
+    """The whole of it, ready for JSON."""
+    schemas = Schemas()
+    paths: dict[str, Any] = {}
+    for route in routes:
+        paths[route.path] = {method.lower(): _operation(route, method, schemas) for method in route.methods}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "samplicator",
+            "version": version,
+            "description": "The HTTP interface of the samplicator daemon, on service.http and on the control socket. "
+            "Reading is free for whoever reaches it. Fields may be added to answers.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.components.items())),
+            "securitySchemes": {
+                BEARER: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The token of service.reload_token_file. The control socket asks for none.",
+                }
+            },
+        },
+    }
+
+
+def _operation(route: Route, method: str, schemas: Schemas) -> dict[str, Any]:
+    words = route.path.removeprefix("/api/v1/").replace(".", "/").replace("-", "/").split("/")
+    described: dict[str, Any] = {
+        "operationId": "_".join([method.lower(), *(word for word in words if word)] + ["index"] * (route.path == "/")),
+        "summary": route.text,
+        "responses": {
+            str(status): _response(answer, method == "HEAD", schemas)
+            for status, answer in sorted(route.answers.items())
+        },
+    }
+    if route.query:
+        described["parameters"] = [
+            {"name": each.name, "in": "query", "required": False, "description": each.text, "schema": dict(each.schema)}
+            for each in route.query
+        ]
+    if route.guarded:
+        described["security"] = [{BEARER: []}]
+    return described
+
+
+def _response(answer: Answer, without_body: bool, schemas: Schemas) -> dict[str, Any]:
+    described: dict[str, Any] = {"description": answer.text}
+    if not without_body:
+        described["content"] = (
+            {JSON: {"schema": schemas.of(answer.shape)}}
+            if answer.shape is not None
+            else {media: {"schema": dict(MEDIA[media])} for media in answer.media}
+        )
+    return described

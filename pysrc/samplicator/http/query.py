@@ -1,0 +1,114 @@
+"""The parameters of the HTTP interface: what each may be, said once for those who ask and once for those who read.
+
+Each function takes a request's query and returns a value or raises HTTPBadRequest with a sentence that says what can
+be asked for; the Query beside it is what the OpenAPI document says of the same. Called by reading and routes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import web
+
+from samplicator.http.openapi import Query
+from samplicator.views.history import KINDS, SECONDS, Kind
+
+PAGE: Final = 1000
+"""Rows of one answer at most."""
+
+LIMIT: Final = Query("limit", f"Rows at most; {PAGE} is the most there can be.", {"type": "integer", "minimum": 1})
+PLACE_PATTERN: Final = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
+PLACE: Final = Query(
+    "after", "Where to go on: `after` of the page before.", {"type": "string", "pattern": PLACE_PATTERN}
+)
+NUMBER: Final = Query("after", PLACE.text, {"type": "string", "pattern": "^[0-9]{1,18}$"})
+EXPORTER: Final = Query(
+    "exporter", "Only this exporter.", {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+)
+KIND: Final = Query("kind", "What to show; totals when it is left out.", {"type": "string", "enum": list(KINDS)})
+NAME: Final = Query("name", "Only the listener, receiver or exporter of this name.", {"type": "string", "minLength": 1})
+LAST: Final = Query(
+    "seconds", "How far back, at most.", {"type": "integer", "minimum": 1, "maximum": SECONDS, "default": SECONDS}
+)
+SERIES: Final = Query(
+    "name[]", "Only these series, by their full names.", {"type": "array", "items": {"type": "string"}}
+)
+
+Values = Mapping[str, str]
+
+
+def limit(values: Values) -> int:
+    """Rows at most, 1..PAGE."""
+    return min(_whole(values, LIMIT.name, PAGE, "limit must be a number of rows, 1 or more"), PAGE)
+
+
+def place(values: Values) -> tuple[int, int, int]:
+    """Worker, number of a domain, and an id in it or -1."""
+    text = values.get(PLACE.name, "0.0")
+    if not re.fullmatch(PLACE_PATTERN.strip("^$"), text, re.ASCII):
+        raise web.HTTPBadRequest(
+            reason="after must be what `after` of an answer says: WORKER.NUMBER or WORKER.NUMBER.ID"
+        )
+    parts = [int(part) for part in text.split(".")]
+    worker, number, identity = (*parts, *(0, -1)[len(parts) - 1 :])
+    return worker, number, identity
+
+
+def number(values: Values) -> int:
+    """Of the last row of the page before; 0 = from the first on."""
+    text = values.get(NUMBER.name, "0")
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise web.HTTPBadRequest(reason="after must be what `after` of an answer says: a number")
+    return int(text)
+
+
+def exporter(values: Values) -> str:
+    """An address as rows have it; "" = all."""
+    text = values.get(EXPORTER.name)
+    if text is None:
+        return ""
+    try:
+        if "%" not in text:
+            return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    raise web.HTTPBadRequest(reason="exporter must be an IPv4 or IPv6 address")
+
+
+def kind(values: Values) -> Kind:
+    """What history to show."""
+    text = values.get(KIND.name, "totals")
+    for each in KINDS:
+        if each == text:
+            return each
+    raise web.HTTPBadRequest(reason=f"kind must be one of {', '.join(KINDS)}")
+
+
+def name(values: Values) -> str:
+    """Of what to show the history; "" = of all."""
+    text = values.get(NAME.name)
+    if text == "":
+        raise web.HTTPBadRequest(reason="name must not be empty; leave it out for all")
+    return text or ""
+
+
+def last(values: Values) -> int:
+    """Seconds."""
+    why = f"seconds must be a number, 1 to {SECONDS}"
+    found = _whole(values, LAST.name, SECONDS, why)
+    if found > SECONDS:
+        raise web.HTTPBadRequest(reason=why)
+    return found
+
+
+def _whole(values: Values, key: str, default: int, why: str) -> int:
+    """A decimal number of at least 1."""
+    text = values.get(key)
+    if text is None:
+        return default
+    if re.fullmatch(r"[0-9]{1,40}", text) and int(text):
+        return int(text)
+    raise web.HTTPBadRequest(reason=why)
