@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 from samplicator.health.receiver import ReceiverState
-from samplicator.host import listening, sockets
+from samplicator.host import abilities, listening, sockets
 from samplicator.host.neighbors import Answering, Neighbors, Sight
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import SocketSpec
