@@ -155,9 +155,8 @@ class RxSocket:
     """A bound, non-blocking UDP socket of a listener, a packet socket with a ring, or the worker's end of a door. The
     descriptor stays owned by the caller, who keeps it open until every worker has left the plans that name it. Worker
     enables nothing on the socket: the caller sets SO_TIMESTAMPNS and, when wanted, IP_RECVTTL/IP_RECVTOS
-    (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS),
-    UDP_GRO.
-    counters: its own, or those of other sockets that the same worker reads. listener: index in plans, 0..65535. ring:
+    (IPV6_RECVHOPLIMIT/IPV6_RECVTCLASS), UDP_GRO. counters: its own, or those of other sockets that the same worker
+    reads. listener: index in plans, 0..65535. ring:
     a writable buffer over the whole mapping of a TPACKET_V3 receive ring with virtio-net headers (PACKET_RX_RING,
     PACKET_VNET_HDR, packet(7)), kept alive by this object; block_bytes: tp_block_size, a multiple of 8 from 4096 on,
     the buffer has whole blocks. bell: the doorbell: a writable buffer over the mapping of a TPACKET_V2 ring of one

@@ -105,7 +105,13 @@ def test_housekeeping_logs_one_line(load: Load, caplog: pytest.LogCaptureFixture
     state = supervisor._running.receivers["r"]
     ways, path = state.ways, state.path
     stands: Any = SimpleNamespace(
-        refresh=lambda ways: True, look=lambda now, ways: None, routed=True, link_words="", mtu=1500, mtu_why=""
+        refresh=lambda ways: True,
+        look=lambda now, ways, counters: None,
+        routed=True,
+        fault="",
+        link_words="",
+        mtu=1500,
+        mtu_why="",
     )
     wrong: Any = Refusing(_fastpath.GAVE_UP_SEGMENT)
     try:

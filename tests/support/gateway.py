@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import socket
 import threading
@@ -18,6 +19,8 @@ from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket, Tx, TxCounters
 from samplicator.gateways.door import Datagram, Door, pair
 
+from support.flows import Collector
+from support.pools import Exporter, Stand
 from support.worker import Arrival, Listener, Relay, Sink, Way, wait_until
 
 QUEUE_BYTES = 16 << 20
@@ -112,6 +115,7 @@ class Loopback:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._end = False
+        self._asked = ""
         self._thread = threading.Thread(target=self._run, name="loopback")
         self._thread.start()
 
@@ -145,6 +149,19 @@ class Loopback:
         with self._lock:
             return len(self._outs) + len(self._ins) + len(self._fresh)
 
+    def drop_doors(self) -> None:
+        """Closes all of them, as a gateway that ends."""
+        self._ask("drop")
+
+    def close_ended(self) -> None:
+        """Closes those whose other end is gone; a loopback that reads learns of the receivers' by itself."""
+        self._ask("ended")
+
+    def _ask(self, what: str) -> None:
+        self._asked = what
+        self.wake()
+        wait_until(lambda: not self._asked, f"the loopback to {what}")
+
     def close(self) -> None:
         self._end = True
         self.wake()
@@ -177,12 +194,29 @@ class Loopback:
                 else:
                     self._ins[worker] = door
             self._fresh.clear()
+        if self._asked:
+            self._let_go(only_ended=self._asked == "ended")
+            self._asked = ""
         watched = set(self._selector.get_map()) - {self._wake_read}
         for door in list(self._outs):
             if self.held and door.fileno() in watched:
                 self._selector.unregister(door)
             elif not self.held and door.fileno() not in watched:
                 self._selector.register(door, selectors.EVENT_READ)
+
+    def _let_go(self, *, only_ended: bool) -> None:
+        for door in [*self._outs, *self._ins.values()]:
+            looked = select.poll()
+            looked.register(door, 0)
+            if only_ended and not looked.poll(0):
+                continue
+            if door.fileno() in self._selector.get_map():
+                self._selector.unregister(door)
+            with self._lock:
+                self._outs.pop(door, None)
+                for worker in [worker for worker, other in self._ins.items() if other is door]:
+                    del self._ins[worker]
+            door.close()
 
     def _pass_on(self, door: Door) -> None:
         worker = self._outs[door]
@@ -214,3 +248,24 @@ class Loopback:
                     return
                 if done < len(datagrams):
                     room.select(0.1)
+
+
+class DoorStand(Stand):
+    """The stand of tests/support/pools.py with doors in the place of sockets, before the worker and behind it."""
+
+    def __init__(self, relay: Relay, exporters: int, receivers: int = 4) -> None:
+        super().__init__(relay, exporters, 0)
+        relay.listeners.remove(self.listener)
+        self.listener.sock.close()
+        self.listener = self.door = door_listener(relay)
+        self.door.handle.set_flow(True)
+        sinks = [door_sink(relay) for _ in range(receivers)]
+        self.sinks = list(sinks)
+        self.ways = [door_way(relay, sink) for sink in sinks]
+        self.collectors = [Collector() for _ in sinks]
+        self.taken = [0] * receivers
+
+    def send(self, exporter: Exporter, payload: bytes) -> None:
+        address, port = exporter.sock.getsockname()
+        self.door.put(Datagram(socket.inet_aton(address), port, payload))
+        self.sent += 1

@@ -35,7 +35,7 @@ Gateways = Mapping[str, Gateway]
 STALLED_SECONDS: Final = 1.0
 """A door that is more than a quarter full, gains nothing and loses nothing for so long is read by nobody."""
 GONE: Final = "the gateway has ended"
-STALLED: Final = "the gateway does not take the copies"
+STALLED: Final = "the gateway does not read its copies"
 
 
 def named(gateways: Gateways, name: str) -> Gateway:
@@ -52,7 +52,11 @@ def identity(spec: ReceiverSpec) -> bytes:
 
 
 def unread_bytes(sock: socket.socket, request: int) -> int:
-    """TIOCOUTQ: what the other end has not read yet; FIONREAD: what waits here (unix(7))."""
+    """TIOCOUTQ: what the other end has not read yet; FIONREAD: what waits here (unix(7)). Raises OSError, of one that
+    is closed, too.
+    """
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, "closed")
     found: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, bytes(4)))[0]
     return found
 

@@ -23,7 +23,7 @@ MEDIA: Final[Mapping[str, Schema]] = {TEXT: {"type": "string"}, "application/ope
 
 
 class Error(TypedDict):
-    """What went wrong."""
+    """An error text."""
 
     error: str
 
@@ -59,9 +59,9 @@ class Route:
     guarded: bool = False
 
 
-BAD_QUERY: Final = Answer("A parameter has an invalid value; the text says which values are valid.", Error)
-FAILED: Final = Answer("An error of the daemon; its log shows the cause.", Error)
-TOO_LATE: Final = Answer("The daemon had no answer in time.", Error)
+BAD_QUERY: Final = Answer("A parameter has an invalid value. The text says which values are valid.", Error)
+FAILED: Final = Answer("The daemon has a defect. Its log has the details.", Error)
+TOO_LATE: Final = Answer("The daemon could not answer in time.", Error)
 
 
 def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
             "title": "samplicator",
             "version": version,
             "description": "The HTTP interface of the samplicator daemon, on service.http and on the control socket. "
-            "Every client that can connect may read. Fields may be added to answers.",
+            "Reading needs no authentication. Later versions may add fields to answers.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -87,7 +87,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
                 BEARER: {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The token of service.reload_token_file. The control socket needs no token.",
+                    "description": "The token in service.reload_token_file. The control socket needs no token.",
                 }
             },
         },

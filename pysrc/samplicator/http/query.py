@@ -19,26 +19,28 @@ from samplicator.views.history import KINDS, SECONDS, Kind
 PAGE: Final = 1000
 """Rows of one answer at most."""
 
-LIMIT: Final = Query("limit", f"Largest number of rows, at most {PAGE}.", {"type": "integer", "minimum": 1})
+LIMIT: Final = Query(
+    "limit", f"Maximum number of rows. Values above {PAGE} mean {PAGE}.", {"type": "integer", "minimum": 1}
+)
 PLACE_PATTERN: Final = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 PLACE: Final = Query(
-    "after", "Start of the page: `after` of the previous page.", {"type": "string", "pattern": PLACE_PATTERN}
+    "after",
+    "Where the page begins: the value of `after` in the previous page.",
+    {"type": "string", "pattern": PLACE_PATTERN},
 )
 NUMBER: Final = Query("after", PLACE.text, {"type": "string", "pattern": "^[0-9]{1,18}$"})
 EXPORTER: Final = Query(
-    "exporter", "Show this exporter only.", {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+    "exporter", "Show only this exporter.", {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
 )
-KIND: Final = Query("kind", "What to show; default totals.", {"type": "string", "enum": list(KINDS)})
+KIND: Final = Query("kind", "What to show. The default is totals.", {"type": "string", "enum": list(KINDS)})
 NAME: Final = Query(
-    "name", "Show only the listener, receiver or exporter of this name.", {"type": "string", "minLength": 1}
+    "name", "Show only the listener, receiver or exporter with this name.", {"type": "string", "minLength": 1}
 )
 LAST: Final = Query(
-    "seconds",
-    "Length of the history in seconds.",
-    {"type": "integer", "minimum": 1, "maximum": SECONDS, "default": SECONDS},
+    "seconds", "How many seconds to go back.", {"type": "integer", "minimum": 1, "maximum": SECONDS, "default": SECONDS}
 )
 SERIES: Final = Query(
-    "name[]", "Show only these series, by their full names.", {"type": "array", "items": {"type": "string"}}
+    "name[]", "Show only the series with these full names.", {"type": "array", "items": {"type": "string"}}
 )
 
 Values = Mapping[str, str]

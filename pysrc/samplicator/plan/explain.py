@@ -253,10 +253,10 @@ def _has_name(receiver: ReceiverSpec) -> bool:
 
 def _told_apart(receiver: ReceiverSpec) -> str:
     if receiver.unique:
-        return "exporters of NetFlow v9 and IPFIX have a domain each there (samplicator domains)"
+        return "each exporter of NetFlow v9 and IPFIX has its own domain in copies (see samplicator domains)"
     if receiver.apart:
-        return "exporters of NetFlow v9 and IPFIX have a port each there, or while they have none a domain"
-    return f"exporters of NetFlow v9 and IPFIX can overwrite each other's templates there: {REMEDY}"
+        return "each exporter of NetFlow v9 and IPFIX has its own port in copies, or its own domain until it has a port"
+    return f"the collector can mix up templates of several exporters of NetFlow v9 and IPFIX; {REMEDY}"
 
 
 def _refreshes(receiver: ReceiverSpec) -> list[str]:

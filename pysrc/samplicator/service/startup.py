@@ -12,7 +12,7 @@ from samplicator.config.address import endpoint_text, size_text
 from samplicator.plan.spec import PlanSpec
 from samplicator.readings import Readings
 
-SOURCES = {"spoof": "spoofed", "own": "from this host's address", "beside": "with its exporter beside it"}
+SOURCES = {"spoof": "spoofed", "own": "from this host's address", "beside": "each with its exporter's address"}
 """Of copies, by ReceiverReading.source."""
 DEGRADED = "degraded: "
 """Prefix of lines that need an action of the operator; they are logged as warnings."""
