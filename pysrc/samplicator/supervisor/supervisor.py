@@ -475,7 +475,7 @@ class Supervisor:
         self._failover.finish_returns()
 
     def watch_neighbours(self, *, sparing: bool = False) -> None:
-        """Several times per second: tells the datapath which receivers have a next hop that does not answer. sparing: the
+        """Several times per second: tells the datapath which next hops do not answer. sparing: the
         kernel has reported no change since the last time.
         """
         with self._lock:
