@@ -108,7 +108,7 @@ def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.Monkey
     why = listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
     assert "CAP_NET_BIND_SERVICE" in why
     assert "low-ports.conf" in why
-    monkeypatch.setattr(abilities, "_sysctl", lambda name, unknown=0: 100)
+    monkeypatch.setattr(listening, "sysctl", lambda name, unknown=0: 100)
     assert listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
 
 
