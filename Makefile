@@ -196,6 +196,7 @@ lint: $(EXT) $(STAMPS)/test-tools
 	$(BIN)/ruff check . || status=1; \
 	$(BIN)/mypy || status=1; \
 	PATH=$(BIN):$$PATH $(BIN)/cython-lint fastpath tests/ext || status=1; \
+	$(BIN)/codespell || status=1; \
 	[ $$status = 0 ] || echo "make lint: failed" >&2; \
 	exit $$status
 

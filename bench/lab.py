@@ -3,7 +3,7 @@
     exporter ns  e0 ---- r0  relay ns  r1 ---- c0  collector ns
 
 Names are random, everything is removed on leaving the `with` block, whatever happened. Only processes started
-here are signalled. Used by `measure`; needs root. Never touches the namespace it was started from.
+here are signaled. Used by `measure`; needs root. Never touches the namespace it was started from.
 """
 
 from __future__ import annotations

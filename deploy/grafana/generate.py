@@ -41,8 +41,8 @@ def render_panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
     else:
         defaults["color"] = {"mode": "thresholds"}
         defaults["mappings"] = [
-            {"type": "value", "options": {value: {"text": text, "color": colour, "index": place}}}
-            for place, (value, text, colour) in enumerate(panel.mappings)
+            {"type": "value", "options": {value: {"text": text, "color": color, "index": place}}}
+            for place, (value, text, color) in enumerate(panel.mappings)
         ]
         options = {
             "colorMode": "value",

@@ -33,7 +33,7 @@ class Panel:
     """Value from which a stat turns red; None = always plain."""
     red_below: float | None = None
     mappings: tuple[tuple[str, str, str], ...] = ()
-    """(value, text, colour) for a stat that shows a state."""
+    """(value, text, color) for a stat that shows a state."""
 
 
 def rate(metric: str, select: str, by: str = "") -> str:

@@ -12,7 +12,7 @@ million in all.
 
 Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; nothing is held
 longer than it takes for an echo to be expected, or where there are many receivers to ask, than ECHO_ASKING_NS more. Payloads that change
-on the way (renumbered for receivers that sample or refresh) are not recognised. Pure state. Called by: worker/ (choose, echo). It
+on the way (renumbered for receivers that sample or refresh) are not recognized. Pure state. Called by: worker/ (choose, echo). It
 must never send.
 """
 

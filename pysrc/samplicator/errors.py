@@ -1,8 +1,8 @@
 """The operator's errors.
 
 Purpose: one exception that carries every problem found in a configuration, so that all are shown at once. Called by
-everything that reads, checks or resolves what the operator wrote. Never raised by the datapath: what the kernel refuses
-is counted there, not raised.
+everything that reads, checks or resolves what the operator wrote. The datapath never raises it; the datapath counts
+what the kernel refuses.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 class Problem:
     """One thing wrong (or doubtful) in what the operator wrote.
 
-    file: path as the operator gave it, or "command line". line: 1-based, 0 when the problem has no line.
-    key: the dotted path, e.g. `receiver[0].to`, "" when there is none. why: what is wrong and how to mend it.
+    file: path as the operator gave it, or "command line". line: 1-based, 0 when the problem has no line. key: the
+    dotted path, e.g. `receiver[0].to`, "" when there is none. why: what is wrong and what to write instead.
     """
 
     file: str
@@ -29,8 +29,8 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. `problems` holds every problem found, in file order; never empty.
-    `warnings`: what was doubtful besides, shown with the problems by `check`."""
+    """The configuration cannot be used. `problems` holds every problem found, in file order; never empty. `warnings`:
+    further findings that are not errors; `check` shows them with the problems."""
 
     def __init__(self, problems: list[Problem], warnings: list[Problem] | None = None) -> None:
         if not problems:

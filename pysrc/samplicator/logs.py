@@ -1,5 +1,5 @@
-"""Logs: text or JSON lines on stderr, counted by level; the once-a-minute gate for what the kernel may repeat a
-million times.
+"""Logs: text or JSON lines on stderr, counted by level, and a gate that passes one line per minute for events that
+repeat very often.
 
 Invariants: one line per record, whatever is in it. Called by service (set-up) and supervisor (RateGate). It must
 never write a file.
@@ -129,7 +129,7 @@ def adjust(level: str, format_: str) -> None:
 
 
 class RateGate:
-    """Lets one line a minute through per key and adds up what it held back."""
+    """Passes one line per minute and key, and adds up what it held back."""
 
     def __init__(self, interval_seconds: float = 60.0) -> None:
         self._interval = interval_seconds

@@ -1,6 +1,6 @@
-"""Readings: what the datapath has counted, copied out at one moment. Pure data.
+"""Readings: a copy of all counters of the datapath at one moment. Pure data.
 
-Made by supervisor, read by metrics, http and service. A counter's sum over workers and sockets is already taken.
+Made by supervisor, read by metrics, http and service. Counters are sums over all workers and sockets.
 """
 
 from __future__ import annotations

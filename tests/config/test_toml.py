@@ -205,8 +205,7 @@ CASES: list[dict[str, Any]] = [
             "followed by a port; write [2001:db8::1:9995]:2055",
             "14: receiver[1].to: '192.0.2.10': the port is missing; write HOST:PORT, such as "
             "192.0.2.10:9995 or [2001:db8::1]:9995",
-            "17: receiver[2].to: '192.0.2.300' is not an IPv4 address; write four numbers 0..255, "
-            "such as 192.0.2.1",
+            "17: receiver[2].to: '192.0.2.300' is not an IPv4 address; write four numbers 0..255, such as 192.0.2.1",
             "20: receiver[3].to: '0.0.0.0:1': copies cannot be sent to 0.0.0.0; write the receiver's own address",
             "23: receiver[4].to: a link-local address needs its interface; write [fe80::1%eth0]:1",
             "26: receiver[5].to: 'a b' is not an address and not a host name; write 192.0.2.1, "

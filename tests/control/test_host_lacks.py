@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 from samplicator.health.receiver import ReceiverState
-from samplicator.host import listening, sockets
+from samplicator.host import abilities, listening, sockets
 from samplicator.host.neighbors import Answering, Neighbors, Sight
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import SocketSpec
@@ -108,7 +108,7 @@ def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.Monkey
     why = listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
     assert "CAP_NET_BIND_SERVICE" in why
     assert "low-ports.conf" in why
-    monkeypatch.setattr(sockets, "_sysctl", lambda name, unknown=0: 100)
+    monkeypatch.setattr(abilities, "_sysctl", lambda name, unknown=0: 100)
     assert listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
 
 
@@ -133,7 +133,7 @@ def test_no_free_descriptor_stops_no_looking(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(states[0]), "look", look)
         patch.setattr(sockets, "probe_path", full)
-        patch.setattr(sockets, "is_local", full)
+        patch.setattr(abilities, "is_local", full)
         for _ in range(3):
             assert supervisor.housekeeping() == ()
             supervisor.watch_neighbours()

@@ -84,10 +84,9 @@ def test_200_plans_under_traffic_lose_nothing() -> None:
         wait_until(lambda: relay.received() == traffic.sent, "all datagrams")
         relay.stop(2000)
         sink.expect(traffic.sent)
-        other.read()
+        other.expect(comes_and_goes.values()["sent"])
         check_complete(sink.payloads, traffic.sent)
         assert stays.values()["sent"] == traffic.sent
-        assert comes_and_goes.values()["sent"] == len(other.arrivals)
         assert 0 < len(other.arrivals) < traffic.sent
 
 

@@ -291,7 +291,10 @@ def test_a_failing_page_is_a_500_and_the_next_one_works() -> None:
 
     async def body(client: Client) -> None:
         answer = await client.get("/api/v1/status")
-        assert (answer.status, await answer.json()) == (500, {"error": "internal error, see the log"})
+        assert (answer.status, await answer.json()) == (
+            500,
+            {"error": "internal error; the log of the daemon shows the cause"},
+        )
         assert (await client.get("/healthz")).status == 200
 
     with_client(state, body)
@@ -481,7 +484,7 @@ def test_control_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
 def test_control_socket_of_another_daemon_is_left_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
     first = front.open_control(path)
-    with pytest.raises(OSError, match="another process serves it"):
+    with pytest.raises(OSError, match="another process uses it"):
         front.open_control(path)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(path)

@@ -79,7 +79,7 @@ def test_header_states_its_own_directives(path: str) -> None:
     assert (ROOT / path).read_text().startswith("# cython: language_level=3"), path
 
 
-def test_licence_is_whole() -> None:
-    licence = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in licence
-    assert "END OF TERMS AND CONDITIONS" in licence
+def test_license_is_whole() -> None:
+    license = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in license
+    assert "END OF TERMS AND CONDITIONS" in license

@@ -1,4 +1,4 @@
-"""The commands that look at a configuration and run nothing: check, explain, convert, schema.
+"""The commands that read a configuration and run nothing: check, explain, convert, schema.
 
 Called by cli.main, each with the parsed options; each returns the exit status. They must never open a listener or a
 raw socket that outlives the question, and never talk to a running daemon.
@@ -23,7 +23,7 @@ from samplicator.plan.spec import Door, PlanSpec, Udp
 
 @dataclass(frozen=True)
 class Judged:
-    """A configuration held against this machine. plan is None when there are problems."""
+    """A configuration compared with this host. plan is None when there are problems."""
 
     loaded: Loaded | None
     plan: PlanSpec | None
@@ -43,7 +43,7 @@ def judge(path: str) -> Judged:
 
 
 def judge_loaded(loaded: Loaded) -> Judged:
-    """The stages after reading. Rights that the service will have and this shell may lack are no error here."""
+    """The stages after reading. A right that this user lacks but the service can have is not an error here."""
     from samplicator.host import masquerade
     from samplicator.host.resolve import resolve_once
 

@@ -1,7 +1,7 @@
 """The client of the control socket: one HTTP request over a local socket, with errors that say what to do.
 
 Called by cli.running and the demo. Standard library only, so that `samplicator status` is quick. It must never change
-anything but by asking the daemon to.
+anything itself; only the daemon does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from samplicator.config.files import read_regular
 
 
 class Unreachable(Exception):
-    """The daemon cannot be asked; the text says why and what to do."""
+    """The daemon cannot be reached; the text says why and what to do."""
 
 
 class _Local(http.client.HTTPConnection):
@@ -100,7 +100,7 @@ def get_json(path: str, page: str, *, timeout: float = 10.0) -> Any:
 
 
 def _owner(path: str) -> str:
-    """Whose the socket is and what to do. Where its folder is closed to this user, it is about the folder."""
+    """Who owns the socket and what to do. If this user cannot enter the folder, the text is about the folder."""
     facts = None
     for place in (path, os.path.dirname(os.path.abspath(path))):
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""What the commands that show something draw with: tables, durations, words, and the way from a question to a print.
+"""Tables, durations and texts for the commands that show something, and the steps from request to print.
 
-Called by the other modules of cli. Standard library only. Nothing here computes what is shown: the daemon does.
+Called by the other modules of cli. Standard library only. The daemon computes what is shown.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 def unmatched_lines(value: WithoutRule) -> list[str]:
-    """What to say of exporters that no rule matches."""
+    """Lines about exporters that no rule matches."""
     if not value["count"]:
         return []
     shown = [f"{row['exporter']} ({row['datagrams']} on {row['listener']})" for row in value["exporters"][:UNMATCHED]]

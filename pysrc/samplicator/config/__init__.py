@@ -1,1 +1,2 @@
-"""What the operator wrote: the model, its two readers (TOML and rule file), its checks. No sockets, no asyncio here."""
+"""The configuration: the model, its two readers (TOML and rule file), and its checks. Uses no sockets and no
+asyncio."""

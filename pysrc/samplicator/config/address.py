@@ -1,9 +1,9 @@
 """Texts of addresses, endpoints, sources and sizes, read strictly.
 
-Purpose: the one place that knows how an operator writes an address. Pure functions: text in, frozen values out. Every
-refusal is a ValueError whose text says why and how to mend it; nothing else is ever raised. Called by config.model
-(field checks), config.legacy, config.validate and the planner. Never resolves a name and never imports socket: a host
-name stays text here.
+Purpose: the only module that knows how operators write addresses. Pure functions: text in, frozen values out. Every
+refusal is a ValueError whose text says what is wrong and what to write instead; no other exception is raised. Called by
+config.model (field checks), config.legacy, config.validate and the planner. Never resolves a name and never imports
+socket: a host name stays text here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAPPED = b"\0" * 10 + b"\xff\xff"
 ALL_ONES = b"\xff" * 16
 ANY = bytes(16)
 MAX_LISTEN_PORTS = 4096
-"""Most ports that one `listen` entry may name."""
+"""Largest number of ports in one `listen` entry."""
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)", re.ASCII)
 _NUMERIC = re.compile(r"(0[xX][0-9A-Fa-f]*|\d+)(\.(0[xX][0-9A-Fa-f]*|\d+))*\.?", re.ASCII)
@@ -38,8 +38,7 @@ class ParsedSource:
     family: 0 any, 4 or 6. address, mask: 16 bytes; IPv4 is held IPv4-mapped (::ffff:a.b.c.d) with a mask of 96 one bits
     and the IPv4 mask. "Any" is family 0 and all zero. Masks may be non-contiguous. text: as written. host: "" for a
     literal. A host name otherwise: then address is all zero, mask is the mask to apply to each address the name
-    resolves to (all ones = that address alone), family the wanted family (0 = both); resolving it is the control
-    plane's.
+    resolves to (all ones = that address alone), family the wanted family (0 = both); the control plane resolves it.
     """
 
     family: int
@@ -133,7 +132,7 @@ def parse_ip(text: str) -> tuple[int, bytes, str] | None:
 
 
 def _decimal(text: str) -> str:
-    """What a text with leading zeros may mean."""
+    """What a text with leading zeros can mean."""
     parts = text.split(".")
     plain = ".".join(part.lstrip("0") or "0" for part in parts)
     if any(len(part) > 1 and part[0] == "0" and set(part) & set("89") for part in parts):
@@ -169,8 +168,8 @@ def parse_port(text: str) -> int:
 
 
 def split_endpoint(text: str, wanted: str) -> tuple[str, bool, str]:
-    """(host, bracketed, text after the colon) of HOST:PORT or [HOST]:PORT. `wanted` tells the operator the right
-    form."""
+    """(host, bracketed, text after the colon) of HOST:PORT or [HOST]:PORT. `wanted`: the right form, for the error
+    text."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not rest.startswith(":"):

@@ -1,8 +1,8 @@
-"""A configuration moved close together in memory.
+"""Reduces the memory of a configuration that was read.
 
-Reading one makes ten times the objects that are kept, and those lie scattered among what is free again: none of the
-allocator's arenas (1 MiB, Objects/obmalloc.c) can be given back. Written out, let go of and read back in, the
-configuration takes what it takes. Called by service and reload around every load.
+Reading makes ten times as many objects as are kept, and the kept objects are scattered among freed ones, so that none
+of the allocator's arenas (1 MiB, Objects/obmalloc.c) can be returned. So the configuration is pickled, dropped and
+unpickled: then it uses only the memory that it needs. Called by service and reload around every load.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from samplicator.config.model.loaded import Loaded
 
 
 def load_compact(load: Callable[[], Loaded]) -> Loaded:
-    """What `load` returns, without what reading it left behind. Raises what `load` raises."""
+    """What `load` returns, without the memory that reading it used. Raises what `load` raises."""
     written = pickle.dumps(load(), pickle.HIGHEST_PROTOCOL)
     for parse in (address.parse_listen, address.parse_target, address.parse_source, probe.parse_probe):
         parse.cache_clear()

@@ -1,8 +1,8 @@
 """Writes a configuration as TOML.
 
 Purpose: `samplicator convert`: what a `samplicate` command line and its rule files mean, as a commented TOML file that
-loads to the same configuration. Only what differs from the defaults is written. A rule that can never match would be
-refused in TOML, so it is written as a comment. Called by the command line. Never raises, opens nothing.
+loads to the same configuration. Only what differs from the defaults is written. A rule that can never match is an error
+in TOML, so it is written as a comment. Called by the command line. Never raises, opens nothing.
 """
 
 from __future__ import annotations

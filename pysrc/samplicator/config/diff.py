@@ -1,6 +1,6 @@
 """What changes from one configuration to the next.
 
-Purpose: what a reload will do, for its log line and its answer, and what it cannot do without a restart. Pure: two
+Purpose: the changes of a reload, for its log line and its answer, and the changes that need a restart. Pure: two
 Configs in, a Diff out. Called by reload. Never raises.
 """
 
@@ -64,7 +64,7 @@ class Diff:
 
 
 def diff(old: Config, new: Config) -> Diff:
-    """What changes from `old` to `new`. The order of receivers and listeners means nothing, that of rules does."""
+    """What changes from `old` to `new`. The order of rules matters, that of receivers and listeners does not."""
     restart = set(restart_settings())
     live: list[str] = []
     restarts: list[str] = []

@@ -1,6 +1,6 @@
-"""A configuration on its way in, and what is found wrong with it.
+"""A configuration while it is checked, and the findings of the checks.
 
-Purpose: what config.validate and config.groups look at and answer with. Called by them, config.toml and config.legacy.
+Purpose: the input and the output of config.validate and config.groups. Called by them, config.toml and config.legacy.
 Never raises.
 """
 
@@ -20,12 +20,12 @@ from samplicator.config.model.rule import Rule
 from samplicator.config.model.whole import Config
 
 MAX_SUGGESTIONS = 20
-"""Similar names are looked for this often in one run; with thousands of unknown names it would take long."""
+"""Largest number of searches for similar names in one run; thousands of unknown names would take long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong (error) or doubtful (not error) at a path."""
+    """An error or a warning at a path."""
 
     path: Path
     why: str
@@ -34,8 +34,8 @@ class Finding:
 
 @dataclass
 class Draft:
-    """A configuration on its way in. None stands for a table that is too broken to look at; names keep what could be
-    read."""
+    """A configuration while it is checked. None stands for a table with too many errors to check; the lists of names
+    keep the names that could be read."""
 
     datapath: Datapath
     listener: Sequence[Listener | None]

@@ -1,7 +1,7 @@
-"""Types of the configuration's values: what one value alone may be, with the sentence that says so.
+"""Types of the configuration's values: what each value must be, with the error text.
 
-Called by config.model, which puts them into tables. Strict where pydantic would be lenient; each has a JSON schema of
-its own where the checking function has none. Never imports socket or asyncio.
+Called by config.model, which puts them into tables. Stricter than pydantic; a type has its own JSON schema if its
+checking function has none. Never imports socket or asyncio.
 """
 
 from __future__ import annotations

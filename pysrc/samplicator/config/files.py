@@ -1,8 +1,8 @@
-"""Reads a file that an operator names, so that no file can hold whoever reads it.
+"""Reads a file that an operator names, without ever blocking.
 
-Invariants: only a regular file is read: a named pipe would wait for a writer, a device may never end, a directory has
-no bytes; no more than a bound is read. Called by everything that reads a configuration, a token or a pid file; raises
-nothing but OSError.
+Invariants: only a regular file is read, because a named pipe would wait for a writer, a device may never end, and a
+directory has no bytes; the number of bytes is limited. Called by everything that reads a configuration, a token or a
+pid file; raises only OSError.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS: Final = (
 
 
 class TooLarge(OSError):
-    """The file has more bytes than may be read."""
+    """The file is larger than the limit."""
 
 
 def read_regular(path: str, limit: int = MAX_FILE_BYTES) -> bytes:
@@ -46,7 +46,8 @@ def read_regular(path: str, limit: int = MAX_FILE_BYTES) -> bytes:
 
 
 def signature(path: str) -> tuple[int, ...] | None:
-    """Changes whenever the file at `path` may have; None = there is none. Does not open it."""
+    """A value that differs when the file at `path` may have changed; None = the file does not exist. Does not open the
+    file."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError):

@@ -13,7 +13,7 @@ from samplicator.config.model.pool import Pool
 
 
 def check_standbys(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
-    """Standbys: of whom, and whether somebody would notice that it is down."""
+    """Checks of standbys: the primary exists, and its state is observed."""
     receivers = {name: number for number, name in enumerate(draft.receiver_names) if name}
     pools = {name for name in draft.pool_names if name}
     for index, receiver in enumerate(draft.receiver):
@@ -54,7 +54,7 @@ def check_standbys(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
 
 
 def check_pools(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
-    """Pools: their names, members and weights."""
+    """Checks of pools: names, members and weights."""
     receivers = {name: number for number, name in enumerate(draft.receiver_names) if name}
     first: dict[str, int] = {}
     for index, name in enumerate(draft.pool_names):

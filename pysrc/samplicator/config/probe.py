@@ -1,7 +1,7 @@
-"""`probe` of a receiver: how its state is asked for.
+"""`probe` of a receiver: how samplicator finds out its state.
 
-Purpose: text -> Probe, or a sentence that says what to write. Called by config.fields (to check) and planner (to carry
-it into the plan). Never resolves a name, never opens a socket.
+Purpose: text -> Probe, or an error that says what to write. Called by config.fields (to check) and planner (to carry it
+into the plan). Never resolves a name, never opens a socket.
 """
 
 from __future__ import annotations

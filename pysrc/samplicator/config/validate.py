@@ -1,8 +1,8 @@
-"""Checks of how the values of a configuration go together.
+"""Checks of values of a configuration that depend on each other.
 
-Purpose: everything that one value alone cannot tell: names, references, addresses used twice, rules that cannot fire.
-Works on a Draft, whose tables may be missing where they are broken, so that these findings come in the same run as the
-broken values. Called by config.toml and config.legacy. Never raises, never reads a file, never resolves a name.
+Purpose: names, references, addresses used twice, rules that cannot fire. Works on a Draft, in which tables with errors
+can be missing, so that one run reports these findings together with the wrong values. Called by config.toml and
+config.legacy. Never raises, never reads a file, never resolves a name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFRESHES = (
 
 
 def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
-    """Every finding of a TOML file's draft."""
+    """All findings of a TOML file's draft."""
     suggest = suggest or Suggest()
     findings: list[Finding] = []
     findings += _presence(draft)
@@ -79,7 +79,7 @@ def _duplicates(table: str, names: Sequence[str | None]) -> Iterator[Finding]:
 
 
 def _flow(draft: Draft) -> Iterator[Finding]:
-    """Settings of the flow stage that no listener can fill."""
+    """Settings that need the flow stage, if no listener uses it."""
     if not draft.listener or any(listener is None or listener.flow != "off" for listener in draft.listener):
         return
     for index, receiver in enumerate(draft.receiver):
@@ -167,7 +167,7 @@ def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
 
 
 def _apart(index: int, receiver: Receiver) -> Iterator[Finding]:
-    """What keeps exporters apart whose copies are not spoofed."""
+    """Checks of `source_port`."""
     own = receiver.own_source
     if receiver.source_port == "per-session":
         path = ("receiver", index, "source_port")
@@ -294,7 +294,7 @@ BOTH_FAMILIES = (parse_source("0.0.0.0/0"), parse_source("::/0"))
 
 
 def never_fires(draft: Draft) -> Iterator[Finding]:
-    """Rules that an earlier `stop` keeps from ever being looked at."""
+    """Rules that are never evaluated because of an earlier `stop`."""
     stopped = _Stopped([name for name in draft.listener_names if name])
     for index, rule in enumerate(draft.rule):
         if rule is None:
@@ -309,7 +309,7 @@ def never_fires(draft: Draft) -> Iterator[Finding]:
 
 
 def check_loops(listeners: Sequence[Listener | None], receivers: Sequence[Receiver | None]) -> Iterator[Finding]:
-    """Copies that come straight back to a listener."""
+    """Receivers whose copies come back to a listener."""
     ears: dict[int, list[tuple[range, bytes, int]]] = {}
     for index, listener in enumerate(listeners):
         for endpoint in listener.endpoints if listener else ():

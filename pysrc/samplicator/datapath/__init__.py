@@ -1,4 +1,4 @@
-"""The handles of the compiled datapath, paired with the sockets they live on, so that nothing is closed too early or
+"""The handles of the compiled datapath, together with their sockets, so that no socket is closed too early or
 forgotten.
 
 A function here either returns a whole object or raises and has closed what it opened. May import: config, plan, host.

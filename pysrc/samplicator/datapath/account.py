@@ -1,14 +1,14 @@
-"""The account of a receiver's copies while its next hop has no link address.
+"""Account: counts a receiver's copies correctly while its next hop has no link address.
 
-Purpose: the kernel accepts copies for a next hop that it is still asking for, keeps the last few of them and drops the
-others unseen (arp(7), unres_qlen_bytes; __neigh_event_send() of net/core/neighbour.c). The datapath counts them as
-sent, because it cannot know better. So what was accepted since the next hop was last seen with an address is held back
-here: it is in no counter that anybody is shown, not even in `offered`. When the next hop answers, what the kernel can
-have kept counts as sent; what it cannot have kept, and all of it when the next hop has not answered for a second
-(neighbours.PATIENCE_SECONDS), counts as failed, no_neighbor. Should it answer later, what the kernel kept still leaves
-although it counts as failed: some hundred copies at most, and a counter must not fall. Invariants: offered = skipped +
-sent + failed in what is shown whenever it holds in what was counted; no counter shown ever falls. One account per
-receiver, kept from reload to reload. Called by supervisor, by one thread at a time. It must never ask the kernel.
+Purpose: the kernel accepts copies for a next hop that it still tries to resolve, keeps the last few and drops the
+others without an error (arp(7), unres_qlen_bytes; __neigh_event_send() of net/core/neighbour.c). The datapath counts
+all of them as sent. So copies that were accepted since the next hop was last seen with an address are held back here:
+no counter that is shown includes them, not even `offered`. When the next hop answers, copies that the kernel can have
+kept count as sent, and the others as failed, no_neighbor. When the next hop has not answered for a second
+(neighbors.PATIENCE_SECONDS), all of them count as failed. If it answers later, the kernel still sends what it kept,
+some hundred copies at most, although they count as failed, because a counter must not decrease. Invariants: offered =
+skipped + sent + failed in what is shown whenever it holds in what was counted; no counter shown ever falls. One account
+per receiver, kept from reload to reload. Called by supervisor, by one thread at a time. It must never ask the kernel.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Account:
             self.lose(self.held)
 
     def lose(self, copies: int) -> None:
-        """So many of the copies held back are lost."""
+        """Counts this many of the copies held back as lost."""
         octets = self.held_octets * copies // self.held if self.held else 0
         self.held -= copies
         self.held_octets -= octets

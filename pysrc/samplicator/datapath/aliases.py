@@ -1,8 +1,8 @@
-"""Aliases: where the table of aliases lives, and its rows for people.
+"""Aliases: the file that holds the table of aliases, and its rows for people.
 
-The table is a file beside the control socket, mapped into memory: what a session got because another had its number
-already, or because two sessions of one exporter use the same domain, is the same after a restart of the service. On a
-host that has no such file the aliases are made anew, equal but for these. Called by the supervisor.
+The table is a file beside the control socket, mapped into memory. Most aliases are hashes, which are always the same.
+The file keeps those that are not: where two hashes are equal, or where two sessions of one exporter use the same
+domain. So these are the same after a restart, too. Called by the supervisor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODE: Final = 0o600
 
 
 def make(path: str) -> Aliases:
-    """The table in the file, or, when that cannot be had (or path is ""), in memory of this process."""
+    """The table in the file, or, if the file cannot be used (or path is ""), in memory of this process."""
     if path:
         try:
             return Aliases(_mapped(path))

@@ -1,7 +1,7 @@
-"""Counters: where each field stands in what the compiled counters hand out, by its name.
+"""Counters: the position of each field in the tuples of the compiled counters, by its name.
 
-A row of counters is a tuple in the order of the datapath's enum (fastpath, counters.pxd); nobody else counts places.
-Called by datapath, health and supervisor.
+A row of counters is a tuple in the order of the datapath's enum (fastpath, counters.pxd); no other module uses
+positions. Called by datapath, health and supervisor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Flows: the flow stage's memory of every worker, for the process's life, and its readings.
 
-Invariants: a Flow is written by one worker at a time, the one with its index; it stays when that worker goes, so that
-what it learnt can still be read, and is taken up by the next worker of that index. Reading takes no lock that a worker
+Invariants: a Flow is written by one worker at a time, the one with its index; it stays when that worker ends, so that
+it can still be read, and the next worker with that index continues to use it. Reading takes no lock that a worker
 takes. Called by the supervisor.
 """
 
@@ -19,9 +19,9 @@ from samplicator.readings import Activity, FlowField, FlowReading, FlowSession, 
 
 LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
-"""A gap of a domain that is silent for so long is loss: nothing comes late any more."""
+"""A gap counts as loss when its domain was silent for this time, because no late datagram is expected any more."""
 UNMATCHED_MS: Final = 600_000
-"""An exporter that no rule matches is spoken of for so long after its last datagram."""
+"""An exporter that no rule matches is reported for this time after its last datagram."""
 _KINDS: Final = tuple(_fastpath.FLOW_KIND_NAMES.items())
 _ADDRESS, _LISTENER, _TEMPLATES, _OPTIONS_TEMPLATES = (
     _fastpath.FLOW_SESSION_FIELDS.index(name) for name in ("address", "listener", "templates", "options_templates")

@@ -1,9 +1,9 @@
-"""Ways in: the sockets and rings of a listener, each with counters of its own.
+"""Intakes: the sockets and rings of a listener, each with its own counters.
 
 Invariants: a counter has one writer, so every socket and every ring has its own; a function either returns a whole
-object or raises and has closed what it opened; whatever a ring takes is dropped at the ingress hook, and the rule is
-gone before the rings stop taking: a datagram may come twice in between (a millisecond), never not at all. Called by
-supervisor. It must never publish, and never decide what runs.
+object or raises and has closed what it opened; the ingress rule drops whatever a ring takes, and the rule is removed
+before the rings stop, so that a datagram can be received twice in between (about a millisecond), but never be missed.
+Called by supervisor. It must never publish, and never decide what runs.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ class RingGroup:
         self.spec = spec
 
     def stop(self, intakes: Sequence[RingIntake] = ()) -> None:
-        """Lets the UDP stack have the datagrams, then takes no more. Wait ring.SETTLE_SECONDS before the last reading.
+        """Gives the datagrams back to the UDP stack, then stops the rings. Wait ring.SETTLE_SECONDS before the last
+        reading.
 
         intakes: those of a group that does not run yet.
         """
@@ -213,7 +214,7 @@ class ListenerState:
         return [*self.sockets(), *rings, *(intake for group in self.doors.values() for intake in group)]
 
     def down_why(self) -> str:
-        """What it lacks, "" = nothing: one reason, and how many places it holds for."""
+        """Why sockets are missing, "" = none is: one reason, and the number of sockets."""
         reasons = [GONE for group in self.doors.values() if any(intake.rx.shut for intake in group)]
         reasons += [f"the host name does not resolve: {place}" for place in self.unresolved]
         reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
@@ -231,7 +232,7 @@ class ListenerState:
         return "partly down" if self.down_why() else "up"
 
     def retire(self) -> list[AnyIntake]:
-        """Keeps the counts of what left; returns it, to be closed."""
+        """Keeps the counts of the removed intakes; returns them, to be closed."""
         gone, self.leaving = self.leaving, []
         for intake in gone:
             with contextlib.suppress(OSError):

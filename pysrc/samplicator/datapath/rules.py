@@ -1,7 +1,7 @@
 """Rules and pools as the compiled datapath takes them, and a dry plan of them.
 
-Purpose: from specs to what _fastpath.Plan wants. Invariants: a rule is made when it is asked for, for there may be tens
-of thousands. Called by supervisor, and by the command line for a dry plan. It must never publish a plan.
+Purpose: converts specs to the arguments of _fastpath.Plan. Invariants: each rule is made when it is read, because there
+can be tens of thousands. Called by supervisor, and by the command line for a dry plan. It must never publish a plan.
 """
 
 from __future__ import annotations

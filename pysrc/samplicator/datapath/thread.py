@@ -1,4 +1,4 @@
-"""A worker and the operating system's thread that is it: start, pin, end, read. Called by the supervisor only."""
+"""A worker and its OS thread: start, pin, end, read. Called by the supervisor only."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TraceCallback = Callable[[bytes, int, int, int, tuple[int, ...]], None]
 
 
 class Stir:
-    """Whether the datapath has done anything since it was asked last. Whoever looks at receivers all the time can save
-    the trouble where it has not.
+    """Whether the datapath has done anything since the last question. Periodic checks of receivers are skipped if it
+    has not.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Stir:
 
 
 class WorkerThread:
-    """A worker and the thread that is it."""
+    """A worker and its OS thread."""
 
     def __init__(self, index: int, worker: Worker, cpu: int | None, packet: socket.socket | None = None) -> None:
         """packet: the worker's packet socket, closed when the thread has ended."""
@@ -97,7 +97,7 @@ class WorkerThread:
         )
 
     def stuck(self, limit_seconds: float) -> str:
-        """What is wrong with it: it has ended, or has shown no heartbeat for so long; "" = nothing."""
+        """What is wrong with the worker: it has ended, or has shown no heartbeat for some time; "" = nothing."""
         if self.failed or not self.thread.is_alive():
             return f"worker {self.index} has ended"
         age = (time.monotonic_ns() - max(self.worker.read()[HEARTBEAT], self.started_ns)) / 1e9

@@ -1,4 +1,4 @@
-"""Ways out: from the spec of a receiver to a Tx per worker and the sockets it lives on.
+"""Ways: from the spec of a receiver to one Tx per worker and its sockets.
 
 Invariants: a function either returns a whole object or raises and has closed what it opened; counters come from the
 caller, who keeps them. Called by supervisor. It must never publish, and never decide what runs.
@@ -34,7 +34,7 @@ ENGINES: Final = {
 
 
 def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
-    """What makes two receiver specs the same way out: all but what is text for people or about its state."""
+    """What makes the ways of two receiver specs equal: all fields except texts for people and state."""
     delivery = spec.delivery
     if isinstance(delivery, Udp):
         delivery = replace(delivery, host="", engine_why="")
@@ -42,8 +42,8 @@ def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
 
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
-    """What a collector knows the exporters by, where it is, and whether it can be sent to: when this changes, it has to
-    be told the templates.
+    """How the collector identifies exporters, where it is, and whether copies can be sent to it: when this changes, it
+    needs the templates again.
     """
     where: tuple[object, ...] = (spec.delivery,)
     if isinstance(spec.delivery, Udp):
@@ -54,9 +54,9 @@ def meets(spec: ReceiverSpec) -> tuple[object, ...]:
 
 @dataclass(slots=True, eq=False)
 class Way:
-    """One Tx of one worker with the sockets it lives on. fallback: its Tx for exporters of the other address family.
-    unconnected: sockets that had no route when they were opened. cutting: a Tx of engine udp with a cutter (see
-    _fastpath.Tx), and its socket, until that is connected. waits: a standby that is to get no copies.
+    """One Tx of one worker with its sockets. fallback: its Tx for exporters of the other address family. unconnected:
+    sockets that had no route when they were opened. cutting: a Tx of engine udp with a cutter (see _fastpath.Tx), and
+    its socket, until that is connected. waits: a standby that is to get no copies.
     """
 
     tx: Tx
@@ -101,7 +101,7 @@ class Way:
             self.fallback.mtu = mtu
 
     def start_cutting(self) -> None:
-        """Tells a cutter where its copies come from, as soon as that is known."""
+        """Sets the source address of a cutter's copies, as soon as the address is known."""
         if self.cutting is not None and self.cutting[1] not in self.unconnected:
             tx, sock = self.cutting
             tx.cut_from(sockets.own_address(sock), sock.getsockname()[1])
@@ -170,7 +170,7 @@ class Path:
         return "" if self.routed else NO_ROUTE
 
     def look(self, now: float, ways: Sequence[Way], counters: Mapping[int, TxCounters]) -> None:
-        """Several times a second: what routers on the way take."""
+        """Several times per second: follows the MTU that routers on the way report."""
         if self._beyond is not None and self._beyond.step(now):
             self._set_mtu(ways)
             say = log.info if self._beyond.learned == 0 and not self._beyond.doubtful else log.warning

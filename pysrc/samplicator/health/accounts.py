@@ -1,8 +1,8 @@
-"""Accounts: the counters of receivers as they are to be shown, put right by what the neighbor table says.
+"""Accounts: the counters of receivers as shown, corrected by the neighbor table.
 
 The datapath counts copies as sent that the kernel holds for a next hop without an address (datapath/account.py). Called
-by supervisor, which tells the ways, and by view, which shows. Invariants: one look at a time; the totals are taken
-before the table is asked, so what the look finds holds for all of them. It must never wait for a worker.
+by supervisor, which informs the ways, and by view, which shows the counters. Invariants: one check at a time; the
+totals are read before the table, so the result applies to all of them. It must never wait for a worker.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Accounts:
         self._gate = RateGate()
 
     def take(self, states: Sequence[ReceiverState]) -> tuple[list[tuple[int, ...]], set[str] | None]:
-        """The counters of each receiver as they are to be shown, and the names of those whose next hop does not answer;
-        None: the kernel cannot be asked now.
+        """The counters of each receiver as shown, and the names of receivers whose next hop does not answer; None: the
+        kernel cannot be asked now.
         """
         with self._lock:
             totals = [state.totals() for state in states]

@@ -1,9 +1,9 @@
-"""Standings: what follows from the state of receivers: standbys take over, pools do without members, those who come
-back get the templates.
+"""Fail-over: acts on the states of receivers. Standbys take over, pools give exporters to other members, and returning
+receivers get the templates.
 
-Invariants: a standby waits exactly while its primary is up; a way that is to wait does so before a plan names it; the
-templates are sent before a member gets its exporters back. Called by Supervisor, under its lock. It must never
-wait for a worker.
+Invariants: a standby waits exactly while its primary is up; a way of a waiting standby waits before a plan names it;
+the templates are sent before a member gets its exporters back. Called by Supervisor, under its lock. It must never wait
+for a worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETURN_SECONDS: Final = 5.0
-"""A member that is back waits for its templates so long at most."""
+"""Longest time that a returning member waits for its templates."""
 SCAN: Final = 2000
 """Observation domains looked at in one go when receivers of templates are searched."""
 
@@ -43,7 +43,7 @@ class Standings:
         self._place = (0, 0)
 
     def arrange(self, receivers: Mapping[str, ReceiverState], spec: PlanSpec) -> None:
-        """Before a plan is published: who waits and who is down in it. Nothing can fail any more."""
+        """Before a plan is published: sets which receivers wait and which are down. Nothing can fail any more."""
         now = time.monotonic()
         self._members = {pool.name: [spec.receivers[i].name for i, _ in pool.members] for pool in spec.pools}
         self._empty &= self._members.keys()
@@ -79,7 +79,7 @@ class Standings:
         )
 
     def follow(self, changed: Sequence[ReceiverState]) -> None:
-        """What a change of state brings about; wake the workers."""
+        """Acts on changed states; the caller wakes the workers."""
         for state in changed:
             name, standing = state.spec.name, state.standing
             if state.up:
@@ -109,8 +109,8 @@ class Standings:
         self._check_pools(changed)
 
     def finish_returns(self) -> None:
-        """Several times a second: members that have their templates get their exporters back. Not before: templates
-        into a running stream would repeat a sequence number.
+        """Several times per second: members that have their templates get their exporters back. Not before, because
+        templates within a running stream would repeat a sequence number.
         """
         now = time.monotonic()
         for name, latest in list(self._returning.items()):
@@ -138,8 +138,8 @@ class Standings:
     # ------------------------------------------------------------------ who gets templates
 
     def mark_templates(self, plan: Plan, spec: PlanSpec) -> None:
-        """Finds the receivers that get datagrams of exporters whose templates are known: they are probed where nothing
-        else would tell that they are back. Every few seconds; a bounded piece of work each time.
+        """Finds the receivers that get datagrams of exporters with known templates. They are probed if nothing else
+        shows that they are back. Runs every few seconds; each run does a bounded amount of work.
         """
         flows = self._running.flows
         wanted = {
@@ -163,7 +163,7 @@ class Standings:
     # ------------------------------------------------------------------ looking at it
 
     def pools(self, spec: PlanSpec) -> tuple[PoolReading, ...]:
-        """Who has which share now. Takes no lock that a worker takes."""
+        """The share of each member now. Takes no lock that a worker takes."""
         running = self._running
         states = list(running.receivers.values())
         names = {worker.index: ids(states, worker.index) for worker in running.workers} if spec.pools else {}

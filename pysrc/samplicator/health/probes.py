@@ -1,9 +1,9 @@
-"""Probes: one question to a receiver from our own address, and what its answer means.
+"""Probes: one question to a receiver from this host's address, and the meaning of its answer.
 
 Purpose: a datagram on a connected UDP socket, a TCP connection, a page by HTTP; each is started, then polled several
-times a second. Invariants: start() and poll() never wait (a page is read by a thread of its own, over a connection that
-stands already); every question ends within EXCHANGE_SECONDS; nothing is read but a status line and headers. Called by
-reach, from one thread at a time. Times are of the monotonic clock, in seconds.
+times per second. Invariants: start() and poll() never wait (a thread reads a page, over an open connection); every
+question ends within EXCHANGE_SECONDS; only a status line and headers are read. Called by reach, from one thread at a
+time. Times are of the monotonic clock, in seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UP: Final = "up"
 REFUSING: Final = "refusing"
 UNREACHABLE: Final = "unreachable"
 LOOPING: Final = "looping"
-"""No probe says this: copies come back (supervisor/guard.py, fastpath/route/echo.pxd)."""
+"""No probe finds this state: copies come back (supervisor/guard.py, fastpath/route/echo.pxd)."""
 
 ANSWER_SECONDS: Final = 0.2  # a refusal of a datagram has come by then
 CONNECT_SECONDS: Final = 1.0
@@ -43,8 +43,8 @@ _WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """state: UP | REFUSING | UNREACHABLE. why: for people, "" when up. sure: False for silence, whatever is taken from
-    it: a lost packet, or an answer that was held back, may have caused it.
+    """state: UP | REFUSING | UNREACHABLE. why: for people, "" when up. sure: False for silence, because a lost packet
+    or a limit on answers can be the cause.
     """
 
     state: str
@@ -59,7 +59,7 @@ class Probe(Protocol):
     def busy(self) -> bool: ...
 
     def start(self, now: float) -> Answer | None:
-        """Asks. An answer at once: to this question, or one that came too late to the last."""
+        """Asks. Can return an answer at once: to this question, or a late one to the previous question."""
 
     def poll(self, now: float) -> Answer | None:
         """The answer, once; None = none so far."""
@@ -79,8 +79,8 @@ def _open(kind: int, address: bytes, port: int, scope_id: int) -> tuple[socket.s
 
 
 class Datagram:
-    """A datagram of `payload`: ICMP errors show on the socket, silence is consent that may be mistaken,
-    a datagram that comes back is not.
+    """A datagram of `payload`: ICMP errors show on the socket; silence probably means up; a datagram that comes back
+    surely does.
     """
 
     def __init__(self, address: bytes, port: int, scope_id: int, payload: bytes) -> None:
@@ -290,7 +290,7 @@ class Exchange:
             self.done = True
 
     def abort(self) -> None:
-        """Ends the thread's wait; the descriptor stays its own."""
+        """Ends the thread's wait; the thread still owns the descriptor."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 

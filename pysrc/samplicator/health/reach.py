@@ -1,20 +1,22 @@
-"""Reach: whether somebody listens at a receiver's port, found out by asking from our own address.
+"""Reach: whether a program listens at a receiver's port, found out with probes from this host's address.
 
-The copies themselves tell it only when they are unspoofed (the kernel hands their ICMP errors to the socket that sent
-them): refusals of spoofed copies go to the exporter. A probe is a datagram on a connected UDP socket; ECONNREFUSED
-says that the port is closed, at once. Silence says that it is open, or that the answer was held back: Linux sends a
-peer six ICMP errors at once and then one a second (icmp(7) icmp_ratelimit), all peers together 1,000 a second
-(icmp_msgs_per_sec), routers and other systems one or two a second. So one that is down is up again only by evidence:
+Copies show it only if they are not spoofed (the kernel reports their ICMP errors to the sending socket); ICMP errors of
+spoofed copies go to the exporter. A probe is a datagram on a connected UDP socket; ECONNREFUSED says that the port is
+closed, at once. Silence means that the port is open, or that a limit stopped the answer: Linux sends a peer six ICMP
+errors at once and then one per second (icmp(7) icmp_ratelimit), and all peers together 1,000 per second
+(icmp_msgs_per_sec); routers and other systems send one or two per second. So a receiver that is down is up again only
+with evidence:
 
 - an answer: a connection, a page, a datagram that came back; or
-- silence that no limit explains: SILENT_PROBES probes in a row, each later than the limit after anything else that was
-  asked of that host, and nothing refused meanwhile. Receivers on one host take turns, because they share its limit.
-  Where a host refuses more copies than it may answer, an answer is a matter of chance: then so many probes that the
-  chance of their silence is one in a thousand (CERTAINTY), SILENCE_LIMIT_SECONDS at most.
+- silence that no limit explains: SILENT_PROBES probes in a row, each one later than the limit after any other question
+  to that host, without a refusal meanwhile. Receivers on one host take turns, because they share its limit. If a host
+  refuses more copies than it can answer, an answer is a matter of chance: then as many probes as make the probability
+  of silence one in a thousand (CERTAINTY), for at most SILENCE_LIMIT_SECONDS.
 
-That is three seconds for most, five for one whose router said that the host is unreachable: a router asks for a host
-for three seconds before it says so. One that fails again within RELAPSE_SECONDS is believed ever later. Copies are
-counted as sent again from the first silent probe on, for what is most likely is no reason to replay templates.
+This takes three seconds in most cases, and five if a router reported that the host is unreachable, because a router
+tries for three seconds before it reports. A receiver that fails again within RELAPSE_SECONDS needs a longer silence
+each time. Copies are counted as sent from the first silent probe on, but templates are replayed only with the evidence
+above.
 
 Pure state and one probe. Called by supervisor, from one thread at a time. It must never wait.
 """
@@ -57,8 +59,8 @@ class Host:
         self.next = 0.0
 
     def chance(self, of: Reach) -> float:
-        """Of an answer to a probe of a closed port, as far as the copies to closed ports there use up the answers.
-        Where copies tell themselves, each of them asks.
+        """Probability of an answer to a probe of a closed port, when copies to closed ports of this host use up its
+        answers. Each unspoofed copy counts as a question.
         """
         if not of.spec.deaf:
             return 1.0
@@ -115,7 +117,7 @@ class Reach:
 
     @property
     def refusing(self) -> bool:
-        """Whether datagrams to its port are most likely refused; for probes by TCP and HTTP see state."""
+        """Whether datagrams to its port are probably refused; for TCP and HTTP probes see state."""
         return self.state == REFUSING and not self.streams and not (self._silent and self.host.chance(self) > 0.99)
 
     def adopt(self, spec: ReceiverSpec) -> None:
@@ -184,7 +186,8 @@ class Reach:
         return (self.host.next - now) * max(self.host.turns, 1)
 
     def _wake_neighbour(self, now: float) -> None:
-        """Has the kernel ask for the next hop of a receiver that gets no copies, when the probe goes elsewhere."""
+        """Makes the kernel resolve the next hop of a receiver that gets no copies, if the probe goes to another
+        host."""
         spec = self.spec
         if not (self.anxious and spec.needed and self._asks_another):
             return
@@ -225,7 +228,7 @@ class Reach:
         return True
 
     def _is_silent(self, now: float) -> bool:
-        """Whether probes have been without an answer for longer than any limit explains."""
+        """Whether probes had no answer for longer than any limit explains."""
         chance = self.host.chance(self)
         silence = now - self._bad
         if self._silent < SILENT_PROBES or silence < SILENCE_SECONDS[self.state]:

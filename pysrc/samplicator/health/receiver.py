@@ -1,9 +1,8 @@
-"""A receiver that runs: its ways, its counters, and its state.
+"""A running receiver: its ways, its counters, and its state.
 
-Purpose: puts together what is known of a receiver (its route, its next hop, its copies, its probe) into one state, and
-tells the ways what follows from it. Invariants: state changes in look() and refresh() only, by one thread at a time;
-counters and the number of take-overs only grow. Called by supervisor. It must never wait, and never decide who gets
-copies instead.
+Purpose: derives one state from the route, the next hop, the copies and the probe of a receiver, and informs the ways.
+Invariants: state changes in look() and refresh() only, by one thread at a time; counters and the number of take-overs
+only grow. Called by supervisor. It must never wait, and never decide which other receiver gets the copies.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
     from samplicator.host.links import Link
 
 REGAINED_SECONDS: Final = 10.0
-"""A feature that is asked for again so long, with copies leaving, and not refused, works again."""
+"""A feature works again when copies were sent with it for this time and the kernel did not refuse it."""
 NEIGHBOUR_SECONDS: Final = 1.2
-"""A next hop counts as answering when it has not been unresolved for so long (neighbours.PATIENCE_SECONDS and more)."""
+"""A next hop counts as answering when it was not unresolved for this time (more than neighbors.PATIENCE_SECONDS)."""
 FAILED_SECONDS: Final = 5.0
-"""So long without a copy that failed (no route, no neighbour): it can be reached again."""
+"""The receiver can be reached again when no copy failed (no route, no neighbor) for this time."""
 GRACE_SECONDS: Final = 1.0
-"""Copies may be counted as refused for so long after a receiver has come back: the ways were told that it refuses, or
-reports of old copies wait at their sockets."""
+"""Copies can be counted as refused for this time after a receiver has come back, because the ways still have the old
+state, or reports of old copies wait at their sockets."""
 PROBE_UNRESOLVED: Final = "the host name of the probe does not resolve"
 NO_ANSWER: Final = "the receiver's host or the next hop does not answer"
 COPIES_REFUSED: Final = "the receiver refuses copies"
@@ -44,19 +43,20 @@ COMES_BACK: Final = (
 )
 ECHO_FIRST_SECONDS: Final = 10.0
 ECHO_MOST_SECONDS: Final = 320.0
-"""A receiver whose copies came back is tried again after so long; each time twice as long, up to so long."""
+"""A receiver whose copies came back is tried again after ECHO_FIRST_SECONDS, then after twice as long each time, up to
+ECHO_MOST_SECONDS."""
 COPIES_FAIL: Final = "copies fail: no route, or host unreachable"
 _FAILED: Final = (fields.NO_ROUTE, fields.NO_NEIGHBOR)
 
 
 @dataclass(slots=True)
 class Standing:
-    """What is known of a receiver, from reload to reload. state: up | refusing | unreachable | looping, why: for
-    people, since: when that began. own: why it is this host itself, "" = it is not. echo_until: until then nothing is
-    sent, its copies having come back; echo_seconds: how long it was stopped. waiting: a standby that gets no copies.
-    down: pools do without it. takeovers: times it took over. account: what its next hop lost. told: that it is down is
-    in the log. came: when it came back last; hold: how long copies must not fail after it failed again soon; measured:
-    when copies were counted last, and how many there were. Times are of the monotonic clock.
+    """What is known of a receiver; kept across reloads. state: up | refusing | unreachable | looping, why: for people,
+    since: when that began. own: why it is this host itself, "" = it is not. echo_until: until then nothing is sent, its
+    copies having come back; echo_seconds: how long it was stopped. waiting: a standby that gets no copies. down: pools
+    do without it. takeovers: times it took over. account: what its next hop lost. told: that it is down is in the log.
+    came: when it came back last; hold: how long copies must not fail after it failed again soon; measured: when copies
+    were counted last, and how many there were. Times are of the monotonic clock.
     """
 
     state: str = UP
@@ -133,13 +133,13 @@ class ReceiverState:
         return bits
 
     def newly_given_up(self) -> tuple[str, ...]:
-        """Features given up since the last call; one that is tried again in vain is no news."""
+        """Features given up since the last call, without those that were tried again and failed."""
         bits = self.gave_up & ~self.told
         self.told |= bits
         return tuple(name for name, bit in fields.FEATURES.items() if bits & bit)
 
     def newly_regained(self, now: float) -> tuple[str, ...]:
-        """Features that were told to be given up and have turned out to work again. now: monotonic."""
+        """Features that were logged as given up and work again. now: monotonic."""
         sent, bits = self.totals()[fields.SENT], self.gave_up
         found = []
         for name, bit in fields.FEATURES.items():
@@ -170,8 +170,8 @@ class ReceiverState:
                     tx.unresolved = unresolved
 
     def set_accounted(self, asked: bool, now: float) -> None:
-        """Whether the next hop is being asked for in vain: the account then has what the kernel would report. Reports
-        may wait at the sockets for a while.
+        """Whether the kernel tries in vain to resolve the next hop: the account then has what the kernel would report.
+        Reports can wait at the sockets for a while.
         """
         standing = self.standing
         if asked:
@@ -185,13 +185,13 @@ class ReceiverState:
 
     @property
     def at_ease(self) -> bool:
-        """Whether nothing is known against its next hop, nor left from when there was."""
+        """Whether the next hop has no trouble now, and no copies are held back from earlier trouble."""
         standing = self.standing
         return not (standing.unresolved or standing.accounted_until or standing.account.held)
 
     def set_own(self, why: str) -> None:
-        """Told by the guard: why its copies would come back to a listener of ours, "" = they would not. To be called
-        before a plan that names a new way is published.
+        """Set by the guard: why copies would come back to a listener of this host, "" = they would not. Called before a
+        plan that names a new way is published.
         """
         if not self.standing.own:
             self._echoes(time.monotonic())  # what a worker has found since the last look is not to be wiped out
@@ -205,7 +205,7 @@ class ReceiverState:
             way.set_looped(looped)
 
     def _echoes(self, now: float) -> None:
-        """Stops it on all workers when one has found that its copies come back, and tries it again later."""
+        """Stops sending on all workers when one has found that copies come back, and tries again later."""
         standing = self.standing
         if standing.echo_until:
             if now >= standing.echo_until:
@@ -232,7 +232,7 @@ class ReceiverState:
             way.tx.down = down
 
     def tell_refusing(self, now: float) -> None:
-        """Whether copies that the kernel takes are refused all the same, where the engine cannot hear it."""
+        """Tells the ways whether copies are refused although the kernel takes them, for engines that get no reports."""
         refusing = self.spec.deaf and self.reach.refusing
         if refusing != self.standing.told_refusing:
             self.standing.told_refusing = refusing

@@ -1,7 +1,7 @@
 """What runs: the plan, its listeners, receivers and workers, and what they share.
 
-One owner: the supervisor changes it, between two plans and under its lock; build, failover and view only read. What a
-view shows changes under `lock`, too, which no worker takes. Nothing here acts.
+One owner: the supervisor changes it, between two plans and under its lock; build, failover and view only read. Changes
+of what a view shows also hold `lock`, which no worker takes. Pure data.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Host watch: tells when interfaces or addresses of this host have changed, and routes where somebody needs them.
+"""Changes: reports when interfaces or addresses of this host have changed, and routes if a user of this module needs
+them.
 
-The kernel says so itself (rtnetlink(7), multicast groups of a netlink socket); what has changed is not read from the
-messages: whoever is told looks at the host anew. Invariants: many events in a row are one call; the last event of a
-storm is never the one that is missed; events that were lost (ENOBUFS) count as one. Called by service, on its loop. It
-must never block the loop, and never raise.
+The kernel reports changes (rtnetlink(7), multicast groups of a netlink socket). The content of the messages is not
+used; the callback reads the host's state again. Invariants: many events in a row cause one call; the last event of a
+series is never missed; lost events (ENOBUFS) count as one event. Called by service, on its loop. It must never block
+the loop, and never raise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Delivery: where the kernel would take what this host sends to an address: away, or back to this host.
+"""Delivery: where the kernel would deliver a datagram that this host sends to an address: to another host, or to this
+host.
 
 Purpose: plain questions to rtnetlink(7), which judges as the copies will be judged (policy rules, anycast, `ip route
 add local`), for the guard against loops and for the filters of listeners. Called by supervisor. It must never send a

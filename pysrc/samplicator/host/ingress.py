@@ -1,10 +1,10 @@
-"""Ingress: keeps from the UDP stack what rings take: an nftables rule at the device's ingress hook.
+"""Ingress: an nftables rule at the ingress hook of a device, which keeps datagrams that rings take from the UDP stack.
 
 Purpose: speaks nf_tables over netlink (include/uapi/linux/netfilter/nf_tables.h), a handful of messages. Invariants:
-the rules test what ring.sections() says, like the socket filters; they live in a table that belongs to our netlink
-socket (flag owner, Linux 5.12), so the kernel removes them with the process, however that ends, and nobody else can
-change them; a chain is put in place or replaced in one transaction. Called by engines. Needs CAP_NET_ADMIN. It must
-never touch another table.
+the rules test the same conditions as the socket filters (ring.sections()); their table belongs to our netlink socket
+(flag owner, Linux 5.12), so the kernel always removes them when the process ends, and no other program can change them;
+a chain is put in place or replaced in one transaction. Called by engines. Needs CAP_NET_ADMIN. It must never touch
+another table.
 """
 
 from __future__ import annotations

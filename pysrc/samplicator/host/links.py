@@ -1,8 +1,8 @@
-"""Links: where a frame for a receiver goes: egress interface, link addresses, MTU; and the addresses of this host.
+"""Links: the next hop of frames for a receiver: egress interface, link addresses, MTU; and the addresses of this host.
 
-Purpose: follows route, neighbour and interface of every receiver of engine `packet` through rtnetlink(7), off the
-datapath, in a thread of its own. The kernel's events wake it, a slow poll is the net below. A packet socket does not
-tell the kernel that a neighbour is used, so this says so every few seconds (NTF_USE, include/uapi/linux/neighbour.h):
+Purpose: follows route, neighbour and interface of every receiver of engine `packet` through rtnetlink(7), in its own
+thread. Events of the kernel wake the thread, and a slow poll finds what events missed. A packet socket does not tell
+the kernel that a neighbor is used, so this thread does so every few seconds (NTF_USE, include/uapi/linux/neighbour.h):
 the kernel then probes and resolves as it does for traffic of its own; where that is not permitted (CAP_NET_ADMIN) a
 stale neighbour counts as unknown until copies by the raw socket have made the kernel probe it. Invariants: a receiver
 has a link only while a frame for it can be expected to arrive; what cannot be followed (this host itself, multicast,

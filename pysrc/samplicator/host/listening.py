@@ -1,4 +1,4 @@
-"""Listening: the sockets of listeners, opened or taken over, and why one cannot be had.
+"""Listening: opens or takes over the sockets of listeners, and explains why a socket cannot be opened.
 
 Invariants: a function either returns a ready, non-blocking, close-on-exec socket or raises OSError and has closed what
 it opened; a granted buffer size is always read back. Called by sources, intakes and supervisor. It must never block,
@@ -168,7 +168,7 @@ SOMEBODY_MUST: Final = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM, e
 
 
 def why_not_listening(spec: SocketSpec, error: OSError) -> str:
-    """What this host lacks, for people: a state, not a sentence."""
+    """What this host lacks, for people: a clause that stands after "listener X is down: "."""
     number = error.errno
     if number == errno.ENODEV and spec.device:
         return f"there is no interface {spec.device}"

@@ -1,8 +1,8 @@
-"""Masquerade: rules of this host's firewall that give datagrams another source address, read with the host's own tools.
+"""Masquerade: finds firewall rules of this host that rewrite source addresses, with the host's own tools.
 
-A spoofed copy passes the firewall like all else that leaves (but with engine "packet"): a rule that masquerades it
-makes it come from this host, and the collector sees one exporter. Called by `check` and `explain`, which a person runs:
-it starts programs. Bounded in time; where something goes wrong there is no answer, and no error.
+A spoofed copy passes the firewall like any outgoing packet (except with engine "packet"). A rule that masquerades it
+gives it the address of this host, and the collector sees one exporter. Called only by `check` and `explain`, because it
+starts programs. Bounded in time; a failure gives an empty answer, not an error.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Neighbors: which receivers' next hops do not answer.
+"""Neighbors: finds receivers whose next hop does not answer.
 
 Purpose: the kernel accepts copies for a neighbour that does not answer, holds a few and drops the rest unseen (arp(7));
-to a spoofed copy not even a report comes back. So this looks at the neighbour table itself, with two plain
-rtnetlink(7) questions, and says who is unresolved, for the datapath to count those copies as no_neighbor, and how each
-next hop was found, for what was counted as sent before that (engines/account). Invariants: a receiver is called
-unresolved only after PATIENCE_SECONDS without an address, and no longer at the first look that finds one. Called by
-supervisor. It must never send a datagram or change an entry.
+for a spoofed copy this host does not even get a report. So this module reads the neighbor table, with two plain
+rtnetlink(7) questions, and reports which receivers are unresolved, for the datapath to count those copies as
+no_neighbor, and how each next hop was found, for what was counted as sent before that (engines/account). Invariants: a
+receiver is called unresolved only after PATIENCE_SECONDS without an address, and no longer at the first look that finds
+one. Called by supervisor. It must never send a datagram or change an entry.
 """
 
 from __future__ import annotations

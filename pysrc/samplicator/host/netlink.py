@@ -1,8 +1,8 @@
 """Netlink: the one parser of the kernel's messages (netlink(7), rtnetlink(7)) and one conversation over it.
 
 Plain questions about routes and neighbors, and the sockets on which the kernel tells of changes. Called by neighbors,
-delivery, changes and ingress. Invariants: a length that a message states is believed only within the message. It must
-never change anything in the kernel: ingress writes its own messages.
+delivery, changes and ingress. Invariants: a length in a message is limited to the size of the message. It must never
+change anything in the kernel: ingress writes its own messages.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Path MTU of an IPv6 receiver whose copies have another host's source, found out by asking from our own address.
+"""Path MTU of an IPv6 receiver whose copies have the source of another host, found out with probes from this host's
+address.
 
 Routers do not fragment IPv6 (RFC 8200 section 5): one that cannot pass a packet on drops it and tells the source, which
-for a spoofed copy is the exporter. So nobody here hears that copies are lost. Asked is by an ICMPv6 echo request as
-long as the interface takes (RFC 8201): a router on the way that says "packet too big" says how much it takes, and that
-size is asked next; an answer from the receiver ends the round. A round is at most ROUND_LIMIT packets, one a minute.
-What was learnt is kept for ten rounds of silence, for many hosts do not answer. Long requests unanswered while short
-ones are answered are told, and not acted on: firewalls drop long echo requests, too.
+for a spoofed copy is the exporter. So this host gets no report that copies are lost. Therefore it sends an ICMPv6 echo
+request as long as the interface takes (RFC 8201). A router that answers "packet too big" reports the size that it
+takes, and a request of that size is sent next; an answer from the receiver ends the round. A round has at most
+ROUND_LIMIT packets and runs once per minute. The result is kept for ten rounds of silence, because many hosts do not
+answer. If short requests are answered but long ones are not, this is only reported, because firewalls also drop long
+echo requests.
 
 Over IPv4 routers fragment, because no copy has the bit that forbids it; unspoofed copies are told to the kernel.
 

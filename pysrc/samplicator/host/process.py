@@ -1,8 +1,8 @@
-"""Daemon: going to the background and the pid file, as `samplicate -f -m FILE` does, the limit of descriptors, and
+"""Process: running in the background and the pid file, for `samplicate -f -m FILE`, the limit of descriptors, and
 giving memory back. Called by service; all but the last before any thread exists.
 
-Invariant: the command that was typed ends with status 0 only when the daemon has its sockets, and with the daemon's
-status otherwise.
+Invariant: the command in the foreground ends with status 0 only when the daemon has opened its sockets, otherwise with
+the daemon's status.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Resolve: host names to addresses, off the datapath and off the control loop.
+"""Resolve: host names to addresses, in separate threads.
 
-Invariants: a name that does not resolve is no fault of the configuration: it is left out of the answer, asked for again
-every few seconds, and whoever uses it says so; a name that once resolved keeps its last address when the name server
-fails, with one log line until it works again; an address that is still among the answers is kept, so that round-robin
-answers do not move a receiver about; names of listeners are resolved once; a name is asked for at most once at a time,
-so that a name server that does not answer makes no queue. Called by reload (before a plan is compiled), service (tick)
-and the command line (`check`, `explain`). resolve() and refresh() must never be called on the control loop's thread:
-they wait.
+Invariants: a name that does not resolve is not an error of the configuration: the answer does not include it, it is
+looked up again every few seconds, and its user shows it; a name that once resolved keeps its last address when the name
+server fails, with one log line until it works again; an address that is still among the answers is kept, so that
+round-robin answers do not move a receiver; names of listeners are resolved once; only one look-up of a name runs at a
+time, so that a silent name server causes no queue. Called by reload (before a plan is compiled), service (tick) and the
+command line (`check`, `explain`). resolve() and refresh() must never be called on the control loop's thread: they wait.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """The HTTP server: the API, the metrics, the pages, on TCP and on the control socket.
 
-Draws what views compute. May import: views and everything below.
+Formats what views compute. May import: views and everything below.
 """

@@ -1,9 +1,9 @@
 """The HTTP interface: metrics, health, status and reload, on a TCP address and on the local control socket.
 
-Purpose: `make_app` builds the application of the routes; http.front has its sockets and the server.
-Invariants: reading is free for whoever reaches a socket, changing needs the control socket (its file mode is the
-gate) or the bearer token; nothing slow runs on the loop; a client that sends slowly, much or nothing costs a bounded
-number of bytes and seconds. Called by service. It must never touch the datapath's objects: it reads ServiceState.
+Purpose: `make_app` builds the application of the routes; http.front has its sockets and the server. Invariants: every
+client that can connect may read; changes need the control socket (protected by its file mode) or the bearer token;
+nothing slow runs on the loop; a client that sends slowly, much or nothing costs a bounded number of bytes and seconds.
+Called by service. It must never touch the datapath's objects: it reads ServiceState.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except TimeoutError:
-        response = as_json({"error": f"no answer within {limit:g} s"}, status=503)
+        response = as_json({"error": f"the daemon had no answer in {limit:g} s"}, status=503)
     except Exception:
         log.exception("request %s %s failed", request.method, request.path)
-        response = as_json({"error": "internal error, see the log"}, status=500)
+        response = as_json({"error": "internal error; the log of the daemon shows the cause"}, status=500)
     finally:
         shared.touch(request.protocol, -1)
     if not response.prepared:

@@ -1,7 +1,7 @@
-"""The answers of the HTTP interface to those who change something: a reload.
+"""The requests of the HTTP interface that change something: a reload.
 
-Invariant: changing needs the control socket (its file mode is the gate) or the bearer token. Called by the application,
-by way of the table in routes.
+Invariant: changes need the control socket (protected by its file mode) or the bearer token. Called by the application,
+through the table in routes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def reload(request: web.Request) -> web.Response:
         if not state.reload_token:
             return as_json(
                 {
-                    "error": "reload over TCP is off: use the control socket (`samplicator reload`) or set "
+                    "error": "reload over TCP is off; use the control socket (`samplicator reload`) or set "
                     "service.reload_token_file"
                 },
                 status=403,
@@ -38,7 +38,7 @@ async def reload(request: web.Request) -> web.Response:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         given, wanted = token.strip().encode(errors="replace"), state.reload_token.encode()
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, wanted):
-            refused = as_json({"error": "a bearer token is needed"}, status=401)
+            refused = as_json({"error": "this request needs the bearer token of service.reload_token_file"}, status=401)
             refused.headers["WWW-Authenticate"] = 'Bearer realm="samplicator"'
             return refused
     # shielded: a client that goes away must not stop a reload half-way

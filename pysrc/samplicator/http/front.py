@@ -48,7 +48,7 @@ class Shared:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Not what a client sent that is no request: it has its answer, and could fill the log with it."""
+    """False for log records about input that is not a request: the client has its answer, and could fill the log."""
     return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
 
 
@@ -58,7 +58,7 @@ SHARED: Final = web.AppKey("shared", Shared)
 
 
 def open_tcp(text: str) -> socket.socket:
-    """A listening TCP socket on HOST:PORT. Raises OSError with a text that says what was wanted."""
+    """A listening TCP socket on HOST:PORT. Raises OSError with a text that names the setting."""
     where = parse_listen(text)
     last: OSError | None = None
     for family, kind, proto, _, address in socket.getaddrinfo(
@@ -80,9 +80,9 @@ def open_tcp(text: str) -> socket.socket:
 
 
 def open_control(path: str) -> socket.socket:
-    """A listening local socket at `path`, mode 0660. A socket file that nobody serves any more is replaced; one that
-    answers is another daemon's, and then this raises OSError (EADDRINUSE). The last directory of the path is made
-    when it is missing.
+    """A listening local socket at `path`, mode 0660. A socket file without a server is replaced; a socket that answers
+    belongs to another daemon, and this raises OSError (EADDRINUSE). The last directory of the path is made if it is
+    missing.
     """
     what = f"cannot make the control socket {path}"
     try:
@@ -112,7 +112,7 @@ def _clear(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "there is a file of that name that is no socket")
+        raise FileExistsError(errno.EEXIST, "a file of this name exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -121,7 +121,7 @@ def _clear(path: str) -> None:
             if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
                 raise
         else:
-            raise OSError(errno.EADDRINUSE, "another process serves it")
+            raise OSError(errno.EADDRINUSE, "another process uses it")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -136,9 +136,9 @@ def remove_control(path: str) -> None:
 class Front:
     """Serves an application on listening sockets, with a limit on connections and on the time one may be silent.
 
-    aiohttp's own time limits begin with a connection's first request; a client that opens connections and says
-    nothing, or a header a minute, would stay for ever. Here each connection is closed IDLE_SECONDS after its last
-    request ended.
+    aiohttp's own time limits begin with a connection's first request; a client that opens connections and sends
+    nothing, or one header per minute, would stay without limit. Here each connection is closed IDLE_SECONDS after its
+    last request ended.
     """
 
     def __init__(self, app: web.Application, *, idle: float = IDLE_SECONDS, connections: int = MAX_CONNECTIONS) -> None:

@@ -1,8 +1,8 @@
 """The long lists of the HTTP interface: in pages, and each page in pieces.
 
-Purpose: an answer costs as much memory as one piece, however much is known and however many ask. Invariants: a page
-ends after PAGE_BYTES or the rows that were asked for, in the middle of a domain if need be, and says where the next one
-begins; a piece is made in a thread, two at a time, and not before the one before it is taken; nothing is made for a
+Purpose: an answer needs as much memory as one piece, for any number of domains and clients. Invariants: a page ends
+after PAGE_BYTES or the requested number of rows, possibly inside a domain, and names the start of the next page; a
+piece is made in a thread, at most two at a time, and only after the previous piece was sent; no piece is made for a
 client that has left. Called by reading; the rows are made by rows.
 """
 

@@ -1,8 +1,8 @@
 """The OpenAPI 3.1 document of the HTTP interface, made of the routes and the typed shapes of views.
 
-`Route` is one row of the table in routes, which the application serves and this describes: what is served is what is
-described. Called by routes, and by deploy/openapi/generate.py, which keeps a copy in the repository; a guard test says
-when that one is stale.
+`Route` is one row of the table in routes, which the application serves and this module describes, so that the
+description is always right. Called by routes, and by deploy/openapi/generate.py, which keeps a copy in the repository;
+a guard test says when that one is stale.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEDIA: Final[Mapping[str, Schema]] = {TEXT: {"type": "string"}, "application/ope
 
 
 class Error(TypedDict):
-    """What went wrong."""
+    """An error text."""
 
     error: str
 
@@ -59,9 +59,9 @@ class Route:
     guarded: bool = False
 
 
-BAD_QUERY: Final = Answer("A parameter has a value that it cannot have; the text says which it can.", Error)
-FAILED: Final = Answer("A fault of the daemon; its log says more.", Error)
-TOO_LATE: Final = Answer("There was no answer in time.", Error)
+BAD_QUERY: Final = Answer("A parameter has an invalid value. The text says which values are valid.", Error)
+FAILED: Final = Answer("The daemon has a defect. Its log has the details.", Error)
+TOO_LATE: Final = Answer("The daemon could not answer in time.", Error)
 
 
 def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
             "title": "samplicator",
             "version": version,
             "description": "The HTTP interface of the samplicator daemon, on service.http and on the control socket. "
-            "Reading is free for whoever reaches it. Fields may be added to answers.",
+            "Reading needs no authentication. Later versions may add fields to answers.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -87,7 +87,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
                 BEARER: {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The token of service.reload_token_file. The control socket asks for none.",
+                    "description": "The token in service.reload_token_file. The control socket needs no token.",
                 }
             },
         },

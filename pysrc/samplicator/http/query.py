@@ -1,7 +1,7 @@
-"""The parameters of the HTTP interface: what each may be, said once for those who ask and once for those who read.
+"""The parameters of the HTTP interface: the check of each value, and its description.
 
-Each function takes a request's query and returns a value or raises HTTPBadRequest with a sentence that says what can
-be asked for; the Query beside it is what the OpenAPI document says of the same. Called by reading and routes.
+Each function takes a request's query and returns a value, or raises HTTPBadRequest with a sentence that says which
+values are valid; the Query beside it describes the same in the OpenAPI document. Called by reading and routes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,28 @@ from samplicator.views.history import KINDS, SECONDS, Kind
 PAGE: Final = 1000
 """Rows of one answer at most."""
 
-LIMIT: Final = Query("limit", f"Rows at most; {PAGE} is the most there can be.", {"type": "integer", "minimum": 1})
+LIMIT: Final = Query(
+    "limit", f"Maximum number of rows. Values above {PAGE} mean {PAGE}.", {"type": "integer", "minimum": 1}
+)
 PLACE_PATTERN: Final = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 PLACE: Final = Query(
-    "after", "Where to go on: `after` of the page before.", {"type": "string", "pattern": PLACE_PATTERN}
+    "after",
+    "Where the page begins: the value of `after` in the previous page.",
+    {"type": "string", "pattern": PLACE_PATTERN},
 )
 NUMBER: Final = Query("after", PLACE.text, {"type": "string", "pattern": "^[0-9]{1,18}$"})
 EXPORTER: Final = Query(
-    "exporter", "Only this exporter.", {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+    "exporter", "Show only this exporter.", {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
 )
-KIND: Final = Query("kind", "What to show; totals when it is left out.", {"type": "string", "enum": list(KINDS)})
-NAME: Final = Query("name", "Only the listener, receiver or exporter of this name.", {"type": "string", "minLength": 1})
+KIND: Final = Query("kind", "What to show. The default is totals.", {"type": "string", "enum": list(KINDS)})
+NAME: Final = Query(
+    "name", "Show only the listener, receiver or exporter with this name.", {"type": "string", "minLength": 1}
+)
 LAST: Final = Query(
-    "seconds", "How far back, at most.", {"type": "integer", "minimum": 1, "maximum": SECONDS, "default": SECONDS}
+    "seconds", "How many seconds to go back.", {"type": "integer", "minimum": 1, "maximum": SECONDS, "default": SECONDS}
 )
 SERIES: Final = Query(
-    "name[]", "Only these series, by their full names.", {"type": "array", "items": {"type": "string"}}
+    "name[]", "Show only the series with these full names.", {"type": "array", "items": {"type": "string"}}
 )
 
 Values = Mapping[str, str]
@@ -49,9 +55,7 @@ def place(values: Values) -> tuple[int, int, int]:
     """Worker, number of a domain, and an id in it or -1."""
     text = values.get(PLACE.name, "0.0")
     if not re.fullmatch(PLACE_PATTERN.strip("^$"), text, re.ASCII):
-        raise web.HTTPBadRequest(
-            reason="after must be what `after` of an answer says: WORKER.NUMBER or WORKER.NUMBER.ID"
-        )
+        raise web.HTTPBadRequest(reason="after must be the `after` of an answer: WORKER.NUMBER or WORKER.NUMBER.ID")
     parts = [int(part) for part in text.split(".")]
     worker, number, identity = (*parts, *(0, -1)[len(parts) - 1 :])
     return worker, number, identity
@@ -61,7 +65,7 @@ def number(values: Values) -> int:
     """Of the last row of the page before; 0 = from the first on."""
     text = values.get(NUMBER.name, "0")
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise web.HTTPBadRequest(reason="after must be what `after` of an answer says: a number")
+        raise web.HTTPBadRequest(reason="after must be the `after` of an answer: a number")
     return int(text)
 
 
@@ -91,7 +95,7 @@ def name(values: Values) -> str:
     """Of what to show the history; "" = of all."""
     text = values.get(NAME.name)
     if text == "":
-        raise web.HTTPBadRequest(reason="name must not be empty; leave it out for all")
+        raise web.HTTPBadRequest(reason="name must not be empty; remove name to show all")
     return text or ""
 
 

@@ -1,4 +1,4 @@
-"""The answers of the HTTP interface to those who read: each asks views for a value and sends it.
+"""The requests of the HTTP interface that read: each one asks views for a value and sends it.
 
 Invariants: nothing slow runs on the loop; an answer is bounded, or comes in pages. Called by the application, by way of
 the table in routes. It must never touch the datapath's objects: it reads ServiceState.

@@ -1,4 +1,4 @@
-"""Every path of the HTTP interface: who answers, what the answers are, and which parameters there are.
+"""All paths of the HTTP interface: handler, answers and parameters.
 
 The application serves this table and openapi describes it. Called by app and by deploy/openapi/generate.py.
 """
@@ -32,40 +32,57 @@ async def _openapi(request: web.Request) -> web.Response:
 
 def _shown(path: str, handler: Handler, text: str, shape: Any, *parameters: Query) -> Route:
     """A JSON answer."""
-    answers = {200: Answer("As it is now.", shape), 500: FAILED, 503: TOO_LATE}
+    answers = {200: Answer("The current state.", shape), 500: FAILED, 503: TOO_LATE}
     return Route(path, handler, text, answers | ({400: BAD_QUERY} if parameters else {}), parameters)
 
 
 def _verdict(path: str, handler: Handler, text: str) -> Route:
-    return Route(path, handler, text, {200: Answer("Yes."), 500: FAILED, 503: Answer("No; the text says why.")})
+    return Route(
+        path,
+        handler,
+        text,
+        {200: Answer("The check passed."), 500: FAILED, 503: Answer("The check failed. The text says why.")},
+    )
 
 
 _PAGING: Final = (query.PLACE, query.LIMIT)
 _EXPOSITION: Final = Answer(
-    "By the Accept header one of the two.", None, ("text/plain", "application/openmetrics-text")
+    "The Accept header selects the format.", None, ("text/plain", "application/openmetrics-text")
 )
 
 ROUTES: Final[tuple[Route, ...]] = (
-    Route("/", reading.index, "Every path, a line each.", {200: Answer("Paths."), 500: FAILED, 503: TOO_LATE}),
+    Route(
+        "/", reading.index, "Lists every path, one per line.", {200: Answer("The paths."), 500: FAILED, 503: TOO_LATE}
+    ),
     Route(
         "/metrics",
         reading.metrics,
-        "Metrics for Prometheus, as text or OpenMetrics.",
+        "Returns the metrics as Prometheus text or OpenMetrics.",
         {200: _EXPOSITION, 500: FAILED, 503: TOO_LATE},
         (query.SERIES,),
     ),
-    *(_verdict(path, reading.health, "Whether the workers' hearts beat.") for path in ("/healthz", "/-/healthy")),
-    *(_verdict(path, reading.ready, "Whether every listener is bound and read.") for path in ("/readyz", "/-/ready")),
-    _shown("/api/v1/status", reading.status, "What the daemon does.", Status),
-    _shown("/api/v1/receivers", reading.receivers, "Receivers, in configured order.", list[Receiver]),
-    _shown("/api/v1/listeners", reading.listeners, "Listeners, in configured order.", list[Listener]),
-    _shown("/api/v1/pools", reading.pools, "Pools, in configured order.", list[Pool]),
-    _shown("/api/v1/config", reading.config, "The configuration that runs.", Configuration),
-    _shown("/api/v1/flow", reading.flow_totals, "Flow telemetry of all exporters together.", Totals),
+    *(
+        _verdict(path, reading.health, "Checks that every worker has shown a heartbeat lately.")
+        for path in ("/healthz", "/-/healthy")
+    ),
+    *(
+        _verdict(path, reading.ready, "Checks that every listener is bound and read.")
+        for path in ("/readyz", "/-/ready")
+    ),
+    _shown("/api/v1/status", reading.status, "Returns the state of the daemon.", Status),
+    _shown(
+        "/api/v1/receivers", reading.receivers, "Lists the receivers in the order of the configuration.", list[Receiver]
+    ),
+    _shown(
+        "/api/v1/listeners", reading.listeners, "Lists the listeners in the order of the configuration.", list[Listener]
+    ),
+    _shown("/api/v1/pools", reading.pools, "Lists the pools in the order of the configuration.", list[Pool]),
+    _shown("/api/v1/config", reading.config, "Returns the running configuration.", Configuration),
+    _shown("/api/v1/flow", reading.flow_totals, "Returns the totals of flow telemetry by protocol.", Totals),
     _shown(
         "/api/v1/exporters",
         reading.exporter_page,
-        "Observation domains of exporters of flow telemetry, in pages of a mebibyte.",
+        "Lists the observation domains of the exporters, in pages of at most 1 MiB.",
         ExporterPage,
         *_PAGING,
         query.EXPORTER,
@@ -73,7 +90,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _shown(
         "/api/v1/templates",
         reading.template_page,
-        "Observation domains with their templates, in pages of a mebibyte.",
+        "Lists the observation domains with their templates, in pages of at most 1 MiB.",
         TemplatePage,
         *_PAGING,
         query.EXPORTER,
@@ -81,23 +98,23 @@ ROUTES: Final[tuple[Route, ...]] = (
     _shown(
         "/api/v1/domains",
         reading.domain_page,
-        "Which exporter stands behind a number in copies, in pages.",
+        "Lists which exporter stands behind each domain number in copies, in pages.",
         DomainPage,
         *_PAGING,
     ),
     _shown(
         "/api/v1/ledger",
         reading.ledger,
-        "One balance from the exporters to the receivers: where datagrams were lost.",
+        "Returns one balance from the exporters to the receivers, which shows where datagrams were lost.",
         Ledger,
         query.LIMIT,
     ),
-    _shown("/api/v1/export", reading.export, "The counters in the words of a router.", Export),
+    _shown("/api/v1/export", reading.export, "Returns the counters in the words of a router's show commands.", Export),
     _shown(
         "/api/v1/history",
         reading.history_page,
-        "Rates of the last 15 minutes, in pages of a mebibyte: of all together, of listeners, of receivers, or of the "
-        "200 exporters that sent the most.",
+        "Returns rates of the last 15 minutes, in pages of at most 1 MiB: the totals, the listeners, the receivers, or "
+        "the 200 exporters that sent the most datagrams.",
         HistoryPage,
         query.KIND,
         query.NAME,
@@ -108,18 +125,18 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "/api/v1/openapi.json",
         _openapi,
-        "This document.",
-        {200: Answer("OpenAPI 3.1.", dict[str, Any]), 500: FAILED, 503: TOO_LATE},
+        "Returns this document.",
+        {200: Answer("An OpenAPI 3.1 document.", dict[str, Any]), 500: FAILED, 503: TOO_LATE},
     ),
     Route(
         "/-/reload",
         changing.reload,
-        "Has the daemon read its configuration again, and waits for the outcome.",
+        "Reloads the configuration and waits for the outcome.",
         {
-            200: Answer("The configuration runs.", Reloaded),
-            401: Answer("The token is missing or is another one.", Error),
-            403: Answer("The daemon has no token: reload over TCP is off.", Error),
-            422: Answer("The configuration was refused; the one before it runs on.", Reloaded),
+            200: Answer("The new configuration runs.", Reloaded),
+            401: Answer("The token is missing or wrong.", Error),
+            403: Answer("Reload over TCP is off because service.reload_token_file is not set.", Error),
+            422: Answer("The new configuration was refused. The old one keeps running.", Reloaded),
             500: FAILED,
             503: TOO_LATE,
         },

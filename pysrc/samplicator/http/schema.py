@@ -1,8 +1,8 @@
 """JSON Schema of the typed shapes in views: what TypedDicts and the types of their fields say, as OpenAPI 3.1 wants it.
 
 Invariants: a shape becomes one named component, whatever number of others use it; its description is the first
-paragraph of its docstring, that of a field the text of its Annotated. Called by openapi. It must never guess: a type it
-does not know is a TypeError.
+paragraph of its docstring, that of a field the text of its Annotated. Called by openapi. It must never guess: an
+unknown type is a TypeError.
 """
 
 from __future__ import annotations

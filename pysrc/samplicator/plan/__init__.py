@@ -1,4 +1,5 @@
-"""From what the operator wrote to what is to run: a plan of plain data, and the reasons for what was chosen.
+"""From the configuration to what shall run: a plan of plain data, and the reasons for each choice.
 
-Pure: no socket, no clock, no look at the host; what the host can do is handed in (Capabilities). May import: config.
+Pure: no socket, no clock, no question to the host; the caller passes what the host can do (Capabilities). May import:
+config.
 """

@@ -1,9 +1,9 @@
-"""Apart: whether a collector can tell exporters apart whose copies are not spoofed, and what to say when it cannot.
+"""Apart: whether a collector can distinguish exporters whose copies are not spoofed, and the warning if it cannot.
 
 NetFlow v9 and IPFIX templates are unique per exporter and domain only (RFC 3954 section 9; RFC 7011 section 8, per
 transport session). Unspoofed copies of all exporters come from one address and port: exporters that use the same domain
 and template numbers, as most do, overwrite each other's templates at the collector, which then decodes their flows
-wrongly and says nothing. Pure: specs in, sentences out. Called by planner and explain.
+wrongly without an error. Pure: specs in, sentences out. Called by planner and explain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def warnings(
     rules: Sequence[RuleSpec],
     pools: Sequence[PoolSpec],
 ) -> list[str]:
-    """What an operator has to know: receivers where templates can meet, and aliases that cannot be had."""
+    """Warnings for the operator: receivers where templates of several exporters can collide, and domains that cannot be
+    replaced."""
     flowing = {listener.index for listener in listeners if listener.flow and _may_flow(listener)}
     deaf = {listener.index: listener.name for listener in listeners if not listener.flow}
     everywhere = frozenset(listener.index for listener in listeners)

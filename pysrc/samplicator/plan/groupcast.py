@@ -1,14 +1,14 @@
-"""Group-cast: which socket of a port takes a broadcast or multicast datagram, so that it is taken once.
+"""Group-cast: which socket of a port takes a broadcast or multicast datagram, so that it is received once.
 
 The kernel gives a unicast datagram to one socket of a port: the best match, or one of a SO_REUSEPORT group. A broadcast
 or multicast one it gives to every socket that matches (net/ipv4/udp.c, __udp4_lib_mcast_deliver; net/ipv6/udp.c,
-__udp6_lib_mcast_deliver), so once to each worker, and to each of two listeners that overlap. What is expected is what
-holds for unicast: one listener has it, the one that says most exactly what it wants (an interface before an address, an
-address before none), and one worker of it, the first. So the other sockets have a filter (classic BPF) that leaves out
-what another one takes. It judges by the destination address, not by the link's packet type: clusters send unicast in
-multicast frames, tunnels send broadcast without any.
+__udp6_lib_mcast_deliver), so once to each worker, and to each of two listeners that overlap. Operators expect the same
+as for unicast: one listener receives it, the most specific one (a listener with an interface before one with an
+address, and that before one without), and one worker of this listener, the first. So the other sockets have a filter
+(classic BPF) that drops what another socket takes. It judges by the destination address, not by the link's packet type:
+clusters send unicast in multicast frames, tunnels send broadcast without any.
 
-Invariants: pure; nothing is left out that no other socket takes. Called by supervisor. It must never open a socket.
+Invariants: pure; a filter drops only what another socket takes. Called by supervisor. It must never open a socket.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Loops: whether the copies for a receiver would come back to a listener of ours, and so for ever.
+"""Loops: whether copies for a receiver would come back to a listener of this host, and so loop.
 
-Purpose: the one judgement, for the planner (what the file alone says) and for the supervisor (what the host's addresses
-and routes say, which change). Invariants: pure; addresses are compared as bytes, IPv4-mapped ones as IPv4. A group is a
-loop whatever interface the listener joined it on, unless the route is known to lead to another one. Loops through other
-relays are not seen here, but by the datapath (fastpath/route/echo.pxd). It must never ask the host.
+Purpose: one function for this question, for the planner (from the file alone) and for the supervisor (from the host's
+addresses and routes, which change). Invariants: pure; addresses are compared as bytes, IPv4-mapped ones as IPv4. A
+group is a loop on any interface that the listener joined it on, unless the route is known to lead to another interface.
+The datapath finds loops through other relays (fastpath/route/echo.pxd). It must never ask the host.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def unmapped(address: bytes) -> bytes:
 
 
 def by_itself(address: bytes) -> Delivery | None:
-    """What an address says by itself, on whatever host; None = the host must be asked."""
+    """What the address alone tells, on any host; None = the host must be asked."""
     if len(address) == 4:
         if address[0] == 127:
             return Delivery(BROADCAST if address[1:] == LIMITED[1:] else LOCAL, "lo")

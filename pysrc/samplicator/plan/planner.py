@@ -1,11 +1,11 @@
 """The planner: from a checked configuration and resolved addresses to a PlanSpec, the pure description of what shall
 run.
 
-Purpose: every decision that can be taken without opening anything is taken here, once: which sockets, which engine
-for which receiver and why, which rule fires for whom, and whether a receiver would loop back into a listener.
-Invariants: pure data in, pure data out; all problems are reported at once. Called by reload, and by the command line
-for `check` and `explain`. It must never open a socket, ask the kernel (what it needs to know about the host comes in
-as Capabilities) or import the compiled module.
+Purpose: makes every decision that needs no open socket, once: which sockets, which engine for each receiver and why,
+which rule applies to which receiver, and whether copies would loop back to a listener. Invariants: pure data in, pure
+data out; all problems are reported at once. Called by reload, and by the command line for `check` and `explain`. It
+must never open a socket, ask the kernel (what it needs to know about the host comes in as Capabilities) or import the
+compiled module.
 """
 
 from __future__ import annotations
@@ -361,7 +361,7 @@ class _Compiler:
         )
 
     def mtu(self, path: Path, receiver: Receiver, address: ResolvedAddress, engine: str) -> None:
-        """What is wrong with `mtu`, of which the family is known only now."""
+        """Checks of `mtu` that need the address family, which is known only now."""
         if receiver.mtu == "auto":
             return
         if address.family == 6 and receiver.mtu < 1280:
@@ -435,7 +435,7 @@ class _Compiler:
         return engine, reason
 
     def spoofing_engine(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
-        """The engine `transparent` or `packet` as configured, held against the rest of the receiver."""
+        """The engine `transparent` or `packet` as configured, checked against the other settings of the receiver."""
         engine = receiver.engine
         if not receiver.spoof:
             why = f'engine "{engine}" only sends spoofed copies; write spoof = true, or engine "udp" or "raw"'
@@ -467,7 +467,7 @@ class _Compiler:
         port: int,
         ports: dict[int, list[SocketSpec]],
     ) -> None:
-        """A receiver that is one of our listeners would send us our own copies, for ever."""
+        """A receiver that is a listener of this host would cause a loop of copies."""
         source = receiver.own_source[1] if receiver.own_source is not None else b""
         hit = loops_into(ports.get(port, []), address.address, port, source, self.deliver)
         if hit is not None:
@@ -517,7 +517,7 @@ def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, 
 
 
 def _mostly_raw(receiver: Receiver) -> str:
-    """What keeps copies from leaving in runs (see _fastpath.Tx), in words."""
+    """Text: the settings because of which copies are not sent in runs (see _fastpath.Tx)."""
     reasons = ['ttl = "keep"'] if receiver.ttl == "keep" else []
     reasons += [f"freq = {receiver.freq}"] if receiver.freq > 1 else []
     return f"; with {' and '.join(reasons)} most copies are sent by the raw socket" if reasons else ""

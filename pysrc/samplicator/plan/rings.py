@@ -1,8 +1,8 @@
-"""Receive: which rings a listener gets: on which interfaces, for which addresses and ports.
+"""Rings: which packet rings a listener gets: on which interfaces, for which addresses and ports.
 
-Purpose: a ring takes datagrams before the UDP stack has chosen a socket, so what the stack would have chosen is worked
-out here: a ring takes only what would have come to a socket of its own listener. Invariants: pure (specs and the
-host's addresses in, RingSpecs out). Called by planner. It must never ask the kernel.
+Purpose: a ring takes datagrams before the UDP stack chooses a socket. This module computes what the stack would choose,
+so that a ring takes only datagrams that a socket of its own listener would get. Invariants: pure (specs and the host's
+addresses in, RingSpecs out). Called by planner. It must never ask the kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routing: which receivers and pools the rules of a plan name, standbys included.
+"""Rules: which receivers and pools the rules of a plan name, including standbys.
 
 Pure: a checked configuration and resolved addresses in, specs out. Called by planner. It must never ask the host
 anything.
@@ -76,7 +76,8 @@ def _expand(source: ParsedSource, resolved: Resolved) -> list[ParsedSource]:
 
 
 def widened(old: PlanSpec, new: PlanSpec) -> set[str]:
-    """Names of the receivers that the new rules may send exporters to which the old ones did not: never one too few."""
+    """Names of the receivers that the new rules may send exporters to which the old ones did not: the result may have
+    too many names, but never too few."""
     before = _routes(old)
     after = _routes(new)
     if {key for key in before if key[2]} != {key for key in after if key[2]}:

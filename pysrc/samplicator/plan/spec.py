@@ -1,7 +1,7 @@
-"""The plan as data: what shall run, with every decision taken, and what must be known of the host to take them.
+"""The plan as data: what shall run, with all decisions made, and what the planner must know of the host to make them.
 
-Pure and frozen: equal specs are the same thing, which is how a reload finds out what stays. Made by planner; read by
-sockets, engines, supervisor, startup and explain.
+Pure and frozen. A reload keeps what has an equal spec. Made by planner; read by sockets, engines, supervisor, startup
+and explain.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Pulse: a piece of work that is done over and over, in a thread of its own, and never stops because it failed.
+"""Pulse: repeats a task in its own thread, and continues after a failure.
 
-Called by service for what must happen in time whatever else the process does: the state of the receivers decides on
-fail-over, and must not wait behind HTTP requests. Invariants: the work is never done twice at once; a failure is logged
-once a minute, and the work goes on. It must never be used for work that may wait for the control loop.
+Called by service for tasks that must run on time, independent of the rest of the process: the states of the receivers
+decide on fail-over and must not wait for HTTP requests. Invariants: a task never runs twice at the same time; a failure
+is logged once per minute and the task continues. It must never be used for a task that can wait for the control loop.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """No more after the one that may run now; does not wait for it."""
+        """Starts no further run; does not wait for the current one."""
         self._stopped = True
         self._wake.set()
 
     def now(self) -> None:
-        """Once more at once, or right after the one that runs."""
+        """Runs the task now, or right after the current run."""
         self._wake.set()
 
     def _run(self) -> None:

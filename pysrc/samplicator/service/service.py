@@ -1,7 +1,7 @@
 """The service: one process, one uvloop, signals, file watch, name refresh, HTTP, systemd; wires the parts and owns
 their life cycle.
 
-Purpose: everything around the datapath that happens in time. Invariants: control-plane trouble never stops the
+Purpose: everything around the datapath that depends on time. Invariants: a failure of the control plane never stops the
 datapath; the loop never waits for a worker, a name server or a file (threads do). Called by the command line:
 `run_service`. The only importer of uvloop.
 """
@@ -361,7 +361,7 @@ class Service:
             )
 
     async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Nothing that fails once ends it."""
+        """Continues after a failure."""
         while True:
             await asyncio.sleep(seconds)
             try:
@@ -372,8 +372,8 @@ class Service:
                     log.exception("background task %s failed; samplicator tries again", name)
 
     def _start_pulses(self) -> None:
-        """What must happen in time has threads of its own: neither the loop nor the threads that answer HTTP requests
-        can hold it up.
+        """Tasks that must run on time have their own threads, so that neither the loop nor HTTP requests can delay
+        them.
         """
         loop = asyncio.get_running_loop()
 
@@ -403,8 +403,8 @@ class Service:
             pulse.start()
 
     def _watch_neighbours(self) -> None:
-        """Several times a second, and when the kernel tells that some neighbour has changed. A large neighbour table
-        takes long to read: a twentieth of a CPU at most goes into it.
+        """Several times per second, and when the kernel reports that a neighbor has changed. Reading a large neighbor
+        table takes long, so at most a twentieth of a CPU is used for it.
         """
         begun, spent = time.monotonic(), time.thread_time()  # it may wait for a plan that changes: that is no work
         try:
@@ -422,7 +422,7 @@ class Service:
             await self._host_changed()
 
     async def _host_changed(self) -> None:
-        """Interfaces, addresses or routes are others now: so may be the plan."""
+        """Interfaces, addresses or routes have changed, so the plan may change."""
         if self._following:
             self._follow_again = True
             return
@@ -486,8 +486,8 @@ class Service:
         return self._complete()
 
     def _complete(self) -> tuple[bool, str]:
-        """Not ready while a listener cannot listen: datagrams for it are lost. A receiver that cannot be sent to is
-        said, and is no reason: an orchestrator that took the relay out for it would take it from all the others.
+        """Not ready while a listener is down, because its datagrams are lost. A receiver that is down is reported, but
+        is no reason: if an orchestrator stopped samplicator for it, all receivers would lose their copies.
         """
         missing = self._supervisor.view.missing()
         if not missing:
@@ -499,7 +499,7 @@ class Service:
         return not why, why or "ok"
 
     def _trace(self, address: bytes, port: int, size: int, slot: int, ways: tuple[int, ...]) -> None:
-        """samplicate -d: the ancestor's text, per datagram. Called on a worker's thread."""
+        """samplicate -d: writes the text of the original samplicate, per datagram. Called on a worker's thread."""
         spec = self._supervisor.view.spec
         if spec is None:
             return

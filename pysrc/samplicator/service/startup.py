@@ -1,5 +1,5 @@
-"""Startup: the honest paragraph a start prints: what runs, what was asked for and not granted. Which engine sends the
-copies, and why, is for `samplicator explain`.
+"""Startup: the paragraph that the start logs: what runs, and what was configured but not granted. `samplicator explain`
+shows which engine sends the copies, and why.
 
 Pure text from a plan and readings. Called by service; the same text is in the status page.
 """
@@ -15,7 +15,7 @@ from samplicator.readings import Readings
 SOURCES = {"spoof": "spoofed", "own": "from this host's address", "beside": "each with its exporter's address"}
 """Of copies, by ReceiverReading.source."""
 DEGRADED = "degraded: "
-"""How the lines begin that an operator should act on; the log has them as warnings."""
+"""Prefix of lines that need an action of the operator; they are logged as warnings."""
 SHOWN = 12
 """Receivers and listeners named one by one; more are counted."""
 

@@ -1,7 +1,7 @@
-"""Trouble: what the kernel refused or dropped, said once a minute per receiver or listener and reason, never once per
+"""Trouble: logs what the kernel refused or dropped, once per minute for each receiver or listener and reason, never per
 datagram.
 
-Works on two successive readings; the totals are in the metrics, these lines are for people who read logs. Called by
+Compares two successive readings. The totals are in the metrics; these lines are for readers of the log. Called by
 service.
 """
 
@@ -77,7 +77,8 @@ class Trouble:
         self._last = seen
 
     def _say_unmatched(self, listener: str, total: int, exporters: Sequence[str], now: float) -> None:
-        """Datagrams that match no rule, and whose: once a minute while exporters join, else once an hour."""
+        """Logs datagrams that match no rule and their exporters: once per minute while new exporters appear, otherwise
+        once per hour."""
         count = total - self._last.get(("listener", listener), {}).get("unmatched", 0)
         named_at, named = self._named.get(listener, (0.0, frozenset()))
         fresh = listener not in self._named or bool(set(exporters) - named) or now - named_at >= UNMATCHED_SECONDS

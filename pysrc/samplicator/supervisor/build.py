@@ -1,8 +1,8 @@
-"""Build: everything that the next plan needs and that does not run yet, opened; or nothing.
+"""Build: opens everything that the next plan needs and that does not run yet, or opens nothing.
 
-Purpose: the half of a change that can fail. Invariants: what runs is only looked at; whatever open() has made, undo()
-unmakes; a receiver or listener whose spec is the same is taken over with its sockets and counters. Called by
-Supervisor.apply, on the reload's thread. It must never publish a plan that names a socket.
+Purpose: the half of a change that can fail. Invariants: Build only reads what runs; undo() closes everything that
+open() has opened; a receiver or listener with an equal spec keeps its sockets and counters. Called by Supervisor.apply,
+on the reload's thread. It must never publish a plan that names a socket.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class RingPart:
 
 
 class Build:
-    """The next state in the making. groups: the sockets of each listener, one list per configured socket; rings: its
-    rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and why;
-    ingress, aliases: those that run, or new ones. Commits nothing: what runs is the supervisor's.
+    """The next state, while it is built. groups: the sockets of each listener, one list per configured socket; rings:
+    its rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and
+    why; ingress, aliases: those that run, or new ones. Commits nothing: the supervisor owns what runs.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Build:
 
     @property
     def keep(self) -> Mapping[str, bool]:
-        """What receivers want handed over with each datagram."""
+        """Which header fields receivers need with each datagram."""
         return self._keep
 
     def keep_fields(self, *, adopted: bool) -> None:
@@ -220,8 +220,8 @@ class Build:
     # ------------------------------------------------------------------ listeners
 
     def _open_states(self) -> None:
-        """Listeners and their rings, which take nothing yet. The kernel makes one wait for it at every ring (a grace
-        period of RCU, tens of milliseconds): no ring may be filling up while others are opened.
+        """Listeners and their rings, which receive nothing yet. Opening a ring takes tens of milliseconds (a grace
+        period of RCU in the kernel), so no ring may fill up while others are opened.
         """
         slots = {running.slot for running in self._running.listeners.values()}
         for wanted in self.spec.listeners:
@@ -234,7 +234,8 @@ class Build:
             self._open_rings(wanted, state)
 
     def _open_listeners(self) -> None:
-        """Sockets. A new listener has its rings installed before its sockets are bound, so that nothing comes twice."""
+        """Opens sockets. The rings of a new listener are installed before its sockets are bound, so that no datagram is
+        received twice."""
         on_port: dict[int, list[socket.socket]] = {}
         for running in self._running.listeners.values():
             for intake in running.sockets():
@@ -305,12 +306,12 @@ class Build:
             raise ring_error(wanted, spec, error) from error
 
     def _install_rings(self) -> None:
-        """Those of listeners that run already: when nothing else can fail."""
+        """Installs the rings of listeners that already run; called when nothing else can fail."""
         for wanted in self.spec.listeners:
             self._install(wanted)
 
     def _install(self, wanted: ListenerSpec) -> None:
-        """New rings take datagrams from now on."""
+        """New rings receive datagrams from now on."""
         running = self._running.listeners.get(wanted.name)
         if running is not None and self.rings[wanted.name]:
             self._take_runs(running, self.rings[wanted.name])
@@ -333,7 +334,7 @@ class Build:
             listening.take_runs(intake.sock, self._takes_runs(rings))
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
-        """What receive = "auto" makes of a ring that cannot be had."""
+        """Falls back to UDP sockets if a ring of receive = "auto" cannot be opened."""
         if wanted.ring_required:
             raise error
         self._drop_rings(wanted, f"auto: {error}")
@@ -395,8 +396,8 @@ class Build:
             group.append(intake)
 
     def _listen(self, place: Place, **options: Any) -> socket.socket:
-        """A listener's socket. When the port is taken it may be by a worker, for exporters that send from it or for the
-        session of one: the workers let go of it first.
+        """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the
+        workers close their sockets first.
         """
         try:
             return self._share(self._source.listener(place, **options))
@@ -416,7 +417,7 @@ class Build:
         return sock
 
     def share_ports(self) -> None:
-        """Exporters that send from a listener's port leave in runs, too; to be called when nothing can fail any
+        """Copies of exporters that send from a listener's port are sent in runs, too; called when nothing can fail any
         more.
         """
         for groups in self.groups.values():
@@ -424,12 +425,12 @@ class Build:
                 self._share(intake.sock)
 
     def _tolerates(self, listener: ListenerSpec, key: SocketSpec, state: ListenerState, error: OSError) -> bool:
-        """Whether the plan runs without this socket, which is tried again, rather than being refused.
+        """Whether the plan runs without this socket, which is tried again later, or is refused.
 
-        At start, and when the host has changed, always: the other listeners and receivers must not go down with it. A
-        reload that somebody asked for is refused when it would take away a place where datagrams come in now, and when
-        somebody has to mend something first (another program has the port, a right is missing): the configuration that
-        runs is the better one until then. What comes by itself (an interface, an address) is accepted.
+        At the start, and when the host has changed, the plan always runs, because the other listeners and receivers
+        must not go down. A requested reload is refused if it would close an address where datagrams arrive now, or if
+        an operator must correct something first (another program uses the port, a right is missing): until then the
+        running configuration is better. What appears by itself (an interface, an address) is accepted.
         """
         wanted = {place_of(socket) for socket in listener.sockets}
         loses = any(place_of(running) not in wanted for running in state.intakes)
@@ -475,7 +476,7 @@ class Build:
             self.workers.append(thread)
 
     def _packet_socket(self) -> socket.socket | None:
-        """The worker's packet socket. It is there from the start where it may be, for a receiver may want it later."""
+        """The worker's packet socket. It is opened at the start if permitted, because a receiver may need it later."""
         try:
             return sockets.open_packet(self.spec.send_buffer)
         except OSError as error:
@@ -566,8 +567,8 @@ def new_path(wanted: ReceiverSpec, before: Path | DoorPath | None, gateways: Gat
 
 
 def withhold_ports(workers: Sequence[WorkerThread], ports: Set[int]) -> None:
-    """Has the workers close what they have on these ports (for exporters that send from them, for sessions), and open
-    nothing there; waits for it, briefly: a worker looks between two batches.
+    """Makes the workers close their sockets on these ports (for exporters that send from them, for sessions) and open
+    none there; waits briefly, because a worker does this between two batches.
     """
     for worker in workers:
         worker.worker.withhold(*ports)
@@ -577,8 +578,8 @@ def withhold_ports(workers: Sequence[WorkerThread], ports: Set[int]) -> None:
 
 
 def try_listening(key: SocketSpec, beside: Sequence[socket.socket], withhold: Callable[[int], bool]) -> None:
-    """Opens a listener's socket and closes it again. When the port is taken, withhold(port) says whether it is worth
-    while to try again. Raises OSError.
+    """Opens a listener's socket and closes it again. When the port is in use, withhold(port) says whether a second try
+    makes sense. Raises OSError.
     """
     for again in (False, True):
         try:
@@ -590,12 +591,13 @@ def try_listening(key: SocketSpec, beside: Sequence[socket.socket], withhold: Ca
 
 
 def place_of(key: SocketSpec) -> SocketSpec:
-    """The socket as it is configured, whatever index its interface has now."""
+    """The socket as configured, independent of the index that its interface has now."""
     return replace(key, listener=0, index=0, joins=())
 
 
 def casts_of(spec: PlanSpec) -> Casts:
-    """What the sockets of a plan leave to each other, by the host's addresses and interfaces now."""
+    """Which socket of a plan takes which broadcast and multicast datagrams, with the host's addresses and interfaces
+    now."""
     broadcasts: frozenset[bytes] = frozenset()
     try:
         with Host() as host:
@@ -612,8 +614,8 @@ def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildE
 
 
 def check_descriptors(spec: PlanSpec, limit: int) -> None:
-    """Says before anything is opened that it cannot all be opened. Old and new stand side by side only for what
-    changes.
+    """Raises BuildError before anything is opened if there are not enough file descriptors. Only what changes needs old
+    and new sockets at the same time.
     """
     # a ring has a doorbell, a door another end
     listening = sum(len(item.sockets) + 2 * len(item.rings) + 2 * len(item.doors) for item in spec.listeners)

@@ -1,9 +1,9 @@
-"""Guard: keeps what comes in from going round, by what this host's addresses and routes say now.
+"""Guard: prevents loops and duplicates, from the addresses and routes that this host has now.
 
-Three judgements, made when a plan is to run and again whenever the host changes: which receiver is this host itself
-(its copies stop until it is not any more), which socket takes a broadcast (groupcast), and which one is deaf because
-its address has gone. Invariants: no judgement is better than none: when the host cannot be asked, the last one holds.
-Called by Supervisor, under its lock. It must never wait for a worker.
+Three judgments, made when a plan is to run and again whenever the host changes: which receiver is this host itself (no
+copies are sent while it is), which socket takes a broadcast (groupcast), and which socket receives nothing because its
+address was removed. Invariants: when the host cannot be asked, the last judgment stays. Called by Supervisor, under its
+lock. It must never wait for a worker.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def judge_receivers(spec: PlanSpec, receivers: Mapping[str, ReceiverState]) -> N
 
 
 def judge_listeners(listeners: Iterable[ListenerState]) -> None:
-    """Finds the sockets whose address this host has no more. They stay bound, and hear again by themselves when it is
-    back, as on the other router of a pair (VRRP). An IPv4 address whose interface is down is still this host's.
+    """Finds the sockets whose address was removed from this host. They stay bound, and receive again when the address
+    is back, as with a pair of routers (VRRP). An IPv4 address whose interface is down is still this host's.
     """
     try:
         with Host() as host:

@@ -1,9 +1,9 @@
-"""Reload: read, parse, validate, diff, resolve, compile, build, publish, reclaim; a step that fails changes nothing
-but its metrics.
+"""Reload: read, parse, validate, diff, resolve, compile, build, publish, close the old. A step that fails changes only
+the metrics of reloads.
 
-Purpose: the one way a process gets a configuration, at start and later. Invariants: one reload at a time, in a thread
-of its own; triggers that arrive meanwhile share the next one. Called by service (start, signals, file watch, names)
-and http. It must never leave a half-applied plan, and never run on the control loop's thread.
+Purpose: the only path by which a process gets a configuration, at the start and later. Invariants: one reload runs at a
+time, in its own thread; triggers that arrive meanwhile share the next reload. Called by service (start, signals, file
+watch, names) and http. It must never leave a half-applied plan, and never run on the control loop's thread.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from samplicator.plan.spec import Capabilities, PlanSpec, Resolved
 log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 3.0
-"""How long the start waits for names: the receivers whose names do resolve must not wait for a dead name server."""
+"""How long the start waits for names. Receivers whose names resolve must not wait for a name server that is down."""
 RELOAD_SECONDS: Final = 5.0
-"""The same of a reload: it keeps changes of this host from being followed meanwhile."""
+"""The same for a reload: changes of this host are not followed while it waits."""
 CHANGED_FILE: Final = "changed file"
 SECOND_LOOK_SECONDS: Final = 2.0
-"""A changed file with faults is read once more after so long before it is refused: an editor may be half-way through
+"""A changed file with errors is read once more after this time before it is refused, because an editor may still be
 saving it."""
 HOW_TO_EDIT: Final = "edit a copy, try it with `samplicator check -c COPY`, and move it into place with mv"
 LOOKS: Final = 5
@@ -52,9 +52,9 @@ class Runs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What a reload did. diff: one line for people. problems: every reason it failed, `file:line: key: why` where
-    there is one. warnings: what the new plan does without, in the same form. published: not ok, and the new plan runs
-    all the same, because it failed when it could no longer be taken back.
+    """What a reload did. diff: one line for people. problems: all errors, as `file:line: key: why` if the place is
+    known. warnings: what this host lacks for the new plan, in the same form. published: the reload failed, but the new
+    plan runs, because it could not be taken back any more.
     """
 
     ok: bool
@@ -124,7 +124,7 @@ class Reloader:
         return await self._join(trigger, reread=False)
 
     async def follow(self, trigger: str) -> None:
-        """Makes a new plan if this host is no longer what the plan that runs was made for. Never raises for what the
+        """Makes a new plan if this host differs from what the running plan was made for. Never raises for what the
         kernel did.
         """
         async with self._turn:
@@ -133,7 +133,7 @@ class Reloader:
             await self.replan(trigger)
 
     def close(self) -> None:
-        """A reload that is under way ends as it can; none begins any more."""
+        """A running reload ends; no further reload begins."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -167,9 +167,9 @@ class Reloader:
             return result
 
     async def _settled(self) -> Loaded | None:
-        """The configuration of a file that somebody has changed, once it has no faults; None when it still has some
-        after SECOND_LOOK_SECONDS without a further change, or when somebody asks for a reload meanwhile: then it is
-        read once more, and what is wrong with it is said.
+        """The configuration of a changed file as soon as it has no errors. None if it still has errors after
+        SECOND_LOOK_SECONDS without a further change, or if a reload is requested meanwhile; then the file is read once
+        more and its errors are reported.
         """
         for _ in range(LOOKS):
             if self._closed:
@@ -274,7 +274,7 @@ class Reloader:
         return planner.compile(loaded, resolved, self._capabilities(), judge_addresses=False)
 
     def _apply(self, loaded: Loaded, spec: PlanSpec) -> None:
-        """What runs in the end is what is remembered, also when a worker hangs after the plan was published."""
+        """Remembers the plan that runs in the end, also when a worker hangs after the plan was published."""
         before = self._runs.generation
         try:
             self._runs.apply(spec)

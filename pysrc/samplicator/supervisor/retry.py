@@ -1,4 +1,4 @@
-"""Retry: whether what this host lacked is there now, found out by opening it and closing it again.
+"""Retry: finds out whether something that this host lacked exists now, by opening a socket and closing it again.
 
 Called by the supervisor, under its lock. Invariants: sockets of one listener take turns, a bounded number at a time;
 what is opened here is closed here. It must never keep a socket.

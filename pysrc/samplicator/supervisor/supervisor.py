@@ -1,11 +1,11 @@
 """The supervisor: owns workers, listener sockets, ways to receivers and their counters, and changes them while
 datagrams flow.
 
-Purpose: turns one PlanSpec into running workers and the next into a difference. Invariants: everything that can fail
-fails before the first publish, and then nothing has changed; a socket is read by one worker at a time; a counter has
-one writer; what stays (same name, nothing changed) keeps socket and countdown; nothing is closed before every worker
-that used it has left the plan that names it. Called by reload and service (apply, drain_and_stop, housekeeping) and
-by metrics and http (readings, route). It must never take a lock that a worker takes.
+Purpose: makes one PlanSpec run, and changes what runs to the next PlanSpec. Invariants: everything that can fail
+happens before the first publish, and a failure changes nothing; one worker at a time reads a socket; a counter has one
+writer; what stays (same name, same settings) keeps its socket and countdown; nothing is closed before every worker that
+used it has adopted a later plan. Called by reload and service (apply, drain_and_stop, housekeeping) and by metrics and
+http (readings, route). It must never take a lock that a worker takes.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class WorkerStuck(RuntimeError):
 
 
 class Supervisor:
-    """See above. One per process; apply, housekeeping and drain_and_stop exclude each other, readings() waits for
-    nobody.
-    """
+    """See above. One per process. apply, housekeeping and drain_and_stop exclude each other; readings() never waits."""
 
     def __init__(
         self,
@@ -223,9 +221,7 @@ class Supervisor:
             worker.worker.publish(plans[worker.index])
 
     def _commit(self, build: Build) -> None:
-        """From here on the new plan is what runs; what it no longer names becomes debris, closed when nobody can use
-        it any more.
-        """
+        """From here on the new plan runs. What it does not name any more is closed when no worker can use it."""
         for name, receiver in self._running.receivers.items():
             self._debris.append(partial(receiver.close_but, build.receivers.get(name)))
         unresolved = {wanted.name: wanted.unresolved for wanted in build.spec.listeners}
@@ -356,9 +352,9 @@ class Supervisor:
     # ------------------------------------------------------------------ end
 
     def drain_and_stop(self, timeout: float) -> None:
-        """Forwards what is queued, for `timeout` seconds at most, ends the workers and closes everything. The sockets
-        take nothing more from the moment this begins: what goes on coming would else be queued behind the last look,
-        and lost without being counted; so it is refused by the kernel, which counts it among the listener's drops.
+        """Forwards what is queued, for at most `timeout` seconds, stops the workers and closes everything. From its
+        beginning the sockets accept no more datagrams: the kernel refuses them and counts them as drops of the
+        listener. Otherwise datagrams that arrive after the last read would be lost without being counted.
         """
         with self._lock:
             begun = time.monotonic()
@@ -426,8 +422,8 @@ class Supervisor:
             return tuple(name for name, state in self._running.receivers.items() if state.lost)
 
     def follow_host(self) -> None:
-        """Addresses or interfaces of this host have changed, or may have: who is this host itself now, and who takes
-        broadcasts.
+        """Addresses or interfaces of this host have changed, or may have: judges again which receivers are this host,
+        and which socket takes broadcasts.
         """
         with self._lock:
             if self._running.spec is not None:
@@ -435,8 +431,8 @@ class Supervisor:
         self.look()
 
     def look(self, *, sparing: bool = False) -> None:
-        """Several times a second: the state of the receivers and what follows from it. Does nothing while a plan
-        changes. sparing: receivers that there can hardly be news of have their turn only now and then.
+        """Several times per second: updates the states of the receivers and acts on changes. Does nothing while a plan
+        changes. sparing: receivers whose state can hardly have changed are checked less often.
         """
         if self._ended or not self._lock.acquire(blocking=False):
             return
@@ -456,8 +452,8 @@ class Supervisor:
     def _those(
         self, states: Sequence[ReceiverState], has_changed: Callable[[ReceiverState], bool]
     ) -> list[ReceiverState]:
-        """The receivers whose state has changed. One that cannot be looked at now (no descriptor is free, no memory) is
-        looked at again the next time, and keeps none of the others from being looked at.
+        """The receivers whose state has changed. A receiver that cannot be checked now (no free descriptor, no memory)
+        is checked again next time, and does not stop the check of the others.
         """
         changed = []
         for state in states:

@@ -1,8 +1,8 @@
-"""View: what runs, as others may see it. Reads and changes nothing.
+"""View: reads what runs, and changes nothing.
 
-Purpose: the half of the supervisor that looks: readings (all counters), the flow stage page by page, which way an
-exporter's datagrams go. Invariants: waits for nobody, takes no lock that a worker takes. Called by views, http,
-service and failover's neighbors.
+Purpose: the reading half of the supervisor: readings (all counters), the flow stage page by page, who gets an
+exporter's datagrams. Invariants: never waits, takes no lock that a worker takes. Called by views, http, service and
+failover's neighbors.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class View:
         return self._running.aliases.unlisted if self._running.aliases is not None else 0
 
     def received(self) -> int:
-        """Datagrams received so far, whatever became of them."""
+        """Datagrams received so far, forwarded or not."""
         with self._running.lock:
             return sum(i.counters.read()[DATAGRAMS] for state in self._running.listeners.values() for i in state.open())
 
@@ -153,7 +153,7 @@ class View:
             }
 
     def missing(self) -> tuple[str, ...]:
-        """What does not work for want of something on this host, one sentence each, listeners first."""
+        """What does not work because this host lacks something, one sentence each, listeners first."""
         with self._running.lock:
             listeners = [(state.name, state.state, state.down_why()) for state in self._running.listeners.values()]
             receivers = list(self._running.receivers.values())

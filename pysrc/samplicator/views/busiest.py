@@ -190,10 +190,10 @@ class Busiest:
     def _choose(self) -> None:
         """The pass has seen all: who is followed from now on. Whoever was silent for all of the time is not."""
         sums, self._sums = self._sums, {}
-        rank = {
-            address: count + (count // BONUS + 1 if address in self._followed else 0)
+        rank = (
+            (count + (count // BONUS + 1 if address in self._followed else 0), address)
             for address, count in sums.items()
             if count
-        }
-        best = heapq.nlargest(self._most, rank, key=lambda address: rank[address])
-        self._followed = {address: self._followed.get(address) or Followed() for address in best}
+        )
+        best = heapq.nlargest(self._most, rank)
+        self._followed = {address: self._followed.get(address) or Followed() for _, address in best}

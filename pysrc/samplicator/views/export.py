@@ -1,4 +1,4 @@
-"""The counters in the words of a router: what `show ip flow export` and `show ip flow export template` show, for the
+"""The counters in the format of a router: what `show ip flow export` and `show ip flow export template` show, for the
 relay.
 
 `ExportSum` takes observation domains one by one. Pure: readings and configuration in, plain values out. Called by http;
@@ -37,7 +37,7 @@ class ExportTemplates(TypedDict):
 
 
 class Refresh(TypedDict):
-    """How often templates are sent again, as configured; 0 = not."""
+    """How often templates are replayed, as configured; 0 = never."""
 
     template_refresh_packets: int
     template_refresh_minutes: int
@@ -46,7 +46,7 @@ class Refresh(TypedDict):
 
 
 class ExportTo(TypedDict):
-    """What left for one receiver."""
+    """What was sent to one receiver."""
 
     receiver: str
     datagrams: int
@@ -56,7 +56,7 @@ class ExportTo(TypedDict):
 
 
 class Export(TypedDict):
-    """The counters in the words of a router."""
+    """The counters in the format of a router."""
 
     flows: int
     datagrams: int

@@ -37,9 +37,7 @@ class Exporter(sampling.Sampling):
     bytes: int
     units: int
     lost: Annotated[int, "Lost before samplicator, by the sequence numbers."]
-    lost_last: Annotated[
-        int, "Part of `lost`: gaps before the last datagrams of an exporter that is silent."
-    ]
+    lost_last: Annotated[int, "Part of `lost`: gaps before the last datagrams of an exporter that is silent."]
     late: int
     repeated: int
     restarts: int
@@ -59,7 +57,7 @@ class Exporter(sampling.Sampling):
 
 
 class Domain(TypedDict):
-    """Which exporter stands behind a number that copies carry instead of its observation domain."""
+    """Which exporter has a number that replaces its observation domain in copies."""
 
     unique: Annotated[int, "Domain in copies."]
     exporter: str
@@ -81,7 +79,7 @@ class ExporterPage(TypedDict):
 
 
 class DomainPage(TypedDict):
-    """A page of numbers that were given out."""
+    """A page of assigned numbers."""
 
     domains: list[Domain]
     unlisted: Annotated[int, "Numbers that were assigned but not stored, because the table was full."]

@@ -41,7 +41,7 @@ class WithoutRule(TypedDict):
 
 
 class Protocol(TypedDict):
-    """What came of one protocol."""
+    """Counters of one protocol."""
 
     datagrams: int
     malformed: Annotated[int, "Datagrams that break the rules of the protocol; they are forwarded."]

@@ -1,8 +1,8 @@
-"""History: what came and went in the last quarter of an hour, in steps of about five seconds.
+"""History: rates of the last 15 minutes, in steps of about five seconds.
 
 Purpose: `sample` reads the counters and keeps what each has grown by since the sample before: of all together, of every
 listener and receiver, and of the exporters that sent the most (busiest). Invariants: the memory is fixed by the number
-of listeners and receivers (SLOTS numbers of eight bytes for each measure) and by EXPORTERS, whatever the uptime; time
+of listeners and receivers (SLOTS numbers of four bytes for each measure) and by EXPORTERS, whatever the uptime; time
 is monotonic; what is configured no more is forgotten, what stays keeps its history; a counter that begins anew, in a
 receiver that was made anew, never gives a negative rate. `sample` is called by service, from one thread at a time;
 `page` by http, from any. It must never take a lock that a worker takes.
@@ -53,7 +53,7 @@ MEASURES: Final[Mapping[Kind, tuple[str, ...]]] = {
 
 
 class Series(TypedDict):
-    """The rates of one thing."""
+    """The rates of one series."""
 
     name: Annotated[str, "Name of the listener or receiver, address of the exporter, or `totals`."]
     units: Annotated[list[str], "Exporters: unit of `lost`."]
@@ -66,7 +66,7 @@ class Series(TypedDict):
 
 
 class HistoryHead(TypedDict):
-    """What holds for all series of a page."""
+    """Data common to all series of a page."""
 
     kind: Kind
     step_seconds: Annotated[float, "Approximate length of a step."]
@@ -90,20 +90,22 @@ class Window:
 
 
 class Track:
-    """What one thing grew by in each step. number: rises with every track; born: its first step."""
+    """The rates of one thing. number: rises with every track; born: its first step. Rates are of 24 bits, which is more
+    than a curve can show.
+    """
 
-    __slots__ = ("born", "counts", "last", "name", "number")
+    __slots__ = ("born", "last", "name", "number", "rates")
 
     def __init__(self, number: int, name: str, width: int, born: int) -> None:
         self.number = number
         self.name = name
         self.born = born
         self.last: Sequence[int] = ()
-        self.counts = array("Q", bytes(8 * width * SLOTS))
+        self.rates = array("f", bytes(4 * width * SLOTS))
 
-    def put(self, step: int, grown: Sequence[int]) -> None:
+    def put(self, step: int, grown: Sequence[int], seconds: float) -> None:
         for place, count in enumerate(grown):
-            self.counts[place * SLOTS + step % SLOTS] = count
+            self.rates[place * SLOTS + step % SLOTS] = count / seconds
 
 
 class History:
@@ -157,26 +159,27 @@ class History:
             )
             for item in readings.receivers
         }
-        received = self._grow("listeners", listeners)
-        sent = self._grow("receivers", receivers)
-        self._keep("exporters", exporters)
-        self._keep("totals", {"totals": (*received, *sent)})
+        length = max(now_ns - self._last_ns, 1)
+        received = self._grow("listeners", listeners, length / 1e9)
+        sent = self._grow("receivers", receivers, length / 1e9)
+        self._keep("exporters", exporters, length / 1e9)
+        self._keep("totals", {"totals": (*received, *sent)}, length / 1e9)
         if self._last_ns:
             self._ends[self._steps % SLOTS] = now_ns
-            self._lengths[self._steps % SLOTS] = max(now_ns - self._last_ns, 1)
+            self._lengths[self._steps % SLOTS] = length
             self._steps += 1
         self._last_ns = now_ns
 
-    def _grow(self, kind: Kind, counters: Mapping[str, Sequence[int]]) -> list[int]:
+    def _grow(self, kind: Kind, counters: Mapping[str, Sequence[int]], seconds: float) -> list[int]:
         """Keeps what counters have grown by; returns the sum over all of them."""
         known = self._tracks[kind]
         grown = {name: _growth(known[name].last if name in known else now, now) for name, now in counters.items()}
-        self._keep(kind, grown)
+        self._keep(kind, grown, seconds)
         for name, now in counters.items():
             known[name].last = now
         return [sum(column) for column in zip(*grown.values(), strict=True)] or [0] * len(MEASURES[kind])
 
-    def _keep(self, kind: Kind, grown: Mapping[str, Sequence[int]]) -> None:
+    def _keep(self, kind: Kind, grown: Mapping[str, Sequence[int]], seconds: float) -> None:
         known = self._tracks[kind]
         for name in known.keys() - grown.keys():
             del known[name]
@@ -187,7 +190,7 @@ class History:
                 born = self._steps + (self._last_ns > 0)
                 track = known[name] = Track(self._numbers, name, len(MEASURES[kind]), born)
             if self._last_ns:
-                track.put(self._steps, counts)
+                track.put(self._steps, counts, seconds)
 
     # ------------------------------------------------------------------ reading
 
@@ -225,12 +228,10 @@ class History:
     def _series(self, kind: Kind, track: Track, window: Window) -> Series:
         missing: list[float | None] = [None] * (min(max(track.born, window.first), window.end) - window.first)
         slots = [step % SLOTS for step in range(window.first + len(missing), window.end)]
-        lengths = [self._lengths[slot] / 1e9 for slot in slots]
-        rates = {}
-        for place, measure in enumerate(MEASURES[kind]):
-            counts = track.counts[place * SLOTS : (place + 1) * SLOTS]
-            values = [round(counts[slot] / length, 1) for slot, length in zip(slots, lengths, strict=True)]
-            rates[measure] = [*missing, *values]
+        rates = {
+            measure: [*missing, *(round(track.rates[place * SLOTS + slot], 1) for slot in slots)]
+            for place, measure in enumerate(MEASURES[kind])
+        }
         return {"name": track.name, "units": sorted(self._units.get(track.name, ())), "rates": rates}
 
 

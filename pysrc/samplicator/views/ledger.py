@@ -20,7 +20,7 @@ MOST: Final = 1000
 
 
 class Loser(TypedDict):
-    """An observation domain that lacks datagrams, or that began anew."""
+    """An observation domain with losses or restarts."""
 
     exporter: str
     port: int

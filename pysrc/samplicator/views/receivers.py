@@ -58,7 +58,7 @@ class Pool(TypedDict):
 
 
 def failed(counters: Mapping[str, int]) -> int:
-    """Copies that could not be sent, for whatever reason. counters: of a ReceiverReading."""
+    """Copies that failed, all reasons together. counters: of a ReceiverReading."""
     return sum(count for field, count in counters.items() if field.startswith(FAILED))
 
 

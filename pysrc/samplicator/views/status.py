@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Running(TypedDict):
-    """Which configuration runs, and what became of the reloads."""
+    """Which configuration runs, and the results of reloads."""
 
     origin: str
     files: list[str]
@@ -56,7 +56,7 @@ class Sent(TypedDict):
 
 
 class Worker(TypedDict):
-    """A thread that forwards."""
+    """A forwarding thread."""
 
     index: int
     cpu: Annotated[int | None, "CPU that the worker runs on; null = any CPU."]
@@ -99,7 +99,7 @@ class Configuration(TypedDict):
 
 
 class Reloaded(TypedDict):
-    """What a reload did."""
+    """The result of a reload."""
 
     ok: bool
     generation: Annotated[int, "Generation of the plan that runs now."]

@@ -1,4 +1,4 @@
-"""Templates as they are shown, fields by IANA's names.
+"""Templates as they are shown, with IANA's field names.
 
 Pure: readings in, plain values out. Called by http; the command line draws the same shapes.
 """
@@ -39,7 +39,7 @@ class Template(TypedDict):
 
 
 class TaughtBy(TypedDict):
-    """Which observation domain taught templates."""
+    """The observation domain that sent templates."""
 
     place: Annotated[str, "WORKER.NUMBER; a domain that continues in the next row or page has the same value there."]
     exporter: str

@@ -1,1 +1,1 @@
-"""The configuration as the original samplicate has it."""
+"""The configuration in the form of the original samplicate."""

@@ -1,8 +1,8 @@
 """The command line of `samplicate` and its rule files, as a configuration.
 
-Purpose: arguments -> LegacyOptions with a Loaded that means what the classic program would have done (see
-config.occurrences). An option acts on what comes after it, receivers are read last, as there. Called by the command
-line and by reload. Raises nothing but ConfigError; resolves no name; opens nothing but the rule files.
+Purpose: arguments -> LegacyOptions with a Loaded that does the same as the original program (see config.occurrences).
+As in the original, an option acts on what comes after it, and receivers are read last. Called by the command line and
+by reload. Raises only ConfigError; resolves no name; opens only the rule files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LegacyOptions:
     """What `samplicate` was asked to do. loaded is None with help and version only.
 
     debug: level of -d, 0 = off. timeout_ms: of -t, 0 = off. pid_file: of -m, "" = none. background: -f. check: --check.
-    The configuration says the rest: http and control are "" unless asked for, so nothing but UDP sockets is opened.
+    The configuration has the rest: http and control are "" unless given, so that only UDP sockets are opened.
     """
 
     loaded: Loaded | None
@@ -299,7 +299,7 @@ class _Reading:
         return Listener(name=LISTENER, listen=[listen], family=family)
 
     def doubts(self, receivers: list[LegacyReceiver]) -> None:
-        """Warnings about what is legal and probably not meant."""
+        """Warnings about input that is valid but probably a mistake."""
         for rule in self.rules:
             if rule.source.never:
                 why = f"{rule.source.text} has bits outside its mask and never matches; write {rule.source.corrected}"
@@ -333,7 +333,7 @@ def _locate(places: dict[Path, tuple[str, int]], path: Path) -> tuple[str, int]:
 
 
 def _warning(finding: Finding, config: Config, locate: Callable[[Path], tuple[str, int]]) -> Problem:
-    """A finding in the words of a command line: the receiver instead of a path."""
+    """A finding for a command line: with the receiver in place of a path."""
     file, line = locate(finding.path)
     number = finding.path[1]
     return Problem(file, line, config.receiver[number].name if isinstance(number, int) else "", finding.why)

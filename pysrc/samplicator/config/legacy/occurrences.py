@@ -1,9 +1,9 @@
-"""Rules as the classic program means them -> receivers and rules of a configuration.
+"""Rules of the original program -> receivers and rules of a configuration.
 
-Purpose: there every matching rule fires and a receiver in two rules gets two copies, each with a countdown of its own;
-here a datagram gets one copy for each receiver of its route. So each occurrence becomes a Receiver of its own
-(HOST/PORT, then HOST/PORT#2, ...); occurrences that send everything, with the same parameters, share one where no
-datagram can match both their rules. Called by config.legacy. Raises nothing.
+Purpose: in the original program every matching rule fires, and a receiver in two rules gets two copies, each with its
+own countdown; in a configuration a datagram gets one copy per receiver of its route. So each occurrence becomes its own
+Receiver (HOST/PORT, then HOST/PORT#2, ...). Occurrences that send every datagram, with the same parameters, share a
+Receiver if no datagram can match both of their rules. Called by config.legacy. Raises nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The grammar of a `samplicate` rule file, and of its receivers on the command line.
 
-Purpose: text -> LegacyRule, line by line, every problem of a file in one run. What a line means is in the table of the
-manual page samplicate(8); forms that the classic program misread are refused here with the right form. Called by
-config.legacy. Raises nothing but ConfigError (a file) and ValueError (one text); resolves no name.
+Purpose: text -> LegacyRule, line by line, every problem of a file in one run. The manual page samplicate(8) describes
+the lines. Forms that the original program misread are errors here, and the error text has the right form. Called by
+config.legacy. Raises only ConfigError (a file) and ValueError (one text); resolves no name.
 """
 
 from __future__ import annotations

@@ -24,11 +24,10 @@ def _nowhere(path: Path) -> tuple[str, int]:  # a lambda cannot be pickled (conf
 class Loaded:
     """What a loader returns: a configuration that passed every check, and where it came from.
 
-    sources: of each rule, parsed (EVERYTHING alone when `from` is left out). warnings: in file order.
-    files: files read, as given. text_hash: hex sha256 of what was read (for a command line: the arguments too).
-    locate: path of a value -> (file, line), so that later stages can report it; line 0 when there is none. Answers for
-    the nearest enclosing value when the very one has no line; slow on its first call, so call it only when there is a
-    problem to report.
+    sources: of each rule, parsed (EVERYTHING alone when `from` is left out). warnings: in file order. files: files
+    read, as given. text_hash: hex sha256 of what was read (for a command line: the arguments too). locate: path of a
+    value -> (file, line), so that later stages can report it; line 0 when there is none. If the value has no line, the
+    answer is for the nearest enclosing value. The first call is slow, so call it only to report a problem.
     """
 
     config: Config

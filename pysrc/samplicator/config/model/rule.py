@@ -45,14 +45,14 @@ def sources_of(rule: Rule) -> tuple[ParsedSource, ...]:
 
 
 class SharedValues:
-    """Has equal lists of names be one list: of ten thousand rules a few hundred bytes each. Nobody changes them."""
+    """Makes equal lists of names one object, which saves a few hundred bytes per rule. The lists are never changed."""
 
     def __init__(self) -> None:
         self._lists: dict[tuple[str, ...], list[str]] = {}
         self._keys: dict[frozenset[str], set[str]] = {}
 
     def share(self, rule: Rule) -> None:
-        """As soon as the rule is made: what it gives back is where the next one goes."""
+        """Called right after a rule is made, so that the next rule can use the memory that this frees."""
         for key in ("to", "listener"):
             names: list[str] = rule.__dict__[key]
             rule.__dict__[key] = self._lists.setdefault(tuple(names), names)

@@ -1,8 +1,8 @@
 """Lines of values in a TOML text.
 
-Purpose: path -> line, for messages. Works on a text that tomllib has accepted, so it need not judge anything: it only
-counts lines past headers, keys, arrays and inline tables. The text is walked on the first question, not before. Called
-by config.toml. Never raises.
+Purpose: path -> line, for messages. Works on a text that tomllib has accepted, so it checks nothing: it only counts
+lines past headers, keys, arrays and inline tables. The text is read on the first question. Called by config.toml. Never
+raises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads a TOML configuration.
 
-Purpose: file -> Loaded, or ConfigError with every problem of the file at once, each with its line and how to mend it.
-The values come from tomllib; lines are looked up only when there is something to report. Called by the command line and
-by reload. Raises nothing but ConfigError, whatever the file holds; never resolves a name, never opens a socket.
+Purpose: file -> Loaded, or ConfigError with all problems of the file, each with its line and what to write instead. The
+values come from tomllib; lines are looked up only to report problems. Called by the command line and by reload. Raises
+only ConfigError, for any content of the file; never resolves a name, never opens a socket.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MUST_BE = {
 }
 T = TypeVar("T", bound=Table)
 WHOLE = -1
-"""Among the broken entries of a key: the key itself."""
+"""Stands for the key itself among the wrong entries of a key."""
 
 
 def load_toml(path: str) -> Loaded:
@@ -113,7 +113,7 @@ def _values(data: bytes, path: str) -> tuple[str, dict[str, Any]]:
 
 
 class _Reader:
-    """One reading of one file: values in, findings and a draft out."""
+    """Reads one file: values in, findings and a draft out."""
 
     def __init__(self, raw: dict[str, Any]) -> None:
         self.raw = raw
@@ -182,7 +182,7 @@ class _Reader:
         return [self._table(item, model, (table, index)) for index, item in enumerate(self._items(table))]
 
     def _rules(self) -> list[Rule | None]:
-        """There may be tens of thousands: each takes the place of what it was read from."""
+        """There can be tens of thousands of rules, so each one replaces the value that it was read from."""
         raw = self._items("rule")
         if not raw:
             return self._list("rule", Rule)
@@ -201,8 +201,8 @@ class _Reader:
         return [name if isinstance(name, str) and name else None for name in names]
 
     def _table(self, raw: object, model: type[T], path: Path) -> T | None:
-        """The model of a table. A broken one is reported, then read again without its broken values; None when that
-        fails too."""
+        """The model of a table. Errors of a table are reported, then it is read again without its wrong values; None if
+        that fails too."""
         if not isinstance(raw, dict):
             self._add(
                 path,
@@ -227,7 +227,7 @@ class _Reader:
             return None
 
     def _without(self, raw: dict[str, Any], broken: Mapping[str, set[int]], path: Path) -> dict[str, Any]:
-        """The table without its broken keys, and without the broken entries of its lists."""
+        """The table without its wrong keys, and without the wrong entries of its lists."""
         left: dict[str, Any] = {}
         for key, value in raw.items():
             if key not in broken:
