@@ -195,7 +195,7 @@ def toml_text(draw: st.DrawFn) -> str:
 
 def dry(spec: PlanSpec) -> Plan:
     """The compiled form, without sockets."""
-    txs = [Tx(ENGINE_UDP, -1, TxCounters(), row.address, row.port) for row in spec.receivers]
+    txs = [Tx(ENGINE_UDP, -1, TxCounters(), row.udp.address, row.udp.port) for row in spec.receivers]
     rules = [
         ([(src.family, src.address, src.mask) for src in rule.sources], rule.listeners, rule.receivers, rule.stop)
         for rule in spec.rules
@@ -245,7 +245,7 @@ def rule_text(draw: st.DrawFn) -> str:
 def destinations(spec: PlanSpec, exporter: str) -> Counter[tuple[str, int, int, int]]:
     _, receivers, _ = dry(spec).route(packed(exporter), 0)
     rows = [spec.receivers[number] for number in receivers]
-    return Counter((str(ipaddress.ip_address(row.address)), row.port, row.freq, row.ttl) for row in rows)
+    return Counter((str(ipaddress.ip_address(row.udp.address)), row.udp.port, row.freq, row.udp.ttl) for row in rows)
 
 
 @THOROUGH
