@@ -24,7 +24,7 @@ from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, sp
 
 
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:
-    """(TTL, TOS, SO_REUSEPORT, receive buffer) of each socket that listens. Not the timestamps: a worker that takes large
+    """(TTL, TOS, SO_REUSEPORT, receive buffer) of each socket that listens. Not the timestamps: a worker with large
     batches switches them off and on itself.
     """
     options = (
