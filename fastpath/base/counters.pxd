@@ -1,10 +1,10 @@
 # cython: language_level=3
-"""What is counted, and where each kind of event goes: exactly one place for each datagram and each copy.
+"""The counters, and which event each one counts: exactly one counter for each datagram and each copy.
 
-Conservation laws, true whenever no batch is under way (HOUSE.md, "Life of a datagram"):
+Conservation laws, true whenever no batch is in flight (HOUSE.md, "Life of a datagram"):
     listener:  datagrams = truncated + unmatched + denied + matched
     receiver:  offered   = sampled_out + sent + sum(dropped)
-Each struct has one writer, the worker. The order of the fields is the order of the tuples that handles/snapshot.pxi hands to Python.
+Each struct has one writer, the worker. The order of the fields is the order of the tuples that handles/snapshot.pxi gives to Python.
 """
 
 from base.atomics cimport atomics_add

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""From an exporter to its route: which rules match, which ways get a copy.
+"""From an exporter to its route: which rules match, and which ways get a copy.
 
-Every matching rule fires (union, each way once) in configuration order, up to and including the first matching rule with stop. One hash
-look-up per distinct (mask, family), so the cost grows with the kinds of prefixes, not with their number. No I/O, no allocation.
+Every matching rule fires (union, each way once) in configuration order, up to and including the first matching rule with stop. One hash look-up
+per distinct (mask, family), so the cost grows with the number of different masks, not of prefixes. No I/O, no allocation.
 Called by: session look-up of the worker on a miss, Plan.route(). Must never be called by two threads on one plan (scratch space).
 """
 

@@ -1,18 +1,18 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""The engine seam: what a way out is, the ring its copies wait in, and the one function that sends them and owns every error.
+"""The engine seam: the struct of a way, the ring in which its copies wait, and the one function that sends them and handles every error.
 
-An engine's emit writes messages into the ring: it cannot fail, it accounts. tx_flush() hands them to the kernel through `port.send`, a function
-pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it returns how many messages
-the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
+An engine's emit writes messages into the ring. It never fails: it counts copies that fail. tx_flush() hands them to the kernel through
+`port.send`, a function pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it
+returns how many messages the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
 
-Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most (2 ms a flush in all), then count that copy,
-and do not wait again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for this
+Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait at most twice (2 ms per flush in total), then count that copy,
+and do not wait again for this receiver until it had no such error for a while. EIO, EINVAL on a segmented send: give the feature up for this
 receiver for a while, send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR
-queue): booked against the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next.
-No path drops the rest of a vector, no path exits.
+queue): count them for the receiver and repeat the current copy. Everything else: count that copy with its reason and continue with the next
+one. No path drops the rest of a vector, and no path exits.
 
-Nothing is given up for good: firewall rules, a full conntrack table (both EPERM), an IPsec policy (EIO), a path MTU (EINVAL) come and go. A
-feature is tried again after a minute, and then after twice as long each time, a quarter of an hour at most: a try costs one send call.
+No feature is given up permanently: firewall rules, a full conntrack table (both EPERM), an IPsec policy (EIO) and a path MTU (EINVAL) come and
+go. A feature is tried again after a minute, then after twice as long each time, at most 15 minutes. A try costs one send call.
 """
 
 from libc.string cimport memcpy, memset

@@ -219,7 +219,7 @@ def test_without_net_raw_it_says_so_and_does_not_spoof() -> None:
     words = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", *demo("--seconds", "1")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no CAP_NET_RAW here, so no copy is spoofed" in done.stdout
+    assert "this user lacks CAP_NET_RAW, so no copy is spoofed" in done.stdout
     assert "plain-1 (own source)" in done.stdout
 
 

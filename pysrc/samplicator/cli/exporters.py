@@ -130,7 +130,7 @@ def _place(address: str) -> tuple[object, ...]:
 
 
 EXPORTER_HEAD: Final = [
-    *("exporter", "protocol", "domain", "listener", "datagrams", "a second", "bytes each", "lost", "unit"),
+    *("exporter", "protocol", "domain", "listener", "datagrams", "per second", "bytes each", "lost", "unit"),
     *("late", "restarts", "templates", "sampling", "clock skew", "uptime", "silent"),
 ]
 

@@ -254,7 +254,7 @@ class ReceiverState:
     # ------------------------------------------------------------------ its state
 
     def look(self, now: float) -> bool:
-        """Several times a second: True when its state has changed."""
+        """Several times per second: True when the state has changed."""
         self._copies(now)
         self._echoes(now)
         if not self.spec.missing:

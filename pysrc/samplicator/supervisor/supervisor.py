@@ -501,8 +501,8 @@ class Supervisor:
         self._failover.finish_returns()
 
     def watch_neighbours(self, *, sparing: bool = False) -> None:
-        """Several times a second: tells the datapath whose next hop does not answer. sparing: the kernel has told of no
-        change since the last time.
+        """Several times per second: tells the datapath which next hops do not answer. sparing: the
+        kernel has reported no change since the last time.
         """
         with self._lock:
             states = list(self._running.receivers.values())
