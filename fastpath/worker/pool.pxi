@@ -51,7 +51,7 @@ cdef inline bint worker_direct(const worker_t *w, const route_t *route, u32 way)
     """Whether a rule names the way's receiver itself, besides the pool."""
     cdef u32 k, other
     for k in range(route.count):
-        other = w.work.routing.pool[route.first + k]
+        other = w.work.routing.route_table[route.first + k]
         if other >= w.work.routing.way_count:
             return False
         if w.work.owner[other] == w.work.owner[way]:

@@ -119,9 +119,9 @@ def test_status_adds_up() -> None:
         assert (receivers[1]["standby_for"], receivers[1]["waiting"], receivers[1]["takeovers"]) == ("nfdump", False, 2)
         got, sent = status["received"], status["sent"]
         assert got["datagrams"] == got["matched"] + got["truncated"] + got["denied"] + got["unmatched"]
-        assert sent["offered"] == sent["sent"] + sent["skipped"] + sent["errors"]
+        assert sent["offered"] == sent["sent"] + sent["skipped"] + sent["failed"]
         assert got["datagrams"] == sum(item["counters"]["datagrams"] for item in listeners)
-        assert sent["errors"] == sum(item["errors"] for item in receivers)
+        assert sent["failed"] == sum(item["failed"] for item in receivers)
         assert status["version"] == "9.9.9"
         assert status["config"]["generation"] == 7
         assert [item["name"] for item in receivers] == ["nfdump", "six"]
