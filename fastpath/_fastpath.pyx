@@ -17,8 +17,8 @@ from base.atomics cimport (
 )
 from base.batch cimport BATCH_LIMIT, batch_t, exporter_t
 from base.door cimport (
-    DOOR_BROKEN, DOOR_HEADER, DOOR_MESSAGE, DOOR_MESSAGES, DOOR_RECORDS, DOOR_SOUND, DOOR_STRANGE, door_exporter, door_read, door_record_t,
-    door_write,
+    DOOR_BROKEN, DOOR_HEADER, DOOR_MESSAGE, DOOR_MESSAGES, DOOR_RECORDS, DOOR_SOUND, DOOR_STRANGE, door_exporter, door_read,
+    door_record_t, door_write,
 )
 from base.counters cimport (
     BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT,
@@ -33,10 +33,14 @@ from route.echo cimport (
     ECHO_ASK, ECHO_ASKING_NS, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
     echo_hold, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_suspects, echo_t,
 )
+from flow.carry cimport (
+    FLOW_CARRY_STATES, flow_carried_t, flow_carry_item, flow_carry_read, flow_carry_rows, flow_carry_set, flow_carry_sound, flow_carry_state,
+)
+from flow.items cimport flow_list, flow_met
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
-from flow.reading cimport flow_read_domain, flow_read_items
+from flow.reading cimport FLOW_READ_TRIES, flow_read_domain, flow_read_items, flow_read_items_once
 from flow.renumber cimport (
     flow_forget_receiver, flow_leave_out, flow_next, flow_pause, flow_refresh_due, flow_renumber, flow_write_number,
 )
@@ -45,14 +49,15 @@ from flow.replay cimport (
     flow_replay_begin, flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_owed, flow_replay_t,
 )
 from flow.scan cimport (
-    FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_UNKNOWN, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9,
-    flow_seen_t,
+    FLOW_HEADER, FLOW_IPFIX, FLOW_KINDS, FLOW_MALFORMED, FLOW_OTHER, FLOW_SFLOW, FLOW_UNKNOWN, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9,
+    flow_scan, flow_seen_t,
 )
 from flow.state cimport (
-    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS,
-    FLOW_OPTIONS_TEMPLATES, FLOW_REPLAYS, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_GAPS, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_LISTS,
+    FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_REPLAYS, FLOW_STYLES, FLOW_TEMPLATES, flow_counters_t, flow_domain_t, flow_item_t,
+    flow_limits_t, flow_sequence_t, flow_state_t, flow_t,
 )
-from flow.table cimport flow_way
+from flow.table cimport flow_evict, flow_find, flow_hash, flow_way
 from flow.template cimport flow_u32
 from route.match cimport match_forget, match_listener, match_route, match_rules, match_ways
 from route.plan cimport (
@@ -81,8 +86,8 @@ from uapi.net cimport (
     EPERM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLIN, IP_MTU_DISCOVER, IP_MULTICAST_TTL, IP_PKTINFO,
     IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_MTU_DISCOVER,
     IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TCLASS, IPV6_TRANSPARENT, IPV6_UNICAST_HOPS,
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, PR_SET_TIMERSLACK, PROT_READ, PROT_WRITE,
-    RLIMIT_NOFILE,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, PR_SET_TIMERSLACK,
+    PROT_READ, PROT_WRITE, RLIMIT_NOFILE,
     SCM_TIMESTAMPNS, SIOCINQ, SO_ATTACH_FILTER, SO_BROADCAST, SO_ERROR, SO_NO_CHECK, SO_RCVBUF, SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF,
     SO_SNDBUFFORCE, SO_TIMESTAMPNS, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, THREAD_SCHEDULE_BYTES, UDP_GRO,
     UDP_SEGMENT, bind, clock_gettime, close, cmsghdr, connect, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, get_errno,
@@ -128,6 +133,7 @@ include "handles/sockets.pxi"
 include "handles/door.pxi"
 include "handles/tx.pxi"
 include "handles/flow.pxi"
+include "handles/carry.pxi"
 include "handles/alias.pxi"
 include "handles/plan.pxi"
 include "handles/worker.pxi"

@@ -41,6 +41,11 @@ cdef inline bint flow_has_templates(const flow_domain_t *d) noexcept nogil:
     return (d.first[FLOW_TEMPLATES] | d.first[FLOW_OPTIONS_TEMPLATES]) != 0
 
 
+cdef inline bint flow_met(const flow_domain_t *d) noexcept nogil:
+    """Whether the domain was known before its last datagram."""
+    return d.datagrams > 1 or d.carried
+
+
 cdef inline void flow_item_link(flow_t *flow, flow_domain_t *d, u32 i, u32 which) noexcept nogil:
     """Appends the item to a list of its domain: the end is the most recently repeated."""
     cdef flow_item_t *item = &flow.items[i]

@@ -52,14 +52,12 @@ cdef inline void flow_grade(flow_t *flow, flow_domain_t *d) noexcept nogil:
 
 cdef inline void flow_note(flow_t *flow, flow_domain_t *d, const exporter_t *exporter, u32 listener, const u8 *p,
                            const flow_seen_t *s) noexcept nogil:
-    """What a replay and a reading need to know of the last datagram."""
-    flow_write_begin(&d.head_version)
+    """What a replay and a reading need to know of the last datagram. Within the domain's sequence lock."""
     d.exporter = exporter[0]
     d.listener = <u16>listener
     d.header_bytes = s.header_bytes
     d.seen_ns = flow.now_ns
     memcpy(d.header, p, s.header_bytes)
-    flow_write_end(&d.head_version)
 
 
 cdef inline void flow_refuse(flow_t *flow, const exporter_t *exporter, flow_seen_t *s) noexcept nogil:
@@ -118,6 +116,7 @@ cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 list
         flow_learn(flow, s.number, p, s)
     if s.flags & FLOW_UNKNOWN:
         atomics_add(&d.unknown, 1)
+    flow_write_begin(&d.head_version)
     if s.sequence_at:
         lost, restarts = d.lost, d.restarts
         flow_sequence(d, s, flow.now_ns - d.seen_ns)
@@ -129,6 +128,7 @@ cdef inline void flow_observe(flow_t *flow, const exporter_t *exporter, u32 list
     atomics_add(&d.units, s.units)
     flow_grade(flow, d)
     flow_note(flow, d, exporter, listener, p, s)
+    flow_write_end(&d.head_version)
 
 
 cdef inline void flow_expire(flow_t *flow, flow_domain_t *d) noexcept nogil:
@@ -172,5 +172,7 @@ cdef inline void flow_age(flow_t *flow, u32 steps) noexcept nogil:
             return
         if age >= FLOW_SETTLE_MS and d.pending:
             atomics_add(&flow.counters.lost[d.kind], d.pending)
+            flow_write_begin(&d.head_version)
             flow_gaps_settle(d)
+            flow_write_end(&d.head_version)
         flow_expire(flow, d)

@@ -11,7 +11,7 @@ from flow.state cimport flow_domain_t, flow_item_t, flow_t
 from uapi.net cimport u8, u32
 
 cdef enum:
-    FLOW_READ_TRIES = 64
+    FLOW_READ_TRIES = 256
 
 
 cdef inline bint flow_read_domain(flow_t *flow, u32 number, flow_domain_t *out) noexcept nogil:

@@ -12,7 +12,7 @@ caller writes it into a copy of its own.
 """
 
 from base.atomics cimport atomic_load64, atomics_add
-from flow.items cimport flow_has_templates
+from flow.items cimport flow_has_templates, flow_write_begin, flow_write_end
 from flow.memory cimport flow_less, flow_state_take
 from flow.scan cimport (
     FLOW_FOREIGN, FLOW_LATE, FLOW_MALFORMED, FLOW_REPEATED, FLOW_UNCOUNTED, FLOW_UNNUMBERED, flow_seen_t,
@@ -72,6 +72,7 @@ cdef inline u32 flow_state_make(flow_t *flow, u32 number, u32 receiver) noexcept
     if i == 0:
         atomics_add(&flow.counters.refused_states, 1)
         return 0
+    flow_write_begin(&d.head_version)
     flow.states[i].receiver = receiver
     flow.states[i].restarts = d.restarts_seen
     flow.states[i].replayed_ms[FLOW_TEMPLATES] = flow.states[i].replayed_ms[FLOW_OPTIONS] = flow.now_ms
@@ -79,6 +80,7 @@ cdef inline u32 flow_state_make(flow_t *flow, u32 number, u32 receiver) noexcept
     flow.states[i].next = link[0]
     link[0] = i
     d.state_found = i
+    flow_write_end(&d.head_version)
     return i
 
 
@@ -218,10 +220,12 @@ cdef inline void flow_forget_receiver(flow_t *flow, u32 receiver) noexcept nogil
         while link[0]:
             i = link[0]
             if flow.states[i].receiver == receiver:
+                flow_write_begin(&d.head_version)
                 link[0] = flow.states[i].next
                 flow.states[i].next = flow.state_free
                 flow.state_free = i
                 flow_less(&flow.counters.states, 1)
                 d.state_found = 0
+                flow_write_end(&d.head_version)
             else:
                 link = &flow.states[i].next

@@ -93,7 +93,7 @@ cdef inline void flow_replay_rewind(flow_t *flow, flow_replay_t *r) noexcept nog
 cdef inline u32 flow_replay_header(flow_t *flow, const flow_replay_t *r, u8 *out) noexcept nogil:
     """The header, clocks moved on, length or count left for the end; returns its bytes."""
     cdef flow_domain_t *d = &flow.domains[r.number]
-    cdef u64 ms = (flow.now_ns - d.seen_ns) // 1000000 if flow.now_ns > d.seen_ns else 0
+    cdef u64 ms = (flow.now_ns - d.seen_ns) // 1000000         # a domain carried over a reboot may have been seen before time 0
     memcpy(out, d.header, d.header_bytes)
     if d.kind == FLOW_V9:
         flow_put32(out + 4, flow_u32(d.header + 4) + <u32>ms)

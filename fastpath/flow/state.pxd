@@ -5,8 +5,9 @@ One flow_t belongs to one worker, its only writer; it outlives plans, so templat
 creation, used from the front as it is needed (pages never touched cost nothing). Numbers of domains, exporters, items, blocks and states
 begin at 1; 0 = none: zeroed memory is an empty table.
 
-Other threads read with two sequence locks a domain: `head_version` guards the header and the session, `version` the list of items. Both are
-odd while written. Every number another thread follows is below its limit, whatever it reads in between. Counters are relaxed 64-bit.
+Other threads read with two sequence locks a domain: `head_version` guards the session, the header, the sequence and the chain of renumbering
+states (not what is in these), `version` the list of items. Both are odd while written. Every number another thread follows is below its
+limit, whatever it reads in between. Counters are relaxed 64-bit.
 """
 
 from base.batch cimport exporter_t
@@ -139,10 +140,11 @@ ctypedef struct flow_domain_t:     # one (exporter session, kind, observation do
     u8 header_bytes
     u8 unmatched                   # no rule matches its exporter (as of the last datagram)
     u8 owing                       # a member of a pool is owed a replay (flow_state_t)
+    u8 carried                     # it was known before this process (flow/carry.pxd)
     u16 listener                   # that the last datagram came by
     u32 slot                       # set * FLOW_WAYS + way
     u32 version                    # sequence lock of items
-    u32 head_version               # sequence lock of exporter, listener, header
+    u32 head_version               # sequence lock of exporter, listener, header, sequence, chain of states
     u32 owner                      # its exporter, 0 = this entry is empty
     u32 next                       # of its exporter's domains, or of the free ones
     u32 previous

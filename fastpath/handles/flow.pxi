@@ -128,7 +128,8 @@ cdef class Flow:
         if not flow_read_domain(&self.flow, number, &d):
             return None
         address = flow_bytes(d.exporter.address + 12, 4) if d.exporter.family == 4 else flow_bytes(d.exporter.address, 16)
-        return (number, address, ntohs(d.exporter.port_be), FLOW_KIND_NAMES[d.kind], d.domain, d.listener, d.first_ns, d.seen_ns,
+        return (number, address, ntohs(d.exporter.port_be), FLOW_KIND_NAMES[d.kind], d.domain, d.listener,
+                <long long>d.first_ns, <long long>d.seen_ns,
                 d.sequence.expected, flow_bytes(d.header, d.header_bytes), d.count[FLOW_TEMPLATES], d.count[FLOW_OPTIONS_TEMPLATES],
                 d.count[FLOW_OPTIONS], flow_style_name(&d), d.unmatched != 0, *[values[i] for i in range(len(FLOW_DOMAIN_FIELDS))])
 
@@ -189,5 +190,5 @@ cdef class Flow:
         return tuple(out)
 
     cdef _item(self, const flow_item_t *item, const u8 *raw):
-        return (item.id, FLOW_ITEM_NAMES[item.kind & 3], item.first_s, item.seen_s, 0 if item.steps else item.record_bytes,
+        return (item.id, FLOW_ITEM_NAMES[item.kind & 3], <int>item.first_s, <int>item.seen_s, 0 if item.steps else item.record_bytes,
                 item.scope_fields, item.fields, flow_bytes(raw, item.bytes))

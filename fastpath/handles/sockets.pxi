@@ -40,8 +40,23 @@ cdef class TxCounters:
     def id(self):
         return self.c.id
 
+    @property
+    def countdown(self):
+        return self.c.countdown
+
     def read(self):
         return snapshot_u64(&self.c.offered, TX_FIELD_COUNT)
+
+    def carry(self, counts, u32 countdown):
+        """Begins at these, in the order of TX_FIELDS; before a worker has a Tx with them."""
+        cdef u64 values[TX_FIELD_COUNT]
+        cdef u32 i
+        if len(counts) != TX_FIELD_COUNT:
+            raise ValueError(f"{len(counts)} counts are not {TX_FIELD_COUNT}")
+        for i, count in enumerate(tuple(counts)):
+            values[i] = count
+        memcpy(&self.c.offered, values, sizeof(values))
+        self.c.countdown = countdown
 
 
 @cython.final

@@ -5,7 +5,7 @@
 # Called by worker/send.pxi for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
 
 cdef enum:
-    UDP_SOCKET_TTL = 64                # of every socket whose copies have no TTL of their own: set when it is opened, here and in host/sockets.py
+    UDP_SOCKET_TTL = 64                # of every socket whose copies have no TTL of their own; host/sockets.py sets it, too
 
 
 cdef inline u8 *tx_udp_control(u8 *control, int level, int kind, const void *value, u32 octets) noexcept nogil:

@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch; flow: alias, renumber, replay, scan, state, template; route: plan; shape: run; tx: engine, lane,
-#        udp; worker: flow, pool, send, state, work
+# needs: uapi: net; base: atomics, batch; flow: alias, items, renumber, replay, scan, state, template; route: plan; shape: run; tx: engine,
+#        lane, udp; worker: flow, pool, send, state, work
 # What keeps exporters apart at a receiver that sees the relay's address only: aliases of their domains (alias = the receiver has domain =
 # "unique") and lanes (a source port for each session). Where either changes, the collector knows no template under the new name: they are
 # replayed there first. Called by worker/choose.pxi once a datagram, by worker/send.pxi and worker/flow.pxi.
@@ -40,7 +40,7 @@ cdef void worker_lane_taught(worker_t *w, lane_t *lane, const flow_seen_t *s) no
             pass                           # perhaps another rule's
         elif s == NULL or s.number != number:
             worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, 0)
-        elif w.flow.domains[number].datagrams > 1 and flow_pause(w.flow, number, lane.tx.counters.id, s.position):
+        elif flow_met(&w.flow.domains[number]) and flow_pause(w.flow, number, lane.tx.counters.id, s.position):
             worker_replay_to(w, lane.tx, number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH, 0)
         number = w.flow.domains[number].next
 

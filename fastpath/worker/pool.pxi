@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics, batch; flow: keep, renumber, replay, scan; route: plan, pool; worker: flow, state
+# needs: uapi: net; base: atomics, batch; flow: items, keep, renumber, replay, scan; route: plan, pool; worker: flow, state
 # Pools in the worker: which member's way a datagram takes, and what the members have to be told so that each can decode what it gets. A member
 # that takes over an exporter gets its templates first (hand-over); templates that are new are announced to all members at once, these
 # and no others; numbers of those that get nothing stand still (flow_pause). Receivers that a rule names besides the pool get every copy
@@ -66,7 +66,7 @@ cdef void worker_pool_moved(worker_t *w, const route_t *route, const pool_t *poo
     cdef u32 way = worker_family(w, entry.way, w.batch.exporter[d].family)
     if old != <u32>PLAN_NONE and not worker_direct(w, route, w.work.routing.members[old].way):
         flow_pause(w.flow, s.number, before, s.position)
-    if w.flow.domains[s.number].datagrams > 1 and not worker_direct(w, route, way):
+    if flow_met(&w.flow.domains[s.number]) and not worker_direct(w, route, way):
         if flow_pause(w.flow, s.number, entry.now, s.position) and flow_replay_allowed(w.flow, s.number, entry.now):
             worker_replay_to(w, w.work.ways[way], s.number, FLOW_REPLAY_ALL, FLOW_REPLAY_REFRESH, 0)
 

@@ -4,8 +4,8 @@ Field tuples name the values of each `read()` in order. Addresses are network-or
 """
 
 import builtins
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final, final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, final
 
 from typing_extensions import Buffer
 
@@ -73,6 +73,46 @@ FLOW_ITEM_FIELDS: Final[tuple[str, ...]]
 seconds), record_bytes (0 = variable),
 scope_fields, fields, raw (the record's bytes)."""
 FLOW_ITEM_NAMES: Final[tuple[str, ...]]
+
+FLOW_COUNTER_GAUGES: Final[tuple[str, ...]]
+"""Those of FLOW_COUNTER_FIELDS that say what is there now; the others only grow."""
+FLOW_SEQUENCE_FLAGS: Final[tuple[str, ...]]
+FLOW_SEQUENCE_NUMBERS: Final[tuple[str, ...]]
+"""What flow_carry_out() says of a sequence, beside `score` and `gaps`: small numbers, and numbers of 32 bits."""
+FLOW_CARRY_ITEM_FIELDS: Final[tuple[str, ...]]
+"""kind (index into FLOW_ITEM_NAMES), id, first_age_s, seen_age_s, alive_age_ms, used, whole, lone, raw (bytes)."""
+FLOW_CARRY_STATE_FIELDS: Final[tuple[str, ...]]
+"""receiver (TxCounters.id), offset, restarts, left_out, owes, paused, paused_at, template_copies, option_copies,
+template_age_ms, option_age_ms, spent, spent_age_ms, owed."""
+
+def flow_carry_order(flow: Flow, now_ns: int) -> list[int]:
+    """age << 32 | number of all domains of a Flow but spare ones that nothing came from; age: ms since the last
+    datagram. now_ns: CLOCK_MONOTONIC.
+    """
+
+def flow_carry_out(flow: Flow, number: int, now_ns: int) -> dict[str, Any] | tuple[()] | None:
+    """All about one domain as of now_ns; None: the place is empty; (): it never stood still, ask again. Safe while a
+    worker runs; when all workers have ended it is exact.
+    """
+
+def flow_carry_in(flow: Flow, carried: dict[str, Any], now_ns: int, silent_ns: int = 0, spare: bool = False) -> bool:
+    """Takes what flow_carry_out() gave; silent_ns: passed since then. spare: for a worker that may never hear of it:
+    without its counters, and forgotten in ten minutes if nothing comes. False: the domain is known already, or was
+    silent for longer than domains are remembered. Raises ValueError for what is no such thing or finds no room. No
+    worker may have the Flow.
+    """
+
+def flow_carry_totals(
+    flow: Flow,
+    counters: Mapping[str, int],
+    by_kind: Sequence[int],
+    malformed: Sequence[int],
+    lost: Sequence[int],
+    restarts: Sequence[int],
+) -> None:
+    """Adds to what the Flow has counted: counters by name (gauges are left out), the others by kind number. Raises
+    ValueError; then nothing was added. No worker may have the Flow.
+    """
 
 def flow_field_list(raw: bytes, ipfix: bool, options: bool) -> tuple[tuple[int, int, int], ...]:
     """(element, bytes, enterprise) of each field of a raw template record; enterprise 0 = IANA, bytes 65535 =
@@ -148,7 +188,15 @@ class TxCounters:
     def id(self) -> int:
         """1 or more, unique in the process: by it workers know the receiver from one plan to the next."""
 
+    @property
+    def countdown(self) -> int:
+        """Copies to leave out before the next one is sent (freq)."""
+
     def read(self) -> tuple[int, ...]: ...
+    def carry(self, counts: Sequence[int], countdown: int) -> None:
+        """Begins at these counts, in the order of TX_FIELDS; before a worker has a Tx with them. Raises ValueError,
+        OverflowError, TypeError.
+        """
 
 @final
 class RxSocket:

@@ -24,12 +24,13 @@ from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, sp
 
 
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:
-    """(TTL, TOS, SO_REUSEPORT, timestamps, receive buffer) of each socket that listens."""
+    """(TTL, TOS, SO_REUSEPORT, receive buffer) of each socket that listens. Not the timestamps: a worker that takes large
+    batches switches them off and on itself.
+    """
     options = (
         (socket.IPPROTO_IP, listening.IP_RECVTTL),
         (socket.IPPROTO_IP, listening.IP_RECVTOS),
         (socket.SOL_SOCKET, socket.SO_REUSEPORT),
-        (socket.SOL_SOCKET, listening.SO_TIMESTAMPNS),
         (socket.SOL_SOCKET, socket.SO_RCVBUF),
     )
     socks = [intake.sock for state in supervisor._running.listeners.values() for intake in state.sockets()]
@@ -108,7 +109,7 @@ def test_a_low_port_without_the_right_says_what_to_do(monkeypatch: pytest.Monkey
     why = listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied"))
     assert "CAP_NET_BIND_SERVICE" in why
     assert "low-ports.conf" in why
-    monkeypatch.setattr(abilities, "_sysctl", lambda name, unknown=0: 100)
+    monkeypatch.setattr(listening, "sysctl", lambda name, unknown=0: 100)
     assert listening.why_not_listening(low, PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
 
 

@@ -7,14 +7,18 @@ Payloads are copied to the very end of a heap block of their size, so that the s
 
 cimport cython
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from base.atomics cimport atomic_load32, atomic_load64, atomic_store32
 from base.batch cimport exporter_t
+from flow.carry cimport (
+    FLOW_CARRY_STATES, flow_carried_t, flow_carry_item, flow_carry_read, flow_carry_rows, flow_carry_set, flow_carry_sound, flow_carry_state,
+)
+from flow.items cimport flow_list
 from flow.keep cimport flow_always, flow_keeps_exporter
 from flow.memory cimport FLOW_DEFAULT_BYTES, FLOW_FORGET_MS, FLOW_LIFE_LIMIT_MS, flow_create, flow_limits, flow_memory
 from flow.observe cimport flow_age, flow_observe, flow_tick
-from flow.reading cimport flow_read_domain, flow_read_items
+from flow.reading cimport FLOW_READ_TRIES, flow_read_domain, flow_read_items, flow_read_items_once
 from flow.renumber cimport flow_forget_receiver, flow_leave_out, flow_refresh_due, flow_renumber, flow_write_number
 from flow.replay cimport (
     FLOW_REPLAY_ALL, FLOW_REPLAY_JOIN, FLOW_REPLAY_OPTIONS, FLOW_REPLAY_REFRESH, FLOW_REPLAY_TEMPLATES, flow_replay_allowed,
@@ -22,23 +26,26 @@ from flow.replay cimport (
     flow_replay_domain, flow_replay_exporter, flow_replay_next, flow_replay_t,
 )
 from flow.scan cimport (
-    FLOW_IPFIX, FLOW_KINDS, FLOW_OTHER, FLOW_SFLOW, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9, flow_scan, flow_seen_t,
+    FLOW_HEADER, FLOW_IPFIX, FLOW_KINDS, FLOW_MALFORMED, FLOW_OTHER, FLOW_SFLOW, FLOW_V1, FLOW_V5, FLOW_V7, FLOW_V8, FLOW_V9,
+    flow_scan, flow_seen_t,
 )
 from flow.steps cimport flow_steps_taken
 from flow.state cimport (
-    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_OPTIONS,
-    FLOW_OPTIONS_TEMPLATES, FLOW_TEMPLATES, flow_domain_t, flow_item_t, flow_limits_t, flow_t,
+    FLOW_BLOCK, FLOW_COUNTER_COUNT, FLOW_GAPS, FLOW_ITEM_OPTIONS_DATA, FLOW_ITEM_OPTIONS_TEMPLATE, FLOW_ITEM_TEMPLATE, FLOW_LISTS,
+    FLOW_OPTIONS, FLOW_OPTIONS_TEMPLATES, FLOW_STYLES, FLOW_TEMPLATES, flow_counters_t, flow_domain_t, flow_item_t, flow_limits_t,
+    flow_sequence_t, flow_state_t, flow_t,
 )
-from flow.table cimport flow_way
+from flow.table cimport flow_evict, flow_find, flow_hash, flow_way
 from uapi.net cimport (
     CLOCK_THREAD_CPUTIME_ID, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, clock_gettime, htons, mmap, munmap,
     ntohs, timespec, u8, u16, u32, u64,
 )
-from base.wire cimport wire_map_ipv4
+from base.wire cimport wire_is_ipv4_mapped, wire_map_ipv4
 
 from os import urandom
 
 include "../../fastpath/handles/flow.pxi"
+include "../../fastpath/handles/carry.pxi"
 
 TEMPLATE, OPTIONS_TEMPLATE, DATA, MALFORMED, OPTIONS_DATA, UNKNOWN, LATE, REPEATED, RESTART, FOREIGN, UNNUMBERED = [1 << i for i in range(11)]
 JOIN, REFRESH = FLOW_REPLAY_JOIN, FLOW_REPLAY_REFRESH

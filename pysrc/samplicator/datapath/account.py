@@ -48,6 +48,10 @@ class Account:
     lost: int = 0
     lost_octets: int = 0
 
+    def begin(self, totals: Sequence[int]) -> None:
+        """Nothing is held back of what was counted so far."""
+        self.sent, self.octets, self.calls = totals[SENT], totals[SENT_BYTES], totals[CALLS]
+
     def take(self, totals: Sequence[int], sight: Sight, now: float) -> None:
         """What was accepted since the last look is held back as far as the next hop had no address then."""
         copies, octets = totals[SENT] - self.sent, totals[SENT_BYTES] - self.octets

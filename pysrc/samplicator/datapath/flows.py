@@ -26,6 +26,7 @@ _KINDS: Final = tuple(_fastpath.FLOW_KIND_NAMES.items())
 _ADDRESS, _LISTENER, _TEMPLATES, _OPTIONS_TEMPLATES = (
     _fastpath.FLOW_SESSION_FIELDS.index(name) for name in ("address", "listener", "templates", "options_templates")
 )
+_DATAGRAMS: Final = _fastpath.FLOW_SESSION_FIELDS.index("datagrams")
 _ACTIVITY: Final = itemgetter(
     *map(
         _fastpath.FLOW_SESSION_FIELDS.index,
@@ -107,7 +108,7 @@ class Flows:
             flow = self.by_worker[index]
             for number in range(after + 1 if index == worker else 1, flow.used + 1):
                 row = flow.session(number)
-                if row is not None:
+                if row is not None and row[_DATAGRAMS]:  # else it was carried here and nothing came yet
                     yield index, number, row
 
     def templates_known(self) -> bool:

@@ -15,12 +15,29 @@ from samplicator.datapath.counters import NO_LATENCY
 from samplicator.datapath.flows import Flows
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import WorkerThread
-from samplicator.health.receiver import ReceiverState
+from samplicator.health.receiver import ReceiverState, Standing
 from samplicator.host.ingress import Ingress
 from samplicator.plan.spec import PlanSpec
 
 if TYPE_CHECKING:
-    from samplicator._fastpath import Aliases, Plan
+    from samplicator._fastpath import Aliases, Plan, TxCounters
+
+
+@dataclass(slots=True)
+class CarriedReceiver:
+    """What is known of a receiver from the process before this one. same: it is where it was, and known by the same:
+    it has the templates. counters: by worker index.
+    """
+
+    same: bool
+    counters: dict[int, TxCounters] = field(default_factory=dict)
+    takeovers: int = 0
+
+    def go_on(self, standing: Standing, totals: tuple[int, ...]) -> None:
+        """What was counted before says nothing of the receiver's state now."""
+        standing.takeovers = self.takeovers
+        standing.seen = totals
+        standing.account.begin(totals)
 
 
 @dataclass(slots=True)
@@ -30,7 +47,8 @@ class Running:
     withheld: ports that listeners wait for and that are taken: no worker has a socket of its own there. keep: what the
     sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's user expects it.
     lock: see above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions.
-    gone_latency, gone_latency_sum_ns: of workers that have ended.
+    gone_latency, gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up from a state
+    file, by name, until the first plan runs.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -54,3 +72,4 @@ class Running:
     started_unix: float = 0.0
     gone_latency: tuple[int, ...] = NO_LATENCY
     gone_latency_sum_ns: int = 0
+    carried: dict[str, CarriedReceiver] = field(default_factory=dict)

@@ -44,7 +44,7 @@ def is_local(address: bytes) -> bool:
         return False
     name = "ipv4" if len(address) == 4 else "ipv6"
     if (
-        _sysctl(f"net/{name}/ip_nonlocal_bind") == 1
+        sysctl(f"net/{name}/ip_nonlocal_bind") == 1
     ):  # bind() proves nothing here; the source towards an own address is itself
         return probe_path(address, 9).source == address
     with socket.socket(family_of(4 if len(address) == 4 else 6), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
@@ -56,7 +56,7 @@ def is_local(address: bytes) -> bool:
     return True
 
 
-def _sysctl(name: str, unknown: int = 0) -> int:
+def sysctl(name: str, unknown: int = 0) -> int:
     try:
         with open(f"/proc/sys/{name}", encoding="ascii") as file:
             return int(file.read())
@@ -90,7 +90,7 @@ def source_ports() -> SourcePorts:
 
 def rmem_max() -> int:
     """net.core.rmem_max, 0 when unknown."""
-    return _sysctl("net/core/rmem_max")
+    return sysctl("net/core/rmem_max")
 
 
 def capabilities() -> Capabilities:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from samplicator.host import bpf
-from samplicator.host.abilities import _sysctl
+from samplicator.host.abilities import sysctl
 from samplicator.host.sockets import family_of, index_of, scoped, set_bool, set_receive_buffer
 from samplicator.plan.spec import SocketSpec
 
@@ -178,7 +178,7 @@ def why_not_listening(spec: SocketSpec, error: OSError) -> str:
         return f"{spec.address} is not an address of this host now"
     if number == errno.EADDRINUSE:
         return f"another program uses port {spec.port}; find it with: ss -lunp sport = :{spec.port}"
-    if number == errno.EACCES and spec.port < _sysctl("net/ipv4/ip_unprivileged_port_start", 1024):
+    if number == errno.EACCES and spec.port < sysctl("net/ipv4/ip_unprivileged_port_start", 1024):
         return (
             f"port {spec.port} needs CAP_NET_BIND_SERVICE, and this process lacks it; with systemd install the drop-in "
             "samplicator.service.d/low-ports.conf, then systemctl daemon-reload and systemctl restart samplicator; "

@@ -196,12 +196,12 @@ class Build:
 
     def joined(self) -> list[ReceiverState]:
         """Receivers that collectors' templates are unknown to: new ones, and those that moved."""
-        running = self._running.receivers
-        return [
-            state
-            for name, state in self.receivers.items()
-            if name not in running or meets(running[name].spec) != meets(state.spec)
-        ]
+        running, carried = self._running.receivers, self._running.carried
+        known = {
+            n for n, s in running.items() if n in self.receivers and meets(s.spec) == meets(self.receivers[n].spec)
+        }
+        known |= {name for name, receiver in carried.items() if receiver.same}
+        return [state for name, state in self.receivers.items() if name not in known]
 
     def mark_flow(self) -> None:
         """Whether the sockets' datagrams go through the flow stage, and come coalesced; to be called when nothing can
@@ -516,18 +516,21 @@ class Build:
         else:
             path, ways = new_path(wanted, old.path if old is not None else None, self._gateways), []
             self._paths.append(path)
+        carried = self._running.carried.get(wanted.name) if old is None else None
         state = ReceiverState(
             spec=wanted,
             path=path,
             send_buffer=spec.send_buffer,
             generation_added=old.generation_added if old else self._generation,
-            counters=dict(old.counters) if old else {},
+            counters=dict(old.counters) if old else dict(carried.counters) if carried else {},
             ways=ways,
             reach=old.reach if old is not None and same else Reach(wanted),
             standing=self._standing(wanted, path, old, same),
             told=old.told if old is not None and same else 0,
             asked=old.asked if old is not None and same else {},
         )
+        if carried is not None:
+            carried.go_on(state.standing, state.totals())
         opened: list[Way] = []
         try:
             for index in range(len(ways), spec.workers):

@@ -36,7 +36,7 @@ from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec, Udp
 from samplicator.readings import add_up
-from samplicator.supervisor import guard
+from samplicator.supervisor import carry, guard
 from samplicator.supervisor.build import Build, BuildError, withhold_ports
 from samplicator.supervisor.retry import RETRIES, could_open, could_send
 from samplicator.supervisor.view import View
@@ -80,9 +80,10 @@ class Supervisor:
         strict: bool = False,
         source: Source | None = None,
         gateways: Gateways | None = None,
+        state_file: str = "",
     ) -> None:
         """strict: see Running. source: where listeners' sockets come from, None = they are opened. gateways: what doors
-        can lead to, by name.
+        can lead to, by name. state_file: taken up before the first plan runs, see carry; "" = none.
         """
         self._gateways = gateways or {}
         self._source = source or Opened()
@@ -90,6 +91,9 @@ class Supervisor:
         self._descriptor_limit = descriptor_limit
         self._trace = trace
         self._running = Running(strict=strict)
+        self._state_file = state_file
+        self._taken_up = not state_file
+        self._saving = threading.Lock()  # one at a time; never taken within another
         self._debris: list[Callable[[], None]] = []
         self._links: Links | None = None
         self._accounts = Accounts()
@@ -116,6 +120,8 @@ class Supervisor:
         with self._lock:
             if self._ended:
                 raise BuildError(errno.ESHUTDOWN, "the service is stopping")
+            loaded = None if self._taken_up else carry.load(self._running, spec, self._state_file)
+            self._taken_up = True
             build = Build(
                 spec,
                 self._running,
@@ -134,6 +140,8 @@ class Supervisor:
                 build.undo()
                 raise
             self._publish(build, plans, last)
+            if loaded is not None:
+                carry.taken_up(self._state_file)
 
     def _publish(self, build: Build, plans: dict[int, Plan], last: dict[int, Plan]) -> None:
         spec = build.spec
@@ -144,7 +152,9 @@ class Supervisor:
         build.share_ports()
         guard.judge_receivers(spec, build.receivers)
         self._failover.arrange(build.receivers, spec)
-        joined = [state for state in build.joined() if not state.standing.waiting] if self._running.workers else []
+        joined = [state for state in build.joined() if not state.standing.waiting]
+        if not self._running.workers and not self._running.carried:
+            joined = []  # nobody has taught us anything yet
         for state in joined:
             state.replay()
         self._hand_out(build.workers, plans)
@@ -253,6 +263,7 @@ class Supervisor:
             guard.share_casts(build.casts, [*build.listeners.values(), *gone_listeners])
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
+            self._running.carried = {}
             hosts: dict[tuple[bytes, int], Host] = {}
             for receiver in build.receivers.values():
                 receiver.reach.adopt(receiver.spec)
@@ -344,6 +355,9 @@ class Supervisor:
     def _retire_worker(self, worker: WorkerThread) -> None:
         if not worker.end(0, 5.0):
             log.error("worker %d does not stop", worker.index)
+        self._keep_latency(worker)
+
+    def _keep_latency(self, worker: WorkerThread) -> None:
         counts, total = worker.worker.latency()
         with self._running.lock:
             self._running.gone_latency = add_up([self._running.gone_latency, counts])
@@ -378,6 +392,7 @@ class Supervisor:
             drained = time.monotonic() - begun
             for worker in self._running.workers:
                 worker.close()
+                self._keep_latency(worker)
             if self._links is not None:
                 self._links.close()
             left = 0
@@ -393,6 +408,17 @@ class Supervisor:
             if left:
                 text = "%d bytes of received data were not forwarded after %.3f s of draining (drain_timeout: %g s)"
                 log.warning(text, left, drained, timeout)
+
+    def save_state(self) -> carry.Saved | None:
+        """Writes the state file, in the caller's thread: it may take seconds. After drain_and_stop() it is the last
+        word, counters too. None: there is no such file, or no plan ran yet. Raises OSError; then the file is as it was.
+        """
+        with self._saving:
+            if not self._state_file:
+                return None
+            with self._running.lock:
+                taken = carry.snapshot(self._running)
+            return carry.save(taken, self._state_file) if taken is not None else None
 
     # ------------------------------------------------------------------ while it runs
 

@@ -1,0 +1,224 @@
+"""The state file: records (JSON objects) in a file that is whole or ignored.
+
+Purpose: what a service knows is carried over a restart. The format is our own: one line of text that says what it is,
+then the records as lines of JSON, compressed (zlib). The line has the version, whether the file is the last word of a
+service that ended ("final") or was written while it ran on ("running"), the length and the BLAKE2b digest of what
+follows. Invariants: a file appears whole under its name (temporary file, fsync, rename, fsync of the folder), mode
+0600; reading takes bounded memory whatever is in the file, and nothing of a file is believed before its length and
+digest are right. It holds no secret, but addresses; what can write to it can make the service believe in counters, no
+more. Called by carry. It must never keep a service from starting: what cannot be used is an Unusable, which says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, BinaryIO, Final
+
+VERSION: Final = 1
+MAGIC: Final = b"samplicator state"
+FINAL: Final = b"final  "
+RUNNING: Final = b"running"
+HEAD_BYTES: Final = len(MAGIC) + len(" 1 ") + len(FINAL) + 1 + 16 + 1 + 32 + 1
+FINAL_AT: Final = len(MAGIC) + len(" 1 ")
+LIMIT_BYTES: Final = 64 << 20
+"""Of a file. What does not fit is left out when it is written; a longer one is not read."""
+INFLATED: Final = 16
+"""The records of a file are so many times as long as LIMIT_BYTES at most."""
+LINE_BYTES: Final = 4 << 20
+"""The longest record: a domain with all the templates that it may have."""
+MOST_RECORDS: Final = 1 << 20
+CHUNK: Final = 1 << 18
+HELD_BACK: Final = 1 << 16
+"""More than zlib holds back of what it was given (deflate's window is 32 KiB)."""
+MODE: Final = 0o600
+PLAIN: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Unusable(ValueError):
+    """A file that is ignored; says why."""
+
+
+class Writer:
+    """Writes a file beside the one of this name and puts it there when it is complete. Raises OSError; then the old
+    file stays.
+    """
+
+    def __init__(self, path: str, *, final: bool, limit: int = LIMIT_BYTES) -> None:
+        self._path = path
+        self._temporary = f"{path}.new"
+        self._final = final
+        self._limit = limit
+        self._packer = zlib.compressobj(1)
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._length = 0
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Writer:
+        with contextlib.suppress(FileNotFoundError):
+            if not _ours(self._path):
+                raise FileExistsError(
+                    errno.EEXIST, "it is not a state file of samplicator, and is left alone", self._path
+                )
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN
+        self._file = os.fdopen(os.open(self._temporary, flags, MODE), "wb")
+        self._file.write(bytes(HEAD_BYTES))
+        return self
+
+    def add(self, record: dict[str, Any]) -> bool:
+        """False: the file is full; the record is not in it, and no later one may be."""
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+        if len(line) > LINE_BYTES:
+            return True  # one such record is not worth more than all the others
+        if self._length + HELD_BACK + len(line) > self._limit:
+            return False
+        self._put(self._packer.compress(line))
+        return True
+
+    def _put(self, packed: bytes) -> None:
+        if self._file is not None and packed:
+            self._file.write(packed)
+            self._digest.update(packed)
+            self._length += len(packed)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        file = self._file
+        if file is None:
+            return
+        try:
+            if kind is None:
+                self._put(self._packer.flush())
+                word = FINAL if self._final else RUNNING
+                file.seek(0)
+                file.write(
+                    b"%s %d %s %016x %s\n" % (MAGIC, VERSION, word, self._length, self._digest.hexdigest().encode())
+                )
+                file.flush()
+                os.fsync(file.fileno())
+                os.rename(self._temporary, self._path)
+                with contextlib.suppress(OSError):  # not every file system can do this
+                    _sync_folder(os.path.dirname(self._path) or ".")
+        finally:
+            with contextlib.suppress(OSError):
+                file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+
+
+def _ours(path: str) -> bool:
+    """Whether a file may be replaced. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | PLAIN)
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and MAGIC.startswith(os.pread(fd, len(MAGIC), 0))
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def mark_running(path: str) -> None:
+    """From now on the file is not the last word any more. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | PLAIN)
+    try:
+        if os.pread(fd, FINAL_AT, 0) == b"%s %d " % (MAGIC, VERSION):
+            os.pwrite(fd, RUNNING, FINAL_AT)
+    finally:
+        os.close(fd)
+
+
+class Reader:
+    """A file that is whole. final: it is the last word of the service that wrote it, and nobody took it up yet."""
+
+    def __init__(self, path: str, *, limit: int = LIMIT_BYTES) -> None:
+        """Raises FileNotFoundError, OSError, Unusable."""
+        self._limit = limit
+        self._file = os.fdopen(os.open(path, os.O_RDONLY | PLAIN), "rb", buffering=0)
+        try:
+            self.final = self._check()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _check(self) -> bool:
+        status = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.geteuid(), 0):
+            raise Unusable("it is not a file of this user")
+        if status.st_size > self._limit + HEAD_BYTES:
+            raise Unusable(f"it is longer than {self._limit} bytes")
+        head = self._file.read(HEAD_BYTES)
+        if not head.startswith(MAGIC + b" "):
+            raise Unusable("it is empty" if not head else "it is not a state file of samplicator")
+        words = head[len(MAGIC) :].split()
+        if words[:1] != [b"%d" % VERSION]:
+            raise Unusable("another version of samplicator wrote it")
+        if len(head) < HEAD_BYTES:
+            raise Unusable("it is truncated")
+        try:
+            word, length, digest = words[1], int(words[2], 16), bytes.fromhex(words[3].decode("ascii"))
+        except (IndexError, ValueError):
+            raise Unusable("it is damaged") from None
+        if status.st_size - HEAD_BYTES != length:
+            raise Unusable("it is truncated" if status.st_size - HEAD_BYTES < length else "it is damaged")
+        found = hashlib.blake2b(digest_size=16)
+        while chunk := self._file.read(CHUNK):
+            found.update(chunk)
+        if found.digest() != digest or word not in (FINAL.strip(), RUNNING):
+            raise Unusable("it is damaged")
+        return word == FINAL.strip()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Each record. Raises Unusable, OSError."""
+        self._file.seek(HEAD_BYTES)
+        rest = b""
+        count = 0
+        try:
+            for part in self._inflated():
+                *lines, rest = (rest + part).split(b"\n")
+                count += len(lines)
+                if count > MOST_RECORDS:
+                    raise Unusable("it is damaged")
+                for line in lines:
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise Unusable("it is damaged")
+                    yield record
+                if len(rest) > LINE_BYTES:
+                    raise Unusable("it is damaged")
+        except (zlib.error, ValueError, RecursionError) as error:
+            if isinstance(error, Unusable):
+                raise
+            raise Unusable("it is damaged") from error
+
+    def _inflated(self) -> Iterator[bytes]:
+        unpacker = zlib.decompressobj()
+        total = 0
+        while chunk := self._file.read(CHUNK):
+            while part := unpacker.decompress(chunk, CHUNK):
+                chunk = unpacker.unconsumed_tail
+                total += len(part)
+                if total > INFLATED * self._limit:
+                    raise Unusable("it is damaged")
+                yield part
+        if not unpacker.eof:
+            raise Unusable("it is damaged")
