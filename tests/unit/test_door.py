@@ -5,6 +5,7 @@ The worker runs in the test's own thread: stop() has it read what is there and e
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
@@ -348,3 +349,43 @@ def test_a_gateway_may_write_until_the_queue_is_full() -> None:
 def test_a_door_has_nothing_of_a_socket(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         Tx(_fastpath.ENGINE_DOOR, 0, TxCounters(), bytes(16), 1, **options)  # type: ignore[arg-type]
+
+
+# ---- an event loop
+
+
+def test_a_gateway_in_an_event_loop_is_woken_and_waits_for_room() -> None:
+    """add_reader tells of what comes and of the end; add_writer of room in a full queue."""
+
+    async def gateway(door: Door) -> list[Datagram]:
+        loop, got, ended = asyncio.get_running_loop(), list[Datagram](), asyncio.Event()
+
+        def read() -> None:
+            try:
+                got.extend(door.read())
+            except EOFError:
+                loop.remove_reader(door)
+                ended.set()
+
+        loop.add_reader(door, read)
+        await asyncio.wait_for(ended.wait(), 20)
+        return got
+
+    async def feed(sock: socket.socket, listed: list[Datagram]) -> None:
+        loop, door, done = asyncio.get_running_loop(), Door(sock), 0
+        while done < len(listed):
+            done += door.write(listed[done:])
+            room = loop.create_future()
+            loop.add_writer(door, lambda room=room: room.done() or room.set_result(None))  # type: ignore[misc]
+            await asyncio.wait_for(room, 20)
+            loop.remove_writer(door)
+        door.close()
+
+    async def both() -> list[Datagram]:
+        ours, theirs = pair(1 << 18)
+        with closing(Door(theirs)) as door:
+            got, _ = await asyncio.gather(gateway(door), feed(ours, listed))
+            return got
+
+    listed = [Datagram(b"\1\2\3\4", 1, struct.pack("=I", n) + bytes(996)) for n in range(3000)]
+    assert asyncio.run(both()) == listed
