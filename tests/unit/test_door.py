@@ -209,34 +209,59 @@ def understood(message: bytes) -> tuple[list[bytes], int]:
     return sound, strange
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(messages(), min_size=1, max_size=12), st.sampled_from((1, 3, 512)))
-@example([record(b"x", octets=0xFFFFFFFF), record(b"y")], 64)
-@example([record(b"x", octets=0xFFFFFFD8), record(b"y")], 64)
-@example([record(b"x", family=0) + record(b"y")], 1)
-@example([HEADER.pack(0, 1, 4, 0, 0, 0, bytes(16), 0, 0, 0) * 1600], 512)
-def test_noise_is_counted_and_hurts_nobody(listed: list[bytes], batch: int) -> None:
-    wanted = [understood(message) for message in listed]
-    payloads = [payload for sound, _ in wanted for payload in sound]
-    strange = sum(count for _, count in wanted)
+NOISE = (
+    [record(b"x", octets=0xFFFFFFFF), record(b"y")],
+    [record(b"x", octets=0xFFFFFFD8), record(b"y")],
+    [record(b"x", family=0) + record(b"y")],
+    [HEADER.pack(0, 1, 4, 0, 0, 0, bytes(16), 0, 0, 0) * 1600],
+)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 512])
+def test_noise_is_counted_and_hurts_no_worker(batch: int) -> None:
     with stand(batch=batch) as s:
-        for message in listed:
-            s.way_in.send(message)
-        s.run()
-        values = s.received()
-        assert (values["datagrams"], values["matched"]) == (len(payloads) + strange, len(payloads))
-        assert (values["truncated"], values["errors_other"]) == (strange, strange)
-        assert [one.payload for one in s.read()] == payloads
-        assert not s.socket.shut
+
+        @settings(max_examples=200, deadline=None)
+        @given(st.lists(messages(), min_size=1, max_size=12))
+        @example(NOISE[0])
+        @example(NOISE[1])
+        @example(NOISE[2])
+        @example(NOISE[3])
+        def any_noise(listed: list[bytes]) -> None:
+            wanted = [understood(message) for message in listed]
+            payloads = [payload for sound, _ in wanted for payload in sound]
+            strange = sum(count for _, count in wanted)
+            before = s.received()
+            for message in listed:
+                s.way_in.send(message)
+            s.run()
+            new = {name: value - before[name] for name, value in s.received().items()}
+            assert (new["datagrams"], new["matched"]) == (len(payloads) + strange, len(payloads))
+            assert (new["truncated"], new["errors_other"]) == (strange, strange)
+            # one that comes again and again is held for a while (fastpath/route/echo.pxd): it may come behind others
+            assert sorted(one.payload for one in s.read()) == sorted(payloads)
+            assert not s.socket.shut
+
+        any_noise()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(messages(), min_size=1, max_size=12))
+@example(NOISE[0])
+@example(NOISE[1])
+@example(NOISE[2])
+@example(NOISE[3])
+def test_a_gateway_reads_by_the_same_rules(listed: list[bytes]) -> None:
+    wanted = [understood(message) for message in listed]
     ours, theirs = pair(1 << 20)
-    with closing(ours), closing(Door(theirs)) as door:  # the gateway's reader has the same rules
+    with closing(ours), closing(Door(theirs)) as door:
         for message in listed:
             ours.send(message)
         got: list[Datagram] = []
         while more := door.read():
             got += more
-        assert [one.payload for one in got] == payloads
-        assert door.malformed == strange
+        assert [one.payload for one in got] == [payload for sound, _ in wanted for payload in sound]
+        assert door.malformed == sum(count for _, count in wanted)
 
 
 def test_a_message_longer_than_any_of_ours_is_one_datagram_that_was_cut() -> None:
