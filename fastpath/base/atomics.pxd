@@ -1,8 +1,8 @@
 # cython: language_level=3
 """Single-writer counters and the published pointer.
 
-A counter has one writer, its worker, which adds with a relaxed load and store: no lock prefix, no tearing. A scrape loads relaxed.
-A pointer is published with release and taken with acquire. Source: C11 7.17.3; HOUSE.md, "Life of a scrape".
+A counter has one writer, its worker, which adds with a relaxed load and store, without a lock prefix and without torn values. A reader loads
+relaxed. A pointer is published with release and taken with acquire. Source: C11 7.17.3; HOUSE.md, "Life of a scrape".
 """
 
 from uapi.net cimport u32, u64

@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""One receive batch: what every later stage reads. Filled by rx/, read by match, sample and tx/.
+"""One receive batch, which all later stages read. Filled by rx/, read by match, sample and tx/.
 
-Invariants: entries 0..n-1 are whole datagrams (none truncated) of one listener; IPv4 exporters are held in IPv4-mapped form with
-family 4, unmapped once, at the door; `data` points into the arena of the worker and is valid until the next receive.
+Invariants: entries 0..n-1 are whole datagrams (none truncated) of one listener; IPv4 exporters are held in IPv4-mapped form with family 4,
+unmapped once, when they are received; `data` points into the arena of the worker and is valid until the next receive.
 """
 
 from uapi.net cimport u8, u16, u32, u64

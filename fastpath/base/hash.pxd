@@ -1,6 +1,6 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""One hash of an address, for every table that is keyed by one, unseeded: every worker, relay and restart has the same. And one of words,
-which is seeded where somebody could aim.
+"""One hash of an address, for every table with addresses as keys. It has no seed, so it is the same on every worker and host and after every
+restart. And one hash of words, which has a seed where an attacker could choose the words.
 
 Pure. Called by: route/, flow/, tx/lane.pxi, handles/plan.pxi.
 """

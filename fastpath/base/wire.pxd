@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Bytes of IP, UDP and fragment headers, and their checksums. No I/O, no state: bytes in, bytes out.
+"""Bytes of IP, UDP and fragment headers, and their checksums. Pure functions of bytes: no I/O, no state.
 
-Checksums are ones' complement sums over native-endian 16-bit words, stored as they are: the sum is byte-order independent as long as it
-is read and written the same way (RFC 1071 §2 B). `sum` values are folded to 16 bits and not complemented.
+Checksums are ones' complement sums over native-endian 16-bit words, stored as they are: the sum is byte-order independent as long as it is read
+and written the same way (RFC 1071 §2 B). `sum` values are folded to 16 bits and not complemented.
 Called by: tx/raw. Must never read past the length it is given or cast payload bytes to structs (memcpy only).
 """
 

@@ -1,17 +1,17 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Aliases: the number that a collector which tells exporters by the relay's address gets instead of an observation domain (v9: source id), one
-for each exporter and domain, so that templates of two exporters never meet.
+"""Aliases: numbers that replace observation domains (v9: source ids) in copies, for collectors that identify exporters by the sender's address.
+Each exporter and domain has its own alias, so that templates of two exporters never collide.
 
-An alias is a hash of (exporter address, version, domain), unseeded: the same on every worker and relay and after every restart, and without
-any memory. A number that somebody else has is passed over for the next one of ALIAS_TRIES; 0 is never given out (RFC 7011 §3.1: no domain is
-meant). The port is no part of it while one session at a time uses the domain, so an exporter that restarts keeps its alias: a session holds it
-by its claim, and one that comes while the holder is alive gets an alias of its own, hashed with its port. The holder's alias may be taken over
-after ALIAS_QUIET_S of silence, and at once by an exporter that says (v9: sysUptime) that it started after the holder was last seen. What this
-table remembers is only who has which: where there is no room, the session's own hash is used all the same, which is counted (unlisted).
-Nobody's domain is passed on as it came: a mix of templates is worse than a number that changes.
+An alias is a hash of (exporter address, version, domain) without a seed: it is the same on every worker and host and after every restart,
+without any memory. If another exporter has the number, the next of ALIAS_TRIES is used; 0 is never used (RFC 7011 §3.1: 0 means no domain). The
+alias does not depend on the port while one session at a time uses the domain, so an exporter that restarts keeps its alias. The session that
+uses an alias claims it; a second session that appears while the first is alive gets its own alias, hashed with its port. Another session can
+take over an alias after ALIAS_QUIET_S of silence, and at once if its exporter reports (v9: sysUptime) that it started after the holder was last
+seen. The table only stores which session has which alias; if it is full, the session's own hash is used and counted (unlisted). The original
+domain is never sent, because mixed templates are worse than a number that changes.
 
-One table for all workers. Looking up takes no lock; a set is changed by the worker whose turn it is (one compare-and-swap), and who does not
-get the turn goes on without an entry, waiting for nobody. Called by: the worker, once a second and domain. No allocation, no I/O.
+One table for all workers. A look-up takes no lock. The worker that wins one compare-and-swap changes a set; other workers continue without an
+entry and never wait. Called by: the worker, once per second and domain. No allocation, no I/O.
 """
 
 from libc.string cimport memcmp, memcpy, memset

@@ -1,6 +1,6 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""The items of a domain (templates, options templates, options data): the lists that they are in, the gauges that count them, and the mark that
-tells another thread that they change.
+"""The items of a domain (templates, options templates, options data): their lists, the gauges that count them, and the mark that shows other
+threads that they change.
 
 Called by: table, observe, learn, rows, replay, renumber. Every walk is bounded.
 """

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Sampling that collectors can decode: what is never left out, and whole exporters instead of single datagrams.
+"""Sampling that collectors can decode: templates are never skipped, and freq_mode = "exporter" selects whole exporters.
 
-Called by: the worker, for receivers with freq > 1, before sample_keep(). A datagram that carries templates is sent and does not
-count in the countdown (FLOW.md rule 3).
+Called by: the worker, for receivers with freq > 1, before sample_keep(). A datagram with templates is always sent and does not change the
+countdown (FLOW.md rule 3).
 """
 
 from base.hash cimport hash_wide

@@ -1,9 +1,9 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""What a well-formed v9 or IPFIX datagram teaches: templates, withdrawals, rows of options data, and its count of data records.
+"""What is stored from a well-formed v9 or IPFIX datagram: templates, withdrawals, rows of options data; and the count of its data records.
 
 Templates are kept as raw records, so that replay repeats the exporter's own bytes. A redefinition replaces (RFC 7011 §8.1; v9 exporters do it
 too), options data of the old definition are void. IPFIX counts data records by the template's length, or by a walk where fields are variable;
-data sets of an unknown template make the datagram FLOW_UNKNOWN. One datagram teaches FLOW_LEARN_RECORDS records at most.
+data sets of an unknown template make the datagram FLOW_UNKNOWN. At most FLOW_LEARN_RECORDS records are stored from one datagram.
 Called by: observe, with datagrams that scan found well formed, only. Must never read past the message.
 """
 

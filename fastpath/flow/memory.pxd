@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""The memory of the flow stage: how the one block is divided, and the free lists of items, record blocks, exporters and states.
+"""The memory of the flow stage: the division of its one block, and the free lists of items, record blocks, exporters and states.
 
 Called by: whoever creates a flow_t (flow_limits, flow_memory, flow_create: once), table and learn (the rest). Nothing here evicts.
 """

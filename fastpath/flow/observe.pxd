@@ -1,9 +1,9 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""The flow stage's way through one datagram: scan, find its domain, learn, judge its sequence, count. And the slow hand that lets things
-expire.
+"""The flow stage for one datagram: scan it, find its domain, store templates and options data, check its sequence number, count. And the slow
+scan that expires old entries.
 
-Called by: the worker: flow_tick() once a batch, flow_observe() once a datagram, flow_age() when a loop pass ends. No I/O, no allocation,
-never a byte changed.
+Called by: the worker: flow_tick() once per batch, flow_observe() once per datagram, flow_age() at the end of a loop pass. No I/O, no
+allocation; never changes a byte of the datagram.
 """
 
 from libc.string cimport memcpy

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Copies of what the flow stage knows, for other threads: bounded, without a lock that the worker takes.
+"""Copies of the flow state for other threads: bounded, without a lock that the worker takes.
 
-A copy is taken and then checked against the sequence lock (state.pxd); what changed meanwhile is read again, FLOW_READ_TRIES times. Every
-number followed is checked against its limit, so a torn one cannot lead out of the table. Called by: the handle (handles/flow.pxi), cold.
+A copy is made and then checked with the sequence lock (state.pxd); data that changed meanwhile are read again, FLOW_READ_TRIES times. Every
+number is checked against its limit before use, so a torn number cannot lead out of the table. Called by: the handle (handles/flow.pxi), cold.
 """
 
 from base.atomics cimport atomic_fence_load32, atomic_load32_acquire

@@ -1,14 +1,15 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Sequence numbers for a receiver that does not get every datagram, or got one more: so that its collector counts no error of ours.
+"""Sequence numbers for a receiver that does not get every datagram, or gets additional ones, so that its collector counts only loss before
+samplicator.
 
-Per (receiver, domain) one offset: outgoing number = incoming number + offset. A copy left out takes its units from the offset, an injected
-datagram adds what it used up; so `next` of the outgoing stream counts on by what was sent, and a gap that came to us stays a gap. An
-exporter's restart begins anew with the incoming number. No state = offset 0 = bytes untouched: a receiver that neither samples nor was
-injected into costs one look at a zero. Units of an unknown IPFIX template need no guess while copies pass (the offset stays); where one is left
-out, the next datagram's number says what it was. sFlow's number counts the datagrams of a sub-agent (sFlow v5, sample_datagram_v5), so it is
-renumbered like v9's; the numbers of its samples are of their sources and stay. v1 has no number.
-Called by: the worker, for each copy of a receiver that samples or was injected into. Must never change a payload: it says the number, the
-caller writes it into a copy of its own.
+Per (receiver, domain) one offset: outgoing number = incoming number + offset. A skipped copy subtracts its units from the offset, an injected
+datagram adds its units; so `next` of the outgoing stream counts what was sent, and a gap in the incoming numbers stays a gap. After an
+exporter's restart the outgoing numbers start again with the incoming number. No state = offset 0 = unchanged bytes: a receiver without sampling
+and injected datagrams costs one comparison with zero. The units of an unknown IPFIX template do not matter while copies are sent (the offset
+stays); if a copy is skipped, the number of the next datagram shows its units. sFlow's number counts the datagrams of a sub-agent (sFlow v5,
+sample_datagram_v5), so it is renumbered like v9's; the numbers of its samples belong to their sources and stay. v1 has no number.
+Called by: the worker, for each copy of a receiver that samples or was injected into. Must never change a payload: it returns the number, and
+the caller writes it into its own copy.
 """
 
 from base.atomics cimport atomic_load64, atomics_add

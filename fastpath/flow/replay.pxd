@@ -1,12 +1,13 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Datagrams that repeat an exporter's templates, and its last options data, to a receiver that would else wait for them (FLOW.md rule 6).
+"""Datagrams that repeat an exporter's templates and last options data to a receiver that would otherwise wait for them (FLOW.md rule 6).
 
-Header of the domain's last datagram, clocks moved on by the time since; the exporter's own template records, byte for byte; sets split so
-that a datagram's payload fits. Numbers: FLOW_REPLAY_JOIN counts up to the next number expected, as if the datagrams had come just before:
-the receiver's stream goes on untouched (for one that joins or came back). FLOW_REPLAY_REFRESH goes into a running stream: what the
-datagrams use up (v9: one each; IPFIX: its data records, none for templates) is added to the receiver's offset, so that all after are
-renumbered. What arriving datagrams cause is bounded (flow_may_replay); what is refused is owed and made good as one replay of all.
-A receiver that is paused in this domain (flow_pause) has its numbers go on where they stand, in both modes.
+A replayed datagram has the header of the domain's last datagram, with its clocks advanced by the time since, and the exporter's own template
+records, byte for byte; sets are split so that the payload fits. Numbers: FLOW_REPLAY_JOIN counts up to the next expected number, as if the
+datagrams had arrived just before; the receiver's stream continues unchanged (for a receiver that is new or came back). FLOW_REPLAY_REFRESH
+inserts into a running stream: the units of its datagrams (v9: one each; IPFIX: its data records, none for templates) are added to the
+receiver's offset, so that all later datagrams are renumbered. Replays that arriving datagrams cause are limited (flow_may_replay); a refused
+replay is done later, as one replay of everything. If the receiver is paused in this domain (flow_pause), its numbers continue from where they
+are, in both modes.
 Called by: the worker, which sends them as the exporter. Must never write past the given bytes.
 """
 

@@ -1,13 +1,13 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Rows of options data: which of them is the same row sent again, and which is another row of the same table.
+"""Rows of options data: whether a record is a row sent again, or another row of the same table.
 
-The scope names the part of the exporter that the data is about (RFC 3954 §6.1, RFC 7011 §3.4.2.1) and is no key: v9 routers give each row of a
-table the scope System and tell the rows apart by an option: samplerId, ingressInterface, applicationId, a VRF. So two rows are the same
-where the scope and all identifiers among the options are (FLOW_ROWS_KEYED). A table without a known identifier, about the exporter as a
-whole, has no key that could be known: there each different record is a row (FLOW_ROWS_WHOLE), unless all its fields are measurements or
-settings, which change: then it is one row. One datagram that carries two different rows of one key proves that it is none
-(FLOW_ROWS_PROVEN). And where one datagram after the other brings one record never seen before, and nothing else, it is a value that changes
-and no table. A row that is not sent again expires like a template; of two versions of a row the newer is replayed last.
+The scope names the part of the exporter that the data describe (RFC 3954 §6.1, RFC 7011 §3.4.2.1). It is not a key: v9 routers give each row of
+a table the scope System and identify rows by an option: samplerId, ingressInterface, applicationId, a VRF. So two rows are the same where the
+scope and all identifiers among the options are (FLOW_ROWS_KEYED). A table about the whole exporter without a known identifier has no known key:
+then each different record is a row (FLOW_ROWS_WHOLE), unless all its fields are measurements or settings, which change: then the table has one
+row. A datagram with two different rows of one key proves that this is not the key (FLOW_ROWS_PROVEN). And if each datagram brings one new
+record and nothing else, the record is a value that changes, not a table. A row that is not sent again expires like a template; of two versions
+of a row the newer is replayed last.
 
 Called by: learn. Bounded work for each byte: spans are few, and each lies within the record.
 """

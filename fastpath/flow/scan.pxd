@@ -1,10 +1,10 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""What a datagram is: NetFlow v1, v5, v7, v8, v9, IPFIX or sFlow v5, told from its bytes alone.
+"""Recognizes NetFlow v1, v5, v7, v8, v9, IPFIX and sFlow v5 from the bytes of a datagram.
 
 Reads the header and, of v9 and IPFIX, the set headers (template sets also record by record, to know whether they are well formed): the cost is
-the number of sets. A datagram that claims to be one of these and is not well formed is FLOW_MALFORMED: it is forwarded untouched and
-teaches nothing. Anything else is FLOW_OTHER. Offsets: RFC 3954 §5.1, RFC 7011 §3.1, sFlow v5 (sflow.org), Cisco's NetFlow v1-v8
-export formats.
+the number of sets. A datagram that claims to be one of these and is not well formed is FLOW_MALFORMED: it is forwarded unchanged, and nothing
+is stored from it. Anything else is FLOW_OTHER. Offsets: RFC 3954 §5.1, RFC 7011 §3.1, sFlow v5 (sflow.org), Cisco's NetFlow v1-v8 export
+formats.
 Called by: observe. Must never read past n bytes, keep state, or change a byte.
 """
 

@@ -1,15 +1,15 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""The incoming sequence of one observation domain: what was lost before us, what came late, when the exporter began anew.
+"""The incoming sequence numbers of one observation domain: loss before samplicator, late datagrams, and restarts of the exporter.
 
-A jump ahead opens a gap; a late datagram fills it again; a gap that FLOW_GAPS datagrams have followed is loss for good. A number from
-before that window is a stray: the exporter's clock going back (sysUptime, where the format has one), or a second stray in a row, makes it a
-restart, which is no loss. A jump ahead by half the number space or more is a jump back. Numbers are 32 bits and wrap.
+A jump ahead opens a gap; a late datagram closes it again; after FLOW_GAPS further datagrams the gap is counted as loss. A number from before
+that window is a stray number. If the exporter's clock went back (sysUptime, where the format has one), or after a second stray number in a row,
+it is a restart, which is not a loss. A jump ahead by half the number space or more is a jump back. Numbers are 32 bits and wrap.
 
 Exporters of v9 and IPFIX differ in what they count. RFC 3954 says packets, RFC 7011 data records before the message; there are v9 exporters
 that count flows, IPFIX exporters that count messages, some that leave options data out or put template records in, and some that write the
-number behind the message (softflowd). Each datagram is evidence for some of these styles; positions are those before the datagram, whatever
-the style. Some number their datagrams of templates only by a counter of their own (see flow_foreign), and some write one number for ever,
-0 mostly, which then is none: nothing is judged by it.
+number behind the message (softflowd). Each datagram is evidence for some of these styles; positions are always those before the datagram. Some
+number their datagrams of templates only by a counter of their own (see flow_foreign), and some always write the same number, mostly 0; then the
+number is ignored.
 Called by: observe, once a well-formed datagram. Must never count a unit both as lost and as arrived.
 """
 

@@ -1,13 +1,13 @@
 # cython: language_level=3
-"""What the flow stage remembers, and how much at most. Data only: table.pxd finds and evicts, learn.pxd and sequence.pxd write.
+"""The state of the flow stage, and its limits. Data only: table.pxd finds and evicts, learn.pxd and sequence.pxd write.
 
-One flow_t belongs to one worker, its only writer; it outlives plans, so templates survive a reload. All memory is one block given at
-creation, used from the front as it is needed (pages never touched cost nothing). Numbers of domains, exporters, items, blocks and states
-begin at 1; 0 = none: zeroed memory is an empty table.
+One flow_t belongs to one worker, its only writer; it outlives plans, so templates survive a reload. All memory is one block given at creation,
+used from the front as needed (pages that are never written use no memory). Numbers of domains, exporters, items, blocks and states begin at 1;
+0 = none: zeroed memory is an empty table.
 
-Other threads read with two sequence locks a domain: `head_version` guards the session, the header, the sequence and the chain of renumbering
-states (not what is in these), `version` the list of items. Both are odd while written. Every number another thread follows is below its
-limit, whatever it reads in between. Counters are relaxed 64-bit.
+Other threads read with two sequence locks per domain: `head_version` guards the session, the header, the sequence and the chain of renumbering
+states (not their content), `version` the list of items. Both are odd while written. Every number that another thread uses is below its limit,
+at any moment. Counters are relaxed 64-bit.
 """
 
 from base.batch cimport exporter_t

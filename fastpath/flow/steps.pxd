@@ -1,6 +1,6 @@
 # cython: language_level=3
-"""How much work the flow stage does, for tests: flow_step(n) stands in every loop over what was learnt or what came, and is nothing in the
-module that is shipped. The probe and the fuzz target define FLOW_COUNT_STEPS and hold the steps of a datagram against its bytes.
+"""Counts the work of the flow stage, for tests: flow_step(n) is in every loop over stored or received data, and is empty in the released
+module. The probe and the fuzz target define FLOW_COUNT_STEPS and hold the steps of a datagram against its bytes.
 
 Called by: all of flow/.
 """

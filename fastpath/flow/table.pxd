@@ -1,12 +1,12 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Finding, admitting and evicting observation domains and their items, so that forged sources cannot push out an exporter that is alive.
+"""Finds, admits and evicts observation domains and their items, so that forged sources cannot displace an active exporter.
 
-A domain lives in one set of FLOW_WAYS. A newcomer takes an empty way, else the place of one seen only once, else of one that repeats, else
-of an established one that has long been silent; never of an established, active one: then the newcomer is refused, its datagrams pass, and
-that is counted. Before all of these goes a domain whose exporter no rule matches, and such a newcomer takes the place of its like only.
-One exporter session has a bound of its own (domains, record blocks), and when the memory for records runs out a hand goes round and takes a
-domain of the lowest grade among the next few. Every walk is bounded. The hash is seeded: nobody can aim. Called by:
-observe, learn, renumber, replay.
+A domain lives in one set of FLOW_WAYS. A new domain takes an empty way, or the place of a domain seen only once, or of one that repeats, or of
+an established one that was silent for long, but never of an established and active one: then the new domain is refused and counted, and its
+datagrams are forwarded. A domain whose exporter no rule matches is evicted before all of these, and a new domain of such an exporter only
+displaces domains of this kind. One exporter session has a bound of its own (domains, record blocks), and when the memory for records is full,
+the domain of the lowest grade among the next few is evicted, in turn. Every walk is bounded. The hash has a seed, so an attacker cannot choose
+a set. Called by: observe, learn, renumber, replay.
 """
 
 from libc.string cimport memcmp, memcpy, memset

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """One record of a template set, NetFlow v9 (RFC 3954 §5.2, §6.1) or IPFIX (RFC 7011 §3.4): parsed, measured, never stored here.
 
-Every length is hostile: a record that claims more than is there does not parse, and whoever asked must learn nothing from that datagram.
+Lengths are not trusted: a record that claims more bytes than there are does not parse, and the caller must store nothing from that datagram.
 Called by: scan (is the set well formed?), learn (what does it say?). Must never read past the n bytes it is given.
 """
 

@@ -1,19 +1,18 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Echoes: whether copies come back to us through others (two relays that name each other, rings of relays, NAT), found at run time.
+"""Echoes: finds out at run time whether copies come back to this host through other hosts (two relays that send to each other, rings of relays,
+NAT).
 
-A datagram that comes again and again from one session, faster than exporters do (ECHO_RETURNS times at a mean of ECHO_FAST_NS), or that
-comes again from the address of a receiver, is suspected. Exporters repeat themselves, too, and captures are replayed. Nothing that can be
-read off the datagrams tells the two apart, and what a relay in between makes of ports and TTL is its affair. So the suspicion is put to the
-test, by delay only: nothing is lost, nothing foreign is sent. The worker holds back the copies of this one payload of this one session until
-it has not come for a while, whose length is drawn by lot; then it lets go those for one receiver and looks whether the payload comes again at
-once. Whoever does so ECHO_CYCLES times in a row, always after we let go and never before, is an echo of ours: copies for that receiver stop
-(tx_t.looped). An exporter that repeats itself by its own clock would have to guess all those lots: one in six each, less than one in a
-million in all.
+A payload is suspected if it arrives many times from one session, faster than exporters repeat (ECHO_RETURNS times at a mean interval of
+ECHO_FAST_NS), or if it arrives again from the address of a receiver. Exporters also repeat payloads, and captures are replayed. The content of
+the datagrams does not show the difference, and a relay in between can change ports and TTL. So a suspicion is tested, only by delay: nothing is
+lost, and no additional datagram is sent. The worker holds back the copies of this payload of this session until it has not arrived for a random
+time; then it sends the copies for one receiver and checks whether the payload arrives again at once. If this happens ECHO_CYCLES times in a row
+for a receiver, always after the copies were sent and never before, the receiver is an echo, and copies for it stop (tx_t.looped). An exporter
+that repeats payloads by its own clock would have to match all random times: one in six each, less than one in a million in all.
 
-Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; nothing is held
-longer than it takes for an echo to be expected, or where there are many receivers to ask, than ECHO_ASKING_NS more. Payloads that change
-on the way (renumbered for receivers that sample or refresh) are not recognized. Pure state. Called by: worker/ (choose, echo). It
-must never send.
+Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; copies are held only
+as long as an echo can take, and with many receivers to test at most ECHO_ASKING_NS longer. Payloads that change on the way (renumbered for
+receivers that sample or refresh) are not recognized. Pure state. Called by: worker/ (choose, echo). It must never send.
 """
 
 from libc.string cimport memcmp, memcpy

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""From an exporter to its route: which rules match, which ways get a copy.
+"""From an exporter to its route: which rules match, and which ways get a copy.
 
-Every matching rule fires (union, each way once) in configuration order, up to and including the first matching rule with stop. One hash
-look-up per distinct (mask, family), so the cost grows with the kinds of prefixes, not with their number. No I/O, no allocation.
+Every matching rule fires (union, each way once) in configuration order, up to and including the first matching rule with stop. One hash look-up
+per distinct (mask, family), so the cost grows with the number of different masks, not of prefixes. No I/O, no allocation.
 Called by: session look-up of the worker on a miss, Plan.route(). Must never be called by two threads on one plan (scratch space).
 """
 
@@ -118,7 +118,7 @@ cdef inline u32 match_route(plan_t *plan, const u8 *address, u8 family, u32 list
     i = plan.slots[hash_value & plan.slot_mask]
     while i != PLAN_NONE:
         route = &plan.routes[i]
-        if route.hash == hash_value and route.count == count and memcmp(&plan.pool[route.first], plan.ways, <size_t>count * 4) == 0:
+        if route.hash == hash_value and route.count == count and memcmp(&plan.route_table[route.first], plan.ways, <size_t>count * 4) == 0:
             return i
         i = route.next
     if plan.route_count == plan.route_limit or plan.pool_used + count > plan.pool_limit:
@@ -131,7 +131,7 @@ cdef inline u32 match_route(plan_t *plan, const u8 *address, u8 family, u32 list
     route.hash = hash_value
     route.next = plan.slots[hash_value & plan.slot_mask]
     plan.slots[hash_value & plan.slot_mask] = i
-    memcpy(&plan.pool[plan.pool_used], plan.ways, <size_t>count * 4)
+    memcpy(&plan.route_table[plan.pool_used], plan.ways, <size_t>count * 4)
     plan.pool_used += count
     plan.route_count += 1
     return i

@@ -2,11 +2,11 @@
 """Which member of a pool gets an exporter: rendezvous hashing on (exporter address, observation domain), with a bound on each member's share.
 
 Each exporter has a home: the member of highest weight / -ln(hash) among those that hold less than POOL_SHARE percent of their fair share of
-homes. So equal members stay within a few percent of each other, and a home, once given, stays while its member is in the pool, or until a
-member joins that outranks it. While the home is down a deputy is chosen the same way among those that are up; when it is up again the
-exporter returns. Only exporters of a member that goes or comes ever move. Remembered in a bounded cache; a forgotten exporter is judged anew,
-without memory the choice is that of the hash. Round-robin (smooth, weighted) remembers nothing but the members' turns.
-Sources: Thaler and Ravishankar 1998 (highest random weight); Mirrokni, Thorup and Zadimoghaddam 2016 (bounded loads).
+homes. So equal members stay within a few percent of each other, and an exporter keeps its home while this member is in the pool, or until a
+member with a higher rank joins. While the home is down, a deputy is chosen the same way among the members that are up; when the home is up
+again, the exporter returns. Only exporters of a member that leaves or joins ever move. Homes are stored in a bounded cache; for an exporter
+that is not stored the choice is made again, and without memory the hash alone decides. Round-robin (smooth, weighted) only stores the turns of
+the members. Sources: Thaler and Ravishankar 1998 (highest random weight); Mirrokni, Thorup and Zadimoghaddam 2016 (bounded loads).
 Called by: the worker, per datagram of a pool; adopt and expire between batches. Must never allocate, or do I/O.
 """
 

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Per-worker cache of exporter sessions (address, port, listener) -> route. Bounded: forged sources evict, they never grow it.
+"""Per-worker cache of exporter sessions (address, port, listener) -> route. Bounded: forged sources evict entries, but the cache does not grow.
 
 8-way set associative: a session lives in one set; the least recently seen of the set goes first. Entries of an older epoch (plan or memo of
-routes replaced) are free. Begins small and doubles up to its bound instead of evicting: pages never used cost nothing.
+routes replaced) are free. The cache begins small and doubles up to its bound before it evicts; pages that are never used take no memory.
 Called by: the worker, one look-up per datagram. Must never allocate.
 """
 

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
 """A listener's socket as a worker sees it, and the arena that datagrams are read into.
 
-Called by: rx/, worker/loop.pxi. The descriptor belongs to the control plane; the worker reads it while a plan names it.
+Called by: rx/, worker/loop.pxi. The control plane owns the descriptor; the worker reads from it while a plan names it.
 """
 
 from base.atomics cimport atomics_add

@@ -1,9 +1,9 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""Runs: consecutive datagrams of one group that can leave as one segmented send (UDP_SEGMENT). Pure logic, no I/O.
+"""Runs: consecutive datagrams of one group that can be sent by one segmented send (UDP_SEGMENT). Pure logic, no I/O.
 
 Spoofed copies are grouped by exporter session, because a segmented send has one source; unspoofed ones are one group. Order within a group is
-the order of arrival. A run holds datagrams of one size, the last may be shorter but not empty (udp(7): every segment but the last
-has gso_size bytes), of one TOS (and TTL, where it is kept); at most RUN_SEGMENTS of them and RUN_BYTES in all.
+the order of arrival. A run holds datagrams of one size, the last may be shorter but not empty (udp(7): every segment but the last has gso_size
+bytes), of one TOS (and TTL, where it is kept); at most RUN_SEGMENTS of them and RUN_BYTES in all.
 Called by: the worker, once per batch and kind for all receivers that take the whole batch, else once per receiver.
 """
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""freq: 1-in-N copies of a receiver. The first copy is sent, then freq - 1 are left out (the ancestor's order).
+"""freq: 1-in-N copies of a receiver. The first copy is sent, then freq - 1 are skipped (the order of the original samplicate).
 
 Called by: the worker for each copy of a receiver that samples. The countdown lives with the receiver's counters and so survives a reload.
 """

@@ -1,18 +1,18 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False
-"""The engine seam: what a way out is, the ring its copies wait in, and the one function that sends them and owns every error.
+"""The engine seam: the struct of a way, the ring in which its copies wait, and the one function that sends them and handles every error.
 
-An engine's emit writes messages into the ring: it cannot fail, it accounts. tx_flush() hands them to the kernel through `port.send`, a function
-pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it returns how many messages
-the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
+An engine's emit writes messages into the ring. It never fails: it counts copies that fail. tx_flush() hands them to the kernel through
+`port.send`, a function pointer so that a scripted engine can play back errno and partial counts in tests. Written contract of `send`: it
+returns how many messages the kernel took (> 0) or -errno, and like sendmmsg(2) it loses the error when it took at least one.
 
-Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait twice at most (2 ms a flush in all), then count that copy,
-and do not wait again for this receiver until it has been clean for a while. EIO, EINVAL on a segmented send: give the feature up for this
+Triage (HOUSE.md): EINTR: repeat. Partial: advance. EAGAIN, ENOBUFS, ENOMEM: wait at most twice (2 ms per flush in total), then count that copy,
+and do not wait again for this receiver until it had no such error for a while. EIO, EINVAL on a segmented send: give the feature up for this
 receiver for a while, send the run's datagrams one by one (EMSGSIZE: this run only). Reports of the network about earlier copies (IP_RECVERR
-queue): booked against the receiver, the copy at hand is repeated. Everything else: count that copy with its reason and go on with the next.
-No path drops the rest of a vector, no path exits.
+queue): count them for the receiver and repeat the current copy. Everything else: count that copy with its reason and continue with the next
+one. No path drops the rest of a vector, and no path exits.
 
-Nothing is given up for good: firewall rules, a full conntrack table (both EPERM), an IPsec policy (EIO), a path MTU (EINVAL) come and go. A
-feature is tried again after a minute, and then after twice as long each time, a quarter of an hour at most: a try costs one send call.
+No feature is given up permanently: firewall rules, a full conntrack table (both EPERM), an IPsec policy (EIO) and a path MTU (EINVAL) come and
+go. A feature is tried again after a minute, then after twice as long each time, at most 15 minutes. A try costs one send call.
 """
 
 from libc.string cimport memcpy, memset
@@ -184,7 +184,7 @@ cdef inline u32 tx_reason(int error) noexcept nogil:
 
 
 cdef inline u32 tx_report_reason(u32 error) noexcept nogil:
-    """Reason of a report about an earlier copy (ICMP): host unreachable is what the kernel says of a neighbour that does not answer."""
+    """Reason of a report about an earlier copy (ICMP): host unreachable is what the kernel says of a neighbor that does not answer."""
     if error == <u32>EHOSTUNREACH or error == <u32>EHOSTDOWN:
         return REASON_NO_NEIGHBOR
     return tx_reason(<int>error)
@@ -231,7 +231,7 @@ cdef inline u64 tx_pay(tx_t *tx, u64 copies) noexcept nogil:
         tx.owed[reason] -= part
         tx.debt -= part
         paid += part
-        atomics_add(&tx.counters.dropped[reason], part)
+        atomics_add(&tx.counters.failed[reason], part)
     return paid
 
 
@@ -239,7 +239,7 @@ cdef inline void tx_settle(tx_t *tx, u64 copies, u64 octets) noexcept nogil:
     """Counts accepted copies as sent, but for those that earlier reports are owed."""
     cdef u64 paid
     if unlikely(atomic_load32(&tx.refusing)):
-        atomics_add(&tx.counters.dropped[REASON_REFUSED], copies)
+        atomics_add(&tx.counters.failed[REASON_REFUSED], copies)
         return
     if unlikely(tx.debt and copies):
         paid = tx_pay(tx, copies)
@@ -263,7 +263,7 @@ cdef inline void tx_account(tx_t *tx, tx_ring_t *ring, u32 first, u32 n) noexcep
 cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept nogil:
     """Gives up the copy that message i belongs to; returns the first message of the next copy."""
     cdef u32 last = i + ring.copies[i].rest
-    atomics_add(&tx.counters.dropped[reason], ring.copies[last].copies)
+    atomics_add(&tx.counters.failed[reason], ring.copies[last].copies)
     return last + 1
 
 
@@ -357,7 +357,7 @@ cdef inline void tx_flush_plain(tx_t *tx, tx_port_t *port, tx_ring_t *ring, u32 
             tries += 1
             if not tx_again(tx, port, ring, -got, tries):
                 reason = tx_reason(-got)
-                atomics_add(&tx.counters.dropped[reason], 1)
+                atomics_add(&tx.counters.failed[reason], 1)
                 break
             atomics_add(&tx.counters.retries, 1)
 

@@ -35,7 +35,7 @@ cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active, bint seein
         return active
     if tx.freq > 1 and not worker_keeps(w, tx, d):
         atomics_add(&tx.counters.offered, 1)
-        atomics_add(&tx.counters.sampled_out, 1)
+        atomics_add(&tx.counters.skipped, 1)
         return active
     n = work.selected[way]
     if n == 0:

@@ -89,7 +89,7 @@ cdef void worker_pool_tell(worker_t *w, const route_t *route, const pool_t *pool
 
 cdef void worker_pool_owed(worker_t *w, const route_t *route, const pool_t *pool, u32 d) noexcept nogil:
     """Makes good what members are owed of datagram d's domain, before any of them gets d. What one that is down is owed is forgotten: it has
-    all templates of all domains again before it is up (health/failover.py, Standings.finish_returns)."""
+    all templates of all domains again before it is up (health/failover.py, Failover.finish_returns)."""
     cdef const flow_seen_t *s = &w.seen[d]
     cdef const pool_member_t *member
     cdef u32 i, way

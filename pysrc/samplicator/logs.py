@@ -63,7 +63,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (ISO 8601), level, message, logger, and the fields given as extra={"fields":
+    """One JSON object per line: time (ISO 8601), level, message, logger, and the fields given as extra={"fields":
     {...}}. Under journald the priority comes before it, which journald takes off again: without it a warning would be
     no more to `journalctl -p warning` than any other line.
     """

@@ -18,7 +18,7 @@ from samplicator.cli.control import get_json
 from samplicator.cli.drawing import asked, domain_word, duration, show, table, where
 
 if TYPE_CHECKING:
-    from samplicator.views.exporters import Domain, Exporter
+    from samplicator.views.exporters import Alias, Exporter
     from samplicator.views.templates import Taught
 
 MOST: Final = 100_000
@@ -130,7 +130,7 @@ def _place(address: str) -> tuple[object, ...]:
 
 
 EXPORTER_HEAD: Final = [
-    *("exporter", "protocol", "domain", "listener", "datagrams", "a second", "bytes each", "lost", "unit"),
+    *("exporter", "protocol", "domain", "listener", "datagrams", "per second", "bytes each", "lost", "unit"),
     *("late", "restarts", "templates", "sampling", "clock skew", "uptime", "silent"),
 ]
 
@@ -189,7 +189,7 @@ def template_lines(value: Mapping[str, Sequence[Taught]]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- domains
 
 
-def domain_lines(value: Mapping[str, Sequence[Domain]]) -> list[str]:
+def domain_lines(value: Mapping[str, Sequence[Alias]]) -> list[str]:
     rows = [
         [
             row["unique"],

@@ -110,7 +110,7 @@ class DoorPath:
         return Way(tx, None, [ours])
 
     def look(self, now: float, ways: Sequence[Way], counters: Mapping[int, TxCounters]) -> None:
-        """Several times a second: whether the gateway is there and reads. Ways are in the order of the workers."""
+        """Several times per second: whether the gateway is there and reads. Ways are in the order of the workers."""
         faults = [self._fault(now, way, counters[index]) for index, way in enumerate(list(ways)) if way.sockets]
         self.fault = next(filter(None, faults), "") if not self.spec.missing else ""
         self._quiet = {id(way): self._quiet[id(way)] for way in ways if id(way) in self._quiet}

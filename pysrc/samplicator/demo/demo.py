@@ -166,10 +166,10 @@ def _interrupt(number: int, frame: object) -> None:
 def _run(
     daemon: Daemon, exporters: Sequence[Exporter], receivers: Sequence[Receiver], seconds: float | None, rate: int
 ) -> int:
-    print(f"samplicator demo: {len(exporters)} exporters ({', '.join(CAPTURES.values())}), all of it on loopback")
+    print(f"samplicator demo: {len(exporters)} exporters ({', '.join(CAPTURES.values())}), all on loopback")
     print(f"  the daemon listens on {daemon.listen[0]}:{daemon.listen[1]}, metrics: http://{daemon.http}/metrics")
     if not any(receiver.spoof for receiver in receivers):
-        print("  no CAP_NET_RAW here, so no copy is spoofed; run it as root to see that too")
+        print("  this user lacks CAP_NET_RAW, so no copy is spoofed; run the demo as root to see spoofed copies")
     sys.stdout.flush()
     feeder = Feeder(exporters, daemon.listen, rate)
     view = View(feeder, receivers, daemon, time.monotonic())
@@ -191,12 +191,12 @@ def _run(
 
 
 def _settle(feeder: Feeder, receivers: Sequence[Receiver]) -> None:
-    """Waits for what is under way: until all is there, or nothing has come for a while."""
+    """Waits until all copies have arrived, or none has arrived for a while."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline:
         before = [receiver.tally.received for receiver in receivers]
         if all(count >= feeder.sent for count in before):
-            time.sleep(0.1)  # one more would be one too many: let it come
+            time.sleep(0.1)  # wait for a copy too many
             return
         time.sleep(0.5)
         if [receiver.tally.received for receiver in receivers] == before and time.monotonic() > deadline - 3:
@@ -204,10 +204,10 @@ def _settle(feeder: Feeder, receivers: Sequence[Receiver]) -> None:
 
 
 def verdict(sent: int, receivers: Sequence[Receiver], metrics: Mapping[str, float]) -> list[str]:
-    """Everything that is not as it must be; [] = all copies arrived unchanged and all books agree."""
+    """All faults found; [] = all copies arrived unchanged and all counters agree."""
     faults = []
     if not sent:
-        faults.append("nothing was sent")
+        faults.append("no datagram was sent")
     if not metrics:
         return [*faults, "the daemon does not answer on /metrics"]
 
@@ -222,19 +222,21 @@ def verdict(sent: int, receivers: Sequence[Receiver], metrics: Mapping[str, floa
     dropped = value("receive_kernel_drops_total", 'listener="demo"')
     matched = value("receive_matched_datagrams_total", 'listener="demo"')
     if got != sent:
-        faults.append(f"{sent:,} datagrams sent, the daemon read {got:,} ({dropped:,} dropped by the kernel)")
+        faults.append(
+            f"{sent:,} datagrams were sent, but the daemon received {got:,} ({dropped:,} dropped by the kernel)"
+        )
     if matched != got:
-        faults.append(f"the daemon read {got:,} datagrams and matched {matched:,}")
+        faults.append(f"the daemon received {got:,} datagrams but matched {matched:,}")
     for receiver in receivers:
         tally, label = receiver.tally, f'receiver="{receiver.label}"'
         offered, left = value("send_offered_datagrams_total", label), value("send_datagrams_total", label)
-        errors, skipped = total("send_errors_total", label), total("send_skipped_datagrams_total", label)
+        errors, skipped = total("send_failed_datagrams_total", label), total("send_skipped_datagrams_total", label)
         if offered != left + errors + skipped:
             faults.append(f"{receiver.label}: {offered:,} offered is not {left:,} + {errors:,} + {skipped:,}")
         if errors or skipped:
-            faults.append(f"{receiver.label}: the daemon could not send {errors:,}, left out {skipped:,}")
+            faults.append(f"{receiver.label}: {errors:,} copies failed, {skipped:,} were skipped")
         if left != tally.received:
-            faults.append(f"{receiver.label}: the daemon sent {left:,} copies, {tally.received:,} arrived")
+            faults.append(f"{receiver.label}: the daemon sent {left:,} copies, but {tally.received:,} arrived")
         if tally.received != sent or tally.verified != sent:
             faults.append(
                 f"{receiver.label}: of {sent:,} copies {tally.received:,} arrived, {tally.verified:,} verified; "
@@ -247,10 +249,10 @@ def _summary(
     lasted: float, feeder: Feeder, receivers: Sequence[Receiver], metrics: Mapping[str, float], faults: Sequence[str]
 ) -> None:
     sent = feeder.sent
-    print(f"\n{lasted:.1f} s: {sent:,} datagrams of {len(feeder.exporters)} exporters, {sent / lasted:,.0f} a second")
+    print(f"\n{lasted:.1f} s: {sent:,} datagrams of {len(feeder.exporters)} exporters, {sent / lasted:,.0f} per second")
     for receiver in receivers:
         tally = receiver.tally
-        source = "source kept" if receiver.spoof else "own source"
+        source = "exporter's source" if receiver.spoof else "own source"
         print(
             f"  {receiver.label} ({source}): {tally.received:,} copies, {tally.verified:,} verified, "
             f"{max(0, sent - tally.received):,} lost, {tally.wrong:,} wrong"
@@ -265,7 +267,7 @@ def _summary(
     command = Path(sys.executable).with_name("samplicate")
     shown = command if command.exists() else "samplicate"
     sudo = "" if os.geteuid() == 0 else "sudo "
-    print("\nWith your own routers: point their export at UDP port 2055 of this machine, and run")
+    print("\nTo use your own routers: send their export to UDP port 2055 of this machine, and run")
     print(f"  {sudo}{shown} -S -p 2055 COLLECTOR-1/9995 COLLECTOR-2/9995")
     sys.stdout.flush()
 

@@ -32,11 +32,11 @@ from samplicator.plan.spec import ReceiverSpec, Udp
 
 IDLE_SECONDS: Final = 2.0  # between two probes of a receiver that answers nothing, as it should
 QUICK_SECONDS: Final = 0.5  # the same where somebody waits for news
-LIMIT_SECONDS: Final = 1.02  # between two probes of a host with a closed port: above one ICMP error a second
+LIMIT_SECONDS: Final = 1.02  # between two probes of a host with a closed port: above one ICMP error per second
 LEAST_SECONDS: Final = 0.25  # the same where an answer is a matter of chance
 SILENT_PROBES: Final = 3
 CERTAINTY: Final = 7.0  # expected answers of a closed port: all missing is one chance in 1,100 (e to the power of 7)
-HOST_ANSWERS: Final = 1000.0  # ICMP errors a second to all peers
+HOST_ANSWERS: Final = 1000.0  # ICMP errors per second to all peers
 SILENCE_SECONDS: Final = {REFUSING: 2.0, UNREACHABLE: 5.0}
 SILENCE_LIMIT_SECONDS: Final = 120.0
 RELAPSE_SECONDS: Final = 60.0  # down again within so long: it had not come back
@@ -151,7 +151,7 @@ class Reach:
             except OSError:  # no descriptor, no memory: no news
                 self._probe.close()
             self._next = now + self._interval(now)
-            self._wake_neighbour(now)
+            self._wake_neighbor(now)
         return answer is not None and self._judge(answer, now)
 
     def _has_turn(self, now: float) -> bool:
@@ -185,7 +185,7 @@ class Reach:
             return QUICK_SECONDS if self.spec.needed else IDLE_SECONDS
         return (self.host.next - now) * max(self.host.turns, 1)
 
-    def _wake_neighbour(self, now: float) -> None:
+    def _wake_neighbor(self, now: float) -> None:
         """Makes the kernel resolve the next hop of a receiver that gets no copies, if the probe goes to another
         host."""
         spec = self.spec

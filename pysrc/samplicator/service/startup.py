@@ -28,7 +28,7 @@ def paragraph(
     degraded: Sequence[str],
     served: Sequence[str] = (),
 ) -> str:
-    """The whole paragraph, one fact a line. served: where the HTTP interface is, in words."""
+    """The whole paragraph, one fact per line. served: addresses of the HTTP interface, as text."""
     lines = [f"samplicator {version}: generation {readings.generation}"]
     lines += _listeners(spec, readings, grants)
     lines.append(", ".join(_worker(worker.index, worker.cpu) for worker in readings.workers))

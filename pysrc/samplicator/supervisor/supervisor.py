@@ -25,7 +25,7 @@ from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import Stir, TraceCallback, WorkerThread
 from samplicator.health.accounts import Accounts
-from samplicator.health.failover import Standings
+from samplicator.health.failover import Failover
 from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
@@ -97,11 +97,11 @@ class Supervisor:
         self._debris: list[Callable[[], None]] = []
         self._links: Links | None = None
         self._accounts = Accounts()
-        self._failover = Standings(self._running)
+        self._failover = Failover(self._running)
         self.view = View(self._running, self._failover, self._accounts)
         self._gate = RateGate()
         self._ended = False
-        self._stirs = Stir(), Stir()  # of look() and watch_neighbours()
+        self._stirs = Stir(), Stir()  # of look() and watch_neighbors()
         self._looks = 0
         self._watch_at = 0.0
         self._tried = 0  # sockets of each listener, so far: they take turns
@@ -501,9 +501,9 @@ class Supervisor:
             self._wake(self._running.workers)
         self._failover.finish_returns()
 
-    def watch_neighbours(self, *, sparing: bool = False) -> None:
-        """Several times a second: tells the datapath whose next hop does not answer. sparing: the kernel has told of no
-        change since the last time.
+    def watch_neighbors(self, *, sparing: bool = False) -> None:
+        """Several times per second: tells the datapath which next hops do not answer. sparing: the
+        kernel has reported no change since the last time.
         """
         with self._lock:
             states = list(self._running.receivers.values())

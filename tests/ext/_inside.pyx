@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
-"""samplicator._probe: the whole datapath once more, with doors that production does not have. For tests only; never shipped.
+"""samplicator._inside: the whole datapath once more, with doors that production does not have. For tests only; never shipped.
 
 It includes _fastpath.pyx itself, so that what is tested is the very source, and its Tx, Plan, Worker and counters are classes of their own.
 The doors: pure functions on bytes, a worker's session cache and ring, and a scripted engine: `port.send` replaced by a player of a list of
