@@ -179,11 +179,12 @@ def test_a_gateway_that_ends_is_a_state_and_is_handed_new_doors(bench: Bench, lo
     assert bench.listener("back").state_why.startswith(GONE)
     exporters.send(10)
     bench.until(lambda: bench.receiver("out").counters["failed_no_buffer_space"] == 10, "ten copies lost")
-    assert "out" in bench.supervisor.housekeeping()
+    assert bench.supervisor.housekeeping() == ("out", "back")
     bench.supervisor.apply(made)
     exporters.send(10)
     bench.until(lambda: bench.receiver("one").counters["sent"] == 20, "copies after the new doors")
     assert (bench.receiver("out").state, bench.listener("back").state) == (UP, "up")
+    assert bench.supervisor.housekeeping() == ()
 
 
 def test_members_of_a_pool_behind_doors_keep_their_exporters(bench: Bench, load: Load, collector: Collector) -> None:

@@ -396,7 +396,11 @@ class Service:
             self._missing,
             Pulse("look", LOOK_SECONDS, lambda: supervisor.look(sparing=True)),
             Pulse("neighbors", 0.001, self._watch_neighbors),
-            Pulse("paths", HOUSEKEEPING_SECONDS, lambda: then("own source address gone:", supervisor.housekeeping())),
+            Pulse(
+                "paths",
+                HOUSEKEEPING_SECONDS,
+                lambda: then("own source address or gateway gone:", supervisor.housekeeping()),
+            ),
             Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
         ]
         for pulse in self._pulses:

@@ -424,7 +424,7 @@ class Supervisor:
 
     def housekeeping(self) -> tuple[str, ...]:
         """Every few seconds: path MTU, receivers that had no route, what is up. Returns receivers whose own source
-        address is gone: apply() opens them anew.
+        address or gateway is gone, and listeners whose gateway is: apply() opens them again.
         """
         with self._lock:
             if self._ended:
@@ -445,7 +445,8 @@ class Supervisor:
                     log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
             if self._running.plan is not None and self._running.spec is not None:
                 self._failover.mark_templates(self._running.plan, self._running.spec)
-            return tuple(name for name, state in self._running.receivers.items() if state.lost)
+            lost = [name for name, state in self._running.receivers.items() if state.lost]
+            return (*lost, *(name for name, state in self._running.listeners.items() if state.lost))
 
     def follow_host(self) -> None:
         """Addresses or interfaces of this host have changed, or may have: judges again which receivers are this host,
