@@ -6,8 +6,8 @@ used from the front as needed (pages that are never written use no memory). Numb
 0 = none: zeroed memory is an empty table.
 
 Other threads read with two sequence locks per domain: `head_version` guards the session, the header, the sequence and the chain of renumbering
-states (not their content), `version` the list of items. Both are odd while written. Every number that another thread uses is below its limit,
-at any moment. Counters are relaxed 64-bit.
+states (not the content of these states), `version` the list of items. Both are odd while written. Every number that another thread uses is
+below its limit, at any moment. Counters are relaxed 64-bit.
 """
 
 from base.batch cimport exporter_t

@@ -1,6 +1,7 @@
 # needs: uapi: net; base: atomics; flow: memory, reading, scan, state, table
-# The Python handle of a flow_t: makes its memory, and reads it out from another thread than the worker's. Cold code: plain tuples out, no
-# lock that a worker takes. The worker holds the Flow and uses its `flow` pointer; a Flow outlives plans, so that templates survive a reload.
+# The Python handle of a flow_t: allocates its memory, and reads it from other threads than the worker's. Cold code: returns plain tuples,
+# takes no lock that a worker takes. The worker holds the Flow and uses its `flow` pointer; a Flow outlives plans, so that templates survive a
+# reload.
 
 cdef bytes flow_bytes(const u8 *p, Py_ssize_t n):
     return (<const char *>p)[:n]

@@ -1,5 +1,5 @@
 # needs: uapi: net
-# Memory of the handles: zeroed, on cache lines of its own, and arenas that are given back whole. Called by handles/, never by a running
+# Memory of the handles: zeroed and cache-line aligned, and arenas that are returned as a whole. Called by handles/, never by a running
 # worker.
 
 

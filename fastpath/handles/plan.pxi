@@ -1,6 +1,6 @@
 # needs: uapi: net; base: batch, hash, wire; route: match, plan; rx: socket; tx: engine; worker: work; handles: alias, memory, sockets, tx
-# The Plan: ties ways in, ways out and rules together for one worker, and the memory they live in. Cold code: it checks what it is given, raises
-# ValueError; the worker never comes here. A Plan owns all memory that its work_t points to and keeps its parts alive.
+# The Plan: connects intakes, ways and rules for one worker, and owns their memory. Cold code: it checks its arguments and raises ValueError;
+# the worker never calls it. A Plan owns all memory that its work_t points to and keeps its parts alive.
 
 
 @cython.final

@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, batch, counters; route: plan; tx: engine
-# Counters out to Python: copied with relaxed loads, no lock that a worker takes. Order and names of the fields are base/counters.pxd's.
+# Counters for Python: copied with relaxed loads, without a lock that a worker takes. base/counters.pxd defines order and names of the fields.
 
 cdef extern from *:
     const unsigned long CYTHON_HEX_VERSION

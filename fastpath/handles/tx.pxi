@@ -1,6 +1,6 @@
 # needs: uapi: net; base: atomics; tx: door, engine; handles: memory, sockets
-# The Python handle of a way out: Tx. Cold code: it checks what it is given and raises ValueError; the worker never comes here. Memory comes
-# from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
+# The Python handle of a way: Tx. Cold code: it checks its arguments and raises ValueError; the worker never calls it. Memory comes from
+# handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
 
 cdef int tx_send_nowhere(tx_port_t *port, mmsghdr *messages, u32 n) noexcept nogil:

@@ -1,8 +1,8 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; rx: socket
-# Receive engine `recvmmsg`: one call fills the arena, the batch points into it. Datagrams over max_datagram are counted and left out: half
-# a datagram is a corrupt one. IPv4-mapped sources are unmapped here, once. What the kernel coalesced (UDP_GRO) is taken apart: a run in is
-# a run in the batch. Called by worker/loop.pxi. Nothing a datagram carries ends the loop; an error of the call is counted and reported as
-# "nothing now".
+# Receive engine `recvmmsg`: one call fills the arena, and the batch points into it. Datagrams over max_datagram are counted and dropped,
+# because a truncated datagram is corrupt. IPv4-mapped sources are unmapped here, once. Datagrams that the kernel coalesced (UDP_GRO) are
+# split: a coalesced run is a run in the batch. Called by worker/loop.pxi. No content of a datagram ends the loop; an error of the call is
+# counted and treated as "no datagram now".
 
 
 cdef inline void rx_exporter(exporter_t *out, const sockaddr_in6 *name) noexcept nogil:

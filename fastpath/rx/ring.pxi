@@ -1,23 +1,24 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; rx: socket
-# Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst) that the kernel fills with whole UDP
-# datagrams to the listener's ports while an ingress rule keeps them from the UDP stack. Payloads are read in place: no copy, no system call
-# per batch while there is a backlog. A segmented packet (virtio-net header, GSO type UDP_L4) is taken apart here: a run in is a run in the
-# batch. Called by worker/loop.pxi. Nothing is believed: every offset and length is read once and bounded by its block; what does not add up is
-# counted and left out.
+# Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst). The kernel fills it with whole UDP datagrams
+# to the listener's ports, while an ingress rule keeps these datagrams from the UDP stack. Payloads are read in place: no copy, and no system call
+# per batch while there is a backlog. A segmented packet (virtio-net header, GSO type UDP_L4) is split here: it is a run in the batch. Called by
+# worker/loop.pxi. No value is trusted: every offset and length is read once and limited by its block; inconsistent packets are counted and
+# dropped.
 #
-# The kernel closes a block when it is full or its timer expires, and tells nobody before. A short timer would use up a ring in blocks that are
-# all but empty; so the timer is long, the ring holds in bytes what it is large, and the block that the kernel still fills is read as well
+# The kernel closes a block when the block is full or its timer expires, and reports nothing before. A short timer would fill a ring with almost
+# empty blocks. So the timer is long, the ring has its full size in bytes, and the block that the kernel still fills is read as well
 # (net/packet/af_packet.c, tpacket_rcv(), prb_fill_curr_block(), prb_close_block(); 5.12 to 6.18):
-#   - Under the queue's lock a slot gets its length (next), the block's count of packets rises, and the slot's status is cleared. So when a
-#     count has been read and the lock was taken once since (SIOCINQ does no more than that), the status of no slot counted is an old one.
-#   - Without the lock the packet is copied, then TP_STATUS_USER is stored, then the rest of the header. Where stores become visible in their
-#     order (x86) the packet is whole when the status says so. On other processors open blocks are not read: see RxSocket(bell=...).
-#   - The rest of the header may still be that of an older packet at this place. Lengths count when they agree with `next`, which leaves 7 bytes
-#     of padding to be wrong about and the IP header has the last word; offsets count when they are the usual ones of this device.
-#   - Who is told? The doorbell: a packet socket with the same filter and a ring of one slot. A packet that finds the slot empty fills it and
-#     wakes the worker; while it is full all others pass by. It comes after the ring, so: empty the slot, then look at the ring, then wait.
-#   - A slot may never be filled (a GSO type that a virtio-net header cannot say, counted by the kernel as a drop). Whether a slot is late or
-#     never comes shows when the block is closed; so after a millisecond it is passed over, and looked at again then.
+#   - Under the queue's lock, a slot gets its length (next), the block's count of packets increases, and the slot's status is cleared. So after
+#     a count was read and the lock was taken once (SIOCINQ only takes this lock), the status of a counted slot is never an old one.
+#   - Without the lock, the packet is copied, then TP_STATUS_USER is stored, then the rest of the header. Where stores become visible in order
+#     (x86), the packet is complete when the status is set. On other processors open blocks are not read: see RxSocket(bell=...).
+#   - The rest of the header can still be that of an older packet at this place. Lengths are used if they agree with `next`, which leaves an
+#     error of at most 7 bytes of padding, and the IP header decides; offsets are used if they are the usual ones of this device.
+#   - The doorbell wakes the worker: a packet socket with the same filter and a ring of one slot. A packet that finds the slot empty fills it
+#     and wakes the worker; while the slot is full, other packets pass it. The doorbell comes after the ring, so the order is: empty the slot,
+#     then read the ring, then wait.
+#   - A slot may never be filled (a GSO type that a virtio-net header cannot express, which the kernel counts as a drop). Only when the block is
+#     closed is it known whether a slot is late or stays empty; so after a millisecond it is skipped, and checked again then.
 
 cdef enum:
     RING_VNET_BYTES = 10               # struct virtio_net_hdr before the link header

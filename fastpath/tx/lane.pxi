@@ -1,14 +1,15 @@
 # needs: uapi: net; base: atomics, batch, hash; tx: engine, port
-# Lanes: a socket of its own, with a source port of its own, for each exporter session on its way to one unspoofed receiver of engine `udp`
-# (source_port = "per-session"), so that the collector sees RFC 7011's transport sessions. A lane is connected and set up like the receiver's
-# own socket, so all that is known of errors and reports (IP_RECVERR) holds: tx_flush() is given its socket in the place of the receiver's
-# own. Bounded: LANE_SETS * LANE_WAYS sockets a worker, and no more than half of the descriptors the process may open. A lane is given at
-# once while there is credit (LANE_CREDIT, renewed slowly), else it is earned by LANE_EARN datagrams: forged sources do not cost a socket each.
-# The least recently used goes, when it was silent for LANE_IDLE_S; one that never earned its socket after LANE_ONCE_S. Who has none leaves
-# by the receiver's own socket, v9 and IPFIX under an alias (flow/alias.pxd), so nobody's templates meet there either.
-# Ports are chosen where the kernel would choose them (net.ipv4.ip_local_port_range), and never one that the host keeps for somebody
-# (net.ipv4.ip_local_reserved_ports): bind(2) of a port by name does not look at either. One that a listener is to have is given back.
-# Called by worker/lane.pxi.
+# Lanes: one socket with its own source port per exporter session, for one unspoofed receiver of engine `udp` (source_port = "per-session"),
+# so that the collector sees one transport session per exporter (RFC 7011). A lane is connected and configured like the receiver's own socket,
+# so errors and reports (IP_RECVERR) are handled in the same way: tx_flush() gets the lane's socket in place of the receiver's socket.
+# Bounded: LANE_SETS * LANE_WAYS sockets per worker, and at most half of the descriptors that the process may open. A session gets a lane at
+# once while there is credit (LANE_CREDIT, renewed slowly), otherwise after LANE_EARN datagrams, so that forged sources do not need a socket
+# each. The least recently used lane is closed when it was silent for LANE_IDLE_S, or for LANE_ONCE_S if its session had few datagrams. Copies
+# of sessions without a lane leave by the receiver's own socket, v9 and IPFIX with an alias (flow/alias.pxd), so templates do not collide
+# there either.
+# Ports are chosen from the range that the kernel uses (net.ipv4.ip_local_port_range), without the ports that the host reserves
+# (net.ipv4.ip_local_reserved_ports), because bind(2) with an explicit port checks neither. A port that a listener needs is released. Called
+# by worker/lane.pxi.
 
 cdef enum:
     LANE_WAYS = 8

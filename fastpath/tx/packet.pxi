@@ -1,9 +1,10 @@
 # needs: uapi: net; base: atomics, batch, wire; shape: run; tx: engine, raw, shared
-# Engine `packet`: spoofed copies leave through an AF_PACKET socket with a virtio-net header (packet(7), PACKET_VNET_HDR), past routing and
-# netfilter: runs as one segmented frame (GSO type UDP_L4), the others as plain frames, those of all receivers in one sendmmsg. The next
-# hop's link address and the egress interface come from the control plane (Tx.link) and may change at any time. Checksums are left to the
-# device. What cannot be sent as a frame (no link address yet, local receiver, over the MTU, refused) is left to the receiver's raw socket;
-# an exporter's datagrams of a batch go one way only, so that order holds. Called by worker/send.pxi for receivers that take the whole batch.
+# Engine `packet`: sends spoofed copies through an AF_PACKET socket with a virtio-net header (packet(7), PACKET_VNET_HDR), without routing and
+# netfilter: runs as one segmented frame (GSO type UDP_L4), the others as plain frames, those of all receivers in one sendmmsg. The next hop's
+# link address and the egress interface come from the control plane (Tx.link) and can change at any time. The device computes checksums. What
+# cannot be sent as a frame (no link address yet, local receiver, over the MTU, refused) is left to the receiver's raw socket; all datagrams
+# of an exporter in a batch are sent by the same engine, so that their order is kept. Called by worker/send.pxi for receivers that take the
+# whole batch.
 
 cdef enum:
     PACKET_VNET_BYTES = 10             # struct virtio_net_hdr, include/uapi/linux/virtio_net.h

@@ -1,10 +1,10 @@
 # needs: uapi: net; base: atomics, batch; tx: engine, udp
-# Ports: one IP_TRANSPARENT socket (ip(7)) for each source port of exporters, through which engine `transparent` sends (tx/transparent.pxi). It
-# is bound to the port and to an address that nobody has and nothing is routed to, so it cannot take anybody's traffic, not even that of an
-# exporter on this host. A port earns its socket by what runs would save: forged ones must not cost a socket each.
-# A bound port is one that no other program can bind to all addresses (bind(2), EADDRINUSE). So a port is taken only while runs leave from it
-# (PORT_IDLE_SECONDS), never one that a program of this host has, and it is let go of when a listener of ours is to have it. A listener's
-# port is shared with the listener (SO_REUSEPORT, set on both; the supervisor sees to the listener's side).
+# Ports: one IP_TRANSPARENT socket (ip(7)) per source port of exporters, through which engine `transparent` sends (tx/transparent.pxi). It is
+# bound to the port and to an address that no host has and no route leads to, so it cannot take traffic from any program, not even from an
+# exporter on this host. A port gets a socket only when runs save more than it costs, so that forged ports do not need a socket each.
+# While a port is bound, no other program can bind it to all addresses (bind(2), EADDRINUSE). So a port is used only while runs are sent from
+# it (PORT_IDLE_SECONDS), ports of programs on this host are never used, and a port that a new listener needs is released. A listener's port
+# is shared with the listener (SO_REUSEPORT on both; the supervisor sets it on the listener's sockets).
 
 cdef enum:
     PORT_WAYS = 8

@@ -1,7 +1,7 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; tx: engine
-# Engine `raw`: copies leave through a raw socket with the IP and UDP header crafted here, so with any source: spoofed, or one fixed by the
-# configuration. One payload sum per datagram serves all copies. The kernel refuses packets over the MTU: fragments are cut here.
-# Called by worker/send.pxi for receivers and exporters of one family. Cannot fail: it accounts.
+# Engine `raw`: sends copies through a raw socket, with the IP and UDP header written here, so with any source: the exporter's, or one fixed
+# by the configuration. One payload sum per datagram serves all copies. The kernel refuses packets over the MTU, so fragments are cut here.
+# Called by worker/send.pxi for receivers and exporters of one family. Never fails: it counts copies that fail.
 
 
 cdef inline u8 tx_raw_ttl(const tx_t *tx, const exporter_t *exporter) noexcept nogil:

@@ -1,6 +1,7 @@
 # needs: uapi: net; base: atomics, batch, wire; shape: run; tx: engine
-# Sockets that many receivers share (engines `transparent` and `packet`): how a ring of copies for many is sent and accounted for, and what is
-# left to each receiver's own raw socket. Called by tx/transparent.pxi and tx/packet.pxi; the worker sends what was left.
+# Sockets that many receivers share (engines `transparent` and `packet`): how a ring of copies for many receivers is sent and counted, and
+# which copies are left to each receiver's own raw socket. Called by tx/transparent.pxi and tx/packet.pxi; the worker sends the copies that
+# were left.
 
 ctypedef struct shared_t:              # of a plan
     tx_t **ways                        # the plan's

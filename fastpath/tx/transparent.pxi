@@ -1,10 +1,10 @@
 # needs: uapi: net; base: batch; shape: run; tx: engine, port, shared, udp
-# Engine `transparent`: spoofed runs leave through the ordinary UDP stack, by an IP_TRANSPARENT socket that is bound to the exporter's port
-# (tx/port.pxi); the exporter's address goes with each message (IP_PKTINFO), so one socket a port and worker serves all exporters that send
-# from it, and all receivers. What such a socket does not take (there is none, queue full of another receiver's copies, refused) is left to
-# the receiver's raw socket, for the rest of the batch, so that order per exporter and receiver holds; and so is all of an exporter in a batch
-# in which something is over the receiver's MTU: the raw socket cuts fragments of the right size. Called by worker/send.pxi for receivers that
-# take the whole batch. Cannot fail: it accounts.
+# Engine `transparent`: sends spoofed runs through the ordinary UDP stack, with an IP_TRANSPARENT socket that is bound to the exporter's port
+# (tx/port.pxi). Each message has the exporter's address (IP_PKTINFO), so one socket per port and worker serves all exporters that send from
+# this port, and all receivers. What such a socket does not take (no socket, queue full of another receiver's copies, refused) is left to the
+# receiver's raw socket, for the rest of the batch, so that the order per exporter and receiver is kept. The same holds for all datagrams of
+# an exporter in a batch with a datagram over the receiver's MTU, because the raw socket cuts fragments of the right size. Called by
+# worker/send.pxi for receivers that take the whole batch. Never fails: it counts copies that fail.
 
 
 cdef inline void transparent_name(tx_t *tx, const exporter_t *exporter, msghdr *message, u8 *control) noexcept nogil:

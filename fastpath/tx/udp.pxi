@@ -1,8 +1,9 @@
 # needs: uapi: net; base: atomics, batch, wire; shape: run; tx: engine
-# Engine `udp`: copies leave from our own address through a UDP socket connected to the receiver; the kernel builds headers and fragments. Runs
-# of equal-size datagrams leave as one segmented send (UDP_SEGMENT, udp(7)), whoever sent them: all come from us.
-# The socket's TTL and TOS are set by whoever opened it; a message carries control messages only where it must differ from them.
-# Called by worker/send.pxi for unspoofed receivers and for exporters of the other address family. Cannot fail: it accounts.
+# Engine `udp`: sends copies from an address of this host through a UDP socket connected to the receiver; the kernel builds headers and
+# fragments. Runs of datagrams of equal size are sent by one segmented send (UDP_SEGMENT, udp(7)), also of different exporters, because all
+# copies have the same source.
+# The opener of the socket sets its TTL and TOS; a message has control messages only where it must differ from them. Called by worker/send.pxi
+# for unspoofed receivers and for exporters of the other address family. Never fails: it counts copies that fail.
 
 cdef enum:
     UDP_SOCKET_TTL = 64                # of every socket whose copies have no TTL of their own; host/sockets.py sets it, too

@@ -1,7 +1,7 @@
 # needs: uapi: net; base: atomics, batch, counters; flow: observe; route: echo, match, plan, session; tx: engine; worker: echo, flow, lane,
 #        pool, send, state, work
-# Which ways the datagrams of a batch take: their routes, what the flow stage says of them, and the selections that worker/send.pxi sends.
-# Called by worker/loop.pxi once a batch, and by worker/echo.pxi. It must never look at a payload itself.
+# Which ways the datagrams of a batch take: their routes, the results of the flow stage, and the selections that worker/send.pxi sends. Called
+# by worker/loop.pxi once per batch, and by worker/echo.pxi. It must never look at a payload itself.
 
 
 cdef inline u32 worker_route(worker_t *w, u32 d) noexcept nogil:

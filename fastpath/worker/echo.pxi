@@ -1,8 +1,8 @@
 # needs: uapi: net; base: atomics, batch; route: echo, plan; tx: engine; worker: choose, flow, pool, state, work
-# Echoes in the worker: holds back the copies of the payload under test, asks one receiver after the other, and stops the one that has
-# proved to be an echo (route/echo.pxd says how that is told from exporters that repeat themselves). What is held is sent when the test ends,
-# however it ends, before a plan changes and before the worker stops. Called by worker/choose.pxi per suspected datagram, by
-# worker/loop.pxi between batches.
+# Echoes in the worker: holds back the copies of the payload under test, sends them to one receiver after the other, and stops the receiver
+# that is proved to be an echo (route/echo.pxd explains the difference to exporters that repeat payloads). Held copies are always sent when
+# the test ends, before a plan changes and before the worker stops. Called by worker/choose.pxi per suspected datagram, by worker/loop.pxi
+# between batches.
 
 
 cdef const u8 *WORKER_LOOPBACK = <const u8 *>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"

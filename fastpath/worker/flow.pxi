@@ -1,9 +1,9 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; flow: alias, keep, observe, renumber, replay, scan, state; route: match, plan,
 #        pool, session; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state
-# The flow stage in the worker: what it says of each datagram decides which copies a sampling receiver gets and with which sequence
-# number, and it gives the templates that are replayed. Bytes are only ever changed in copies of our own (`rewritten`). Order matters:
-# a datagram is observed, then selected for every receiver, before the next is observed; replays run between batches.
-# Called by worker/choose.pxi, worker/loop.pxi and worker/send.pxi.
+# The flow stage in the worker: its result for each datagram decides which copies a sampling receiver gets and with which sequence number, and
+# it provides the templates that are replayed. Bytes are only changed in copies of our own (`rewritten`). The order matters: a datagram is
+# observed, then selected for every receiver, before the next datagram is observed; replays run between batches. Called by worker/choose.pxi,
+# worker/loop.pxi and worker/send.pxi.
 
 cdef enum:
     FLOW_AGE_STEPS = 64                # places of the table looked at in one loop pass

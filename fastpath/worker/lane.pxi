@@ -1,8 +1,8 @@
 # needs: uapi: net; base: atomics, batch; flow: alias, items, renumber, replay, scan, state, template; route: plan; shape: run; tx: engine,
 #        lane, udp; worker: flow, pool, send, state, work
-# What keeps exporters apart at a receiver that sees the relay's address only: aliases of their domains (alias = the receiver has domain =
-# "unique") and lanes (a source port for each session). Where either changes, the collector knows no template under the new name: they are
-# replayed there first. Called by worker/choose.pxi once a datagram, by worker/send.pxi and worker/flow.pxi.
+# Keeps exporters apart at a receiver that only sees the address of this host: aliases of their domains (alias = the receiver has domain =
+# "unique") and lanes (a source port per session). When an alias or a lane changes, the collector has no templates under the new name, so they
+# are replayed there first. Called by worker/choose.pxi once per datagram, by worker/send.pxi and worker/flow.pxi.
 
 
 cdef void worker_alias(worker_t *w, u32 d) noexcept nogil:

@@ -1,11 +1,10 @@
 # needs: uapi: net; base: atomics, batch; flow: items, keep, renumber, replay, scan; route: plan, pool; worker: flow, state
-# Pools in the worker: which member's way a datagram takes, and what the members have to be told so that each can decode what it gets. A member
-# that takes over an exporter gets its templates first (hand-over); templates that are new are announced to all members at once, these
-# and no others; numbers of those that get nothing stand still (flow_pause). Receivers that a rule names besides the pool get every copy
-# anyway and are left alone.
-# What hand-overs and announcements send of one domain to one member is bounded by the second (flow_may_replay); a member that had to do
-# without is sent all as soon as it may be.
-# Called by worker/choose.pxi once per datagram of a pool, by worker/loop.pxi once per batch. Hand-overs and announcements leave before the
+# Pools in the worker: which member's way a datagram takes, and which templates the members need to decode what they get. A member that takes
+# over an exporter gets its templates first (hand-over); new templates are announced to all members at once, and only these; the sequence
+# numbers of members that get no data do not change (flow_pause). Receivers that a rule names besides the pool get every copy anyway and are
+# not touched. What hand-overs and announcements send of one domain to one member is limited per second (flow_may_replay); a member that was
+# refused gets all templates as soon as the limit permits.
+# Called by worker/choose.pxi once per datagram of a pool, by worker/loop.pxi once per batch. Hand-overs and announcements are sent before the
 # batch's copies.
 
 cdef enum:

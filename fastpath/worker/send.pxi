@@ -1,7 +1,7 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: door, engine, packet, raw, transparent, udp; worker: flow, lane,
 #        state, work
-# From selections to copies handed over: which way each receiver's copies leave, one emit and one flush each. Runs of the whole batch are
-# cut once and shared. Called by worker/loop.pxi once per batch. Cannot fail: engines account.
+# From selections to copies given to the kernel: which way sends each receiver's copies, with one emit and one flush each. Runs of the whole
+# batch are cut once and shared by all receivers. Called by worker/loop.pxi once per batch. Never fails: engines count copies that fail.
 
 
 cdef inline runs_t *worker_runs(worker_t *w, const tx_t *tx, const batch_t *batch, const u16 *selection, u32 n, bint grouped) noexcept nogil:

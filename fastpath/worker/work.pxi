@@ -1,5 +1,5 @@
 # needs: uapi: net; flow: alias; route: plan; rx: socket; tx: engine, shared
-# What one worker does under a plan: its routing, the ways in and out that it names, and the scratch space of a batch. Made by
+# What one worker does under a plan: its routing, the intakes and ways that the plan names, and the scratch space of a batch. Made by
 # handles/plan.pxi, which owns the memory; used by one worker at a time.
 
 ctypedef struct work_t:                # what one worker does: routing, and the ways in and out it names

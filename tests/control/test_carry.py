@@ -118,7 +118,7 @@ def test_a_new_process_goes_on_where_the_old_one_stopped(stand: Stand, workers: 
         stand.send(13)  # data only
         second.received(stand.sent)
         after = second.stop()
-    assert "counters go on" in second.log
+    assert "counters continue" in second.log
     flow = after["readings"]["flow"]
     assert flow["counters"]["domains"] == len(stand.exporters)
     assert sum(flow["lost"].values()) == sum(flow["restarts"].values()) == 0

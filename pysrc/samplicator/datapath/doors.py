@@ -1,9 +1,8 @@
 """Doors: the workers' ends, of receivers and listeners whose transport is a gateway.
 
-Invariants: each pair of worker and receiver, or worker and listener, has a door of its own; a gateway that stops
-reading, or is gone, costs its receiver copies and nobody else anything, and shows as the receiver's fault; a door whose
-other end is gone is opened anew. Called by supervisor. It must never publish, never wait for a gateway, and never
-decide what runs.
+Invariants: each pair of worker and receiver, or worker and listener, has a door of its own; if a gateway stops reading
+or ends, only its receiver loses copies, and the receiver shows the fault; a door whose other end was closed is opened
+again. Called by supervisor. It must never publish, never wait for a gateway, and never decide what runs.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class DoorPath:
         return Way(tx, None, [ours])
 
     def look(self, now: float, ways: Sequence[Way], counters: Mapping[int, TxCounters]) -> None:
-        """Several times per second: whether the gateway is there and reads. Ways are in the order of the workers."""
+        """Several times per second: whether the gateway runs and reads. Ways are in the order of the workers."""
         faults = [self._fault(now, way, counters[index]) for index, way in enumerate(list(ways)) if way.sockets]
         self.fault = next(filter(None, faults), "") if not self.spec.missing else ""
         self._quiet = {id(way): self._quiet[id(way)] for way in ways if id(way) in self._quiet}

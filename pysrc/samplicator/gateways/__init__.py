@@ -1,4 +1,4 @@
-"""Transports that are not UDP and therefore live in the control plane. They meet the datapath at a door.
+"""Transports other than UDP, which run in the control plane. A door connects them to the datapath.
 
 May import: config, plan.
 """

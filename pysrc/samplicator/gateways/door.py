@@ -1,11 +1,11 @@
 """Doors: the bounded way between a worker and a gateway, a transport in the control plane that is not UDP.
 
-Purpose: to a worker a door is one more listener's intake, or one more way to a receiver; to a gateway it is batches of
+Purpose: for a worker a door is an intake of a listener, or a way to a receiver; for a gateway it is batches of
 datagrams. Each pair of worker and receiver (or listener) has a door of its own, which the supervisor opens when a plan
-needs it and hands to the gateway (`Gateway`). Invariants: nothing here waits; a door that nobody reads holds as much as
-its queue does, then the worker counts copies as no_buffer_space and goes on; when the supervisor has closed its end,
-what is queued can still be read, then read() raises EOFError. Called by gateways (Door), and by the datapath room
-(pair). It must never decide what becomes of a datagram that finds no room: that is the gateway's to count.
+needs it and hands to the gateway (`Gateway`). Invariants: no function waits; when the queue of a door is full because
+its gateway does not read, the worker counts copies as no_buffer_space and continues; when the supervisor has closed its
+end, what is queued can still be read, then read() raises EOFError. Called by gateways (Door), and by the datapath room
+(pair). It must never decide what happens to a datagram that does not fit: the gateway counts it.
 """
 
 from __future__ import annotations

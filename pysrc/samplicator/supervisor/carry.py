@@ -1,22 +1,23 @@
-"""Carry: what a service knows is saved in a file and taken up by the next process: templates, sequence numbers,
+"""Carry: saves the state of a service in a file and loads it into the next process: templates, sequence numbers,
 renumbering, counters.
 
-Purpose: a restart is for collectors as if the relay had been silent for a moment. Two things are carried, and they are
-not the same. The cache (what exporters taught, where their numbers stand, which numbers receivers saw) is taken up
-from any file; it is as old as the file. Counters (of listeners, receivers, the flow stage, latency) are taken up only
-from the last word of a service that ended in order, and once: a file that was written while it ran on is behind what
-was scraped meanwhile, and a counter that falls is taken for a restart from zero by whoever reads it (Prometheus adds
-its whole value). So after a crash they begin at zero, which everybody understands. What describes the process, not the
-traffic (CPU time, wake-ups, heartbeats), begins anew always.
+Purpose: for collectors a restart looks like a short silence. Two kinds of state are carried. The cache (templates and
+options data, the exporters' sequence numbers, the numbers that receivers saw) is loaded from any file; it is as old as
+the file. Counters (of listeners, receivers, the flow stage, latency) are loaded only from the final file of a service
+that ended normally, and only once: a file that was written while the service ran is older than the last scrape, and
+readers treat a counter that decreases as a restart from zero (Prometheus then adds its whole value). So after a crash
+counters begin at zero, which all readers handle. Values that describe the process, not the traffic (CPU time, wake-ups,
+heartbeats), always begin at zero.
 
-Everything goes by names: what the new configuration does not name any more is dropped, totals too. With as many workers
-as before, each gets what the one with its number had: the kernel spreads exporters over the sockets of a port by their
-order. With another number each gets all, and the counters of a domain go to one of them, so that sums hold; what the
-others do not hear of is forgotten in ten minutes. A domain that was silent for longer than the flow stage remembers is
-dropped, as if the process had gone on; templates expire by the time since they were last repeated or used.
+State is matched by name: state of names that the new configuration does not have is dropped, including totals. With the
+same number of workers, each worker gets the state of the worker with its number, because the kernel spreads exporters
+over the sockets of a port by their order. With another number of workers each one gets all domains, and one of them
+gets the counters of a domain, so that sums are right; domains that a worker gets no datagrams of are forgotten in ten
+minutes. A domain that was silent for longer than the flow stage keeps domains is dropped; templates expire by the time
+since they were last repeated or used.
 
-Called by supervisor: load before the first plan, snapshot and save in a thread. It must never take a
-lock that a worker takes, and never fail for what is in a file: what cannot be used is ignored with one line.
+Called by supervisor: load before the first plan, snapshot and save in a thread. It must never take a lock that a worker
+takes, and never fail because of the content of a file: a file that cannot be used is ignored with one log line.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def save(taken: Snapshot, path: str, *, limit: int = LIMIT_BYTES) -> Saved:
     with Writer(path, final=taken.final, limit=limit) as writer:
         for record in taken.records:
             if not writer.add(record):
-                raise OSError(0, f"{limit} bytes are too few for a state file")
+                raise OSError(0, f"the limit of {limit} bytes is too small for the state file")
         order = _order(taken.flows)
         for domain in _domains(taken, order):
             if not writer.add(domain):
@@ -173,7 +174,8 @@ def _batches() -> tuple[str, ...]:
 
 
 def _listener_record(state: ListenerState) -> dict[str, Any]:
-    """Counters so that the law holds, whatever is under way: a datagram that nothing has become of was not received."""
+    """Counters for which the conservation law holds, even with a batch in flight: a datagram without a result does not
+    count as received."""
     reading = state.read()
     counts = [reading.counters[name] for name in RX_FIELDS]
     counts[DATAGRAMS] = sum(counts[i] for i in ENDS)
@@ -186,8 +188,8 @@ def _listener_record(state: ListenerState) -> dict[str, Any]:
 
 
 def _receiver_record(state: ReceiverState) -> dict[str, Any]:
-    """Counters so that the law holds. Copies that wait for the link address of their next hop (Account) count as lost
-    with those that are.
+    """Counters for which the conservation law holds. Copies that wait for the link address of their next hop (Account)
+    count as lost.
     """
     rows = {index: list(counters.read()) for index, counters in state.counters.items()}
     account = state.standing.account
@@ -211,7 +213,7 @@ def _receiver_record(state: ReceiverState) -> dict[str, Any]:
 
 
 def known_by(spec: ReceiverSpec) -> str:
-    """A receiver that is another by this has to be told the templates."""
+    """A receiver for which this value differs needs the templates."""
     return hashlib.blake2b(repr(meets(spec)).encode(), digest_size=8).hexdigest()
 
 
@@ -285,24 +287,25 @@ def load(running: Running, spec: PlanSpec, path: str, *, limit: int = LIMIT_BYTE
     except OSError as error:
         log.warning("state file %s is ignored: it cannot be read: %s", path, error.strerror or error)
         return None
-    text = "state file %s, written %.1f s ago: %d observation domains are known with their templates; counters %s%s"
-    counters = "go on" if loaded.counters else "begin at zero, because the service did not end in order"
-    broken = f"; {loaded.broken} records are not used" if loaded.broken else ""
+    text = "state file %s, written %.1f s ago: %d observation domains with their templates were loaded; counters %s%s"
+    counters = "continue" if loaded.counters else "begin at zero, because the service did not end normally"
+    broken = f"; {loaded.broken} records were ignored" if loaded.broken else ""
     log.info(text, path, loaded.silent_seconds, loaded.domains, counters, broken)
     return loaded
 
 
 def taken_up(path: str) -> None:
-    """When the first plan runs: the file's counters go on from now, and nobody may begin at them again."""
+    """Called when the first plan runs: the counters of the file continue now, and no other process may load them
+    again."""
     try:
         mark_running(path)
     except OSError as error:
-        text = "state file %s cannot be written: %s; after a crash counters would go back to those in it"
+        text = "state file %s cannot be written: %s; after a crash counters could go back to its values"
         log.warning(text, path, error.strerror or error)
 
 
 class _Loading:
-    """One file being taken up. Records of it are hostile until they fit."""
+    """Loads one file. Its records are not trusted until they are checked."""
 
     def __init__(self, running: Running, spec: PlanSpec, counters: bool) -> None:
         self._running = running

@@ -1,12 +1,12 @@
-"""The state file: records (JSON objects) in a file that is whole or ignored.
+"""The state file: records (JSON objects) in a file that is complete or ignored.
 
-Purpose: what a service knows is carried over a restart. The format is our own: one line of text that says what it is,
-then the records as lines of JSON, compressed (zlib). The line has the version, whether the file is the last word of a
-service that ended ("final") or was written while it ran on ("running"), the length and the BLAKE2b digest of what
-follows. Invariants: a file appears whole under its name (temporary file, fsync, rename, fsync of the folder), mode
-0600; reading takes bounded memory whatever is in the file, and nothing of a file is believed before its length and
-digest are right. It holds no secret, but addresses; what can write to it can make the service believe in counters, no
-more. Called by carry. It must never keep a service from starting: what cannot be used is an Unusable, which says why.
+Purpose: keeps the state of a service over a restart. The format is our own: one line of text as a header, then the
+records as lines of JSON, compressed (zlib). The header has the version, whether a service wrote the file at its end
+("final") or while it ran ("running"), the length, and the BLAKE2b digest of the rest. Invariants: a file appears
+complete under its name (temporary file, fsync, rename, fsync of the folder), mode 0600; reading takes bounded memory
+for any content, and no content is used before length and digest are checked. The file holds addresses, but no secrets;
+a program that can write to it can only make the service show wrong counters. Called by carry. It must never stop a
+service from starting: a file that cannot be used is an Unusable, which says why.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Writer:
         with contextlib.suppress(FileNotFoundError):
             if not _ours(self._path):
                 raise FileExistsError(
-                    errno.EEXIST, "it is not a state file of samplicator, and is left alone", self._path
+                    errno.EEXIST, "the file is not a state file of samplicator, so it is not replaced", self._path
                 )
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._temporary)
@@ -132,7 +132,7 @@ def _sync_folder(path: str) -> None:
 
 
 def mark_running(path: str) -> None:
-    """From now on the file is not the last word any more. Raises OSError."""
+    """Marks the file as "running", so that its counters are not loaded again. Raises OSError."""
     fd = os.open(path, os.O_RDWR | PLAIN)
     try:
         if os.pread(fd, FINAL_AT, 0) == b"%s %d " % (MAGIC, VERSION):
@@ -142,7 +142,7 @@ def mark_running(path: str) -> None:
 
 
 class Reader:
-    """A file that is whole. final: it is the last word of the service that wrote it, and nobody took it up yet."""
+    """A complete file. final: a service wrote it at its end, and no process has loaded its counters yet."""
 
     def __init__(self, path: str, *, limit: int = LIMIT_BYTES) -> None:
         """Raises FileNotFoundError, OSError, Unusable."""
@@ -163,28 +163,28 @@ class Reader:
     def _check(self) -> bool:
         status = os.fstat(self._file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.geteuid(), 0):
-            raise Unusable("it is not a file of this user")
+            raise Unusable("the file does not belong to this user")
         if status.st_size > self._limit + HEAD_BYTES:
-            raise Unusable(f"it is longer than {self._limit} bytes")
+            raise Unusable(f"the file is longer than {self._limit} bytes")
         head = self._file.read(HEAD_BYTES)
         if not head.startswith(MAGIC + b" "):
-            raise Unusable("it is empty" if not head else "it is not a state file of samplicator")
+            raise Unusable("the file is empty" if not head else "the file is not a state file of samplicator")
         words = head[len(MAGIC) :].split()
         if words[:1] != [b"%d" % VERSION]:
-            raise Unusable("another version of samplicator wrote it")
+            raise Unusable("another version of samplicator wrote the file")
         if len(head) < HEAD_BYTES:
-            raise Unusable("it is truncated")
+            raise Unusable("the file is truncated")
         try:
             word, length, digest = words[1], int(words[2], 16), bytes.fromhex(words[3].decode("ascii"))
         except (IndexError, ValueError):
-            raise Unusable("it is damaged") from None
+            raise Unusable("the file is damaged") from None
         if status.st_size - HEAD_BYTES != length:
-            raise Unusable("it is truncated" if status.st_size - HEAD_BYTES < length else "it is damaged")
+            raise Unusable("the file is truncated" if status.st_size - HEAD_BYTES < length else "the file is damaged")
         found = hashlib.blake2b(digest_size=16)
         while chunk := self._file.read(CHUNK):
             found.update(chunk)
         if found.digest() != digest or word not in (FINAL.strip(), RUNNING):
-            raise Unusable("it is damaged")
+            raise Unusable("the file is damaged")
         return word == FINAL.strip()
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -197,18 +197,18 @@ class Reader:
                 *lines, rest = (rest + part).split(b"\n")
                 count += len(lines)
                 if count > MOST_RECORDS:
-                    raise Unusable("it is damaged")
+                    raise Unusable("the file is damaged")
                 for line in lines:
                     record = json.loads(line)
                     if not isinstance(record, dict):
-                        raise Unusable("it is damaged")
+                        raise Unusable("the file is damaged")
                     yield record
                 if len(rest) > LINE_BYTES:
-                    raise Unusable("it is damaged")
+                    raise Unusable("the file is damaged")
         except (zlib.error, ValueError, RecursionError) as error:
             if isinstance(error, Unusable):
                 raise
-            raise Unusable("it is damaged") from error
+            raise Unusable("the file is damaged") from error
 
     def _inflated(self) -> Iterator[bytes]:
         unpacker = zlib.decompressobj()
@@ -218,7 +218,7 @@ class Reader:
                 chunk = unpacker.unconsumed_tail
                 total += len(part)
                 if total > INFLATED * self._limit:
-                    raise Unusable("it is damaged")
+                    raise Unusable("the file is damaged")
                 yield part
         if not unpacker.eof:
-            raise Unusable("it is damaged")
+            raise Unusable("the file is damaged")
