@@ -18,7 +18,7 @@ LOG := build/build.log
 # ---- what a change of which file rebuilds
 
 SOURCES := $(shell find fastpath -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h')
-PROBE_SOURCES := $(wildcard tests/ext/*.pyx tests/ext/*.pxd)
+INSIDE_SOURCES := $(wildcard tests/ext/*.pyx tests/ext/*.pxd)
 PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
@@ -87,24 +87,24 @@ $(STAMPS)/build-tools: pyproject.toml | $(V)/bin/python
 	@touch $@
 
 # The compiled module is built here, apart from pip, so that its whole log is kept: the loop runs without the GIL, and a line
-# that would take it back, or any other warning, ends the build. $(1) is SAMPLICATOR_PROBE.
+# that would take it back, or any other warning, ends the build. $(1) is SAMPLICATOR_INSIDE.
 define compile
 @mkdir -p build
 @rm -rf build/cython
 @echo "Compiling the datapath (log: $(LOG))"
-@SAMPLICATOR_PROBE=$(1) $(BIN)/python setup.py build_ext --inplace >$(LOG) 2>&1 || { cat $(LOG); exit 1; }
+@SAMPLICATOR_INSIDE=$(1) $(BIN)/python setup.py build_ext --inplace >$(LOG) 2>&1 || { cat $(LOG); exit 1; }
 @! grep -nEi 'performance hint|warning: ' $(LOG) || { rm -rf build/cython; echo "The build log has hints or warnings." >&2; exit 1; }
 endef
 
 # The tests' build has their probe extension too; it counts as the ordinary build as well.
-EXT := $(STAMPS)/ext$(if $(filter test lint asan fuzz,$(MAKECMDGOALS)),-probe)
+EXT := $(STAMPS)/ext$(if $(filter test lint asan fuzz,$(MAKECMDGOALS)),-inside)
 
 $(STAMPS)/ext: $(SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
 	$(call compile,0)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
 	@touch $@
 
-$(STAMPS)/ext-probe: $(SOURCES) $(PROBE_SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
+$(STAMPS)/ext-inside: $(SOURCES) $(INSIDE_SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
 	$(call compile,1)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
 	@touch $(STAMPS)/ext $@
@@ -205,11 +205,11 @@ lint: $(EXT) $(STAMPS)/test-tools
 ASAN_LIB := build/asan/lib
 ASAN_PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 
-$(STAMPS)/asan: $(SOURCES) $(PROBE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject.toml $(EXT) $(STAMPS)/test-tools
+$(STAMPS)/asan: $(SOURCES) $(INSIDE_SOURCES) $(PYTHON_SOURCES) setup.py pyproject.toml $(EXT) $(STAMPS)/test-tools
 	@mkdir -p build
 	@rm -rf build/asan build/cython-asan
 	@echo "Compiling the datapath with ASan and UBSan (log: build/asan.log)"
-	@SAMPLICATOR_SANITIZE=1 SAMPLICATOR_PROBE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib $(ASAN_LIB) \
+	@SAMPLICATOR_SANITIZE=1 SAMPLICATOR_INSIDE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib $(ASAN_LIB) \
 		>build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
 	@touch $@
 
@@ -218,7 +218,7 @@ ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONPATH=$(CURDIR)/$(ASAN_LIB) PYTHONM
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=4 UBSAN_OPTIONS=print_stacktrace=1
 
 asan: test-needs $(STAMPS)/asan tools
-	@$(ASAN_ENV) $(BIN)/python -c 'from samplicator import _fastpath as f, _probe as p; assert "asan" in f.__file__ and "asan" in p.__file__'
+	@$(ASAN_ENV) $(BIN)/python -c 'from samplicator import _fastpath as f, _inside as p; assert "asan" in f.__file__ and "asan" in p.__file__'
 	$(ASAN_ENV) $(PYTEST) -p no:cacheprovider tests/unit tests/engine $(PYTEST_ARGS)
 	$(ASAN_ENV) $(BIN)/python tests/fuzz/daemon_fuzz.py
 

@@ -1,8 +1,8 @@
 """Build of the one compiled module, `samplicator._fastpath`, and (on request) of the test-only probe over its sources.
 
 Environment: SAMPLICATOR_SANITIZE=1 builds with ASan and UBSan, SAMPLICATOR_MARCH=NAME passes -march=NAME (appliances
-only; wheels stay baseline), SAMPLICATOR_PROBE=1 also builds the test extension `_probe`. Compiler warnings are errors,
-always.
+only; wheels stay baseline), SAMPLICATOR_INSIDE=1 builds the test extension `_inside`, too. Compiler warnings are
+always errors.
 """
 
 import os
@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("SAMPLICATOR_SANITIZE") == "1"
 MARCH = os.environ.get("SAMPLICATOR_MARCH")
-PROBE = os.environ.get("SAMPLICATOR_PROBE") == "1"
+PROBE = os.environ.get("SAMPLICATOR_INSIDE") == "1"
 
 cflags = [
     "-O3",
@@ -54,8 +54,8 @@ def extension(name: str, source: str, *macros: str) -> Extension:
 
 extensions = [extension("samplicator._fastpath", "fastpath/_fastpath.pyx")]
 if PROBE:
-    extensions.append(extension("samplicator._probe", "tests/ext/_probe.pyx"))
-    extensions.append(extension("samplicator._probe_flow", "tests/ext/_probe_flow.pyx", "FLOW_COUNT_STEPS"))
+    extensions.append(extension("samplicator._inside", "tests/ext/_inside.pyx"))
+    extensions.append(extension("samplicator._inside_flow", "tests/ext/_inside_flow.pyx", "FLOW_COUNT_STEPS"))
 
 setup(
     ext_modules=cythonize(

@@ -1,6 +1,6 @@
 """The measurements: drain (the one to trust), paced load, zero-loss rate, latency. Each returns a plain dict.
 
-Every function starts fresh processes in the lab, warms the path up (neighbours, sessions, sockets), measures, stops
+Every function starts fresh processes in the lab, warms the path up (neighbors, sessions, sockets), measures, stops
 them. The relay runs alone on its CPU; generator, sink and this script share the other one. A measurement that cannot be
 trusted (the receive queue overflowed, copies missing) raises LabError: no figure is printed for it. Called by `run`;
 knows nothing of tables and medians.
@@ -163,7 +163,7 @@ def sink_options(case: Case) -> list[str]:
 
 
 def warm_up(lab: Lab, case: Case, relay: Process) -> None:
-    """A few paced rounds through the relay, until copies arrive: neighbours known, sessions and sockets made. Many
+    """A few paced rounds through the relay, until copies arrive: neighbors known, sessions and sockets made. Many
     exporters: one datagram of each as well, so that every session is known, or a run from every port.
     """
     before = lab.witness.device_bytes("c0")

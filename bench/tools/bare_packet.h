@@ -1,5 +1,5 @@
 /* The bare loop's AF_PACKET sends: link, IP and UDP header crafted here, runs as virtio-net GSO frames (UDP_L4), the checksum left to
- * the device (NEEDS_CSUM). Spoofed only. The next hop's link address is given on the command line: no neighbour look-up here. */
+ * the device (NEEDS_CSUM). Spoofed only. The next hop's link address is given on the command line: no neighbor look-up here. */
 #ifndef BENCH_BARE_PACKET_H
 #define BENCH_BARE_PACKET_H
 

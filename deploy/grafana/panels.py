@@ -75,7 +75,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             stat(
                 "Copies failed",
                 "pps",
-                rate("samplicator_send_errors_total", RECEIVER),
+                rate("samplicator_send_failed_datagrams_total", RECEIVER),
                 "Copies that the kernel or the network did not take, for all receivers and reasons.",
                 red_above=0.001,
             ),
@@ -175,7 +175,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "pps",
                 (
                     Query(
-                        rate("samplicator_send_errors_total", RECEIVER, "receiver, reason"), "{{receiver}} {{reason}}"
+                        rate("samplicator_send_failed_datagrams_total", RECEIVER, "receiver, reason"),
+                        "{{receiver}} {{reason}}",
                     ),
                 ),
                 "refused: no program listens. no_neighbor, no_route: network. no_buffer_space: interface full.",
@@ -189,7 +190,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{receiver}} {{reason}}",
                     ),
                 ),
-                "sampled_out: copies left out by the receiver's freq.",
+                "skipped: copies left out by the receiver's freq.",
             ),
             Panel(
                 "Bytes sent",
@@ -216,7 +217,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         + " + "
                         + rate("samplicator_send_skipped_datagrams_total", RECEIVER, "receiver")
                         + " + "
-                        + rate("samplicator_send_errors_total", RECEIVER, "receiver"),
+                        + rate("samplicator_send_failed_datagrams_total", RECEIVER, "receiver"),
                         "{{receiver}} accounted for",
                     ),
                 ),

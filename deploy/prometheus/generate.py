@@ -21,7 +21,7 @@ Two laws hold exactly whenever nothing is under way, and tests assert them after
 - per listener: `samplicator_receive_datagrams_total` = `samplicator_receive_truncated_datagrams_total`
   + `samplicator_receive_matched_datagrams_total` + the sum of `samplicator_receive_rejected_datagrams_total`
 - per receiver: `samplicator_send_offered_datagrams_total` = `samplicator_send_datagrams_total`
-  + the sum of `samplicator_send_skipped_datagrams_total` + the sum of `samplicator_send_errors_total`
+  + the sum of `samplicator_send_skipped_datagrams_total` + the sum of `samplicator_send_failed_datagrams_total`
 
 A scrape stops no worker. While datagrams flow, the two sides of a law differ by what is under way at that moment: one
 batch of each worker at most (`batch`, 512 datagrams), in either direction. The difference does not add up: a lasting

@@ -3,7 +3,7 @@
 
 Conservation laws, true whenever no batch is in flight (HOUSE.md, "Life of a datagram"):
     listener:  datagrams = truncated + unmatched + denied + matched
-    receiver:  offered   = sampled_out + sent + sum(dropped)
+    receiver:  offered   = skipped + sent + sum(failed)
 Each struct has one writer, the worker. The order of the fields is the order of the tuples that handles/snapshot.pxi gives to Python.
 """
 
@@ -44,12 +44,12 @@ ctypedef struct rx_counters_t:
 
 ctypedef struct tx_counters_t:
     u64 offered                # copies due by the rules
-    u64 sampled_out            # of these, left out by freq
+    u64 skipped            # of these, left out by freq
     u64 sent                   # accepted by the kernel and not reported back as undelivered
     u64 sent_bytes             # UDP payload bytes of those
     u64 calls                  # send calls
     u64 retries                # send calls repeated after EAGAIN, ENOBUFS or a pending error
-    u64 dropped[REASON_COUNT]
+    u64 failed[REASON_COUNT]
     u64 replays                # replays of all templates to this receiver that were completed
     u64 shared_port            # of the copies that were to leave by their session's own port: those without one
     u32 countdown              # copies to leave out before the next one is sent (freq)

@@ -194,11 +194,11 @@ cdef class Plan:
     cdef _make_memo(self):
         cdef plan_t *p = &self.work.routing
         p.route_limit = 65536
-        p.pool_limit = max(262144, 4 * (p.way_count + p.pool_count))
+        p.table_limit = max(262144, 4 * (p.way_count + p.pool_count))
         p.slot_mask = 65535
         self._make_scratch(p)
         p.routes = <route_t *>memory_arena(&self.arena, p.route_limit, sizeof(route_t))
-        p.pool = <u32 *>memory_arena(&self.arena, p.pool_limit, 4)
+        p.route_table = <u32 *>memory_arena(&self.arena, p.table_limit, 4)
         p.slots = <u32 *>memory_arena(&self.arena, <size_t>p.slot_mask + 1, 4)
         match_forget(p)
         self.probe = p[0]

@@ -8,7 +8,7 @@ CYTHON_VERSION = ".".join([str((CYTHON_HEX_VERSION >> shift) & 0xFF) for shift i
 REASONS = ("no_route", "no_neighbor", "message_too_long", "no_buffer_space", "refused", "permission", "other", "loop")
 RX_FIELDS = ("datagrams", "bytes", "truncated", "truncated_bytes", "unmatched", "denied", "matched",
              "errors_again", "errors_intr", "errors_nomem", "errors_other")
-TX_FIELDS = ("offered", "sampled_out", "sent", "sent_bytes", "calls", "retries", *[f"dropped_{reason}" for reason in REASONS], "replays",
+TX_FIELDS = ("offered", "skipped", "sent", "sent_bytes", "calls", "retries", *[f"failed_{reason}" for reason in REASONS], "replays",
              "shared_port")
 WORKER_FIELDS = ("cpu_ns", "busy_ns", "wakeups", "stalls", "heartbeat_ns", "sessions", "session_misses", "session_evictions",
                  "session_sockets")

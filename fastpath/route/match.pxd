@@ -97,7 +97,7 @@ cdef inline void match_forget(plan_t *plan) noexcept nogil:
     """Empties the memo of routes; whoever holds route numbers must forget them too (the worker bumps its epoch)."""
     memset(plan.slots, 0xFF, (<size_t>plan.slot_mask + 1) * 4)
     plan.route_count = PLAN_ROUTE_FIRST
-    plan.pool_used = 0
+    plan.table_used = 0
     plan.memo_resets += 1
 
 
@@ -118,20 +118,20 @@ cdef inline u32 match_route(plan_t *plan, const u8 *address, u8 family, u32 list
     i = plan.slots[hash_value & plan.slot_mask]
     while i != PLAN_NONE:
         route = &plan.routes[i]
-        if route.hash == hash_value and route.count == count and memcmp(&plan.pool[route.first], plan.ways, <size_t>count * 4) == 0:
+        if route.hash == hash_value and route.count == count and memcmp(&plan.route_table[route.first], plan.ways, <size_t>count * 4) == 0:
             return i
         i = route.next
-    if plan.route_count == plan.route_limit or plan.pool_used + count > plan.pool_limit:
+    if plan.route_count == plan.route_limit or plan.table_used + count > plan.table_limit:
         match_forget(plan)
         forgot[0] = True
     i = plan.route_count
     route = &plan.routes[i]
-    route.first = plan.pool_used
+    route.first = plan.table_used
     route.count = count
     route.hash = hash_value
     route.next = plan.slots[hash_value & plan.slot_mask]
     plan.slots[hash_value & plan.slot_mask] = i
-    memcpy(&plan.pool[plan.pool_used], plan.ways, <size_t>count * 4)
-    plan.pool_used += count
+    memcpy(&plan.route_table[plan.table_used], plan.ways, <size_t>count * 4)
+    plan.table_used += count
     plan.route_count += 1
     return i

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The routing half of a plan: rules indexed by source, and the memo of routes made from them. Data only; route/match.pxd walks it.
 
-Built and freed by handles/plan.pxi under the GIL, read by one worker without it. Immutable except the memo (`routes`, `pool`, `slots`), which
+Built and freed by handles/plan.pxi under the GIL, read by one worker without it. Immutable except the memo (`routes`, `route_table`, `slots`), which
 only that worker writes. All memory is allocated when the plan is built: a full memo is emptied and filled again, and never grows.
 """
 
@@ -51,7 +51,7 @@ ctypedef struct pool_t:
     u32 version                    # exporters judged under another one are judged again
 
 ctypedef struct route_t:           # the union of an exporter's rules: ways out, in order, pools (way_count + index) behind them
-    u32 first                      # in pool
+    u32 first                      # in route_table
     u32 count
     u32 hash
     u32 next
@@ -79,9 +79,9 @@ ctypedef struct plan_t:
     u32 route_count
     u32 route_limit
     route_t *routes
-    u32 pool_used
-    u32 pool_limit
-    u32 *pool
+    u32 table_used
+    u32 table_limit
+    u32 *route_table
     u32 slot_mask
     u32 *slots                     # hash table over routes
     u64 memo_resets

@@ -184,7 +184,7 @@ cdef inline u32 tx_reason(int error) noexcept nogil:
 
 
 cdef inline u32 tx_report_reason(u32 error) noexcept nogil:
-    """Reason of a report about an earlier copy (ICMP): host unreachable is what the kernel says of a neighbour that does not answer."""
+    """Reason of a report about an earlier copy (ICMP): host unreachable is what the kernel says of a neighbor that does not answer."""
     if error == <u32>EHOSTUNREACH or error == <u32>EHOSTDOWN:
         return REASON_NO_NEIGHBOR
     return tx_reason(<int>error)
@@ -231,7 +231,7 @@ cdef inline u64 tx_pay(tx_t *tx, u64 copies) noexcept nogil:
         tx.owed[reason] -= part
         tx.debt -= part
         paid += part
-        atomics_add(&tx.counters.dropped[reason], part)
+        atomics_add(&tx.counters.failed[reason], part)
     return paid
 
 
@@ -239,7 +239,7 @@ cdef inline void tx_settle(tx_t *tx, u64 copies, u64 octets) noexcept nogil:
     """Counts accepted copies as sent, but for those that earlier reports are owed."""
     cdef u64 paid
     if unlikely(atomic_load32(&tx.refusing)):
-        atomics_add(&tx.counters.dropped[REASON_REFUSED], copies)
+        atomics_add(&tx.counters.failed[REASON_REFUSED], copies)
         return
     if unlikely(tx.debt and copies):
         paid = tx_pay(tx, copies)
@@ -263,7 +263,7 @@ cdef inline void tx_account(tx_t *tx, tx_ring_t *ring, u32 first, u32 n) noexcep
 cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept nogil:
     """Gives up the copy that message i belongs to; returns the first message of the next copy."""
     cdef u32 last = i + ring.copies[i].rest
-    atomics_add(&tx.counters.dropped[reason], ring.copies[last].copies)
+    atomics_add(&tx.counters.failed[reason], ring.copies[last].copies)
     return last + 1
 
 
@@ -357,7 +357,7 @@ cdef inline void tx_flush_plain(tx_t *tx, tx_port_t *port, tx_ring_t *ring, u32 
             tries += 1
             if not tx_again(tx, port, ring, -got, tries):
                 reason = tx_reason(-got)
-                atomics_add(&tx.counters.dropped[reason], 1)
+                atomics_add(&tx.counters.failed[reason], 1)
                 break
             atomics_add(&tx.counters.retries, 1)
 

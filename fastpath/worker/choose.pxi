@@ -35,7 +35,7 @@ cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active, bint seein
         return active
     if tx.freq > 1 and not worker_keeps(w, tx, d):
         atomics_add(&tx.counters.offered, 1)
-        atomics_add(&tx.counters.sampled_out, 1)
+        atomics_add(&tx.counters.skipped, 1)
         return active
     n = work.selected[way]
     if n == 0:
@@ -54,7 +54,7 @@ cdef inline u32 worker_select(worker_t *w, u32 d, u32 route, u32 active, bint se
     cdef route_t *r = &work.routing.routes[route]
     cdef u32 k, way
     for k in range(r.count):
-        way = work.routing.pool[r.first + k]
+        way = work.routing.route_table[r.first + k]
         if unlikely(way >= work.routing.way_count):
             way = worker_pool(w, r, &work.routing.pools[way - work.routing.way_count], d)
             if way == <u32>PLAN_NONE:

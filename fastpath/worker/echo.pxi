@@ -140,7 +140,7 @@ cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
         return worker_select(w, d, route, active, w.seeing)
     echo_came(&w.echo, source)
     for k in range(r.count):
-        way = work.routing.pool[r.first + k]
+        way = work.routing.route_table[r.first + k]
         if way >= work.routing.way_count:
             way = worker_pool(w, r, &work.routing.pools[way - work.routing.way_count], d)
             if way == <u32>PLAN_NONE:

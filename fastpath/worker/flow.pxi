@@ -66,7 +66,7 @@ cdef inline void worker_number(worker_t *w, tx_t *tx, u32 way, u32 n, u32 d) noe
 cdef void worker_send_own(worker_t *w, tx_t *tx, batch_t *batch) noexcept nogil:
     """Sends a batch of our own making whole, by the receiver's own socket."""
     if unlikely(atomic_load32(&tx.looped)):
-        atomics_add(&tx.counters.dropped[REASON_LOOP], batch.n)
+        atomics_add(&tx.counters.failed[REASON_LOOP], batch.n)
         return
     worker_send_one(w, tx, batch, w.identity, batch.n)
 
@@ -115,7 +115,7 @@ cdef tx_t *worker_route_has(worker_t *w, const flow_domain_t *domain, u32 way, c
     if route < PLAN_ROUTE_FIRST:
         return NULL
     for k in range(plan.routes[route].count):
-        other = plan.pool[plan.routes[route].first + k]
+        other = plan.route_table[plan.routes[route].first + k]
         if other < plan.way_count:
             if other == way or other == plan.way_other[way]:
                 return w.work.ways[other]
@@ -211,7 +211,7 @@ cdef bint worker_had(worker_t *w, const flow_domain_t *domain, const tx_t *tx) n
     if route < PLAN_ROUTE_FIRST:
         return False
     for k in range(plan.routes[route].count):
-        way = plan.pool[plan.routes[route].first + k]
+        way = plan.route_table[plan.routes[route].first + k]
         if way < plan.way_count:
             if w.before.ways[way].counters == tx.counters:
                 return True

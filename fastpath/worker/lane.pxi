@@ -149,7 +149,7 @@ cdef void worker_alias_moved(worker_t *w, u32 route, u32 d) noexcept nogil:
     cdef const pool_t *pool
     cdef u32 k, i, way
     for k in range(r.count):
-        way = work.routing.pool[r.first + k]
+        way = work.routing.route_table[r.first + k]
         if way < work.routing.way_count:
             worker_alias_moved_to(w, work.ways[way], d)
             continue

@@ -50,7 +50,7 @@ cdef inline bint worker_direct(const worker_t *w, const route_t *route, u32 way)
     """Whether a rule names the way's receiver itself, besides the pool."""
     cdef u32 k, other
     for k in range(route.count):
-        other = w.work.routing.pool[route.first + k]
+        other = w.work.routing.route_table[route.first + k]
         if other >= w.work.routing.way_count:
             return False
         if w.work.owner[other] == w.work.owner[way]:
@@ -88,7 +88,7 @@ cdef void worker_pool_tell(worker_t *w, const route_t *route, const pool_t *pool
 
 cdef void worker_pool_owed(worker_t *w, const route_t *route, const pool_t *pool, u32 d) noexcept nogil:
     """Makes good what members are owed of datagram d's domain, before any of them gets d. What one that is down is owed is forgotten: it has
-    all templates of all domains again before it is up (health/failover.py, Standings.finish_returns)."""
+    all templates of all domains again before it is up (health/failover.py, Failover.finish_returns)."""
     cdef const flow_seen_t *s = &w.seen[d]
     cdef const pool_member_t *member
     cdef u32 i, way

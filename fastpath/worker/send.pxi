@@ -77,7 +77,7 @@ cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept 
 
 cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept nogil:
     """Copies for a receiver whose next hop does not answer: the kernel would take them, hold a few and drop them unseen. They are counted as
-    no_neighbor; one every TX_PROBE_NS is sent, so that the kernel goes on asking for the neighbour."""
+    no_neighbor; one every TX_PROBE_NS is sent, so that the kernel goes on asking for the neighbor."""
     cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
     cdef u32 sent = 0
     if now_ns - tx.probed_ns >= TX_PROBE_NS:
@@ -87,7 +87,7 @@ cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept
             worker_send_rewritten(w, tx, way, 1)
         else:
             worker_send_one(w, tx, w.batch, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
-    atomics_add(&tx.counters.dropped[REASON_NO_NEIGHBOR], n - sent)
+    atomics_add(&tx.counters.failed[REASON_NO_NEIGHBOR], n - sent)
 
 
 cdef inline bint worker_is_whole(const worker_t *w, const tx_t *tx, u32 n) noexcept nogil:
@@ -114,7 +114,7 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
         if unlikely(tx.gave_up):
             tx_try_again(tx)
         if unlikely(atomic_load32(&tx.looped)):
-            atomics_add(&tx.counters.dropped[REASON_LOOP], n)
+            atomics_add(&tx.counters.failed[REASON_LOOP], n)
         elif unlikely(atomic_load32(&tx.unresolved)):
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:

@@ -18,7 +18,7 @@ RX_FIELDS: Final[tuple[str, ...]]
 """datagrams, bytes, truncated, truncated_bytes, unmatched, denied, matched, errors_again, errors_intr, errors_nomem,
 errors_other."""
 TX_FIELDS: Final[tuple[str, ...]]
-"""offered, sampled_out, sent, sent_bytes, calls, retries, dropped_<reason> for each of REASONS, replays (of all
+"""offered, skipped, sent, sent_bytes, calls, retries, failed_<reason> for each of REASONS, replays (of all
 templates, completed), shared_port (copies of a Tx with per_session whose session had no socket of its own)."""
 WORKER_FIELDS: Final[tuple[str, ...]]
 """cpu_ns, busy_ns, wakeups, stalls, heartbeat_ns (CLOCK_MONOTONIC), sessions, session_misses, session_evictions,

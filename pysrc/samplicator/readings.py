@@ -123,7 +123,7 @@ class FlowReading:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowSession:
+class Domain:
     """One observation domain of one exporter session. worker, number: its place. listener: slot of its listener.
     header: of its last datagram. lost: units lost before us. style: what its numbers count, where that was learnt:
     records | flows | packets | all records | none. unmatched: no rule matches the exporter. counters: keyed by
@@ -151,7 +151,7 @@ class FlowSession:
 
 
 class Activity(NamedTuple):
-    """What an observation domain has counted: a FlowSession in short, for those who look at many of them often.
+    """What an observation domain has counted: a Domain in short, for those who look at many of them often.
     address: packed. style: as there. first_ns: CLOCK_MONOTONIC. lost: units lost before us, without gaps that may
     close.
     """

@@ -16,7 +16,7 @@ FIELDS = _fastpath.TX_FIELDS
 def counted(sent: int, size: int = 1000, calls: int | None = None, failed: int = 0) -> tuple[int, ...]:
     values = dict.fromkeys(FIELDS, 0)
     values |= {"offered": sent + failed, "sent": sent, "sent_bytes": sent * size}
-    values |= {"calls": sent if calls is None else calls, "dropped_no_neighbor": failed}
+    values |= {"calls": sent if calls is None else calls, "failed_no_neighbor": failed}
     return tuple(values[name] for name in FIELDS)
 
 
@@ -29,22 +29,22 @@ def look(
 
 
 def law(values: dict[str, int]) -> bool:
-    failed = sum(value for name, value in values.items() if name.startswith("dropped_"))
-    return values["offered"] == values["sampled_out"] + values["sent"] + failed
+    failed = sum(value for name, value in values.items() if name.startswith("failed_"))
+    return values["offered"] == values["skipped"] + values["sent"] + failed
 
 
 def test_what_a_silent_next_hop_got_is_held_back_and_then_failed() -> None:
     account = Account()
     shown = look(account, counted(50), Answering.ASKED, 10.0)
-    assert (shown["offered"], shown["sent"], shown["sent_bytes"], shown["dropped_no_neighbor"]) == (0, 0, 0, 0)
+    assert (shown["offered"], shown["sent"], shown["sent_bytes"], shown["failed_no_neighbor"]) == (0, 0, 0, 0)
     shown = look(account, counted(500), Answering.ASKED, 10.5)
-    kept = shown["offered"] - shown["dropped_no_neighbor"]
+    kept = shown["offered"] - shown["failed_no_neighbor"]
     assert (kept, shown["sent"]) == (0, 0)
-    assert 350 < shown["dropped_no_neighbor"] < 450  # what the kernel has no room for is lost already
+    assert 350 < shown["failed_no_neighbor"] < 450  # what the kernel has no room for is lost already
     shown = look(account, counted(510), Answering.ASKED, 11.0, late=True)
-    assert (shown["offered"], shown["sent"], shown["dropped_no_neighbor"]) == (510, 0, 510)
+    assert (shown["offered"], shown["sent"], shown["failed_no_neighbor"]) == (510, 0, 510)
     shown = look(account, counted(512, failed=90), Answering.FAILED, 12.0, late=True)
-    assert (shown["offered"], shown["sent"], shown["dropped_no_neighbor"]) == (602, 0, 602)
+    assert (shown["offered"], shown["sent"], shown["failed_no_neighbor"]) == (602, 0, 602)
     shown = look(account, counted(612, failed=90), Answering.YES, 13.0)
     assert (shown["offered"], shown["sent"], shown["sent_bytes"]) == (702, 100, 100_000)
 
@@ -54,7 +54,7 @@ def test_one_that_answers_in_time_loses_nothing() -> None:
     look(account, counted(0), Answering.ABSENT, 10.0)
     assert look(account, counted(40), Answering.ASKED, 10.1)["offered"] == 0
     shown = look(account, counted(80), Answering.YES, 10.2, since=10.15)
-    assert (shown["offered"], shown["sent"], shown["dropped_no_neighbor"]) == (80, 80, 0)
+    assert (shown["offered"], shown["sent"], shown["failed_no_neighbor"]) == (80, 80, 0)
 
 
 def test_copies_before_its_address_was_lost_are_sent() -> None:
@@ -65,7 +65,7 @@ def test_copies_before_its_address_was_lost_are_sent() -> None:
     assert shown["sent"] == pytest.approx(1070, abs=15)
     gone = look(account, counted(1150), Answering.FAILED, 10.2, late=True)
     assert gone["sent"] == shown["sent"]
-    assert gone["dropped_no_neighbor"] == 1150 - shown["sent"]
+    assert gone["failed_no_neighbor"] == 1150 - shown["sent"]
     other = Account()
     look(other, counted(1000), Answering.YES, 10.0)
     assert look(other, counted(1100), Answering.FAILED, 10.1)["sent"] == 1100  # they left by its old address
@@ -89,7 +89,7 @@ def test_another_next_hop_begins_anew() -> None:
     account.take(totals, Sight((4, HOP[1]), Answering.YES, 10.0), 10.1)
     settle([account])
     shown = dict(zip(FIELDS, account.shown(totals), strict=True))
-    assert (shown["sent"], shown["dropped_no_neighbor"]) == (10, 50)
+    assert (shown["sent"], shown["failed_no_neighbor"]) == (10, 50)
 
 
 def test_whatever_happens_no_counter_falls_and_the_law_holds() -> None:

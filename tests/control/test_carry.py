@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,9 @@ class Stand:
         self.exporters = [Exporter(number, self.port) for number in range(10)]
         self.sent = 0
 
-    def relay(self, workers: int = 1, more: str = "", listener: str = "in", rule: str = '"all", "third", "p"') -> Relay:
+    def relay(
+        self, workers: int = 1, receive: str = "recvmmsg", listener: str = "in", rule: str = '"all", "third", "p"'
+    ) -> Relay:
         receivers = "".join(
             f'[[receiver]]\nname = "{name}"\nto = "127.0.0.1:{sink.port}"\nprobe = "off"\n'
             + ("freq = 3\n" if name == "third" else "")
@@ -39,8 +42,9 @@ class Stand:
         config = self.directory / "samplicator.toml"
         config.write_text(
             f'[service]\nhttp = ""\ncontrol = ""\n[datapath]\nworkers = {workers}\n'
-            f'[[listener]]\nname = "{listener}"\nlisten = ["127.0.0.1:{self.port}"]\n{receivers}'
-            f'[[pool]]\nname = "p"\nmembers = ["m1", "m2"]\n[[rule]]\nto = [{rule}]\n{more}'
+            f'[[listener]]\nname = "{listener}"\nlisten = ["127.0.0.1:{self.port}"]\n'
+            f'receive = "{receive}"\n{receivers}'
+            f'[[pool]]\nname = "p"\nmembers = ["m1", "m2"]\n[[rule]]\nto = [{rule}]\n'
         )
         return Relay(config, self.state)
 
@@ -96,15 +100,18 @@ def ledger(said: dict[str, Any]) -> dict[tuple[str, int, int], tuple[Any, ...]]:
     }
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_new_process_goes_on_where_the_old_one_stopped(stand: Stand, workers: int) -> None:
-    with stand.relay(workers) as first:
+RING = pytest.param(2, "ring", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root: packet sockets"))
+
+
+@pytest.mark.parametrize(("workers", "receive"), [(1, "recvmmsg"), (2, "recvmmsg"), RING])
+def test_a_new_process_goes_on_where_the_old_one_stopped(stand: Stand, workers: int, receive: str) -> None:
+    with stand.relay(workers, receive) as first:
         stand.teach()
         stand.send(11)
         first.received(stand.sent)
         before = first.stop()
     assert stand.state.stat().st_mode & 0o777 == 0o600
-    with stand.relay(workers) as second:
+    with stand.relay(workers, receive) as second:
         assert quiet(second.begun) == quiet(before)
         assert ledger(second.begun) == ledger(before)
         assert len(ledger(before)) == len(stand.exporters)

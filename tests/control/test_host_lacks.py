@@ -24,8 +24,9 @@ from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, sp
 
 
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:
-    """(TTL, TOS, SO_REUSEPORT, receive buffer) of each socket that listens. Not the timestamps: a worker with large
-    batches switches them off and on itself.
+    """(TTL, TOS, SO_REUSEPORT, receive buffer) of each socket that listens.
+
+    Not the timestamps: a worker that takes large batches switches them off and on itself.
     """
     options = (
         (socket.IPPROTO_IP, listening.IP_RECVTTL),
@@ -137,7 +138,7 @@ def test_no_free_descriptor_stops_no_looking(
         patch.setattr(abilities, "is_local", full)
         for _ in range(3):
             assert supervisor.housekeeping() == ()
-            supervisor.watch_neighbours()
+            supervisor.watch_neighbors()
             supervisor.look()
     assert looked.count("two") == looked.count("one") >= 3
     assert [r.message for r in caplog.records if "cannot be read now" in r.message] == [
@@ -216,7 +217,7 @@ to = ["two"]
     assert supervisor.can_open() == ()
     assert descriptors() == opened
     (_, two) = supervisor.view.readings().receivers
-    assert (two.up, two.counters["offered"], two.counters["dropped_no_route"]) == (False, 5, 5)
+    assert (two.up, two.counters["offered"], two.counters["failed_no_route"]) == (False, 5, 5)
     other.close()
     assert supervisor.can_open() == ("two",)
     supervisor.apply(replace(spec(load, port, collector.port, more=more), follows_host=True))
@@ -264,7 +265,7 @@ to = ["named"]
     until(supervisor, 5)
     supervisor.look()
     counters = supervisor.view.readings().receivers[1].counters
-    assert (counters["dropped_no_route"], counters["dropped_loop"]) == (5, 0)
+    assert (counters["failed_no_route"], counters["failed_loop"]) == (5, 0)
 
 
 def test_after_the_end_nothing_is_opened(load: Load, collector: Collector) -> None:
@@ -291,7 +292,7 @@ def test_what_is_held_back_is_lost_with_the_way(load: Load, supervisor: Supervis
     account.sight, account.held = Sight((1, b"hop."), Answering.ASKED), 3
     supervisor.apply(replace(compile(config, {}, replace(CAPABILITIES, is_local=lambda _: False)), follows_host=True))
     counters = supervisor.view.readings().receivers[0].counters
-    assert (counters["offered"], counters["sent"], counters["dropped_no_neighbor"]) == (5, 2, 3)
+    assert (counters["offered"], counters["sent"], counters["failed_no_neighbor"]) == (5, 2, 3)
 
 
 def test_what_a_worker_found_outlives_an_event_of_this_host(
@@ -329,9 +330,9 @@ def test_nobody_looks_at_receivers_that_nothing_happens_to(
         looked.append(state.spec.name)
         return original(state, now)
 
-    def counted(neighbours: Neighbors, receivers: dict[str, tuple[bytes, int]]) -> set[str]:
+    def counted(neighbors: Neighbors, receivers: dict[str, tuple[bytes, int]]) -> set[str]:
         dumps.append(len(receivers))
-        return table(neighbours, receivers)
+        return table(neighbors, receivers)
 
     monkeypatch.setattr(ReceiverState, "look", look)
     monkeypatch.setattr(Neighbors, "look", counted)
@@ -343,7 +344,7 @@ def test_nobody_looks_at_receivers_that_nothing_happens_to(
             looked.clear()
             dumps.clear()
             supervisor.look(sparing=True)
-            supervisor.watch_neighbours(sparing=True)
+            supervisor.watch_neighbors(sparing=True)
             if len(looked) <= 2 and not dumps:
                 return
         raise AssertionError("the workers do not rest")
@@ -359,7 +360,7 @@ def test_nobody_looks_at_receivers_that_nothing_happens_to(
     until(supervisor, 5)
     looked.clear()
     supervisor.look(sparing=True)
-    supervisor.watch_neighbours(sparing=True)
+    supervisor.watch_neighbors(sparing=True)
     assert len(looked) == 20
     assert dumps == [20]
     (one, *_) = supervisor._running.receivers.values()

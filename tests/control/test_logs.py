@@ -114,7 +114,7 @@ def test_gate_lets_one_through_a_minute_and_adds_up() -> None:
 def readings(refused: int, kernel_drops: int, name: str = "r") -> Readings:
     listener = ListenerReading("in", (("::", 2055),), dict.fromkeys(RECEIVE, 0), (), 0, 0, kernel_drops, True)
     receiver = ReceiverReading(name, "c", "192.0.2.1", 9, "own", "udp", "", dict.fromkeys(SEND, 0), True, 1)
-    receiver = replace(receiver, counters={**receiver.counters, "dropped_refused": refused})
+    receiver = replace(receiver, counters={**receiver.counters, "failed_refused": refused})
     return Readings(1, (listener,), (receiver,), (), (), 0, 0.0)
 
 

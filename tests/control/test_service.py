@@ -239,7 +239,7 @@ def test_what_this_host_lacks_is_waited_for(start: Callable[..., Daemon]) -> Non
         receivers = {item["name"]: item for item in json.loads(daemon.ask("/api/v1/receivers")[1])}
         dead = receivers["dead"]
         assert (dead["state"], dead["state_why"]) == ("unreachable", "the host name does not resolve")
-        assert dead["counters"]["offered"] == dead["counters"]["dropped_no_route"] == 1
+        assert dead["counters"]["offered"] == dead["counters"]["failed_no_route"] == 1
         metrics = daemon.ask("/metrics")[1].decode()
         assert 'samplicator_listener_up{listener="vlan"} 0.0' in metrics
         assert 'samplicator_receiver_up{receiver="dead"} 0.0' in metrics

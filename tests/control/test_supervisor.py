@@ -261,7 +261,7 @@ supervisor.apply(compile(load_toml(sys.argv[1]), {}, abilities.capabilities()))
 exporter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for r in look().values():
     assert not r.up, r
-    assert r.counters["dropped_no_route"] == 5 and r.counters["sent"] == 0, r
+    assert r.counters["failed_no_route"] == 5 and r.counters["sent"] == 0, r
 ip("addr", "add", "198.18.0.1/32", "dev", "lo")
 ip("addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
 sinks = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET, socket.AF_INET6)]
@@ -300,9 +300,9 @@ def test_a_closed_port_makes_a_receiver_down(load: Load, supervisor: Supervisor)
     supervisor.housekeeping()
     reading = supervisor.view.readings().receivers[0]
     assert not reading.up
-    assert reading.counters["dropped_refused"] > 5
+    assert reading.counters["failed_refused"] > 5
     counters = reading.counters
-    assert counters["offered"] == counters["sent"] + sum(v for k, v in counters.items() if k.startswith("dropped_"))
+    assert counters["offered"] == counters["sent"] + sum(v for k, v in counters.items() if k.startswith("failed_"))
 
 
 def test_route_of_the_running_plan(load: Load, supervisor: Supervisor, collector: Collector) -> None:

@@ -176,7 +176,7 @@ def test_traffic_shows(api: str) -> None:
     """Not only series: the demo's datagrams are in them, and both laws hold in what was stored."""
     assert eventually(lambda: value(api, "sum(rate(samplicator_receive_datagrams_total[10s]))") > 50)
     assert eventually(lambda: value(api, "sum(rate(samplicator_send_datagrams_total[10s]))") > 100)
-    assert value(api, "sum(samplicator_send_errors_total)") == 0
+    assert value(api, "sum(samplicator_send_failed_datagrams_total)") == 0
 
 
 def test_alerts_evaluate_and_are_quiet(api: str) -> None:

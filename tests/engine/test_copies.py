@@ -147,7 +147,7 @@ def test_freq() -> None:
         third.expect(67)
         assert every.payloads == sent
         assert third.payloads == sent[::3]
-        assert (way.values()["offered"], way.values()["sampled_out"], way.values()["sent"]) == (200, 133, 67)
+        assert (way.values()["offered"], way.values()["skipped"], way.values()["sent"]) == (200, 133, 67)
 
 
 def test_truncated_are_counted_and_dropped() -> None:

@@ -176,7 +176,7 @@ def test_what_a_gateway_that_stopped_does_not_take_is_counted_one_by_one() -> No
             wait_until(lambda: relay.listeners[0].values()["datagrams"] == sent, "what was handed in")  # noqa: B023
             wait_until(lambda: relay.ways[0].values()["offered"] == sent, "what was offered")  # noqa: B023
         lost = relay.ways[0].dropped()
-        assert relay.ways[0].values()["dropped_no_buffer_space"] == lost
+        assert relay.ways[0].values()["failed_no_buffer_space"] == lost
         gateway.hold(False)
         sink.expect(sent - lost)
         assert gateway.through == relay.ways[0].values()["sent"] == sent - lost

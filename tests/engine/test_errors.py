@@ -56,9 +56,9 @@ def test_refused_port_is_counted_and_hurts_nobody(address: str) -> None:
         relay.stop(1000)
         values = dead.values()
         assert values["offered"] == 2000
-        assert values["dropped_refused"] > 0
-        assert dead.dropped() == values["dropped_refused"]
-        assert values["sent"] + values["dropped_refused"] == 2000
+        assert values["failed_refused"] > 0
+        assert dead.dropped() == values["failed_refused"]
+        assert values["sent"] + values["failed_refused"] == 2000
         assert 0 <= values["sent_bytes"] <= values["sent"] * 65
 
 
@@ -76,8 +76,8 @@ def test_one_by_one_every_refused_copy_but_the_last_is_known() -> None:
             time.sleep(0.001)
         relay.stop(100)
         values = dead.values()
-        assert values["dropped_refused"] >= 48
-        assert values["sent"] == 50 - values["dropped_refused"]
+        assert values["failed_refused"] >= 48
+        assert values["sent"] == 50 - values["failed_refused"]
 
 
 def test_receiver_that_comes_back_gets_everything_from_then_on() -> None:
@@ -114,8 +114,8 @@ def test_collector_that_never_reads_hurts_nobody() -> None:
 
 @pytest.mark.netns
 @pytest.mark.parametrize("engine", ["udp", "raw"])
-def test_unresolved_neighbour_is_bounded_in_time_and_hurts_nobody(engine: str) -> None:
-    """Packets that wait for a neighbour stay charged to the socket: the send queue fills, and the worker moves on."""
+def test_unresolved_neighbor_is_bounded_in_time_and_hurts_nobody(engine: str) -> None:
+    """Packets that wait for a neighbor stay charged to the socket: the send queue fills, and the worker moves on."""
 
     def run() -> None:
         with Relay() as relay:
@@ -135,14 +135,14 @@ def test_unresolved_neighbour_is_bounded_in_time_and_hurts_nobody(engine: str) -
             relay.stop(1000)
             for way in dead:
                 assert way.values()["offered"] == 3000
-                assert way.values()["dropped_no_buffer_space"] > 2000
+                assert way.values()["failed_no_buffer_space"] > 2000
 
     in_namespace(run, *VETH)
 
 
 @pytest.mark.netns
-def test_unresolved_neighbour_is_reported() -> None:
-    """After the kernel has given the neighbour up, host unreachable comes back for what waited."""
+def test_unresolved_neighbor_is_reported() -> None:
+    """After the kernel has given the neighbor up, host unreachable comes back for what waited."""
 
     def run() -> None:
         with open("/proc/sys/net/ipv4/neigh/a0/retrans_time_ms", "w") as file:
@@ -153,11 +153,11 @@ def test_unresolved_neighbour_is_reported() -> None:
             relay.go()
             exporter = relay.exporter("198.18.0.1")
             deadline = time.monotonic() + 8
-            while dead.values()["dropped_no_neighbor"] == 0 and time.monotonic() < deadline:
+            while dead.values()["failed_no_neighbor"] == 0 and time.monotonic() < deadline:
                 exporter.sendto(b"x", ("198.18.0.1", listener.port))
                 time.sleep(0.02)
             relay.stop(100)
-            assert dead.values()["dropped_no_neighbor"] > 0
+            assert dead.values()["failed_no_neighbor"] > 0
 
     in_namespace(run, *VETH)
 
@@ -178,8 +178,8 @@ def test_no_route_and_not_permitted() -> None:
             pump(relay, 100, "198.18.0.1", listener.port)
             sink.expect(100)
             relay.stop(1000)
-            assert unreachable.values()["dropped_no_route"] == 100
-            assert prohibited.values()["dropped_permission"] == 100
+            assert unreachable.values()["failed_no_route"] == 100
+            assert prohibited.values()["failed_permission"] == 100
 
     in_namespace(
         run, *VETH, "route add 198.18.6.0/24 dev a0"
@@ -202,7 +202,7 @@ def test_raw_over_the_device_mtu_is_counted() -> None:
             wait_until(lambda: way.values()["offered"] == 3, "three copies")
             relay.stop(1000)
             assert [len(payload) for payload in sink.payloads] == [100, 200]
-            assert way.values()["dropped_message_too_long"] == 1
+            assert way.values()["failed_message_too_long"] == 1
             way.tx.mtu = 1500
 
     in_namespace(run, "link set lo mtu 1500", "addr add 198.18.0.1/32 dev lo")
@@ -224,7 +224,7 @@ def test_socket_that_was_never_connected() -> None:
             pump(relay, 10, "198.18.0.1", listener.port)
             relay.stop(1000)
             assert counters is relay.ways[0].counters
-            assert relay.ways[0].values()["dropped_no_route"] == 10
+            assert relay.ways[0].values()["failed_no_route"] == 10
             assert errno.errorcode[errno.EDESTADDRREQ] == "EDESTADDRREQ"
 
     in_namespace(run, "addr add 198.18.0.1/32 dev lo")

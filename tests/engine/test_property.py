@@ -231,6 +231,6 @@ def test_a_spoofing_way_without_a_fallback_drops_the_other_family(engine: int, f
             stand.sinks[0].expect(18)
             assert {arrival.source[0] for arrival in stand.sinks[0].arrivals} == {EXPORTERS[family][0]}
             values = stand.ways[0].values()
-            assert [values[f] for f in ("offered", "sent", "dropped_other")] == [36, 18, 18]
+            assert [values[f] for f in ("offered", "sent", "failed_other")] == [36, 18, 18]
 
     on_a_wire(run, offload=True)

@@ -137,4 +137,4 @@ def test_refusing_counts_what_the_kernel_took_as_refused() -> None:
                 exporter.sendto(b"x", ("127.0.0.1", listener.port))
             sink.expect(10 * (n + 1))  # sent all the same
         wait_until(lambda: way.values()["offered"] == 30, "thirty copies")
-        assert (way.values()["sent"], way.values()["dropped_refused"]) == (20, 10)
+        assert (way.values()["sent"], way.values()["failed_refused"]) == (20, 10)

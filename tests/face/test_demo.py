@@ -126,8 +126,8 @@ METRICS = {
         for name, first, value in (
             ("send_offered_datagrams_total", "", 10.0),
             ("send_datagrams_total", "", 10.0),
-            ("send_errors_total", 'reason="refused",', 0.0),
-            ("send_skipped_datagrams_total", 'reason="sampled_out",', 0.0),
+            ("send_failed_datagrams_total", 'reason="refused",', 0.0),
+            ("send_skipped_datagrams_total", 'reason="freq",', 0.0),
         )
     },
 }
@@ -151,8 +151,8 @@ def test_verdict_reads_series_as_they_are_rendered() -> None:
     text = render(make_registry(make_state()), accept="text/plain")[0].decode()
     found = series(text)
     assert found['samplicator_send_datagrams_total{receiver="nfdump"}'] == make_readings().receivers[0].counters["sent"]
-    errors = [name for name in found if name.startswith("samplicator_send_errors_total{")]
-    assert 'samplicator_send_errors_total{reason="refused",receiver="nfdump"}' in errors
+    errors = [name for name in found if name.startswith("samplicator_send_failed_datagrams_total{")]
+    assert 'samplicator_send_failed_datagrams_total{reason="refused",receiver="nfdump"}' in errors
 
 
 # ---------------------------------------------------------------------------------------------------- the real thing

@@ -9,7 +9,7 @@ import orjson
 from samplicator.cli import exporters as draw
 from samplicator.cli.ledger import export_lines, ledger_lines
 from samplicator.config.model.receiver import Receiver
-from samplicator.readings import AliasReading, FlowSession, Readings, Unmatched
+from samplicator.readings import AliasReading, Domain, Readings, Unmatched
 from samplicator.views import exporters, templates
 from samplicator.views.export import ExportSum
 from samplicator.views.ledger import LedgerSum
@@ -20,7 +20,7 @@ def answer(value: object) -> Any:
     return orjson.loads(orjson.dumps(value))
 
 
-def sessions() -> list[FlowSession]:
+def sessions() -> list[Domain]:
     """Two of them; the second has lost nothing."""
     return [make_session(1), replace(make_session(2), lost=0, counters={**make_session(2).counters, "lost": 0})]
 
@@ -29,7 +29,7 @@ def domains() -> Any:
     return answer([exporters.exporter(session, {4: "netflow"}, make_templates()) for session in sessions()])
 
 
-def ledger(readings: Readings, found: list[FlowSession], *strangers: Unmatched, limit: int = 1000) -> Any:
+def ledger(readings: Readings, found: list[Domain], *strangers: Unmatched, limit: int = 1000) -> Any:
     total = LedgerSum(limit)
     for session in found:
         total.add(session)
@@ -45,7 +45,7 @@ def test_ledger_adds_up() -> None:
     for row in value["here"]:
         assert row["datagrams"] == row["truncated"] + row["denied"] + row["unmatched"] + row["matched"]
     for row in value["after"]:
-        assert row["offered"] == row["sampled_out"] + row["sent"] + sum(row["failed"].values())
+        assert row["offered"] == row["skipped"] + row["sent"] + sum(row["failed"].values())
     text = "\n".join(ledger_lines(value))
     assert "192.0.2.1:2055  netflow9" in text
     assert "nfdump: failed: " in text
@@ -70,13 +70,13 @@ def test_export_speaks_as_a_router_does() -> None:
         total.add(session)
     value = answer(total.result(readings, [Receiver(name="nfdump", to="192.0.2.10:9995", template_refresh_packets=20)]))
     counters = readings.receivers[0].counters
-    assert value["receivers"][0]["drops"]["no fib"] == counters["dropped_no_route"]
-    assert value["receivers"][0]["drops"]["lack of export packet"] == counters["dropped_no_buffer_space"]
+    assert value["receivers"][0]["drops"]["no fib"] == counters["failed_no_route"]
+    assert value["receivers"][0]["drops"]["lack of export packet"] == counters["failed_no_buffer_space"]
     assert sum(value["receivers"][0]["drops"].values()) == sum(
-        count for key, count in counters.items() if key.startswith("dropped_")
+        count for key, count in counters.items() if key.startswith("failed_")
     )
     text = "\n".join(export_lines(value))
-    assert f"{counters['dropped_no_neighbor']} export packets were dropped due to adjacency issues" in text
+    assert f"{counters['failed_no_neighbor']} export packets were dropped due to adjacency issues" in text
     assert "template refresh rate 20 packets, timeout no minutes" in text
     assert "602 flow templates active, 603 option templates active" in text
 

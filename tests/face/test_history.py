@@ -55,7 +55,7 @@ class Relay:
                     receiver,
                     name=name,
                     counters={**receiver.counters, "offered": count, "sent": count - self.failed,
-                              "sent_bytes": 100 * count, "dropped_refused": self.failed},
+                              "sent_bytes": 100 * count, "failed_refused": self.failed},
                 )
                 for name, count in self.sent.items()
             ),

@@ -119,9 +119,9 @@ def test_status_adds_up() -> None:
         assert (receivers[1]["standby_for"], receivers[1]["waiting"], receivers[1]["takeovers"]) == ("nfdump", False, 2)
         got, sent = status["received"], status["sent"]
         assert got["datagrams"] == got["matched"] + got["truncated"] + got["denied"] + got["unmatched"]
-        assert sent["offered"] == sent["sent"] + sent["sampled_out"] + sent["errors"]
+        assert sent["offered"] == sent["sent"] + sent["skipped"] + sent["failed"]
         assert got["datagrams"] == sum(item["counters"]["datagrams"] for item in listeners)
-        assert sent["errors"] == sum(item["errors"] for item in receivers)
+        assert sent["failed"] == sum(item["failed"] for item in receivers)
         assert status["version"] == "9.9.9"
         assert status["config"]["generation"] == 7
         assert [item["name"] for item in receivers] == ["nfdump", "six"]
@@ -189,7 +189,7 @@ class Large:
     def __init__(self, state: ServiceState) -> None:
         self.supervisor: Any = state.view
         self.made = 0
-        self.supervisor.flow_sessions = self.sessions
+        self.supervisor.domains = self.sessions
         self.supervisor.flow_templates = self.templates
 
     def sessions(self, worker: int = 0, after: int = 0, limit: int = 1000) -> Any:
@@ -494,7 +494,7 @@ def test_control_socket_of_another_daemon_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     path.write_text("mine")
-    with pytest.raises(OSError, match="not a socket"):
+    with pytest.raises(OSError, match="is not a socket"):
         front.open_control(str(path))
     front.remove_control(str(path))
     assert path.read_text() == "mine"

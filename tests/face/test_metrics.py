@@ -72,7 +72,7 @@ def test_values_come_from_their_fields() -> None:
     assert value(found, "receive_kernel_drops_total", listener="netflow") == reading.listeners[0].kernel_drops
     assert value(found, "send_datagrams_total", receiver="nfdump") == tx["sent"]
     for reason in _fastpath.REASONS:
-        assert value(found, "send_errors_total", receiver="nfdump", reason=reason) == tx[f"dropped_{reason}"]
+        assert value(found, "send_failed_datagrams_total", receiver="nfdump", reason=reason) == tx[f"failed_{reason}"]
     assert value(found, "worker_cpu_seconds_total", worker="1") == pytest.approx(worker["cpu_ns"] / 1e9)
     assert value(found, "worker_wakeups_total", worker="1") == worker["wakeups"]
     flow = reading.flow
@@ -114,8 +114,8 @@ def test_laws_hold_exactly() -> None:
         truncated = value(found, "receive_truncated_datagrams_total", listener=name)
         assert read == truncated + value(found, "receive_matched_datagrams_total", listener=name) + rejected
     for name in ("nfdump", "six"):
-        errors = sum(value(found, "send_errors_total", receiver=name, reason=r) for r in _fastpath.REASONS)
-        skipped = value(found, "send_skipped_datagrams_total", receiver=name, reason="sampled_out")
+        errors = sum(value(found, "send_failed_datagrams_total", receiver=name, reason=r) for r in _fastpath.REASONS)
+        skipped = value(found, "send_skipped_datagrams_total", receiver=name, reason="freq")
         sent = value(found, "send_datagrams_total", receiver=name)
         assert value(found, "send_offered_datagrams_total", receiver=name) == skipped + sent + errors
 

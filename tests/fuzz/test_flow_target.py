@@ -21,5 +21,5 @@ def test_corpus_is_small() -> None:
     assert sum(path.stat().st_size for path in files) < 300 << 10
 
 
-def test_corpus_and_some_thousand_neighbours(target: Path, tmp_path: Path) -> None:
+def test_corpus_and_some_thousand_neighbors(target: Path, tmp_path: Path) -> None:
     assert flow_fuzz.run(15_000, 0, tmp_path / "found") == 0

@@ -48,7 +48,7 @@ def child(config: str, state: str) -> None:
 
 
 def answer(supervisor: Supervisor) -> None:
-    sessions, _ = supervisor.view.flow_sessions()
+    sessions, _ = supervisor.view.domains()
     said = {"readings": dataclasses.asdict(supervisor.view.readings()), "sessions": []}
     for session in sessions:
         row = dataclasses.asdict(session)
@@ -134,7 +134,7 @@ class Relay:
 
 def lawful(said: dict[str, Any]) -> bool:
     return all(
-        c["offered"] == c["sampled_out"] + c["sent"] + sum(n for name, n in c.items() if name.startswith("dropped_"))
+        c["offered"] == c["skipped"] + c["sent"] + sum(n for name, n in c.items() if name.startswith("failed_"))
         for c in (receiver["counters"] for receiver in said["readings"]["receivers"])
     ) and all(
         c["datagrams"] == c["truncated"] + c["unmatched"] + c["denied"] + c["matched"]

@@ -110,7 +110,7 @@ class Lab:
             run(*words, "type", "veth", "peer", "name", "e0", "address", macs[2], "mtu", mtu, "netns", peer.name)
             for namespace, device, last in ((self.relay, f"r{link}", 1), (peer, "e0", 2)):
                 other = 3 - last
-                # permanent neighbours: a fresh link may take a second to answer, and what waits for it is dropped
+                # permanent neighbors: a fresh link may take a second to answer, and what waits for it is dropped
                 batch = f"""\
 addr add 198.18.{link}.{last}/24 dev {device}
 addr add 2001:db8:0:{link}::{last}/64 dev {device} nodad

@@ -103,7 +103,7 @@ def rest(supervisor: Supervisor, count: int, seconds: float = 20.0) -> None:
         now = [receiver.counters for receiver in supervisor.view.readings().receivers]
         lawful = all(
             c["offered"]
-            == c["sampled_out"] + c["sent"] + sum(value for key, value in c.items() if key.startswith("dropped_"))
+            == c["skipped"] + c["sent"] + sum(value for key, value in c.items() if key.startswith("failed_"))
             for c in now
         )
         if supervisor.view.received() >= count and lawful and now == before:

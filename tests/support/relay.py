@@ -66,7 +66,7 @@ class Metrics:
             offered = self.value("send_offered_datagrams_total", receiver=name)
             skipped = self.total("send_skipped_datagrams_total", receiver=name)
             sent = self.value("send_datagrams_total", receiver=name)
-            errors = self.total("send_errors_total", receiver=name)
+            errors = self.total("send_failed_datagrams_total", receiver=name)
             if offered != skipped + sent + errors:
                 parts = f"skipped {skipped} + sent {sent} + errors {errors}"
                 problems.append(f"receiver {name}: offered {offered} != {parts}")

@@ -5,8 +5,8 @@ The flow stage is called by itself, through the probe extension. Used by tests/u
 
 from __future__ import annotations
 
-from samplicator import _probe_flow as probe
-from samplicator._probe_flow import FLOW_COUNTER_FIELDS
+from samplicator import _inside_flow as probe
+from samplicator._inside_flow import FLOW_COUNTER_FIELDS
 
 from support import flows as model
 from support.flows import V9, Collector

@@ -375,7 +375,7 @@ class Stand:
         for n, way in enumerate(self.ways):
             values = way.values()
             wanted = [counts[f"{f} {n}"] for f in ("offered", "skipped", "sent")]
-            assert [values[f] for f in ("offered", "sampled_out", "sent")] == wanted, (self.case.receivers[n], values)
+            assert [values[f] for f in ("offered", "skipped", "sent")] == wanted, (self.case.receivers[n], values)
             assert values["sent_bytes"] == sum(len(copy.payload) for copy in self.expected[n])
             assert way.dropped() == 0
             assert not self.wire.offload or way.tx.gave_up == 0

@@ -17,9 +17,9 @@ from samplicator.config.model.whole import Config
 from samplicator.readings import (
     Activity,
     AliasReading,
+    Domain,
     FlowField,
     FlowReading,
-    FlowSession,
     FlowTemplate,
     ListenerReading,
     MemberReading,
@@ -45,8 +45,8 @@ def lawful_rx(start: int) -> dict[str, int]:
 
 def lawful_tx(start: int) -> dict[str, int]:
     values = counters(_fastpath.TX_FIELDS, start)
-    dropped = sum(values[f"dropped_{reason}"] for reason in _fastpath.REASONS)
-    values["offered"] = values["sampled_out"] + values["sent"] + dropped
+    dropped = sum(values[f"failed_{reason}"] for reason in _fastpath.REASONS)
+    values["offered"] = values["skipped"] + values["sent"] + dropped
     return values
 
 
@@ -143,12 +143,12 @@ def make_flow(scale: int) -> FlowReading:
     )
 
 
-def make_session(number: int) -> FlowSession:
+def make_session(number: int) -> Domain:
     """A v9 domain of 192.0.2.NUMBER: 20 datagrams in 10 s, 3 packets lost, 2 of them in gaps that settled."""
     counters = dict.fromkeys(_fastpath.FLOW_DOMAIN_FIELDS, 0)
     counters |= {"datagrams": 21, "bytes": 2100, "units": 21, "lost": 2, "pending": 1}
     header = bytes.fromhex("0009 0001 000f4240 65000000 00000014 00000007")
-    return FlowSession(
+    return Domain(
         worker=0,
         number=number,
         address=f"192.0.2.{number}",
@@ -191,9 +191,9 @@ class FakeView:
             raise self.error
         return self.value
 
-    def flow_sessions(
+    def domains(
         self, worker: int = 0, after: int = 0, limit: int = 1000
-    ) -> tuple[list[FlowSession], tuple[int, int] | None]:
+    ) -> tuple[list[Domain], tuple[int, int] | None]:
         numbers = range(after + 1, min(after + limit, 5) + 1)
         rest = (0, after + limit) if after + limit < 5 else None
         return [make_session(number) for number in numbers], rest

@@ -140,7 +140,7 @@ class Way:
         return dict(zip(_fastpath.TX_FIELDS, self.counters.read(), strict=True))
 
     def dropped(self) -> int:
-        return sum(value for name, value in self.values().items() if name.startswith("dropped_"))
+        return sum(value for name, value in self.values().items() if name.startswith("failed_"))
 
 
 def udp_socket(
@@ -281,7 +281,7 @@ class Relay:
             assert v["datagrams"] == v["truncated"] + v["unmatched"] + v["denied"] + v["matched"], v
         for way in self.ways:
             v = way.values()
-            assert v["offered"] == v["sampled_out"] + v["sent"] + way.dropped(), v
+            assert v["offered"] == v["skipped"] + v["sent"] + way.dropped(), v
 
 
 # ---- a network of one's own

@@ -135,7 +135,7 @@ def test_packet_frames_keep_source_order_and_bytes(lab: Lab, six: bool) -> None:
     assert sent(relay)[0] == 180
 
 
-def test_packet_steps_down_while_the_neighbour_is_gone(lab: Lab) -> None:
+def test_packet_steps_down_while_the_neighbor_is_gone(lab: Lab) -> None:
     relay = lab.samplicator(config("packet", f"{lab.peer4(1)}:9001"))
     hook = OutputHook(lab.relay, 9001)
     tap = lab.tap(1, lambda seen: seen.port == 9001)
@@ -236,7 +236,7 @@ def test_packet_sends_on_the_device_the_route_names(lab: Lab, kind: str) -> None
 
 
 def test_packet_without_net_admin(lab: Lab) -> None:
-    """It may not tell the kernel that a neighbour is used: the raw socket does, and frames follow."""
+    """It may not tell the kernel that a neighbor is used: the raw socket does, and frames follow."""
     text = config("packet", f"{lab.peer4(1)}:9001", f"[{lab.peer6(2)}]:9001")
     path = lab.directory / "less.toml"
     path.write_text(lab.with_service(text))

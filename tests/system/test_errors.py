@@ -38,7 +38,7 @@ class Sender:
     def tally(self, name: str) -> tuple[int, dict[str, int]]:
         """(sent, errors by reason) of a receiver, at rest."""
         metrics = self.relay.check_laws()
-        rows = metrics.select("send_errors_total", receiver=name)
+        rows = metrics.select("send_failed_datagrams_total", receiver=name)
         errors = {labels["reason"]: int(value) for labels, value in rows if value}
         return metrics.value("send_datagrams_total", receiver=name), errors
 

@@ -75,9 +75,9 @@ samplicator_receive_matched_datagrams_total{listener="in"} 6.0
 samplicator_receive_rejected_datagrams_total{listener="in",reason="acl"} 1.0
 samplicator_receive_rejected_datagrams_total{listener="in",reason="no_route_rule"} 2.0
 samplicator_send_offered_datagrams_total{receiver="one"} 6.0
-samplicator_send_skipped_datagrams_total{receiver="one",reason="sampled_out"} 2.0
+samplicator_send_skipped_datagrams_total{receiver="one",reason="freq"} 2.0
 samplicator_send_datagrams_total{receiver="one"} 3.0
-samplicator_send_errors_total{receiver="one",reason="refused"} 1.0
+samplicator_send_failed_datagrams_total{receiver="one",reason="refused"} 1.0
 """
 
 

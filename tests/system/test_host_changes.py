@@ -191,7 +191,9 @@ def test_a_receiver_on_an_interface_that_comes_late_and_is_made_anew(lab: Lab, s
     assert b"receiver 'one' is unreachable: there is no interface v7" in relay.get("/readyz")[1]
     send_to(lab, 2055)
     wait_for(
-        lambda: relay.metrics().total("send_errors_total", receiver="one", reason="no_route") == 1, "the count", 10
+        lambda: relay.metrics().total("send_failed_datagrams_total", receiver="one", reason="no_route") == 1,
+        "the count",
+        10,
     )
     vlan(lab)
     for turn in range(3):

@@ -207,7 +207,9 @@ def test_a_standby_takes_over_with_templates_first(lab: Lab, spoof: str) -> None
     metrics = relay.metrics()
     assert metrics.value("receiver_takeovers_total", receiver="two") == 1
     assert metrics.value("receiver_state", receiver="one", state="refusing") == 1
-    assert metrics.value("send_errors_total", receiver="one", reason="refused") > (100 if spoof == "true" else 5)
+    assert metrics.value("send_failed_datagrams_total", receiver="one", reason="refused") > (
+        100 if spoof == "true" else 5
+    )
     (two,) = [row for row in relay.api("receivers") if row["name"] == "two"]
     assert (two["standby_for"], two["waiting"], two["takeovers"]) == ("one", False, 1)
 
@@ -234,7 +236,7 @@ def test_a_standby_takes_over_with_templates_first(lab: Lab, spoof: str) -> None
 
 
 def test_a_member_whose_host_is_gone(lab: Lab) -> None:
-    """unreachable by the neighbour table. It gets no copies then, so only probes have the kernel ask for it again."""
+    """unreachable by the neighbor table. It gets no copies then, so only probes have the kernel ask for it again."""
     lab.collectors[0].ip("addr", "add", "198.18.1.77/24", "dev", "e0")
     text = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
     for name, to in (("gone", "198.18.1.77:9001"), ("stays", f"{lab.peer4(2)}:9002")):
@@ -262,6 +264,6 @@ def test_a_member_whose_host_is_gone(lab: Lab) -> None:
     returned = time.monotonic() + 0.05
     traffic.rounds(5)
     assert {port for ports in owners(traffic.since(returned)).values() for port in ports} == {9001, 9002}
-    print(f"out {took:.2f} s after its neighbour was gone, back {back:.2f} s after it answered")
+    print(f"out {took:.2f} s after its neighbor was gone, back {back:.2f} s after it answered")
     for sink in sinks:
         sink.close()

@@ -73,7 +73,7 @@ def wait_state(relay: Relay, wanted: str, seconds: float = 10.0) -> str:
 
 
 def loops(metrics: Metrics, receiver: str = "r") -> int:
-    return metrics.value("send_errors_total", receiver=receiver, reason="loop")
+    return metrics.value("send_failed_datagrams_total", receiver=receiver, reason="loop")
 
 
 def test_an_address_that_moves_here_stops_the_receiver_and_its_leaving_brings_it_back(lab: Lab) -> None:

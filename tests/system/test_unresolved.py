@@ -48,10 +48,10 @@ class Shown:
     def read(self) -> dict[str, int]:
         metrics = self.relay.metrics()
         now = {name: metrics.value(name, receiver="r") for name in SERIES}
-        now |= {row["reason"]: int(value) for row, value in metrics.select("send_errors_total", receiver="r")}
+        now |= {row["reason"]: int(value) for row, value in metrics.select("send_failed_datagrams_total", receiver="r")}
         assert all(now[name] >= value for name, value in self.last.items()), (self.last, now)
         self.last = now
-        return now | {"accounted": now[SERIES[1]] + int(metrics.total("send_errors_total", receiver="r"))}
+        return now | {"accounted": now[SERIES[1]] + int(metrics.total("send_failed_datagrams_total", receiver="r"))}
 
 
 def pump(lab: Lab, six: bool, count: int, size: int, shown: Shown | None = None) -> None:

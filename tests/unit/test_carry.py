@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samplicator import _probe_flow as probe
-from samplicator._probe_flow import (
+from samplicator import _inside_flow as probe
+from samplicator._inside_flow import (
     FLOW_CARRY_ITEM_FIELDS,
     FLOW_CARRY_STATE_FIELDS,
     FLOW_COUNTER_FIELDS,

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplicator import _probe
+from samplicator import _inside
 from scapy.compat import raw
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
-WORKER = _probe.Worker(batch=1, sessions=8)
+WORKER = _inside.Worker(batch=1, sessions=8)
 V4, V6 = bytes([198, 18, 0, 1]), bytes.fromhex("20010db8000000000000000000000001")
 RECEIVER4, RECEIVER6 = bytes([198, 18, 0, 2]), bytes.fromhex("20010db8000000000000000000000002")
 
@@ -43,10 +43,10 @@ def craft(
     mtu: int = 65535,
     source: tuple[bytes, int] | None = None,
 ) -> list[bytes]:
-    tx = _probe.Tx(
-        _probe.ENGINE_RAW,
+    tx = _inside.Tx(
+        _inside.ENGINE_RAW,
         -1,
-        _probe.TxCounters(),
+        _inside.TxCounters(),
         receiver,
         port,
         ttl=ttl,
@@ -55,9 +55,9 @@ def craft(
         mtu=mtu,
         source=source,
     )
-    script = _probe.Script()
+    script = _inside.Script()
     fields = (datagram.source, datagram.port, datagram.ttl, datagram.tos, datagram.payload)
-    _probe.play(WORKER, tx, [fields], script)
+    _inside.play(WORKER, tx, [fields], script)
     assert all(control == b"" for _, control in script.accepted)
     return [packet for packet, _ in script.accepted]
 
@@ -136,13 +136,13 @@ def test_computed_zero_is_sent_as_ffff(source: bytes, receiver: bytes, header: i
 
 def test_identifications_differ_and_are_never_zero() -> None:
     """The kernel would replace an identification of 0 by its own, which differs from fragment to fragment."""
-    tx = _probe.Tx(_probe.ENGINE_RAW, -1, _probe.TxCounters(), RECEIVER4, 1)
-    values = _probe.identifications(tx, 200_000)
+    tx = _inside.Tx(_inside.ENGINE_RAW, -1, _inside.TxCounters(), RECEIVER4, 1)
+    values = _inside.identifications(tx, 200_000)
     assert all(value & 0xFFFF for value in values)
     assert len({value & 0xFFFF for value in values}) > 60_000
     assert len(set(values)) > 199_900
-    other = _probe.Tx(_probe.ENGINE_RAW, -1, _probe.TxCounters(), RECEIVER4, 1)
-    assert _probe.identifications(other, 10) != values[:10]
+    other = _inside.Tx(_inside.ENGINE_RAW, -1, _inside.TxCounters(), RECEIVER4, 1)
+    assert _inside.identifications(other, 10) != values[:10]
 
 
 # ---- fragments
@@ -253,7 +253,7 @@ def test_usual_sizes(mtu: int, size: int) -> None:
 def test_largest_datagram_over_the_smallest_mtu() -> None:
     """1365 fragments: what the ring must hold."""
     packets = craft(Datagram(V4, 1, 64, 0, PAYLOAD), RECEIVER4, 2, mtu=68)
-    assert len(packets) == 1365 <= _probe.RING
+    assert len(packets) == 1365 <= _inside.RING
     assert len(reassemble4(packets, 68)) == 65515
 
 
@@ -283,25 +283,25 @@ def test_payload_that_the_length_field_cannot_hold() -> None:
         (65527, RECEIVER6, V6, True),
         (65528, RECEIVER6, V6, False),
     ):
-        counters = _probe.TxCounters()
-        tx = _probe.Tx(_probe.ENGINE_RAW, -1, counters, receiver, 1, mtu=1500)
-        script = _probe.Script()
-        _probe.play(WORKER, tx, [(source, 1, 64, 0, bytes(payload))], script)
-        values = dict(zip(_probe.TX_FIELDS, counters.read(), strict=True))
+        counters = _inside.TxCounters()
+        tx = _inside.Tx(_inside.ENGINE_RAW, -1, counters, receiver, 1, mtu=1500)
+        script = _inside.Script()
+        _inside.play(WORKER, tx, [(source, 1, 64, 0, bytes(payload))], script)
+        values = dict(zip(_inside.TX_FIELDS, counters.read(), strict=True))
         assert bool(script.accepted) is fits
-        assert (values["sent"], values["dropped_message_too_long"]) == ((1, 0) if fits else (0, 1))
+        assert (values["sent"], values["failed_message_too_long"]) == ((1, 0) if fits else (0, 1))
 
 
 def test_copies_of_a_batch_share_nothing_but_the_payload() -> None:
     """Whole and fragmented datagrams in one flush, more packets than the ring holds: order and bytes stay."""
-    tx = _probe.Tx(_probe.ENGINE_RAW, -1, _probe.TxCounters(), RECEIVER4, 9, ttl=64, tos=0, mtu=576)
+    tx = _inside.Tx(_inside.ENGINE_RAW, -1, _inside.TxCounters(), RECEIVER4, 9, ttl=64, tos=0, mtu=576)
     generator = random.Random(5)
     datagrams = [
         (bytes([198, 18, 1, n % 256]), 1024 + n, 64, 0, generator.randbytes(generator.choice([0, 10, 548, 549, 9000])))
         for n in range(512)
     ]
-    script = _probe.Script()
-    _probe.play(WORKER, tx, datagrams, script)
+    script = _inside.Script()
+    _inside.play(WORKER, tx, datagrams, script)
     packets = [packet for packet, _ in script.accepted]
     got, group = [], []
     for packet in packets:

@@ -8,9 +8,9 @@ import errno
 import random
 
 import pytest
-from samplicator import _probe
+from samplicator import _inside
 
-WORKER = _probe.Worker(batch=1, sessions=8)
+WORKER = _inside.Worker(batch=1, sessions=8)
 EXPORTER = {4: bytes([198, 18, 0, 1]), 6: bytes(15) + b"\7"}
 RECEIVER = {4: bytes([198, 18, 0, 2]), 6: bytes(15) + b"\2"}
 OWN = {4: bytes([198, 18, 0, 9]), 6: bytes(15) + b"\x09"}
@@ -22,20 +22,20 @@ class Way:
     """An udp Tx and its cutter, with one script in the kernel's place for both."""
 
     def __init__(self, family: int) -> None:
-        self.counters = _probe.TxCounters()
-        self.cutter = _probe.Tx(
-            _probe.ENGINE_RAW, -1, self.counters, RECEIVER[family], 9, mtu=1500, source=(bytes(len(OWN[family])), 0)
+        self.counters = _inside.TxCounters()
+        self.cutter = _inside.Tx(
+            _inside.ENGINE_RAW, -1, self.counters, RECEIVER[family], 9, mtu=1500, source=(bytes(len(OWN[family])), 0)
         )
-        self.tx = _probe.Tx(_probe.ENGINE_UDP, -1, self.counters, RECEIVER[family], 9, mtu=MTU, cutter=self.cutter)
+        self.tx = _inside.Tx(_inside.ENGINE_UDP, -1, self.counters, RECEIVER[family], 9, mtu=MTU, cutter=self.cutter)
         self.family = family
 
     def play(self, payloads: list[bytes], steps: list[int] | None = None) -> list[tuple[str, bytes]]:
         """What was taken: ("run", payload), ("packet", IP packet)."""
-        script = _probe.Script(steps or [])
+        script = _inside.Script(steps or [])
         rows = [(EXPORTER[self.family], 2055, 64, 0, payload) for payload in payloads]
-        _probe.play(WORKER, self.tx, rows, script)
-        values = dict(zip(_probe.TX_FIELDS, self.counters.read(), strict=True))
-        dropped = sum(value for name, value in values.items() if name.startswith("dropped_"))
+        _inside.play(WORKER, self.tx, rows, script)
+        values = dict(zip(_inside.TX_FIELDS, self.counters.read(), strict=True))
+        dropped = sum(value for name, value in values.items() if name.startswith("failed_"))
         assert values["offered"] == values["sent"] + dropped
         self.sent, self.dropped = values["sent"], dropped
         own = OWN[self.family]
@@ -101,12 +101,12 @@ def test_the_mtu_goes_along() -> None:
 
 
 def test_what_is_no_cutter() -> None:
-    counters, other = _probe.TxCounters(), _probe.TxCounters()
-    udp = _probe.Tx(_probe.ENGINE_UDP, -1, counters, RECEIVER[4], 9)
-    raw = _probe.Tx(_probe.ENGINE_RAW, -1, other, RECEIVER[4], 9, source=(OWN[4], 0))
-    spoofing = _probe.Tx(_probe.ENGINE_RAW, -1, counters, RECEIVER[4], 9)
+    counters, other = _inside.TxCounters(), _inside.TxCounters()
+    udp = _inside.Tx(_inside.ENGINE_UDP, -1, counters, RECEIVER[4], 9)
+    raw = _inside.Tx(_inside.ENGINE_RAW, -1, other, RECEIVER[4], 9, source=(OWN[4], 0))
+    spoofing = _inside.Tx(_inside.ENGINE_RAW, -1, counters, RECEIVER[4], 9)
     for wrong in (udp, raw, spoofing):
         with pytest.raises(ValueError, match="a cutter is"):
-            _probe.Tx(_probe.ENGINE_UDP, -1, counters, RECEIVER[4], 9, cutter=wrong)
+            _inside.Tx(_inside.ENGINE_UDP, -1, counters, RECEIVER[4], 9, cutter=wrong)
     with pytest.raises(ValueError, match="no cutter"):
         udp.cut_from(OWN[4], 1)

@@ -5,6 +5,7 @@ The worker runs in the test's own thread: stop() has it read what is there and e
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
@@ -75,8 +76,8 @@ class Stand:
 
     def sent(self) -> dict[str, int]:
         values = dict(zip(_fastpath.TX_FIELDS, self.tx.read(), strict=True))
-        dropped = sum(value for name, value in values.items() if name.startswith("dropped_"))
-        assert values["offered"] == values["sampled_out"] + values["sent"] + dropped
+        dropped = sum(value for name, value in values.items() if name.startswith("failed_"))
+        assert values["offered"] == values["skipped"] + values["sent"] + dropped
         return values
 
     def close(self) -> None:
@@ -208,34 +209,59 @@ def understood(message: bytes) -> tuple[list[bytes], int]:
     return sound, strange
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(messages(), min_size=1, max_size=12), st.sampled_from((1, 3, 512)))
-@example([record(b"x", octets=0xFFFFFFFF), record(b"y")], 64)
-@example([record(b"x", octets=0xFFFFFFD8), record(b"y")], 64)
-@example([record(b"x", family=0) + record(b"y")], 1)
-@example([HEADER.pack(0, 1, 4, 0, 0, 0, bytes(16), 0, 0, 0) * 1600], 512)
-def test_noise_is_counted_and_hurts_nobody(listed: list[bytes], batch: int) -> None:
-    wanted = [understood(message) for message in listed]
-    payloads = [payload for sound, _ in wanted for payload in sound]
-    strange = sum(count for _, count in wanted)
+NOISE = (
+    [record(b"x", octets=0xFFFFFFFF), record(b"y")],
+    [record(b"x", octets=0xFFFFFFD8), record(b"y")],
+    [record(b"x", family=0) + record(b"y")],
+    [HEADER.pack(0, 1, 4, 0, 0, 0, bytes(16), 0, 0, 0) * 1600],
+)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 512])
+def test_noise_is_counted_and_hurts_no_worker(batch: int) -> None:
     with stand(batch=batch) as s:
-        for message in listed:
-            s.way_in.send(message)
-        s.run()
-        values = s.received()
-        assert (values["datagrams"], values["matched"]) == (len(payloads) + strange, len(payloads))
-        assert (values["truncated"], values["errors_other"]) == (strange, strange)
-        assert [one.payload for one in s.read()] == payloads
-        assert not s.socket.shut
+
+        @settings(max_examples=200, deadline=None)
+        @given(st.lists(messages(), min_size=1, max_size=12))
+        @example(NOISE[0])
+        @example(NOISE[1])
+        @example(NOISE[2])
+        @example(NOISE[3])
+        def any_noise(listed: list[bytes]) -> None:
+            wanted = [understood(message) for message in listed]
+            payloads = [payload for sound, _ in wanted for payload in sound]
+            strange = sum(count for _, count in wanted)
+            before = s.received()
+            for message in listed:
+                s.way_in.send(message)
+            s.run()
+            new = {name: value - before[name] for name, value in s.received().items()}
+            assert (new["datagrams"], new["matched"]) == (len(payloads) + strange, len(payloads))
+            assert (new["truncated"], new["errors_other"]) == (strange, strange)
+            # one that comes again and again is held for a while (fastpath/route/echo.pxd): it may come behind others
+            assert sorted(one.payload for one in s.read()) == sorted(payloads)
+            assert not s.socket.shut
+
+        any_noise()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(messages(), min_size=1, max_size=12))
+@example(NOISE[0])
+@example(NOISE[1])
+@example(NOISE[2])
+@example(NOISE[3])
+def test_a_gateway_reads_by_the_same_rules(listed: list[bytes]) -> None:
+    wanted = [understood(message) for message in listed]
     ours, theirs = pair(1 << 20)
-    with closing(ours), closing(Door(theirs)) as door:  # the gateway's reader has the same rules
+    with closing(ours), closing(Door(theirs)) as door:
         for message in listed:
             ours.send(message)
         got: list[Datagram] = []
         while more := door.read():
             got += more
-        assert [one.payload for one in got] == payloads
-        assert door.malformed == strange
+        assert [one.payload for one in got] == [payload for sound, _ in wanted for payload in sound]
+        assert door.malformed == sum(count for _, count in wanted)
 
 
 def test_a_message_longer_than_any_of_ours_is_one_datagram_that_was_cut() -> None:
@@ -315,7 +341,7 @@ def test_a_gateway_that_does_not_read_loses_copies_and_they_are_counted() -> Non
         values = s.sent()
         assert values["offered"] == offered == s.received()["matched"]
         assert 0 < values["sent"] < offered
-        assert values["dropped_no_buffer_space"] == offered - values["sent"]
+        assert values["failed_no_buffer_space"] == offered - values["sent"]
         assert dict(zip(_fastpath.WORKER_FIELDS, s.worker.read(), strict=True))["stalls"] == 0
         kept = s.read()
         assert [struct.unpack_from("=I", one.payload)[0] for one in kept] == list(range(values["sent"]))
@@ -329,7 +355,7 @@ def test_a_gateway_that_is_gone_loses_copies_and_they_are_counted() -> None:
         s.out.close()
         assert Door(s.way_in).write([Datagram(b"\1\2\3\4", 1, b"x")] * 300) == 300
         s.run()
-        assert (s.sent()["sent"], s.sent()["dropped_no_buffer_space"]) == (0, 300)
+        assert (s.sent()["sent"], s.sent()["failed_no_buffer_space"]) == (0, 300)
 
 
 def test_a_gateway_may_write_until_the_queue_is_full() -> None:
@@ -348,3 +374,43 @@ def test_a_gateway_may_write_until_the_queue_is_full() -> None:
 def test_a_door_has_nothing_of_a_socket(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         Tx(_fastpath.ENGINE_DOOR, 0, TxCounters(), bytes(16), 1, **options)  # type: ignore[arg-type]
+
+
+# ---- an event loop
+
+
+def test_a_gateway_in_an_event_loop_is_woken_and_waits_for_room() -> None:
+    """add_reader tells of what comes and of the end; add_writer of room in a full queue."""
+
+    async def gateway(door: Door) -> list[Datagram]:
+        loop, got, ended = asyncio.get_running_loop(), list[Datagram](), asyncio.Event()
+
+        def read() -> None:
+            try:
+                got.extend(door.read())
+            except EOFError:
+                loop.remove_reader(door)
+                ended.set()
+
+        loop.add_reader(door, read)
+        await asyncio.wait_for(ended.wait(), 20)
+        return got
+
+    async def feed(sock: socket.socket, listed: list[Datagram]) -> None:
+        loop, door, done = asyncio.get_running_loop(), Door(sock), 0
+        while done < len(listed):
+            done += door.write(listed[done:])
+            room = loop.create_future()
+            loop.add_writer(door, lambda room=room: room.done() or room.set_result(None))  # type: ignore[misc]
+            await asyncio.wait_for(room, 20)
+            loop.remove_writer(door)
+        door.close()
+
+    async def both() -> list[Datagram]:
+        ours, theirs = pair(1 << 18)
+        with closing(Door(theirs)) as door:
+            got, _ = await asyncio.gather(gateway(door), feed(ours, listed))
+            return got
+
+    listed = [Datagram(b"\1\2\3\4", 1, struct.pack("=I", n) + bytes(996)) for n in range(3000)]
+    assert asyncio.run(both()) == listed

@@ -5,7 +5,7 @@ and second; and what exporters that no rule matches may take from the others.
 from __future__ import annotations
 
 import pytest
-from samplicator import _probe_flow as probe
+from samplicator import _inside_flow as probe
 from support import flows as model
 from support.flows import IPFIX, V9
 

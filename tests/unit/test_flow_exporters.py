@@ -12,8 +12,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 import pytest
-from samplicator import _probe_flow as probe
-from samplicator._probe_flow import FLOW_SESSION_FIELDS
+from samplicator import _inside_flow as probe
+from samplicator._inside_flow import FLOW_SESSION_FIELDS
 from support import flows as model
 from support.flows import IPFIX, M32, V9
 

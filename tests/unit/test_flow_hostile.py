@@ -8,8 +8,8 @@ import struct
 import time
 from collections.abc import Sequence
 
-from samplicator import _probe_flow as probe
-from samplicator._probe_flow import FLOW_COUNTER_FIELDS
+from samplicator import _inside_flow as probe
+from samplicator._inside_flow import FLOW_COUNTER_FIELDS
 from support import flows as model
 from support.flows import IPFIX
 

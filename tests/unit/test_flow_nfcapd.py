@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from samplicator import _probe_flow as probe
+from samplicator import _inside_flow as probe
 from support import flows as model
 from support.flows import IPFIX, V9
 from support.sampled import ADDRESS, PORT, Receiver, new, run

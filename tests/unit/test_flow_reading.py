@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import threading
 
-from samplicator import _probe_flow as probe
-from samplicator._probe_flow import FLOW_ITEM_FIELDS, FLOW_SESSION_FIELDS
+from samplicator import _inside_flow as probe
+from samplicator._inside_flow import FLOW_ITEM_FIELDS, FLOW_SESSION_FIELDS
 from support import flows as model
 from support.flows import IPFIX
 

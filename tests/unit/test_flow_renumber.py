@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from samplicator import _probe_flow as probe
+from samplicator import _inside_flow as probe
 from support import flows as model
 from support.flows import IPFIX, V9, Collector
 from support.sampled import ADDRESS, FIELDS, PORT, SECOND, START, Receiver, counters, new, run, stream, template_sets

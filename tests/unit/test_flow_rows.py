@@ -8,7 +8,7 @@ import random
 import struct
 
 import pytest
-from samplicator import _probe_flow as probe
+from samplicator import _inside_flow as probe
 from support import flows as model
 from support.flows import IPFIX, V9
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from samplicator import _probe_flow as probe
-from samplicator._probe_flow import FLOW_COUNTER_FIELDS, FLOW_SESSION_FIELDS
+from samplicator import _inside_flow as probe
+from samplicator._inside_flow import FLOW_COUNTER_FIELDS, FLOW_SESSION_FIELDS
 from support import flows as model
 from support.flows import IPFIX, V9
 
@@ -273,7 +273,7 @@ def test_default_is_bounded() -> None:
 
 
 def test_one_exporter_is_bounded() -> None:
-    """Its forged domains push out its own one-shot domains, not its established ones, and not its neighbour's."""
+    """Its forged domains push out its own one-shot domains, not its established ones, and not its neighbor's."""
     flow = new(exporter_domains=8)
     for beat in range(10):
         probe.tick(flow, START + beat * SECOND)

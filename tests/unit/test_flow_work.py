@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import pytest
-from samplicator import _probe_flow as probe
+from samplicator import _inside_flow as probe
 from support import flows as model
 from support.flows import IPFIX, V9
 

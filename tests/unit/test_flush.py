@@ -1,7 +1,7 @@
 """The triage of errors, against a scripted engine: every errno at every place with every partial count.
 
 Whatever the kernel answers: each copy is counted exactly once, the order is kept, nothing is sent twice, and the law
-`offered = sampled_out + sent + sum(dropped)` holds exactly. Steps of a script: n > 0 = the kernel takes n messages,
+`offered = skipped + sent + sum(failed)` holds exactly. Steps of a script: n > 0 = the kernel takes n messages,
 -errno = it fails.
 """
 
@@ -19,9 +19,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplicator import _probe
+from samplicator import _inside
 
-WORKER = _probe.Worker(batch=1, sessions=8)
+WORKER = _inside.Worker(batch=1, sessions=8)
 EXPORTER = bytes([198, 18, 0, 1])
 RECEIVER = bytes([198, 18, 0, 2])
 QUEUE_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
@@ -61,19 +61,19 @@ def datagrams(count: int, size: int | None = None) -> list[tuple[bytes, int, int
 class Way:
     """A way out with the scripted engine behind it, and what came of it."""
 
-    def __init__(self, engine: int = _probe.ENGINE_UDP, address: bytes = RECEIVER, **options: object) -> None:
-        self.counters = _probe.TxCounters()
-        self.tx = _probe.Tx(engine, -1, self.counters, address, 2055, **options)
-        self.script = _probe.Script()
-        self.raw = engine == _probe.ENGINE_RAW
+    def __init__(self, engine: int = _inside.ENGINE_UDP, address: bytes = RECEIVER, **options: object) -> None:
+        self.counters = _inside.TxCounters()
+        self.tx = _inside.Tx(engine, -1, self.counters, address, 2055, **options)
+        self.script = _inside.Script()
+        self.raw = engine == _inside.ENGINE_RAW
 
     def play(self, steps: list[int], batch: list[tuple[bytes, int, int, int, bytes]]) -> Values:
-        self.script = _probe.Script(steps)
-        _probe.play(WORKER, self.tx, batch, self.script)
+        self.script = _inside.Script(steps)
+        _inside.play(WORKER, self.tx, batch, self.script)
         return self.values()
 
     def values(self) -> Values:
-        return dict(zip(_probe.TX_FIELDS, self.counters.read(), strict=True))
+        return dict(zip(_inside.TX_FIELDS, self.counters.read(), strict=True))
 
     def numbers(self) -> list[int]:
         """Numbers of the datagrams taken, whole ones, one message each."""
@@ -82,17 +82,17 @@ class Way:
 
 
 def dropped(values: Values) -> int:
-    return sum(value for name, value in values.items() if name.startswith("dropped_"))
+    return sum(value for name, value in values.items() if name.startswith("failed_"))
 
 
 def check_law(values: Values) -> None:
-    assert values["offered"] == values["sampled_out"] + values["sent"] + dropped(values)
+    assert values["offered"] == values["skipped"] + values["sent"] + dropped(values)
 
 
 # ---- every errno, every place, every partial count
 
 
-@pytest.mark.parametrize("engine", [_probe.ENGINE_UDP, _probe.ENGINE_RAW])
+@pytest.mark.parametrize("engine", [_inside.ENGINE_UDP, _inside.ENGINE_RAW])
 @pytest.mark.parametrize("error", sorted(REASON))
 def test_error_at_every_place(engine: int, error: int) -> None:
     """The copy at the place fails for good: it alone is dropped, with its reason; all others leave once, in order."""
@@ -105,20 +105,20 @@ def test_error_at_every_place(engine: int, error: int) -> None:
             values = way.play(steps, datagrams(count))
             assert way.numbers() == [n for n in range(count) if n != place], (place, partial)
             assert values["sent"] == count - 1
-            assert values[f"dropped_{REASON[error]}"] == dropped(values) == 1
+            assert values[f"failed_{REASON[error]}"] == dropped(values) == 1
             assert values["retries"] == tries - 1
             assert values["calls"] == len(way.script.calls)
             assert values["sent_bytes"] == sum(2 + sized(n) for n in range(count) if n != place)
             check_law(values)
 
 
-@pytest.mark.parametrize("engine", [_probe.ENGINE_UDP, _probe.ENGINE_RAW])
+@pytest.mark.parametrize("engine", [_inside.ENGINE_UDP, _inside.ENGINE_RAW])
 @pytest.mark.parametrize("error", sorted(set(REASON) - set(QUEUE_FULL)))
 def test_nothing_but_errors(engine: int, error: int) -> None:
     way = Way(engine)
     values = way.play([-error] * 1000, datagrams(100))
     assert way.numbers() == []
-    assert values[f"dropped_{REASON[error]}"] == 100
+    assert values[f"failed_{REASON[error]}"] == 100
     assert values["calls"] == 100
     check_law(values)
 
@@ -209,7 +209,7 @@ def test_refused_segments_are_given_up_for_a_while(error: int) -> None:
     values = way.play([-error], datagrams(10, 50))
     assert way.numbers() == list(range(10))
     assert values["sent"] == 10
-    assert way.tx.gave_up == _probe.GAVE_UP_SEGMENT
+    assert way.tx.gave_up == _inside.GAVE_UP_SEGMENT
     assert all(not segment_size(control) for _, control in way.script.accepted)
     way.play([], datagrams(10, 50))
     assert [want for want, _ in way.script.calls] == [10]
@@ -218,14 +218,14 @@ def test_refused_segments_are_given_up_for_a_while(error: int) -> None:
 def lone(way: Way) -> Callable[[list[int]], Values]:
     """Plays a script for a batch of ten datagrams of one size as the worker does it."""
     numbers = itertools.count()
-    plan = _probe.Plan(1, [], [way.tx], [([(0, bytes(16), bytes(16))], None, (0,), False)])
-    worker = _probe.Worker(batch=1, sessions=8)
+    plan = _inside.Plan(1, [], [way.tx], [([(0, bytes(16), bytes(16))], None, (0,), False)])
+    worker = _inside.Worker(batch=1, sessions=8)
 
     def play(steps: list[int]) -> Values:
-        way.script = _probe.Script(steps)
+        way.script = _inside.Script(steps)
         batch = [(*head, payload[:2] + next(numbers).to_bytes(8, "big") + payload[10:])  # none comes twice
                  for *head, payload in datagrams(10, 50)]  # fmt: skip
-        _probe.play_batch(worker, plan, _probe.RxCounters(), batch, way.script)
+        _inside.play_batch(worker, plan, _inside.RxCounters(), batch, way.script)
         return way.values()
 
     return play
@@ -237,17 +237,17 @@ def test_a_refused_feature_is_tried_again_ever_more_rarely(error: int) -> None:
     play = lone(way)
     for pause in (60, 120, 240, 480, 900, 900, 900):
         values = play([-error])
-        assert (way.tx.gave_up, _probe.given_up_for(way.tx)[0]) == (_probe.GAVE_UP_SEGMENT, pause)
+        assert (way.tx.gave_up, _inside.given_up_for(way.tx)[0]) == (_inside.GAVE_UP_SEGMENT, pause)
         assert values["sent"] == values["offered"]
-        _probe.later(way.tx, pause - 5)
+        _inside.later(way.tx, pause - 5)
         play([])
         assert len(way.script.accepted) == 10  # not yet
-        _probe.later(way.tx, 6)
+        _inside.later(way.tx, 6)
     play([])
     assert (len(way.script.accepted), way.tx.gave_up) == (1, 0)  # a run: the kernel takes them again
-    _probe.later(way.tx, 1000)
+    _inside.later(way.tx, 1000)
     play([-error])
-    assert _probe.given_up_for(way.tx)[0] == 60  # it worked for long: a new trouble
+    assert _inside.given_up_for(way.tx)[0] == 60  # it worked for long: a new trouble
     check_law(way.values())
 
 
@@ -255,16 +255,16 @@ def test_runs_refused_in_one_flush_are_one_refusal() -> None:
     way = Way()
     script = [-errno.EIO, *[1] * 10, -errno.EIO]
     way.play(script, [*datagrams(10, 50), *datagrams(10, 90)])
-    assert _probe.given_up_for(way.tx) == (60, 0, 0)
+    assert _inside.given_up_for(way.tx) == (60, 0, 0)
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES])
-@pytest.mark.parametrize("engine", [_probe.ENGINE_UDP, _probe.ENGINE_RAW])
+@pytest.mark.parametrize("engine", [_inside.ENGINE_UDP, _inside.ENGINE_RAW])
 def test_what_a_firewall_refuses_is_offered_again_at_once(engine: int, error: int) -> None:
     """EPERM comes and goes with a rule or a full conntrack table: it costs the copies it hits and nothing more."""
     way = Way(engine)
     values = way.play([-error] * 10, datagrams(10))
-    assert (values["dropped_permission"], values["sent"], way.tx.gave_up) == (10, 0, 0)
+    assert (values["failed_permission"], values["sent"], way.tx.gave_up) == (10, 0, 0)
     assert way.play([], datagrams(10))["sent"] == 10
 
 
@@ -281,7 +281,7 @@ def test_run_over_the_path_mtu_is_no_reason_to_give_up() -> None:
 def test_lost_run_is_counted_by_its_datagrams(error: int) -> None:
     way = Way()
     values = way.play([-error], [*datagrams(10, 50), *datagrams(3, 90)])
-    assert (values["sent"], values[f"dropped_{REASON[error]}"]) == (3, 10)
+    assert (values["sent"], values[f"failed_{REASON[error]}"]) == (3, 10)
     check_law(values)
 
 
@@ -289,7 +289,7 @@ def test_plain_copies_of_a_refused_run_have_their_own_fates() -> None:
     way = Way()
     values = way.play([-errno.EIO, 1, -errno.EPERM, 1, -errno.EAGAIN, 1], datagrams(5, 50))
     assert way.numbers() == [0, 2, 3, 4]
-    assert (values["sent"], values["dropped_permission"], values["retries"]) == (4, 1, 1)
+    assert (values["sent"], values["failed_permission"], values["retries"]) == (4, 1, 1)
     check_law(values)
 
 
@@ -305,19 +305,19 @@ def fragments_of(count: int) -> list[tuple[bytes, int, int, int, bytes]]:
 def test_lost_fragment_loses_its_copy_once(error: int) -> None:
     """Fragments before it may have left; the rest of the copy is not sent, and it counts as one."""
     for place in range(9):
-        way = Way(_probe.ENGINE_RAW, mtu=68)
+        way = Way(_inside.ENGINE_RAW, mtu=68)
         values = way.play([1] * place + [-error], fragments_of(3))
         lost = place // 3
         assert complete(way, fragments_of(3)) == [n for n in range(3) if n != lost]
         assert len(way.script.accepted) == 6 + place % 3
-        assert (values["sent"], values[f"dropped_{REASON[error]}"]) == (2, 1)
+        assert (values["sent"], values[f"failed_{REASON[error]}"]) == (2, 1)
         assert values["sent_bytes"] == 200
         check_law(values)
 
 
 def test_partial_counts_within_fragments() -> None:
     for partial in range(1, 10):
-        way = Way(_probe.ENGINE_RAW, mtu=68)
+        way = Way(_inside.ENGINE_RAW, mtu=68)
         values = way.play([partial] * 9, fragments_of(3))
         assert complete(way, fragments_of(3)) == [0, 1, 2]
         assert (values["sent"], dropped(values)) == (3, 0)
@@ -331,14 +331,14 @@ def test_stalled_receiver_costs_two_waits_and_then_none() -> None:
     time again.
     """
     way = Way()
-    before = _probe.stalls(WORKER)
+    before = _inside.stalls(WORKER)
     for flush in range(60):
         values = way.play([-errno.EAGAIN] * 100_000, datagrams(50))
         check_law(values)
         assert way.script.accepted == []
-        assert _probe.stalls(WORKER) - before == 2, flush
-        assert _probe.flushes_since_full(way.tx) == 0
-    assert values["dropped_no_buffer_space"] == 60 * 50
+        assert _inside.stalls(WORKER) - before == 2, flush
+        assert _inside.flushes_since_full(way.tx) == 0
+    assert values["failed_no_buffer_space"] == 60 * 50
 
 
 @pytest.mark.parametrize(("error", "most"), [(errno.EAGAIN, 2), (errno.ENOBUFS, 40), (errno.ENOMEM, 40)])
@@ -346,22 +346,22 @@ def test_stalled_receiver_costs_two_waits_and_then_none() -> None:
 def test_trickling_receiver_is_bounded(error: int, most: int, full: int) -> None:
     """Each copy fails once or twice and then leaves: the waits of a flush are bounded in all, 2 ms, not by the copy."""
     way = Way()
-    before = _probe.stalls(WORKER)
+    before = _inside.stalls(WORKER)
     values = way.play(([-error] * full + [1]) * 512, datagrams(512))
     check_law(values)
-    assert _probe.stalls(WORKER) - before == most
+    assert _inside.stalls(WORKER) - before == most
     assert values["sent"] > 0
-    assert values["dropped_no_buffer_space"] > 0
+    assert values["failed_no_buffer_space"] > 0
 
 
 def test_recovered_receiver_may_wait_again() -> None:
     way = Way()
     way.play([-errno.EAGAIN] * 1000, datagrams(1))
     for _ in range(64):
-        assert way.play([], datagrams(1))["dropped_no_buffer_space"] == 1
-    before = _probe.stalls(WORKER)
+        assert way.play([], datagrams(1))["failed_no_buffer_space"] == 1
+    before = _inside.stalls(WORKER)
     values = way.play([-errno.EAGAIN], datagrams(1))
-    assert (_probe.stalls(WORKER) - before, values["dropped_no_buffer_space"]) == (1, 1)
+    assert (_inside.stalls(WORKER) - before, values["failed_no_buffer_space"]) == (1, 1)
 
 
 # ---- pause (the ancestor's -x)
@@ -378,7 +378,7 @@ def test_pause_sends_copy_by_copy() -> None:
 
 
 def test_pause_does_not_part_the_fragments_of_a_copy() -> None:
-    way = Way(_probe.ENGINE_RAW, mtu=68, pause_us=1)
+    way = Way(_inside.ENGINE_RAW, mtu=68, pause_us=1)
     values = way.play([], fragments_of(4))
     assert [want for want, _ in way.script.calls] == [3] * 4
     assert values["sent"] == 4
@@ -393,9 +393,9 @@ def everything() -> list[tuple[int, bytes, bytes]]:
 
 def test_batch_to_many_ways() -> None:
     """Every way has its own fate; the listener's law holds too."""
-    ways = [Way(), Way(_probe.ENGINE_RAW), Way(freq=3), Way(_probe.ENGINE_TRANSPARENT)]
-    plan = _probe.Plan(1, [], [way.tx for way in ways], [(everything(), None, range(4), False)])
-    counters = _probe.RxCounters()
+    ways = [Way(), Way(_inside.ENGINE_RAW), Way(freq=3), Way(_inside.ENGINE_TRANSPARENT)]
+    plan = _inside.Plan(1, [], [way.tx for way in ways], [(everything(), None, range(4), False)])
+    counters = _inside.RxCounters()
     generator = random.Random(2)
     for _ in range(200):
         answers = [generator.choice((1, 2, 60, -errno.EPERM, -errno.EMSGSIZE)) for _ in range(30)]
@@ -404,14 +404,14 @@ def test_batch_to_many_ways() -> None:
              generator.randbytes(12) + bytes(generator.choice((8, 8, 8, 1388, 1988))))
             for _ in range(generator.randrange(1, 100))
         ]  # fmt: skip
-        _probe.play_batch(WORKER, plan, counters, batch, _probe.Script(answers))
-    received = dict(zip(_probe.RX_FIELDS, counters.read(), strict=True))
+        _inside.play_batch(WORKER, plan, counters, batch, _inside.Script(answers))
+    received = dict(zip(_inside.RX_FIELDS, counters.read(), strict=True))
     for way in ways:
         values = way.values()
         check_law(values)
         assert values["offered"] == received["matched"] > 5000
         assert values["sent"] > 0
-    assert ways[2].values()["sampled_out"] == received["matched"] - -(-received["matched"] // 3)
+    assert ways[2].values()["skipped"] == received["matched"] - -(-received["matched"] // 3)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
@@ -428,11 +428,11 @@ def test_a_ports_socket_serves_what_the_kernel_takes_for_a_source(text: str, ser
     """Any other address would have the kernel refuse the send, and the receiver lose the engine for a while."""
     six = ":" in text
     address = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, text)
-    way = Way(_probe.ENGINE_TRANSPARENT, address=bytes(15) + b"\1") if six else Way(_probe.ENGINE_TRANSPARENT)
-    worker = _probe.Worker(batch=1, sessions=8)
-    plan = _probe.Plan(1, [], [way.tx], [(everything(), None, (0,), False)])
-    script = _probe.Script()
-    _probe.play_batch(worker, plan, _probe.RxCounters(), [(address, 7, 64, 0, bytes(50))] * 20, script)
+    way = Way(_inside.ENGINE_TRANSPARENT, address=bytes(15) + b"\1") if six else Way(_inside.ENGINE_TRANSPARENT)
+    worker = _inside.Worker(batch=1, sessions=8)
+    plan = _inside.Plan(1, [], [way.tx], [(everything(), None, (0,), False)])
+    script = _inside.Script()
+    _inside.play_batch(worker, plan, _inside.RxCounters(), [(address, 7, 64, 0, bytes(50))] * 20, script)
     assert way.values()["sent"] == 20
     if not served:
         assert len(script.accepted) == 20
@@ -448,18 +448,18 @@ def test_a_ports_socket_serves_what_the_kernel_takes_for_a_source(text: str, ser
 @pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
 def test_port_zero_has_no_socket() -> None:
     """Bound to port 0 it would have any."""
-    way = Way(_probe.ENGINE_TRANSPARENT)
-    plan = _probe.Plan(1, [], [way.tx], [(everything(), None, (0,), False)])
-    script = _probe.Script()
+    way = Way(_inside.ENGINE_TRANSPARENT)
+    plan = _inside.Plan(1, [], [way.tx], [(everything(), None, (0,), False)])
+    script = _inside.Script()
     batch = [(EXPORTER, 0, 64, 0, bytes(50))] * 20
-    _probe.play_batch(_probe.Worker(batch=1, sessions=8), plan, _probe.RxCounters(), batch, script)
+    _inside.play_batch(_inside.Worker(batch=1, sessions=8), plan, _inside.RxCounters(), batch, script)
     assert [message[:1] for message, _ in script.accepted] == [b"\x45"] * 20
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="IP_TRANSPARENT needs root")
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES, errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_refused_ports_socket_is_tried_again(error: int) -> None:
-    way = Way(_probe.ENGINE_TRANSPARENT)
+    way = Way(_inside.ENGINE_TRANSPARENT)
     play = lone(way)
 
     def in_runs(steps: list[int]) -> bool:
@@ -470,8 +470,8 @@ def test_a_refused_ports_socket_is_tried_again(error: int) -> None:
         pass
     assert not in_runs([-error])
     assert not in_runs([])
-    assert way.tx.gave_up == _probe.GAVE_UP_TRANSPARENT
-    _probe.later(way.tx, 61)
+    assert way.tx.gave_up == _inside.GAVE_UP_TRANSPARENT
+    _inside.later(way.tx, 61)
     assert in_runs([])
     assert way.tx.gave_up == 0
     values = way.values()
@@ -484,17 +484,17 @@ def test_a_ports_socket_fails_at_every_place(error: int) -> None:
     """What the shared socket does not take leaves by raw: nothing lost, nothing twice, order per receiver kept."""
     count = 9
     for place, partial in itertools.product(range(4), (1, 2)):
-        ways = [Way(_probe.ENGINE_TRANSPARENT), Way(_probe.ENGINE_TRANSPARENT)]
-        worker = _probe.Worker(batch=1, sessions=8)
-        plan = _probe.Plan(1, [], [way.tx for way in ways], [(everything(), None, (0, 1), False)])
+        ways = [Way(_inside.ENGINE_TRANSPARENT), Way(_inside.ENGINE_TRANSPARENT)]
+        worker = _inside.Worker(batch=1, sessions=8)
+        plan = _inside.Plan(1, [], [way.tx for way in ways], [(everything(), None, (0, 1), False)])
         batch = [(EXPORTER, 2055, 64, 0, bytes([1, n]) + bytes(80 if n < count else 60)) for n in range(2 * count)]
         for _ in range(6):  # the port earns its socket
-            script = _probe.Script()
-            _probe.play_batch(worker, plan, _probe.RxCounters(), batch, script)
+            script = _inside.Script()
+            _inside.play_batch(worker, plan, _inside.RxCounters(), batch, script)
         assert any(segment_size(control) for _, control in script.accepted), "no run left by the port's socket"
         before = [way.values()["sent"] for way in ways]
-        script = _probe.Script([partial] * place + [-error])
-        _probe.play_batch(worker, plan, _probe.RxCounters(), batch, script)
+        script = _inside.Script([partial] * place + [-error])
+        _inside.play_batch(worker, plan, _inside.RxCounters(), batch, script)
         assert [way.values()["sent"] for way in ways] == [sent + 2 * count for sent in before]
         for way in ways:
             check_law(way.values())

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from samplicator import _probe
+from samplicator import _inside
 
 MAPPED = bytes(10) + b"\xff\xff"
 Source = tuple[int, bytes, bytes]
@@ -54,20 +54,20 @@ def oracle(rules: list[Rule], exporter: bytes, listener: int) -> tuple[list[int]
     return fired, txs, False
 
 
-def make_txs(families: list[tuple[int, bool]]) -> list[_probe.Tx]:
+def make_txs(families: list[tuple[int, bool]]) -> list[_inside.Tx]:
     """One Tx per (family, has a fallback of the other family); those without one write a source of their own."""
     txs = []
     for family, fallback in families:
-        counters = _probe.TxCounters()
+        counters = _inside.TxCounters()
         address, other = (bytes(4), bytes(16)) if family == 4 else (bytes(16), bytes(4))
-        second = _probe.Tx(_probe.ENGINE_UDP, -1, counters, other, 1) if fallback else None
+        second = _inside.Tx(_inside.ENGINE_UDP, -1, counters, other, 1) if fallback else None
         source = None if fallback else (address, 1)
-        txs.append(_probe.Tx(_probe.ENGINE_RAW, -1, counters, address, 1, source=source, fallback=second))
+        txs.append(_inside.Tx(_inside.ENGINE_RAW, -1, counters, address, 1, source=source, fallback=second))
     return txs
 
 
-def plan_of(rules: list[Rule], families: list[tuple[int, bool]]) -> _probe.Plan:
-    return _probe.Plan(1, [], make_txs(families), [rule.handed() for rule in rules])
+def plan_of(rules: list[Rule], families: list[tuple[int, bool]]) -> _inside.Plan:
+    return _inside.Plan(1, [], make_txs(families), [rule.handed() for rule in rules])
 
 
 def source(text: str, mask: str | None = None) -> Source:
@@ -143,16 +143,16 @@ def test_stop_with_receivers_is_no_denial() -> None:
 
 def test_fallback_takes_the_other_family_only() -> None:
     plan = plan_of([Rule((source("any"),), None, (0, 1, 2), False)], [(4, True), (6, True), (4, False)])
-    assert _probe.memo_route(plan, MAPPED + packed("10.0.0.1"), 0)[1] == ((0, False), (1, True), (2, False))
-    assert _probe.memo_route(plan, packed("2001:db8::1"), 0)[1] == ((0, True), (1, False), (2, False))
+    assert _inside.memo_route(plan, MAPPED + packed("10.0.0.1"), 0)[1] == ((0, False), (1, True), (2, False))
+    assert _inside.memo_route(plan, packed("2001:db8::1"), 0)[1] == ((0, True), (1, False), (2, False))
     assert plan.route(packed("2001:db8::1"), 0) == ((0,), (0, 1, 2), False)
 
 
 def test_empty_plan() -> None:
-    plan = _probe.Plan(7, [], [], [])
+    plan = _inside.Plan(7, [], [], [])
     assert plan.generation == 7
     assert plan.route(packed("1.2.3.4"), 0) == ((), (), False)
-    assert _probe.memo_route(plan, bytes(16), 0) == (_probe.UNMATCHED, (), False)
+    assert _inside.memo_route(plan, bytes(16), 0) == (_inside.UNMATCHED, (), False)
 
 
 # ---- at random
@@ -207,13 +207,13 @@ def test_against_the_oracle(seed: int) -> None:
         expected = (tuple(fired), tuple(txs), denied)
         assert plan.route(exporter[12:] if family == 4 else exporter, listener) == expected
         assert plan.route(exporter, listener) == expected, "IPv4-mapped is IPv4"
-        route, ways, forgot = _probe.memo_route(plan, exporter, listener)
+        route, ways, forgot = _inside.memo_route(plan, exporter, listener)
         assert not forgot
         assert ways == tuple((tx, families[tx][1] and families[tx][0] != family) for tx in txs)
         if not txs:
-            assert route == (_probe.DENIED if denied else _probe.UNMATCHED)
+            assert route == (_inside.DENIED if denied else _inside.UNMATCHED)
         else:
-            assert route >= _probe.FIRST
+            assert route >= _inside.FIRST
             assert seen.setdefault(route, ways) == ways, "one route, one set of ways"
 
 
@@ -234,7 +234,7 @@ def test_memo_overflow_by_ways() -> None:
     live: dict[int, tuple[tuple[int, bool], ...]] = {}
     for value in range(1, 1 << bits):
         expected = tuple((bit, False) for bit in range(bits) if value >> bit & 1)
-        route, ways, forgot = _probe.memo_route(plan, MAPPED + value.to_bytes(4, "big"), 0)
+        route, ways, forgot = _inside.memo_route(plan, MAPPED + value.to_bytes(4, "big"), 0)
         assert ways == expected
         if forgot:
             resets += 1
@@ -242,7 +242,7 @@ def test_memo_overflow_by_ways() -> None:
         assert route not in live
         live[route] = expected
     assert resets >= 2
-    assert all(_probe.memo_ways(plan, route) == ways for route, ways in live.items())
+    assert all(_inside.memo_ways(plan, route) == ways for route, ways in live.items())
 
 
 def test_memo_overflow_by_number() -> None:
@@ -260,7 +260,7 @@ def test_memo_overflow_by_number() -> None:
     for index in range(count):
         for last in range(200):
             exporter = MAPPED + bytes([10, index // 200, index % 200, last])
-            _, ways, forgot = _probe.memo_route(plan, exporter, 0)
+            _, ways, forgot = _inside.memo_route(plan, exporter, 0)
             assert ways == ((index, False), (count + last, False))
             resets += forgot
     assert resets == 1

@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from samplicator import _probe
+from samplicator import _inside
 
 ANY = (0, bytes(16), bytes(16))
 CAPACITY = 65536
 
 
-def plan(counters: Sequence[_probe.TxCounters], weights: Sequence[int] = (), generation: int = 1) -> _probe.Plan:
+def plan(counters: Sequence[_inside.TxCounters], weights: Sequence[int] = (), generation: int = 1) -> _inside.Plan:
     """One pool of dry receivers, member n of weights[n]; the same counters are the same receiver."""
-    txs = [_probe.Tx(_probe.ENGINE_UDP, -1, c, bytes([198, 18, 0, c.id % 250 + 1]), 9000 + c.id) for c in counters]
+    txs = [_inside.Tx(_inside.ENGINE_UDP, -1, c, bytes([198, 18, 0, c.id % 250 + 1]), 9000 + c.id) for c in counters]
     members = [(n, weights[n] if weights else 1) for n in range(len(txs))]
-    return _probe.Plan(generation, [], txs, [([ANY], None, [len(txs)], False)], [(7, 0, members)])
+    return _inside.Plan(generation, [], txs, [([ANY], None, [len(txs)], False)], [(7, 0, members)])
 
 
 def exporters(n: int, seed: int = 1) -> list[tuple[bytes, int]]:
@@ -25,24 +25,24 @@ def exporters(n: int, seed: int = 1) -> list[tuple[bytes, int]]:
     return [(bytes(10) + b"\xff\xff" + generator.randbytes(4), generator.randrange(3)) for _ in range(n)]
 
 
-def new(members: int, weights: Sequence[int] = ()) -> tuple[_probe.Worker, _probe.Plan, list[_probe.TxCounters]]:
-    counters = [_probe.TxCounters() for _ in range(members)]
-    worker = _probe.Worker(batch=1, sessions=8)
+def new(members: int, weights: Sequence[int] = ()) -> tuple[_inside.Worker, _inside.Plan, list[_inside.TxCounters]]:
+    counters = [_inside.TxCounters() for _ in range(members)]
+    worker = _inside.Worker(batch=1, sessions=8)
     first = plan(counters, weights)
-    _probe.pool_adopt_plan(worker, first)
+    _inside.pool_adopt_plan(worker, first)
     return worker, first, counters
 
 
-def give(worker: _probe.Worker, which: _probe.Plan, some: list[tuple[bytes, int]]) -> dict[tuple[bytes, int], int]:
-    return {one: _probe.pool_give(worker, which, *one)[1] for one in some}
+def give(worker: _inside.Worker, which: _inside.Plan, some: list[tuple[bytes, int]]) -> dict[tuple[bytes, int], int]:
+    return {one: _inside.pool_give(worker, which, *one)[1] for one in some}
 
 
-def check_shares(which: _probe.Plan, given: dict[tuple[bytes, int], int]) -> None:
+def check_shares(which: _inside.Plan, given: dict[tuple[bytes, int], int]) -> None:
     loads = Counter(given.values())
-    assert {receiver: load for receiver, _, load in _probe.pool_shares(which)} == {
-        receiver: loads[receiver] for receiver, _, _ in _probe.pool_shares(which)
+    assert {receiver: load for receiver, _, load in _inside.pool_shares(which)} == {
+        receiver: loads[receiver] for receiver, _, _ in _inside.pool_shares(which)
     }
-    assert sum(homes for _, homes, _ in _probe.pool_shares(which)) == len(given)
+    assert sum(homes for _, homes, _ in _inside.pool_shares(which)) == len(given)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -56,7 +56,7 @@ def test_equal_members_share_evenly(seed: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4, 256])
-def test_neighbouring_addresses_share_evenly(step: int) -> None:
+def test_neighboring_addresses_share_evenly(step: int) -> None:
     worker, which, _ = new(4)
     block = [(bytes(10) + b"\xff\xff\xc6\x12" + (n * step).to_bytes(2, "big"), 0) for n in range(250)]
     loads = Counter(give(worker, which, block).values())
@@ -75,18 +75,18 @@ def test_the_answer_stays() -> None:
     some = exporters(1000)
     first = give(worker, which, some)
     for one in some:
-        before, now, _ = _probe.pool_give(worker, which, *one)
+        before, now, _ = _inside.pool_give(worker, which, *one)
         assert before == now == first[one]
 
 
 def test_without_memory_the_hash_ranks_alike() -> None:
     """Two relays, exporters in another order: most choices are the same, those that met no bound."""
     worker, which, counters = new(4)
-    other = _probe.Worker(batch=1, sessions=8)
-    _probe.pool_adopt_plan(other, plan(counters))
+    other = _inside.Worker(batch=1, sessions=8)
+    _inside.pool_adopt_plan(other, plan(counters))
     some = exporters(1000)
     second = plan(counters)
-    _probe.pool_adopt_plan(other, second)
+    _inside.pool_adopt_plan(other, second)
     one, two = give(worker, which, some), give(other, second, some[::-1])
     assert sum(one[key] == two[key] for key in some) > 850
 
@@ -97,7 +97,7 @@ def test_a_member_fails_and_returns(dead: int) -> None:
     worker, which, counters = new(4)
     some = exporters(400)
     before = give(worker, which, some)
-    _probe.pool_member_down(worker, which, dead, True)
+    _inside.pool_member_down(worker, which, dead, True)
     during = give(worker, which, some)
     gone = counters[dead].id
     for one in some:
@@ -106,7 +106,7 @@ def test_a_member_fails_and_returns(dead: int) -> None:
     loads = Counter(during.values())
     assert max(loads.values()) / min(loads.values()) < 1.25
     check_shares(which, during)
-    _probe.pool_member_down(worker, which, dead, False)
+    _inside.pool_member_down(worker, which, dead, False)
     assert give(worker, which, some) == before
     check_shares(which, before)
 
@@ -115,17 +115,17 @@ def test_two_fail_one_after_the_other() -> None:
     worker, which, counters = new(4)
     some = exporters(400)
     before = give(worker, which, some)
-    _probe.pool_member_down(worker, which, 0, True)
+    _inside.pool_member_down(worker, which, 0, True)
     first = give(worker, which, some)
-    _probe.pool_member_down(worker, which, 1, True)
+    _inside.pool_member_down(worker, which, 1, True)
     second = give(worker, which, some)
     for one in some:
         assert (second[one] != first[one]) == (first[one] == counters[1].id)
-    _probe.pool_member_down(worker, which, 0, False)
+    _inside.pool_member_down(worker, which, 0, False)
     third = give(worker, which, some)
     for one in some:  # those of the first come home, deputies of the second stay
         assert third[one] == (before[one] if before[one] == counters[0].id else second[one])
-    _probe.pool_member_down(worker, which, 1, False)
+    _inside.pool_member_down(worker, which, 1, False)
     assert give(worker, which, some) == before
 
 
@@ -134,7 +134,7 @@ def test_all_down_keeps_who_had_it() -> None:
     some = exporters(100)
     before = give(worker, which, some)
     for member in range(3):
-        _probe.pool_member_down(worker, which, member, True)
+        _inside.pool_member_down(worker, which, member, True)
     assert give(worker, which, some) == before
     fresh = exporters(10, seed=2)
     assert len(give(worker, which, fresh)) == 10
@@ -145,9 +145,9 @@ def test_a_member_joins() -> None:
     worker, which, counters = new(3)
     some = exporters(900)
     before = give(worker, which, some)
-    more = [*counters, _probe.TxCounters()]
+    more = [*counters, _inside.TxCounters()]
     second = plan(more, generation=2)
-    _probe.pool_adopt_plan(worker, second, which)
+    _inside.pool_adopt_plan(worker, second, which)
     after = give(worker, second, some)
     moved = [one for one in some if after[one] != before[one]]
     assert {after[one] for one in moved} == {more[3].id}
@@ -160,7 +160,7 @@ def test_a_member_leaves() -> None:
     some = exporters(400)
     before = give(worker, which, some)
     second = plan(counters[1:], generation=2)
-    _probe.pool_adopt_plan(worker, second, which)
+    _inside.pool_adopt_plan(worker, second, which)
     after = give(worker, second, some)
     for one in some:
         assert (after[one] != before[one]) == (before[one] == counters[0].id)
@@ -172,36 +172,36 @@ def test_a_reload_that_changes_nothing_moves_nobody() -> None:
     some = exporters(400)
     before = give(worker, which, some)
     second = plan(counters, generation=2)
-    _probe.pool_adopt_plan(worker, second, which)
+    _inside.pool_adopt_plan(worker, second, which)
     assert give(worker, second, some) == before
 
 
 def test_a_pool_that_goes_is_forgotten() -> None:
     worker, which, _ = new(2)
     give(worker, which, exporters(50))
-    assert _probe.pool_used(worker) == 50
-    _probe.pool_adopt_plan(worker, _probe.Plan(2, [], [], []), which)
-    assert _probe.pool_used(worker) == 0
+    assert _inside.pool_used(worker) == 50
+    _inside.pool_adopt_plan(worker, _inside.Plan(2, [], [], []), which)
+    assert _inside.pool_used(worker) == 0
 
 
 def test_bounded_under_forged_exporters() -> None:
     worker, which, _ = new(4)
     give(worker, which, exporters(3 * CAPACITY))
-    assert _probe.pool_used(worker) <= CAPACITY
-    shares = _probe.pool_shares(which)
-    assert sum(load for _, _, load in shares) == sum(homes for _, homes, _ in shares) == _probe.pool_used(worker)
+    assert _inside.pool_used(worker) <= CAPACITY
+    shares = _inside.pool_shares(which)
+    assert sum(load for _, _, load in shares) == sum(homes for _, homes, _ in shares) == _inside.pool_used(worker)
 
 
 def test_the_silent_are_forgotten() -> None:
     worker, which, _ = new(2)
-    _probe.pool_seconds(worker, 100)
+    _inside.pool_seconds(worker, 100)
     give(worker, which, exporters(50))
-    _probe.pool_seconds(worker, 1000)
+    _inside.pool_seconds(worker, 1000)
     give(worker, which, exporters(20))
-    _probe.pool_seconds(worker, 1900)
-    _probe.pool_forget(worker, which, CAPACITY)
-    assert _probe.pool_used(worker) == 20
-    assert sum(load for _, _, load in _probe.pool_shares(which)) == 20
+    _inside.pool_seconds(worker, 1900)
+    _inside.pool_forget(worker, which, CAPACITY)
+    assert _inside.pool_used(worker) == 20
+    assert sum(load for _, _, load in _inside.pool_shares(which)) == 20
 
 
 @pytest.mark.parametrize(
@@ -209,18 +209,18 @@ def test_the_silent_are_forgotten() -> None:
 )
 def test_round_robin(weights: tuple[int, ...], turns: tuple[int, ...]) -> None:
     _, which, _ = new(3, weights)
-    counted = Counter(_probe.pool_turns(which, 12))
+    counted = Counter(_inside.pool_turns(which, 12))
     assert tuple(counted[way] for way in range(3)) == turns
 
 
 def test_round_robin_is_smooth_and_passes_the_dead() -> None:
     worker, which, _ = new(3)
-    assert sorted(_probe.pool_turns(which, 3)) == [0, 1, 2]
-    _probe.pool_member_down(worker, which, 1, True)
-    assert set(_probe.pool_turns(which, 20)) == {0, 2}
-    _probe.pool_member_down(worker, which, 0, True)
-    _probe.pool_member_down(worker, which, 2, True)
-    assert set(_probe.pool_turns(which, 20)) == {0, 1, 2}
+    assert sorted(_inside.pool_turns(which, 3)) == [0, 1, 2]
+    _inside.pool_member_down(worker, which, 1, True)
+    assert set(_inside.pool_turns(which, 20)) == {0, 2}
+    _inside.pool_member_down(worker, which, 0, True)
+    _inside.pool_member_down(worker, which, 2, True)
+    assert set(_inside.pool_turns(which, 20)) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -236,15 +236,15 @@ def test_round_robin_is_smooth_and_passes_the_dead() -> None:
     ],
 )
 def test_bad_pools_are_refused(pools: list[tuple[int, int, list[tuple[int, int]]]]) -> None:
-    txs = [_probe.Tx(_probe.ENGINE_UDP, -1, _probe.TxCounters(), bytes(4), 9) for _ in range(2)]
+    txs = [_inside.Tx(_inside.ENGINE_UDP, -1, _inside.TxCounters(), bytes(4), 9) for _ in range(2)]
     with pytest.raises(ValueError, match=r"pool|weight"):
-        _probe.Plan(1, [], txs, [], pools)
+        _inside.Plan(1, [], txs, [], pools)
 
 
 def test_routes_name_ways_first_then_pools() -> None:
-    txs = [_probe.Tx(_probe.ENGINE_UDP, -1, _probe.TxCounters(), bytes(4), 9) for _ in range(3)]
+    txs = [_inside.Tx(_inside.ENGINE_UDP, -1, _inside.TxCounters(), bytes(4), 9) for _ in range(3)]
     rules = [([ANY], None, [3, 0], False), ([ANY], None, [2, 4, 3], False)]
-    which = _probe.Plan(1, [], txs, rules, [(1, 0, [(0, 1), (1, 1)]), (2, 1, [(2, 1)])])
+    which = _inside.Plan(1, [], txs, rules, [(1, 0, [(0, 1), (1, 1)]), (2, 1, [(2, 1)])])
     assert which.route(bytes(4), 0) == ((0, 1), (0, 2, 3, 4), False)
     with pytest.raises(ValueError, match="way 5"):
-        _probe.Plan(1, [], txs, [([ANY], None, [5], False)], [(1, 0, [(0, 1)]), (2, 1, [(2, 1)])])
+        _inside.Plan(1, [], txs, [([ANY], None, [5], False)], [(1, 0, [(0, 1)]), (2, 1, [(2, 1)])])

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import pytest
-from samplicator import _probe
-from samplicator._probe import RxCounters, RxSocket
+from samplicator import _inside
+from samplicator._inside import RxCounters, RxSocket
 from samplicator.host.ring import READS_OPEN
 
 BLOCK = 1 << 14
@@ -124,10 +124,10 @@ class Kernel:
             self.begin()
 
     def read(self, most: int = 512, **options: int) -> list[bytes]:
-        return [found[-1] for found in _probe.ring_read(self.rx, most, **options)]
+        return [found[-1] for found in _inside.ring_read(self.rx, most, **options)]
 
     def count(self, name: str) -> int:
-        return self.counters.read()[_probe.RX_FIELDS.index(name)]
+        return self.counters.read()[_inside.RX_FIELDS.index(name)]
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_datagram_as_it_came(kernel: Kernel) -> None:
     kernel.put(frame(b"four"))
     kernel.put(frame(b"six", source="2001:db8::7", port=6000), (UDP_L4, 3))
     kernel.close()
-    four, six = _probe.ring_read(kernel.rx, 512)
+    four, six = _inside.ring_read(kernel.rx, 512)
     assert four[:5] == (bytes(10) + b"\xff\xff\xc6\x12\0\7", 5000, 61, 0x20, 1_000_000_001 * 10**9)
     assert six[:4] == (ip_address("2001:db8::7").packed, 6000, 61, 0)
     assert (four[-1], six[-1]) == (b"four", b"six")
@@ -216,15 +216,15 @@ def test_what_the_kernel_never_filled_is_left_out(kernel: Kernel) -> None:
 
 @needs_open
 def test_an_open_block_is_read_as_it_grows(kernel: Kernel) -> None:
-    assert (kernel.read(), _probe.ring_wait(kernel.rx)) == ([], NOTHING)
+    assert (kernel.read(), _inside.ring_wait(kernel.rx)) == ([], NOTHING)
     kernel.put(frame(b"1"))
-    assert _probe.ring_wait(kernel.rx) == NOW
-    assert (kernel.read(), _probe.ring_wait(kernel.rx)) == ([b"1"], NOTHING)
+    assert _inside.ring_wait(kernel.rx) == NOW
+    assert (kernel.read(), _inside.ring_wait(kernel.rx)) == ([b"1"], NOTHING)
     kernel.put(frame(b"2"))
     kernel.put(frame(b"3"))
     assert kernel.read() == [b"2", b"3"]
     kernel.close()
-    assert (kernel.read(), _probe.ring_wait(kernel.rx)) == ([], NOTHING)
+    assert (kernel.read(), _inside.ring_wait(kernel.rx)) == ([], NOTHING)
     kernel.put(frame(b"4"))
     assert kernel.read() == [b"4"]
     assert kernel.rx.mark == (1, kernel.place)
@@ -250,7 +250,7 @@ def test_what_is_on_its_way_is_waited_for(kernel: Kernel) -> None:
         assert len(kernel.read()) == 2
     data = frame(b"new")
     slot = kernel.reserve(data)
-    assert (kernel.read(), _probe.ring_wait(kernel.rx)) == ([], LATER)
+    assert (kernel.read(), _inside.ring_wait(kernel.rx)) == ([], LATER)
     kernel.fill(slot, data, header=False)
     assert kernel.read() == []
     kernel.set(slot, length=len(data), snaplen=len(data))
@@ -258,14 +258,14 @@ def test_what_is_on_its_way_is_waited_for(kernel: Kernel) -> None:
     assert kernel.read() == []
     kernel.set(slot, mac=LINK)
     assert kernel.read() == [b"new"]
-    assert _probe.ring_wait(kernel.rx) == NOTHING
+    assert _inside.ring_wait(kernel.rx) == NOTHING
 
 
 @needs_open
 def test_an_old_time_of_arrival_is_not_believed(kernel: Kernel) -> None:
     slot = kernel.put(frame(b"x"))
     kernel.set(slot, sec=5)
-    assert _probe.ring_read(kernel.rx, 512)[0][4] == 1_000_000_000 * 10**9
+    assert _inside.ring_read(kernel.rx, 512)[0][4] == 1_000_000_000 * 10**9
 
 
 def read_late(kernel: Kernel) -> list[bytes]:
@@ -323,7 +323,7 @@ def test_a_block_that_the_kernel_has_not_begun_shows_nothing(kernel: Kernel) -> 
         kernel.close()
     assert kernel.word(kernel.base + 8) & USER  # still full when the kernel came round: the queue is frozen
     assert kernel.read() + kernel.read() == [b"old"] * kernel.blocks
-    assert (kernel.read(), _probe.ring_wait(kernel.rx)) == ([], NOTHING)
+    assert (kernel.read(), _inside.ring_wait(kernel.rx)) == ([], NOTHING)
 
 
 EXTREMES = (
@@ -398,7 +398,7 @@ def test_nothing_outside_a_block_is_read_whatever_it_says(seed: int, closed: boo
         low, high = kernel.base + HEADER, kernel.base + BLOCK
         octets = 0
         for _ in range(200):
-            found = _probe.ring_read(kernel.rx, 512, release=False)
+            found = _inside.ring_read(kernel.rx, 512, release=False)
             for *_, place, payload in found:
                 assert low < place
                 assert place + len(payload) <= high

@@ -6,7 +6,7 @@ import random
 import struct
 
 import pytest
-from samplicator import _probe
+from samplicator import _inside
 
 RECEIVER = {4: bytes([198, 18, 0, 2]), 6: bytes(15) + b"\2"}
 CMSG = {
@@ -44,12 +44,12 @@ def batch_of(generator: random.Random, count: int) -> list[Datagram]:
 def test_every_send_is_one_the_kernel_takes(seed: int, family: int) -> None:
     """Same sizes but the last, which is not empty; within the MTU, 64 segments and 65,000 bytes; one TOS, one TTL."""
     generator = random.Random(seed)
-    worker = _probe.Worker(batch=1, sessions=8)
+    worker = _inside.Worker(batch=1, sessions=8)
     keeps = generator.random() < 0.5
-    tx = _probe.Tx(
-        _probe.ENGINE_UDP,
+    tx = _inside.Tx(
+        _inside.ENGINE_UDP,
         -1,
-        _probe.TxCounters(),
+        _inside.TxCounters(),
         RECEIVER[family],
         1,
         ttl=0 if keeps else 64,
@@ -57,8 +57,8 @@ def test_every_send_is_one_the_kernel_takes(seed: int, family: int) -> None:
         mtu=1500,
     )
     batch = batch_of(generator, generator.choice((1, 2, 65, 300, 512)))
-    script = _probe.Script()
-    _probe.play(worker, tx, batch, script)
+    script = _inside.Script()
+    _inside.play(worker, tx, batch, script)
     rest = list(batch)
     for message, control in script.accepted:
         values = controls(control)
@@ -82,17 +82,17 @@ def test_every_send_is_one_the_kernel_takes(seed: int, family: int) -> None:
 @pytest.mark.parametrize("options", [{"checksum": False}, {"pause_us": 1}, {"mtu": 117}])
 def test_no_run_where_the_kernel_or_the_operator_forbids_it(options: dict[str, int]) -> None:
     """SO_NO_CHECK, a pause after each copy, segments over the MTU."""
-    worker = _probe.Worker(batch=1, sessions=8)
-    tx = _probe.Tx(_probe.ENGINE_UDP, -1, _probe.TxCounters(), RECEIVER[4], 1, **options)
-    script = _probe.Script()
-    _probe.play(worker, tx, [(RECEIVER[4], 1, 64, 0, bytes(90))] * 20, script)
+    worker = _inside.Worker(batch=1, sessions=8)
+    tx = _inside.Tx(_inside.ENGINE_UDP, -1, _inside.TxCounters(), RECEIVER[4], 1, **options)
+    script = _inside.Script()
+    _inside.play(worker, tx, [(RECEIVER[4], 1, 64, 0, bytes(90))] * 20, script)
     assert len(script.accepted) == 20
     assert not any(controls(control).get((17, 103)) for _, control in script.accepted)
 
 
 def test_a_run_is_cut_at_64_segments() -> None:
-    worker = _probe.Worker(batch=1, sessions=8)
-    tx = _probe.Tx(_probe.ENGINE_UDP, -1, _probe.TxCounters(), RECEIVER[4], 1)
-    script = _probe.Script()
-    _probe.play(worker, tx, [(RECEIVER[4], 1, 64, 0, bytes(90))] * 200, script)
+    worker = _inside.Worker(batch=1, sessions=8)
+    tx = _inside.Tx(_inside.ENGINE_UDP, -1, _inside.TxCounters(), RECEIVER[4], 1)
+    script = _inside.Script()
+    _inside.play(worker, tx, [(RECEIVER[4], 1, 64, 0, bytes(90))] * 200, script)
     assert [len(message) // 90 for message, _ in script.accepted] == [64, 64, 64, 8]

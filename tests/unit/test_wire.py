@@ -6,7 +6,7 @@ import random
 import sys
 
 import pytest
-from samplicator import _probe
+from samplicator import _inside
 
 LONGEST = 9001
 
@@ -40,7 +40,7 @@ def test_every_length(offset: int) -> None:
         if length and length % 2 == 0:
             total = reference_add(total, data[length - 2 : length])
         expected = reference_add(total, data[length - 1 : length] + b"\0") if length % 2 else total
-        assert same(_probe.checksum_sum(data[:length], offset), expected), (length, offset)
+        assert same(_inside.checksum_sum(data[:length], offset), expected), (length, offset)
 
 
 def reference_add(total: int, word: bytes) -> int:
@@ -54,10 +54,10 @@ def test_extremes(fill: bytes, length: int) -> None:
     """All ones is where a lost carry shows."""
     data = (fill * length)[:length]
     for offset in (0, 1):
-        assert same(_probe.checksum_sum(data, offset), reference(data))
+        assert same(_inside.checksum_sum(data, offset), reference(data))
 
 
 def test_sum_fits_in_16_bits() -> None:
     generator = random.Random(3)
     for _ in range(2000):
-        assert 0 <= _probe.checksum_sum(generator.randbytes(generator.randrange(200)), 1) <= 0xFFFF
+        assert 0 <= _inside.checksum_sum(generator.randbytes(generator.randrange(200)), 1) <= 0xFFFF

@@ -18,7 +18,7 @@ from samplicator.cli.control import get_json
 from samplicator.cli.drawing import asked, domain_word, duration, show, table, where
 
 if TYPE_CHECKING:
-    from samplicator.views.exporters import Domain, Exporter
+    from samplicator.views.exporters import Alias, Exporter
     from samplicator.views.templates import Taught
 
 MOST: Final = 100_000
@@ -189,7 +189,7 @@ def template_lines(value: Mapping[str, Sequence[Taught]]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- domains
 
 
-def domain_lines(value: Mapping[str, Sequence[Domain]]) -> list[str]:
+def domain_lines(value: Mapping[str, Sequence[Alias]]) -> list[str]:
     rows = [
         [
             row["unique"],

@@ -88,7 +88,7 @@ def ledger_lines(value: Ledger) -> list[str]:
     head = ["  listener", "kernel drops", "read", "- truncated", "- denied", "- unmatched", "= matched"]
     lines += ["", "in samplicator, in datagrams", *table(head, rows)]
     rows = [
-        [f"  {after['receiver']}", after["offered"], after["sampled_out"], sum(after["failed"].values()), after["sent"]]
+        [f"  {after['receiver']}", after["offered"], after["skipped"], sum(after["failed"].values()), after["sent"]]
         for after in value["after"]
     ]
     head = ["  receiver", "offered", "- skipped", "- failed", "= sent"]

@@ -159,7 +159,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
     lines += [
         "",
         *table(
-            ["receiver", "to", "source", "engine", "state", "sent", "skipped", "errors"],
+            ["receiver", "to", "source", "engine", "state", "sent", "skipped", "failed"],
             [
                 [
                     item["name"],
@@ -170,8 +170,8 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
                     item["engine"],
                     state_word(item),
                     item["counters"]["sent"],
-                    item["counters"]["sampled_out"],
-                    item["errors"],
+                    item["counters"]["skipped"],
+                    item["failed"],
                 ]
                 for item in receivers
             ],
@@ -191,9 +191,9 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             since = duration(max(0.0, time.time() - item["state_since_unix"]))
             lines.append(f"  {item['name']}: {item['state']} for {since}: {item['state_why']}")
         reasons = [
-            f"{count} {field.removeprefix('dropped_')}"
+            f"{count} {field.removeprefix('failed_')}"
             for field, count in item["counters"].items()
-            if field.startswith("dropped_") and count
+            if field.startswith("failed_") and count
         ]
         if reasons:
             lines.append(f"  {item['name']}: failed: {', '.join(reasons)}")

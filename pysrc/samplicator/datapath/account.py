@@ -1,7 +1,7 @@
 """Account: counts a receiver's copies correctly while its next hop has no link address.
 
 Purpose: the kernel accepts copies for a next hop that it still tries to resolve, keeps the last few and drops the
-others without an error (arp(7), unres_qlen_bytes; __neigh_event_send() of net/core/neighbour.c). The datapath counts
+others without an error (arp(7), unres_qlen_bytes; __neigh_event_send() of net/core/neighbor.c). The datapath counts
 all of them as sent. So copies that were accepted since the next hop was last seen with an address are held back here:
 no counter that is shown includes them, not even `offered`. When the next hop answers, copies that the kernel can have
 kept count as sent, and the others as failed, no_neighbor. When the next hop has not answered for a second
@@ -25,7 +25,7 @@ QUEUE_BYTES: Final = 212_992
 SEGMENTING: Final = ("udp", "transparent")
 """Engines whose copies wait there as segmented sends."""
 TICK_SECONDS: Final = 0.01
-"""Grain of the ages in the neighbour table (USER_HZ)."""
+"""Grain of the ages in the neighbor table (USER_HZ)."""
 
 
 @dataclass(slots=True)

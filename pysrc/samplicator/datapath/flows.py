@@ -15,7 +15,7 @@ from typing import Any, Final
 from samplicator import _fastpath
 from samplicator._fastpath import Flow, Plan
 from samplicator.config.address import address_text
-from samplicator.readings import Activity, FlowField, FlowReading, FlowSession, FlowTemplate, Unmatched, add_up, wall_ns
+from samplicator.readings import Activity, Domain, FlowField, FlowReading, FlowTemplate, Unmatched, add_up, wall_ns
 
 LEAST_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 2_000_000_000
@@ -82,9 +82,9 @@ class Flows:
             memory_bytes=sum(flow.bytes for flow in flows),
         )
 
-    def sessions(self, worker: int, after: int, limit: int) -> tuple[list[FlowSession], tuple[int, int] | None]:
+    def sessions(self, worker: int, after: int, limit: int) -> tuple[list[Domain], tuple[int, int] | None]:
         """`limit` sessions behind number `after` of a worker, and where to go on (worker, number), None = the end."""
-        found: list[FlowSession] = []
+        found: list[Domain] = []
         for index, number, row in self._rows(worker, after):
             found.append(_session(index, row))
             if len(found) >= limit:
@@ -176,12 +176,12 @@ class Flows:
         return sorted(found, key=lambda item: -item.datagrams)
 
 
-def _session(worker: int, row: tuple[Any, ...]) -> FlowSession:
+def _session(worker: int, row: tuple[Any, ...]) -> Domain:
     named = dict(zip(_fastpath.FLOW_SESSION_FIELDS, row, strict=True))
     counters = dict(zip(_fastpath.FLOW_DOMAIN_FIELDS, row[_DOMAIN_AT:], strict=True))
     silent_ns = max(0, time.monotonic_ns() - named["seen_ns"])
     first_unix_ns = wall_ns(named["first_ns"])
-    return FlowSession(
+    return Domain(
         worker=worker,
         number=named["number"],
         address=address_text(named["address"]),

@@ -213,9 +213,14 @@ class ListenerState:
         rings = (intake for group in self.rings.values() for intake in group.intakes)
         return [*self.sockets(), *rings, *(intake for group in self.doors.values() for intake in group)]
 
+    @property
+    def lost(self) -> bool:
+        """Whether the gateway of a door has ended: the door is to be opened again."""
+        return any(intake.rx.shut for group in self.doors.values() for intake in group)
+
     def down_why(self) -> str:
         """Why sockets are missing, "" = none is: one reason, and the number of sockets."""
-        reasons = [GONE for group in self.doors.values() if any(intake.rx.shut for intake in group)]
+        reasons = [GONE] if self.lost else []
         reasons += [f"the host name does not resolve: {place}" for place in self.unresolved]
         reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
         if not reasons:

@@ -230,7 +230,7 @@ def verdict(sent: int, receivers: Sequence[Receiver], metrics: Mapping[str, floa
     for receiver in receivers:
         tally, label = receiver.tally, f'receiver="{receiver.label}"'
         offered, left = value("send_offered_datagrams_total", label), value("send_datagrams_total", label)
-        errors, skipped = total("send_errors_total", label), total("send_skipped_datagrams_total", label)
+        errors, skipped = total("send_failed_datagrams_total", label), total("send_skipped_datagrams_total", label)
         if offered != left + errors + skipped:
             faults.append(f"{receiver.label}: {offered:,} offered is not {left:,} + {errors:,} + {skipped:,}")
         if errors or skipped:

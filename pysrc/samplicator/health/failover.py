@@ -30,7 +30,7 @@ SCAN: Final = 2000
 """Observation domains looked at in one go when receivers of templates are searched."""
 
 
-class Standings:
+class Failover:
     """Of all receivers of the plan that runs."""
 
     def __init__(self, running: Running) -> None:

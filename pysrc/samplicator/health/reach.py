@@ -151,7 +151,7 @@ class Reach:
             except OSError:  # no descriptor, no memory: no news
                 self._probe.close()
             self._next = now + self._interval(now)
-            self._wake_neighbour(now)
+            self._wake_neighbor(now)
         return answer is not None and self._judge(answer, now)
 
     def _has_turn(self, now: float) -> bool:
@@ -185,7 +185,7 @@ class Reach:
             return QUICK_SECONDS if self.spec.needed else IDLE_SECONDS
         return (self.host.next - now) * max(self.host.turns, 1)
 
-    def _wake_neighbour(self, now: float) -> None:
+    def _wake_neighbor(self, now: float) -> None:
         """Makes the kernel resolve the next hop of a receiver that gets no copies, if the probe goes to another
         host."""
         spec = self.spec

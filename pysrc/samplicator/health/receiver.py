@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 REGAINED_SECONDS: Final = 10.0
 """A feature works again when copies were sent with it for this time and the kernel did not refuse it."""
-NEIGHBOUR_SECONDS: Final = 1.2
+NEIGHBOR_SECONDS: Final = 1.2
 """A next hop counts as answering when it was not unresolved for this time (more than neighbors.PATIENCE_SECONDS)."""
 FAILED_SECONDS: Final = 5.0
 """The receiver can be reached again when no copy failed (no route, no neighbor) for this time."""
@@ -161,7 +161,7 @@ class ReceiverState:
             way.set_link(link)
 
     def set_unresolved(self, unresolved: bool) -> None:
-        """Told by neighbours: whether the next hop does not answer."""
+        """Told by neighbors: whether the next hop does not answer."""
         self.standing.unresolved = unresolved
         self.calm &= not unresolved
         for way in list(self.ways):
@@ -175,7 +175,7 @@ class ReceiverState:
         """
         standing = self.standing
         if asked:
-            standing.accounted_until = now + NEIGHBOUR_SECONDS
+            standing.accounted_until = now + NEIGHBOR_SECONDS
         elif now >= standing.accounted_until:
             standing.accounted_until = 0.0
         for way in list(self.ways):
@@ -336,7 +336,7 @@ class ReceiverState:
         if self.path.fault:
             return UNREACHABLE, self.path.fault
         if standing.unresolved:
-            standing.bad_until = max(standing.bad_until, now + NEIGHBOUR_SECONDS)
+            standing.bad_until = max(standing.bad_until, now + NEIGHBOR_SECONDS)
             return UNREACHABLE, NO_ANSWER
         if reach.state != UP:
             return reach.state, reach.why

@@ -1,10 +1,10 @@
 """Links: the next hop of frames for a receiver: egress interface, link addresses, MTU; and the addresses of this host.
 
-Purpose: follows route, neighbour and interface of every receiver of engine `packet` through rtnetlink(7), in its own
+Purpose: follows route, neighbor and interface of every receiver of engine `packet` through rtnetlink(7), in its own
 thread. Events of the kernel wake the thread, and a slow poll finds what events missed. A packet socket does not tell
-the kernel that a neighbor is used, so this thread does so every few seconds (NTF_USE, include/uapi/linux/neighbour.h):
+the kernel that a neighbor is used, so this thread does so every few seconds (NTF_USE, include/uapi/linux/neighbor.h):
 the kernel then probes and resolves as it does for traffic of its own; where that is not permitted (CAP_NET_ADMIN) a
-stale neighbour counts as unknown until copies by the raw socket have made the kernel probe it. Invariants: a receiver
+stale neighbor counts as unknown until copies by the raw socket have made the kernel probe it. Invariants: a receiver
 has a link only while a frame for it can be expected to arrive; what cannot be followed (this host itself, multicast,
 tunnels, devices without link addresses) has none. Called by supervisor and sockets. The only importer of pyroute2. It
 must never send a datagram, and never change a route.
@@ -33,7 +33,7 @@ from samplicator.plan.spec import HostAddress
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 4.0
-"""Less than delay_first_probe_time (5 s): a neighbour said to be used so often is probed as soon as it is stale."""
+"""Less than delay_first_probe_time (5 s): a neighbor said to be used so often is probed as soon as it is stale."""
 SETTLE_SECONDS: Final = 0.005
 """After an event: more of the same come with it."""
 REST: Final = 4
@@ -162,7 +162,7 @@ class Links:
         kind, body = message
         if kind not in (RTM_NEWNEIGH, RTM_DELNEIGH):
             return True
-        return neighbour_of(body) in self._hops
+        return neighbor_of(body) in self._hops
 
     def _look(self, netlink: IPRoute) -> None:
         """Works out every link anew and tells the sinks what is new to them."""
@@ -198,7 +198,7 @@ class Links:
         device = self._device(netlink, route.get("oif"))
         via = route.get("via") or {}
         hop = str(route.get("gateway") or via.get("addr") or text)
-        address = self._neighbour(netlink, route.get("oif"), hop)
+        address = self._neighbor(netlink, route.get("oif"), hop)
         metrics = route.get("metrics")
         limit = metrics.get("mtu") if metrics else None
         kind = b"\x08\x00" if family == socket.AF_INET else b"\x86\xdd"
@@ -217,7 +217,7 @@ class Links:
             raise NoLink(f"{name} is down")
         return device
 
-    def _neighbour(self, netlink: IPRoute, interface: int, hop: str) -> bytes:
+    def _neighbor(self, netlink: IPRoute, interface: int, hop: str) -> bytes:
         """Link address of the next hop; tells the kernel that it is used, which resolves or probes it."""
         family = socket.AF_INET6 if ":" in hop else socket.AF_INET
         self._hops.add((interface, socket.inet_pton(family, hop)))
@@ -259,8 +259,8 @@ def messages(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def neighbour_of(body: bytes) -> tuple[int, bytes]:
-    """(interface index, address) that a neighbour message is about: struct ndmsg, then attributes; NDA_DST is 1."""
+def neighbor_of(body: bytes) -> tuple[int, bytes]:
+    """(interface index, address) that a neighbor message is about: struct ndmsg, then attributes; NDA_DST is 1."""
     (interface,) = struct.unpack_from("=i", body, 4)
     offset = 12
     while offset + 4 <= len(body):

@@ -1,6 +1,6 @@
 """Neighbors: finds receivers whose next hop does not answer.
 
-Purpose: the kernel accepts copies for a neighbour that does not answer, holds a few and drops the rest unseen (arp(7));
+Purpose: the kernel accepts copies for a neighbor that does not answer, holds a few and drops the rest unseen (arp(7));
 for a spoofed copy this host does not even get a report. So this module reads the neighbor table, with two plain
 rtnetlink(7) questions, and reports which receivers are unresolved, for the datapath to count those copies as
 no_neighbor, and how each next hop was found, for what was counted as sent before that (engines/account). Invariants: a
@@ -37,7 +37,7 @@ from samplicator.host.netlink import (
 )
 
 PATIENCE_SECONDS: Final = 1.0
-"""A neighbour that was never asked for is incomplete for a moment; one that is dead stays so."""
+"""A neighbor that was never asked for is incomplete for a moment; one that is dead stays so."""
 ROUTES_SECONDS: Final = 5.0
 """How long a next hop is believed before it is looked up again."""
 NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20

@@ -18,7 +18,7 @@ from aiohttp import web
 from samplicator.http.front import SHARED, Shared
 
 if TYPE_CHECKING:
-    from samplicator.readings import FlowSession
+    from samplicator.readings import Domain
     from samplicator.views.service import ServiceState
 
 PAGE_BYTES: Final = 1 << 20
@@ -85,7 +85,7 @@ async def _pieces(
             yield body, last
 
 
-async def add_up(request: web.Request, add: Callable[[FlowSession], None]) -> None:
+async def add_up(request: web.Request, add: Callable[[Domain], None]) -> None:
     """Gives all observation domains to `add`, a chunk at a time as pieces are made; not to the end when the client has
     left.
     """
@@ -96,10 +96,8 @@ async def add_up(request: web.Request, add: Callable[[FlowSession], None]) -> No
             place = await asyncio.to_thread(_add_some, shared.state, place, add)
 
 
-def _add_some(
-    state: ServiceState, place: tuple[int, int], add: Callable[[FlowSession], None]
-) -> tuple[int, int] | None:
-    sessions, after = state.view.flow_sessions(*place, CHUNK)
+def _add_some(state: ServiceState, place: tuple[int, int], add: Callable[[Domain], None]) -> tuple[int, int] | None:
+    sessions, after = state.view.domains(*place, CHUNK)
     for session in sessions:
         add(session)
     return after

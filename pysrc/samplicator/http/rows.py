@@ -14,7 +14,7 @@ from samplicator.views import exporters, templates
 
 if TYPE_CHECKING:
     from samplicator.http.listing import Piece, Place
-    from samplicator.readings import FlowSession
+    from samplicator.readings import Domain
     from samplicator.views.history import Kind, Window
     from samplicator.views.service import ServiceState
 
@@ -67,7 +67,7 @@ def templates_piece(state: ServiceState, place: Place, limit: int, exporter: str
     return rows, place
 
 
-def _templates_row(state: ServiceState, session: FlowSession, after: int, room: int) -> tuple[bytes, int]:
+def _templates_row(state: ServiceState, session: Domain, after: int, room: int) -> tuple[bytes, int]:
     """A domain's row with templates above `after`, and the last id in it if there are more, else -1."""
     items, size, stopped = list[bytes](), 0, -1
     for item in state.view.flow_templates(session.worker, session.number, after):
@@ -82,9 +82,9 @@ def _templates_row(state: ServiceState, session: FlowSession, after: int, room: 
     return orjson.dumps(templates.taught_by(session))[:-1] + b',"templates":[' + b",".join(items) + b"]}", stopped
 
 
-def _following(state: ServiceState, place: Place) -> tuple[FlowSession | None, Place]:
+def _following(state: ServiceState, place: Place) -> tuple[Domain | None, Place]:
     """The domain behind a place, and its own place."""
-    sessions, _ = state.view.flow_sessions(place[0], place[1], 1)
+    sessions, _ = state.view.domains(place[0], place[1], 1)
     if not sessions:
         return None, place
     return sessions[0], (sessions[0].worker, sessions[0].number, -1)

@@ -58,7 +58,7 @@ EXIT_IDLE: Final = 5
 """samplicate -t: nothing arrived for so long."""
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
-NEIGHBOUR_SECONDS: Final = 0.25
+NEIGHBOR_SECONDS: Final = 0.25
 RETRY_SECONDS: Final = 1.0
 """How often it is tried to listen where it was not possible before."""
 NAMES_SECONDS: Final = 0.25
@@ -159,8 +159,8 @@ class Service:
         self._gate = RateGate()
         self._degraded: list[str] = []
         self._short: set[str] = set()
-        self._neighbours = neighbors.open_events()
-        self._neighbour_news = True
+        self._neighbors = neighbors.open_events()
+        self._neighbor_news = True
         self._served: list[str] = []
         self.state = ServiceState(
             view=self._supervisor.view,
@@ -395,24 +395,28 @@ class Service:
         self._pulses = [
             self._missing,
             Pulse("look", LOOK_SECONDS, lambda: supervisor.look(sparing=True)),
-            Pulse("neighbors", 0.001, self._watch_neighbours),
-            Pulse("paths", HOUSEKEEPING_SECONDS, lambda: then("own source address gone:", supervisor.housekeeping())),
+            Pulse("neighbors", 0.001, self._watch_neighbors),
+            Pulse(
+                "paths",
+                HOUSEKEEPING_SECONDS,
+                lambda: then("own source address or gateway gone:", supervisor.housekeeping()),
+            ),
             Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
         ]
         for pulse in self._pulses:
             pulse.start()
 
-    def _watch_neighbours(self) -> None:
+    def _watch_neighbors(self) -> None:
         """Several times per second, and when the kernel reports that a neighbor has changed. Reading a large neighbor
         table takes long, so at most a twentieth of a CPU is used for it.
         """
         begun, spent = time.monotonic(), time.thread_time()  # it may wait for a plan that changes: that is no work
         try:
-            self._supervisor.watch_neighbours(sparing=not self._neighbour_news)
+            self._supervisor.watch_neighbors(sparing=not self._neighbor_news)
         finally:
             time.sleep(min(max(0.05, 20 * (time.thread_time() - spent)), 5.0))
-            rest = max(NEIGHBOUR_SECONDS - (time.monotonic() - begun), 0.001)
-            self._neighbour_news = neighbors.wait_for_events(self._neighbours, rest)
+            rest = max(NEIGHBOR_SECONDS - (time.monotonic() - begun), 0.001)
+            self._neighbor_news = neighbors.wait_for_events(self._neighbors, rest)
 
     async def _report(self) -> None:
         sample = self.state.history.sample if self._front is not None else self._supervisor.view.readings

@@ -18,14 +18,14 @@ from samplicator.readings import Readings, Unmatched
 log = logging.getLogger(__name__)
 
 SEND: Final = {
-    "dropped_no_route": "there is no route to the receiver",
-    "dropped_no_neighbor": "the receiver's host or the next hop does not answer",
-    "dropped_message_too_long": "the copy is too long for a packet",
-    "dropped_no_buffer_space": "the send queue stayed full",
-    "dropped_refused": "the receiver's port is closed",
-    "dropped_permission": "the kernel does not permit it (firewall?)",
-    "dropped_other": "other errors",
-    "dropped_loop": "the copies would come back in a loop",
+    "failed_no_route": "there is no route to the receiver",
+    "failed_no_neighbor": "the receiver's host or the next hop does not answer",
+    "failed_message_too_long": "the copy is too long for a packet",
+    "failed_no_buffer_space": "the send queue stayed full",
+    "failed_refused": "the receiver's port is closed",
+    "failed_permission": "the kernel does not permit it (firewall?)",
+    "failed_other": "other errors",
+    "failed_loop": "the copies would come back in a loop",
 }
 RECEIVE: Final = {
     "truncated": "longer than max_datagram",

@@ -57,8 +57,8 @@ BREATH: Final = 64
 BREATH_SECONDS: Final = 0.0005
 AGAIN: Final = 10
 """A domain that changes all the time is asked for so often, each time after a pause."""
-DROPPED: Final = tuple(i for i, name in enumerate(TX_FIELDS) if name.startswith("dropped_"))
-SAMPLED_OUT: Final = TX_FIELDS.index("sampled_out")
+FAILED: Final = tuple(i for i, name in enumerate(TX_FIELDS) if name.startswith("failed_"))
+SKIPPED: Final = TX_FIELDS.index("skipped")
 ENDS: Final = tuple(RX_FIELDS.index(name) for name in ("truncated", "unmatched", "denied", "matched"))
 KINDS: Final = dict(sorted(_fastpath.FLOW_KIND_NAMES.items()))
 RAW: Final = _fastpath.FLOW_CARRY_ITEM_FIELDS.index("raw")
@@ -200,7 +200,7 @@ def _receiver_record(state: ReceiverState) -> dict[str, Any]:
         row[SENT] -= part
         row[SENT_BYTES] -= part_octets
         row[NO_NEIGHBOR] += part
-        row[OFFERED] = row[SAMPLED_OUT] + row[SENT] + sum(row[i] for i in DROPPED)
+        row[OFFERED] = row[SKIPPED] + row[SENT] + sum(row[i] for i in FAILED)
     return {
         "receiver": state.spec.name,
         "meets": known_by(state.spec),
@@ -380,7 +380,7 @@ class _Loading:
         countdowns = [0] * self._spec.workers
         for index, row in record["workers"].items():
             counts = tuple(_count(row["counters"].get(field_name, 0)) for field_name in TX_FIELDS)
-            if counts[OFFERED] != counts[SAMPLED_OUT] + counts[SENT] + sum(counts[i] for i in DROPPED):
+            if counts[OFFERED] != counts[SKIPPED] + counts[SENT] + sum(counts[i] for i in FAILED):
                 raise ValueError("the law does not hold")
             to = _count(int(index)) % self._spec.workers
             sums[to] = add_up([sums[to], counts])

@@ -25,7 +25,7 @@ from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import Stir, TraceCallback, WorkerThread
 from samplicator.health.accounts import Accounts
-from samplicator.health.failover import Standings
+from samplicator.health.failover import Failover
 from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
@@ -97,11 +97,11 @@ class Supervisor:
         self._debris: list[Callable[[], None]] = []
         self._links: Links | None = None
         self._accounts = Accounts()
-        self._failover = Standings(self._running)
+        self._failover = Failover(self._running)
         self.view = View(self._running, self._failover, self._accounts)
         self._gate = RateGate()
         self._ended = False
-        self._stirs = Stir(), Stir()  # of look() and watch_neighbours()
+        self._stirs = Stir(), Stir()  # of look() and watch_neighbors()
         self._looks = 0
         self._watch_at = 0.0
         self._tried = 0  # sockets of each listener, so far: they take turns
@@ -424,7 +424,7 @@ class Supervisor:
 
     def housekeeping(self) -> tuple[str, ...]:
         """Every few seconds: path MTU, receivers that had no route, what is up. Returns receivers whose own source
-        address is gone: apply() opens them anew.
+        address or gateway is gone, and listeners whose gateway is: apply() opens them again.
         """
         with self._lock:
             if self._ended:
@@ -445,7 +445,8 @@ class Supervisor:
                     log.info("receiver %r: %s", state.spec.name, REGAINED[feature])
             if self._running.plan is not None and self._running.spec is not None:
                 self._failover.mark_templates(self._running.plan, self._running.spec)
-            return tuple(name for name, state in self._running.receivers.items() if state.lost)
+            lost = [name for name, state in self._running.receivers.items() if state.lost]
+            return (*lost, *(name for name, state in self._running.listeners.items() if state.lost))
 
     def follow_host(self) -> None:
         """Addresses or interfaces of this host have changed, or may have: judges again which receivers are this host,
@@ -500,7 +501,7 @@ class Supervisor:
             self._wake(self._running.workers)
         self._failover.finish_returns()
 
-    def watch_neighbours(self, *, sparing: bool = False) -> None:
+    def watch_neighbors(self, *, sparing: bool = False) -> None:
         """Several times per second: tells the datapath which next hops do not answer. sparing: the
         kernel has reported no change since the last time.
         """

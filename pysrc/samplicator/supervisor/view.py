@@ -13,11 +13,11 @@ from typing import Final
 from samplicator.datapath import aliases
 from samplicator.datapath.counters import DATAGRAMS
 from samplicator.health.accounts import Accounts
-from samplicator.health.failover import Standings
+from samplicator.health.failover import Failover
 from samplicator.health.receiver import PROBE_UNRESOLVED
 from samplicator.health.running import Running
 from samplicator.plan.spec import PlanSpec
-from samplicator.readings import Activity, AliasReading, FlowSession, FlowTemplate, Readings, Route, Unmatched, add_up
+from samplicator.readings import Activity, AliasReading, Domain, FlowTemplate, Readings, Route, Unmatched, add_up
 
 HEARTBEAT_SECONDS: Final = 5.0
 """A worker beats at least once a second; older than this it is stuck."""
@@ -26,7 +26,7 @@ HEARTBEAT_SECONDS: Final = 5.0
 class View:
     """Of one supervisor's running state. Any thread may ask."""
 
-    def __init__(self, running: Running, failover: Standings, accounts: Accounts) -> None:
+    def __init__(self, running: Running, failover: Failover, accounts: Accounts) -> None:
         self._running = running
         self._failover = failover
         self._accounts = accounts
@@ -66,9 +66,9 @@ class View:
             pools=pools,
         )
 
-    def flow_sessions(
+    def domains(
         self, worker: int = 0, after: int = 0, limit: int = 1000
-    ) -> tuple[list[FlowSession], tuple[int, int] | None]:
+    ) -> tuple[list[Domain], tuple[int, int] | None]:
         """Exporters' observation domains, a page: see Flows.sessions."""
         return self._running.flows.sessions(worker, after, limit)
 

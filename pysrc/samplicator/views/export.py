@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Final, TypedDict
 
 from samplicator.config.model.receiver import Receiver
-from samplicator.readings import FlowSession, Readings, ReceiverReading
+from samplicator.readings import Domain, Readings, ReceiverReading
 from samplicator.views.flow import unit
 from samplicator.views.receivers import failed_by_reason
 
@@ -70,7 +70,7 @@ class ExportSum:
     def __init__(self) -> None:
         self._flows = self._added = self._received = 0
 
-    def add(self, session: FlowSession) -> None:
+    def add(self, session: Domain) -> None:
         """One domain."""
         counters = session.counters
         self._flows += counters["units"] if unit(session) in ("flows", "records") else 0

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict, cast
 
-from samplicator.readings import AliasReading, FlowSession, FlowTemplate
+from samplicator.readings import AliasReading, Domain, FlowTemplate
 from samplicator.views import sampling
 from samplicator.views.flow import unit
 
@@ -56,7 +56,7 @@ class Exporter(sampling.Sampling):
     ]
 
 
-class Domain(TypedDict):
+class Alias(TypedDict):
     """Which exporter has a number that replaces its observation domain in copies."""
 
     unique: Annotated[int, "Domain in copies."]
@@ -81,12 +81,12 @@ class ExporterPage(TypedDict):
 class DomainPage(TypedDict):
     """A page of assigned numbers."""
 
-    domains: list[Domain]
+    domains: list[Alias]
     unlisted: Annotated[int, "Numbers that were assigned but not stored, because the table was full."]
     after: Annotated[str | None, "Start of the next page; null on the last page."]
 
 
-def exporter(session: FlowSession, listeners: Mapping[int, str], templates: Sequence[FlowTemplate] = ()) -> Exporter:
+def exporter(session: Domain, listeners: Mapping[int, str], templates: Sequence[FlowTemplate] = ()) -> Exporter:
     """listeners: names by slot. templates: those of options, with their data, for the samplers."""
     counters = dict(session.counters)
     counters.pop("pending", None)
@@ -121,7 +121,7 @@ def exporter(session: FlowSession, listeners: Mapping[int, str], templates: Sequ
     return cast(Exporter, row)
 
 
-def domain(row: AliasReading) -> Domain:
+def domain(row: AliasReading) -> Alias:
     """Who stands behind a number in copies."""
     return {
         "unique": row.alias,
@@ -134,7 +134,7 @@ def domain(row: AliasReading) -> Domain:
     }
 
 
-def agent(session: FlowSession) -> dict[str, Any]:
+def agent(session: Domain) -> dict[str, Any]:
     """`agent` of a row, and `domain` where it is sFlow: the agent's address as it says itself, and the number of the
     sub-agent (sFlow v5, sample_datagram_v5).
     """
@@ -145,7 +145,7 @@ def agent(session: FlowSession) -> dict[str, Any]:
     return {"agent": str(ipaddress.ip_address(p[8:end])), "domain": int.from_bytes(p[end : end + 4], "big")}
 
 
-def _clock(session: FlowSession) -> dict[str, float | None]:
+def _clock(session: Domain) -> dict[str, float | None]:
     """What the last header says of the exporter's clock; skew: its clock minus ours when that datagram came."""
     p, protocol = session.header, session.protocol
     up = said = None

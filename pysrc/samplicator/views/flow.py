@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, TypedDict, cast
 
-from samplicator.readings import Activity, FlowReading, FlowSession, Unmatched
+from samplicator.readings import Activity, Domain, FlowReading, Unmatched
 
 UNITS: Final = {
     "netflow1": "flows",
@@ -77,7 +77,7 @@ class Totals(TypedDict):
     unmatched: WithoutRule
 
 
-def unit(session: FlowSession | Activity) -> str:
+def unit(session: Domain | Activity) -> str:
     """What the sequence numbers of a domain count, as learnt from it, or else as its protocol says."""
     return session.style if session.style not in ("", "none") else UNITS[session.protocol]
 

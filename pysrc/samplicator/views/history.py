@@ -154,7 +154,7 @@ class History:
         }
         receivers = {
             item.name: (
-                *(item.counters[name] for name in ("offered", "sent", "sent_bytes", "sampled_out")),
+                *(item.counters[name] for name in ("offered", "sent", "sent_bytes", "skipped")),
                 failed(item.counters),
             )
             for item in readings.receivers

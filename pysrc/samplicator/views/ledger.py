@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Sequence
 from typing import Annotated, Final, TypedDict
 
-from samplicator.readings import FlowSession, Readings, Unmatched
+from samplicator.readings import Domain, Readings, Unmatched
 from samplicator.views import flow
 from samplicator.views.exporters import agent
 from samplicator.views.receivers import failed_by_reason
@@ -46,12 +46,12 @@ class Here(TypedDict):
 
 
 class After(TypedDict):
-    """A receiver, in copies: offered = sampled_out + sent + all of failed."""
+    """A receiver, in copies: offered = skipped + sent + all of failed."""
 
     receiver: str
     up: bool
     offered: int
-    sampled_out: int
+    skipped: int
     sent: int
     failed: Annotated[dict[str, int], "Copies that failed, by reason."]
 
@@ -79,7 +79,7 @@ class LedgerSum:
         self._worst: list[tuple[int, int, Loser]] = []  # a heap: the least lost first, of equals the last that came
         self._count = 0
 
-    def add(self, session: FlowSession) -> None:
+    def add(self, session: Domain) -> None:
         """One domain. Its losses that have settled are in the totals of its protocol already."""
         settled = session.counters["lost"]
         self._ending[session.protocol] = self._ending.get(session.protocol, 0) + session.lost - settled
@@ -121,7 +121,7 @@ class LedgerSum:
                     "receiver": item.name,
                     "up": item.up,
                     "offered": item.counters["offered"],
-                    "sampled_out": item.counters["sampled_out"],
+                    "skipped": item.counters["skipped"],
                     "sent": item.counters["sent"],
                     "failed": failed_by_reason(item.counters),
                 }
@@ -131,7 +131,7 @@ class LedgerSum:
         }
 
 
-def _loser(session: FlowSession) -> Loser:
+def _loser(session: Domain) -> Loser:
     about = {"domain": session.domain, **agent(session)}
     return {
         "exporter": session.address,

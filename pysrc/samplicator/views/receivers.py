@@ -10,7 +10,7 @@ from typing import Annotated, TypedDict
 
 from samplicator.readings import PoolReading, Readings, ReceiverReading
 
-FAILED = "dropped_"
+FAILED = "failed_"
 """How the names of the counters begin that count copies which could not be sent, by reason."""
 
 
@@ -24,7 +24,7 @@ class Receiver(TypedDict):
     source: Annotated[str, "Source address of copies: own or spoof."]
     engine: Annotated[str, "Engine that sends copies: udp, raw, transparent or packet."]
     engine_why: str
-    counters: Annotated[Mapping[str, int], "Totals; offered = sampled_out + sent + all that begin with dropped_."]
+    counters: Annotated[Mapping[str, int], "Totals; offered = skipped + sent + all that begin with dropped_."]
     up: bool
     generation_added: int
     gave_up: Annotated[list[str], "Features given up because the kernel refuses them: segment, transparent, packet."]
@@ -37,7 +37,7 @@ class Receiver(TypedDict):
     standby_for: Annotated[str, "Primary of this standby; empty if the receiver is not a standby."]
     waiting: Annotated[bool, "true for a standby that gets no copies now."]
     takeovers: Annotated[int, "Times that the standby took over the copies of its primary."]
-    errors: Annotated[int, "Copies that failed, all reasons."]
+    failed: Annotated[int, "Copies that failed, all reasons."]
 
 
 class Member(TypedDict):
@@ -99,7 +99,7 @@ def _receiver(item: ReceiverReading) -> Receiver:
         "standby_for": item.standby_for,
         "waiting": item.waiting,
         "takeovers": item.takeovers,
-        "errors": failed(item.counters),
+        "failed": failed(item.counters),
     }
 
 

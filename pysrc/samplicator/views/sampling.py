@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, TypedDict
 
-from samplicator.readings import FlowField, FlowSession, FlowTemplate
+from samplicator.readings import Domain, FlowField, FlowTemplate
 
 SHOWN: Final = 64
 """Samplers of one domain that are shown; all are counted."""
@@ -58,7 +58,7 @@ class Sampling(TypedDict):
     samplers: Annotated[list[Sampler], "At most 64 samplers."]
 
 
-def of(session: FlowSession, templates: Sequence[FlowTemplate]) -> Sampling:
+def of(session: Domain, templates: Sequence[FlowTemplate]) -> Sampling:
     """templates: options templates and options data."""
     samplers = _netflow5(session) if session.protocol == "netflow5" else _rows(session, templates)
     intervals = sorted({sampler["interval"] for sampler in samplers})
@@ -70,7 +70,7 @@ def of(session: FlowSession, templates: Sequence[FlowTemplate]) -> Sampling:
     }
 
 
-def _netflow5(session: FlowSession) -> list[Sampler]:
+def _netflow5(session: Domain) -> list[Sampler]:
     """The last two bytes of the header: two bits of mode, 14 of interval."""
     if len(session.header) < 24:
         return []
@@ -80,7 +80,7 @@ def _netflow5(session: FlowSession) -> list[Sampler]:
     return [_sampler(word & 0x3FFF, _MODES.get(word >> 14), {})]
 
 
-def _rows(session: FlowSession, templates: Sequence[FlowTemplate]) -> list[Sampler]:
+def _rows(session: Domain, templates: Sequence[FlowTemplate]) -> list[Sampler]:
     shapes = {item.id: item.fields for item in templates if item.kind == "options_template"}
     found: list[Sampler] = []
     for item in templates:

@@ -46,13 +46,13 @@ class Received(TypedDict):
 
 
 class Sent(TypedDict):
-    """Sums over all receivers, in copies: offered = sent + sampled_out + errors."""
+    """Sums over all receivers, in copies: offered = sent + skipped + errors."""
 
     offered: int
     sent: int
     bytes: int
-    sampled_out: int
-    errors: int
+    skipped: int
+    failed: int
 
 
 class Worker(TypedDict):
@@ -197,6 +197,6 @@ def _sent(readings: Readings) -> Sent:
         "offered": sum(c["offered"] for c in counters),
         "sent": sum(c["sent"] for c in counters),
         "bytes": sum(c["sent_bytes"] for c in counters),
-        "sampled_out": sum(c["sampled_out"] for c in counters),
-        "errors": sum(failed(c) for c in counters),
+        "skipped": sum(c["skipped"] for c in counters),
+        "failed": sum(failed(c) for c in counters),
     }

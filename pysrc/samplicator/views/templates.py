@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Annotated, Final, TypedDict
 
-from samplicator.readings import FlowField, FlowSession, FlowTemplate
+from samplicator.readings import Domain, FlowField, FlowTemplate
 
 _VARIABLE: Final = 65535
 _REVERSE: Final = 29305  # the private enterprise number of RFC 5103
@@ -82,7 +82,7 @@ def field_name(field: FlowField, protocol: str) -> str:
     return element_names().get(field.element, str(field.element))
 
 
-def taught_by(session: FlowSession) -> TaughtBy:
+def taught_by(session: Domain) -> TaughtBy:
     """What stands before the templates of a domain."""
     return {
         "place": f"{session.worker}.{session.number}",

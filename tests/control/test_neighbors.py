@@ -1,4 +1,4 @@
-"""Who is unresolved, against the kernel's own neighbour table in a namespace of its own."""
+"""Who is unresolved, against the kernel's own neighbor table in a namespace of its own."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def test_a_primary_without_a_route_never_has_copies(bench: Bench) -> None:
     assert bench.of("b").waiting
 
 
-def test_an_unresolved_neighbour_makes_unreachable(bench: Bench) -> None:
+def test_an_unresolved_neighbor_makes_unreachable(bench: Bench) -> None:
     bench.apply('"a"', b=STANDBY)
     state = bench.supervisor._running.receivers["a"]
     state.set_unresolved(True)
@@ -312,8 +312,8 @@ def test_a_pool_without_members_says_so(bench: Bench, caplog: pytest.LogCaptureF
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     why = "all members are down; copies are still sent by the normal assignment and counted as failed"
     assert said == [f"pool 'p': {why}"]
-    failed = sum(bench.of(name).counters["dropped_refused"] for name in "ab")
-    bench.until(lambda: sum(bench.of(name).counters["dropped_refused"] for name in "ab") > failed)
+    failed = sum(bench.of(name).counters["failed_refused"] for name in "ab")
+    bench.until(lambda: sum(bench.of(name).counters["failed_refused"] for name in "ab") > failed)
 
 
 def test_a_member_that_is_never_asked_stays_in(bench: Bench) -> None:
@@ -337,7 +337,7 @@ def test_tcp_probe_takes_a_member_out(bench: Bench) -> None:
     server.close()
     assert bench.until(lambda: not bench.members()["b"], sending=False) < 1.0
     assert bench.of("b").state_why == f"tcp://127.0.0.1:{port}: connection refused"
-    assert bench.of("b").counters["dropped_refused"] == 0
+    assert bench.of("b").counters["failed_refused"] == 0
 
 
 def test_pool_ids_stay_while_the_pool_does(bench: Bench) -> None:
@@ -408,7 +408,7 @@ def test_who_gets_templates_is_asked(load: Load) -> None:
                 exporter.sendto(b"z", ("127.0.0.1", port))
         rest(supervisor, 7)
         counters = supervisor.view.readings().receivers[0].counters
-        assert counters["dropped_refused"] == 5  # the kernel took them all the same
+        assert counters["failed_refused"] == 5  # the kernel took them all the same
     finally:
         supervisor.drain_and_stop(0.2)
         other.close()

@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
-"""samplicator._probe_flow: the flow stage alone, with doors for tests. For tests only; never shipped.
+"""samplicator._inside_flow: the flow stage alone, with doors for tests. For tests only; never shipped.
 
 It includes handles/flow.pxi and drives flow/*.pxd as the worker does: tick, observe, then renumber or leave out, replay between batches.
 Payloads are copied to the very end of a heap block of their size, so that the sanitizers see every byte read beyond. Called by tests/unit.

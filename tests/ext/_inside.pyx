@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True, boundscheck=False, wraparound=False, initializedcheck=False
-"""samplicator._probe: the whole datapath once more, with doors that production does not have. For tests only; never shipped.
+"""samplicator._inside: the whole datapath once more, with doors that production does not have. For tests only; never shipped.
 
 It includes _fastpath.pyx itself, so that what is tested is the very source, and its Tx, Plan, Worker and counters are classes of their own.
 The doors: pure functions on bytes, a worker's session cache and ring, and a scripted engine: `port.send` replaced by a player of a list of
@@ -50,7 +50,7 @@ cdef tuple route_ways(Plan plan, u32 number):
     """(owner, whether it is the owner's fallback) of each way of a route."""
     cdef plan_t *p = &plan.work.routing
     cdef u32 i
-    ways = [p.pool[p.routes[number].first + i] for i in range(p.routes[number].count)]
+    ways = [p.route_table[p.routes[number].first + i] for i in range(p.routes[number].count)]
     return tuple([(plan.work.owner[way], way >= plan.public_ways) for way in ways])
 
 
@@ -297,7 +297,7 @@ def pool_turns(Plan plan not None, int n):
     return [p.members[pool_turn(p, &p.pools[0])].way for _ in range(n)]
 
 
-def pool_used(Worker worker not None):
+def table_used(Worker worker not None):
     return worker.w.pools.used
 
 
