@@ -9,7 +9,8 @@ ROUND_LIMIT packets and runs once per minute. The result is kept for ten rounds 
 answer. If short requests are answered but long ones are not, this is only reported, because firewalls also drop long
 echo requests.
 
-Over IPv4 routers fragment, because no copy has the bit that forbids it; for unspoofed copies the kernel gets the reports.
+Over IPv4 routers fragment, because no copy has the bit that forbids it; for unspoofed copies the kernel gets the
+reports.
 
 Called by engines, from one thread at a time. It must never wait. Times are of the monotonic clock, in seconds.
 """

@@ -2,10 +2,10 @@
 
 Purpose: `sample` reads the counters and keeps what each has grown by since the sample before: of all together, of every
 listener and receiver, and of the exporters that sent the most (busiest). Invariants: the memory is fixed by the number
-of listeners and receivers (SLOTS numbers of four bytes for each measure) and by EXPORTERS, whatever the uptime; time
-is monotonic; history of removed names is dropped, the others keep theirs; a counter that restarts, in a
-receiver that was removed and added, never gives a negative rate. `sample` is called by service, from one thread at a time;
-`page` by http, from any. It must never take a lock that a worker takes.
+of listeners and receivers (SLOTS numbers of four bytes for each measure) and by EXPORTERS, whatever the uptime; time is
+monotonic; the history of removed names is dropped, the others keep theirs; a counter that restarts, in a receiver that
+was removed and added, never gives a negative rate. `sample` is called by service, from one thread at a time; `page` by
+http, from any. It must never take a lock that a worker takes.
 """
 
 from __future__ import annotations
