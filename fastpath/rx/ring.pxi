@@ -1,9 +1,9 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; rx: socket
 # Receive engine `ring`: a TPACKET_V3 ring (packet(7), Documentation/networking/packet_mmap.rst). The kernel fills it with whole UDP datagrams
 # to the listener's ports, while an ingress rule keeps these datagrams from the UDP stack. Payloads are read in place: no copy, and no system
-# call per batch while there is a backlog. A segmented packet (virtio-net header, GSO type UDP_L4) is split here: it is a run in the batch. Called
-# by worker/loop.pxi. No value is trusted: every offset and length is read once and limited by its block; inconsistent packets are counted and
-# dropped.
+# call per batch while there is a backlog. A segmented packet (virtio-net header, GSO type UDP_L4) is split here: it is a run in the batch.
+# Called by worker/loop.pxi. No value is trusted: every offset and length is read once and limited by its block; inconsistent packets are
+# counted and dropped.
 #
 # The kernel closes a block when the block is full or its timer expires, and reports nothing before. A short timer would fill a ring with almost
 # empty blocks. So the timer is long, the ring has its full size in bytes, and the block that the kernel still fills is read as well

@@ -313,7 +313,7 @@ def test_a_file_that_is_not_ours_is_not_written_over(
     try:
         supervisor.apply(spec(load, free_port(), collector.port))
         assert len([r for r in caplog.records if "precious" in r.getMessage()]) == 1
-        with pytest.raises(FileExistsError, match="not replaced"):
+        with pytest.raises(FileExistsError, match="it is not replaced"):
             supervisor.save_state()
     finally:
         supervisor.drain_and_stop(0.5)

@@ -92,7 +92,7 @@ def samplicate(argv: Sequence[str]) -> int:
     words, first = list(argv), [options.loaded]
 
     def load() -> Loaded:
-        """The configuration: read already the first time, read anew at every reload."""
+        """The configuration: already read the first time, read again at every reload."""
         loaded = first.pop() if first else parse_command_line(words).loaded
         assert loaded is not None
         return loaded

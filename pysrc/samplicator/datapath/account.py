@@ -32,7 +32,7 @@ TICK_SECONDS: Final = 0.01
 class Account:
     """sent, octets, calls: as counted by the datapath at the last look, which was at `at` (monotonic). sight: of the
     next hop then. held, held_octets: not known yet what becomes of them; held_calls: send calls of that time; runs:
-    they may have left as segmented sends. lost, lost_octets: counted as sent by the datapath, but nobody got them;
+    they may have left as segmented sends. lost, lost_octets: counted as sent by the datapath, but not delivered;
     they only grow.
     """
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Gateways = Mapping[str, Gateway]
 """By the name that specs know them by."""
 STALLED_SECONDS: Final = 1.0
-"""A door that is more than a quarter full, gains nothing and loses nothing for so long is read by nobody."""
+"""A door that is more than a quarter full and does not change for this time has no reader."""
 GONE: Final = "the gateway has ended"
 STALLED: Final = "the gateway does not read its copies"
 
@@ -131,7 +131,7 @@ class DoorPath:
         return STALLED if now - since >= STALLED_SECONDS else ""
 
     def refresh(self, ways: Sequence[Way]) -> bool:
-        """False when the other end is gone and the doors must be opened anew."""
+        """False when the other end was closed and the doors must be opened again."""
         return self.fault != GONE
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class DoorIntake:
     __slots__ = ("buffer_bytes", "counters", "drops", "owner", "rx", "sock", "spec")
 
     def __init__(self, spec: DoorSpec, listener: str, slot: int, worker: int, queue: int, gateways: Gateways) -> None:
-        """listener, worker: as the gateway is told. slot: of the listener. queue: bytes. Raises OSError."""
+        """listener, worker: as the gateway sees them. slot: of the listener. queue: bytes. Raises OSError."""
         gateway = named(gateways, spec.gateway)
         self.spec = spec
         self.drops = 0

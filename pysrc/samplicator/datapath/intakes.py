@@ -23,7 +23,7 @@ from samplicator.readings import ListenerReading, add_up
 
 
 class Intake:
-    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = nobody yet)."""
+    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = none yet)."""
 
     __slots__ = ("_drops_read", "counters", "drops", "granted", "owner", "program", "requested", "rx", "sock", "spec")
 

@@ -238,7 +238,7 @@ class Path:
 
     def refresh(self, ways: Sequence[Way]) -> bool:
         """Reads the path again: MTU into the ways, connects what had no route. False when our source address is gone
-        for good and the ways must be opened anew. Raises OSError when the host cannot be asked now (no descriptor is
+        and the ways must be opened again. Raises OSError when the host cannot be asked now (no descriptor is
         free): then all stays as it is.
         """
         spec = self.spec

@@ -106,7 +106,7 @@ class Datagram:
                 if sock.family == socket.AF_INET
                 else (socket.IPPROTO_IPV6, sockets.IPV6_RECVERR)
             )
-            sock.setsockopt(level, option, 1)  # with it "host unreachable" is told, too (ip(7))
+            sock.setsockopt(level, option, 1)  # with it "host unreachable" is reported, too (ip(7))
         for _ in range(2):
             try:
                 self._sock.send(self._payload)

@@ -31,7 +31,7 @@ from samplicator.health.probes import MAKERS, REFUSING, UNREACHABLE, UP, Answer,
 from samplicator.plan.spec import ReceiverSpec, Udp
 
 IDLE_SECONDS: Final = 2.0  # between two probes of a receiver that answers nothing, as it should
-QUICK_SECONDS: Final = 0.5  # the same where somebody waits for news
+QUICK_SECONDS: Final = 0.5  # the same where a standby or a pool needs the state
 LIMIT_SECONDS: Final = 1.02  # between two probes of a host with a closed port: above one ICMP error per second
 LEAST_SECONDS: Final = 0.25  # the same where an answer is a matter of chance
 SILENT_PROBES: Final = 3
@@ -39,7 +39,7 @@ CERTAINTY: Final = 7.0  # expected answers of a closed port: all missing is one 
 HOST_ANSWERS: Final = 1000.0  # ICMP errors per second to all peers
 SILENCE_SECONDS: Final = {REFUSING: 2.0, UNREACHABLE: 5.0}
 SILENCE_LIMIT_SECONDS: Final = 120.0
-RELAPSE_SECONDS: Final = 60.0  # down again within so long: it had not come back
+RELAPSE_SECONDS: Final = 60.0  # down again within this time: it had not come back
 HOLD_SECONDS: Final = 4.0  # how long nothing bad may be heard of it then; doubled each time
 HOLD_LIMIT_SECONDS: Final = 60.0
 DISCARD_PORT: Final = 9  # RFC 863

@@ -152,7 +152,7 @@ class ReceiverState:
                 found.append(name)
         return tuple(found)
 
-    # ------------------------------------------------------------------ what the ways are told
+    # ------------------------------------------------------------------ what the ways get
 
     def set_link(self, link: Link | None, words: str) -> None:
         """Told by links: where frames for the receiver go now."""
@@ -343,7 +343,7 @@ class ReceiverState:
         words = COPIES_REFUSED if standing.failing == REFUSING else COPIES_FAIL
         if now < standing.bad_until:
             return (standing.failing, words) if standing.failing else (UNREACHABLE, NO_ANSWER)
-        if standing.failing:  # no news is good news only where somebody asks, or where copies get through
+        if standing.failing:  # silence means up only if there are probes, or if copies get through
             if not reach.asks and standing.seen[fields.SENT] == standing.sent_at_failure:
                 return standing.failing, words
             standing.failing = ""

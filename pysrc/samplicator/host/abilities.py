@@ -1,6 +1,6 @@
 """Abilities: what this host has and what this process may do: addresses, interfaces, rights, limits.
 
-Plain questions to the kernel, asked anew each time. Called by service, supervisor and the command line. It must never
+Plain questions to the kernel, asked again each time. Called by service, supervisor and the command line. It must never
 change anything.
 """
 
@@ -67,7 +67,7 @@ def sysctl(name: str, unknown: int = 0) -> int:
 @dataclass(frozen=True, slots=True)
 class SourcePorts:
     """Where this host gives out ports by itself, first..last (net.ipv4.ip_local_port_range, of both families), and the
-    ports that it keeps for somebody (net.ipv4.ip_local_reserved_ports): bind(2) of a port by name looks at neither.
+    ports that it reserves (net.ipv4.ip_local_reserved_ports); bind(2) with an explicit port checks neither.
     """
 
     first: int = 32768

@@ -94,7 +94,7 @@ class Links:
         self._thread.start()
 
     def follow(self, targets: Mapping[str, Target]) -> None:
-        """From now on these; every sink is told what holds, also when nothing has changed."""
+        """Follows these from now on; every sink gets the current link, also when nothing has changed."""
         with self._lock:
             self._targets = dict(targets)
             self._fresh = True
@@ -165,7 +165,7 @@ class Links:
         return neighbor_of(body) in self._hops
 
     def _look(self, netlink: IPRoute) -> None:
-        """Works out every link anew and tells the sinks what is new to them."""
+        """Computes every link again and gives changes to the sinks."""
         with self._lock:
             targets, fresh, self._fresh = self._targets, self._fresh, False
         self._hops = set()

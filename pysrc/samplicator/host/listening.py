@@ -164,7 +164,7 @@ HOST_LACKS: Final = frozenset(
 """Failures to open a socket that a later interface, address or route mends without anybody's help. EINVAL: of an
 interface that has no IPv6 yet."""
 SOMEBODY_MUST: Final = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT, errno.ENOBUFS})
-"""Those that somebody must mend on this host: another program, a right, a switch."""
+"""Failures that an operator must correct on this host: another program, a right, a setting."""
 
 
 def why_not_listening(spec: SocketSpec, error: OSError) -> str:

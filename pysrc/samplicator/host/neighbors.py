@@ -78,7 +78,7 @@ NOWHERE: Final = Sight(None, Answering.ABSENT)
 
 
 def open_events() -> socket.socket | None:
-    """A socket that becomes readable when some neighbor changes (rtnetlink(7)); None: not to be had here."""
+    """A socket that becomes readable when some neighbor changes (rtnetlink(7)); None: the kernel does not permit it."""
     with contextlib.suppress(OSError):
         return events(RTMGRP_NEIGH)
     return None

@@ -9,7 +9,8 @@ ROUND_LIMIT packets and runs once per minute. The result is kept for ten rounds 
 answer. If short requests are answered but long ones are not, this is only reported, because firewalls also drop long
 echo requests.
 
-Over IPv4 routers fragment, because no copy has the bit that forbids it; unspoofed copies are told to the kernel.
+Over IPv4 routers fragment, because no copy has the bit that forbids it; for unspoofed copies the kernel gets the
+reports.
 
 Called by engines, from one thread at a time. It must never wait. Times are of the monotonic clock, in seconds.
 """
@@ -28,7 +29,7 @@ from samplicator.plan.spec import Udp
 
 ROUND_SECONDS: Final = 60.0
 ANSWER_SECONDS: Final = 1.0
-TRIES: Final = 3  # of one size that nobody answers
+TRIES: Final = 3  # of one size without an answer
 ROUND_LIMIT: Final = 12
 SILENT_ROUNDS: Final = 10  # in which no router complains: what was learnt is forgotten (RFC 8201 section 4, 10 minutes)
 LEAST: Final = 1280  # every IPv6 link takes so much (RFC 8200 section 5)
@@ -65,7 +66,7 @@ class PathMtu:
         self._count = 0  # packets of this round
         self._size = 0  # asked for now, 0 = no round
         self._tries = 0  # of this size
-        self._quiet = False  # nobody has answered the size that counts: does anybody answer a short one?
+        self._quiet = False  # no answer to the size that counts: is a short request answered?
         self._silent = 0  # rounds in a row that ended like that
         self._next = 0.0
 
@@ -200,8 +201,8 @@ class PathMtu:
 
 
 def path_mtu(spec: Udp, probe: str) -> PathMtu | None:
-    """What follows the path of a receiver; None where nobody has to: see the head of this file. probe: its kind."""
-    others = spec.spoof or (spec.engine == "raw" and spec.source is not None)  # routers tell somebody else
+    """Follows the path of a receiver; None if that is not needed: see the head of this file. probe: its kind."""
+    others = spec.spoof or (spec.engine == "raw" and spec.source is not None)  # routers report to another host
     if spec.family != 6 or not others or probe == "off" or spec.address[0] == 0xFF:
         return None
     return PathMtu(spec.address, spec.scope_id)

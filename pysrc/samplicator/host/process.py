@@ -26,7 +26,7 @@ class Background:
         self._pipe = _fork()
 
     def ready(self, *, keep_stderr: bool = False) -> None:
-        """Lets the waiting command end with 0, and lets go of its terminal."""
+        """Ends the waiting command with status 0, and releases its terminal."""
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1) if keep_stderr else (0, 1, 2):
             os.dup2(null, stream)
@@ -42,7 +42,7 @@ class Background:
 
 
 def _fork() -> int:
-    """Returns in the daemon only, a child of nobody and without a terminal; the pipe's write end."""
+    """Returns only in the daemon, which has no parent command and no terminal; returns the pipe's write end."""
     sys.stdout.flush()
     sys.stderr.flush()
     read_end, write_end = os.pipe()

@@ -30,7 +30,7 @@ Lookup = Callable[[str, int], tuple[ResolvedAddress, ...]]
 """(host, family 0|4|6) -> its addresses in the order to try them; raises OSError."""
 
 TIMEOUT_SECONDS: Final = 15.0
-"""How long names that have no address yet are waited for, where nobody is in a hurry."""
+"""How long to wait for names without an address, if there is time."""
 KNOWN_SECONDS: Final = 2.0
 """How long it waits for names that have one, which is good enough, and for names that have failed before: answers that
 come later count as well."""
@@ -148,7 +148,7 @@ class Resolver:
             return sorted({key[0] for key in self._refreshed if self._known.get(key, ()) != self._used.get(key, ())})
 
     def close(self) -> None:
-        """Whoever waits for an answer waits no longer."""
+        """Ends all waiting for answers."""
         with self._lock:
             self._closed = True
             waiting = list(self._asking.values())

@@ -297,7 +297,7 @@ class Ring:
         return self.drops
 
     def waiting_bytes(self, block: int, offset: int) -> int:
-        """Bytes that nobody has read (block_status and blk_len of struct tpacket_hdr_v1), when the reader is at this
+        """Bytes that were not read (block_status and blk_len of struct tpacket_hdr_v1), when the reader is at this
         offset of this block: blocks that the kernel has closed follow it, then the one that it fills.
         """
         total = 0
@@ -320,7 +320,7 @@ def _packet_socket() -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
         bpf.attach(sock, bpf.TAKE_NOTHING)
-        with contextlib.suppress(OSError):  # since Linux 4.20; the filter leaves outgoing packets out all the same
+        with contextlib.suppress(OSError):  # since Linux 4.20; the filter also drops outgoing packets
             sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     except BaseException:
         sock.close()

@@ -248,7 +248,7 @@ def own_address(sock: socket.socket) -> bytes:
 
 
 def reserve_source(spec: Udp) -> tuple[socket.socket, tuple[bytes, int]]:
-    """An own address and port for raw copies that are not spoofed, held by a socket so that nobody else sends from
+    """An own address and port for raw copies that are not spoofed, held by a socket so that no other program sends from
     that port.
     """
     sock = socket.socket(family_of(spec.family), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -257,7 +257,7 @@ def reserve_source(spec: Udp) -> tuple[socket.socket, tuple[bytes, int]]:
         wanted = spec.source[0] if spec.source else bytes(len(spec.address))
         try:
             sock.bind(endpoint(wanted, 0, spec.scope_id))
-        except OSError:  # not an address of this host: raw may write it all the same, only the port is ours
+        except OSError:  # not an address of this host: a raw socket can still use it, and only the port is held
             sock.bind(endpoint(bytes(len(spec.address)), 0))
         port = sock.getsockname()[1]
         if any(wanted):

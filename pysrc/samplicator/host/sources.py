@@ -62,6 +62,6 @@ class HandedIn:
         return listening.open_listener(place.socket, **options)
 
     def close_rest(self) -> None:
-        """Those that no place wanted; what they hold is lost, and nobody listens there any more."""
+        """Sockets that no listener uses; what they hold is lost, and their ports are closed."""
         while self._given:
             self._given.popitem()[1].close()

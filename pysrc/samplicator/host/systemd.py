@@ -24,7 +24,7 @@ class Notifier:
             self.watchdog_seconds = int(usec) / 1e6
 
     def send(self, **fields: str | int) -> bool:
-        """Sends KEY=value lines; False when nobody was told."""
+        """Sends KEY=value lines; False when there is no service manager."""
         if not self._address:
             return False
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address

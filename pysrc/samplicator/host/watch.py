@@ -150,7 +150,7 @@ class Watcher:
         if not concerned:
             return
         if self._settle is not None:
-            if loop.time() - self._since > 10 * self._quiet:  # writes without end must not put it off for ever
+            if loop.time() - self._since > 10 * self._quiet:  # endless writes must not delay it without limit
                 return
             self._settle.cancel()
         else:

@@ -62,7 +62,7 @@ class PoolCopy:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What one listener does with one exporter. denied: a rule with stop matched and nobody gets a copy."""
+    """What one listener does with one exporter. denied: a rule with stop matched and there is no copy."""
 
     listener: str
     socket: str

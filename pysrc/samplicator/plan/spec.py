@@ -84,7 +84,7 @@ class SocketSpec:
 
     v6only: refuse IPv4 on this IPv6 socket. interface: "" = all. groups: multicast groups to join, of this socket's
     family. index: of `interface` or of the address's zone, 0 = there is none now, or none is named. joins: index of the
-    interface that each group is joined on, 0 = the kernel chooses. An interface that is made anew has another index,
+    interface that each group is joined on, 0 = the kernel chooses. An interface that is made again has another index,
     and what was bound to the old one is deaf: so the indexes are part of what a socket is.
     """
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_IDLE: Final = 5
-"""samplicate -t: nothing arrived for so long."""
+"""samplicate -t: no datagram arrived for the given time."""
 HOUSEKEEPING_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.1
 NEIGHBOR_SECONDS: Final = 0.25
@@ -75,7 +75,7 @@ class Options:
     """How a command wants the service to behave; the configuration says the rest.
 
     legacy: exit status 1, not 2, for a configuration with errors. idle_timeout_ms: end with status 5 when nothing
-    arrives for so long, 0 = never. pid_file: "" = none. background: leave the terminal. debug: one line of text per
+    arrives for this time, 0 = never. pid_file: "" = none. background: leave the terminal. debug: one line of text per
     datagram on stderr when not 0. watch: reload when the files change.
     """
 
@@ -88,7 +88,7 @@ class Options:
 
 
 def run_service(load: Callable[[], Loaded], *, options: Options | None = None) -> int:
-    """Runs until it is told to stop; returns the exit status. `load` reads the configuration, now and at every reload.
+    """Runs until a signal stops it; returns the exit status. `load` reads the configuration, now and at every reload.
 
     0 = stopped as told, 1 = it could not start (or, legacy, the configuration has errors), 2 = the configuration has
     errors, 5 = idle.
@@ -196,7 +196,7 @@ class Service:
         for warning in loaded.warnings:
             log.warning("%s", warning)
         listening = self._open_http(loaded)
-        self._host.start()  # before the plan is made: what changes meanwhile is told
+        self._host.start()  # before the plan is made, so that changes meanwhile are seen
         await self._reloader.start(loaded)
         self._running = True
         self._take_token(loaded)
@@ -410,7 +410,7 @@ class Service:
         """Several times per second, and when the kernel reports that a neighbor has changed. Reading a large neighbor
         table takes long, so at most a twentieth of a CPU is used for it.
         """
-        begun, spent = time.monotonic(), time.thread_time()  # it may wait for a plan that changes: that is no work
+        begun, spent = time.monotonic(), time.thread_time()  # it may wait while a plan changes, which is not work
         try:
             self._supervisor.watch_neighbors(sparing=not self._neighbor_news)
         finally:

@@ -257,7 +257,7 @@ class Build:
                 self._drop_rings(wanted, "some of the listener's sockets cannot be opened")
 
     def _open_doors(self, wanted: ListenerSpec, state: ListenerState) -> None:
-        """Opens doors until there is one for each worker; one whose gateway is gone is opened anew."""
+        """Opens doors until there is one for each worker; a door whose gateway has ended is opened again."""
         self.doors[wanted.name] = {}
         for spec in wanted.doors:
             group = [intake for intake in state.doors.get(spec, ()) if not intake.rx.shut]

@@ -84,7 +84,7 @@ def say_listener(listener: ListenerState, before: str) -> None:
 
 
 def share_casts(casts: Casts, listeners: Iterable[ListenerState]) -> None:
-    """Has each socket leave broadcast and multicast to the one that is to take them: first those that take less."""
+    """Sets the filters that leave broadcast and multicast to one socket; first those of sockets that take less."""
     wanted: list[tuple[Intake, bytes]] = []
     for state in listeners:
         for spec, group in state.intakes.items():

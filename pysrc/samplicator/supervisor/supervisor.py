@@ -154,7 +154,7 @@ class Supervisor:
         self._failover.arrange(build.receivers, spec)
         joined = [state for state in build.joined() if not state.standing.waiting]
         if not self._running.workers and not self._running.carried:
-            joined = []  # nobody has taught us anything yet
+            joined = []  # no templates are known yet
         for state in joined:
             state.replay()
         self._hand_out(build.workers, plans)
@@ -308,7 +308,7 @@ class Supervisor:
 
     def _withhold(self, port: int) -> bool:
         """From now on no worker has a socket of its own on this port, until the listener that waits for it has it.
-        False: it was so already, and somebody else has the port.
+        False: they were closed before, so another program has the port.
         """
         if port in self._running.withheld:
             return False

@@ -108,7 +108,7 @@ class View:
             return sum(i.counters.read()[DATAGRAMS] for state in self._running.listeners.values() for i in state.open())
 
     def stuck(self, limit_seconds: float = HEARTBEAT_SECONDS) -> str:
-        """Which worker has not shown a heartbeat for so long, and for how long; "" when all are well."""
+        """Which worker has shown no heartbeat, and for how long; "" when all workers run."""
         return next((why for worker in list(self._running.workers) if (why := worker.stuck(limit_seconds))), "")
 
     def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:

@@ -188,7 +188,7 @@ class Busiest:
         self._met.clear()
 
     def _choose(self) -> None:
-        """The pass has seen all: who is followed from now on. Whoever was silent for all of the time is not."""
+        """The pass is complete: chooses the exporters to follow, without those that were always silent."""
         sums, self._sums = self._sums, {}
         rank = (
             (count + (count // BONUS + 1 if address in self._followed else 0), address)

@@ -220,9 +220,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "Largest IP packet to the receiver, from the route, the configuration, or routers on the way.",
         "receiver.mtu",
     ),
-    Metric(
-        "pool_member_up", "gauge", _M, "1 while the pool sends to the member, 0 while the member is down.", "member.up"
-    ),
+    Metric("pool_member_up", "gauge", _M, "1 while the pool sends to the member, 0 otherwise.", "member.up"),
     Metric(
         "pool_exporters",
         "gauge",

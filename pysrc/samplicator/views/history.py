@@ -2,10 +2,10 @@
 
 Purpose: `sample` reads the counters and keeps what each has grown by since the sample before: of all together, of every
 listener and receiver, and of the exporters that sent the most (busiest). Invariants: the memory is fixed by the number
-of listeners and receivers (SLOTS numbers of four bytes for each measure) and by EXPORTERS, whatever the uptime; time
-is monotonic; what is configured no more is forgotten, what stays keeps its history; a counter that begins anew, in a
-receiver that was made anew, never gives a negative rate. `sample` is called by service, from one thread at a time;
-`page` by http, from any. It must never take a lock that a worker takes.
+of listeners and receivers (SLOTS numbers of four bytes for each measure) and by EXPORTERS, whatever the uptime; time is
+monotonic; the history of removed names is dropped, the others keep theirs; a counter that restarts, in a receiver that
+was removed and added, never gives a negative rate. `sample` is called by service, from one thread at a time; `page` by
+http, from any. It must never take a lock that a worker takes.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class History:
 
 
 def _growth(before: Sequence[int], now: Sequence[int]) -> list[int]:
-    """By how much counters have grown. When the first one fell they began anew. Another one that falls has been
+    """By how much counters have grown. If the first one is lower they restarted. Another one that is lower has been
     corrected (copies that were sent turn out to have failed): that is no growth.
     """
     if now[0] < before[0]:

@@ -134,7 +134,7 @@ class StateCollector(Collector):
             yield from (((level,), float(written.get(level, 0))) for level in LOG_LEVELS)
         elif metric.name == "build_info":
             yield self._build, 1.0
-        else:  # pragma: no cover - a row that nobody fills: the tests fail on it
+        else:  # pragma: no cover - a row without a source: the tests fail on it
             raise LookupError(f"nothing fills {metric.name}")
 
     def _distributions(self, metric: Metric, readings: Readings) -> Iterator[Distribution]:
