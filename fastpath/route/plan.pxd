@@ -1,8 +1,8 @@
 # cython: language_level=3
 """The routing half of a plan: rules indexed by source, and the memo of routes made from them. Data only; route/match.pxd walks it.
 
-Built and freed by handles/plan.pxi under the GIL, read by one worker without it. Immutable except the memo (`routes`, `route_table`, `slots`), which
-only that worker writes. All memory is allocated when the plan is built: a full memo is emptied and filled again, and never grows.
+Built and freed by handles/plan.pxi under the GIL, read by one worker without it. Immutable except the memo (`routes`, `route_table`, `slots`),
+which only that worker writes. All memory is allocated when the plan is built: a full memo is emptied and filled again, and never grows.
 """
 
 from uapi.net cimport u8, u32, u64

@@ -297,7 +297,7 @@ def pool_turns(Plan plan not None, int n):
     return [p.members[pool_turn(p, &p.pools[0])].way for _ in range(n)]
 
 
-def table_used(Worker worker not None):
+def pool_used(Worker worker not None):
     return worker.w.pools.used
 
 
