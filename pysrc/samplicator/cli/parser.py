@@ -137,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
         "show what the running daemon does",
         "Shows listeners, receivers and counters of the running daemon. Exit status 0 = the daemon is ready, 3 = "
         "the daemon runs but is not ready, 1 = the daemon cannot be reached.",
-        "  samplicator status\n  samplicator status --json | jq '.receivers[] | {name, errors}'\n",
+        "  samplicator status\n  samplicator status --json | jq '.receivers[] | {name, failed}'\n",
     )
     _control(status)
     status.add_argument("--json", action="store_true", help="print JSON")
