@@ -11,6 +11,7 @@ compiled module.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from samplicator.config.address import Endpoint, address_bytes, address_text, endpoint_text
@@ -18,7 +19,7 @@ from samplicator.config.model.loaded import Loaded, Path
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.whole import Config
 from samplicator.errors import ConfigError, Problem
-from samplicator.plan import apart
+from samplicator.plan import apart, engines
 from samplicator.plan.loops import LOCAL, Delivery, loops_into
 from samplicator.plan.rings import NEEDS, rings_of
 from samplicator.plan.rules import needed, pool_specs, rule_specs
@@ -41,12 +42,6 @@ FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
 NAME_UNRESOLVED: Final = "the host name does not resolve"
 NO_INTERFACE: Final = "there is no interface"
 UNTIL_THEN: Final = "until that changes the receiver is unreachable and its copies are counted as no_route"
-
-NEEDS_NET_RAW: Final = (
-    "needs CAP_NET_RAW; run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
-    'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
-)
-TRANSPARENT_WHY: Final = "runs are sent in one call by sockets bound to exporters' ports, the rest by a raw socket"
 
 
 def names_of(config: Config) -> dict[NameKey, Path]:
@@ -149,6 +144,9 @@ class _Compiler:
 
     def problem(self, path: Path, why: str) -> None:
         self.problems.append(self.loaded.problem(path, why))
+
+    def report(self, path: Path, key: str, why: str) -> None:
+        self.problem((*path, key), why)
 
     def warn(self, path: Path, why: str) -> None:
         self.lacks.append(self.loaded.problem(path, why))
@@ -307,7 +305,8 @@ class _Compiler:
                     f"an IPv{family} source cannot send to {where}; write an IPv{address.family} source",
                 )
                 return None
-        engine, why = self.engine(path, receiver, address, source)
+        report = partial(self.report, path)
+        engine, why = engines.choose(receiver, address, source, self.capabilities, report)
         if engine == "udp" and source is not None and not self.capabilities.is_local(source[0]) and not missing:
             missing = f"the source {address_text(source[0])} is not an address of this host now"
             self.warn((*path, "source"), f"{missing}; {UNTIL_THEN}")
@@ -319,7 +318,7 @@ class _Compiler:
                         f"a listener uses port {source[1]}, and a socket on it would take its datagrams; remove "
                         'the port, or write engine = "raw"',
                     )
-        self.mtu(path, receiver, address, engine)
+        engines.check_mtu(receiver, address, engine, self.capabilities, report)
         if not receiver.checksum and address.family == 6:
             self.warnings.append(
                 f"receiver {receiver.name!r}: checksum = false has no effect, because IPv6 needs UDP checksums "
@@ -340,7 +339,7 @@ class _Compiler:
             tos=-1 if receiver.tos == "keep" else receiver.tos,
             pause_us=receiver.pause_us,
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
-            per_session=self.per_session(path, receiver, engine),
+            per_session=engines.per_session(receiver, engine, report),
         )
         return ReceiverSpec(
             name=receiver.name,
@@ -359,29 +358,6 @@ class _Compiler:
             unique=receiver.domain == "unique",
             missing=missing,
         )
-
-    def mtu(self, path: Path, receiver: Receiver, address: ResolvedAddress, engine: str) -> None:
-        """Checks of `mtu` that need the address family, which is known only now."""
-        if receiver.mtu == "auto":
-            return
-        if address.family == 6 and receiver.mtu < 1280:
-            self.problem((*path, "mtu"), "the mtu of an IPv6 receiver must be at least 1280 (RFC 8200 section 5)")
-        if engine == "udp" and not self.capabilities.net_raw:
-            why = f"samplicator cuts fragments of this size with a raw socket, which {NEEDS_NET_RAW}; or remove `mtu`"
-            self.problem((*path, "mtu"), why + ", and the kernel cuts fragments for the path")
-        if receiver.source_port == "per-session":
-            why = 'mtu cannot be combined with source_port = "per-session"; remove `mtu`, and the kernel cuts fragments'
-            self.problem((*path, "mtu"), why)
-
-    def per_session(self, path: Path, receiver: Receiver, engine: str) -> bool:
-        if receiver.source_port == "shared":
-            return False
-        if engine != "udp" and not receiver.spoof and receiver.engine == "auto":
-            why = (
-                '"per-session" cannot be combined with a `source` that is not an address of this host; change `source`'
-            )
-            self.problem((*path, "source_port"), why)
-        return engine == "udp"
 
     @staticmethod
     def family(receiver: Receiver) -> int:
@@ -403,61 +379,6 @@ class _Compiler:
                 return ProbeSpec(probe.kind, b"", probe.port, 0, where, probe.path)
             address = found
         return ProbeSpec(probe.kind, address.address, probe.port, address.scope_id, where, probe.path)
-
-    def engine(
-        self, path: Path, receiver: Receiver, address: ResolvedAddress, source: tuple[bytes, int] | None
-    ) -> tuple[str, str]:
-        """The engine and, in one sentence, why."""
-        wanted = receiver.engine
-        foreign = source is not None and not self.capabilities.is_local(source[0])
-        if receiver.spoof and source is not None:
-            self.problem(
-                (*path, "source"), "a spoofed copy has the exporter's source; remove `source`, or write spoof = false"
-            )
-        if wanted == "udp":
-            if receiver.spoof:
-                self.problem((*path, "engine"), 'engine "udp" cannot send spoofed copies; write "raw" or "auto"')
-            return "udp", "configured: one UDP socket connected to the receiver; the kernel writes the headers"
-        if wanted in ("transparent", "packet"):
-            engine, reason = self.spoofing_engine(path, receiver, address)
-        elif wanted == "raw":
-            engine, reason = "raw", "configured: one raw socket per receiver; samplicator writes the headers"
-        elif receiver.spoof:
-            engine, reason = spoofing_choice(receiver, address)
-        elif foreign and source is not None:
-            engine = "raw"
-            reason = f"{address_text(source[0])} is not an address of this host, so samplicator writes the headers"
-        else:
-            return "udp", "not spoofed: a UDP socket connected to the receiver costs least"
-        if not self.capabilities.net_raw:
-            key = "spoof" if receiver.spoof else "source" if wanted == "auto" else "engine"
-            self.problem((*path, key), f"this receiver needs a raw socket, which {NEEDS_NET_RAW}")
-        return engine, reason
-
-    def spoofing_engine(self, path: Path, receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
-        """The engine `transparent` or `packet` as configured, checked against the other settings of the receiver."""
-        engine = receiver.engine
-        if not receiver.spoof:
-            why = f'engine "{engine}" only sends spoofed copies; write spoof = true, or engine "udp" or "raw"'
-            self.problem((*path, "engine"), why)
-        if receiver.pause_us:
-            why = f'pause_us cannot be combined with engine "{engine}"; write "raw" or "auto", or remove `pause_us`'
-            self.problem((*path, "engine"), why)
-        if engine == "packet":
-            local = any(address.address) and self.capabilities.is_local(address.address)
-            reason = (
-                "configured: a packet socket per worker sends link frames to the next hop, without routing, netfilter "
-                + (
-                    "and IPsec; but the receiver is this host, so its raw socket sends the copies"
-                    if local
-                    else "and IPsec; the raw socket sends while the next hop's link address is not known"
-                )
-            )
-            return engine, reason + _mostly_raw(receiver)
-        if not receiver.checksum and address.family == 4:
-            why = f'checksum = false cannot be combined with engine "{engine}"; write "raw", "packet" or "auto"'
-            self.problem((*path, "engine"), why)
-        return engine, "configured: " + TRANSPARENT_WHY + _mostly_raw(receiver)
 
     def guard_loop(
         self,
@@ -503,21 +424,3 @@ class _Compiler:
             why = f"there are more workers ({datapath.workers}) than CPUs ({len(cpus)}), so workers wait for each other"
             self.warnings.append(why)
         return datapath.workers, cpus
-
-
-def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
-    """Engine "auto" of a spoofed receiver, and why."""
-    if address.family == 4 and address.address[0] >= 224:  # net/ipv4/route.c, ip_route_output_key_hash_rcu
-        return "raw", "spoofed, to a multicast group: UDP sockets can send to a group only from addresses of this host"
-    if not receiver.checksum and address.family == 4:
-        return "raw", "spoofed with UDP checksum 0, for which samplicator writes the headers"
-    if receiver.pause_us:
-        return "raw", "spoofed with a pause after each copy, so copies are sent one by one by a raw socket"
-    return "transparent", f"spoofed: {TRANSPARENT_WHY}{_mostly_raw(receiver)}"
-
-
-def _mostly_raw(receiver: Receiver) -> str:
-    """Text: the settings because of which copies are not sent in runs (see _fastpath.Tx)."""
-    reasons = ['ttl = "keep"'] if receiver.ttl == "keep" else []
-    reasons += [f"freq = {receiver.freq}"] if receiver.freq > 1 else []
-    return f"; with {' and '.join(reasons)} most copies are sent by the raw socket" if reasons else ""
