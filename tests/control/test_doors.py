@@ -15,7 +15,7 @@ from samplicator.datapath.doors import GONE, STALLED
 from samplicator.health.probes import UNREACHABLE, UP
 from samplicator.plan.spec import Door, DoorSpec, ListenerSpec, PlanSpec, PoolSpec, ProbeSpec, ReceiverSpec
 from samplicator.readings import ListenerReading, ReceiverReading
-from samplicator.supervisor.build import BuildError
+from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.supervisor import Supervisor
 from support.gateway import Loopback
 from support.hosts import Load, free_port

@@ -17,7 +17,7 @@ from samplicator.host.neighbors import Answering, Neighbors, Sight
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import SocketSpec
 from samplicator.supervisor import supervisor as supervisor_module
-from samplicator.supervisor.build import BuildError
+from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until

@@ -19,7 +19,7 @@ from samplicator.host import listening, ring
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import RingMatch
 from samplicator.supervisor import supervisor as supervisor_module
-from samplicator.supervisor.build import BuildError
+from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.supervisor import Supervisor, WorkerStuck
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, in_order, spec, text, until

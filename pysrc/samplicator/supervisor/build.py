@@ -10,49 +10,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import socket
-import time
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
 
-from samplicator._fastpath import Plan, TxCounters, Worker
+from samplicator._fastpath import Plan, Worker
 from samplicator.config.address import endpoint_text
 from samplicator.datapath import aliases
-from samplicator.datapath.doors import DoorIntake, DoorPath, Gateways
+from samplicator.datapath.doors import DoorIntake, Gateways
 from samplicator.datapath.intakes import AnyIntake, Intake, ListenerState, RingGroup, RingIntake, socket_key
 from samplicator.datapath.rules import FastRules, fast_pools
 from samplicator.datapath.thread import TraceCallback, WorkerThread
-from samplicator.datapath.ways import Path, Way, meets, receiver_key
-from samplicator.health.probes import UNREACHABLE
-from samplicator.health.reach import Reach
-from samplicator.health.receiver import ReceiverState, Standing
+from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import abilities, listening, ring, sockets
-from samplicator.host.delivery import Host
 from samplicator.host.ingress import Ingress
 from samplicator.host.sources import Place, Source
-from samplicator.plan.groupcast import Casts
-from samplicator.plan.spec import DoorSpec, ListenerSpec, PlanSpec, ReceiverSpec, RingSpec, SocketSpec, Udp
-
-WITHHOLD_SECONDS: Final = 2.0
-log = logging.getLogger(__name__)
-
-SPARE_DESCRIPTORS: Final = 64
-"""Descriptors kept free for HTTP, files, name look-ups and probes."""
-
-
-class BuildError(OSError):
-    """The kernel refused a part of a plan. where: path of that part in the configuration, as ("listener", 0)."""
-
-    def __init__(self, error_number: int, text: str, where: tuple[str | int, ...] = ()) -> None:
-        super().__init__(error_number, text)
-        self.text = text
-        self.where = where
-
-    def __str__(self) -> str:
-        return self.text
+from samplicator.plan.spec import DoorSpec, ListenerSpec, PlanSpec, RingSpec, SocketSpec
+from samplicator.supervisor.outgoing import Outgoing
+from samplicator.supervisor.ports import casts_of, place_of, withhold_ports
+from samplicator.supervisor.refusal import BuildError, check_descriptors, ring_error
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +66,6 @@ class Build:
         self.rings: dict[str, dict[str, RingPart]] = {}
         self.missing: dict[str, dict[SocketSpec, str]] = {}
         self.receive: dict[str, tuple[str, str]] = {}
-        self.receivers: dict[str, ReceiverState] = {}
         self.workers: list[WorkerThread] = []
         self.owners: dict[AnyIntake, int] = {}
         self.casts = casts_of(spec)
@@ -100,18 +77,20 @@ class Build:
         self._source = source
         self._gateways = gateways
         self.doors: dict[str, dict[DoorSpec, list[DoorIntake]]] = {}
-        self._generation = generation
+        self.outgoing = Outgoing(spec, running, gateways, generation, self.tolerated)
         self._trace = trace
         self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
         self._intakes: list[AnyIntake] = []
-        self._ways: list[Way] = []
-        self._paths: list[Path | DoorPath] = []
         self._threads: list[WorkerThread] = []
         self._alone: list[socket.socket] = []
         self._hindered: set[str] = set()
         self._rings_take_runs = abilities.rings_take_runs()
         told = len(spec.udp) < len(spec.receivers)  # to gateways
         self._keep = {"ttl": told or any(u.ttl == 0 for u in spec.udp), "tos": told or any(u.tos < 0 for u in spec.udp)}
+
+    @property
+    def receivers(self) -> dict[str, ReceiverState]:
+        return self.outgoing.states
 
     def open(self, descriptor_limit: int) -> None:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
@@ -121,7 +100,7 @@ class Build:
             self.aliases = aliases.make(self.spec.alias_file)
         self._open_listeners()
         self._open_workers()
-        self._open_receivers()
+        self.outgoing.open()
         self._install_rings()
         # socket k of a listener is read by worker k modulo their number
         for groups in self.groups.values():
@@ -144,10 +123,7 @@ class Build:
         if not self._rings_take_runs:
             for state in self._running.listeners.values():
                 self._take_runs(state, state.rings)
-        for way in self._ways:
-            way.close()
-        for path in self._paths:
-            path.close()
+        self.outgoing.undo()
         listening.unshare(self._alone)
         if self.ingress is not None and self.ingress is not self._running.ingress:
             self.ingress.close()
@@ -193,15 +169,6 @@ class Build:
             )
             for worker in self.workers
         }
-
-    def joined(self) -> list[ReceiverState]:
-        """Receivers that collectors' templates are unknown to: new ones, and those that moved."""
-        running, carried = self._running.receivers, self._running.carried
-        known = {
-            n for n, s in running.items() if n in self.receivers and meets(s.spec) == meets(self.receivers[n].spec)
-        }
-        known |= {name for name, receiver in carried.items() if receiver.same}
-        return [state for name, state in self.receivers.items() if name not in known]
 
     def mark_flow(self) -> None:
         """Whether the sockets' datagrams go through the flow stage, and come coalesced; to be called when nothing can
@@ -434,9 +401,9 @@ class Build:
         """
         wanted = {place_of(socket) for socket in listener.sockets}
         loses = any(place_of(running) not in wanted for running in state.intakes)
-        return self._tolerated(error, missing=place_of(key) in map(place_of, state.missing), loses=loses)
+        return self.tolerated(error, missing=place_of(key) in map(place_of, state.missing), loses=loses)
 
-    def _tolerated(self, error: OSError, *, missing: bool, loses: bool) -> bool:
+    def tolerated(self, error: OSError, *, missing: bool, loses: bool) -> bool:
         """missing: it was so before. loses: something that works now would be given up for it."""
         if error.errno not in listening.HOST_LACKS | listening.SOMEBODY_MUST:
             return False
@@ -485,154 +452,3 @@ class Build:
                     error.errno or 0, f'engine "packet": the packet socket cannot be opened: {error.strerror or error}'
                 ) from error
             return None
-
-    def _open_receivers(self) -> None:
-        for index, wanted in enumerate(self.spec.receivers):
-            try:
-                self.receivers[wanted.name] = self._receiver(wanted)
-            except OSError as error:
-                old = self._running.receivers.get(wanted.name)
-                if self._tolerated(error, missing=old is not None and bool(old.spec.missing), loses=old is not None):
-                    why = f"the sending socket cannot be opened: {error.strerror}"
-                    source = wanted.delivery.source if isinstance(wanted.delivery, Udp) else None
-                    if error.errno == errno.EADDRINUSE and source is not None:
-                        why = f"another program uses the source port {source[1]}"
-                    self.receivers[wanted.name] = self._receiver(replace(wanted, missing=why))
-                    continue
-                text = f"receiver {wanted.name!r} at {wanted.place}, engine {wanted.engine}: {error.strerror or error}"
-                raise BuildError(error.errno or 0, text, ("receiver", index)) from error
-
-    def _receiver(self, wanted: ReceiverSpec) -> ReceiverState:
-        spec = self.spec
-        old = self._running.receivers.get(wanted.name)
-        same = (
-            old is not None
-            and not old.lost
-            and old.send_buffer == spec.send_buffer
-            and receiver_key(old.spec) == receiver_key(wanted)
-        )
-        if old is not None and same:
-            path, ways = old.path, old.ways[: spec.workers]
-        else:
-            path, ways = new_path(wanted, old.path if old is not None else None, self._gateways), []
-            self._paths.append(path)
-        carried = self._running.carried.get(wanted.name) if old is None else None
-        state = ReceiverState(
-            spec=wanted,
-            path=path,
-            send_buffer=spec.send_buffer,
-            generation_added=old.generation_added if old else self._generation,
-            counters=dict(old.counters) if old else dict(carried.counters) if carried else {},
-            ways=ways,
-            reach=old.reach if old is not None and same else Reach(wanted),
-            standing=self._standing(wanted, path, old, same),
-            told=old.told if old is not None and same else 0,
-            asked=old.asked if old is not None and same else {},
-        )
-        if carried is not None:
-            carried.go_on(state.standing, state.totals())
-        opened: list[Way] = []
-        try:
-            for index in range(len(ways), spec.workers):
-                opened.append(path.open_way(state.counters.setdefault(index, TxCounters()), spec.send_buffer, index))
-        except BaseException:
-            for way in opened:
-                way.close()
-            if path in self._paths:
-                self._paths.remove(path)
-                path.close()
-            raise
-        self._ways += opened
-        state.ways += opened
-        return state
-
-    @staticmethod
-    def _standing(wanted: ReceiverSpec, path: Path | DoorPath, old: ReceiverState | None, same: bool) -> Standing:
-        """What is known of the receiver: all of it when it stays, else what is counted."""
-        if old is not None and same:
-            return old.standing
-        standing = Standing(waiting=bool(wanted.standby_for))
-        if not path.routed:
-            standing.state, standing.why = UNREACHABLE, wanted.missing or path.fault
-        if old is not None:
-            # what became of copies on the old way says nothing of the new one
-            standing.seen, standing.takeovers = old.totals(), old.standing.takeovers
-            standing.account = old.standing.account
-            standing.waiting = old.standing.waiting if old.spec.standby_for else standing.waiting
-        return standing
-
-
-def new_path(wanted: ReceiverSpec, before: Path | DoorPath | None, gateways: Gateways) -> Path | DoorPath:
-    """before: of the same receiver, in the plan before."""
-    if isinstance(wanted.delivery, Udp):
-        return Path(wanted, before if isinstance(before, Path) else None)
-    return DoorPath(wanted, gateways)
-
-
-def withhold_ports(workers: Sequence[WorkerThread], ports: Set[int]) -> None:
-    """Makes the workers close their sockets on these ports (for exporters that send from them, for sessions) and open
-    none there; waits briefly, because a worker does this between two batches.
-    """
-    for worker in workers:
-        worker.worker.withhold(*ports)
-    deadline = time.monotonic() + WITHHOLD_SECONDS
-    while time.monotonic() < deadline and not all(w.failed or w.worker.let_go for w in workers):
-        time.sleep(0.0005)
-
-
-def try_listening(key: SocketSpec, beside: Sequence[socket.socket], withhold: Callable[[int], bool]) -> None:
-    """Opens a listener's socket and closes it again. When the port is in use, withhold(port) says whether a second try
-    makes sense. Raises OSError.
-    """
-    for again in (False, True):
-        try:
-            listening.open_listener(key, receive_buffer=4096, ttl=False, tos=False, beside=beside).close()
-            return
-        except OSError as error:
-            if again or error.errno != errno.EADDRINUSE or not withhold(key.port):
-                raise
-
-
-def place_of(key: SocketSpec) -> SocketSpec:
-    """The socket as configured, independent of the index that its interface has now."""
-    return replace(key, listener=0, index=0, joins=())
-
-
-def casts_of(spec: PlanSpec) -> Casts:
-    """Which socket of a plan takes which broadcast and multicast datagrams, with the host's addresses and interfaces
-    now."""
-    broadcasts: frozenset[bytes] = frozenset()
-    try:
-        with Host() as host:
-            broadcasts = host.broadcasts()
-    except OSError as error:
-        log.warning("the broadcast addresses of this host cannot be read: %s", error)
-    found = [socket_key(socket) for listener in spec.listeners for socket in listener.sockets]
-    return Casts(found, broadcasts, abilities.interface_index)
-
-
-def ring_error(listener: ListenerSpec, spec: RingSpec, error: OSError) -> BuildError:
-    text = f"listener {listener.name!r} cannot receive by ring on {spec.interface}: {error.strerror or error}"
-    return BuildError(error.errno or 0, text, ("listener", listener.index, "receive"))
-
-
-def check_descriptors(spec: PlanSpec, limit: int) -> None:
-    """Raises BuildError before anything is opened if there are not enough file descriptors. Only what changes needs old
-    and new sockets at the same time.
-    """
-    # a ring has a doorbell, a door another end
-    listening = sum(len(item.sockets) + 2 * len(item.rings) + 2 * len(item.doors) for item in spec.listeners)
-    listening *= spec.workers
-    sending = sum(1 + udp.spoof + (udp.mtu > 0) for udp in spec.udp) * spec.workers
-    sending += 2 * (len(spec.receivers) - len(spec.udp)) * spec.workers
-    sending += sum(udp.family == 6 and udp.engine != "udp" for udp in spec.udp)  # what asks for the path MTU
-    reserved = sum(udp.engine == "raw" and not udp.spoof for udp in spec.udp)
-    sending += sum(r.probe.kind != "off" for r in spec.receivers)
-    need = listening + sending + reserved + 3 * spec.workers + SPARE_DESCRIPTORS  # epoll, eventfd and packet socket
-    if need > limit:
-        raise BuildError(
-            errno.EMFILE,
-            f"this plan needs {need} file descriptors ({listening} for listeners, {sending} for receivers, "
-            f"{spec.workers} workers), but the limit is {limit}; raise the limit (ulimit -Hn, systemd LimitNOFILE=) or "
-            "use fewer workers",
-        )

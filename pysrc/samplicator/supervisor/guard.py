@@ -20,7 +20,7 @@ from samplicator.host.delivery import Host
 from samplicator.plan import loops
 from samplicator.plan.groupcast import Casts
 from samplicator.plan.spec import PlanSpec, SocketSpec
-from samplicator.supervisor.build import casts_of
+from samplicator.supervisor.ports import casts_of
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
 from samplicator.host import listening
 from samplicator.plan.spec import ReceiverSpec
-from samplicator.supervisor.build import new_path, try_listening
+from samplicator.supervisor.outgoing import new_path
+from samplicator.supervisor.ports import try_listening
 
 log = logging.getLogger(__name__)
 

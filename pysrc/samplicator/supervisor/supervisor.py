@@ -37,7 +37,9 @@ from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec, Udp
 from samplicator.readings import add_up
 from samplicator.supervisor import carry, guard
-from samplicator.supervisor.build import Build, BuildError, withhold_ports
+from samplicator.supervisor.build import Build
+from samplicator.supervisor.ports import withhold_ports
+from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.retry import RETRIES, could_open, could_send
 from samplicator.supervisor.view import View
 
@@ -152,7 +154,7 @@ class Supervisor:
         build.share_ports()
         guard.judge_receivers(spec, build.receivers)
         self._failover.arrange(build.receivers, spec)
-        joined = [state for state in build.joined() if not state.standing.waiting]
+        joined = [state for state in build.outgoing.joined() if not state.standing.waiting]
         if not self._running.workers and not self._running.carried:
             joined = []  # no templates are known yet
         for state in joined:
