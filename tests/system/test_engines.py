@@ -270,7 +270,7 @@ def test_packet_to_this_host_itself_leaves_by_the_raw_socket(lab: Lab) -> None:
     lab.closers.append(sink.close)
     sink.bind((lab.relay4(1), 9001))
     sink.settimeout(5)
-    wait_link(relay, "this host itself")
+    wait_link(relay, "is this host")
     exporter = lab.exporter_socket("198.18.64.1", 5000)
     held(relay, [exporter], (lab.relay4(), 2055), 0, 10)
     got = [sink.recvfrom(2000) for _ in range(10)]
