@@ -12,7 +12,7 @@ cdef class Plan:
     cdef size_t public_ways
     cdef void *arena
 
-    def __cinit__(self, u64 generation, sockets, txs, rules, pools=(), told=(), Aliases aliases=None):
+    def __cinit__(self, u64 generation, sockets, txs, rules, pools=(), replay_to=(), Aliases aliases=None):
         cdef RxSocket rx_socket
         cdef Tx tx
         cdef u32 i
@@ -27,7 +27,7 @@ cdef class Plan:
         self._take_aliases(aliases)
         self._take_pools([(number, balance, list(members)) for number, balance, members in pools])
         self._take_rules(rules)
-        self._take_told(list(told))
+        self._take_replay_to(list(replay_to))
         self._make_memo()
 
     cdef _take_ways(self, list txs):
@@ -109,13 +109,13 @@ cdef class Plan:
                     raise ValueError("a Tx with alias or per_session needs the aliases of the process")
                 self.work.aliases = &aliases.aliases
 
-    cdef _take_told(self, list told):
-        self.work.told_count = len(told)
-        self.work.told = <u32 *>memory_arena(&self.arena, self.work.told_count, 4)
-        for k, way in enumerate(told):
+    cdef _take_replay_to(self, list replay_to):
+        self.work.replay_to_count = len(replay_to)
+        self.work.replay_to = <u32 *>memory_arena(&self.arena, self.work.replay_to_count, 4)
+        for k, way in enumerate(replay_to):
             if not 0 <= way < self.public_ways:
-                raise ValueError(f"way {way} of {self.public_ways} is to be told")
-            self.work.told[k] = way
+                raise ValueError(f"way {way} of {self.public_ways} does not exist")
+            self.work.replay_to[k] = way
 
     cdef _number(self, u32 way):
         """A member's numbers may differ from the exporters' from now on, even when it has left the pool."""

@@ -169,9 +169,9 @@ cdef void worker_take_over(worker_t *w, work_t *old, work_t *new) noexcept nogil
         pool_adopt(&w.pools, &new.routing, before)
     if old == NULL or w.flow == NULL:
         return
-    w.before = old if new.told_count else NULL
-    for i in range(new.told_count):
-        atomic_change32(&new.ways[new.told[i]].replay, 0, TX_REPLAY_NEW)
+    w.before = old if new.replay_to_count else NULL
+    for i in range(new.replay_to_count):
+        atomic_change32(&new.ways[new.replay_to[i]].replay, 0, TX_REPLAY_NEW)
     for i in range(old.routing.way_count):
         stays = old.owner[i] != i          # a fallback: its owner speaks for it
         for k in range(new.routing.way_count):

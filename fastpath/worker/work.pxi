@@ -17,7 +17,7 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u32 *numbers                       # BATCH_LIMIT a way: sequence numbers to write into the copies ...
     u8 *numbered                       # ... where this is 1
     u32 *rewrites                      # how many, 0 outside a batch
-    u32 *told                          # ways that are told the templates of exporters new to them when the plan is adopted
-    u32 told_count
+    u32 *replay_to                     # ways that are told the templates of exporters new to them when the plan is adopted
+    u32 replay_to_count
     bint turns                         # some pool is balanced by round-robin
     aliases_t *aliases                 # NULL = no receiver needs any

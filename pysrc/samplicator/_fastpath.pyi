@@ -33,8 +33,8 @@ udp(7))."""
 ENGINE_RAW: Final[int]
 """Headers made here, one raw socket per receiver (raw(7)), packet by packet."""
 ENGINE_TRANSPARENT: Final[int]
-"""Spoofed, by a socket bound to the exporter's address and port (IP_TRANSPARENT, ip(7)); the rest by the raw
-socket."""
+"""Spoofed, by a socket bound to the exporter's port; its address goes with each message (IP_TRANSPARENT,
+ip(7)); the rest by the raw socket."""
 ENGINE_PACKET: Final[int]
 """Spoofed, as link frames by the worker's packet socket (packet(7), PACKET_VNET_HDR); the rest by the raw socket."""
 ENGINE_DOOR: Final[int]
@@ -421,8 +421,8 @@ class Plan:
     fires (union, each Tx once), up to and including the first matching rule with stop. pools: (id, balance, members):
     id 1 or more, the same for a pool in every plan; balance POOL_EXPORTER_HASH or POOL_ROUND_ROBIN; members =
     (index into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver
-    that a rule names besides the pool gets one copy. told: indexes of Tx whose rules changed: when the plan is adopted
-    they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
+    that a rule names besides the pool gets one copy. replay_to: indexes of Tx whose rules changed: when the plan is
+    adopted they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
     index, weight or length out of range, or when a Tx needs aliases and there are none. `rules` is gone through twice
     and not kept."""
 
@@ -433,7 +433,7 @@ class Plan:
         txs: Sequence[Tx],
         rules: Collection[tuple[Sequence[tuple[int, bytes, bytes]], Sequence[int] | None, Sequence[int], bool]],
         pools: Sequence[tuple[int, int, Sequence[tuple[int, int]]]] = (),
-        told: Sequence[int] = (),
+        replay_to: Sequence[int] = (),
         aliases: Aliases | None = None,
     ) -> Plan: ...
     @property

@@ -73,7 +73,7 @@ def test_a_receiver_is_told_of_exporters_that_are_new_to_it() -> None:
             s.data()
         assert s.collectors[0].records == 7 * 3 * ROWS
         relay.generation = 2
-        relay.publish(Plan(2, handles, txs, [([ANY], None, [0], False), everything], told=[0]))
+        relay.publish(Plan(2, handles, txs, [([ANY], None, [0], False), everything], replay_to=[0]))
         fresh = s.settle()
         assert sorted(domain_of(payload) for payload in fresh[0]) == list(range(7, 20))
         assert fresh[1] == []
@@ -81,8 +81,8 @@ def test_a_receiver_is_told_of_exporters_that_are_new_to_it() -> None:
         assert s.collectors[0].records == 7 * 3 * ROWS + 20 * ROWS
         assert [c.sequence_errors + c.unknown_sets for c in s.collectors] == [0, 0]
         assert s.ways[0].values()["replays"] == 0
-        with pytest.raises(ValueError, match="told"):
-            Plan(3, handles, txs, [], told=[2])
+        with pytest.raises(ValueError, match="does not exist"):
+            Plan(3, handles, txs, [], replay_to=[2])
 
 
 def test_a_plan_that_is_overtaken_does_not_take_the_one_before_it_along() -> None:
@@ -105,7 +105,7 @@ def test_a_plan_that_is_overtaken_does_not_take_the_one_before_it_along() -> Non
         s.send(s.exporters[0], s.exporters[0].message(s.exporters[0].data(), records=ROWS))
         assert held.wait(10)
         for generation in (2, 3):
-            relay.workers[0].publish(Plan(generation, handles, txs, [([ANY], None, [0, 1], False)], told=[0]))
+            relay.workers[0].publish(Plan(generation, handles, txs, [([ANY], None, [0, 1], False)], replay_to=[0]))
         gc.collect()
         assert relay.workers[0].generation == 1
         relay.workers[0].trace(None)

@@ -55,8 +55,8 @@ class Failover:
         self._returning = {}
         for state in receivers.values():
             state.tell_refusing(now)
-            if not state.up and not state.standing.told:
-                state.standing.told = True
+            if not state.up and not state.standing.logged:
+                state.standing.logged = True
                 log.warning("receiver %r is %s: %s", state.spec.name, state.standing.state, state.standing.why)
             state.set_down(state.spec.needed and not state.up)
             primary = receivers.get(state.spec.standby_for)
@@ -83,7 +83,7 @@ class Failover:
         for state in changed:
             name, standing = state.spec.name, state.standing
             if state.up:
-                standing.told = False
+                standing.logged = False
                 words = "" if standing.waiting else "; all templates are replayed to it"
                 log.info("receiver %r is back%s", name, words)
                 if not standing.waiting:
@@ -99,7 +99,7 @@ class Failover:
             ]
             words = "; ".join([f"receiver {name!r} is {standing.state}: {standing.why}", *pools])
             log.log(logging.ERROR if standing.state == LOOPING else logging.WARNING, "%s", words)
-            standing.told = True
+            standing.logged = True
         for standby, primary in self._standbys:
             if primary.up and not standby.standing.waiting:
                 standby.set_waiting(True)

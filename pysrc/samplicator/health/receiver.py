@@ -54,9 +54,9 @@ class Standing:
     """What is known of a receiver; kept across reloads. state: up | refusing | unreachable | looping, why: for people,
     since: when that began. own: why it is this host itself, "" = it is not. echo_until: until then nothing is sent, its
     copies having come back; echo_seconds: how long it was stopped. waiting: a standby that gets no copies. down: pools
-    do without it. takeovers: times it took over. account: what its next hop lost. told: that it is down is in the log.
-    came: when it came back last; hold: how long copies must not fail after it failed again soon; measured: when copies
-    were counted last, and how many there were. Times are of the monotonic clock.
+    do without it. takeovers: times it took over. account: what its next hop lost. logged: the log says that it is
+    down. came: when it came back last; hold: how long copies must not fail after it failed again soon; measured: when
+    copies were counted last, and how many there were. Times are of the monotonic clock.
     """
 
     state: str = UP
@@ -72,7 +72,7 @@ class Standing:
     bad_until: float = 0.0
     failing: str = ""
     sent_at_failure: int = 0
-    told: bool = False
+    logged: bool = False
     hold: float = 0.0
     came: float = 0.0
     measured: tuple[float, int] = (0.0, 0)
@@ -87,9 +87,9 @@ class Standing:
 @dataclass(slots=True, eq=False)
 class ReceiverState:
     """A receiver that runs. counters: one per worker index, kept when workers go. ways: one per worker. lost: to be
-    opened anew. told: GAVE_UP bits that were logged. asked: for those that are asked for again, by bit: since when
-    (monotonic) and the copies sent until then. calm: as of the last look it is up, nobody depends on that, and nothing
-    is under way: until copies leave for it, a look now and then is enough.
+    opened anew. given_up_logged: GAVE_UP bits that are in the log. asked: for those that are asked for again, by bit:
+    since when (monotonic) and the copies sent until then. calm: as of the last look it is up, nobody depends on that,
+    and nothing is under way: until copies leave for it, a look now and then is enough.
     """
 
     spec: ReceiverSpec
@@ -101,7 +101,7 @@ class ReceiverState:
     reach: Reach
     standing: Standing = field(default_factory=Standing)
     lost: bool = False
-    told: int = 0
+    given_up_logged: int = 0
     asked: dict[int, tuple[float, int]] = field(default_factory=dict)
     calm: bool = False
 
@@ -134,8 +134,8 @@ class ReceiverState:
 
     def newly_given_up(self) -> tuple[str, ...]:
         """Features given up since the last call, without those that were tried again and failed."""
-        bits = self.gave_up & ~self.told
-        self.told |= bits
+        bits = self.gave_up & ~self.given_up_logged
+        self.given_up_logged |= bits
         return tuple(name for name, bit in fields.FEATURES.items() if bits & bit)
 
     def newly_regained(self, now: float) -> tuple[str, ...]:
@@ -143,12 +143,12 @@ class ReceiverState:
         sent, bits = self.totals()[fields.SENT], self.gave_up
         found = []
         for name, bit in fields.FEATURES.items():
-            if not self.told & bit or bits & bit:
+            if not self.given_up_logged & bit or bits & bit:
                 self.asked.pop(bit, None)
                 continue
             since, before = self.asked.setdefault(bit, (now, sent))
             if now - since >= REGAINED_SECONDS and sent > before:
-                self.told &= ~bit
+                self.given_up_logged &= ~bit
                 found.append(name)
         return tuple(found)
 

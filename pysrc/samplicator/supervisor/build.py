@@ -85,8 +85,11 @@ class Build:
         self._alone: list[socket.socket] = []
         self._hindered: set[str] = set()
         self._rings_take_runs = abilities.rings_take_runs()
-        told = len(spec.udp) < len(spec.receivers)  # to gateways
-        self._keep = {"ttl": told or any(u.ttl == 0 for u in spec.udp), "tos": told or any(u.tos < 0 for u in spec.udp)}
+        doors = len(spec.udp) < len(spec.receivers)  # to gateways
+        self._keep = {
+            "ttl": doors or any(u.ttl == 0 for u in spec.udp),
+            "tos": doors or any(u.tos < 0 for u in spec.udp),
+        }
 
     @property
     def receivers(self) -> dict[str, ReceiverState]:
@@ -147,9 +150,9 @@ class Build:
                         listening.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
 
     def plans(
-        self, generation: int, *, without: Sequence[AnyIntake] = (), told: Set[str] = frozenset()
+        self, generation: int, *, without: Sequence[AnyIntake] = (), replay_to: Set[str] = frozenset()
     ) -> dict[int, Plan]:
-        """A plan for each worker; the sockets in `without` are in none. told: names of the receivers that get the
+        """A plan for each worker; the sockets in `without` are in none. replay_to: names of the receivers that get the
         templates of exporters new to them.
         """
         slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
@@ -164,7 +167,7 @@ class Build:
                 [state.ways[worker.index].tx for state in states],
                 rules,
                 pools,
-                [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in told],
+                [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in replay_to],
                 self.aliases,
             )
             for worker in self.workers

@@ -95,7 +95,7 @@ class Outgoing:
             ways=ways,
             reach=old.reach if old is not None and same else Reach(wanted),
             standing=self._standing(wanted, path, old, same),
-            told=old.told if old is not None and same else 0,
+            given_up_logged=old.given_up_logged if old is not None and same else 0,
             asked=old.asked if old is not None and same else {},
         )
         if carried is not None:

@@ -135,8 +135,8 @@ class Supervisor:
             try:
                 build.open(self._descriptor_limit)
                 moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
-                told = widened(self._running.spec, spec) if self._running.spec is not None else set()
-                plans = build.plans(self._running.generation + 1, without=moved, told=told)
+                replay_to = widened(self._running.spec, spec) if self._running.spec is not None else set()
+                plans = build.plans(self._running.generation + 1, without=moved, replay_to=replay_to)
                 last = build.plans(self._running.generation + 2) if moved else {}
             except BaseException:
                 build.undo()
