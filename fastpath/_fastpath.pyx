@@ -66,6 +66,7 @@ from route.plan cimport (
 from route.pool cimport (
     POOL_ENTRIES, pool_adopt, pool_assign, pool_by_id, pool_cache_t, pool_entry_t, pool_expire, pool_find, pool_load, pool_member, pool_turn,
 )
+from route.walk cimport walk_begin, walk_next, walk_t
 from shape.run cimport run_datagrams, run_make, run_session_end, runs_t
 from rx.socket cimport (
     RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t,

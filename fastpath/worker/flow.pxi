@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; flow: alias, keep, observe, renumber, replay, scan, state; route: match, plan,
-#        pool, session; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state
+#        pool, session, walk; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state
 # The flow stage in the worker: its result for each datagram decides which copies a sampling receiver gets and with which sequence number, and
 # it provides the templates that are replayed. Bytes are only changed in copies of our own (`rewritten`). The order matters: a datagram is
 # observed, then selected for every receiver, before the next datagram is observed; replays run between batches. Called by worker/choose.pxi,
@@ -105,27 +105,22 @@ cdef tx_t *worker_route_has(worker_t *w, const flow_domain_t *domain, u32 way, c
     """The way by which an exporter's datagrams reach the receiver of `way`: it, its other family's, or NULL = no rule sends them there.
     through: the pool that they may reach it by, NULL = none."""
     cdef plan_t *plan = &w.work.routing
-    cdef const pool_t *pool
+    cdef walk_t walk
     cdef bint forgot
-    cdef u32 k, i, other
     cdef u32 route = match_route(plan, domain.exporter.address, domain.exporter.family, domain.listener, &forgot)
     through[0] = NULL
     if forgot:
         session_void(&w.sessions)
     if route < PLAN_ROUTE_FIRST:
         return NULL
-    for k in range(plan.routes[route].count):
-        other = plan.route_table[plan.routes[route].first + k]
-        if other < plan.way_count:
-            if other == way or other == plan.way_other[way]:
-                return w.work.ways[other]
-            continue
-        pool = &plan.pools[other - plan.way_count]
-        for i in range(pool.first, pool.first + pool.count):
-            other = plan.members[i].way
-            if other == way or plan.way_other[other] == way:
-                through[0] = pool
-                return w.work.ways[worker_family(w, other, domain.exporter.family)]
+    walk_begin(&walk, plan, &plan.routes[route])
+    while walk_next(&walk):
+        if walk.pool == NULL:
+            if walk.way == way or walk.way == plan.way_other[way]:
+                return w.work.ways[walk.way]
+        elif walk.way == way or plan.way_other[walk.way] == way:
+            through[0] = walk.pool
+            return w.work.ways[worker_family(w, walk.way, domain.exporter.family)]
     return NULL
 
 
@@ -204,20 +199,17 @@ cdef void worker_woken(worker_t *w, u32 way) noexcept nogil:
 cdef bint worker_had(worker_t *w, const flow_domain_t *domain, const tx_t *tx) noexcept nogil:
     """Whether the plan before sent the exporter to this receiver, perhaps through a pool."""
     cdef plan_t *plan = &w.before.routing
-    cdef const pool_t *pool
+    cdef walk_t walk
     cdef bint forgot
-    cdef u32 k, way
     cdef u32 route = match_route(plan, domain.exporter.address, domain.exporter.family, domain.listener, &forgot)
     if route < PLAN_ROUTE_FIRST:
         return False
-    for k in range(plan.routes[route].count):
-        way = plan.route_table[plan.routes[route].first + k]
-        if way < plan.way_count:
-            if w.before.ways[way].counters == tx.counters:
+    walk_begin(&walk, plan, &plan.routes[route])
+    while walk_next(&walk):
+        if walk.pool == NULL:
+            if w.before.ways[walk.way].counters == tx.counters:
                 return True
-            continue
-        pool = &plan.pools[way - plan.way_count]
-        if pool_member(plan, pool, tx.counters.id) != <u32>PLAN_NONE:
+        elif tx.counters.id and walk.receiver == tx.counters.id:
             return True
     return False
 

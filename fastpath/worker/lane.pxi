@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch; flow: alias, items, renumber, replay, scan, state, template; route: plan; shape: run; tx: engine,
-#        lane, udp; worker: flow, pool, send, state, work
+# needs: uapi: net; base: atomics, batch; flow: alias, items, renumber, replay, scan, state, template; route: plan, walk; shape: run; tx:
+#        engine, lane, udp; worker: flow, pool, send, state, work
 # Keeps exporters apart at a receiver that only sees the address of this host: aliases of their domains (alias = the receiver has domain =
 # "unique") and lanes (a source port per session). When an alias or a lane changes, the collector has no templates under the new name, so they
 # are replayed there first. Called by worker/choose.pxi once per datagram, by worker/send.pxi and worker/flow.pxi.
@@ -146,15 +146,13 @@ cdef void worker_alias_moved(worker_t *w, u32 route, u32 d) noexcept nogil:
     """Datagram d is the first under its domain's new alias: all receivers that know it by the alias get its templates."""
     cdef work_t *work = w.work
     cdef const route_t *r = &work.routing.routes[route]
-    cdef const pool_t *pool
-    cdef u32 k, i, way
-    for k in range(r.count):
-        way = work.routing.route_table[r.first + k]
-        if way < work.routing.way_count:
-            worker_alias_moved_to(w, work.ways[way], d)
-            continue
-        pool = &work.routing.pools[way - work.routing.way_count]
-        for i in range(pool.first, pool.first + pool.count):
-            way = worker_family(w, work.routing.members[i].way, w.batch.exporter[d].family)
-            if not worker_direct(w, r, way):
-                worker_alias_moved_to(w, work.ways[way], d)
+    cdef walk_t walk
+    cdef u32 way
+    walk_begin(&walk, &work.routing, r)
+    while walk_next(&walk):
+        way = walk.way
+        if walk.pool != NULL:
+            way = worker_family(w, way, w.batch.exporter[d].family)
+            if worker_direct(w, r, way):
+                continue
+        worker_alias_moved_to(w, work.ways[way], d)
