@@ -17,6 +17,7 @@ import mmap
 import platform
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -54,8 +55,8 @@ the ring of a worker that does not run is used up by it. Elsewhere it is the lat
 milliseconds as it has blocks, whatever the rate.
 """
 SETTLE_SECONDS: Final = 0.03
-"""After that long no datagram is on its way into a ring that takes no more; where only closed blocks are read, none is
-in a block that was not handed over (the kernel's timer counts in jiffies).
+"""Where only closed blocks are read: after that long no datagram is in a block that was not handed over (the kernel's
+timer counts in jiffies).
 """
 BLOCK_HEADER: Final = 48
 _PAGE: Final = 4096
@@ -313,6 +314,17 @@ class Ring:
         self.sock.close()
         if self.bell is not None:
             self.bell.close()
+
+
+def fence() -> None:
+    """Returns when no packet is on its way any more that was on it at the call: each has passed the rings, the ingress
+    rules and the UDP stack. Closing a packet socket waits for them (packet_release(), synchronize_net(), in
+    net/packet/af_packet.c; the kernel receives a packet within one section of RCU, net/core/dev.c). Takes some ms.
+    """
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0).close()
+    except OSError:  # no free descriptor
+        time.sleep(SETTLE_SECONDS)
 
 
 def _packet_socket() -> socket.socket:

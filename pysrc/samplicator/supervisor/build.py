@@ -35,12 +35,16 @@ from samplicator.supervisor.refusal import BuildError, check_descriptors, ring_e
 
 @dataclass(slots=True, eq=False)
 class RingPart:
-    """The rings of a listener on one interface in the next state. fresh: the group does not run yet."""
+    """The rings of a listener on one interface in the next state."""
 
     group: RingGroup
     spec: RingSpec
     intakes: list[RingIntake]
-    fresh: bool
+
+    @property
+    def stays(self) -> bool:
+        """Whether it runs, and goes on to take what it takes."""
+        return self.group.taking and self.group.spec == self.spec
 
 
 class Build:
@@ -104,12 +108,11 @@ class Build:
         self._open_listeners()
         self._open_workers()
         self.outgoing.open()
-        self._install_rings()
         # socket k of a listener is read by worker k modulo their number
         for groups in self.groups.values():
             for group in groups.values():
                 self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
-        for part in self._ring_parts():
+        for part in self.ring_parts():
             self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(part.intakes))
         for doors in self.doors.values():
             for each in doors.values():
@@ -118,14 +121,8 @@ class Build:
     def undo(self) -> None:
         for thread in self._threads:
             thread.end(0, 2.0)
-        for part in self._ring_parts():
-            if part.fresh:
-                part.group.stop(part.intakes)
         for intake in self._intakes:
             intake.close()
-        if not self._rings_take_runs:
-            for state in self._running.listeners.values():
-                self._take_runs(state, state.rings)
         self.outgoing.undo()
         listening.unshare(self._alone)
         if self.ingress is not None and self.ingress is not self._running.ingress:
@@ -190,9 +187,7 @@ class Build:
     # ------------------------------------------------------------------ listeners
 
     def _open_states(self) -> None:
-        """Listeners and their rings, which receive nothing yet. Opening a ring takes tens of milliseconds (a grace
-        period of RCU in the kernel), so no ring may fill up while others are opened.
-        """
+        """Listeners and their rings, which receive nothing yet."""
         slots = {running.slot for running in self._running.listeners.values()}
         for wanted in self.spec.listeners:
             state = self._running.listeners.get(wanted.name)
@@ -204,8 +199,7 @@ class Build:
             self._open_rings(wanted, state)
 
     def _open_listeners(self) -> None:
-        """Opens sockets. The rings of a new listener are installed before its sockets are bound, so that no datagram is
-        received twice."""
+        """Opens sockets. Datagrams come in by them until the rings take over (supervisor.rings)."""
         on_port: dict[int, list[socket.socket]] = {}
         for running in self._running.listeners.values():
             for intake in running.sockets():
@@ -213,8 +207,6 @@ class Build:
         self._alone = listening.unshared([sock for socks in on_port.values() for sock in socks])
         for wanted in self.spec.listeners:
             state = self.listeners[wanted.name]
-            if not state.intakes:
-                self._install(wanted)
             groups = self.groups[wanted.name] = {}
             self.missing[wanted.name] = {}
             for key in map(socket_key, wanted.sockets):
@@ -244,7 +236,7 @@ class Build:
 
     # ------------------------------------------------------------------ rings
 
-    def _ring_parts(self) -> list[RingPart]:
+    def ring_parts(self) -> list[RingPart]:
         return [part for parts in self.rings.values() for part in parts.values()]
 
     def _open_rings(self, wanted: ListenerSpec, state: ListenerState) -> None:
@@ -261,12 +253,12 @@ class Build:
         old = state.rings.get(spec.interface)
         try:
             if old is not None and old.spec.index == spec.index:
-                part = RingPart(old, spec, list(old.intakes), False)
+                part = RingPart(old, spec, list(old.intakes))
                 ring.socket_filter(spec.matches)  # it fits, or nothing changes
             else:
                 self.ingress = self.ingress or Ingress()
                 group = RingGroup(f"{wanted.name} {spec.interface} {spec.index}", spec, self.ingress)
-                part = RingPart(group, spec, [], True)
+                part = RingPart(group, spec, [])
             self.rings[wanted.name][spec.interface] = part
             while len(part.intakes) < self.spec.workers:
                 intake = part.group.open_member(state.slot, self.spec.ring_buffer, self.spec.workers)
@@ -275,33 +267,9 @@ class Build:
         except OSError as error:
             raise ring_error(wanted, spec, error) from error
 
-    def _install_rings(self) -> None:
-        """Installs the rings of listeners that already run; called when nothing else can fail."""
-        for wanted in self.spec.listeners:
-            self._install(wanted)
-
-    def _install(self, wanted: ListenerSpec) -> None:
-        """New rings receive datagrams from now on."""
-        running = self._running.listeners.get(wanted.name)
-        if running is not None and self.rings[wanted.name]:
-            self._take_runs(running, self.rings[wanted.name])
-        try:
-            for part in self.rings[wanted.name].values():
-                if part.fresh and not part.group.installed:
-                    try:
-                        part.group.install(part.intakes)
-                    except OSError as error:
-                        raise ring_error(wanted, part.spec, error) from error
-        except BuildError as error:
-            self._do_without_rings(wanted, error)
-
     def _takes_runs(self, rings: Mapping[str, object]) -> bool:
         """Whether sockets beside these rings have the kernel coalesce datagrams for them."""
         return self._rings_take_runs or not rings
-
-    def _take_runs(self, state: ListenerState, rings: Mapping[str, object]) -> None:
-        for intake in state.sockets():
-            listening.take_runs(intake.sock, self._takes_runs(rings))
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
         """Falls back to UDP sockets if a ring of receive = "auto" cannot be opened."""
@@ -313,10 +281,7 @@ class Build:
         if not self.rings[wanted.name]:
             return
         for part in self.rings[wanted.name].values():
-            opened = [intake for intake in part.intakes if intake in self._intakes]
-            if part.fresh:
-                part.group.stop(opened)
-            for intake in opened:
+            for intake in [intake for intake in part.intakes if intake in self._intakes]:
                 self._intakes.remove(intake)
                 intake.close()
         self.rings[wanted.name] = {}

@@ -29,14 +29,14 @@ from samplicator.health.failover import Failover
 from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
-from samplicator.host import abilities, bpf, ring
+from samplicator.host import abilities, bpf
 from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec, Udp
 from samplicator.readings import add_up
-from samplicator.supervisor import carry, guard
+from samplicator.supervisor import carry, guard, rings
 from samplicator.supervisor.build import Build
 from samplicator.supervisor.ports import withhold_ports
 from samplicator.supervisor.refusal import BuildError
@@ -148,7 +148,7 @@ class Supervisor:
     def _publish(self, build: Build, plans: dict[int, Plan], last: dict[int, Plan]) -> None:
         spec = build.spec
         leaving = self._running.workers[spec.workers :]
-        self._stop_rings(build)
+        rings.to_sockets(self._running, {id(part.group) for part in build.ring_parts() if part.stays})
         build.keep_fields(adopted=False)
         build.mark_flow()
         build.share_ports()
@@ -177,7 +177,7 @@ class Supervisor:
         self._running.keep = build.keep
         if joined or spec.pools:
             self._wake(build.workers)
-        self._adjust_rings(build)
+        rings.to_rings(self._running, build.ring_parts())
         self._follow_links()
         while self._debris:
             self._debris.pop()()
@@ -194,38 +194,6 @@ class Supervisor:
     def _wake(workers: Sequence[WorkerThread]) -> None:
         for worker in workers:
             worker.worker.wake()
-
-    def _stop_rings(self, build: Build | None) -> None:
-        """Rings that do not stay (build None: all) take no more; what they took is handed over to the workers."""
-        staying = {id(part.group) for parts in build.rings.values() for part in parts.values()} if build else set()
-        going = [
-            group
-            for state in self._running.listeners.values()
-            for group in state.rings.values()
-            if id(group) not in staying
-        ]
-        for group in going:
-            group.stop()
-        if going:
-            time.sleep(ring.SETTLE_SECONDS)
-
-    def _adjust_rings(self, build: Build) -> None:
-        """New rings get their share, and rings that run the new addresses."""
-        for name, parts in build.rings.items():
-            for part in parts.values():
-                try:
-                    part.group.select()
-                    if part.group.spec != part.spec:
-                        part.group.take(part.spec)
-                except OSError as error:
-                    log.error(
-                        "listener %r: the ring on %s cannot be changed and stays as it is: %s",
-                        name,
-                        part.spec.interface,
-                        error.strerror,
-                    )
-        if any(build.rings.values()):
-            self._wake(build.workers)
 
     def _hand_out(self, workers: Sequence[WorkerThread], plans: dict[int, Plan]) -> None:
         self._running.generation = plans[0].generation
@@ -375,7 +343,7 @@ class Supervisor:
         with self._lock:
             begun = time.monotonic()
             self._ended = True
-            self._stop_rings(None)
+            rings.to_sockets(self._running)
             for listener in self._running.listeners.values():
                 for intake in listener.sockets():
                     with contextlib.suppress(OSError):
