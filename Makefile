@@ -24,9 +24,11 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
 
 TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
-	systemd man-db groff mandoc libcap2-bin util-linux clang
+	systemd man-db groff mandoc libcap2-bin util-linux clang bird2
+# Those that only `make verify-deploy` needs.
+VERIFY_PACKAGES :=
 
-.PHONY: all run build install uninstall test lint asan fuzz tools bench clean build-needs test-needs announce
+.PHONY: all run build install uninstall test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:
 
 all: build
@@ -97,7 +99,7 @@ define compile
 endef
 
 # The tests' build has their probe extension too; it counts as the ordinary build as well.
-EXT := $(STAMPS)/ext$(if $(filter test lint asan fuzz,$(MAKECMDGOALS)),-inside)
+EXT := $(STAMPS)/ext$(if $(filter test verify-deploy lint asan fuzz,$(MAKECMDGOALS)),-inside)
 
 $(STAMPS)/ext: $(SOURCES) setup.py pyproject.toml $(STAMPS)/build-tools
 	$(call compile,0)
@@ -157,10 +159,10 @@ uninstall:
 
 # ---- test
 
-# Debian packages of the tests that are not installed yet.
-define find_test_needs
+# Of the Debian packages $(1), those that are not installed yet.
+define find_packages
 missing=; \
-for package in $(TEST_PACKAGES); do \
+for package in $(1); do \
 	[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || missing="$$missing $$package"; \
 done
 endef
@@ -172,7 +174,7 @@ missing=; package=libclang-rt-$$(clang -dumpversion 2>/dev/null | cut -d. -f1)-d
 endef
 
 test-needs: build-needs
-	@$(find_test_needs); $(install_missing)
+	@$(call find_packages,$(TEST_PACKAGES)); $(install_missing)
 	@$(find_fuzz_needs); $(install_missing)
 
 $(STAMPS)/test-tools: pyproject.toml | $(EXT)
@@ -190,6 +192,11 @@ test: test-needs $(EXT) $(STAMPS)/test-tools tools
 	$(if $(ASAN),$(MAKE) --no-print-directory asan || status=1;) \
 	$(PYTEST) $(PYTEST_ARGS) || status=1; \
 	exit $$status
+
+# What takes too long for every run (the mark deploy_heavy): whole machines, several releases of Debian, a cluster.
+verify-deploy: test-needs $(EXT) $(STAMPS)/test-tools tools
+	@$(call find_packages,$(VERIFY_PACKAGES)); $(install_missing)
+	$(BIN)/python -m pytest -m deploy_heavy tests/deploy $(PYTEST_ARGS)
 
 lint: $(EXT) $(STAMPS)/test-tools
 	@status=0; \
