@@ -256,13 +256,16 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
     if old != NULL:
         for i in range(old.socket_count):
             if not worker_has(new, old.sockets[i]):
+                if old.sockets[i].rest != RX_REST:
+                    old.sockets[i].rests = RX_READ     # or it would not be read out
                 if not (new.unread and old.sockets[i].kind == RX_SOCKET):
                     worker_drain(w, old.sockets[i], worker_clock(CLOCK_MONOTONIC) + WORKER_LEAVE_NS)
                 # fails where ADD has failed: nothing to take back
                 epoll_ctl(w.epoll, EPOLL_CTL_DEL, worker_waits_on(old.sockets[i]), &event)
     for i in range(new.socket_count):
         if not worker_has(old, new.sockets[i]):
-            new.sockets[i].rests = atomic_load32(&new.sockets[i].rest)
+            new.sockets[i].rests = RX_REST if atomic_load32(&new.sockets[i].rest) else RX_READ
+            w.resting = w.resting or new.sockets[i].rests
             new.sockets[i].polled = not new.sockets[i].rests and worker_poll(w, new.sockets[i])
         unpolled += not new.sockets[i].polled and not new.sockets[i].rests
     atomic_store32(&w.unpolled, unpolled)

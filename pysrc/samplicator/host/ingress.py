@@ -68,6 +68,7 @@ class Ingress:
     def __init__(self) -> None:
         """Raises IngressError."""
         self.table = f"samplicator_{secrets.token_hex(4)}"
+        self._closed = False
         self._own = threading.local()  # nothing else may close the socket: its number means another one elsewhere
         self._thread = ThreadPoolExecutor(1, "ingress", initializer=_share_no_descriptors)
         try:
@@ -90,9 +91,11 @@ class Ingress:
         self._thread.submit(lambda: self._own.table.remove(name)).result()
 
     def close(self) -> None:
-        """The kernel removes the table with its owner."""
-        self._thread.submit(lambda: self._own.table.close()).result()
-        self._thread.shutdown()
+        """The kernel removes the table with its owner. May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(lambda: self._own.table.close()).result()
+            self._thread.shutdown()
 
     def _open(self) -> None:
         self._own.table = _Table(self.table)
