@@ -87,6 +87,7 @@ to = ["one", "both"]
         for (name, more), sink in zip(receivers, self.sinks, strict=True):
             sink.bind(("127.0.0.1", 0))
             text += f'[[receiver]]\nname = "{name}"\nto = "127.0.0.1:{sink.getsockname()[1]}"\n{more}\n'
+        text += '[[receiver]]\nname = "pods"\nto = "k8s://monitoring/collector:flow"\n'
         (place / "a.toml").write_text(text)
         argv = [command("samplicator"), "run", "-c", str(place / "a.toml")]
         self.process = Process(argv, namespace=None, directory=place, label="daemon")
