@@ -149,7 +149,7 @@ def test_rows_are_there(daemon: Daemon) -> None:
     assert len(found["/api/v1/templates"]["domains"][0]["templates"]) == 2
     assert found["/api/v1/domains"]["domains"]
     assert found["/api/v1/ledger"]["before"].keys() == {"ipfix", "netflow5", "sflow5"}
-    assert len(found["/api/v1/export"]["receivers"]) == 4
+    assert len(found["/api/v1/export"]["receivers"]) == 5
     for kind in ("listeners", "receivers", "exporters"):
         page = daemon.get(f"/api/v1/history?kind={kind}")
         check("/api/v1/history", page)
