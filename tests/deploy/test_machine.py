@@ -15,7 +15,7 @@ from support.package import NAME, newer
 from support.process import wait_for
 from support.stream import configuration, metrics, page, wait_ready
 
-pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.slow]
+pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.slow, pytest.mark.deploy_heavy]
 
 
 @pytest.fixture(scope="module")
