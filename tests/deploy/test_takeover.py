@@ -47,8 +47,8 @@ def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
     sys.stderr.write(
         f"\n{times} take-overs ({receive}): {got['received']} datagrams, lost {got['lost']}, repeated "
         f"{got['repeated']}, reordered {got['reordered']}; nobody read for {pauses[0]:.0f}..{pauses[-1]:.0f} ms, "
-        f"median {pauses[len(pauses) // 2]:.0f}; {scraper.answers} scrapes, the longest {scraper.longest * 1e3:.0f} ms; at "
-        f"most {max(relays.queues)} KiB waited in a socket\n"
+        f"median {pauses[len(pauses) // 2]:.0f}; {scraper.answers} scrapes, the longest {scraper.longest * 1e3:.0f} "
+        f"ms; at most {max(relays.queues)} KiB waited in a socket\n"
     )
     assert got["received"] > rate // 4 * times
     assert (got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (0, 0, 0, 0)
