@@ -125,7 +125,7 @@ class Flows:
         whole, sampled = Collector(), Collector()
         for seen in self.whole.collect(sent):
             whole.take(seen.source, seen.payload)
-        assert len(self.whole.seen) == sent
+        assert (len(self.whole.seen), "datagrams of flows") == (sent, "datagrams of flows")
         for seen in self.sampled.collect(sent // 3):
             sampled.take(seen.source, seen.payload)
         return whole, sampled

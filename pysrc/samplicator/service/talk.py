@@ -63,9 +63,13 @@ class Talk:
         """The socket belongs to this object from now on."""
         self._sock = sock
         self._lock = threading.Lock()
+        self._came = bytearray()  # of the next message
+        self._fds: list[int] = []
 
     def close(self) -> None:
         self._sock.close()
+        close_all(self._fds)
+        self._fds.clear()
 
     def upgrade(self) -> None:
         """Answers the HTTP request that this connection began with. Raises Ended, Silent."""
@@ -91,26 +95,27 @@ class Talk:
 
     def receive(self, seconds: float, *, fds: int = 0) -> tuple[dict[str, Any], list[int]]:
         """The next message and the descriptors that came with it, which are the caller's; at most `fds`, all others are
-        closed. Raises Ended, Silent, Garbled, and Declined for the message "no".
+        closed. Raises Ended, Silent, Garbled, and Declined for the message "no". After Silent the next call goes on
+        with what came of a message.
         """
         deadline = time.monotonic() + seconds
-        got: list[int] = []
+        self._read(_HEAD.size, deadline, fds)
+        (length,) = _HEAD.unpack_from(self._came)
+        if not 2 <= length <= LONGEST:
+            raise Garbled(f"a message of {length} bytes")
+        self._read(_HEAD.size + length, deadline, fds)
+        body, got = bytes(self._came[_HEAD.size :]), self._fds
+        self._came, self._fds = bytearray(), []
         try:
-            head = self._read(_HEAD.size, deadline, got, fds)
-            (length,) = _HEAD.unpack(head)
-            if not 2 <= length <= LONGEST:
-                raise Garbled(f"a message of {length} bytes")
-            try:
-                message = json.loads(self._read(length, deadline, got, fds))
-            except ValueError as error:
-                raise Garbled("a message that is not JSON") from error
-            if not isinstance(message, dict) or not isinstance(message.get("say"), str):
-                raise Garbled("a message without a name")
-            if message["say"] == "no":
-                raise Declined(str(message.get("why"))[:500], again=message.get("again") is True)
-        except BaseException:
+            message = json.loads(body)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict) or not isinstance(message.get("say"), str):
             close_all(got)
-            raise
+            raise Garbled("a message that is none of this protocol")
+        if message["say"] == "no":
+            close_all(got)
+            raise Declined(str(message.get("why"))[:500], again=message.get("again") is True)
         return message, got
 
     def expect(self, say: str, seconds: float, *, fds: int = 0) -> tuple[dict[str, Any], list[int]]:
@@ -121,28 +126,26 @@ class Talk:
             raise Garbled(f"{message['say'][:40]!r} in place of {say!r}")
         return message, got
 
-    def _read(self, count: int, deadline: float, got: list[int], fds: int) -> bytes:
-        data = b""
+    def _read(self, count: int, deadline: float, fds: int) -> None:
+        """Until so many bytes of a message have come; never more, so that descriptors stay with their message."""
         space = socket.CMSG_SPACE(array.array("i").itemsize * FDS) if fds else 0
-        while len(data) < count:
+        while len(self._came) < count:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise Silent
             with _as_ended():
                 self._sock.settimeout(left)
-                part, rights, _, _ = self._sock.recvmsg(count - len(data), space, socket.MSG_CMSG_CLOEXEC)
+                part, rights, _, _ = self._sock.recvmsg(count - len(self._came), space, socket.MSG_CMSG_CLOEXEC)
             for level, kind, raw in rights:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     numbers = array.array("i")
                     numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
-                    got += numbers
-            if len(got) > fds:
-                close_all(got[fds:])
-                del got[fds:]
+                    self._fds += numbers
+            close_all(self._fds[fds:])
+            del self._fds[fds:]
             if not part:
                 raise Ended
-            data += part
-        return data
+            self._came += part
 
 
 class _as_ended(contextlib.ContextDecorator):
