@@ -177,6 +177,8 @@ cdef class RxSocket:
         if overlap is not None and self.socket.rest == RX_READ:
             raise ValueError("an overlap is for an intake that rests")
         self.socket.part = OVERLAP_NOTES if notes else OVERLAP_LEAVES
+        if overlap is not None:
+            self.socket.ring.opened_ns = 0             # arrival times are taken as they are: the headers of the slots are complete
         atomic_store64_release(<u64 *>&self.socket.overlap, <u64><void *>&overlap.o if overlap is not None else 0)
         self.overlap = overlap
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from samplicator.datapath import changeover
 from samplicator.datapath.intakes import RingGroup
+from samplicator.host import ring
 from samplicator.host.sources import HandedIn
 from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import Load, free_port
@@ -70,7 +71,14 @@ def made() -> Iterator[list[Any]]:
         each.end() if isinstance(each, Traffic) else each.drain_and_stop(1.0)
 
 
-def test_pause_and_resume(load: Load, made: list[Any], collector: Collector) -> None:
+@pytest.mark.parametrize("reads_open", [True, False])
+def test_pause_and_resume(
+    load: Load, made: list[Any], collector: Collector, monkeypatch: pytest.MonkeyPatch, reads_open: bool
+) -> None:
+    """reads_open: whether the block that the kernel fills is read, or closed ones only, as on other processors."""
+    if not reads_open:
+        monkeypatch.setattr(ring, "READS_OPEN", False)
+        monkeypatch.setattr(ring, "RETIRE_MS", 1)
     port = free_port()
     supervisor = Supervisor()
     made.append(supervisor)

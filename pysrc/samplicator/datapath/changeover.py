@@ -41,12 +41,13 @@ class Changeover:
         self._groups = groups
         self._sockets = sockets
         self._rings = [intake for group in groups for intake in group.intakes]
+        self._overlap = Overlap()
 
     def to_sockets(self) -> None:
         """The rings are given back. Raises TimeoutError if a worker does not answer: then they take nothing more, but
         datagrams may come twice.
         """
-        overlap = Overlap()
+        overlap = self._overlap
         try:
             self._rest([*self._sockets, *self._rings])
             ring.fence()  # what was read before has been dropped by the rule
@@ -75,7 +76,7 @@ class Changeover:
         come by the sockets. Raises TimeoutError if a worker does not answer: then datagrams may come twice.
         """
         failed: list[tuple[RingGroup, OSError]] = []
-        overlap = Overlap()
+        overlap = self._overlap
         try:
             self._rest([*self._sockets, *self._rings])
             overlap.limit(since_ns=time.time_ns() - BACKLOG_NS)
@@ -98,6 +99,10 @@ class Changeover:
             self._go_on([*self._sockets, *self._rings])
         self._finish(self._rings)
         return failed
+
+    def read(self) -> tuple[int, int, int]:
+        """Datagrams that were noted, that found no room to be noted (they may come twice), and that were left out."""
+        return self._overlap.read()
 
     def _rest(self, intakes: Sequence[Intake | RingIntake], *, empty: bool = False) -> None:
         for intake in intakes:

@@ -25,6 +25,7 @@ from typing import Final
 from samplicator.host import bpf
 from samplicator.plan.spec import RingMatch
 
+SO_TIMESTAMPNS: Final = 35
 SOL_PACKET: Final = 263
 PACKET_RX_RING: Final = 5
 PACKET_STATISTICS: Final = 6
@@ -328,10 +329,13 @@ def fence() -> None:
 
 
 def _packet_socket() -> socket.socket:
-    """A packet socket that takes nothing yet, bound to no interface."""
+    """A packet socket that takes nothing yet, bound to no interface. From now on the kernel notes when packets arrive,
+    which it takes a moment to begin with: ring and UDP socket tell that time alike (fastpath/rx/overlap.pxd).
+    """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
         bpf.attach(sock, bpf.TAKE_NOTHING)
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         with contextlib.suppress(OSError):  # since Linux 4.20; the filter also drops outgoing packets
             sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     except BaseException:

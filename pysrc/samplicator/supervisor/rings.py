@@ -23,8 +23,10 @@ def to_sockets(running: Running, staying: Collection[int] = ()) -> None:
     groups = [group for group in _groups(running) if group.taking and id(group) not in staying]
     if not groups:
         return
+    change = Changeover(running.workers, groups, _sockets(running, groups))
     try:
-        Changeover(running.workers, groups, _sockets(running, groups)).to_sockets()
+        change.to_sockets()
+        _say("the sockets took over from packet rings", change)
     except TimeoutError as error:
         log.error("packet rings were given up while workers hang, so datagrams may be repeated: %s", error)
 
@@ -49,12 +51,21 @@ def resume(running: Running) -> None:
     groups = [group for group in _groups(running) if not group.taking]
     if not groups:
         return
+    change = Changeover(running.workers, groups, _sockets(running, groups))
     try:
-        for group, error in Changeover(running.workers, groups, _sockets(running, groups)).to_rings():
+        for group, error in change.to_rings():
             text = "the ring on %s is not used, and the sockets receive: %s"
             log.error(text, group.spec.interface, error.strerror or error)
+        _say("packet rings took over from the sockets", change)
     except TimeoutError as error:
         log.error("packet rings took over while workers hang, so datagrams may be repeated: %s", error)
+
+
+def _say(what: str, change: Changeover) -> None:
+    _, unnoted, left_out = change.read()
+    log.debug("%s; %d datagrams came both ways and were forwarded once", what, left_out)
+    if unnoted:
+        log.warning("%s; %d datagrams more came in that moment than can be noted, and may be repeated", what, unnoted)
 
 
 def _groups(running: Running) -> list[RingGroup]:
