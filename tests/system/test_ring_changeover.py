@@ -138,10 +138,13 @@ def copied_sockets(pid: int, port: int) -> list[socket.socket]:
     pidfd = os.pidfd_open(pid)
     found = []
     for number in os.listdir(f"/proc/{pid}/fd"):
-        if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:"):
+        try:
+            is_socket = os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:")
+        except FileNotFoundError:  # closed meanwhile
             continue
-        descriptor = libc.syscall(PIDFD_GETFD, pidfd, int(number), 0)
-        assert descriptor >= 0, os.strerror(ctypes.get_errno())
+        descriptor = libc.syscall(PIDFD_GETFD, pidfd, int(number), 0) if is_socket else -1
+        if descriptor < 0:
+            continue
         sock = socket.socket(fileno=descriptor)
         inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         if inet and sock.type == socket.SOCK_DGRAM and sock.getsockname()[1] == port:
