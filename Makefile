@@ -26,7 +26,7 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2
 # Those that only `make verify-deploy` needs.
-VERIFY_PACKAGES :=
+VERIFY_PACKAGES := mmdebstrap buildah podman runc
 
 .PHONY: all run build install uninstall test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:
