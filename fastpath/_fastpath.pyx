@@ -69,7 +69,7 @@ from route.pool cimport (
 from route.walk cimport walk_begin, walk_next, walk_t
 from shape.run cimport run_datagrams, run_make, run_session_end, runs_t
 from rx.socket cimport (
-    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t,
+    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_SOCKET, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t,
     rx_received, rx_ring_t, rx_socket_t,
 )
 from shape.sample cimport sample_keep

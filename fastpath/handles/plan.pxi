@@ -12,12 +12,14 @@ cdef class Plan:
     cdef size_t public_ways
     cdef void *arena
 
-    def __cinit__(self, u64 generation, sockets, txs, rules, pools=(), replay_to=(), Aliases aliases=None):
+    def __cinit__(self, u64 generation, sockets, txs, rules, pools=(), replay_to=(), Aliases aliases=None,
+                  bint unread=False):
         cdef RxSocket rx_socket
         cdef Tx tx
         cdef u32 i
         self.parts = [list(sockets), list(txs), aliases]
         self.work.routing.generation = generation
+        self.work.unread = unread
         self.work.socket_count = len(self.parts[0])
         self.work.sockets = <rx_socket_t **>memory_arena(&self.arena, self.work.socket_count, sizeof(rx_socket_t *))
         for i, part in enumerate(self.parts[0]):

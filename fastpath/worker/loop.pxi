@@ -215,7 +215,8 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
     if old != NULL:
         for i in range(old.socket_count):
             if not worker_has(new, old.sockets[i]):
-                worker_drain(w, old.sockets[i], worker_clock(CLOCK_MONOTONIC) + WORKER_LEAVE_NS)
+                if not (new.unread and old.sockets[i].kind == RX_SOCKET):
+                    worker_drain(w, old.sockets[i], worker_clock(CLOCK_MONOTONIC) + WORKER_LEAVE_NS)
                 # fails where ADD has failed: nothing to take back
                 epoll_ctl(w.epoll, EPOLL_CTL_DEL, worker_waits_on(old.sockets[i]), &event)
     for i in range(new.socket_count):

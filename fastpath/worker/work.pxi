@@ -19,5 +19,6 @@ ctypedef struct work_t:                # what one worker does: routing, and the 
     u32 *rewrites                      # how many, 0 outside a batch
     u32 *replay_to                     # ways that are told the templates of exporters new to them when the plan is adopted
     u32 replay_to_count
+    bint unread                        # UDP sockets that leave with this plan are not read out: another process does that
     bint turns                         # some pool is balanced by round-robin
     aliases_t *aliases                 # NULL = no receiver needs any

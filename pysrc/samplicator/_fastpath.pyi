@@ -422,9 +422,9 @@ class Plan:
     id 1 or more, the same for a pool in every plan; balance POOL_EXPORTER_HASH or POOL_ROUND_ROBIN; members =
     (index into `txs`, weight 1..1000). A rule names pool p as len(txs) + p: one member gets the copy, and a receiver
     that a rule names besides the pool gets one copy. replay_to: indexes of Tx whose rules changed: when the plan is
-    adopted they get the templates of the exporters that the plan before did not send to them. Raises ValueError on an
-    index, weight or length out of range, or when a Tx needs aliases and there are none. `rules` is gone through twice
-    and not kept."""
+    adopted they get the templates of the exporters that the plan before did not send to them. unread: UDP sockets of
+    the plan before that this one does not name keep what waits in them. Raises ValueError on an index, weight or
+    length out of range, or when a Tx needs aliases and there are none. `rules` is gone through twice and not kept."""
 
     def __new__(
         cls,
@@ -435,6 +435,7 @@ class Plan:
         pools: Sequence[tuple[int, int, Sequence[tuple[int, int]]]] = (),
         replay_to: Sequence[int] = (),
         aliases: Aliases | None = None,
+        unread: bool = False,
     ) -> Plan: ...
     @property
     def generation(self) -> int: ...

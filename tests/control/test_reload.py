@@ -15,9 +15,9 @@ from samplicator.errors import ConfigError, Problem
 from samplicator.host.resolve import Resolver
 from samplicator.plan.spec import PlanSpec, ResolvedAddress
 from samplicator.supervisor import reload as reload_module
+from samplicator.supervisor.publish import WorkerStuck
 from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.reload import CHANGED_FILE, Reloader
-from samplicator.supervisor.supervisor import WorkerStuck
 from support.hosts import Load, host
 
 TEXT = """

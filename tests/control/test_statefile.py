@@ -16,20 +16,32 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samplicator.supervisor import statefile
-from samplicator.supervisor.statefile import FINAL, HEAD_BYTES, MAGIC, RUNNING, Reader, Unusable, Writer, mark_running
+from samplicator.supervisor.statefile import (
+    FINAL,
+    HEAD_BYTES,
+    MAGIC,
+    RUNNING,
+    Unusable,
+    Writer,
+    mark_running,
+    reading,
+    replacing,
+)
 
 RECORDS: list[dict[str, Any]] = [{"head": 1}, {"x": "é" * 50}, {"numbers": list(range(300))}, {}]
 
 
 def write(path: Path, records: list[dict[str, Any]] = RECORDS, *, final: bool = True) -> bytes:
-    with Writer(str(path), final=final) as writer:
+    with replacing(str(path)) as file:
+        writer = Writer(file, final=final)
         for record in records:
             assert writer.add(record)
+        writer.finish()
     return path.read_bytes()
 
 
 def read(path: Path, **options: int) -> list[dict[str, Any]]:
-    with Reader(str(path), **options) as reader:
+    with reading(str(path), **options) as reader:
         return list(reader.records())
 
 
@@ -44,7 +56,7 @@ def test_what_is_written_is_read(tmp_path: Path, final: bool) -> None:
     path = tmp_path / "state"
     whole = write(path, final=final)
     assert read(path) == RECORDS
-    with Reader(str(path)) as reader:
+    with reading(str(path)) as reader:
         assert reader.final is final
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(whole.split(b"\n", 1)[0]) + 1 == HEAD_BYTES
@@ -58,7 +70,7 @@ def test_the_last_word_is_marked_in_place(tmp_path: Path) -> None:
     whole = write(path)
     mark_running(str(path))
     assert path.read_bytes() == whole.replace(FINAL, RUNNING, 1)
-    with Reader(str(path)) as reader:
+    with reading(str(path)) as reader:
         assert not reader.final
         assert list(reader.records()) == RECORDS
     path.write_bytes(b"something else")
@@ -133,7 +145,7 @@ def test_a_bomb_is_bounded(tmp_path: Path) -> None:
     path.write_bytes(packed(body))
     tracemalloc.start()
     try:
-        with pytest.raises(Unusable), Reader(str(path), limit=4 << 20) as reader:
+        with pytest.raises(Unusable), reading(str(path), limit=4 << 20) as reader:
             for _ in reader.records():
                 pass
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
@@ -161,8 +173,10 @@ def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "state"
     records = [{"n": os.urandom(1000).hex()} for _ in range(1000)]
     limit = 200_000
-    with Writer(str(path), final=True, limit=limit) as writer:
+    with replacing(str(path)) as file:
+        writer = Writer(file, final=True, limit=limit)
         fits = [writer.add(record) for record in records]
+        writer.finish()
     assert 50 < sum(fits) < 1000
     assert path.stat().st_size <= limit + HEAD_BYTES
     assert read(path, limit=limit) == records[: sum(fits)]
@@ -178,7 +192,7 @@ def test_what_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write(path, RECORDS[:1])
-    with pytest.raises(RuntimeError), Writer(str(path), final=True):
+    with pytest.raises(RuntimeError), replacing(str(path)):
         raise RuntimeError
     assert path.read_bytes() == whole
     assert [each.name for each in tmp_path.iterdir()] == ["state"]

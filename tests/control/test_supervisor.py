@@ -18,9 +18,10 @@ import pytest
 from samplicator.host import listening, ring
 from samplicator.plan.planner import compile
 from samplicator.plan.spec import RingMatch
-from samplicator.supervisor import supervisor as supervisor_module
+from samplicator.supervisor import publish
+from samplicator.supervisor.publish import WorkerStuck
 from samplicator.supervisor.refusal import BuildError
-from samplicator.supervisor.supervisor import Supervisor, WorkerStuck
+from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, in_order, spec, text, until
 from support.process import wait_for
@@ -350,7 +351,7 @@ def test_a_worker_that_hangs_is_reported_and_nothing_it_uses_is_closed(
     load: Load, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The debugging callback holds the worker here, as a hanging system call would."""
-    monkeypatch.setattr(supervisor_module, "ADOPT_SECONDS", 0.3)
+    monkeypatch.setattr(publish, "ADOPT_SECONDS", 0.3)
     release = threading.Event()
     supervisor = Supervisor(trace=lambda *_: release.wait(10) and None)
     port = free_port()
@@ -364,7 +365,7 @@ def test_a_worker_that_hangs_is_reported_and_nothing_it_uses_is_closed(
         supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
     assert descriptors() == opened + 1  # the new way, and the old one still
     release.set()
-    monkeypatch.setattr(supervisor_module, "ADOPT_SECONDS", 10.0)
+    monkeypatch.setattr(publish, "ADOPT_SECONDS", 10.0)
     supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
     assert descriptors() == opened
     exporters.send(3)

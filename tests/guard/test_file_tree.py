@@ -18,8 +18,6 @@ DECIDED = {
     "pysrc/samplicator/_fastpath.pyi": (540, "one stub for one extension"),
     "pysrc/samplicator/plan/planner.py": (440, "one compiler: its parts share the list of problems"),
     "pysrc/samplicator/service/service.py": (530, "the life of the process, in the order in which it happens"),
-    "pysrc/samplicator/supervisor/build.py": (460, "what must be opened together, and undone together"),
-    "pysrc/samplicator/supervisor/carry.py": (440, "each table goes out and comes in side by side"),
     "pysrc/samplicator/supervisor/supervisor.py": (530, "all that happens under the one lock"),
 }
 LONGEST_TEST = 560  # tests of one thing stay together

@@ -25,11 +25,37 @@ from samplicator.readings import ListenerReading, add_up
 class Intake:
     """One bound socket of a listener, its counters, and the worker that reads it (owner, None = none yet)."""
 
-    __slots__ = ("_drops_read", "counters", "drops", "granted", "owner", "program", "requested", "rx", "sock", "spec")
+    __slots__ = (
+        "_drops_read",
+        "counters",
+        "drops",
+        "given",
+        "granted",
+        "owner",
+        "program",
+        "requested",
+        "rx",
+        "sock",
+        "spec",
+    )
 
-    def __init__(self, sock: socket.socket, spec: SocketSpec, slot: int, requested: int, program: bytes = b"") -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        spec: SocketSpec,
+        slot: int,
+        requested: int,
+        program: bytes | None = b"",
+        *,
+        given: bool = False,
+        drops_read: int = 0,
+    ) -> None:
+        """program: its filter, None = unknown. given: it was open before this process had it. drops_read: drops of the
+        socket that were counted before, 32 bits.
+        """
         self.sock = sock
         self.program = program
+        self.given = given
         self.spec = spec
         self.requested = requested
         self.counters = RxCounters()
@@ -37,7 +63,7 @@ class Intake:
         self.owner: int | None = None
         self.granted = sockets.granted_receive_buffer(sock)
         self.drops = 0
-        self._drops_read = 0
+        self._drops_read = drops_read
 
     def resize(self, receive_buffer: int) -> None:
         """Asks the kernel for another receive buffer."""

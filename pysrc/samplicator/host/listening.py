@@ -11,12 +11,21 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from samplicator.host import bpf
 from samplicator.host.abilities import sysctl
-from samplicator.host.sockets import family_of, index_of, scoped, set_bool, set_receive_buffer
+from samplicator.host.sockets import (
+    family_of,
+    granted_receive_buffer,
+    index_of,
+    scoped,
+    set_bool,
+    set_receive_buffer,
+)
 from samplicator.plan.spec import SocketSpec
 
 SO_TIMESTAMPNS: Final = 35
@@ -95,38 +104,71 @@ def adopt_listener(
     program: bytes = b"",
     runs: bool = True,
 ) -> None:
-    """Makes a socket that is bound already what open_listener would make; what it holds stays. Its groups are joined
-    already, or are joined now. Raises ValueError when it is bound elsewhere, OSError.
+    """Makes a socket that is bound as `spec` says (bound.py) what open_listener would make; what the socket holds
+    stays, and so does its filter: the supervisor sets it when the plan runs, and until then it is as good as the one
+    that `program` would be. Groups that the listener does not name any more are left. A receive buffer is not made
+    smaller: whoever opened the socket may have had rights that this process lacks. Raises OSError.
     """
-    address, scope_id = scoped(spec.address)
-    bound = sock.getsockname()
-    wanted = (address, spec.port) if spec.family == 4 else (address, spec.port, 0, scope_id)
-    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).partition(b"\0")[0].decode()
-    if sock.family != family_of(spec.family) or sock.type & 0xF != socket.SOCK_DGRAM or device != spec.interface:
-        raise ValueError(
-            f"the socket at {bound} cannot serve {spec.address} port {spec.port}: its family, type or interface differs"
-        )
-    if (socket.inet_pton(sock.family, bound[0].partition("%")[0]), *bound[1:]) != (
-        socket.inet_pton(sock.family, address),
-        *wanted[1:],
-    ):
-        raise ValueError(f"the socket is bound to {bound}, not to {spec.address} port {spec.port}")
-    if spec.family == 6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)) != spec.v6only:
-        raise ValueError("the socket and the listener differ in the address families that they take (IPV6_V6ONLY)")
     sock.setblocking(False)
     sock.set_inheritable(False)
-    for one in (sock, *beside) if beside else ():
+    others = [other for other in beside if other is not sock]
+    for one in (sock, *others) if others else ():
         set_bool(one, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
-    _prepare(sock, spec, receive_buffer, ttl, tos, runs)
-    bpf.set_filter(sock, program)
-    if join:
-        named = index_of(spec.interface) if spec.interface and spec.groups else 0
-        for group, index in zip(spec.groups, spec.joins or (0,) * len(spec.groups), strict=True):
-            try:
-                _join(sock, group, named or index)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:  # it is a member already
-                    raise
+    _prepare(sock, spec, max(receive_buffer, granted_receive_buffer(sock)), ttl, tos, runs)
+    _follow_groups(sock, spec if join else replace(spec, groups=(), joins=()))
+
+
+def _follow_groups(sock: socket.socket, spec: SocketSpec) -> None:
+    """Joins the groups of `spec` and leaves all others. The kernel does not list the groups of one socket, so each
+    group that this host is in is tried.
+    """
+    named = index_of(spec.interface) if spec.interface and spec.groups else 0
+    wanted = list(zip(spec.groups, spec.joins or (0,) * len(spec.groups), strict=True))
+    for group, index in wanted:
+        try:
+            _join(sock, group, named or index)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # it is a member already
+                raise
+    kept = {(socket.inet_pton(sock.family, group), named or index) for group, index in wanted}
+    for group, index in joined_groups(spec.family):
+        packed = socket.inet_pton(sock.family, group)
+        if (packed, index) not in kept and (packed, 0) not in kept:
+            with contextlib.suppress(OSError):
+                _leave(sock, group, index)
+
+
+def joined_groups(family: int) -> list[tuple[str, int]]:
+    """Multicast groups that this host is in, as text, and the index of the interface (proc(5), /proc/net/igmp)."""
+    found: list[tuple[str, int]] = []
+    try:
+        with open(f"/proc/net/{'igmp' if family == 4 else 'igmp6'}", encoding="ascii") as file:
+            index = 0
+            for line in file:
+                words = line.split()
+                if family == 6:
+                    found.append((socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[2])), int(words[0])))
+                elif words[0].isdigit():
+                    index = int(words[0])
+                elif index:
+                    group = int(words[0], 16).to_bytes(4, sys.byteorder)
+                    found.append((socket.inet_ntop(socket.AF_INET, group), index))
+    except (OSError, ValueError, IndexError):
+        pass
+    return found
+
+
+def turn_away(sock: socket.socket) -> None:
+    """From now on new datagrams pass a bound socket by, and go to the next one that takes them; what the socket holds
+    stays to be read. A connected UDP socket is sent only what comes from its peer (udp(7)); this one's peer is itself,
+    port 9 (discard). Where connect() does not work, the socket goes on as before.
+    """
+    host = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
+    own = sock.getsockname()
+    for address in (host, own[0].partition("%")[0]):
+        with contextlib.suppress(OSError):
+            sock.connect((address, 9, 0, own[3]) if len(own) == 4 else (address, 9))
+            return
 
 
 def take_runs(sock: socket.socket, wanted: bool) -> None:
@@ -195,11 +237,23 @@ def why_not_listening(spec: SocketSpec, error: OSError) -> str:
 def _join(sock: socket.socket, group: str, index: int) -> None:
     """index: of the interface, 0 = the kernel chooses."""
     if ":" in group:
-        request = socket.inet_pton(socket.AF_INET6, group) + struct.pack("@I", index)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
-    else:  # struct ip_mreqn
-        request = socket.inet_aton(group) + bytes(4) + struct.pack("@i", index)
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, _membership(group, index))
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, _membership(group, index))
+
+
+def _leave(sock: socket.socket, group: str, index: int) -> None:
+    if ":" in group:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_LEAVE_GROUP, _membership(group, index))
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, _membership(group, index))
+
+
+def _membership(group: str, index: int) -> bytes:
+    """struct ipv6_mreq, struct ip_mreqn."""
+    if ":" in group:
+        return socket.inet_pton(socket.AF_INET6, group) + struct.pack("@I", index)
+    return socket.inet_aton(group) + bytes(4) + struct.pack("@i", index)
 
 
 def set_kept_fields(sock: socket.socket, spec: SocketSpec, *, ttl: bool, tos: bool) -> None:

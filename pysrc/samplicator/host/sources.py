@@ -1,67 +1,135 @@
 """Sources: where the sockets of listeners come from: opened here, or handed in by who had them before.
 
-A process that takes over from another one gets sockets that are bound already and may hold datagrams; it must not open
-others beside them. Called by supervisor.build. Invariants: a socket is handed out once; one that does not fit its place
-is never used for it. Who hands sockets in calls close_rest() when the first plan runs.
+A process that follows another one (systemd's file descriptor store, a socket unit, a take-over) gets sockets that are
+bound already and may hold datagrams; it must not open others in their place. Which listener a socket serves is decided
+by what the socket is bound to and by nothing else, so names of listeners, their order and the number of workers may
+differ. Invariants: a socket is handed out once; one that serves no listener is known before the first socket is opened
+(strays). Called by supervisor.build. It must never read a datagram.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from samplicator.host import listening
+from samplicator.host.bound import Bound, bound_by, bound_of, worker_of
 from samplicator.plan.spec import SocketSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose socket it is: of which listener, for which configured socket, and for which worker."""
+    """Whose socket it is: for which configured socket, and which one of those that workers share it is, 0.."""
 
-    listener: str
     socket: SocketSpec
     worker: int
 
-    @property
-    def lasting(self) -> Place:
-        """The same place in another process, where listeners and interfaces may have other numbers."""
-        return replace(self, socket=replace(self.socket, listener=0, index=0, joins=()))
+
+@dataclass(frozen=True, slots=True)
+class Had:
+    """A socket that was open before, and the label that it came with."""
+
+    sock: socket.socket
+    bound: Bound
+    label: str
 
 
 class Source(Protocol):
-    """Hands out the socket of a place. options: see listening.open_listener. Raises OSError."""
+    """Hands out the sockets of places."""
 
-    def listener(self, place: Place, **options: Any) -> socket.socket: ...
+    def expect(self, wanted: Iterable[SocketSpec]) -> Sequence[Had]:
+        """To be called first, with all configured sockets: returns the sockets that serve none of them and takes them
+        out. They are the caller's to close.
+        """
+
+    def waiting(self) -> Sequence[socket.socket]:
+        """What was handed in and is not handed out yet."""
+
+    def has(self, spec: SocketSpec) -> bool:
+        """Whether another socket that was handed in serves this one."""
+
+    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
+        """The socket of a place, and whether it was open before. options: see open_listener. Raises OSError."""
 
 
 class Opened:
     """Opens each of them."""
 
-    def listener(self, place: Place, **options: Any) -> socket.socket:
-        return listening.open_listener(place.socket, **options)
+    def expect(self, wanted: Iterable[SocketSpec]) -> Sequence[Had]:
+        return ()
+
+    def waiting(self) -> Sequence[socket.socket]:
+        return ()
+
+    def has(self, spec: SocketSpec) -> bool:
+        return False
+
+    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
+        return listening.open_listener(place.socket, **options), False
 
 
 class HandedIn:
-    """Sockets that were open before, each used once; what is not among them is opened. A socket bound elsewhere than
-    its place says is closed and replaced by a new one.
-    """
+    """Sockets that were open before, each used once; what is not among them is opened."""
 
-    def __init__(self, given: Mapping[Place, socket.socket]) -> None:
-        self._given = {place.lasting: sock for place, sock in given.items()}
-
-    def listener(self, place: Place, **options: Any) -> socket.socket:
-        sock = self._given.pop(place.lasting, None)
-        if sock is not None:
+    def __init__(self, given: Iterable[tuple[str, socket.socket]]) -> None:
+        """given: label and socket. A label of ours tells the order of sockets that workers share; any other text will
+        do. What cannot be a listener's socket is closed, with a line in the log.
+        """
+        self._given: dict[Bound, list[Had]] = {}
+        ordered = sorted(enumerate(given), key=lambda each: (worker_of(each[1][0]), each[0]))
+        for _, (label, sock) in ordered:
             try:
-                listening.adopt_listener(sock, place.socket, **options)
-                return sock
-            except (OSError, ValueError):
+                found = bound_of(sock)
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                log.warning("socket %r, which was handed in, is closed: %s", label, why)
                 sock.close()
-        return listening.open_listener(place.socket, **options)
+            else:
+                self._given.setdefault(found, []).append(Had(sock, found, label))
 
-    def close_rest(self) -> None:
-        """Sockets that no listener uses; what they hold is lost, and their ports are closed."""
-        while self._given:
-            self._given.popitem()[1].close()
+    def __len__(self) -> int:
+        return sum(map(len, self._given.values()))
+
+    def expect(self, wanted: Iterable[SocketSpec]) -> Sequence[Had]:
+        known = {bound for spec in wanted if (bound := _bound(spec)) is not None}
+        return [had for bound in self._given.keys() - known for had in self._given.pop(bound)]
+
+    def waiting(self) -> Sequence[socket.socket]:
+        return [had.sock for group in self._given.values() for had in group]
+
+    def has(self, spec: SocketSpec) -> bool:
+        return bool(self._given.get(_bound(spec) or _NOWHERE))
+
+    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
+        group = self._given.get(_bound(place.socket) or _NOWHERE)
+        if not group:
+            return listening.open_listener(place.socket, **options), False
+        had = group.pop(0)
+        try:
+            listening.adopt_listener(had.sock, place.socket, **options)
+        except BaseException:
+            had.sock.close()
+            raise
+        return had.sock, True
+
+    def close(self) -> None:
+        """What was not handed out."""
+        for sock in self.waiting():
+            sock.close()
+        self._given.clear()
+
+
+_NOWHERE = Bound(0, b"", 0, "", False)
+
+
+def _bound(spec: SocketSpec) -> Bound | None:
+    """None: its interface does not exist now."""
+    try:
+        return bound_by(spec)
+    except OSError:
+        return None

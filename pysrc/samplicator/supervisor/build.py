@@ -8,28 +8,26 @@ on the reload's thread. It must never publish a plan that names a socket.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import socket
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any
 
 from samplicator._fastpath import Plan, Worker
-from samplicator.config.address import endpoint_text
 from samplicator.datapath import aliases
 from samplicator.datapath.doors import DoorIntake, Gateways
-from samplicator.datapath.intakes import AnyIntake, Intake, ListenerState, RingGroup, RingIntake, socket_key
+from samplicator.datapath.intakes import AnyIntake, Intake, ListenerState, RingGroup, RingIntake
 from samplicator.datapath.rules import FastRules, fast_pools
 from samplicator.datapath.thread import TraceCallback, WorkerThread
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import abilities, listening, ring, sockets
 from samplicator.host.ingress import Ingress
-from samplicator.host.sources import Place, Source
-from samplicator.plan.spec import DoorSpec, ListenerSpec, PlanSpec, RingSpec, SocketSpec
+from samplicator.host.sources import Source
+from samplicator.plan.spec import DoorSpec, ListenerSpec, PlanSpec, RingSpec
+from samplicator.supervisor.incoming import Incoming
 from samplicator.supervisor.outgoing import Outgoing
-from samplicator.supervisor.ports import casts_of, place_of, withhold_ports
+from samplicator.supervisor.ports import casts_of
 from samplicator.supervisor.refusal import BuildError, check_descriptors, ring_error
 
 
@@ -43,10 +41,18 @@ class RingPart:
     fresh: bool
 
 
+@dataclass(slots=True, eq=False)
+class Step:
+    """A plan for each worker, and the sockets that are read out before the next one."""
+
+    plans: dict[int, Plan]
+    emptied: list[Intake]
+
+
 class Build:
-    """The next state, while it is built. groups: the sockets of each listener, one list per configured socket; rings:
-    its rings by interface; receive: how it receives and why; missing: the sockets that this host cannot have now, and
-    why; ingress, aliases: those that run, or new ones. Commits nothing: the supervisor owns what runs.
+    """The next state, while it is built. incoming: the sockets of the listeners; rings: of each listener, by interface;
+    receive: how it receives and why; ingress, aliases: those that run, or new ones. Commits nothing: the supervisor
+    owns what runs.
     """
 
     def __init__(
@@ -62,9 +68,7 @@ class Build:
         """source: where listeners' sockets come from. gateways: what doors can lead to."""
         self.spec = spec
         self.listeners: dict[str, ListenerState] = {}
-        self.groups: dict[str, dict[SocketSpec, list[Intake]]] = {}
         self.rings: dict[str, dict[str, RingPart]] = {}
-        self.missing: dict[str, dict[SocketSpec, str]] = {}
         self.receive: dict[str, tuple[str, str]] = {}
         self.workers: list[WorkerThread] = []
         self.owners: dict[AnyIntake, int] = {}
@@ -74,16 +78,13 @@ class Build:
         self.ingress = running.ingress
         self.aliases = running.aliases
         self._running = running
-        self._source = source
         self._gateways = gateways
         self.doors: dict[str, dict[DoorSpec, list[DoorIntake]]] = {}
+        self.incoming = Incoming(spec, running, source, self.casts, self.tolerated)
         self.outgoing = Outgoing(spec, running, gateways, generation, self.tolerated)
         self._trace = trace
-        self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
         self._intakes: list[AnyIntake] = []
         self._threads: list[WorkerThread] = []
-        self._alone: list[socket.socket] = []
-        self._hindered: set[str] = set()
         self._rings_take_runs = abilities.rings_take_runs()
         doors = len(spec.udp) < len(spec.receivers)  # to gateways
         self._keep = {
@@ -106,7 +107,7 @@ class Build:
         self.outgoing.open()
         self._install_rings()
         # socket k of a listener is read by worker k modulo their number
-        for groups in self.groups.values():
+        for groups in self.incoming.groups.values():
             for group in groups.values():
                 self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
         for part in self._ring_parts():
@@ -127,7 +128,7 @@ class Build:
             for state in self._running.listeners.values():
                 self._take_runs(state, state.rings)
         self.outgoing.undo()
-        listening.unshare(self._alone)
+        self.incoming.undo()
         if self.ingress is not None and self.ingress is not self._running.ingress:
             self.ingress.close()
 
@@ -136,6 +137,14 @@ class Build:
         """Which header fields receivers need with each datagram."""
         return self._keep
 
+    def turn_away_leaving(self) -> None:
+        """Sockets that the next plan does not read take no more from now on, so that nothing is lost between the last
+        reading and the end; a socket of the next plan gets what comes, if one listens there.
+        """
+        leaving = [i for state in self._running.listeners.values() for i in state.sockets() if i not in self.owners]
+        for intake in (*leaving, *(i for group in self.incoming.strays.values() for i in group)):
+            listening.turn_away(intake.sock)
+
     def keep_fields(self, *, adopted: bool) -> None:
         """Has the sockets that stay hand over what receivers keep (TTL, TOS): what is new before the plan that wants it
         is published, what is no longer wanted when every worker has left the plan that did (adopted).
@@ -143,32 +152,59 @@ class Build:
         if self._keep == self._running.keep:
             return
         both = {name: wanted or self._running.keep[name] for name, wanted in self._keep.items()}
-        for groups in self.groups.values():
-            for key, group in groups.items():
-                for intake in group:
-                    with contextlib.suppress(OSError):
-                        listening.set_kept_fields(intake.sock, key, **(self._keep if adopted else both))
+        for intake in self.incoming:
+            with contextlib.suppress(OSError):
+                listening.set_kept_fields(intake.sock, intake.spec, **(self._keep if adopted else both))
+
+    def steps(self, generation: int, replay_to: Set[str] = frozenset()) -> list[Step]:
+        """Plans for each worker, to be published one after the other, each when all workers run the one before.
+
+        generation: of the first. replay_to: names of the receivers that get the templates of exporters new to them.
+        One plan is enough, unless a socket goes from worker to worker (its old one must have let go of it before), or
+        a socket gets what another one got before (Incoming.read_first): the other one is read out first.
+        """
+        moved = {i for i, owner in self.owners.items() if i.owner is not None and i.owner != owner}
+        rings = {name: {i for p in parts.values() for i in p.intakes if p.fresh} for name, parts in self.rings.items()}
+        contested, first = self.incoming.read_first(rings)
+        steps: list[tuple[set[AnyIntake], set[AnyIntake]]] = []  # who is not read, and who is to be read out
+        for age in first:
+            steps += [(contested - age, age), (contested, set())]
+        if not first and (moved or contested):
+            steps.append((moved | contested, set()))
+        steps.append(({i for group in self.incoming.strays.values() for i in group}, set()))
+        return [
+            Step(
+                self.plans(generation + number, without=without, replay_to=frozenset() if number else replay_to),
+                [intake for intake in emptied if isinstance(intake, Intake)],
+            )
+            for number, (without, emptied) in enumerate(steps)
+        ]
 
     def plans(
-        self, generation: int, *, without: Sequence[AnyIntake] = (), replay_to: Set[str] = frozenset()
+        self,
+        generation: int,
+        *,
+        without: Set[AnyIntake] = frozenset(),
+        replay_to: Set[str] = frozenset(),
+        unread: bool = False,
     ) -> dict[int, Plan]:
-        """A plan for each worker; the sockets in `without` are in none. replay_to: names of the receivers that get the
-        templates of exporters new to them.
-        """
+        """A plan for each worker; the sockets in `without` are in none. unread: see Plan."""
         slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
         rules = FastRules(self.spec.rules, len(self.spec.receivers), slots)
         pools = fast_pools(self.spec.pools, self.pool_ids)
         states = [self.receivers[receiver.name] for receiver in self.spec.receivers]
-        held_back = set(without)
+        strays = [(i, k % self.spec.workers) for group in self.incoming.strays.values() for k, i in enumerate(group)]
+        read = [(i, owner) for i, owner in (*self.owners.items(), *strays) if i not in without]
         return {
             worker.index: Plan(
                 generation,
-                [i.rx for i, owner in self.owners.items() if owner == worker.index and i not in held_back],
+                [i.rx for i, owner in read if owner == worker.index],
                 [state.ways[worker.index].tx for state in states],
                 rules,
                 pools,
                 [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in replay_to],
                 self.aliases,
+                unread,
             )
             for worker in self.workers
         }
@@ -179,7 +215,7 @@ class Build:
         """
         for wanted in self.spec.listeners:
             rings = self.rings[wanted.name]
-            for intake in (i for group in self.groups[wanted.name].values() for i in group):
+            for intake in (i for group in self.incoming.groups[wanted.name].values() for i in group):
                 listening.take_runs(intake.sock, self._takes_runs(rings))
                 intake.rx.set_flow(wanted.flow)
             for member in (i for part in rings.values() for i in part.intakes):
@@ -206,25 +242,16 @@ class Build:
     def _open_listeners(self) -> None:
         """Opens sockets. The rings of a new listener are installed before its sockets are bound, so that no datagram is
         received twice."""
-        on_port: dict[int, list[socket.socket]] = {}
-        for running in self._running.listeners.values():
-            for intake in running.sockets():
-                on_port.setdefault(intake.spec.port, []).append(intake.sock)
-        self._alone = listening.unshared([sock for socks in on_port.values() for sock in socks])
+        self.incoming.begin()
         for wanted in self.spec.listeners:
             state = self.listeners[wanted.name]
             if not state.intakes:
                 self._install(wanted)
-            groups = self.groups[wanted.name] = {}
-            self.missing[wanted.name] = {}
-            for key in map(socket_key, wanted.sockets):
-                group = list(state.intakes.get(key, ()))
-                self._fill(group, wanted, key, state, on_port.setdefault(key.port, []))
-                if group:
-                    groups[key] = group
+            self.incoming.open(wanted, state, runs=self._takes_runs(self.rings[wanted.name]), **self._keep)
             self._open_doors(wanted, state)
-            if wanted.name in self._hindered:  # a ring would take what another program's socket is to get
+            if wanted.name in self.incoming.hindered:  # a ring would take what another program's socket is to get
                 self._drop_rings(wanted, "some of the listener's sockets cannot be opened")
+        self.incoming.end(self.listeners)
 
     def _open_doors(self, wanted: ListenerSpec, state: ListenerState) -> None:
         """Opens doors until there is one for each worker; a door whose gateway has ended is opened again."""
@@ -321,90 +348,6 @@ class Build:
                 intake.close()
         self.rings[wanted.name] = {}
         self.receive[wanted.name] = "recvmmsg", why
-
-    # ------------------------------------------------------------------ sockets
-
-    def _fill(
-        self,
-        group: list[Intake],
-        listener: ListenerSpec,
-        key: SocketSpec,
-        state: ListenerState,
-        beside: list[socket.socket],
-    ) -> None:
-        """Opens sockets until there is one for each worker; none when this host lacks what they need."""
-        size = self.spec.receive_buffer
-        while len(group) < self.spec.workers:
-            try:
-                # until the plan runs, all but the first on a port leave broadcast and multicast to the others
-                program = self.casts.nothing if beside else b""
-                sock = self._listen(
-                    Place(listener.name, key, len(group)),
-                    receive_buffer=size,
-                    beside=beside,
-                    join=not group,
-                    program=program,
-                    runs=self._takes_runs(self.rings[listener.name]),
-                    **self._keep,
-                )
-            except OSError as error:
-                if not group and self._tolerates(listener, key, state, error):
-                    self.missing[listener.name][key] = listening.why_not_listening(key, error)
-                    if error.errno in listening.SOMEBODY_MUST:
-                        self._hindered.add(listener.name)
-                    return
-                where = endpoint_text(key.address, key.port) + (f" on {key.interface}" if key.interface else "")
-                text = f"listener {listener.name!r} cannot listen at {where}: {listening.why_not_listening(key, error)}"
-                raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
-            try:
-                intake = Intake(sock, key, state.slot, size, program)
-            except BaseException:
-                sock.close()
-                raise
-            self._intakes.append(intake)
-            beside.append(sock)
-            group.append(intake)
-
-    def _listen(self, place: Place, **options: Any) -> socket.socket:
-        """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the
-        workers close their sockets first.
-        """
-        try:
-            return self._share(self._source.listener(place, **options))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not self._running.workers:
-                raise
-        try:
-            withhold_ports(self._running.workers, self._running.withheld | {place.socket.port})
-            return self._share(self._source.listener(place, **options))
-        finally:
-            for worker in self._running.workers:
-                worker.worker.withhold(*self._running.withheld)
-
-    def _share(self, sock: socket.socket) -> socket.socket:
-        if self._by_ports:
-            listening.share_port(sock)
-        return sock
-
-    def share_ports(self) -> None:
-        """Copies of exporters that send from a listener's port are sent in runs, too; called when nothing can fail any
-        more.
-        """
-        for groups in self.groups.values():
-            for intake in (i for group in groups.values() for i in group):
-                self._share(intake.sock)
-
-    def _tolerates(self, listener: ListenerSpec, key: SocketSpec, state: ListenerState, error: OSError) -> bool:
-        """Whether the plan runs without this socket, which is tried again later, or is refused.
-
-        At the start, and when the host has changed, the plan always runs, because the other listeners and receivers
-        must not go down. A requested reload is refused if it would close an address where datagrams arrive now, or if
-        an operator must correct something first (another program uses the port, a right is missing): until then the
-        running configuration is better. What appears by itself (an interface, an address) is accepted.
-        """
-        wanted = {place_of(socket) for socket in listener.sockets}
-        loses = any(place_of(running) not in wanted for running in state.intakes)
-        return self.tolerated(error, missing=place_of(key) in map(place_of, state.missing), loses=loses)
 
     def tolerated(self, error: OSError, *, missing: bool, loses: bool) -> bool:
         """missing: it was so before. loses: something that works now would be given up for it."""

@@ -1,4 +1,4 @@
-"""Carry: saves the state of a service in a file and loads it into the next process: templates, sequence numbers,
+"""Carry: saves the state of a service for the next process, in a file or as bytes: templates, sequence numbers,
 renumbering, counters.
 
 Purpose: for collectors a restart looks like a short silence. Two kinds of state are carried. The cache (templates and
@@ -16,26 +16,26 @@ gets the counters of a domain, so that sums are right; domains that a worker get
 minutes. A domain that was silent for longer than the flow stage keeps domains is dropped; templates expire by the time
 since they were last repeated or used.
 
-Called by supervisor: load before the first plan, snapshot and save in a thread. It must never take a lock that a worker
-takes, and never fail because of the content of a file: a file that cannot be used is ignored with one log line.
+Called by supervisor: snapshot and save in a thread; the other way is takeup's. It must never take a lock that a worker
+takes.
 """
 
 from __future__ import annotations
 
 import binascii
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from samplicator import _fastpath
-from samplicator._fastpath import Flow, TxCounters
+from samplicator._fastpath import Flow
 from samplicator.datapath.counters import (
     DATAGRAMS,
     NO_NEIGHBOR,
-    NOTHING_SENT,
     OFFERED,
     RX_FIELDS,
     SENT,
@@ -45,10 +45,10 @@ from samplicator.datapath.counters import (
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.ways import meets
 from samplicator.health.receiver import ReceiverState, ids
-from samplicator.health.running import CarriedReceiver, Running
-from samplicator.plan.spec import PlanSpec, ReceiverSpec
+from samplicator.health.running import Running
+from samplicator.plan.spec import ReceiverSpec
 from samplicator.readings import add_up
-from samplicator.supervisor.statefile import LIMIT_BYTES, Reader, Unusable, Writer, mark_running
+from samplicator.supervisor.statefile import LIMIT_BYTES, Writer, replacing
 
 log = logging.getLogger(__name__)
 
@@ -87,23 +87,10 @@ class Saved:
     left_out: int
 
 
-@dataclass(slots=True)
-class Loaded:
-    """What was taken up. counters: totals too. silent_seconds: since the file was written. broken: records that were
-    not taken.
+def snapshot(running: Running, *, final: bool = False) -> Snapshot | None:
+    """What is small, copied now; under Running.lock. final: nothing is counted any more, although workers run. None: no
+    plan ran yet.
     """
-
-    counters: bool = False
-    domains: int = 0
-    broken: int = 0
-    silent_seconds: float = 0.0
-
-
-# ---------------------------------------------------------------------- out
-
-
-def snapshot(running: Running) -> Snapshot | None:
-    """What is small, copied now; under Running.lock. None: no plan ran yet."""
     spec = running.spec
     if spec is None:
         return None
@@ -115,10 +102,10 @@ def snapshot(running: Running) -> Snapshot | None:
     latency = [worker.worker.latency() for worker in running.workers]
     latency.append((running.gone_latency, running.gone_latency_sum_ns))
     counts = add_up([row for row, _ in latency])
-    records.append({"latency": _named(_bounds(), counts), "sum_ns": sum(total for _, total in latency)})
+    records.append({"latency": _named(latency_names(), counts), "sum_ns": sum(total for _, total in latency)})
     records += [_flow_record(index, flow) for index, flow in flows.items()]
     return Snapshot(
-        final=not running.workers,
+        final=final or not running.workers,
         records=tuple(records),
         flows={index: flow for index, flow in flows.items() if index < spec.workers},
         receivers={(i, number): name for i in flows for number, name in ids(receivers, i).items()},
@@ -128,24 +115,37 @@ def snapshot(running: Running) -> Snapshot | None:
 
 def save(taken: Snapshot, path: str, *, limit: int = LIMIT_BYTES) -> Saved:
     """Writes the file; takes seconds for many exporters. Raises OSError; then the file is as it was."""
+    with replacing(path) as file:
+        return _write(taken, file, limit)
+
+
+def to_bytes(taken: Snapshot) -> bytes:
+    """What would be in the file."""
+    file = io.BytesIO()
+    _write(taken, file, LIMIT_BYTES)
+    return file.getvalue()
+
+
+def _write(taken: Snapshot, file: BinaryIO, limit: int) -> Saved:
     domains = left_out = 0
-    with Writer(path, final=taken.final, limit=limit) as writer:
-        for record in taken.records:
-            if not writer.add(record):
-                raise OSError(0, f"the limit of {limit} bytes is too small for the state file")
-        order = _order(taken.flows)
-        for domain in _domains(taken, order):
-            if not writer.add(domain):
-                left_out = len(order) - domains
-                break
-            domains += 1
+    writer = Writer(file, final=taken.final, limit=limit)
+    for record in taken.records:
+        if not writer.add(record):
+            raise OSError(0, f"the limit of {limit} bytes is too small for the state file")
+    order = _order(taken.flows)
+    for domain in _domains(taken, order):
+        if not writer.add(domain):
+            left_out = len(order) - domains
+            break
+        domains += 1
+    writer.finish()
     return Saved(domains, left_out)
 
 
 def _head(workers: int) -> dict[str, Any]:
     return {
         "workers": workers,
-        "boot": _boot(),
+        "boot": boot(),
         "monotonic_ns": time.monotonic_ns(),
         "unix_ns": time.time_ns(),
         "item_fields": _fastpath.FLOW_CARRY_ITEM_FIELDS,
@@ -153,7 +153,7 @@ def _head(workers: int) -> dict[str, Any]:
     }
 
 
-def _boot() -> str:
+def boot() -> str:
     try:
         with open(BOOT_ID, encoding="ascii") as file:
             return file.read().strip()
@@ -161,7 +161,7 @@ def _boot() -> str:
         return ""
 
 
-def _bounds() -> tuple[str, ...]:
+def latency_names() -> tuple[str, ...]:
     return (*map(str, _fastpath.LATENCY_BOUNDS_NS), "+Inf")
 
 
@@ -169,7 +169,7 @@ def _named(names: Sequence[str], values: Sequence[int]) -> dict[str, int]:
     return dict(zip(names, values, strict=True))
 
 
-def _batches() -> tuple[str, ...]:
+def batch_names() -> tuple[str, ...]:
     return (*map(str, _fastpath.BATCH_BOUNDS), "+Inf")
 
 
@@ -182,7 +182,7 @@ def _listener_record(state: ListenerState) -> dict[str, Any]:
     return {
         "listener": state.name,
         "counters": _named(RX_FIELDS, counts),
-        "batches": _named(_batches(), reading.batch_counts),
+        "batches": _named(batch_names(), reading.batch_counts),
         "drops": reading.kernel_drops,
     }
 
@@ -267,170 +267,3 @@ def _domain_record(taken: Snapshot, index: int, found: Any) -> dict[str, Any]:
         if (index, state[RECEIVER]) in taken.receivers
     ]
     return {"domain": domain, "worker": index}
-
-
-# ---------------------------------------------------------------------- in
-
-
-def load(running: Running, spec: PlanSpec, path: str, *, limit: int = LIMIT_BYTES) -> Loaded | None:
-    """Before the first plan is built: takes up what the file holds and `spec` names. None: there is no such file, or it
-    is ignored, which is said in one line.
-    """
-    try:
-        with Reader(path, limit=limit) as reader:
-            loaded = _Loading(running, spec, reader.final).all(reader)
-    except FileNotFoundError:
-        return None
-    except Unusable as error:
-        log.warning("state file %s is ignored: %s", path, error)
-        return None
-    except OSError as error:
-        log.warning("state file %s is ignored: it cannot be read: %s", path, error.strerror or error)
-        return None
-    text = "state file %s, written %.1f s ago: %d observation domains with their templates were loaded; counters %s%s"
-    counters = "continue" if loaded.counters else "begin at zero, because the service did not end normally"
-    broken = f"; {loaded.broken} records were ignored" if loaded.broken else ""
-    log.info(text, path, loaded.silent_seconds, loaded.domains, counters, broken)
-    return loaded
-
-
-def taken_up(path: str) -> None:
-    """Called when the first plan runs: the counters of the file continue now, and no other process may load them
-    again."""
-    try:
-        mark_running(path)
-    except OSError as error:
-        text = "state file %s cannot be written: %s; after a crash counters could go back to its values"
-        log.warning(text, path, error.strerror or error)
-
-
-class _Loading:
-    """Loads one file. Its records are not trusted until they are checked."""
-
-    def __init__(self, running: Running, spec: PlanSpec, counters: bool) -> None:
-        self._running = running
-        self._spec = spec
-        self._loaded = Loaded(counters=counters)
-        self._was = 0  # workers of the process that wrote it
-        self._silent_ns = -1
-        self._receivers = {receiver.name: receiver for receiver in spec.receivers}
-        self._flows: list[Flow] = []
-
-    def all(self, reader: Reader) -> Loaded:
-        for record in reader.records():
-            try:
-                self._one(record)
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-                if not self._flows:
-                    raise Unusable("it is damaged") from None
-                self._loaded.broken += 1
-        return self._loaded
-
-    def _one(self, record: Mapping[str, Any]) -> None:
-        if not self._flows:
-            self._begin(record["head"])
-        elif "domain" in record:
-            self._domain(record["domain"], record["worker"])
-        elif "receiver" in record:
-            self._receiver(record)
-        elif "listener" in record:
-            self._listener(record)
-        elif "flow" in record:
-            self._flow(record)
-        elif "latency" in record and self._loaded.counters:
-            latency = record["latency"]
-            if set(latency) == set(_bounds()):
-                self._running.gone_latency = tuple(_count(latency[name]) for name in _bounds())
-                self._running.gone_latency_sum_ns = _count(record["sum_ns"])
-
-    def _begin(self, head: Mapping[str, Any]) -> None:
-        fields = tuple(head["item_fields"]), tuple(head["state_fields"])
-        if fields != (_fastpath.FLOW_CARRY_ITEM_FIELDS, _fastpath.FLOW_CARRY_STATE_FIELDS):
-            raise ValueError("other fields")
-        self._was = _count(head["workers"])
-        silent_ns = time.time_ns() - _count(head["unix_ns"])
-        if head["boot"] and head["boot"] == _boot():
-            silent_ns = time.monotonic_ns() - _count(head["monotonic_ns"])
-        self._silent_ns = max(silent_ns, 0)
-        self._loaded.silent_seconds = self._silent_ns / 1e9
-        running, spec = self._running, self._spec
-        for slot, listener in enumerate(spec.listeners):
-            running.listeners.setdefault(listener.name, ListenerState(listener.name, slot))
-        running.flows.set_template_life(spec.template_life_minutes)
-        self._flows = [running.flows.get(i, spec.flow_memory, spec.workers) for i in range(spec.workers)]
-
-    def _listener(self, record: Mapping[str, Any]) -> None:
-        state = self._running.listeners.get(record["listener"])
-        if state is None or not self._loaded.counters:
-            return
-        counts = tuple(_count(record["counters"].get(name, 0)) for name in RX_FIELDS)
-        if counts[DATAGRAMS] != sum(counts[i] for i in ENDS):
-            raise ValueError("the law does not hold")
-        batches = record["batches"]
-        if set(batches) == set(_batches()):
-            state.retired_batches = tuple(_count(batches[name]) for name in _batches())
-        state.retired, state.retired_drops = counts, _count(record["drops"])
-
-    def _receiver(self, record: Mapping[str, Any]) -> None:
-        name = record["receiver"]
-        wanted = self._receivers.get(name)
-        if wanted is None or name in self._running.carried:
-            return
-        sums = [NOTHING_SENT] * self._spec.workers
-        countdowns = [0] * self._spec.workers
-        for index, row in record["workers"].items():
-            counts = tuple(_count(row["counters"].get(field_name, 0)) for field_name in TX_FIELDS)
-            if counts[OFFERED] != counts[SKIPPED] + counts[SENT] + sum(counts[i] for i in FAILED):
-                raise ValueError("the law does not hold")
-            to = _count(int(index)) % self._spec.workers
-            sums[to] = add_up([sums[to], counts])
-            countdowns[to] = _count(row["countdown"]) & 0xFFFFFFFF
-        carried = CarriedReceiver(same=record["meets"] == known_by(wanted))
-        for index in range(self._spec.workers):
-            carried.counters[index] = counters = TxCounters()
-            counters.carry(sums[index] if self._loaded.counters else NOTHING_SENT, countdowns[index])
-        carried.takeovers = _count(record["takeovers"]) if self._loaded.counters else 0
-        self._running.carried[name] = carried
-
-    def _flow(self, record: Mapping[str, Any]) -> None:
-        if not self._loaded.counters:
-            return
-        width = max(KINDS) + 1
-        rows = [[0] * width for _ in range(4)]
-        for row, name in zip(rows, ("datagrams", "malformed", "lost", "restarts"), strict=True):
-            for kind, kind_name in KINDS.items():
-                row[kind] = _count(record[name].get(kind_name, 0))
-        counters = {name: _count(value) for name, value in record["counters"].items()}
-        _fastpath.flow_carry_totals(self._flows[_count(record["flow"]) % len(self._flows)], counters, *rows)
-
-    def _domain(self, domain: dict[str, Any], worker: int) -> None:
-        listener = self._running.listeners.get(domain["listener"])
-        if listener is None:
-            return
-        domain["listener"] = listener.slot
-        domain["address"] = bytes.fromhex(domain["address"])
-        domain["header"] = bytes.fromhex(domain["header"])
-        domain["items"] = [(*item[:RAW], binascii.a2b_base64(item[RAW])) for item in domain["items"]]
-        same = self._was == len(self._flows)
-        home = _count(worker) % len(self._flows)
-        taken = False
-        for index, flow in enumerate(self._flows):
-            if same and index != home:
-                continue
-            states = [(self._id(state[RECEIVER], index), *state[RECEIVER + 1 :]) for state in domain["states"]]
-            put = {**domain, "states": [state for state in states if state[RECEIVER]]}
-            spare = index != home
-            taken |= _fastpath.flow_carry_in(flow, put, time.monotonic_ns(), self._silent_ns, spare) and not spare
-        self._loaded.domains += taken
-
-    def _id(self, name: str, worker: int) -> int:
-        """TxCounters.id of a receiver, 0 = it is not named any more."""
-        carried = self._running.carried.get(name)
-        return carried.counters[worker].id if carried is not None else 0
-
-
-def _count(value: object) -> int:
-    """A counter's value: 64 bits, and far from the end of them, so that sums fit. Raises ValueError."""
-    if not isinstance(value, int) or not 0 <= value < 1 << 62:
-        raise ValueError("what is carried is no count")
-    return value

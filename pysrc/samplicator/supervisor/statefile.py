@@ -19,7 +19,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
-from types import TracebackType
+from io import RawIOBase
 from typing import Any, BinaryIO, Final
 
 VERSION: Final = 1
@@ -47,32 +47,16 @@ class Unusable(ValueError):
 
 
 class Writer:
-    """Writes a file beside the one of this name and puts it there when it is complete. Raises OSError; then the old
-    file stays.
-    """
+    """Writes records into a binary file that can be sought, from its beginning on; finish() completes it."""
 
-    def __init__(self, path: str, *, final: bool, limit: int = LIMIT_BYTES) -> None:
-        self._path = path
-        self._temporary = f"{path}.new"
+    def __init__(self, file: BinaryIO, *, final: bool, limit: int = LIMIT_BYTES) -> None:
+        self._file = file
         self._final = final
         self._limit = limit
         self._packer = zlib.compressobj(1)
         self._digest = hashlib.blake2b(digest_size=16)
         self._length = 0
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> Writer:
-        with contextlib.suppress(FileNotFoundError):
-            if not _ours(self._path):
-                raise FileExistsError(
-                    errno.EEXIST, "the file is not a state file of samplicator, so it is not replaced", self._path
-                )
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN
-        self._file = os.fdopen(os.open(self._temporary, flags, MODE), "wb")
-        self._file.write(bytes(HEAD_BYTES))
-        return self
+        file.write(bytes(HEAD_BYTES))
 
     def add(self, record: dict[str, Any]) -> bool:
         """False: the file is full; the record is not in it, and no later one may be."""
@@ -84,34 +68,47 @@ class Writer:
         self._put(self._packer.compress(line))
         return True
 
+    def finish(self) -> None:
+        self._put(self._packer.flush())
+        word = FINAL if self._final else RUNNING
+        self._file.seek(0)
+        self._file.write(
+            b"%s %d %s %016x %s\n" % (MAGIC, VERSION, word, self._length, self._digest.hexdigest().encode())
+        )
+        self._file.flush()
+
     def _put(self, packed: bytes) -> None:
-        if self._file is not None and packed:
+        if packed:
             self._file.write(packed)
             self._digest.update(packed)
             self._length += len(packed)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        file = self._file
-        if file is None:
-            return
-        try:
-            if kind is None:
-                self._put(self._packer.flush())
-                word = FINAL if self._final else RUNNING
-                file.seek(0)
-                file.write(
-                    b"%s %d %s %016x %s\n" % (MAGIC, VERSION, word, self._length, self._digest.hexdigest().encode())
-                )
-                file.flush()
-                os.fsync(file.fileno())
-                os.rename(self._temporary, self._path)
-                with contextlib.suppress(OSError):  # not every file system can do this
-                    _sync_folder(os.path.dirname(self._path) or ".")
-        finally:
-            with contextlib.suppress(OSError):
-                file.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A file to be written beside the one of this name, and put there when it is complete. Raises OSError; then, and
+    when anything else is raised, the old file stays.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not _ours(path):
+            raise FileExistsError(
+                errno.EEXIST, "the file is not a state file of samplicator, so it is not replaced", path
+            )
+    temporary = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, MODE)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        with contextlib.suppress(OSError):  # not every file system can do this
+            _sync_folder(os.path.dirname(path) or ".")
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
 
 
 def _ours(path: str) -> bool:
@@ -141,30 +138,28 @@ def mark_running(path: str) -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def reading(path: str, *, limit: int = LIMIT_BYTES) -> Iterator[Reader]:
+    """The file of this name. Raises FileNotFoundError, OSError, Unusable."""
+    with os.fdopen(os.open(path, os.O_RDONLY | PLAIN), "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.geteuid(), 0):
+            raise Unusable("the file does not belong to this user")
+        yield Reader(file, status.st_size, limit=limit)
+
+
 class Reader:
     """A complete file. final: a service wrote it at its end, and no process has loaded its counters yet."""
 
-    def __init__(self, path: str, *, limit: int = LIMIT_BYTES) -> None:
-        """Raises FileNotFoundError, OSError, Unusable."""
+    def __init__(self, file: RawIOBase | BinaryIO, size: int, *, limit: int = LIMIT_BYTES) -> None:
+        """size: bytes of the file. Raises OSError, Unusable."""
         self._limit = limit
-        self._file = os.fdopen(os.open(path, os.O_RDONLY | PLAIN), "rb", buffering=0)
-        try:
-            self.final = self._check()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._file = file
+        self._size = size
+        self.final = self._check()
 
     def _check(self) -> bool:
-        status = os.fstat(self._file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.geteuid(), 0):
-            raise Unusable("the file does not belong to this user")
-        if status.st_size > self._limit + HEAD_BYTES:
+        if self._size > self._limit + HEAD_BYTES:
             raise Unusable(f"the file is longer than {self._limit} bytes")
         head = self._file.read(HEAD_BYTES)
         if not head.startswith(MAGIC + b" "):
@@ -178,8 +173,8 @@ class Reader:
             word, length, digest = words[1], int(words[2], 16), bytes.fromhex(words[3].decode("ascii"))
         except (IndexError, ValueError):
             raise Unusable("the file is damaged") from None
-        if status.st_size - HEAD_BYTES != length:
-            raise Unusable("the file is truncated" if status.st_size - HEAD_BYTES < length else "the file is damaged")
+        if self._size - HEAD_BYTES != length:
+            raise Unusable("the file is truncated" if self._size - HEAD_BYTES < length else "the file is damaged")
         found = hashlib.blake2b(digest_size=16)
         while chunk := self._file.read(CHUNK):
             found.update(chunk)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import socket
 import threading
@@ -29,15 +30,15 @@ from samplicator.health.failover import Failover
 from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
-from samplicator.host import abilities, bpf, ring
+from samplicator.host import abilities
+from samplicator.host.bound import bound_by
 from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import widened
 from samplicator.plan.spec import PlanSpec, Udp
-from samplicator.readings import add_up
-from samplicator.supervisor import carry, guard
-from samplicator.supervisor.build import Build
+from samplicator.supervisor import carry, ending, guard, publish, takeup
+from samplicator.supervisor.build import Build, Step
 from samplicator.supervisor.ports import withhold_ports
 from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.retry import RETRIES, could_open, could_send
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from samplicator.host.links import Links
 
 log = logging.getLogger(__name__)
-
-ADOPT_SECONDS: Final = 10.0
-"""How long a worker may take to adopt a plan: it may have to drain a socket first, for a second at most each."""
 
 SPARED: Final = 10
 """Of so many looks a calm receiver gets one, while no copies leave."""
@@ -67,10 +65,6 @@ REGAINED: Final = {
 }
 
 
-class WorkerStuck(RuntimeError):
-    """A worker did not adopt its plan in time; nothing it may still use was closed."""
-
-
 class Supervisor:
     """See above. One per process. apply, housekeeping and drain_and_stop exclude each other; readings() never waits."""
 
@@ -83,9 +77,11 @@ class Supervisor:
         source: Source | None = None,
         gateways: Gateways | None = None,
         state_file: str = "",
+        state: bytes = b"",
     ) -> None:
         """strict: see Running. source: where listeners' sockets come from, None = they are opened. gateways: what doors
-        can lead to, by name. state_file: taken up before the first plan runs, see carry; "" = none.
+        can lead to, by name. state_file: taken up before the first plan runs, see carry; "" = none. state: what another
+        process handed over (final_state), taken up in place of the file; b"" = nothing.
         """
         self._gateways = gateways or {}
         self._source = source or Opened()
@@ -94,9 +90,11 @@ class Supervisor:
         self._trace = trace
         self._running = Running(strict=strict)
         self._state_file = state_file
-        self._taken_up = not state_file
+        self._state = state
+        self._taken_up = not (state_file or state)
         self._saving = threading.Lock()  # one at a time; never taken within another
         self._debris: list[Callable[[], None]] = []
+        self._build: Build | None = None  # of the plan that runs
         self._links: Links | None = None
         self._accounts = Accounts()
         self._failover = Failover(self._running)
@@ -122,8 +120,8 @@ class Supervisor:
         with self._lock:
             if self._ended:
                 raise BuildError(errno.ESHUTDOWN, "the service is stopping")
-            loaded = None if self._taken_up else carry.load(self._running, spec, self._state_file)
-            self._taken_up = True
+            loaded = None if self._taken_up else takeup.load(self._running, spec, self._state_file, self._state)
+            self._taken_up, self._state = True, b""
             build = Build(
                 spec,
                 self._running,
@@ -134,24 +132,23 @@ class Supervisor:
             )
             try:
                 build.open(self._descriptor_limit)
-                moved = [i for i, owner in build.owners.items() if i.owner is not None and i.owner != owner]
                 replay_to = widened(self._running.spec, spec) if self._running.spec is not None else set()
-                plans = build.plans(self._running.generation + 1, without=moved, replay_to=replay_to)
-                last = build.plans(self._running.generation + 2) if moved else {}
+                steps = build.steps(self._running.generation + 1, replay_to)
             except BaseException:
                 build.undo()
                 raise
-            self._publish(build, plans, last)
-            if loaded is not None:
-                carry.taken_up(self._state_file)
+            self._publish(build, steps)
+            if loaded is not None and self._state_file:
+                takeup.taken_up(self._state_file)
 
-    def _publish(self, build: Build, plans: dict[int, Plan], last: dict[int, Plan]) -> None:
+    def _publish(self, build: Build, steps: Sequence[Step]) -> None:
         spec = build.spec
         leaving = self._running.workers[spec.workers :]
-        self._stop_rings(build)
+        staying = {id(part.group) for parts in build.rings.values() for part in parts.values()}
+        publish.stop_rings([group for group in publish.ring_groups(self._running) if id(group) not in staying])
         build.keep_fields(adopted=False)
         build.mark_flow()
-        build.share_ports()
+        build.incoming.share_ports()
         guard.judge_receivers(spec, build.receivers)
         self._failover.arrange(build.receivers, spec)
         joined = [state for state in build.outgoing.joined() if not state.standing.waiting]
@@ -159,28 +156,31 @@ class Supervisor:
             joined = []  # no templates are known yet
         for state in joined:
             state.replay()
-        self._hand_out(build.workers, plans)
+        build.turn_away_leaving()
+        publish.hand_out(self._running, build.workers, steps[0].plans)
         for worker in leaving:
             worker.worker.publish(Plan(self._running.generation, [], [], []))
         self._commit(build)
-        self._running.plan = (last or plans)[0]
-        self._wait([*build.workers, *leaving])
-        if last:  # second phase: the losers have let go, now the gainers get the sockets
-            self._hand_out(build.workers, last)
+        self._running.plan = steps[-1].plans[0]
+        publish.wait_for(self._running, [*build.workers, *leaving])
+        for before, step in itertools.pairwise(steps):
+            publish.wait_empty(before.emptied)
+            publish.hand_out(self._running, build.workers, step.plans)
+            publish.wait_for(self._running, build.workers)
         for intake, owner in build.owners.items():
             intake.owner = owner
         for worker in leaving:
             self._retire_worker(worker)
-        self._wait(build.workers)
         guard.judge_listeners(build.listeners.values())
         build.keep_fields(adopted=True)
         self._running.keep = build.keep
         if joined or spec.pools:
-            self._wake(build.workers)
+            publish.wake(build.workers)
         self._adjust_rings(build)
         self._follow_links()
         while self._debris:
             self._debris.pop()()
+        build.incoming.close_unused()
         for worker in build.workers:
             cpu = spec.cpus[worker.index % len(spec.cpus)] if spec.cpus else None
             if cpu != worker.cpu:
@@ -189,25 +189,6 @@ class Supervisor:
             for intake in listener.sockets():
                 if intake.requested != spec.receive_buffer:
                     intake.resize(spec.receive_buffer)
-
-    @staticmethod
-    def _wake(workers: Sequence[WorkerThread]) -> None:
-        for worker in workers:
-            worker.worker.wake()
-
-    def _stop_rings(self, build: Build | None) -> None:
-        """Rings that do not stay (build None: all) take no more; what they took is handed over to the workers."""
-        staying = {id(part.group) for parts in build.rings.values() for part in parts.values()} if build else set()
-        going = [
-            group
-            for state in self._running.listeners.values()
-            for group in state.rings.values()
-            if id(group) not in staying
-        ]
-        for group in going:
-            group.stop()
-        if going:
-            time.sleep(ring.SETTLE_SECONDS)
 
     def _adjust_rings(self, build: Build) -> None:
         """New rings get their share, and rings that run the new addresses."""
@@ -225,24 +206,21 @@ class Supervisor:
                         error.strerror,
                     )
         if any(build.rings.values()):
-            self._wake(build.workers)
-
-    def _hand_out(self, workers: Sequence[WorkerThread], plans: dict[int, Plan]) -> None:
-        self._running.generation = plans[0].generation
-        for worker in workers:
-            worker.worker.publish(plans[worker.index])
+            publish.wake(build.workers)
 
     def _commit(self, build: Build) -> None:
         """From here on the new plan runs. What it does not name any more is closed when no worker can use it."""
+        self._build = build
         for name, receiver in self._running.receivers.items():
             self._debris.append(partial(receiver.close_but, build.receivers.get(name)))
         unresolved = {wanted.name: wanted.unresolved for wanted in build.spec.listeners}
         with self._running.lock:
             for name, listener in build.listeners.items():
                 listener.leaving += [intake for intake in listener.open() if intake not in build.owners]
-                listener.intakes = build.groups[name]
+                listener.leaving += build.incoming.strays.get(name, ())
+                listener.intakes = build.incoming.groups[name]
                 before = listener.down_why()
-                listener.missing = build.missing[name]
+                listener.missing = build.incoming.missing[name]
                 listener.unresolved = unresolved[name]
                 guard.say_listener(listener, before)
                 listener.receive, listener.receive_why = build.receive[name]
@@ -277,7 +255,7 @@ class Supervisor:
             self._running.workers = build.workers
             self._running.ingress = build.ingress
             self._running.aliases = build.aliases
-            self._running.withheld &= {key.port for missing in build.missing.values() for key in missing}
+            self._running.withheld &= {key.port for missing in build.incoming.missing.values() for key in missing}
             for worker in build.workers:
                 worker.worker.withhold(*self._running.withheld)
             self._running.spec = build.spec
@@ -341,29 +319,10 @@ class Supervisor:
         for intake in gone:
             intake.close()
 
-    def _wait(self, workers: Sequence[WorkerThread]) -> None:
-        """Until every worker has adopted the newest plan; bounded."""
-        deadline = time.monotonic() + ADOPT_SECONDS
-        pause = 0.00005
-        for worker in workers:
-            while worker.worker.generation < self._running.generation:
-                if worker.failed or time.monotonic() > deadline:
-                    text = f"worker {worker.index} has not adopted plan {self._running.generation}"
-                    log.error("%s; the worker hangs, so nothing that it may use is closed", text)
-                    raise WorkerStuck(text)
-                time.sleep(pause)
-                pause = min(pause * 2, 0.002)
-
     def _retire_worker(self, worker: WorkerThread) -> None:
         if not worker.end(0, 5.0):
             log.error("worker %d does not stop", worker.index)
-        self._keep_latency(worker)
-
-    def _keep_latency(self, worker: WorkerThread) -> None:
-        counts, total = worker.worker.latency()
-        with self._running.lock:
-            self._running.gone_latency = add_up([self._running.gone_latency, counts])
-            self._running.gone_latency_sum_ns += total
+        ending.keep_latency(self._running, worker)
 
     # ------------------------------------------------------------------ end
 
@@ -375,41 +334,76 @@ class Supervisor:
         with self._lock:
             begun = time.monotonic()
             self._ended = True
-            self._stop_rings(None)
-            for listener in self._running.listeners.values():
-                for intake in listener.sockets():
-                    with contextlib.suppress(OSError):
-                        bpf.attach(intake.sock, bpf.TAKE_NOTHING)
-                for door in (intake for group in listener.doors.values() for intake in group):
-                    with contextlib.suppress(OSError):
-                        door.refuse_all()
-            for worker in self._running.workers:
-                worker.worker.stop(int(timeout * 1000))
-            deadline = time.monotonic() + timeout + 2.0
-            for worker in self._running.workers:
-                worker.thread.join(max(0.0, deadline - time.monotonic()))
-            if any(worker.thread.is_alive() for worker in self._running.workers):
-                log.error("a worker does not stop; its sockets stay open until the process ends")
-                return
-            drained = time.monotonic() - begun
-            for worker in self._running.workers:
-                worker.close()
-                self._keep_latency(worker)
-            if self._links is not None:
-                self._links.close()
-            left = 0
-            for listener in self._running.listeners.values():
-                for each in listener.open():
-                    left += each.memory().queue_bytes
-                    each.close()
-            for receiver in self._running.receivers.values():
-                receiver.close_but(None)
-            self._running.workers = []
-            if self._running.ingress is not None:
-                self._running.ingress.close()
+            publish.stop_rings(publish.ring_groups(self._running))
+            ending.refuse_all(self._running)
+            left = self._stop(timeout)
             if left:
                 text = "%d bytes of received data were not forwarded after %.3f s of draining (drain_timeout: %g s)"
-                log.warning(text, left, drained, timeout)
+                log.warning(text, left, time.monotonic() - begun, timeout)
+
+    def leave(self) -> None:
+        """Stops the workers and closes everything, while somebody else has the sockets of the listeners, too (sockets):
+        what waits in them stays for the next process.
+        """
+        with self._lock:
+            if not self._ended and self._build is not None:
+                self._ended = True
+                try:
+                    publish.pause(self._running, self._build)
+                except publish.WorkerStuck as error:
+                    log.error("%s; what it has read is lost", error)
+            self._ended = True
+            self._stop(0.0)
+
+    def _stop(self, timeout: float) -> int:
+        """Returns the bytes that wait in sockets, rings and doors when the workers have ended."""
+        if not ending.end_workers(self._running, timeout):
+            return 0
+        if self._links is not None:
+            self._links.close()
+        return ending.close_all(self._running)
+
+    # ------------------------------------------------------------------ to another process
+
+    def sockets(self) -> list[tuple[str, socket.socket]]:
+        """The sockets of all listeners, and the labels by which another process knows them (sources.HandedIn)."""
+        with self._lock:
+            found = []
+            for state in self._running.listeners.values():
+                for spec, group in state.intakes.items():
+                    with contextlib.suppress(OSError):  # of an interface that is gone: it will never receive again
+                        found += [(bound_by(spec).label(k), intake.sock) for k, intake in enumerate(group)]
+            return found
+
+    def pause(self) -> None:
+        """The workers read nothing more, so that another process can read the sockets; what was read is sent. Until
+        resume() nothing changes: plans are refused, and states of receivers are not looked at. Raises WorkerStuck.
+        """
+        with self._lock:
+            if self._ended or self._build is None:
+                raise RuntimeError("nothing runs")
+            self._ended = True
+            try:
+                publish.pause(self._running, self._build)
+            except publish.WorkerStuck:
+                self._ended = False
+                raise
+
+    def resume(self) -> None:
+        """The other process did not take over: reads on. Raises WorkerStuck."""
+        with self._lock:
+            if self._build is None or not self._running.workers:
+                raise RuntimeError("nothing runs")
+            self._ended = False
+            publish.resume(self._running, self._build)
+            guard.share_casts(self._build.casts, self._running.listeners.values())
+
+    def final_state(self) -> bytes:
+        """After pause(): everything that the next process takes up (state), counters too."""
+        with self._saving:
+            with self._running.lock:
+                taken = carry.snapshot(self._running, final=True)
+            return carry.to_bytes(taken) if taken is not None else b""
 
     def save_state(self) -> carry.Saved | None:
         """Writes the state file, in the caller's thread: it may take seconds. After drain_and_stop() it is the last
@@ -500,7 +494,7 @@ class Supervisor:
     def _follow(self, changed: Sequence[ReceiverState]) -> None:
         if changed:
             self._failover.follow(changed)
-            self._wake(self._running.workers)
+            publish.wake(self._running.workers)
         self._failover.finish_returns()
 
     def watch_neighbors(self, *, sparing: bool = False) -> None:
