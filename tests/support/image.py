@@ -82,7 +82,7 @@ class Engine:
         done(
             [
                 *outside(), tool("buildah"), *self.storage, "bud", "--isolation", "chroot", "--network", "host",
-                "--format", "docker", "--ignorefile", str(folder / "Dockerfile.dockerignore"), *self._pip(), *built,
+                "--format", "docker", *self._pip(), *built,
                 "--file", str(folder / "Dockerfile"), "--tag", name, str(ROOT),
             ],
             timeout=1200,
