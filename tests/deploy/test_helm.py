@@ -39,7 +39,7 @@ SAME: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     ),
     "node tuning": ("no-spoof", ["node-tuning"], {**CREATE, "nodeTuning": {"enabled": True}}),
     "PodMonitor": ("no-spoof", ["podmonitor"], {**CREATE, "podMonitor": {"enabled": True}}),
-    "all": ("spoof", ["take-over", "node-tuning", "podmonitor", "k8s-receivers", "all-nodes"], ALL),
+    "all": ("spoof", ["node-tuning", "take-over", "podmonitor", "k8s-receivers", "all-nodes"], ALL),
 }
 
 
@@ -61,7 +61,7 @@ def test_equality_would_notice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [{}, ALL], ids=["no values", "all values"])
 def test_lint(values: dict[str, Any], tmp_path: Path) -> None:
-    report = lint(str(CHART), values=values, strict=True)
+    report = lint(str(CHART), values=values, strict=True, namespace="samplicator")
     assert report["errors"] == []
     assert [message for message in report["messages"] if message["severity"] >= WARNING] == []
 
