@@ -11,13 +11,14 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from samplicator.cli.control import NoControl, Unreachable, control_path, get_json, request
 from samplicator.cli.drawing import duration, table, unmatched_lines
 
 if TYPE_CHECKING:
+    from samplicator.views.kubernetes import KubernetesService
     from samplicator.views.listeners import Listener
     from samplicator.views.receivers import Member, Pool, Receiver
     from samplicator.views.status import Status
@@ -98,7 +99,7 @@ def status(options: Namespace) -> int:
     """What the daemon does, for people or as JSON."""
     try:
         path = control_path(options.control, options.config)
-        value = {page: get_json(path, f"/api/v1/{page}") for page in ("status", "listeners", "receivers", "pools")}
+        value = {page: get_json(path, f"/api/v1/{page}") for page in PAGES}
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -109,6 +110,8 @@ def status(options: Namespace) -> int:
     return 0 if value["status"]["ready"] and value["status"]["healthy"] else NOT_READY
 
 
+PAGES: Final = ("status", "listeners", "receivers", "pools", "kubernetes")
+"""What `status` asks for."""
 SLOWER: Final = {
     "segment": "segmented sends",
     "transparent": "sockets on exporters' ports",
@@ -185,6 +188,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             for each in pool["members"]
         ]
         lines += ["", *table(["pool", "balance", "member", "weight", "exporters", "state"], rows)]
+    lines += kubernetes_lines(value["kubernetes"])
     lines += [f"  {item['name']}: {item['state']}: {item['state_why']}" for item in listeners if item["state_why"]]
     for item in receivers:
         if not item["up"]:
@@ -200,6 +204,25 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         if item["gave_up"]:
             words = ", ".join(SLOWER[feature] for feature in item["gave_up"])
             lines.append(f"  {item['name']}: given up: {words} (the kernel refuses; samplicator tries again later)")
+    return lines
+
+
+def kubernetes_lines(services: Sequence[KubernetesService]) -> list[str]:
+    """The pods of receivers that are Kubernetes Services, and what is wrong with following them."""
+    if not services:
+        return []
+    rows = [
+        [item["service"], pod["pod"], pod["node"] or "?", pod["receiver"]] for item in services for pod in item["pods"]
+    ]
+    lines = ["", *table(["service", "pod", "node", "receiver"], rows)] if rows else []
+    for item in services:
+        if not item["followed"]:
+            since = duration(max(0.0, time.time() - item["since_unix"]))
+            lines.append(f"  {item['receiver']}: NOT FOLLOWED for {since}: {item['why']}")
+        elif item["why"]:
+            lines.append(f"  {item['receiver']}: {item['why']}")
+        elif item["waiting"]:
+            lines.append(f"  {item['receiver']}: {item['waiting']} more not ready")
     return lines
 
 

@@ -19,6 +19,7 @@ from samplicator.views.export import Export
 from samplicator.views.exporters import DomainPage, ExporterPage
 from samplicator.views.flow import Totals
 from samplicator.views.history import HistoryPage
+from samplicator.views.kubernetes import KubernetesService
 from samplicator.views.ledger import Ledger
 from samplicator.views.listeners import Listener
 from samplicator.views.receivers import Pool, Receiver
@@ -77,6 +78,12 @@ ROUTES: Final[tuple[Route, ...]] = (
         "/api/v1/listeners", reading.listeners, "Lists the listeners in the order of the configuration.", list[Listener]
     ),
     _shown("/api/v1/pools", reading.pools, "Lists the pools in the order of the configuration.", list[Pool]),
+    _shown(
+        "/api/v1/kubernetes",
+        reading.kubernetes,
+        "Lists the receivers that are Kubernetes Services, with their pods.",
+        list[KubernetesService],
+    ),
     _shown("/api/v1/config", reading.config, "Returns the running configuration.", Configuration),
     _shown("/api/v1/flow", reading.flow_totals, "Returns the totals of flow telemetry by protocol.", Totals),
     _shown(

@@ -42,6 +42,7 @@ from samplicator.host.systemd import Notifier
 from samplicator.host.watch import Watcher
 from samplicator.logs import RateGate
 from samplicator.service import startup
+from samplicator.service.pods import PodWatch
 from samplicator.service.pulse import Pulse
 from samplicator.service.trouble import Trouble
 from samplicator.supervisor.reload import CHANGED_FILE, Reloader, ReloadResult, problems_of
@@ -135,11 +136,13 @@ class Service:
             trace=self._trace if options.debug else None,
             strict=options.legacy,
         )
+        self._pods = PodWatch(lambda trigger: self._reloader.follow(trigger))
         self._reloader = Reloader(
             load,
             self._supervisor,
             self._resolver,
             abilities.capabilities,
+            self._pods.services,
             begins=self._reload_begins,
             ended=self._reload_ended,
         )
@@ -168,6 +171,7 @@ class Service:
             loaded=loaded,
             started_unix=time.time(),
             version=__version__,
+            services=self._pods.services.readings,
             ready=self._ready,
             healthy=self._healthy,
             log_messages=log_counts,
@@ -212,6 +216,7 @@ class Service:
             self._watcher.start()
         self._host.follow_routes(self._needs_routes())
         self._start_pulses()
+        self._spawn(self._pods.run())
         if self._front is not None:
             await asyncio.to_thread(self.state.history.sample)  # its beginning
         self._spawn(self._every(history.STEP_SECONDS, self._report))
@@ -237,6 +242,7 @@ class Service:
         self._watcher.stop()
         self._host.stop()
         self._resolver.close()
+        self._pods.services.close()
         self._reloader.close()
         timeout = self.state.loaded.config.service.drain_timeout
         await asyncio.to_thread(self._supervisor.drain_and_stop, timeout)

@@ -57,7 +57,7 @@ class Outgoing:
 
     def open(self) -> None:
         """Raises OSError (BuildError); undo() is the caller's."""
-        for index, wanted in enumerate(self.spec.receivers):
+        for wanted in self.spec.receivers:
             try:
                 self.states[wanted.name] = self._receiver(wanted)
             except OSError as error:
@@ -67,7 +67,7 @@ class Outgoing:
                     continue
                 why = f"this {NEEDS_NET_RAW}" if lacks_net_raw(wanted, error) else error.strerror or error
                 text = f"receiver {wanted.name!r} at {wanted.place}, engine {wanted.engine}: {why}"
-                raise BuildError(error.errno or 0, text, ("receiver", index)) from error
+                raise BuildError(error.errno or 0, text, ("receiver", wanted.index)) from error
 
     def _receiver(self, wanted: ReceiverSpec) -> ReceiverState:
         spec = self.spec

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from samplicator.config.model.loaded import Loaded
+from samplicator.readings import ServiceReading
 from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.view import View
 from samplicator.views.history import History
@@ -48,7 +49,7 @@ class ServiceState:
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
     healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service
-    has it take a sample every few seconds. reload_token: "" = none
+    has it take a sample every few seconds. services: of Kubernetes, that receivers are. reload_token: "" = none
     configured.
     """
 
@@ -60,6 +61,7 @@ class ServiceState:
     ready: Callable[[], tuple[bool, str]]
     healthy: Callable[[], tuple[bool, str]]
     log_messages: dict[str, int]
+    services: Callable[[], tuple[ServiceReading, ...]] = tuple
     loop_lag: LoopLag = field(default_factory=LoopLag)
     started: float = field(init=False)
     history: History = field(init=False)
