@@ -1,4 +1,4 @@
-"""The package that the machines of tests/deploy install, made once per run."""
+"""Fixtures of the deployment tests: laboratories, and the package that machines install, made once per run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.labs import lab, make_lab, swept  # noqa: F401
 from support.machine import root_of
 from support.package import build
 
