@@ -229,7 +229,7 @@ def test_one_supervisor_hands_over_to_the_next(
     handed = [(label, sock.dup()) for label, sock in old.sockets()]
     new = Supervisor(source=HandedIn(handed), state=old.final_state())
     new.apply(spec(load, port, collector.port, workers=after))
-    old.leave()
+    old.leave({label for label, _ in handed})
     exporters.send(HELD)
     all_came(new, exporters, collector)
     reading = new.view.readings()

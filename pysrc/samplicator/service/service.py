@@ -41,13 +41,13 @@ from samplicator.host.resolve import Resolver
 from samplicator.host.systemd import Notifier
 from samplicator.host.watch import Watcher
 from samplicator.logs import RateGate
-from samplicator.service import startup
+from samplicator.service import keeping, startup
 from samplicator.service.pulse import Pulse
 from samplicator.service.trouble import Trouble
 from samplicator.supervisor.reload import CHANGED_FILE, Reloader, ReloadResult, problems_of
 from samplicator.supervisor.supervisor import Supervisor
 from samplicator.views import history
-from samplicator.views.service import ServiceState
+from samplicator.views.service import ServiceState, StateFile
 
 if TYPE_CHECKING:
     from samplicator.http.front import Front
@@ -130,10 +130,15 @@ class Service:
         self._background = background
         self._notifier = Notifier()
         self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
+        self._kept = keeping.Kept(self._notifier)
+        wanted = loaded.config.service
+        state = keeping.state_path(wanted.state_file if "state_file" in wanted.model_fields_set else None)
         self._supervisor = Supervisor(
             descriptor_limit=raise_descriptor_limit(),
             trace=self._trace if options.debug else None,
             strict=options.legacy,
+            source=self._kept.source,
+            state_file=state,
         )
         self._reloader = Reloader(
             load,
@@ -171,6 +176,7 @@ class Service:
             ready=self._ready,
             healthy=self._healthy,
             log_messages=log_counts,
+            state_file=StateFile(state),
         )
 
     # ------------------------------------------------------------------ life
@@ -198,6 +204,7 @@ class Service:
         listening = self._open_http(loaded)
         self._host.start()  # before the plan is made, so that changes meanwhile are seen
         await self._reloader.start(loaded)
+        await self._store()
         self._running = True
         self._take_token(loaded)
         if self._options.pid_file:
@@ -239,7 +246,8 @@ class Service:
         self._resolver.close()
         self._reloader.close()
         timeout = self.state.loaded.config.service.drain_timeout
-        await asyncio.to_thread(self._supervisor.drain_and_stop, timeout)
+        await asyncio.to_thread(self._kept.leave, self._supervisor, timeout)
+        await asyncio.to_thread(keeping.save, self._supervisor, self.state.state_file)
         if self._front is not None:
             await self._front.stop()
         if self._control:
@@ -325,6 +333,7 @@ class Service:
             for line in sorted(short - self._short):
                 log.warning("%s%s", startup.DEGRADED, line)
             self._short = short
+            self._spawn(self._store())
         bad = "reload failed, but its plan already runs" if result.published else "configuration refused"
         self._notifier.ready(self._status_line() if result.ok else f"{bad}: {result.problems[0]}")
 
@@ -371,6 +380,9 @@ class Service:
                 if self._gate.add((name,), 1, time.monotonic()):
                     log.exception("background task %s failed; samplicator tries again", name)
 
+    async def _store(self) -> None:
+        await asyncio.to_thread(lambda: self._kept.store(self._supervisor.sockets()))
+
     def _start_pulses(self) -> None:
         """Tasks that must run on time have their own threads, so that neither the loop nor HTTP requests can delay
         them.
@@ -402,6 +414,7 @@ class Service:
                 lambda: then("own source address or gateway gone:", supervisor.housekeeping()),
             ),
             Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
+            Pulse("state", keeping.SAVE_SECONDS, lambda: keeping.save(supervisor, self.state.state_file)),
         ]
         for pulse in self._pulses:
             pulse.start()

@@ -42,14 +42,26 @@ class LoopLag:
 
 
 @dataclass(slots=True)
+class StateFile:
+    """The state file as it is shown. path: "" = there is none. why: why it could not be written last time, "" = it
+    could. saved_unix: when it was written last, 0 = not yet. domains: in it; left_out: those it has no room for.
+    """
+
+    path: str = ""
+    why: str = ""
+    saved_unix: float = 0.0
+    domains: int = 0
+    left_out: int = 0
+
+
+@dataclass(slots=True)
 class ServiceState:
     """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
     runs now.
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
     healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service
-    has it take a sample every few seconds. reload_token: "" = none
-    configured.
+    has it take a sample every few seconds. reload_token: "" = none configured.
     """
 
     view: View
@@ -65,6 +77,7 @@ class ServiceState:
     history: History = field(init=False)
     startup: str = ""
     reload_token: str = ""
+    state_file: StateFile = field(default_factory=StateFile)
 
     def __post_init__(self) -> None:
         self.started = time.monotonic() - (time.time() - self.started_unix)
