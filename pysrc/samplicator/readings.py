@@ -46,7 +46,8 @@ class ReceiverReading:
     engine packet, the next hop, or why copies leave by the raw socket now, for people; else "". mtu: bytes of a packet
     at most: what is longer leaves in fragments, mtu_why: for people. state: "up" | "refusing" | "unreachable" |
     "looping", state_why: for people, "" when up. standby_for: its primary, "" = none; waiting: it gets no copies now,
-    the primary being up; takeovers: times it began to get them.
+    the primary being up; takeovers: times it began to get them. written: name of the receiver that the operator wrote,
+    if it is a pod of that one; else "".
     """
 
     name: str
@@ -69,6 +70,7 @@ class ReceiverReading:
     standby_for: str = ""
     waiting: bool = False
     takeovers: int = 0
+    written: str = ""
 
     @property
     def place(self) -> str:
@@ -95,6 +97,39 @@ class PoolReading:
     name: str
     balance: str
     members: tuple[MemberReading, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodReading:
+    """A ready pod of a Kubernetes Service. receiver: name of the receiver that it is. address: text. node: the host
+    that it runs on, "" = not known.
+    """
+
+    receiver: str
+    pod: str
+    node: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceReading:
+    """A receiver that is a Kubernetes Service. receiver: its name. service: as written. followed: the API server tells
+    of changes; otherwise the last known pods stay. why: what is wrong, "" = nothing. since_unix: when `followed` became
+    what it is. waiting: pods that are not ready.
+    """
+
+    receiver: str
+    service: str
+    followed: bool
+    why: str
+    since_unix: float
+    waiting: int
+    pods: tuple[PodReading, ...]
+
+    @property
+    def ready(self) -> int:
+        return len(self.pods)
 
 
 @dataclass(frozen=True, slots=True)

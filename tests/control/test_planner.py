@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from samplicator.config.legacy.command_line import parse_command_line
 from samplicator.errors import ConfigError
-from samplicator.plan.planner import compile, names_of
+from samplicator.plan.names import names_of
+from samplicator.plan.planner import compile
 from samplicator.plan.spec import PlanSpec, PoolSpec, ProbeSpec, ResolvedAddress
 from support.hosts import Load, host
 

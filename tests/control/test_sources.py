@@ -78,8 +78,14 @@ def test_what_came_before_the_start_is_forwarded(
     given = opened(spec(load, port, collector.port, workers=before))
     numbers = {sock.fileno() for _, sock in given}
     exporters.send(HELD)
-    supervisor = start(spec(load, port, collector.port, workers=after), given)
+    plan = spec(load, port, collector.port, workers=after)
+    supervisor = start(plan, given)
     exporters.send(HELD)
+    if after > before:  # when the old ones are read out
+        wait_for(lambda: supervisor.can_open() == ("in",), "sockets for all workers")
+        supervisor.apply(plan)
+        exporters.send(HELD)
+    assert supervisor.can_open() == ()
     all_came(supervisor, exporters, collector)
     assert all(sock.fileno() in numbers for _, sock in given)  # none was closed
     labels = [label for label, _ in supervisor.sockets()]

@@ -21,10 +21,11 @@ from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
 from samplicator.cli.running import status_lines
 from samplicator.http import front
+from samplicator.views.kubernetes import services
 from samplicator.views.listeners import listeners
 from samplicator.views.receivers import pools, receivers
 from samplicator.views.status import status
-from support.state import make_readings, make_state
+from support.state import make_readings, make_services, make_state
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -81,7 +82,7 @@ def write(tmp_path: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------------------------------------- help
 
 
-COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "domains", "demo", "schema")
+COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "demo", "schema")
 
 
 def test_help_is_the_golden_one() -> None:
@@ -292,6 +293,7 @@ def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
         "/api/v1/receivers": (200, receivers(readings)),
         "/api/v1/listeners": (200, listeners(readings)),
         "/api/v1/pools": (200, pools(readings)),
+        "/api/v1/kubernetes": (200, services(make_services())),
     }
 
 
@@ -308,6 +310,10 @@ def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "both  exporter-hash  nfdump       3        301  in\n" in text
         assert "both  exporter-hash  six          1        100  OUT\n" in text
         assert "six: failed: 4006 no_route, 4007 no_neighbor" in text
+        assert "k8s://monitoring/collector:flow  collector-0  node-a  siem/0\n" in text
+        assert "k8s://monitoring/collector:flow  collector-1  ?       siem/1\n" in text
+        assert "  siem: NOT FOLLOWED for 1m: the API server does not answer: Connection refused\n" in text
+        assert "  logs: the Service logs/syslog has no ready pod (1 is not ready)\n" in text
         assert main(["status", "--control", path, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["listeners"][0]["name"] == "netflow"
         daemon.shutdown()
@@ -429,4 +435,5 @@ def test_columns_line_up() -> None:
     assert table(["name", "n"], [["a", 5], ["longer", 1234]]) == ["name       n", "a          5", "longer  1234"]
     assert table(["name", "n"], []) == ["name  n"]
     assert [duration(s) for s in (0, 59.9, 60, 3600, 90061)] == ["0s", "59s", "1m", "1h", "1d 1h 1m"]
-    assert status_lines({"status": pages_of()["/api/v1/status"][1], "listeners": [], "receivers": [], "pools": []})
+    rest: dict[str, object] = {"listeners": [], "receivers": [], "pools": [], "kubernetes": []}
+    assert status_lines({"status": pages_of()["/api/v1/status"][1], **rest})

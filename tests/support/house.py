@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("", "errors", "logs", "readings"),
     ("config",),
     ("plan",),
-    ("host", "gateways"),
+    ("host", "gateways", "cluster"),
     ("datapath",),
     ("health",),
     ("supervisor",),

@@ -23,9 +23,11 @@ from samplicator.readings import (
     FlowTemplate,
     ListenerReading,
     MemberReading,
+    PodReading,
     PoolReading,
     Readings,
     ReceiverReading,
+    ServiceReading,
     Unmatched,
     WorkerReading,
 )
@@ -224,6 +226,20 @@ class FakeView:
         return {4: "netflow"}
 
 
+def make_services() -> tuple[ServiceReading, ...]:
+    """Two Kubernetes Services: one with two pods that is followed no more, one without a pod."""
+    pods = (
+        PodReading("siem/0", "collector-0", "node-a", "10.1.0.7", 9995),
+        PodReading("siem/1", "collector-1", "", "2001:db8::7", 9995),
+    )
+    lost = "the API server does not answer: Connection refused"
+    empty = "the Service logs/syslog has no ready pod (1 is not ready)"
+    return (
+        ServiceReading("siem", "k8s://monitoring/collector:flow", False, lost, time.time() - 90, 1, pods),
+        ServiceReading("logs", "k8s://logs/syslog:514", True, empty, time.time() - 30, 1, ()),
+    )
+
+
 class FakeReloader:
     """Answers what it is told to, and remembers who asked."""
 
@@ -255,6 +271,7 @@ def make_state(*, zero: bool = False, **changes: Any) -> ServiceState:
         "ready": lambda: (True, "ok"),
         "healthy": lambda: (True, "ok"),
         "log_messages": {"warning": 3},
+        "services": make_services,
         **changes,
     }
     return ServiceState(**values)

@@ -104,8 +104,7 @@ def test_restarts_lose_nothing(lab: Lab) -> None:
 
 
 def test_what_a_killed_process_had_not_read_is_forwarded(lab: Lab) -> None:
-    """The batch in its hands at that moment is lost, if there is one: of each worker at most so many as a call reads.
-    """
+    """The batch in its hands at that moment is lost, if there is one: for each worker at most what one call reads."""
     manager = Manager(lab)
     batch = 64
     text = config(lab).replace("[datapath]", f"[datapath]\nbatch = {batch}")

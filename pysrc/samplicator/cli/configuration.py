@@ -18,6 +18,7 @@ from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError, Problem
 from samplicator.host import abilities
 from samplicator.plan.planner import compile
+from samplicator.plan.pods import Pod
 from samplicator.plan.spec import Door, PlanSpec, Udp
 
 
@@ -44,15 +45,20 @@ def judge(path: str) -> Judged:
 
 def judge_loaded(loaded: Loaded) -> Judged:
     """The stages after reading. A right that this user lacks but the service can have is not an error here."""
+    from samplicator.cluster.services import services_once
     from samplicator.host import masquerade
     from samplicator.host.resolve import resolve_once
 
     warnings = [str(warning) for warning in loaded.warnings]
     host = abilities.capabilities()
+    services = services_once(loaded)
+    able = replace(host, net_raw=True, net_admin=True, pods=services.pods)
     try:
-        plan = compile(loaded, resolve_once(loaded), replace(host, net_raw=True, net_admin=True))
+        plan = compile(loaded, resolve_once(loaded), able)
     except ConfigError as error:
         return Judged(loaded, None, tuple(error.problems), (*warnings, *map(str, error.warnings)))
+    finally:
+        services.close()
     warnings += plan.warnings
     raw = [receiver.name for receiver in plan.receivers if receiver.engine not in ("udp", "door")]
     if raw and not host.net_raw:
@@ -124,6 +130,7 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
             {
                 **{key: value for key, value in asdict(receiver).items() if key != "delivery"},
                 **_delivery_json(receiver.delivery),
+                "pod": _pod_json(receiver.pod),
                 "probe": {
                     **asdict(receiver.probe),
                     "address": address_text(receiver.probe.address) if receiver.probe.address else "",
@@ -149,6 +156,10 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
         for listener in plan.listeners
     ]
     return {**asdict(plan), "listeners": listeners, "receivers": receivers, "rules": rules}
+
+
+def _pod_json(pod: Pod | None) -> dict[str, Any] | None:
+    return None if pod is None else {**asdict(pod), "address": address_text(pod.address)}
 
 
 def _delivery_json(delivery: Udp | Door) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands around a running daemon: run, reload, status, demo.
+"""The commands around a running daemon: run, reload, status, ready, demo.
 
 Called by cli.main, each with the parsed options; each returns the exit status.
 """
@@ -11,13 +11,14 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from samplicator.cli.control import NoControl, Unreachable, control_path, get_json, request
 from samplicator.cli.drawing import duration, table, unmatched_lines
 
 if TYPE_CHECKING:
+    from samplicator.views.kubernetes import KubernetesService
     from samplicator.views.listeners import Listener
     from samplicator.views.receivers import Member, Pool, Receiver
     from samplicator.views.status import Status
@@ -29,10 +30,11 @@ NOT_READY = 3
 def run(options: Namespace) -> int:
     """The daemon, in the foreground."""
     from samplicator.config.toml.load import load_toml
-    from samplicator.service.service import run_service
+    from samplicator.service.service import Options, run_service
 
     path = options.config
-    return run_service(lambda: load_toml(path))
+    chosen = Options(takeover=options.takeover, linger=options.linger)
+    return run_service(lambda: load_toml(path), options=chosen)
 
 
 def reload(options: Namespace) -> int:
@@ -98,7 +100,7 @@ def status(options: Namespace) -> int:
     """What the daemon does, for people or as JSON."""
     try:
         path = control_path(options.control, options.config)
-        value = {page: get_json(path, f"/api/v1/{page}") for page in ("status", "listeners", "receivers", "pools")}
+        value = {page: get_json(path, f"/api/v1/{page}") for page in PAGES}
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -109,6 +111,20 @@ def status(options: Namespace) -> int:
     return 0 if value["status"]["ready"] and value["status"]["healthy"] else NOT_READY
 
 
+def ready(options: Namespace) -> int:
+    """Whether the daemon is ready, by one request."""
+    try:
+        path = control_path(options.control, options.config, own=True)
+        answer, body = request(path, "GET", "/readyz")
+    except Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(body.decode(errors="replace").strip())
+    return 0 if answer == 200 else NOT_READY
+
+
+PAGES: Final = ("status", "listeners", "receivers", "pools", "kubernetes")
+"""What `status` asks for."""
 SLOWER: Final = {
     "segment": "segmented sends",
     "transparent": "sockets on exporters' ports",
@@ -136,6 +152,8 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         lines.append(f"NOT HEALTHY: {state['healthy_why']}")
     if not config["last_reload_successful"]:
         lines.append("the last reload FAILED; the previous configuration keeps running")
+    if state["state_file"]["why"]:
+        lines.append(f"state file {state['state_file']['path']} CANNOT BE WRITTEN: {state['state_file']['why']}")
     lines += [
         "",
         *table(
@@ -185,6 +203,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             for each in pool["members"]
         ]
         lines += ["", *table(["pool", "balance", "member", "weight", "exporters", "state"], rows)]
+    lines += kubernetes_lines(value["kubernetes"])
     lines += [f"  {item['name']}: {item['state']}: {item['state_why']}" for item in listeners if item["state_why"]]
     for item in receivers:
         if not item["up"]:
@@ -200,6 +219,25 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         if item["gave_up"]:
             words = ", ".join(SLOWER[feature] for feature in item["gave_up"])
             lines.append(f"  {item['name']}: given up: {words} (the kernel refuses; samplicator tries again later)")
+    return lines
+
+
+def kubernetes_lines(services: Sequence[KubernetesService]) -> list[str]:
+    """The pods of receivers that are Kubernetes Services, and what is wrong with following them."""
+    if not services:
+        return []
+    rows = [
+        [item["service"], pod["pod"], pod["node"] or "?", pod["receiver"]] for item in services for pod in item["pods"]
+    ]
+    lines = ["", *table(["service", "pod", "node", "receiver"], rows)] if rows else []
+    for item in services:
+        if not item["followed"]:
+            since = duration(max(0.0, time.time() - item["since_unix"]))
+            lines.append(f"  {item['receiver']}: NOT FOLLOWED for {since}: {item['why']}")
+        elif item["why"]:
+            lines.append(f"  {item['receiver']}: {item['why']}")
+        elif item["waiting"]:
+            lines.append(f"  {item['receiver']}: {item['waiting']} more not ready")
     return lines
 
 

@@ -11,14 +11,20 @@ import gc
 import pickle
 from collections.abc import Callable
 
-from samplicator.config import address, probe
+from samplicator.config import address, kubernetes, probe
 from samplicator.config.model.loaded import Loaded
 
 
 def load_compact(load: Callable[[], Loaded]) -> Loaded:
     """What `load` returns, without the memory that reading it used. Raises what `load` raises."""
     written = pickle.dumps(load(), pickle.HIGHEST_PROTOCOL)
-    for parse in (address.parse_listen, address.parse_target, address.parse_source, probe.parse_probe):
+    for parse in (
+        address.parse_listen,
+        address.parse_target,
+        address.parse_source,
+        kubernetes.parse_service_port,
+        probe.parse_probe,
+    ):
         parse.cache_clear()
     gc.collect()
     loaded: Loaded = pickle.loads(written)

@@ -20,6 +20,7 @@ from samplicator.config.address import (
     parse_source,
     parse_target,
 )
+from samplicator.config.kubernetes import check_scheme, names_service, parse_service_port
 from samplicator.config.probe import parse_probe
 
 MAX_SOCKET_BUFFER = 2**31 - 1
@@ -37,6 +38,12 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
 def _name(value: str) -> str:
     if not value or len(value) > 300 or value != value.strip() or not value.isprintable():
         raise ValueError("a name must have 1..300 printable characters, without blanks before or after")
+    return value
+
+
+def _target(value: str) -> str:
+    check_scheme(value)
+    (parse_service_port if names_service(value) else parse_target)(value)
     return value
 
 
@@ -133,7 +140,7 @@ Ttl = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 1, 255
 Tos = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 0, 255)), _either(0, 255, "keep")]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_number_or("auto", 68, 65535)), _either(68, 65535, "auto")]
 ListenText = Annotated[str, AfterValidator(_checked(parse_listen))]
-TargetText = Annotated[str, AfterValidator(_checked(parse_target))]
+TargetText = Annotated[str, AfterValidator(_target)]
 SourceText = Annotated[str, AfterValidator(_checked(parse_source))]
 OwnSourceText = Annotated[str, AfterValidator(lambda text: _checked(parse_own_source)(text) if text else text)]
 Family = Literal["any", "ipv4", "ipv6"]

@@ -1,4 +1,4 @@
-"""Checks of receivers that depend on each other: standbys and pools.
+"""Checks of receivers that depend on each other: standbys, pools, and the pods of a Service.
 
 Called by config.validate. Never raises.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from samplicator.config.draft import Draft, Finding, Suggest
+from samplicator.config.kubernetes import is_member_of, names_service
 from samplicator.config.model.loaded import Path
 from samplicator.config.model.pool import Pool
 
@@ -37,6 +38,10 @@ def check_standbys(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
         if primary is None:
             continue
         where = f"receiver[{receivers[name]}]"
+        if names_service(primary.to):
+            why = f"{name!r} ({where}) is a Kubernetes Service, and a standby needs one host; name another receiver"
+            yield Finding(path, why)
+            continue
         if primary.standby_for:
             why = (
                 f"{name!r} ({where}) is itself a standby for {primary.standby_for!r}; name {primary.standby_for!r} here"
@@ -51,6 +56,32 @@ def check_standbys(draft: Draft, suggest: Suggest) -> Iterator[Finding]:
         elif not any(rule is None or name in rule.to for rule in draft.rule):
             why = f"no rule names {name!r}, so the standby never gets copies; name {name!r} in `to` of a rule"
             yield Finding(path, why, error=False)
+
+
+def check_services(draft: Draft) -> Iterator[Finding]:
+    """Checks of receivers that are the pods of a Kubernetes Service."""
+    for index, receiver in enumerate(draft.receiver):
+        if receiver is None or receiver.service_port is None:
+            continue
+        path: Path = ("receiver", index)
+        if receiver.standby_for:
+            why = "the pods of a Kubernetes Service cannot be a standby; remove `standby_for`, or name a host in `to`"
+            yield Finding((*path, "standby_for"), why)
+        own = receiver.own_source
+        if own is not None and own[2]:
+            why = f"several pods cannot share the source port {own[2]}; write the address without a port"
+            yield Finding((*path, "source"), why)
+        if receiver.probe == "off":
+            why = f'{receiver.name!r} has probe = "off", so a ready pod that does not receive keeps its exporters; '
+            yield Finding((*path, "probe"), why + "remove that `probe`", error=False)
+        names = [*draft.receiver_names, *draft.pool_names]
+        for number, name in enumerate(names):
+            if name is not None and is_member_of(name, receiver.name):
+                table, place = "receiver", number
+                if number >= len(draft.receiver_names):
+                    table, place = "pool", number - len(draft.receiver_names)
+                why = f"{name!r} is a name that samplicator gives to a pod of receiver[{index}]; write another name"
+                yield Finding((table, place, "name"), why)
 
 
 def check_pools(draft: Draft, suggest: Suggest) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from samplicator.config.address import EVERYTHING, ParsedSource, parse_ip, parse_source
 from samplicator.config.draft import Draft, Finding, Suggest
-from samplicator.config.groups import check_pools, check_standbys
+from samplicator.config.groups import check_pools, check_services, check_standbys
 from samplicator.config.model.datapath import Datapath
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
@@ -42,6 +42,7 @@ def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
             findings += _receiver(index, receiver)
     findings += check_standbys(draft, suggest)
     findings += check_pools(draft, suggest)
+    findings += check_services(draft)
     findings += _flow(draft)
     findings += _host_bits(draft)
     findings += _references(draft, suggest)

@@ -38,7 +38,7 @@ def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
     delivery = spec.delivery
     if isinstance(delivery, Udp):
         delivery = replace(delivery, host="", engine_why="")
-    return replace(spec, delivery=delivery, probe=ProbeSpec(), standby_for="", needed=False)
+    return replace(spec, delivery=delivery, probe=ProbeSpec(), standby_for="", needed=False, index=0)
 
 
 def meets(spec: ReceiverSpec) -> tuple[object, ...]:
@@ -49,7 +49,7 @@ def meets(spec: ReceiverSpec) -> tuple[object, ...]:
     if isinstance(spec.delivery, Udp):
         udp = spec.delivery
         where = udp.address, udp.port, udp.scope_id, udp.spoof, udp.source, udp.per_session
-    return *where, spec.unique, spec.missing
+    return *where, spec.unique, spec.missing, spec.pod.uid if spec.pod is not None else ""
 
 
 @dataclass(slots=True, eq=False)

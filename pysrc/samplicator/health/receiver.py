@@ -369,6 +369,7 @@ class ReceiverState:
             standby_for=spec.standby_for,
             waiting=standing.waiting,
             takeovers=standing.takeovers,
+            written=spec.written,
         )
 
 

@@ -21,7 +21,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Final
 
 from samplicator.config.model.loaded import Loaded, Path
-from samplicator.plan.planner import names_of, source_names_of
+from samplicator.plan.names import names_of, source_names_of
 from samplicator.plan.spec import NameKey, Resolved, ResolvedAddress
 
 log = logging.getLogger(__name__)

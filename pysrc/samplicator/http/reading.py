@@ -16,6 +16,7 @@ from samplicator.http import listing, query, rows
 from samplicator.http.front import SHARED
 from samplicator.views import exporters, flow, prometheus
 from samplicator.views.export import ExportSum
+from samplicator.views.kubernetes import services as kubernetes_rows
 from samplicator.views.ledger import LedgerSum
 from samplicator.views.listeners import listeners as listener_rows
 from samplicator.views.receivers import pools as pool_rows
@@ -80,6 +81,10 @@ async def listeners(request: web.Request) -> web.Response:
 
 async def pools(request: web.Request) -> web.Response:
     return as_json(pool_rows(await asyncio.to_thread(request.app[SHARED].state.view.readings)))
+
+
+async def kubernetes(request: web.Request) -> web.Response:
+    return as_json(kubernetes_rows(await asyncio.to_thread(request.app[SHARED].state.services)))
 
 
 async def config(request: web.Request) -> web.Response:

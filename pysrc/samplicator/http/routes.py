@@ -19,6 +19,7 @@ from samplicator.views.export import Export
 from samplicator.views.exporters import DomainPage, ExporterPage
 from samplicator.views.flow import Totals
 from samplicator.views.history import HistoryPage
+from samplicator.views.kubernetes import KubernetesService
 from samplicator.views.ledger import Ledger
 from samplicator.views.listeners import Listener
 from samplicator.views.receivers import Pool, Receiver
@@ -77,6 +78,12 @@ ROUTES: Final[tuple[Route, ...]] = (
         "/api/v1/listeners", reading.listeners, "Lists the listeners in the order of the configuration.", list[Listener]
     ),
     _shown("/api/v1/pools", reading.pools, "Lists the pools in the order of the configuration.", list[Pool]),
+    _shown(
+        "/api/v1/kubernetes",
+        reading.kubernetes,
+        "Lists the receivers that are Kubernetes Services, with their pods.",
+        list[KubernetesService],
+    ),
     _shown("/api/v1/config", reading.config, "Returns the running configuration.", Configuration),
     _shown("/api/v1/flow", reading.flow_totals, "Returns the totals of flow telemetry by protocol.", Totals),
     _shown(
@@ -142,6 +149,19 @@ ROUTES: Final[tuple[Route, ...]] = (
         },
         methods=("POST", "PUT"),
         guarded=True,
+    ),
+    Route(
+        "/-/takeover",
+        changing.take_over,
+        "Begins a take-over. Only another samplicator asks for this.",
+        {
+            101: Answer("The connection carries the messages of the take-over from now on."),
+            403: Answer("The request did not come over the control socket, or from another user.", Error),
+            426: Answer("The header Upgrade is missing.", Error),
+            500: FAILED,
+            503: Answer("The daemon is starting or stopping.", Error),
+        },
+        methods=("POST",),
     ),
 )
 

@@ -205,7 +205,7 @@ def _copy(receiver: ReceiverSpec, exporter: Address, exporter_port: int | None, 
     to = receiver.place
     if isinstance(receiver.delivery, Udp):
         details += _packets(receiver.delivery)
-        to += f" ({receiver.delivery.host})" * _has_name(receiver)
+        to += f" ({_whose(receiver)})" * _has_name(receiver)
     if receiver.missing:
         to += f" (unreachable: {receiver.missing})"
     if receiver.standby_for:
@@ -249,6 +249,12 @@ def _packets(udp: Udp) -> list[str]:
 def _has_name(receiver: ReceiverSpec) -> bool:
     """Whether the operator wrote another name than the address that is shown."""
     return not receiver.missing and receiver.udp.host not in (address_text(receiver.udp.address), "")
+
+
+def _whose(receiver: ReceiverSpec) -> str:
+    """The name that the operator wrote, and which pod it is now."""
+    pod = receiver.pod
+    return receiver.udp.host if pod is None else f"pod {pod.name} of {receiver.udp.host}"
 
 
 def _told_apart(receiver: ReceiverSpec) -> str:

@@ -10,24 +10,26 @@ compiled module.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from samplicator.config.address import Endpoint, address_bytes, address_text, endpoint_text
+from samplicator.config.kubernetes import ServicePort, member_name
 from samplicator.config.model.loaded import Loaded, Path
 from samplicator.config.model.receiver import Receiver
-from samplicator.config.model.whole import Config
 from samplicator.errors import ConfigError, Problem
 from samplicator.plan import apart, engines
 from samplicator.plan.loops import LOCAL, Delivery, loops_into
+from samplicator.plan.names import FAMILIES, source_names_of
+from samplicator.plan.pods import Pod
 from samplicator.plan.rings import NEEDS, rings_of
-from samplicator.plan.rules import needed, pool_specs, rule_specs
+from samplicator.plan.rules import needed, places, pool_specs, rule_specs
 from samplicator.plan.spec import (
     Capabilities,
     HostAddress,
     ListenerSpec,
-    NameKey,
     PlanSpec,
     ProbeSpec,
     ReceiverSpec,
@@ -38,36 +40,11 @@ from samplicator.plan.spec import (
     Udp,
 )
 
-FAMILIES: Final = {"any": 0, "ipv4": 4, "ipv6": 6}
+DISCARD: Final = 9
+"""The port of a place for a pod, while the number is not known (RFC 863); nothing is sent there."""
 NAME_UNRESOLVED: Final = "the host name does not resolve"
 NO_INTERFACE: Final = "there is no interface"
 UNTIL_THEN: Final = "until that changes the receiver is unreachable and its copies are counted as no_route"
-
-
-def names_of(config: Config) -> dict[NameKey, Path]:
-    """Every host name the configuration uses, with the wanted family and the first place it stands at."""
-    found: dict[NameKey, Path] = {}
-    for index, listener in enumerate(config.listener):
-        for number, endpoint in enumerate(listener.endpoints):
-            if not endpoint.literal:
-                found.setdefault((endpoint.host, FAMILIES[listener.family]), ("listener", index, "listen", number))
-    for index, receiver in enumerate(config.receiver):
-        if not receiver.endpoint.literal:
-            found.setdefault((receiver.endpoint.host, FAMILIES[receiver.family]), ("receiver", index, "to"))
-        asked = receiver.probing.endpoint
-        if asked is not None and not asked.literal:
-            found.setdefault((asked.host, FAMILIES[receiver.family]), ("receiver", index, "probe"))
-    return found
-
-
-def source_names_of(loaded: Loaded) -> dict[NameKey, Path]:
-    """Every host name that a rule's `from` uses."""
-    return {
-        (source.host, source.family): ("rule", index, "from", number)
-        for index, sources in enumerate(loaded.sources)
-        for number, source in enumerate(sources)
-        if source.host
-    }
 
 
 def compile(
@@ -94,6 +71,7 @@ class _Compiler:
         self.warnings: list[str] = []
         self.lacks: list[Problem] = []  # of this host, now
         self.host: tuple[HostAddress, ...] = ()
+        self.podless: dict[int, str] = {}  # receivers whose Service has no pod, and why
         self.needed = needed(self.config)
 
     def run(self) -> PlanSpec:
@@ -103,17 +81,14 @@ class _Compiler:
         for listener in listeners:
             for socket in listener.sockets:
                 ports.setdefault(socket.port, []).append(socket)
-        receivers = tuple(
-            spec
-            for index, receiver in enumerate(self.config.receiver)
-            if (spec := self.receiver(index, receiver, ports)) is not None
-        )
+        receivers = tuple(self.receivers(ports))
         workers, cpus = self.workers()
         if self.problems:
             raise ConfigError(self.problems, self.lacks)
         datapath = self.config.datapath
-        rules = rule_specs(self.loaded, self.resolved)
-        pools = pool_specs(self.config)
+        written = places(receivers)
+        pools = pool_specs(self.config, written)
+        rules = rule_specs(self.loaded, self.resolved, written, pools)
         if self.loaded.origin == "toml":  # who comes from samplicate knows what collectors see
             self.warnings += apart.warnings(listeners, receivers, rules, pools)
         control = self.config.service.control
@@ -143,13 +118,15 @@ class _Compiler:
                 self.warn(path, f"the host name {key[0]!r} does not resolve now; until then it matches no exporter")
 
     def problem(self, path: Path, why: str) -> None:
-        self.problems.append(self.loaded.problem(path, why))
+        if (problem := self.loaded.problem(path, why)) not in self.problems:  # each pod has those of its receiver
+            self.problems.append(problem)
 
     def report(self, path: Path, key: str, why: str) -> None:
         self.problem((*path, key), why)
 
     def warn(self, path: Path, why: str) -> None:
-        self.lacks.append(self.loaded.problem(path, why))
+        if (problem := self.loaded.problem(path, why)) not in self.lacks:
+            self.lacks.append(problem)
 
     def lookup(self, endpoint: Endpoint, family: str) -> ResolvedAddress | None:
         """None: the name does not resolve now."""
@@ -280,20 +257,46 @@ class _Compiler:
 
     # ------------------------------------------------------------------ receivers
 
-    def receiver(self, index: int, receiver: Receiver, ports: dict[int, list[SocketSpec]]) -> ReceiverSpec | None:
+    def receivers(self, ports: dict[int, list[SocketSpec]]) -> Iterator[ReceiverSpec]:
+        for index, receiver in enumerate(self.config.receiver):
+            wanted = receiver.service_port
+            for pod in (None,) if wanted is None else self.pods(index, receiver, wanted):
+                spec = self.receiver(index, receiver, ports, pod)
+                if spec is not None:
+                    yield spec
+
+    def pods(self, index: int, receiver: Receiver, wanted: ServicePort) -> tuple[Pod, ...]:
+        """The pods of a receiver that is a Service; if there is none, a place for the first one."""
+        own = receiver.own_source
+        known = self.capabilities.pods(wanted, FAMILIES[receiver.family] or (own[0] if own is not None else 0))
+        if known.warning:
+            self.warn(("receiver", index, "to"), known.warning)
+        if known.pods:
+            return known.pods
+        self.warn(("receiver", index, "to"), f"{known.why}; {UNTIL_THEN}")
+        self.podless[index] = known.why
+        return (Pod(0, "", "", b"", wanted.port or DISCARD),)
+
+    def receiver(
+        self, index: int, receiver: Receiver, ports: dict[int, list[SocketSpec]], pod: Pod | None
+    ) -> ReceiverSpec | None:
         path: Path = ("receiver", index)
         endpoint = receiver.endpoint
-        address = self.lookup(endpoint, receiver.family)
-        missing = ""
-        if address is None:
+        missing = self.podless.get(index, "")
+        address = ResolvedAddress(bytes(4 if self.family(receiver) == 4 else 16))
+        if pod is not None:  # pods come and go: the supervisor stops one that is this host (supervisor/guard.py)
+            address = address if missing else ResolvedAddress(pod.address)
+            endpoint = replace(endpoint, port=pod.port, last_port=pod.port)
+        elif (found := self.lookup(endpoint, receiver.family)) is None:
             missing = NAME_UNRESOLVED
             self.warn((*path, "to"), f"the host name {endpoint.host!r} does not resolve now; {UNTIL_THEN}")
-            address = ResolvedAddress(bytes(4 if self.family(receiver) == 4 else 16))
-        elif endpoint.scope and not address.scope_id:
-            missing = f"{NO_INTERFACE} {endpoint.scope}"
-            self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
         else:
-            self.guard_loop(path, receiver, address, endpoint.port, ports)
+            address = found
+            if endpoint.scope and not address.scope_id:
+                missing = f"{NO_INTERFACE} {endpoint.scope}"
+                self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
+            else:
+                self.guard_loop(path, receiver, address, endpoint.port, ports)
         source: tuple[bytes, int] | None = None
         if receiver.own_source is not None:
             family, own, port = receiver.own_source
@@ -342,7 +345,7 @@ class _Compiler:
             per_session=engines.per_session(receiver, engine, report),
         )
         return ReceiverSpec(
-            name=receiver.name,
+            name=receiver.name if pod is None else member_name(receiver.name, pod.number),
             delivery=delivery,
             freq=receiver.freq,
             by_exporter=receiver.freq_mode == "exporter",
@@ -357,6 +360,9 @@ class _Compiler:
             needed=receiver.probe != "off" and receiver.name in self.needed,
             unique=receiver.domain == "unique",
             missing=missing,
+            pod=pod if not missing else None,
+            written="" if pod is None else receiver.name,
+            index=index,
         )
 
     @staticmethod
@@ -370,7 +376,8 @@ class _Compiler:
         probe = receiver.probing
         if probe.kind not in ("tcp", "http"):
             return ProbeSpec(probe.kind)
-        where = endpoint_text(probe.endpoint.host if probe.endpoint is not None else receiver.endpoint.host, probe.port)
+        host = address_text(address.address) if receiver.service_port is not None else receiver.endpoint.host
+        where = endpoint_text(probe.endpoint.host if probe.endpoint is not None else host, probe.port)
         if probe.endpoint is not None:
             found = self.lookup(probe.endpoint, receiver.family)
             if found is None:

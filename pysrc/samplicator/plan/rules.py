@@ -1,4 +1,4 @@
-"""Rules: which receivers and pools the rules of a plan name, including standbys.
+"""Rules: which receivers and pools the rules of a plan name, including standbys and the pods of Services.
 
 Pure: a checked configuration and resolved addresses in, specs out. Called by planner. It must never ask the host
 anything.
@@ -6,41 +6,65 @@ anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from samplicator.config.address import MAPPED, ParsedSource
 from samplicator.config.model.loaded import Loaded
 from samplicator.config.model.whole import Config
-from samplicator.plan.spec import PlanSpec, PoolSpec, Resolved, RuleSpec
+from samplicator.plan.spec import PlanSpec, PoolSpec, ReceiverSpec, Resolved, RuleSpec
 
+BALANCE: Final = "exporter-hash"
+"""How the pods of a Service share the exporters: a collector keeps templates and sums of each exporter."""
 _MAPPED_MASK: Final = b"\xff" * 12
 
 
 def needed(config: Config) -> set[str]:
     """Names of the receivers whose state a standby or a pool acts on."""
     names = {receiver.standby_for for receiver in config.receiver if receiver.standby_for}
+    names |= {receiver.name for receiver in config.receiver if receiver.service_port is not None}
     return names | {name for pool in config.pool for name in pool.members}
 
 
-def pool_specs(config: Config) -> tuple[PoolSpec, ...]:
-    """The pools, in the order of the configuration."""
-    index = {receiver.name: number for number, receiver in enumerate(config.receiver)}
-    return tuple(
+def places(receivers: Sequence[ReceiverSpec]) -> dict[str, list[int]]:
+    """The indexes in the plan of each receiver that the operator wrote: several of one that is a Service."""
+    found: dict[str, list[int]] = {}
+    for index, receiver in enumerate(receivers):
+        found.setdefault(receiver.written or receiver.name, []).append(index)
+    return found
+
+
+def pool_specs(config: Config, receivers: Mapping[str, Sequence[int]]) -> tuple[PoolSpec, ...]:
+    """The pools, in the order of the configuration, then one for each receiver that is a Service and that a rule names:
+    its pods share the exporters. receivers: see places.
+    """
+    written = [
         PoolSpec(
             pool.name,
             pool.balance,
-            tuple((index[name], weight) for name, weight in zip(pool.members, pool.weights, strict=True)),
+            tuple(
+                (index, weight)
+                for name, weight in zip(pool.members, pool.weights, strict=True)
+                for index in receivers[name]
+            ),
         )
         for pool in config.pool
-    )
+    ]
+    named = {name for rule in config.rule for name in rule.to}
+    services = [each.name for each in config.receiver if each.service_port is not None and each.name in named]
+    return (*written, *(PoolSpec(name, BALANCE, tuple((i, 1) for i in receivers[name])) for name in services))
 
 
-def rule_specs(loaded: Loaded, resolved: Resolved) -> tuple[RuleSpec, ...]:
-    """The rules. A standby is a receiver of every rule that names its primary, right behind it."""
+def rule_specs(
+    loaded: Loaded, resolved: Resolved, receivers: Mapping[str, Sequence[int]], pools: Sequence[PoolSpec]
+) -> tuple[RuleSpec, ...]:
+    """The rules. A standby is a receiver of every rule that names its primary, right behind it. receivers: see places;
+    pools: of the plan.
+    """
     config = loaded.config
     listener_index = {listener.name: index for index, listener in enumerate(config.listener)}
-    receiver_index = {receiver.name: index for index, receiver in enumerate(config.receiver)}
-    pool_index = {pool.name: index for index, pool in enumerate(config.pool)}
+    pool_index = {pool.name: index for index, pool in enumerate(pools)}
+    receiver_index = {name: found[0] for name, found in receivers.items() if name not in pool_index}
     standbys: dict[str, list[str]] = {}
     for receiver in config.receiver:
         if receiver.standby_for:
@@ -53,10 +77,10 @@ def rule_specs(loaded: Loaded, resolved: Resolved) -> tuple[RuleSpec, ...]:
             sources = loaded.sources[index]
         listeners = tuple(dict.fromkeys(listener_index[name] for name in rule.listener)) if rule.listener else None
         names = [each for name in rule.to for each in (name, *standbys.get(name, ()))]
-        receivers = tuple(dict.fromkeys(receiver_index[name] for name in names if name in receiver_index))
-        receivers = shared.setdefault(receivers, receivers)
-        pools = tuple(dict.fromkeys(pool_index[name] for name in rule.to if name in pool_index))
-        specs.append(RuleSpec(sources, listeners, receivers, rule.stop, rule, pools))
+        direct = tuple(dict.fromkeys(receiver_index[name] for name in names if name in receiver_index))
+        direct = shared.setdefault(direct, direct)
+        pooled = tuple(dict.fromkeys(pool_index[name] for name in rule.to if name in pool_index))
+        specs.append(RuleSpec(sources, listeners, direct, rule.stop, rule, pooled))
     return tuple(specs)
 
 

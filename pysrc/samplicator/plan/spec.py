@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from samplicator.config.address import ParsedSource, address_text, endpoint_text
 from samplicator.config.model.rule import Rule
+from samplicator.plan.pods import Pod, PodsOf, no_pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class Capabilities:
     net_raw: raw sockets can be opened. net_admin: buffer limits can be passed, ingress rules made. is_local(address):
     the address is one of this host. cpus: the CPUs this process may run on. host_addresses(): all of this host, sorted;
     asked only for listeners that receive by ring. interface_index(name): 0 = there is none now. group_interface(group):
-    index of the interface that the route to a multicast group leads to, 0 = none, or unknown.
+    index of the interface that the route to a multicast group leads to, 0 = none, or unknown. pods(port, family): of a
+    Kubernetes Service.
     """
 
     net_raw: bool
@@ -75,6 +77,7 @@ class Capabilities:
     interface_index: Callable[[str], int] = field(default=_no_interface_is_missing, compare=False)
     host_addresses: Callable[[], tuple[HostAddress, ...]] = field(default=_no_addresses, compare=False)
     group_interface: Callable[[bytes], int] = field(default=_the_kernel_chooses, compare=False)
+    pods: PodsOf = field(default=no_pods, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +221,9 @@ class ReceiverSpec:
     many ms, options data likewise; 0 = never. standby_for: name of the receiver whose copies it gets while that one is
     down, "" = none. needed: a standby or a pool acts on its state. unique: observation domains are replaced by their
     aliases. missing: what this host lacks to send to it at all now, for people ("name does not resolve"), "" = nothing;
-    its copies are then counted as no_route, and where the address is not known it is all zeros.
+    its copies are then counted as no_route, and where the address is not known it is all zeros. pod: the pod that it
+    is, None = it is none. written: name of the receiver that the operator wrote, "" = this name: the pods of a
+    Kubernetes Service are several receivers. index: the place of that one in the configuration.
     """
 
     name: str
@@ -231,6 +236,9 @@ class ReceiverSpec:
     needed: bool = False
     unique: bool = False
     missing: str = ""
+    pod: Pod | None = None
+    written: str = ""
+    index: int = field(default=0, compare=False)
 
     @property
     def udp(self) -> Udp:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from samplicator.config.model.service import Service
 from samplicator.host.bound import worker_of
 from samplicator.host.sockets import cookie
 from samplicator.host.sources import HandedIn
@@ -31,12 +32,12 @@ SAVE_SECONDS: Final = 60.0
 STATE_NAME: Final = "samplicator.state"
 
 
-def state_path(configured: str | None, environ: Mapping[str, str] | None = None) -> str:
-    """Path of the state file, "" = none. configured: None = the operator says nothing; then the first directory of
-    StateDirectory= of the systemd unit is taken.
+def state_path(service: Service, environ: Mapping[str, str] | None = None) -> str:
+    """Path of the state file, "" = none. Where the operator says nothing, it is in the first directory of
+    StateDirectory= of the systemd unit.
     """
-    if configured is not None:
-        return configured
+    if "state_file" in service.model_fields_set:
+        return service.state_file
     folder = (os.environ if environ is None else environ).get("STATE_DIRECTORY", "").partition(":")[0]
     return os.path.join(folder, STATE_NAME) if folder else ""
 
@@ -55,12 +56,12 @@ class Kept:
         self._lock = threading.Lock()
         self.source = HandedIn(taken)
 
-    def store(self, sockets: Sequence[tuple[str, socket.socket]]) -> None:
-        """Has systemd hold these sockets, as far as it takes them, and no others."""
+    def store(self, supervisor: Supervisor) -> None:
+        """Has systemd hold the sockets that run, as far as it takes them, and no others."""
         if self._notifier.store_limit == 0:
             return
         with self._lock:
-            ours = sorted(((label, sock) for label, sock in sockets if label not in self._units), key=_rank)
+            ours = sorted((each for each in supervisor.sockets() if each[0] not in self._units), key=_rank)
             limit = self._notifier.store_limit
             wanted = dict(ours[:limit] if limit > 0 else ours)
             now = {label: cookie(sock) for label, sock in wanted.items()}

@@ -102,19 +102,19 @@ class Build:
         self._open_states()
         if self.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
             self.aliases = aliases.make(self.spec.alias_file)
-        self._open_listeners()
+        if not self.incoming.handed_in:
+            self._open_listeners()
         self._open_workers()
         self.outgoing.open()
+        if self.incoming.handed_in:
+            self.incoming.commit()
+            self._open_listeners()
         self._install_rings()
         # socket k of a listener is read by worker k modulo their number
-        for groups in self.incoming.groups.values():
-            for group in groups.values():
-                self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
-        for part in self._ring_parts():
-            self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(part.intakes))
-        for doors in self.doors.values():
-            for each in doors.values():
-                self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(each))
+        together: list[Sequence[AnyIntake]] = [group for by in self.incoming.groups.values() for group in by.values()]
+        together += [*(p.intakes for p in self._ring_parts()), *(g for by in self.doors.values() for g in by.values())]
+        for group in together:
+            self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
 
     def undo(self) -> None:
         for thread in self._threads:
@@ -156,7 +156,8 @@ class Build:
         a socket gets what another one got before (Incoming.read_first): the other one is read out first.
         """
         moved = {i for i, owner in self.owners.items() if i.owner is not None and i.owner != owner}
-        moved |= self.incoming.passed_on | self._overtaken_by_rings()
+        rings = {name: {i for p in parts.values() if p.fresh for i in p.intakes} for name, parts in self.rings.items()}
+        moved |= self.incoming.passed_on | self.incoming.overtaken_by(rings)
         concerned, ages = self.incoming.read_first()
         steps: list[tuple[set[AnyIntake], list[Intake]]] = []  # who is not read, and who is read out by worker 0
         for age in ages:
@@ -173,16 +174,6 @@ class Build:
             )
             for number, (without, first) in enumerate(steps)
         ]
-
-    def _overtaken_by_rings(self) -> set[AnyIntake]:
-        """New rings get what sockets got before: these sockets, and the rings, which wait until those are read out."""
-        found: set[AnyIntake] = set()
-        for name, parts in self.rings.items():
-            fresh = {intake for part in parts.values() if part.fresh for intake in part.intakes}
-            had = {i for group in self.incoming.groups[name].values() for i in group if i.given or i.owner is not None}
-            if fresh and had:
-                found |= {*fresh, *had}
-        return found
 
     def plans(
         self,
@@ -209,7 +200,7 @@ class Build:
                 rules,
                 pools,
                 [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in replay_to],
-                self.aliases,
+                self.aliases.handle if self.aliases is not None else None,
                 unread,
             )
             for worker in self.workers

@@ -13,7 +13,7 @@ import errno
 import itertools
 import logging
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final, Protocol
 
 from samplicator.config.address import endpoint_text
@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 NOT_BESIDE: Final = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM})
 """Why no socket can be opened beside one that was handed in: another user opened that one (SO_REUSEPORT, socket(7)), or
 its port needs a right."""
+
+
+NEARLY_EMPTY_BYTES: Final = 1 << 16
+"""So little in a socket is read at once."""
 
 
 class Tolerated(Protocol):
@@ -62,6 +66,7 @@ class Incoming:
     """groups: the sockets of each listener, one list per configured socket; missing: the sockets that this host cannot
     have now, and why. hindered: listeners whose port another program has. strays: sockets that were handed in and serve
     no listener, by the listener that takes what they hold; unused: those of them that no listener takes anything of.
+    handed_in: whether there were any when this began.
     short: listeners that have fewer sockets than workers, because what was handed in must be read out first.
     passed_on: sockets that run for another listener until this plan runs.
     """
@@ -78,6 +83,7 @@ class Incoming:
         self._running = running
         self._source = source
         self._casts = casts
+        self.handed_in = bool(source.waiting())
         self._tolerated = tolerated
         self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
         self._opened: list[Intake] = []
@@ -87,6 +93,16 @@ class Incoming:
     def __iter__(self) -> Iterator[Intake]:
         """All sockets of the next plan."""
         return (intake for groups in self.groups.values() for group in groups.values() for intake in group)
+
+    def joins(self, intake: Intake) -> bool:
+        """Whether a socket is the one of its place that is a member of multicast groups."""
+        return any(group[0] is intake for groups in self.groups.values() for group in groups.values())
+
+    def commit(self) -> None:
+        """To be called when all but these sockets is open, before begin(): whoever had them before may have them still,
+        and must find them as they were. Raises OSError: this process must not read them.
+        """
+        self._source.commit()
 
     def begin(self) -> None:
         """Finds out what runs and what was handed in, and on which ports."""
@@ -177,6 +193,21 @@ class Incoming:
         stay = [i for i in self if i.spec.port in ports & {i.spec.port for i in fresh}]
         concerned: set[AnyIntake] = {*gone, *(i for i in self if i.spec.port in ports)}
         return concerned, [*([intake] for intake in gone), *([stay] if stay else [])]
+
+    def overtaken_by(self, rings: Mapping[str, Set[AnyIntake]]) -> set[AnyIntake]:
+        """New rings get what sockets got before: these sockets, and the rings, which wait until those are read out.
+        rings: the new ones of each listener.
+        """
+        found: set[AnyIntake] = set()
+        for name, fresh in rings.items():
+            had = {i for group in self.groups[name].values() for i in group if i.given or i.owner is not None}
+            found |= {*fresh, *had} if fresh and had else set()
+        return found
+
+    def caught_up(self) -> list[str]:
+        """Listeners that are short and have read what was handed in, so that sockets can be opened beside."""
+        groups = {name: [intake for group in self.groups[name].values() for intake in group] for name in self.short}
+        return [name for name, group in groups.items() if all(map(_caught_up, group))]
 
     # ------------------------------------------------------------------ one socket after the other
 
@@ -300,3 +331,10 @@ class Incoming:
         wanted = {place_of(socket) for socket in listener.sockets}
         loses = any(place_of(running) not in wanted for running in state.intakes)
         return self._tolerated(error, missing=place_of(key) in map(place_of, state.missing), loses=loses)
+
+
+def _caught_up(intake: Intake) -> bool:
+    """Whether what a socket held when it was handed in has been read."""
+    with contextlib.suppress(OSError):
+        intake.behind = intake.behind and intake.memory().queue_bytes > NEARLY_EMPTY_BYTES
+    return not intake.behind

@@ -56,7 +56,7 @@ class Outgoing:
 
     def open(self) -> None:
         """Raises OSError (BuildError); undo() is the caller's."""
-        for index, wanted in enumerate(self.spec.receivers):
+        for wanted in self.spec.receivers:
             try:
                 self.states[wanted.name] = self._receiver(wanted)
             except OSError as error:
@@ -69,7 +69,7 @@ class Outgoing:
                     self.states[wanted.name] = self._receiver(replace(wanted, missing=why))
                     continue
                 text = f"receiver {wanted.name!r} at {wanted.place}, engine {wanted.engine}: {error.strerror or error}"
-                raise BuildError(error.errno or 0, text, ("receiver", index)) from error
+                raise BuildError(error.errno or 0, text, ("receiver", wanted.index)) from error
 
     def _receiver(self, wanted: ReceiverSpec) -> ReceiverState:
         spec = self.spec

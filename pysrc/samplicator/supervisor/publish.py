@@ -19,6 +19,7 @@ from samplicator.datapath.thread import WorkerThread
 from samplicator.health.running import Running
 from samplicator.host import bpf, listening, ring
 from samplicator.supervisor.build import Build
+from samplicator.supervisor.incoming import NEARLY_EMPTY_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,6 @@ ADOPT_SECONDS: Final = 10.0
 """How long a worker may take to adopt a plan: it may have to drain a socket first, for a second at most each."""
 BACKLOG_SECONDS: Final = 10.0
 """How long it is waited for a worker to go on reading out a socket."""
-NEARLY_EMPTY_BYTES: Final = 1 << 16
-"""What is left in a socket then is read when it leaves the plan."""
 
 
 class WorkerStuck(RuntimeError):
@@ -58,13 +57,6 @@ def wait_for(running: Running, workers: Iterable[WorkerThread]) -> None:
 def wake(workers: Iterable[WorkerThread]) -> None:
     for worker in workers:
         worker.worker.wake()
-
-
-def caught_up(intake: Intake) -> bool:
-    """Whether what a socket held when it was handed in has been read."""
-    with contextlib.suppress(OSError):
-        intake.behind = intake.behind and intake.memory().queue_bytes > NEARLY_EMPTY_BYTES
-    return not intake.behind
 
 
 def wait_empty(intakes: Sequence[Intake]) -> None:
@@ -112,6 +104,8 @@ def pause(running: Running, build: Build) -> None:
     plans = build.plans(running.number + 1, without=build.owners.keys(), unread=True)
     hand_out(running, running.workers, plans)
     wait_for(running, running.workers)
+    if build.aliases is not None:
+        build.aliases.release()
 
 
 def leave_others(running: Running, build: Build, kept: Set[str]) -> None:
@@ -144,6 +138,9 @@ def resume(running: Running, build: Build) -> None:
         with contextlib.suppress(OSError):
             listening.set_kept_fields(intake.sock, intake.spec, **build.keep)
             intake.program = None
+            listening.follow_groups(intake.sock, intake.spec, join=build.incoming.joins(intake))
+    if build.aliases is not None:
+        build.aliases.regain()
     build.mark_flow()
     for group in ring_groups(running):
         try:

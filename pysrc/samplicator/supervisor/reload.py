@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol
 
+from samplicator.cluster.services import Services
 from samplicator.config.compact import load_compact
 from samplicator.config.diff import Diff, diff
 from samplicator.config.model.loaded import Loaded
@@ -78,6 +80,7 @@ class Reloader:
         runs: Runs,
         resolver: Resolver,
         capabilities: Callable[[], Capabilities],
+        services: Services | None = None,
         *,
         begins: Callable[[], None] = lambda: None,
         ended: Callable[[ReloadResult], None] = lambda result: None,
@@ -93,6 +96,7 @@ class Reloader:
         self._runs = runs
         self._resolver = resolver
         self._capabilities = capabilities
+        self._services = services or Services()
         self._begins = begins
         self._ended = ended
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reload")
@@ -106,10 +110,18 @@ class Reloader:
         self._written_again = False
         self._closed = False
 
-    async def start(self, loaded: Loaded) -> None:
-        """The first configuration. Raises ConfigError or OSError; nothing runs then."""
+    async def start(self, loaded: Loaded, *, first: Callable[[], None] = lambda: None) -> None:
+        """The first configuration. first: called when all that takes long is done, just before the plan is applied.
+        Raises ConfigError or OSError; nothing runs then.
+        """
         async with self._turn:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._start, loaded)
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._start, loaded, first)
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        """No plan changes within; who asks for a change waits."""
+        async with self._turn:
+            yield
 
     async def reload(self, trigger: str) -> ReloadResult:
         """Reads the configuration again, now or after the reload that runs now. Never raises for what the operator or
@@ -208,7 +220,7 @@ class Reloader:
         try:
             loaded = loaded or load_compact(self._load)
             changes = diff(self.loaded.config, loaded.config) if self.loaded else changes
-            self._apply(loaded, self._compile(loaded, self._resolver.resolve(loaded, RELOAD_SECONDS)))
+            self._apply(loaded, self._compile(loaded, self._resolve(loaded, RELOAD_SECONDS)))
         except Exception as error:
             self.failures_total += 1
             self.last_successful = False
@@ -259,6 +271,8 @@ class Reloader:
         """before: the generation that ran when it began; when another one runs now, the change could not be taken
         back."""
         problems = problems_of(error, loaded)
+        if self.loaded is not None:
+            self._services.adopt(self.loaded)  # those of the refused configuration are not followed
         published = self._runs.generation != before
         outcome = f"but plan {self._runs.generation} already runs" if published else "the running plan stays"
         hint = f"; {HOW_TO_EDIT}" if loaded is None and CHANGED_FILE in trigger else ""
@@ -267,11 +281,22 @@ class Reloader:
             log.error("this is a defect in samplicator; please report it", exc_info=error)
         return ReloadResult(False, self._runs.generation, "", problems, time.monotonic() - begun, published=published)
 
-    def _start(self, loaded: Loaded) -> None:
-        self._apply(loaded, self._compile(loaded, self._resolver.resolve(loaded, START_SECONDS)))
+    def _start(self, loaded: Loaded, first: Callable[[], None]) -> None:
+        spec = self._compile(loaded, self._resolve(loaded, START_SECONDS))
+        first()
+        self._apply(loaded, spec)
+
+    def _resolve(self, loaded: Loaded, seconds: float) -> Resolved:
+        """Asks for names and pods side by side."""
+        until = time.monotonic() + seconds
+        self._services.begin(loaded)
+        resolved = self._resolver.resolve(loaded, seconds)
+        self._services.wait(max(0.0, until - time.monotonic()))
+        return resolved
 
     def _compile(self, loaded: Loaded, resolved: Resolved) -> PlanSpec:
-        return planner.compile(loaded, resolved, self._capabilities(), judge_addresses=False)
+        able = replace(self._capabilities(), pods=self._services.pods)
+        return planner.compile(loaded, resolved, able, judge_addresses=False)
 
     def _apply(self, loaded: Loaded, spec: PlanSpec) -> None:
         """Remembers the plan that runs in the end, also when a worker hangs after the plan was published."""
@@ -284,6 +309,7 @@ class Reloader:
 
     def _adopt(self, loaded: Loaded, spec: PlanSpec) -> None:
         self._resolver.adopt(loaded)
+        self._services.adopt(loaded)
         self.loaded, self.spec = loaded, spec
         self.config_hash = int(loaded.text_hash[:12] or "0", 16)
         self.last_success_timestamp = self.last_success_timestamp or time.time()

@@ -282,8 +282,7 @@ class Supervisor:
             for state in listeners:
                 for intake in state.sockets():
                     on_port.setdefault(intake.spec.port, []).append(intake.sock)
-            behind = [state for state in listeners if state.name in self._build.incoming.short] if self._build else []
-            grow = [state.name for state in behind if all(map(publish.caught_up, state.sockets()))]
+            grow = self._build.incoming.caught_up() if self._build is not None else []
             missing = [state for state in listeners if state.missing]
             self._tried += RETRIES
             could = [state.name for state in missing if could_open(state, on_port, self._tried, self._withhold)]
@@ -346,16 +345,17 @@ class Supervisor:
                 text = "%d bytes of received data were not forwarded after %.3f s of draining (drain_timeout: %g s)"
                 log.warning(text, left, time.monotonic() - begun, timeout)
 
-    def leave(self, kept: Set[str]) -> None:
+    def leave(self, kept: Set[str] | None = None) -> None:
         """Stops the workers and closes everything, while somebody else has the sockets with these labels, too
-        (sockets()): what waits in them stays for the next process. Other sockets are read out.
+        (sockets(); None: all): what waits in them stays for the next process. Other sockets are read out.
         """
         with self._lock:
             if not self._ended and self._build is not None:
                 self._ended = True
                 try:
                     publish.pause(self._running, self._build)
-                    publish.leave_others(self._running, self._build, kept)
+                    if kept is not None:
+                        publish.leave_others(self._running, self._build, kept)
                 except publish.WorkerStuck as error:
                     log.error("%s; what it has read is lost", error)
             self._ended = True
@@ -369,7 +369,14 @@ class Supervisor:
             self._links.close()
         return ending.close_all(self._running)
 
-    # ------------------------------------------------------------------ to another process
+    # ------------------------------------------------------------------ from and to another process
+
+    def follow(self, source: Source, state: bytes) -> None:
+        """Before the first plan: this process goes on where another one has paused. state: see __init__."""
+        with self._lock:
+            self._source = source
+            self._state = state or self._state
+            self._taken_up = not (self._state_file or self._state)
 
     def sockets(self) -> list[tuple[str, socket.socket]]:
         """The sockets of all listeners, and the labels by which another process knows them (sources.HandedIn)."""
@@ -450,7 +457,7 @@ class Supervisor:
         and which socket takes broadcasts.
         """
         with self._lock:
-            if self._running.spec is not None:
+            if self._running.spec is not None and not self._ended:
                 guard.follow_host(self._running.spec, self._running.receivers, self._running.listeners.values())
         self.look()
 

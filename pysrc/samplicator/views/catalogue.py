@@ -229,6 +229,27 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "member.exporters",
     ),
     Metric(
+        "kubernetes_pods",
+        "gauge",
+        _R,
+        "Ready pods of a receiver that is a Kubernetes Service.",
+        "kubernetes.ready",
+    ),
+    Metric(
+        "kubernetes_pods_waiting",
+        "gauge",
+        _R,
+        "Pods of such a receiver that are not ready.",
+        "kubernetes.waiting",
+    ),
+    Metric(
+        "kubernetes_followed",
+        "gauge",
+        _R,
+        "1 while the API server reports changes of the pods; 0 while the last known pods stay in use.",
+        "kubernetes.followed",
+    ),
+    Metric(
         "forward_latency_seconds",
         "histogram",
         (),

@@ -89,7 +89,7 @@ class ExportSum:
                 "added": self._added,
                 "received": self._received,
             },
-            "receivers": [_export_to(item, settings.get(item.name)) for item in readings.receivers],
+            "receivers": [_export_to(item, settings.get(item.written or item.name)) for item in readings.receivers],
         }
 
 

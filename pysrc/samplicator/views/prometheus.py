@@ -121,6 +121,8 @@ class StateCollector(Collector):
         elif owner == "member":
             for pool in readings.pools:
                 yield from (((pool.name, m.receiver), float(getattr(m, name))) for m in pool.members)
+        elif owner == "kubernetes":
+            yield from (((item.receiver,), float(getattr(item, name))) for item in self._state.services())
         elif owner == "receiver":
             yield from (((receiver.name,), float(getattr(receiver, name))) for receiver in readings.receivers)
         elif owner == "reader":

@@ -5,12 +5,14 @@ Written by service alone; nothing here acts.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from samplicator.config.model.loaded import Loaded
+from samplicator.readings import ServiceReading
 from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.view import View
 from samplicator.views.history import History
@@ -41,6 +43,10 @@ class LoopLag:
         self.counts[-1] += 1
 
 
+def _no_take_over(_: socket.socket) -> tuple[int, str]:
+    return 503, "this process hands nothing over"
+
+
 @dataclass(slots=True)
 class StateFile:
     """The state file as it is shown. path: "" = there is none. why: why it could not be written last time, "" = it
@@ -61,7 +67,9 @@ class ServiceState:
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
     healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service
-    has it take a sample every few seconds. reload_token: "" = none configured.
+    has it take a sample every few seconds. services: of Kubernetes, that receivers are. reload_token: "" = none
+    configured. hand_over: begins a take-over on a connection, which then belongs to the service, and returns 101, or
+    another HTTP status and why not.
     """
 
     view: View
@@ -72,12 +80,14 @@ class ServiceState:
     ready: Callable[[], tuple[bool, str]]
     healthy: Callable[[], tuple[bool, str]]
     log_messages: dict[str, int]
+    services: Callable[[], tuple[ServiceReading, ...]] = tuple
     loop_lag: LoopLag = field(default_factory=LoopLag)
     started: float = field(init=False)
     history: History = field(init=False)
     startup: str = ""
     reload_token: str = ""
     state_file: StateFile = field(default_factory=StateFile)
+    hand_over: Callable[[socket.socket], tuple[int, str]] = _no_take_over
 
     def __post_init__(self) -> None:
         self.started = time.monotonic() - (time.time() - self.started_unix)

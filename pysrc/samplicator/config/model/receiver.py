@@ -23,6 +23,7 @@ from samplicator.config.fields import (
     Tos,
     Ttl,
 )
+from samplicator.config.kubernetes import ServicePort, names_service, parse_service_port
 from samplicator.config.model.table import LIVE, Table
 from samplicator.config.probe import Probe, parse_probe
 
@@ -32,7 +33,8 @@ class Receiver(Table):
 
     name: Name = Field(description="Name used by rules, metrics and logs; unique.", json_schema_extra=LIVE)
     to: TargetText = Field(
-        description="HOST:PORT or [v6]:PORT; host names are resolved again regularly.",
+        description="HOST:PORT or [v6]:PORT; host names are resolved again regularly. k8s://NAMESPACE/SERVICE:PORT = "
+        "the ready pods of a Kubernetes Service, which share the exporters as the members of a pool do.",
         json_schema_extra=LIVE,
     )
     spoof: bool = Field(
@@ -133,8 +135,15 @@ class Receiver(Table):
     )
 
     @property
+    def service_port(self) -> ServicePort | None:
+        """`to`, if it names a Kubernetes Service."""
+        return parse_service_port(self.to) if names_service(self.to) else None
+
+    @property
     def endpoint(self) -> Endpoint:
-        """`to`, parsed."""
+        """`to`, parsed. Of a Service: its name, which nobody resolves, and its port, 0 if that has a name."""
+        if (wanted := self.service_port) is not None:
+            return Endpoint(wanted.host, 0, b"", wanted.port, wanted.port)
         return parse_target(self.to)
 
     @property
