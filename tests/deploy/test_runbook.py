@@ -1,4 +1,4 @@
-"""deploy/README.md: each alert leads to a section that names it; links lead somewhere; commands and metrics are real."""
+"""deploy/README.md: each alert leads to a section that names it; links, commands and metrics exist."""
 
 from __future__ import annotations
 
