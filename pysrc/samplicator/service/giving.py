@@ -74,12 +74,12 @@ class Giver:
         to return before it answers on the HTTP sockets. Never raises for what the other side does.
         """
         try:
+            with contextlib.suppress(Ended, Silent):
+                conversation.upgrade()
             if not self._busy.acquire(blocking=False):
                 _decline(conversation, f"process {self.taker} is taking over from it at this moment")
                 return False
             try:
-                with contextlib.suppress(Ended, Silent):
-                    conversation.upgrade()
                 given = self._give(conversation)
                 if given:
                     begun()
