@@ -108,6 +108,8 @@ class Flows:
         self._seconds = seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flows", daemon=True)
+        for link, port in ((1, FLOWS), (2, SAMPLED)):
+            lab.collector_socket(link, port)  # somebody listens, or the receivers are refusing
         self.whole = lab.tap(1, lambda seen: seen.port == FLOWS)
         self.sampled = lab.tap(2, lambda seen: seen.port == SAMPLED)
 
@@ -129,7 +131,7 @@ class Flows:
         whole, sampled = Collector(), Collector()
         for seen in self.whole.collect(sent):
             whole.take(seen.source, seen.payload)
-        assert (len(self.whole.seen), "datagrams of flows") == (sent, "datagrams of flows")
+        assert len(self.whole.seen) == sent, f"{len(self.whole.seen)} of {sent} datagrams of flows"
         for seen in self.sampled.collect(sent // 3):
             sampled.take(seen.source, seen.payload)
         return whole, sampled
