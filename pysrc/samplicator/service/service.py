@@ -213,7 +213,8 @@ class Service:
         for warning in loaded.warnings:
             log.warning("%s", warning)
         self._pages.prepare(loaded.config.service)
-        if not (self._options.takeover and await self._handover.find(loaded.config.service)):
+        wanted = self._options.takeover and not len(self._kept.source)  # systemd has passed the sockets
+        if not (wanted and await self._handover.find(loaded.config.service)):
             self._pages.open(loaded.config.service)
         self._host.start()  # before the plan is made, so that changes meanwhile are seen
         await self._reloader.start(loaded, first=partial(self._handover.follow, loaded.config.service))
