@@ -35,7 +35,8 @@ NOTHING = "0000000000000000"
 NET_RAW = ["--cap-add", "NET_RAW"]
 RUN, OWN = "/run/samplicator", "/run/samplicator-pod"
 RATE = 5_000
-"""Datagrams per second during a rollout."""
+"""Datagrams per second during a rollout. A container cannot exceed net.core.rmem_max of the machine, which may be small:
+then a receive buffer holds what comes in the pause of a take-over only at such a rate."""
 CONFIG = """
 [service]
 log_format = "json"
