@@ -28,10 +28,11 @@ class Intake:
     """
 
     __slots__ = (
-        "_drops_read",
         "behind",
+        "cookie",
         "counters",
         "drops",
+        "drops_read",
         "given",
         "granted",
         "label",
@@ -71,8 +72,9 @@ class Intake:
         self.rx = RxSocket(sock.fileno(), self.counters, slot)
         self.owner: int | None = None
         self.granted = sockets.granted_receive_buffer(sock)
+        self.cookie = sockets.cookie(sock)
         self.drops = 0
-        self._drops_read = drops_read
+        self.drops_read = drops_read
 
     def again(self, slot: int) -> Intake:
         """The same socket for another listener: its own descriptor and counters. This one is let go of."""
@@ -88,7 +90,7 @@ class Intake:
                 self.program,
                 label=self.label,
                 given=self.given,
-                drops_read=self._drops_read,
+                drops_read=self.drops_read,
             )
         except BaseException:
             sock.close()
@@ -112,8 +114,8 @@ class Intake:
     def memory(self) -> sockets.MemInfo:
         """SO_MEMINFO now; adds what the kernel dropped since the last call to `drops`. One caller at a time."""
         info = sockets.meminfo(self.sock)
-        self.drops += (info.drops - self._drops_read) & 0xFFFFFFFF
-        self._drops_read = info.drops
+        self.drops += (info.drops - self.drops_read) & 0xFFFFFFFF
+        self.drops_read = info.drops
         return info
 
     def close(self) -> None:

@@ -220,8 +220,10 @@ class Incoming:
         return None
 
     def _adopted(self, had: Had, key: SocketSpec, slot: int) -> Intake:
-        """Of a socket that was open before: what it dropped then is counted already, its filter is unknown."""
-        drops = sockets.meminfo(had.sock).drops
+        """Of a socket that was open before: what it dropped then is counted already, but for what it dropped since the
+        process before has ended, if that is known. Its filter is unknown.
+        """
+        drops = self._running.drops.get(sockets.cookie(had.sock), sockets.meminfo(had.sock).drops)
         size = self.spec.receive_buffer
         intake = Intake(had.sock, key, slot, size, None, label=had.label, given=True, drops_read=drops)
         self._opened.append(intake)
