@@ -9,7 +9,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from support.lab import Lab
+import pytest
+from support.freeze import frozen
+from support.lab import Lab, run, void
 from support.manager import Manager
 from support.process import wait_for
 from support.relay import Relay
@@ -192,3 +194,55 @@ def test_a_manager_that_does_not_say_what_it_holds(lab: Lab) -> None:
         relay = manager.start(config(lab))
     traffic.flows(relay)
     traffic.end(relay)
+
+
+def test_a_worker_that_hangs_is_not_reported_as_well(lab: Lab) -> None:
+    """The watchdog is fed while all workers run, and not while one of two does not."""
+    manager = Manager(lab)
+    relay = manager.start(config(lab), env={"WATCHDOG_USEC": "1500000"})
+
+    def fed() -> int:
+        return sum("WATCHDOG" in fields for fields in list(manager.said))
+
+    wait_for(lambda: fed() >= 2, "the watchdog to be fed")
+    with frozen(relay.pid, "sampl-worker-1"):
+        wait_for(lambda: relay.said("stops feeding the watchdog"), "the hang to be seen", 20)
+        before = fed()
+        assert relay.get("/healthz")[0] == 503
+        wait_for(lambda: relay.stderr().count("stops feeding the watchdog") >= 3, "it to be seen again")
+        assert fed() == before
+    wait_for(lambda: fed() > before, "the watchdog to be fed again")
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only", "foreign", "damaged"])
+def test_a_state_file_that_is_no_use_hinders_nothing(lab: Lab, trouble: str) -> None:
+    """One line at the start or at the end, a state that is shown, and nothing else."""
+    folder = lab.directory / "var"
+    folder.mkdir()
+    path = folder / "state"
+    options = {"full": "size=4k", "read-only": "ro"}.get(trouble)
+    if options is not None:
+        run("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder))
+        lab.closers.append(lambda: void(run("umount", str(folder))))
+    if trouble == "full":
+        (folder / "other").write_bytes(bytes(4096))
+    if trouble in ("foreign", "damaged"):
+        path.write_bytes(b"precious" if trouble == "foreign" else b"samplicator state 1 final   0000000000000010 00\n")
+    service = f'[service]\nhttp = "127.0.0.1:9420"\ncontrol = ""\nstate_file = "{path}"\n'
+    relay = lab.samplicator(service + config(lab, workers=1))
+    assert relay.get("/readyz")[0] == 200
+    assert relay.api("status")["state_file"]["path"] == str(path)
+    stop(relay)
+    lines = [line for line in relay.stderr().splitlines() if "state file" in line]
+    expected = {
+        "full": ["cannot be written: No space left on device"],
+        "read-only": ["cannot be written: Read-only file system"],
+        "foreign": ["is ignored", "cannot be written: the file is not a state file of samplicator"],
+        "damaged": ["is ignored"],
+    }[trouble]
+    assert len(lines) == len(expected), lines
+    for line, part in zip(lines, expected, strict=True):
+        assert part in line
+    assert path.exists() == (options is None)
+    if trouble == "foreign":
+        assert path.read_bytes() == b"precious"
