@@ -212,7 +212,8 @@ class Service:
         loaded = self.state.loaded
         for warning in loaded.warnings:
             log.warning("%s", warning)
-        if self._options.takeover and await self._handover.find(loaded.config.service):
+        wanted = self._options.takeover and not len(self._kept.source)  # systemd has passed the sockets
+        if wanted and await self._handover.find(loaded.config.service):
             self._pages.prepare(loaded.config.service)
         else:
             self._pages.open(loaded.config.service)

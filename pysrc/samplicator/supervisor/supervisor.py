@@ -10,13 +10,14 @@ http (readings, route). It must never take a lock that a worker takes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -91,7 +92,7 @@ class Supervisor:
         self._state_file = state_file
         self._state = state
         self._taken_up = not (state_file or state)
-        self._saving = threading.Lock()  # one at a time; never taken within another
+        self._saving = threading.RLock()  # one at a time; never taken within another
         self._debris: list[Callable[[], None]] = []
         self._build: Build | None = None  # of the plan that runs
         self._links: Links | None = None
@@ -377,6 +378,17 @@ class Supervisor:
             self._source = source
             self._state = state or self._state
             self._taken_up = not (self._state_file or self._state)
+
+    @contextlib.contextmanager
+    def no_saving(self) -> Iterator[None]:
+        """Waits for the state file that is being written, and lets nobody write it within."""
+        with self._saving:
+            yield
+
+    def given(self) -> None:
+        """Another process has taken over: the state file is its file now."""
+        with self._saving:
+            self._state_file = ""
 
     def sockets(self) -> list[tuple[str, socket.socket]]:
         """The sockets of all listeners, and the labels by which another process knows them (sources.HandedIn)."""
