@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket
 from samplicator.datapath.doors import GONE, DoorIntake
-from samplicator.host import bpf, ring, sockets
+from samplicator.host import bpf, listening, ring, sockets
 from samplicator.host.ingress import Ingress
 from samplicator.plan.spec import DoorSpec, RingSpec, SocketSpec
 from samplicator.readings import ListenerReading, add_up
@@ -43,6 +43,7 @@ class Intake:
         "rx",
         "sock",
         "spec",
+        "turned_away",
     )
 
     def __init__(
@@ -66,6 +67,7 @@ class Intake:
         self.behind = given
         self.label = label
         self.passed_on = False
+        self.turned_away = False
         self.spec = spec
         self.requested = requested
         self.counters = RxCounters()
@@ -98,6 +100,11 @@ class Intake:
         other.behind = self.behind
         self.passed_on = True
         return other
+
+    def turn_away(self) -> None:
+        """From now on it takes nothing; see listening.turn_away."""
+        listening.turn_away(self.sock)
+        self.turned_away = True
 
     def resize(self, receive_buffer: int) -> None:
         """Asks the kernel for another receive buffer."""
