@@ -24,11 +24,12 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
 
 TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
-	systemd man-db groff mandoc libcap2-bin util-linux clang bird2
+	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
+	systemd-container mmdebstrap lintian bash-completion zsh fish $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.
-VERIFY_PACKAGES := mmdebstrap buildah podman runc
+VERIFY_PACKAGES := buildah podman runc
 
-.PHONY: all run build install uninstall image test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
+.PHONY: all run build install install-shared uninstall deb image test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:
 
 all: build
@@ -113,9 +114,16 @@ $(STAMPS)/ext-inside: $(SOURCES) $(INSIDE_SOURCES) setup.py pyproject.toml $(STA
 
 # ---- install: the program into PREFIX, unit, sysctl drop-in, man pages and (if there is none) a first configuration
 
-COMMANDS := samplicator samplicate
-UNIT := /etc/systemd/system/samplicator.service
+COMMANDS = $(shell $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["scripts"])')
+UNITS := samplicator.service samplicator@.service
+UNIT_FOLDER := /etc/systemd/system
 SYSCTL := /etc/sysctl.d/60-samplicator.conf
+# What `make install` puts below /usr/local/share and the Debian package below /usr/share: manuals and completions, as FROM:TO
+SHARE := /usr/local/share
+SHARED := $(foreach page,$(wildcard deploy/man/*.[0-9]),$(page):man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
+	$(foreach file,$(wildcard deploy/completions/bash/*),$(file):bash-completion/completions/$(notdir $(file))) \
+	$(foreach file,$(wildcard deploy/completions/zsh/*),$(file):zsh/$(if $(filter /usr/share,$(SHARE)),vendor-completions,site-functions)/$(notdir $(file))) \
+	$(foreach file,$(wildcard deploy/completions/fish/*),$(file):fish/vendor_completions.d/$(notdir $(file)))
 
 # $(1): the target. What it writes belongs to root.
 define need_root
@@ -130,10 +138,10 @@ install:
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/python -m pip install -q --disable-pip-version-check .
 	for name in $(COMMANDS); do ln -sf $(PREFIX)/bin/$$name /usr/local/bin/$$name; done
-	for page in deploy/man/*.8; do install -D -m 644 -t /usr/local/share/man/man8 $$page; done
-	install -D -m 644 -t /usr/local/share/man/man5 deploy/man/samplicator.toml.5
-	install -D -m 644 deploy/systemd/samplicator.service $(UNIT)
-	sed -i 's,/opt/samplicator/,$(PREFIX)/,' $(UNIT)
+	@$(MAKE) --no-print-directory install-shared
+	for unit in $(UNITS); do \
+		sed 's,/opt/samplicator/,$(PREFIX)/,' deploy/systemd/$$unit >$(UNIT_FOLDER)/$$unit && chmod 644 $(UNIT_FOLDER)/$$unit || exit 1; \
+	done
 	install -D -m 644 deploy/systemd/60-samplicator.conf $(SYSCTL)
 	[ -e /etc/samplicator/samplicator.toml ] || install -D -m 644 -t /etc/samplicator deploy/samplicator.toml
 	@sysctl -q -p $(SYSCTL) || echo "The limits of $(SYSCTL) could not be set now; they hold from the next boot on." >&2
@@ -144,15 +152,21 @@ install:
 		echo "samplicator is installed. Edit /etc/samplicator/samplicator.toml, then: systemctl enable --now samplicator"; \
 	fi
 
+install-shared:
+	for pair in $(SHARED); do install -D -m 644 $${pair%%:*} $(DESTDIR)$(SHARE)/$${pair#*:} || exit 1; done
+
 # The configuration stays: it is the operator's.
 uninstall:
 	@$(call need_root,uninstall)
-	@if [ -d /run/systemd/system ]; then systemctl -q disable --now samplicator 2>/dev/null || true; fi
-	rm -f $(UNIT) $(SYSCTL)
+	@if [ -d /run/systemd/system ]; then \
+		systemctl -q disable --now samplicator $$(systemctl list-units --all --plain --no-legend 'samplicator@*' | cut -d ' ' -f 1) \
+			2>/dev/null || true; \
+	fi
+	rm -f $(addprefix $(UNIT_FOLDER)/,$(UNITS)) $(SYSCTL)
 	for name in $(COMMANDS); do \
 		[ "$$(readlink /usr/local/bin/$$name)" != $(PREFIX)/bin/$$name ] || rm -f /usr/local/bin/$$name; \
 	done
-	for page in deploy/man/*; do rm -f /usr/local/share/man/man$${page##*.}/$${page##*/}; done
+	for pair in $(SHARED); do rm -f $(SHARE)/$${pair#*:}; done
 	[ ! -e $(PREFIX)/bin/samplicator ] || [ ! -e $(PREFIX)/pyvenv.cfg ] || rm -rf $(PREFIX)
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "samplicator is removed. Its configuration is left in /etc/samplicator."
@@ -168,6 +182,31 @@ image:
 	@[ -n "$(IMAGE_BUILDER)" ] || { echo "make image needs docker, podman or buildah" >&2; exit 1; }
 	$(IMAGE_BUILDER) build -f deploy/docker/Dockerfile --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$(VERSION) \
 		$(IMAGE_ARGS) -t $(IMAGE) .
+
+# ---- the Debian package: dist/samplicator-relay_VERSION_ARCH.deb, for the release of Debian it is made on (deploy/debian)
+
+DEB_PACKAGES := debhelper dpkg-dev chrpath gcc libc6-dev python3 python3-dev python3-venv
+DEB_PYTHON := /usr/bin/python3
+# The version; another than that of deploy/debian/changelog, for trying upgrades.
+DEB_VERSION :=
+DEB_TREE := build/deb/tree
+# The compiled module of this tree, if it was made for Debian's Python: then the package need not compile it again.
+COMPILED = pysrc/samplicator/_fastpath$(shell $(DEB_PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+
+deb:
+	@$(call find_packages,$(DEB_PACKAGES)); $(install_missing)
+	@$(MAKE) --no-print-directory build
+	@rm -rf build/deb && mkdir -p $(DEB_TREE) dist
+	@# sources only, with their times: what was compiled from them is then known to be fresh
+	@tar -c --exclude='*.so' --exclude='*.pyc' --exclude=__pycache__ --exclude='*.egg-info' --exclude='*.c' \
+		fastpath pysrc deploy setup.py pyproject.toml MANIFEST.in Makefile README.md LICENSE CHANGELOG.md ARCHITECTURE.md \
+		CONTRIBUTING.md | tar -x -C $(DEB_TREE)
+	@cp -r deploy/debian $(DEB_TREE)/debian
+	@if [ -e $(COMPILED) ]; then mkdir $(DEB_TREE)/prebuilt && cp -p $(COMPILED) $(DEB_TREE)/prebuilt/ && cp -r build/cython $(DEB_TREE)/prebuilt/; fi
+	@[ -z "$(DEB_VERSION)" ] || sed -i '1s/(.*)/($(DEB_VERSION))/' $(DEB_TREE)/debian/changelog
+	@echo "Making the package (log: build/deb/log)"
+	@cd $(DEB_TREE) && dpkg-buildpackage --build=binary --unsigned-changes >../log 2>&1 || { tail -n 50 ../log; exit 1; }
+	@mv build/deb/*.deb dist/ && rm -rf $(DEB_TREE) && ls -1 dist/*.deb
 
 # ---- test
 

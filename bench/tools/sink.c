@@ -26,6 +26,7 @@ static const char USAGE[] =
     "  --source-base ADDR   each datagram must come from ADDR + its exporter index: \"wrong_source\"\n"
     "  --source-port P, --port-step 0|1: and from port P (+ index)\n"
     "  --per-source, --expect-sources: list every session\n"
+    "  --any-source         an exporter is one session, from whatever address and port its datagrams come\n"
     "  --join               a session may start at any sequence\n"
     "  --gro                receive whole runs (UDP_GRO): cheaper, same checks\n"
     "  --latency            of timed payloads: send call to kernel receive, percentiles\n"
@@ -51,7 +52,7 @@ static uint32_t receiver_count;
 static session *sessions;
 static uint64_t session_slots, session_count, received_total;
 static endpoint source_base;
-static int has_source_base, per_source, join, gro, latency;
+static int has_source_base, per_source, any_source, join, gro, latency;
 static uint32_t source_port, port_step;
 static uint64_t first_ns, last_ns;
 static uint64_t latency_count[LATENCY_BUCKETS], latency_total;
@@ -208,7 +209,9 @@ static void take(uint32_t index, const endpoint *from, const uint8_t *data, uint
 	}
 	if (source_wrong(from, exporter))
 		r->wrong_source++;
-	if (from->sa.sa_family == AF_INET) {
+	if (any_source) {
+		key.port = 0;
+	} else if (from->sa.sa_family == AF_INET) {
 		key.address[10] = key.address[11] = 0xff;
 		memcpy(key.address + 12, &from->v4.sin_addr, 4);
 	} else {
@@ -412,11 +415,11 @@ static void print_result(void)
 
 int main(int argc, char **argv)
 {
-	enum { LISTEN = 256, IDLE, MAX, EXPECT, BASE, PORT, STEP, PER, JOIN, GRO, LATENCY, BUFFER };
+	enum { LISTEN = 256, IDLE, MAX, EXPECT, BASE, PORT, STEP, PER, ANY, JOIN, GRO, LATENCY, BUFFER };
 	static const struct option table[] = {
 	    {"listen", 1, 0, LISTEN}, {"idle-ms", 1, 0, IDLE}, {"max-seconds", 1, 0, MAX}, {"expect", 1, 0, EXPECT},
 	    {"source-base", 1, 0, BASE}, {"source-port", 1, 0, PORT}, {"port-step", 1, 0, STEP}, {"per-source", 0, 0, PER},
-	    {"expect-sources", 0, 0, PER}, {"join", 0, 0, JOIN}, {"gro", 0, 0, GRO}, {"latency", 0, 0, LATENCY},
+	    {"expect-sources", 0, 0, PER}, {"any-source", 0, 0, ANY}, {"join", 0, 0, JOIN}, {"gro", 0, 0, GRO}, {"latency", 0, 0, LATENCY},
 	    {"buffer", 1, 0, BUFFER}, {0, 0, 0, 0}};
 	uint64_t idle_ns = 1000000000ull, end, expect = UINT64_MAX;
 	double max_seconds = 60;
@@ -437,6 +440,7 @@ int main(int argc, char **argv)
 		case PORT: source_port = (uint32_t)strtoul(optarg, NULL, 10); break;
 		case STEP: port_step = (uint32_t)strtoul(optarg, NULL, 10); break;
 		case PER: per_source = 1; break;
+		case ANY: any_source = 1; break;
 		case JOIN: join = 1; break;
 		case GRO: gro = 1; break;
 		case LATENCY: latency = 1; break;

@@ -154,6 +154,8 @@ def test_spoofs_as_a_plain_user_with_a_read_only_root(engine: Engine, lab: Lab) 
     assert process(container, "NoNewPrivs") == "1"
     assert [process(container, f"Cap{name}") for name in ("Eff", "Prm", "Bnd", "Amb")] == [NET_RAW_ONLY] * 4
     assert container.exec("touch", "/etc/samplicator/x", "/opt/x", "/x", ok=False).returncode != 0
+    for link, port in ((1, 9995), (2, 9996)):
+        lab.collector_socket(link, port)  # a port that nobody listens at would refuse
     taps = [lab.tap(1, lambda seen: seen.port == 9995), lab.tap(2, lambda seen: seen.port == 9996)]
     sent = [f"datagram {number}".encode() for number in range(200)]
     sender = lab.exporter_socket("198.18.77.7", 7777)
@@ -184,6 +186,7 @@ def test_without_net_raw_it_starts_and_says_what_it_cannot_do(engine: Engine, la
     container = start(engine, lab)
     assert [process(container, f"Cap{name}") for name in ("Eff", "Prm", "Bnd", "Amb")] == [NOTHING] * 4
     assert "CAP_NET_RAW" in container.logs()
+    lab.collector_socket(2, 9996)
     tap = lab.tap(2, lambda seen: seen.port == 9996)
     sender = lab.exporter_socket("198.18.77.7", 7777)
     for number in range(50):
@@ -193,7 +196,7 @@ def test_without_net_raw_it_starts_and_says_what_it_cannot_do(engine: Engine, la
         row["name"]: row for row in json.loads(container.exec("samplicator", "status", "--json").stdout)["receivers"]
     }
     assert receivers["spoofed"]["state"] == "unreachable"
-    assert "CAP_NET_RAW" in receivers["spoofed"]["why"]
+    assert "CAP_NET_RAW" in receivers["spoofed"]["state_why"]
     assert (receivers["spoofed"]["counters"]["sent"], receivers["spoofed"]["failed"]) == (0, 50)
     assert receivers["plain"]["counters"]["sent"] == 50
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from support.linters import ROOT, tool
-from support.network import outside
+from support.network import run_outside
 
 PLACE = ROOT / "build" / "image"
 RELEASE = "bookworm"
@@ -32,9 +32,14 @@ OVERLAYFS_MAGIC = "794c7630"  # statfs(2)
 LIMITS = ["--ulimit", "nofile=1024:20000", "--ulimit", "nproc=4096:4096"]
 
 
-def done(command: Sequence[str], *, timeout: float = 600, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; a failure shows its last words."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+def done(
+    command: Sequence[str], *, timeout: float = 600, ok: bool = True, fetches: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; a failure shows its last words. fetches: it needs the network of the machine."""
+    if fetches:
+        result = run_outside(command, timeout=timeout)
+    else:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert not ok or result.returncode == 0, f"{' '.join(command)}\n{(result.stdout + result.stderr)[-4000:]}"
     return result
 
@@ -69,7 +74,7 @@ class Engine:
             archive = PLACE / f"{kind}.tar"
             include = f"--include={','.join(PACKAGES[kind])}"
             made = [tool("mmdebstrap"), "--quiet", "--variant=minbase", include, RELEASE, str(archive)]
-            done([*outside(), *made], timeout=900)
+            done(made, timeout=900, fetches=True)
             self.podman("import", "--quiet", str(archive), name, timeout=300)
             archive.unlink()
         return name
@@ -81,11 +86,12 @@ class Engine:
         folder = ROOT / "deploy" / "docker"
         done(
             [
-                *outside(), tool("buildah"), *self.storage, "bud", "--isolation", "chroot", "--network", "host",
+                tool("buildah"), *self.storage, "bud", "--isolation", "chroot", "--network", "host",
                 "--format", "docker", *self._pip(), *built,
                 "--file", str(folder / "Dockerfile"), "--tag", name, str(ROOT),
             ],
             timeout=1200,
+            fetches=True,
         )  # fmt: skip
 
     @staticmethod

@@ -125,13 +125,10 @@ class _Compiler:
         self.problem((*path, key), why)
 
     def lack_right(self, path: Path, key: str, why: str) -> None:
-        """A right that this process lacks: the socket is tried all the same, and the rest runs. Who comes from
-        samplicate gets an error, as there.
-        """
+        """All else runs without this right of the process. samplicate ends, as its users know it."""
         if self.loaded.origin == "toml":
-            self.warn((*path, key), f"{why}; {UNTIL_THEN}")
-        else:
-            self.report(path, key, why)
+            return self.warn((*path, key), f"{why}; {UNTIL_THEN}")
+        return self.report(path, key, why)
 
     def warn(self, path: Path, why: str) -> None:
         if (problem := self.loaded.problem(path, why)) not in self.lacks:

@@ -1,0 +1,117 @@
+"""The package on a booted Debian 12, under load: installed, restarted, killed, upgraded, reconfigured, hung, purged.
+
+One machine for all of it, in the order of the file; each step also works alone. Every datagram that the exporters send
+meanwhile must arrive at both receivers, once and in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.appliance import DROP_INS, UNIT, Appliance, booted
+from support.package import NAME, newer
+from support.process import wait_for
+from support.stream import configuration, metrics, page, wait_ready
+
+pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.slow, pytest.mark.deploy_heavy]
+
+
+@pytest.fixture(scope="module")
+def relay(request: pytest.FixtureRequest, package: Path) -> Iterator[Appliance]:
+    with booted(request) as boot:
+        yield Appliance(*boot("bookworm"), package)
+
+
+@pytest.fixture
+def running(relay: Appliance) -> Appliance:
+    """The relay, with the configuration of stream.py."""
+    if relay.machine.shows(UNIT, "ActiveState") != "active":
+        relay.start()
+    return relay
+
+
+def test_installed(relay: Appliance) -> None:
+    """It is there, and not started: the sample configuration is nobody's network."""
+    machine = relay.machine
+    assert machine.systemctl("is-enabled", UNIT, check=False).strip() == "disabled"
+    assert machine.shows(UNIT, "ActiveState") == "inactive"
+    assert "samplicator check && systemctl enable --now samplicator" in relay.said
+    assert "ok" in machine.run("samplicator", "check").stdout
+    assert machine.run("samplicate", "--version").stdout.startswith("samplicate ")
+    for unit in (UNIT, "samplicator@edge.service"):
+        done = machine.run("systemd-analyze", "verify", "--man=no", unit)
+        assert done.stdout + done.stderr == ""
+        machine.run("systemd-analyze", "security", "--threshold=16", "--offline=true", unit)
+
+
+def test_restart_loses_nothing(running: Appliance) -> None:
+    outcome = running.during(lambda: running.machine.systemctl("restart", UNIT))
+    assert outcome.whole, f"{outcome}\n{running.machine.journal(UNIT)[-3000:]}"
+
+
+def test_kill_loses_nothing(running: Appliance) -> None:
+    """But for the batch that the process had in hand, for which nobody can answer."""
+    pid = running.machine.pid(UNIT)
+
+    def kill() -> None:
+        running.machine.run("kill", "-KILL", str(pid))
+        wait_for(lambda: running.restarted(pid), "systemd to restart the relay", 30, 0.1)
+
+    outcome = running.during(kill)
+    assert outcome.whole, f"{outcome}\n{running.machine.journal(UNIT)[-3000:]}"
+
+
+def test_upgrade_loses_nothing(running: Appliance, package: Path) -> None:
+    fresh = newer(package, "9.8.7", running.lab.directory)
+    pid = running.machine.pid(UNIT)
+    outcome = running.during(lambda: running.install(fresh))
+    assert outcome.whole, f"{outcome}\n{running.machine.journal(UNIT)[-3000:]}"
+    assert running.restarted(pid)
+    assert '"version":"9.8.7"' in page(running.lab, "/api/v1/status")[1].replace(" ", "")
+
+
+@pytest.mark.parametrize("by", ["reload", "restart"])
+def test_change_of_listeners_loses_nothing(running: Appliance, by: str) -> None:
+    def change() -> None:
+        running.configure(configuration(ports=(2055, 2056)))
+        running.machine.systemctl(by, UNIT)
+
+    try:
+        outcome = running.during(change)
+        assert outcome.whole, f"{outcome}\n{running.machine.journal(UNIT)[-3000:]}"
+        assert metrics(running.lab).names("listener", "receive_datagrams_total") == {"port 2055", "port 2056"}
+        kept = int(running.machine.shows(UNIT, "NFileDescriptorStore"))
+    finally:
+        running.configure(configuration())
+        running.machine.systemctl("reload", UNIT)
+    assert int(running.machine.shows(UNIT, "NFileDescriptorStore")) == kept // 2, "sockets of the listener that is gone"
+
+
+def test_process_that_hangs_is_restarted(running: Appliance) -> None:
+    pid = running.machine.pid(UNIT)
+    running.drop_in("impatient", "[Service]\nWatchdogSec=2\n")
+    running.machine.systemctl("restart", UNIT)
+    hung = running.machine.pid(UNIT)
+    assert hung != pid
+    running.machine.run("kill", "-STOP", str(hung))
+    wait_for(lambda: running.restarted(hung), "the watchdog to act", 30, 0.1)
+    assert "Watchdog timeout" in running.machine.journal(UNIT)
+    wait_ready(running.lab)
+
+
+def test_purge_leaves_nothing(running: Appliance) -> None:
+    machine = running.machine
+    machine.systemctl("start", "samplicator@edge.service", check=False)
+    machine.run("rm", "-r", DROP_INS)  # the administrator's
+    machine.run("dpkg", "--remove", NAME)
+    assert machine.shows(UNIT, "LoadState") in ("not-found", "masked")
+    machine.run("dpkg", "--purge", NAME)
+    machine.systemctl("daemon-reload")
+    left = machine.files() - running.files
+    assert {path for path in left if "samplic" in path} == set()
+    assert "samplic" not in machine.run("getent", "passwd").stdout + machine.systemctl("list-units", "--all")
+    assert {
+        path for path in left if not path.startswith(("/var/log/", "/run/", "/var/lib/systemd/", "/var/cache/"))
+    } == set()

@@ -1,0 +1,54 @@
+"""What the Debian package is made from agrees with the rest: versions, the Python packages inside, their licenses."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support.linters import DEPLOY, ROOT, run, said
+
+DEBIAN = DEPLOY / "debian"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VENDORED = dict(re.findall(r"^([\w.-]+)==(\S+)$", (DEBIAN / "vendored.txt").read_text(), re.MULTILINE))
+
+
+def test_version_is_that_of_the_project() -> None:
+    assert re.match(r"samplicator-relay \((.*)-\d+\)", (DEBIAN / "changelog").read_text())[1] == PROJECT["version"]  # type: ignore[index]
+    done = run("dpkg-parsechangelog", "-l", DEBIAN / "changelog", "--show-field", "Date")
+    assert (done.returncode, done.stderr) == (0, ""), said(done)
+
+
+def test_packages_inside_are_what_the_project_asks_for() -> None:
+    versions = {canonicalize_name(name): version for name, version in VENDORED.items()}
+    for text in PROJECT["dependencies"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), text
+
+
+def test_packages_inside_are_whole() -> None:
+    """What they in turn need is among them, in a version that suits: as pip sees it, without a network."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    versions = {canonicalize_name(name): version for name, version in VENDORED.items()}
+    for name in versions:
+        try:
+            texts = requires(name) or []
+        except PackageNotFoundError:
+            raise AssertionError(f"{name} is in vendored.txt, but not needed any more") from None
+        for wanted in map(Requirement, texts):
+            if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(wanted.name) in versions, f"{name} needs {wanted}"
+
+
+def test_every_package_inside_has_its_license_said() -> None:
+    text = (DEBIAN / "copyright").read_text()
+    described = {canonicalize_name(path.removesuffix(".py")) for path in re.findall(r"/site-packages/([\w.]+)", text)}
+    described |= {"markdown-it-py"} if "markdown-it" in described else set()
+    assert {canonicalize_name(name) for name in VENDORED} <= described
+    used = {
+        name for line in re.findall(r"^License: (.*)$", text, re.MULTILINE) for name in re.findall(r"[\w.+-]+", line)
+    }
+    used -= {"and", "or"}
+    assert {name for name in used if not re.search(rf"^License: {re.escape(name)}\n ", text, re.MULTILINE)} == set()
