@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from support.lab import Lab
-from support.network import outside
+from support.network import run_outside
 from support.process import tool, wait_for
 from support.tree import ROOT
 
@@ -42,7 +42,7 @@ GATES = "EndpointSliceTerminatingCondition=true"
 def fetch() -> Path:
     """The programs, built if they are not there: eight minutes of one CPU."""
     script = ROOT / "tests" / "deploy" / "cluster" / "fetch"
-    done = subprocess.run([*outside(), str(script)], capture_output=True, text=True, timeout=7200)
+    done = run_outside([str(script)], timeout=7200)
     assert done.returncode == 0, f"{script}\n{(done.stdout + done.stderr)[-4000:]}"
     return CACHE / "bin"
 
