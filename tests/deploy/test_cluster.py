@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a kubelet, containers"),
 ]
 
-IMAGE = "localhost/samplicator:cluster"
+IMAGE = "localhost/samplicator:test"
 NAMESPACE = "samplicator"
 RELAY = "app.kubernetes.io/name=samplicator"
 PORT = 9995
@@ -63,19 +63,20 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Iterator[Cluster]:
-    """With the relay's image on the node."""
-    engine, archive = Engine(), PLACE / "cluster.tar"
-    try:
-        engine.build(IMAGE)
-        archive.unlink(missing_ok=True)
-        engine.podman("save", "--format", "docker-archive", "--output", str(archive), IMAGE, timeout=600)
-    finally:
-        engine.close()
+    """With the relay's image on the node: of this tree, or from the archive that SAMPLICATOR_IMAGE names."""
+    archive = Path(os.environ.get("SAMPLICATOR_IMAGE", PLACE / "cluster.tar"))
+    if "SAMPLICATOR_IMAGE" not in os.environ:
+        engine = Engine()
+        try:
+            engine.build(IMAGE)
+            archive.unlink(missing_ok=True)
+            engine.podman("save", "--format", "docker-archive", "--output", str(archive), IMAGE, timeout=600)
+        finally:
+            engine.close()
     begun = time.monotonic()
     made = Cluster(lab)
     try:
         made.load(archive)
-        archive.unlink()
         print(f"\nthe cluster is ready after {time.monotonic() - begun:.0f} s; MiB: {made.memory()}")
         yield made
     finally:

@@ -188,7 +188,7 @@ class Cluster:
             "--sync-frequency=5s", "--node-status-update-frequency=5s", "--address=0.0.0.0", "--healthz-port=0",
             "--read-only-port=0", "--image-gc-high-threshold=100", "--eviction-hard=",
             "--make-iptables-util-chains=false", f"--resolv-conf={self.folder}/resolv.conf",
-            f"--volume-plugin-dir={self.folder}/plugins", "--serialize-image-pulls=false",
+            f"--volume-plugin-dir={self.folder}/plugins", "--serialize-image-pulls=false", "--cluster-dns=127.0.0.1",
         )  # fmt: skip
         self._pause()
         self.wait("the node to be ready", self._ready)
@@ -312,7 +312,9 @@ conf_dir = "{self.folder}/cni"
         except AssertionError as error:
             pods = self.kubectl("get", "pods", "-A", "-o", "wide", ok=False)
             events = self.kubectl("get", "events", "-A", ok=False)
-            raise AssertionError(f"{error}\n{pods}\n{events[-4000:]}\n{self.log('kubelet', 1500)}") from None
+            words = [*self.inside, "sh", "-c", "tail -n 20 /var/log/pods/*/*/*.log"]
+            said = subprocess.run(words, capture_output=True, text=True).stdout
+            raise AssertionError(f"{error}\n{pods}\n{events[-3000:]}\n{self.log('kubelet', 1500)}\n{said}") from None
 
     def log(self, name: str, characters: int = 3000) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-characters:]
