@@ -76,7 +76,7 @@ def cluster(lab: Lab) -> Iterator[Cluster]:
     begun = time.monotonic()
     made = Cluster(lab)
     try:
-        made.load(archive)
+        made.image = made.load(archive)
         print(f"\nthe cluster is ready after {time.monotonic() - begun:.0f} s; MiB: {made.memory()}")
         yield made
     finally:
@@ -96,12 +96,12 @@ def for_old(item: Object) -> Object:
     return item
 
 
-def for_test(item: Object) -> Object:
+def for_test(item: Object, image: str) -> Object:
     """The object with the image of this test, and small enough for two pods on a node of two CPUs."""
     if item["kind"] == "DaemonSet":
         spec = item["spec"]["template"]["spec"]
         for container in [*spec["containers"], *spec.get("initContainers", ())]:
-            container["image"] = IMAGE
+            container["image"] = image
             container["resources"] = {}
     return for_old(item)
 
@@ -110,7 +110,7 @@ def deploy(cluster: Cluster, folder: Path, overlay: str, config: str, **more: An
     """Applies an operator's overlay; returns its objects."""
     folder.mkdir(exist_ok=True)
     text = compose(folder, overlay, config=SERVICE + config, **more)
-    items = [for_test(item) for item in yaml.safe_load_all(text)]
+    items = [for_test(item, cluster.image) for item in yaml.safe_load_all(text)]
     cluster.apply(*items)
     return items
 
@@ -162,6 +162,8 @@ class Steady:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+        for sock in self.sockets:
+            sock.close()
 
 
 @pytest.fixture
@@ -235,13 +237,13 @@ def test_spoofed_copies_arrive_and_the_configuration_follows(
     assert [each["restartCount"] for each in now["status"]["containerStatuses"]] == [0]
 
 
-def collectors(replicas: int) -> list[Object]:
-    """A namespace with a Deployment of collectors and its Service."""
+def collectors(image: str) -> list[Object]:
+    """A namespace with a Deployment of collectors, none yet, and its Service."""
     name, labels = {"name": "collector", "namespace": "collectors"}, {"app": "collector"}
     port = {"name": "flow", "protocol": "UDP", "port": 2055, "targetPort": PORT}
     container = {
         "name": "collector",
-        "image": IMAGE,
+        "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/opt/venv/bin/python", "-c", COLLECTOR],
         "ports": [{"name": "in", "protocol": "UDP", "containerPort": PORT}],
@@ -257,7 +259,7 @@ def collectors(replicas: int) -> list[Object]:
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": name,
-            "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template},
+            "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": template},
         },
     ]
 
@@ -292,7 +294,7 @@ def followed(lab: Lab) -> set[str]:
 def test_receivers_follow_a_deployment(
     cluster: Cluster, lab: Lab, steady: Steady, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    cluster.apply(*collectors(0))
+    cluster.apply(*collectors(cluster.image))
     folder = tmp_path_factory.mktemp("kubernetes")
     config = receiver("siem", "k8s://collectors/collector:flow")
     roles = {"components": ["k8s-receivers"], "role_namespaces": ["collectors"]}

@@ -60,6 +60,7 @@ class Cluster:
         self.settings = {name: Path("/proc/sys", name).read_text() for name in CHANGED_BY_KUBELET}
         self.cgroups = cgroups()
         self.holder: subprocess.Popen[bytes] | None = None
+        self.image = ""  # of the relay
         self.token = secrets.token_hex(16)
         try:
             self._hold()
@@ -162,7 +163,8 @@ class Cluster:
             "api", "kube-apiserver", f"--etcd-servers={at}:2379", "--bind-address=0.0.0.0", "--secure-port=443",
             f"--advertise-address={self.node}", f"--service-cluster-ip-range={SERVICES}", "--allow-privileged=true",
             "--tls-cert-file=api.crt", "--tls-private-key-file=api.key", "--cert-dir=certs",
-            "--token-auth-file=tokens.csv", "--authorization-mode=Node,RBAC",
+            "--kubelet-preferred-address-types=InternalIP", "--token-auth-file=tokens.csv",
+            "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction", "--service-account-key-file=accounts.pub",
             "--service-account-signing-key-file=accounts.key", f"--service-account-issuer=https://{API}",
             f"--feature-gates={GATES}",
@@ -264,12 +266,17 @@ conf_dir = "{self.folder}/cni"
 
     # ------------------------------------------------------------------ for tests
 
-    def load(self, archive: Path) -> None:
-        """Puts the images of an archive (docker save) on the node."""
+    def load(self, archive: Path) -> str:
+        """Puts the image of an archive (docker save) on the node; returns its name."""
         words = [str(self.bin / "ctr"), f"--address={self.folder}/c.sock", "--namespace=k8s.io", "images", "import"]
         wait_for((self.folder / "c.sock").exists, "containerd", 60)
         done = subprocess.run([*self.inside, *words, str(archive)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+        with tarfile.open(archive) as tar:
+            manifest = tar.extractfile("manifest.json")
+            assert manifest is not None
+            (name,) = json.load(manifest)[0]["RepoTags"]
+        return str(name)
 
     def kubectl(self, *words: str, stdin: str | None = None, ok: bool = True, timeout: float = 120) -> str:
         """As the cluster's administrator."""
