@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -345,11 +346,11 @@ def test_a_plain_rollout_has_a_gap(cluster: Cluster, lab: Lab, tmp_path_factory:
     cluster.wait("the relay with this configuration", answered(lambda: set(names(lab)) == {"one"}))
     (before,), _ = cluster.wait("one relay", lambda: relays(cluster))
     sink, rate = lab.sink(1, f"{lab.peer4(1)}:{PORT}"), 2000
-    sender = load(lab, "--rate", rate, "--seconds", 40)
+    sender = load(lab, "--rate", rate, "--seconds", 600)
     time.sleep(2)
     cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "daemonset/samplicator")
     _, seconds = cluster.wait("another pod", lambda: another(cluster, before))
-    sent = sender.result(90)["sent"]
+    sent = ended(sender)
     got = lab.tally(sink)
     lost = got["lost"]
     print(
@@ -372,7 +373,7 @@ def test_a_rollout_with_take_over_loses_nothing(
     (first,) = (item for item in items if item["kind"] == "DaemonSet")
     cluster.wait("a relay that is ready", lambda: relays(cluster))
     sink, rate = lab.sink(1, f"{lab.peer4(1)}:{PORT}"), 2000
-    sender = load(lab, "--rate", rate, "--seconds", 50)
+    sender = load(lab, "--rate", rate, "--seconds", 600)
     time.sleep(2)
     begun, generations = time.monotonic(), [first, renamed(first, "next"), renamed(first, "last")]
     for old, new in pairwise(generations):
@@ -383,14 +384,21 @@ def test_a_rollout_with_take_over_loses_nothing(
         gone = f"app.kubernetes.io/name={old['metadata']['name']}"
         cluster.wait("the old relay to be gone", lambda unwanted=gone: not cluster.pods(NAMESPACE, unwanted))
     seconds = time.monotonic() - begun
-    assert sender.alive, "the load must outlast the rollouts"
-    sent = sender.result(90)["sent"]
+    sent = ended(sender)
     got = lab.tally(sink)
     print(f"\ntwo rollouts with take-over in {seconds:.1f} s: lost {got['lost']}, repeated {got['repeated']} of {sent}")
     assert (got["lost"], got["repeated"], got["reordered"]) == (0, 0, 0)
     assert sent == got["received"]
     (pod,) = relays(cluster, "app.kubernetes.io/name=samplicator-last")
     assert [each["restartCount"] for each in pod["status"]["containerStatuses"]] == [0]
+
+
+def ended(sender: Process) -> int:
+    """Ends a load that outlasted the rollout; how many datagrams it has sent."""
+    time.sleep(2)
+    assert sender.alive
+    sender.send_signal(signal.SIGTERM)
+    return int(sender.result(30)["sent"])
 
 
 def renamed(daemonset: Object, word: str) -> Object:

@@ -73,10 +73,9 @@ class Cluster:
     # ------------------------------------------------------------------ life
 
     def _hold(self) -> None:
-        """The process below which all others are. Its own /run and /var/log stand for the machine's."""
-        places = "/run /var/log /var/lib/cni /var/lib/kubelet"
+        """The process below which all others are. Its own folders stand for those of the machine that they write to."""
         script = (
-            f"mkdir -p {places} && for place in {places}; do mount -t tmpfs none $place; done; echo held; "
+            "for place in /run /var/log /var/lib; do mount -t tmpfs none $place; done; echo held; "
             "trap : CHLD; while :; do sleep 3600 & wait; done"
         )
         words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
