@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.linters import DEPLOY, ROOT, run, said
+from support.machine import release_of_host
+from support.package import build
 
 DEBIAN = DEPLOY / "debian"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -52,3 +59,13 @@ def test_every_package_inside_has_its_license_said() -> None:
     }
     used -= {"and", "or"}
     assert {name for name in used if not re.search(rf"^License: {re.escape(name)}\n ", text, re.MULTILINE)} == set()
+
+
+@pytest.mark.deploy_heavy
+def test_package_is_the_same_twice_and_lintian_finds_no_error(package: Callable[[str], Path], tmp_path: Path) -> None:
+    first = package(release_of_host())
+    kept = tmp_path / first.name
+    shutil.copy(first, kept)
+    assert sha256(build().read_bytes()).digest() == sha256(kept.read_bytes()).digest()
+    done = run("lintian", "--allow-root", "--fail-on", "error", kept)
+    assert done.returncode == 0, said(done)
