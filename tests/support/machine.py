@@ -34,7 +34,7 @@ mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/
 shift
 layer=$1
 shift
-exec systemd-nspawn -q -D "$layer/root" --register=no --keep-unit --timezone=off "$@"
+exec systemd-nspawn -q -D "$layer/root" --machine="${layer##*/}" --register=no --keep-unit --timezone=off "$@"
 """
 """A layer in memory over a root file system, in a mount namespace that goes with its last process."""
 BOOT = ("--boot", "--link-journal=no", "--resolv-conf=off", "--capability=CAP_NET_ADMIN,CAP_NET_RAW")
