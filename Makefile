@@ -27,9 +27,9 @@ TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables et
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
 	systemd-container mmdebstrap lintian bash-completion zsh fish $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.
-VERIFY_PACKAGES :=
+VERIFY_PACKAGES := buildah podman runc
 
-.PHONY: all run build install install-shared uninstall deb test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
+.PHONY: all run build install install-shared uninstall deb image test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:
 
 all: build
@@ -170,6 +170,18 @@ uninstall:
 	[ ! -e $(PREFIX)/bin/samplicator ] || [ ! -e $(PREFIX)/pyvenv.cfg ] || rm -rf $(PREFIX)
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "samplicator is removed. Its configuration is left in /etc/samplicator."
+
+# ---- the container image (deploy/docker), by the first of these that is installed
+
+IMAGE_BUILDER ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell command -v $(name)),$(name))))
+VERSION = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
+IMAGE ?= samplicator:$(VERSION)
+IMAGE_ARGS ?=
+
+image:
+	@[ -n "$(IMAGE_BUILDER)" ] || { echo "make image needs docker, podman or buildah" >&2; exit 1; }
+	$(IMAGE_BUILDER) build -f deploy/docker/Dockerfile --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$(VERSION) \
+		$(IMAGE_ARGS) -t $(IMAGE) .
 
 # ---- the Debian package: dist/samplicator-relay_VERSION_ARCH.deb, for the release of Debian it is made on (deploy/debian)
 

@@ -105,7 +105,7 @@ def alive(loaded: Loaded) -> Config:
     """
     rules = [rule for index, rule in enumerate(loaded.config.rule) if not any(s.never for s in loaded.sources[index])]
     update: dict[str, object] = {"rule": rules}
-    if loaded.origin == "legacy":
+    if loaded.origin == "legacy" and not (loaded.config.service.http or loaded.config.service.control):
         opened = {key: Service.model_fields[key].default for key in ("http", "control")}
         update["service"] = loaded.config.service.model_copy(update=opened)
     return loaded.config.model_copy(update=update)

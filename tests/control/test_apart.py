@@ -155,7 +155,7 @@ def test_tools_that_fail_say_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_file_is_made_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "control.sock.domains"
     made = aliases.make(str(path))
-    alias = made.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
+    alias = made.handle.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
     assert path.stat().st_size == ALIAS_BYTES
     assert path.stat().st_mode & 0o777 == 0o600
     del made
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_had(tmp_path: Path, caplog: pytest.LogCaptureFixt
         path = tmp_path / "no" / "domains"
     with caplog.at_level(logging.WARNING):
         made = aliases.make(str(path))
-    assert made.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100) != 0
+    assert made.handle.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100) != 0
     assert "assigned domains will not survive a restart" in caplog.text
     if kind == "link":
         assert (tmp_path / "precious").read_text() == "precious"
@@ -190,9 +190,9 @@ def test_two_of_us_do_not_share_it(tmp_path: Path, caplog: pytest.LogCaptureFixt
     first = aliases.make(str(path))
     second = aliases.make(str(path))
     assert "another samplicator uses this file" in caplog.text
-    second.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
+    second.handle.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
     assert aliases.rows(first, 0, 10) == ([], 0)
-    first.take(bytes([10, 0, 0, 2]), 5, 9, 3, 100)
+    first.handle.take(bytes([10, 0, 0, 2]), 5, 9, 3, 100)
     del first
     ((row,), _) = aliases.rows(aliases.make(str(path)), 0, 10)
     assert row.address == "10.0.0.2"
@@ -202,12 +202,12 @@ def test_a_file_in_use_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFi
     """Even by a version with a table of another size, which would cut it off under its user: SIGBUS."""
     path = tmp_path / "domains"
     made = aliases.make(str(path))
-    alias = made.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
+    alias = made.handle.take(bytes([10, 0, 0, 1]), 5, 9, 3, 100)
     os.truncate(path, 2 * ALIAS_BYTES)
     with caplog.at_level(logging.WARNING):
         other = aliases.make(str(path))
     assert "another samplicator uses this file" in caplog.text
-    assert other.take(bytes([10, 0, 0, 1]), 6, 9, 3, 100) == alias
+    assert other.handle.take(bytes([10, 0, 0, 1]), 6, 9, 3, 100) == alias
     assert path.stat().st_size == 2 * ALIAS_BYTES
     assert [row.port for row in aliases.rows(made, 0, 10)[0]] == [5]
 

@@ -21,6 +21,7 @@ from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, spec, text, until
+from support.process import wait_for
 
 
 def kept(supervisor: Supervisor) -> list[tuple[int, ...]]:
@@ -370,3 +371,46 @@ def test_nobody_looks_at_receivers_that_nothing_happens_to(
     supervisor.look(sparing=True)
     assert not one.up
     assert not one.calm
+
+
+def refused(*args: object) -> socket.socket:
+    """What the kernel says to a process without CAP_NET_RAW."""
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize(
+    "receiver", ["spoof = true", 'spoof = true\nengine = "packet"', 'engine = "raw"', "mtu = 1400"]
+)
+def test_without_net_raw_the_other_receivers_run(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch, receiver: str
+) -> None:
+    monkeypatch.setattr(sockets, "open_raw", refused)
+    port = free_port()
+    more = f'[[receiver]]\nname = "two"\nto = "127.0.0.1:9"\n{receiver}\n[[rule]]\nto = ["two"]\n'
+    supervisor.apply(spec(load, port, collector.port, more=more))
+    exporters = Exporters(1, port)
+    exporters.send(20)
+    assert len(collector.take()) == 20
+    wait_for(lambda: supervisor.view.readings().receivers[1].counters["offered"] == 20, "the last of the batch")
+    reading = supervisor.view.readings().receivers[1]
+    assert reading.counters["failed_no_route"] == 20
+    assert reading.state == "unreachable"
+    assert reading.state_why == "this process lacks CAP_NET_RAW, which a raw socket needs"
+    assert any("CAP_NET_RAW" in line for line in supervisor.view.missing())
+    assert supervisor.can_open() == ()
+    # what has nothing to do with it can be changed, and the right is taken when it is there
+    supervisor.apply(spec(load, port, collector.port, receiver="tos = 8", more=more))
+    monkeypatch.undo()
+    assert supervisor.can_open() == ("two",)
+
+
+def test_a_reload_gives_no_receiver_up_for_a_right_that_is_missing(
+    load: Load, supervisor: Supervisor, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "open_raw", refused)
+    port = free_port()
+    supervisor.apply(spec(load, port, collector.port))
+    with pytest.raises(BuildError, match="needs CAP_NET_RAW; run as root, or grant it"):
+        supervisor.apply(spec(load, port, collector.port, receiver="spoof = true"))
+    Exporters(1, port).send(20)
+    assert len(collector.take()) == 20

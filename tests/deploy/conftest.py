@@ -1,4 +1,4 @@
-"""The packages that the machines of tests/deploy install, made once per run, and the machines themselves."""
+"""Fixtures of the deployment tests: laboratories, machines, and the package that these install, made once per run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.appliance import Appliance, booted
+from support.labs import lab, make_lab, swept  # noqa: F401
 from support.machine import release_of_host, root_of
 from support.package import build, build_on
 

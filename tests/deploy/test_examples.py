@@ -16,7 +16,17 @@ def printed() -> dict[str, str]:
     manual = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", page, re.MULTILINE | re.DOTALL)
     assert readme
     assert manual
-    return {f"README {n}": text for n, text in enumerate(readme)} | {f"man {n}": text for n, text in enumerate(manual)}
+    return {f"README {n}": text for n, text in enumerate(readme)} | {
+        f"man {n}": completed(text) for n, text in enumerate(manual)
+    }
+
+
+def completed(text: str) -> str:
+    """A part of a configuration, such as one receiver, with a listener and a rule."""
+    if "[[listener]]" in text:
+        return text
+    names = ", ".join(re.findall(r'^name = (".*")', text, re.MULTILINE))
+    return f'[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n\n{text}\n[[rule]]\nto = [{names}]\n'
 
 
 EXAMPLES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DEPLOY.rglob("*.toml"))} | printed()

@@ -179,6 +179,7 @@ def schemathesis(url: str, place: Path, *more: str) -> subprocess.CompletedProce
         *(command("schemathesis"), "run", f"{url}/api/v1/openapi.json", "--checks", "all"),
         *("--seed", "9", "--max-examples", "2", "--phases", "coverage,fuzzing", "--generation-database", "none"),
         *("--header", f"Authorization: Bearer {TOKEN}", "--exclude-method", "HEAD", "--no-color"),
+        *("--exclude-path", "/-/takeover"),  # over TCP it answers 403, whatever is asked: test_http.py
         *more,
     ]
     return subprocess.run(argv, capture_output=True, text=True, timeout=240, cwd=place)

@@ -40,9 +40,10 @@ class NoControl(Unreachable):
     """The configuration switches the control socket off."""
 
 
-def control_path(control: str, config: str, *, faulty: bool = False) -> str:
+def control_path(control: str, config: str, *, faulty: bool = False, own: bool = False) -> str:
     """The path to use: given, or service.control of the configuration, or the default. faulty: the default also for a
-    configuration that cannot be read: the daemon that runs read another one. Raises Unreachable.
+    configuration that cannot be read: the daemon that runs read another one. own: service.own_control, if there is one.
+    Raises Unreachable.
     """
     if control:
         return control
@@ -50,7 +51,8 @@ def control_path(control: str, config: str, *, faulty: bool = False) -> str:
         return DEFAULT_CONTROL
     try:
         values = tomllib.loads(read_regular(config).decode())
-        path = values.get("service", {}).get("control", DEFAULT_CONTROL)
+        service = values.get("service", {})
+        path = (own and service.get("own_control")) or service.get("control", DEFAULT_CONTROL)
     except OSError as error:
         if faulty:
             return DEFAULT_CONTROL

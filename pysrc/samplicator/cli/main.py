@@ -45,7 +45,7 @@ def _command(name: str) -> Callable[[Namespace], int]:
     """The function of a command, imported now."""
     modules = {
         **dict.fromkeys(("check", "explain", "convert", "schema"), "configuration"),
-        **dict.fromkeys(("run", "reload", "status", "demo"), "running"),
+        **dict.fromkeys(("run", "reload", "status", "ready", "demo"), "running"),
         **dict.fromkeys(("exporters", "templates", "domains"), "exporters"),
         **dict.fromkeys(("ledger", "export"), "ledger"),
     }

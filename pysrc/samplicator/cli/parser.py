@@ -74,9 +74,20 @@ def make_parser() -> argparse.ArgumentParser:
         "Runs in the foreground. SIGTERM and SIGINT stop it after it has forwarded what is queued. SIGHUP, a changed "
         "file or `samplicator reload` load a new configuration without losing a datagram. A configuration with "
         "errors changes nothing.",
-        "  samplicator run -c /etc/samplicator/samplicator.toml\n",
+        "  samplicator run -c /etc/samplicator/samplicator.toml\n"
+        "  samplicator run -c /etc/samplicator/samplicator.toml --takeover\n",
     )
     _config(run)
+    run.add_argument(
+        "--takeover",
+        action="store_true",
+        help="take the place of the daemon that answers on service.control, without losing a datagram",
+    )
+    run.add_argument(
+        "--linger",
+        action="store_true",
+        help="after another process has taken over, wait for SIGTERM before ending",
+    )
 
     check = command(
         "check",
@@ -141,6 +152,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _control(status)
     status.add_argument("--json", action="store_true", help="print JSON")
+
+    ready = command(
+        "ready",
+        "ask whether the daemon is ready",
+        "Asks the daemon at service.own_control, or at service.control if there is no own_control, and prints the "
+        "answer. For probes of containers and health checks of load balancers. Exit status 0 = every listener is up, 3 "
+        "= the daemon runs but is not ready, 1 = the daemon cannot be reached.",
+        "  samplicator ready -c /etc/samplicator/samplicator.toml\n",
+    )
+    _control(ready)
 
     exporters = command(
         "exporters",

@@ -1,4 +1,4 @@
-"""The commands around a running daemon: run, reload, status, demo.
+"""The commands around a running daemon: run, reload, status, ready, demo.
 
 Called by cli.main, each with the parsed options; each returns the exit status.
 """
@@ -30,10 +30,11 @@ NOT_READY = 3
 def run(options: Namespace) -> int:
     """The daemon, in the foreground."""
     from samplicator.config.toml.load import load_toml
-    from samplicator.service.service import run_service
+    from samplicator.service.service import Options, run_service
 
     path = options.config
-    return run_service(lambda: load_toml(path))
+    chosen = Options(takeover=options.takeover, linger=options.linger)
+    return run_service(lambda: load_toml(path), options=chosen)
 
 
 def reload(options: Namespace) -> int:
@@ -108,6 +109,18 @@ def status(options: Namespace) -> int:
     else:
         print("\n".join(status_lines(value)))
     return 0 if value["status"]["ready"] and value["status"]["healthy"] else NOT_READY
+
+
+def ready(options: Namespace) -> int:
+    """Whether the daemon is ready, by one request."""
+    try:
+        path = control_path(options.control, options.config, own=True)
+        answer, body = request(path, "GET", "/readyz")
+    except Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(body.decode(errors="replace").strip())
+    return 0 if answer == 200 else NOT_READY
 
 
 PAGES: Final = ("status", "listeners", "receivers", "pools", "kubernetes")

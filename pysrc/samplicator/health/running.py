@@ -20,7 +20,8 @@ from samplicator.host.ingress import Ingress
 from samplicator.plan.spec import PlanSpec
 
 if TYPE_CHECKING:
-    from samplicator._fastpath import Aliases, Plan, TxCounters
+    from samplicator._fastpath import Plan, TxCounters
+    from samplicator.datapath.aliases import Table
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class Running:
     flows: Flows = field(default_factory=Flows)
     pool_ids: dict[str, int] = field(default_factory=dict)
     pools_made: int = 0
-    aliases: Aliases | None = None
+    aliases: Table | None = None
     withheld: frozenset[int] = frozenset()
     strict: bool = False
     keep: Mapping[str, bool] = field(default_factory=lambda: {"ttl": False, "tos": False})

@@ -13,7 +13,6 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from samplicator.host import bpf
@@ -115,15 +114,15 @@ def adopt_listener(
     for one in (sock, *others) if others else ():
         set_bool(one, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
     _prepare(sock, spec, max(receive_buffer, granted_receive_buffer(sock)), ttl, tos, runs)
-    _follow_groups(sock, spec if join else replace(spec, groups=(), joins=()))
+    follow_groups(sock, spec, join=join)
 
 
-def _follow_groups(sock: socket.socket, spec: SocketSpec) -> None:
-    """Joins the groups of `spec` and leaves all others. The kernel does not list the groups of one socket, so each
-    group that this host is in is tried.
+def follow_groups(sock: socket.socket, spec: SocketSpec, *, join: bool) -> None:
+    """Joins the groups of `spec` (join: see open_listener) and leaves all others. The kernel does not list the groups
+    of one socket, so each group that this host is in is tried. Raises OSError.
     """
     named = index_of(spec.interface) if spec.interface and spec.groups else 0
-    wanted = list(zip(spec.groups, spec.joins or (0,) * len(spec.groups), strict=True))
+    wanted = list(zip(spec.groups, spec.joins or (0,) * len(spec.groups), strict=True)) if join else []
     for group, index in wanted:
         try:
             _join(sock, group, named or index)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +56,11 @@ class Source(Protocol):
     def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
         """The socket of a place, and whether it was open before. options: see open_listener. Raises OSError."""
 
+    def commit(self) -> None:
+        """To be called when all but the sockets of listeners is open, and before any of those is changed. Raises
+        OSError: somebody else reads what was handed in, so this process must not.
+        """
+
 
 class Opened:
     """Opens each of them."""
@@ -72,14 +77,17 @@ class Opened:
     def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
         return listening.open_listener(place.socket, **options), False
 
+    def commit(self) -> None: ...
+
 
 class HandedIn:
     """Sockets that were open before, each used once; what is not among them is opened."""
 
-    def __init__(self, given: Iterable[tuple[str, socket.socket]]) -> None:
+    def __init__(self, given: Iterable[tuple[str, socket.socket]], commit: Callable[[], None] = lambda: None) -> None:
         """given: label and socket. A label of ours tells the order of sockets that workers share; any other text will
-        do. What cannot be a listener's socket is closed, with a line in the log.
+        do. What cannot be a listener's socket is closed, with a line in the log. commit: see commit(); called once.
         """
+        self._commit: Callable[[], None] | None = commit
         self._given: dict[Bound, list[Had]] = {}
         ordered = sorted(enumerate(given), key=lambda each: (worker_of(each[1][0]), each[0]))
         for _, (label, sock) in ordered:
@@ -116,6 +124,11 @@ class HandedIn:
             had.sock.close()
             raise
         return had.sock, True
+
+    def commit(self) -> None:
+        if self._commit is not None:
+            self._commit()
+            self._commit = None
 
     def close(self) -> None:
         """What was not handed out."""

@@ -18,10 +18,18 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         env = os.environ if environ is None else environ
         self._address = env.get("NOTIFY_SOCKET", "")
+        self._executed = env.get("SYSTEMD_EXEC_PID", "") == str(os.getpid())
         self.watchdog_seconds = 0.0
         usec, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", "")
         if self._address and usec.isdigit() and (not pid or pid == str(os.getpid())):
             self.watchdog_seconds = int(usec) / 1e6
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether a service manager watches this very process, and would start another one when it ends
+        (systemd.exec(5), SYSTEMD_EXEC_PID).
+        """
+        return bool(self._address) or self._executed
 
     def send(self, **fields: str | int) -> bool:
         """Sends KEY=value lines; False when there is no service manager."""

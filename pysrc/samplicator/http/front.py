@@ -79,6 +79,20 @@ def open_tcp(text: str) -> socket.socket:
     raise OSError(number, f"cannot listen on http = {text!r}: {os.strerror(number)}")
 
 
+def listens_on(sock: socket.socket, text: str) -> bool:
+    """Whether a listening socket is what open_tcp(text) would open."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    where = parse_listen(text)
+    bound = sock.getsockname()
+    return any(
+        family == sock.family and address[:2] == bound[:2]
+        for family, _, _, _, address in socket.getaddrinfo(
+            where.host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    )
+
+
 def open_control(path: str) -> socket.socket:
     """A listening local socket at `path`, mode 0660. A socket file without a server is replaced; a socket that answers
     belongs to another daemon, and this raises OSError (EADDRINUSE). The last directory of the path is made if it is
@@ -156,9 +170,10 @@ class Front:
             shutdown_timeout=3.0,
         )
         self._app = app
-        self._servers: list[asyncio.Server] = []
+        self._servers: dict[socket.socket, asyncio.Server] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._open: dict[asyncio.Protocol, tuple[int, float]] = {}  # requests under way, time of the last change
+        self._fresh: set[asyncio.Protocol] = set()  # connections that had no request yet
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Serves on these sockets, which this now owns."""
@@ -166,23 +181,45 @@ class Front:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         for sock in sockets:
-            self._servers.append(await loop.create_server(self._connection, sock=sock, backlog=BACKLOG))
+            self._servers[sock] = await loop.create_server(self._connection, sock=sock, backlog=BACKLOG)
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         """Closes the sockets, ends what is under way within seconds."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for server in self._servers:
+        for server in self._servers.values():
             server.close()
         await self._runner.cleanup()
         self._open.clear()
+        self._fresh.clear()
+
+    def leave(self, sockets: Sequence[socket.socket]) -> None:
+        """Accepts no more connections from these sockets, which it closes, and closes connections that wait for their
+        next request: it goes to whoever answers now.
+        """
+        for sock in sockets:
+            self._servers.pop(sock).close()
+        for protocol, (busy, _) in list(self._open.items()):
+            transport = getattr(protocol, "transport", None)
+            if not busy and protocol not in self._fresh and transport is not None:
+                transport.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Waits until no request is under way, and none is about to come."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._sweep_once()
+            if not self._fresh and not any(busy for busy, _ in self._open.values()):
+                return
+            await asyncio.sleep(0.02)
 
     def _connection(self) -> asyncio.Protocol:
         make = self._runner.server
         assert make is not None
         protocol: asyncio.Protocol = make()
         self._open[protocol] = (0, time.monotonic())
+        self._fresh.add(protocol)
         if len(self._open) > self._limit:
             asyncio.get_running_loop().call_soon(self._sweep_once)
         return protocol
@@ -191,6 +228,7 @@ class Front:
         if protocol in self._open:
             busy, _ = self._open[protocol]
             self._open[protocol] = (busy + change, time.monotonic())
+            self._fresh.discard(protocol)
 
     async def _sweep(self) -> None:
         while True:
@@ -216,3 +254,4 @@ class Front:
                 if transport is not None:
                     transport.abort()
                 self._open.pop(protocol, None)
+        self._fresh &= self._open.keys()

@@ -150,6 +150,19 @@ ROUTES: Final[tuple[Route, ...]] = (
         methods=("POST", "PUT"),
         guarded=True,
     ),
+    Route(
+        "/-/takeover",
+        changing.take_over,
+        "Begins a take-over. Only another samplicator asks for this.",
+        {
+            101: Answer("The connection carries the messages of the take-over from now on."),
+            403: Answer("The request did not come over the control socket, or from another user.", Error),
+            426: Answer("The header Upgrade is missing.", Error),
+            500: FAILED,
+            503: Answer("The daemon is starting or stopping.", Error),
+        },
+        methods=("POST",),
+    ),
 )
 
 

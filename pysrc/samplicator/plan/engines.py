@@ -1,7 +1,7 @@
 """Engines: which one sends the copies of a receiver, and why, in one sentence for people.
 
-Pure: what this host can do is handed in. A combination of keys that no engine can do is reported, with the key, and
-the answer then means nothing. Called by planner.
+Pure: what this host can do is handed in. A combination of keys that no engine can do is reported as a problem, with
+the key, and the answer then means nothing; a right that this process lacks is reported apart. Called by planner.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def choose(
     source: tuple[bytes, int] | None,
     host: Capabilities,
     problem: Report,
+    lacks: Report,
 ) -> tuple[str, str]:
     """The engine and, in one sentence, why."""
     wanted = receiver.engine
@@ -51,7 +52,7 @@ def choose(
         return "udp", "not spoofed: a UDP socket connected to the receiver costs least"
     if not host.net_raw:
         key = "spoof" if receiver.spoof else "source" if wanted == "auto" else "engine"
-        problem(key, f"this receiver needs a raw socket, which {NEEDS_NET_RAW}")
+        lacks(key, f"this receiver needs a raw socket, which {NEEDS_NET_RAW}")
     return engine, reason
 
 
@@ -81,7 +82,9 @@ def _spoofing(receiver: Receiver, address: ResolvedAddress, host: Capabilities, 
     return engine, "configured: " + TRANSPARENT_WHY + _mostly_raw(receiver)
 
 
-def check_mtu(receiver: Receiver, address: ResolvedAddress, engine: str, host: Capabilities, problem: Report) -> None:
+def check_mtu(
+    receiver: Receiver, address: ResolvedAddress, engine: str, host: Capabilities, problem: Report, lacks: Report
+) -> None:
     """Checks of `mtu` that need the address family, which is known only now."""
     if receiver.mtu == "auto":
         return
@@ -89,7 +92,7 @@ def check_mtu(receiver: Receiver, address: ResolvedAddress, engine: str, host: C
         problem("mtu", "the mtu of an IPv6 receiver must be at least 1280 (RFC 8200 section 5)")
     if engine == "udp" and not host.net_raw:
         why = f"samplicator cuts fragments of this size with a raw socket, which {NEEDS_NET_RAW}; or remove `mtu`"
-        problem("mtu", why + ", and the kernel cuts fragments for the path")
+        lacks("mtu", why + ", and the kernel cuts fragments for the path")
     if receiver.source_port == "per-session":
         why = 'mtu cannot be combined with source_port = "per-session"; remove `mtu`, and the kernel cuts fragments'
         problem("mtu", why)

@@ -50,9 +50,9 @@ UNTIL_THEN: Final = "until that changes the receiver is unreachable and its copi
 def compile(
     loaded: Loaded, resolved: Resolved, capabilities: Capabilities, *, judge_addresses: bool = True
 ) -> PlanSpec:
-    """The plan of a configuration. Raises ConfigError with every problem: missing rights, loops. What this host lacks
-    now and may have later (an address of a name, an interface, an own address) is no problem: it is in the specs, and
-    in the warnings.
+    """The plan of a configuration. Raises ConfigError with every problem: loops, keys that exclude each other. What
+    this host or process lacks now (an address of a name, an interface, an own address, a right) is no problem: it is in
+    the specs, and in the warnings.
 
     judge_addresses: whether a receiver at an address that this host has now is one. A daemon has the plan without: such
     an address comes and goes (VRRP, anycast), and the supervisor follows it (supervisor/guard.py).
@@ -123,6 +123,12 @@ class _Compiler:
 
     def report(self, path: Path, key: str, why: str) -> None:
         self.problem((*path, key), why)
+
+    def lack_right(self, path: Path, key: str, why: str) -> None:
+        """All else runs without this right of the process. samplicate ends, as its users know it."""
+        if self.loaded.origin == "toml":
+            return self.warn((*path, key), f"{why}; {UNTIL_THEN}")
+        return self.report(path, key, why)
 
     def warn(self, path: Path, why: str) -> None:
         if (problem := self.loaded.problem(path, why)) not in self.lacks:
@@ -309,7 +315,8 @@ class _Compiler:
                 )
                 return None
         report = partial(self.report, path)
-        engine, why = engines.choose(receiver, address, source, self.capabilities, report)
+        lacks = partial(self.lack_right, path)
+        engine, why = engines.choose(receiver, address, source, self.capabilities, report, lacks)
         if engine == "udp" and source is not None and not self.capabilities.is_local(source[0]) and not missing:
             missing = f"the source {address_text(source[0])} is not an address of this host now"
             self.warn((*path, "source"), f"{missing}; {UNTIL_THEN}")
@@ -321,7 +328,7 @@ class _Compiler:
                         f"a listener uses port {source[1]}, and a socket on it would take its datagrams; remove "
                         'the port, or write engine = "raw"',
                     )
-        engines.check_mtu(receiver, address, engine, self.capabilities, report)
+        engines.check_mtu(receiver, address, engine, self.capabilities, report, lacks)
         if not receiver.checksum and address.family == 6:
             self.warnings.append(
                 f"receiver {receiver.name!r}: checksum = false has no effect, because IPv6 needs UDP checksums "

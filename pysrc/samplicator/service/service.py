@@ -18,7 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import Any, Final
 
 import uvloop
 
@@ -42,6 +43,8 @@ from samplicator.host.systemd import Notifier
 from samplicator.host.watch import Watcher
 from samplicator.logs import RateGate
 from samplicator.service import startup
+from samplicator.service.handover import Handover
+from samplicator.service.pages import Pages
 from samplicator.service.pods import PodWatch
 from samplicator.service.pulse import Pulse
 from samplicator.service.trouble import Trouble
@@ -49,9 +52,6 @@ from samplicator.supervisor.reload import CHANGED_FILE, Reloader, ReloadResult, 
 from samplicator.supervisor.supervisor import Supervisor
 from samplicator.views import history
 from samplicator.views.service import ServiceState
-
-if TYPE_CHECKING:
-    from samplicator.http.front import Front
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ NAMES_SECONDS: Final = 0.25
 AGAIN_SECONDS: Final = 10.0
 """A new plan for a reason that goes on is not made more often: the last one may be under way, or may have failed."""
 LAG_SECONDS: Final = 0.5
+FINISH_SECONDS: Final = 1.0
+"""How long HTTP clients that connected before a take-over may take to get their answer."""
 FOLLOW_REST: Final = 4
 """Following this host takes at most one part in so many of the time, whatever storm of events there is."""
 
@@ -77,7 +79,8 @@ class Options:
 
     legacy: exit status 1, not 2, for a configuration with errors. idle_timeout_ms: end with status 5 when nothing
     arrives for this time, 0 = never. pid_file: "" = none. background: leave the terminal. debug: one line of text per
-    datagram on stderr when not 0. watch: reload when the files change.
+    datagram on stderr when not 0. watch: reload when the files change. takeover: take the place of the process that
+    answers on the control socket. linger: after another process has taken over, wait for a signal before ending.
     """
 
     legacy: bool = False
@@ -86,6 +89,8 @@ class Options:
     background: bool = False
     debug: int = 0
     watch: bool = True
+    takeover: bool = False
+    linger: bool = False
 
 
 def run_service(load: Callable[[], Loaded], *, options: Options | None = None) -> int:
@@ -149,9 +154,9 @@ class Service:
         self._watcher = Watcher(loaded.files, lambda: self._spawn(self._reloader.reload(CHANGED_FILE)))
         self._host = HostWatch(lambda: self._spawn(self._host_changed()))
         self._trouble = Trouble()
-        self._front: Front | None = None
-        self._control = ""
+        self._pages = Pages()
         self._stop = asyncio.Event()
+        self._told = asyncio.Event()
         self._status = 0
         self._running = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -160,11 +165,12 @@ class Service:
         self._pulses: list[Pulse] = []
         self._missing: Pulse | None = None
         self._gate = RateGate()
-        self._degraded: list[str] = []
         self._short: set[str] = set()
         self._neighbors = neighbors.open_events()
         self._neighbor_news = True
-        self._served: list[str] = []
+        self._handover = Handover(
+            self._supervisor, self._reloader, self._pages, managed=self._notifier.is_managed, ended=self._stop.set
+        )
         self.state = ServiceState(
             view=self._supervisor.view,
             reloader=self._reloader,
@@ -175,6 +181,7 @@ class Service:
             ready=self._ready,
             healthy=self._healthy,
             log_messages=log_counts,
+            hand_over=self._hand_over,
         )
 
     # ------------------------------------------------------------------ life
@@ -188,36 +195,36 @@ class Service:
             await self._start()
         except (ConfigError, OSError) as error:
             _refuse(problems_of(error, self.state.loaded), 0)
-            await self._end()
+            await self._end(leave=self._handover.abandon(str(error)))
             return 2 if isinstance(error, ConfigError) and not self._options.legacy else 1
         await self._stop.wait()
+        await self._handover.settle()
         self._notifier.stopping("forwarding what is queued")
-        await self._end()
+        await self._end(leave=self._handover.given)
         return self._status
 
     async def _start(self) -> None:
         loaded = self.state.loaded
         for warning in loaded.warnings:
             log.warning("%s", warning)
-        listening = self._open_http(loaded)
+        self._pages.prepare(loaded.config.service)
+        if not (self._options.takeover and await self._handover.find(loaded.config.service)):
+            self._pages.open(loaded.config.service)
         self._host.start()  # before the plan is made, so that changes meanwhile are seen
-        await self._reloader.start(loaded)
+        await self._reloader.start(loaded, first=partial(self._handover.follow, loaded.config.service))
         self._running = True
+        await self._handover.done()
         self._take_token(loaded)
         if self._options.pid_file:
             write_pid_file(self._options.pid_file)
         self._say_startup()
-        if listening:
-            from samplicator.http import app, front  # heavy, and samplicate mostly goes without
-
-            self._front = front.Front(app.make_app(self.state))
-            await self._front.start(listening)
+        await self._pages.start(self.state)
         if self._options.watch and loaded.files:
             self._watcher.start()
         self._host.follow_routes(self._needs_routes())
         self._start_pulses()
         self._spawn(self._pods.run())
-        if self._front is not None:
+        if self._pages.works:
             await asyncio.to_thread(self.state.history.sample)  # its beginning
         self._spawn(self._every(history.STEP_SECONDS, self._report))
         self._spawn(self._every(1.0 - LAG_SECONDS, self._measure_lag))
@@ -230,9 +237,9 @@ class Service:
         if self._background is not None:
             self._background.ready(keep_stderr=bool(self._options.debug))
 
-    async def _end(self) -> None:
+    async def _end(self, *, leave: bool) -> None:
         """Order matters: workers forward what is queued first, then everything that could disturb or watch them
-        goes.
+        goes. leave: another process has the listeners' sockets, so this one forwards nothing more.
         """
         self._running = False
         for task in self._tasks:
@@ -244,52 +251,35 @@ class Service:
         self._resolver.close()
         self._pods.services.close()
         self._reloader.close()
-        timeout = self.state.loaded.config.service.drain_timeout
-        await asyncio.to_thread(self._supervisor.drain_and_stop, timeout)
-        if self._front is not None:
-            await self._front.stop()
-        if self._control:
-            from samplicator.http import front
-
-            front.remove_control(self._control)
+        if leave:
+            await asyncio.to_thread(self._supervisor.leave)
+            await self._pages.finish(FINISH_SECONDS)
+        else:
+            timeout = self.state.loaded.config.service.drain_timeout
+            await asyncio.to_thread(self._supervisor.drain_and_stop, timeout)
         if self._options.pid_file:
             remove_pid_file(self._options.pid_file)
+        if self._handover.given and self._options.linger:
+            log.info("waiting for SIGTERM (--linger)")
+            give_back_memory()
+            await self._told.wait()
+        await self._pages.stop()
 
     def _on_stop(self, number: int) -> None:
-        if self._stop.is_set():
+        if self._told.is_set():
             log.warning("second signal to stop: samplicator ends at once")
             if self._options.pid_file:
                 remove_pid_file(self._options.pid_file)
             os._exit(128 + number)
-        log.info("%s: samplicator forwards what is queued, then ends", signal.Signals(number).name)
+        if not self._handover.given:
+            log.info("%s: samplicator forwards what is queued, then ends", signal.Signals(number).name)
+        self._told.set()
         self._stop.set()
 
-    def _open_http(self, loaded: Loaded) -> list[socket.socket]:
-        """The sockets of the HTTP interface. One that the operator asked for must open; a default that cannot only
-        degrades the service.
-        """
-        service = loaded.config.service
-        opened: list[socket.socket] = []
-        if not service.http and not service.control:
-            return opened
-        from samplicator.http import front
-
-        for key, opener in (("http", front.open_tcp), ("control", front.open_control)):
-            wanted = getattr(service, key)
-            if not wanted:
-                continue
-            try:
-                opened.append(opener(wanted))
-            except OSError as error:
-                if key in service.model_fields_set:
-                    raise
-                self._degraded.append(
-                    f'service.{key}: {error.strerror or error}; write another service.{key}, or "" for none'
-                )
-            else:
-                self._served.append(f"http://{wanted}" if key == "http" else wanted)
-                self._control = wanted if key == "control" else self._control
-        return opened
+    def _hand_over(self, connection: socket.socket) -> tuple[int, str]:
+        if self._stop.is_set() or not self._running:
+            return 503, "it is stopping" if self._stop.is_set() else "it is starting"
+        return self._handover.begin(connection)
 
     def _say_startup(self) -> None:
         spec = self._reloader.spec
@@ -302,8 +292,8 @@ class Service:
             spec,
             self._supervisor.view.readings(),
             self._supervisor.view.grants(),
-            self._degraded,
-            self._served,
+            self._pages.degraded,
+            self._pages.served,
         )
         lines = self.state.startup.split("\n")
         log.info("%s", "\n".join(line for line in lines if not line.startswith(startup.DEGRADED)))
@@ -425,7 +415,7 @@ class Service:
             self._neighbor_news = neighbors.wait_for_events(self._neighbors, rest)
 
     async def _report(self) -> None:
-        sample = self.state.history.sample if self._front is not None else self._supervisor.view.readings
+        sample = self.state.history.sample if self._pages.works else self._supervisor.view.readings
         readings = await asyncio.to_thread(sample)
         self._trouble.report(readings, unmatched=await asyncio.to_thread(self._supervisor.view.unmatched))
         if not self._host.works:
@@ -486,6 +476,8 @@ class Service:
     # ------------------------------------------------------------------ answers
 
     def _ready(self) -> tuple[bool, str]:
+        if self._handover.given:
+            return False, f"process {self._handover.taker} has taken over from this one"
         if self._stop.is_set():
             return False, "stopping"
         if not self._running:

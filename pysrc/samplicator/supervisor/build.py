@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from samplicator._fastpath import Plan, Worker
@@ -102,19 +102,19 @@ class Build:
         self._open_states()
         if self.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
             self.aliases = aliases.make(self.spec.alias_file)
-        self._open_listeners()
+        if not self.incoming.handed_in:
+            self._open_listeners()
         self._open_workers()
         self.outgoing.open()
+        if self.incoming.handed_in:
+            self.incoming.commit()
+            self._open_listeners()
         self._install_rings()
         # socket k of a listener is read by worker k modulo their number
-        for groups in self.incoming.groups.values():
-            for group in groups.values():
-                self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
-        for part in self._ring_parts():
-            self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(part.intakes))
-        for doors in self.doors.values():
-            for each in doors.values():
-                self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(each))
+        together: list[Sequence[AnyIntake]] = [group for by in self.incoming.groups.values() for group in by.values()]
+        together += [*(p.intakes for p in self._ring_parts()), *(g for by in self.doors.values() for g in by.values())]
+        for group in together:
+            self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
 
     def undo(self) -> None:
         for thread in self._threads:
@@ -203,7 +203,7 @@ class Build:
                 rules,
                 pools,
                 [index for index, receiver in enumerate(self.spec.receivers) if receiver.name in replay_to],
-                self.aliases,
+                self.aliases.handle if self.aliases is not None else None,
                 unread,
             )
             for worker in self.workers

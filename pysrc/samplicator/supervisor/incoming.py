@@ -43,6 +43,7 @@ class Incoming:
     """groups: the sockets of each listener, one list per configured socket; missing: the sockets that this host cannot
     have now, and why. hindered: listeners whose port another program has. strays: sockets that were handed in and serve
     no listener, by the listener that takes what they hold; unused: those of them that no listener takes anything of.
+    handed_in: whether there were any when this began.
     """
 
     def __init__(self, spec: PlanSpec, running: Running, source: Source, casts: Casts, tolerated: Tolerated) -> None:
@@ -55,6 +56,7 @@ class Incoming:
         self._running = running
         self._source = source
         self._casts = casts
+        self.handed_in = bool(source.waiting())
         self._tolerated = tolerated
         self._by_ports = any(receiver.engine == "transparent" for receiver in spec.receivers)
         self._opened: list[Intake] = []
@@ -64,6 +66,16 @@ class Incoming:
     def __iter__(self) -> Iterator[Intake]:
         """All sockets of the next plan."""
         return (intake for groups in self.groups.values() for group in groups.values() for intake in group)
+
+    def joins(self, intake: Intake) -> bool:
+        """Whether a socket is the one of its place that is a member of multicast groups."""
+        return any(group[0] is intake for groups in self.groups.values() for group in groups.values())
+
+    def commit(self) -> None:
+        """To be called when all but these sockets is open, before begin(): whoever had them before may have them still,
+        and must find them as they were. Raises OSError: this process must not read them.
+        """
+        self._source.commit()
 
     def begin(self) -> None:
         """Finds out what runs and what was handed in, and on which ports."""

@@ -17,6 +17,7 @@ from samplicator.health.probes import UNREACHABLE
 from samplicator.health.reach import Reach
 from samplicator.health.receiver import ReceiverState, Standing
 from samplicator.health.running import Running
+from samplicator.plan.engines import NEEDS_NET_RAW
 from samplicator.plan.spec import PlanSpec, ReceiverSpec, Udp
 from samplicator.supervisor.refusal import BuildError
 
@@ -62,13 +63,10 @@ class Outgoing:
             except OSError as error:
                 old = self._running.receivers.get(wanted.name)
                 if self._tolerated(error, missing=old is not None and bool(old.spec.missing), loses=old is not None):
-                    why = f"the sending socket cannot be opened: {error.strerror}"
-                    source = wanted.delivery.source if isinstance(wanted.delivery, Udp) else None
-                    if error.errno == errno.EADDRINUSE and source is not None:
-                        why = f"another program uses the source port {source[1]}"
-                    self.states[wanted.name] = self._receiver(replace(wanted, missing=why))
+                    self.states[wanted.name] = self._receiver(replace(wanted, missing=why_not_sending(wanted, error)))
                     continue
-                text = f"receiver {wanted.name!r} at {wanted.place}, engine {wanted.engine}: {error.strerror or error}"
+                why = f"this {NEEDS_NET_RAW}" if lacks_net_raw(wanted, error) else error.strerror or error
+                text = f"receiver {wanted.name!r} at {wanted.place}, engine {wanted.engine}: {why}"
                 raise BuildError(error.errno or 0, text, ("receiver", wanted.index)) from error
 
     def _receiver(self, wanted: ReceiverSpec) -> ReceiverState:
@@ -129,6 +127,22 @@ class Outgoing:
             standing.account = old.standing.account
             standing.waiting = old.standing.waiting if old.spec.standby_for else standing.waiting
         return standing
+
+
+def lacks_net_raw(wanted: ReceiverSpec, error: OSError) -> bool:
+    """Whether a raw socket was refused. Only that needs a right, and raises EPERM (socket(2), raw(7))."""
+    udp = wanted.delivery
+    return error.errno == errno.EPERM and isinstance(udp, Udp) and (udp.engine != "udp" or udp.mtu > 0)
+
+
+def why_not_sending(wanted: ReceiverSpec, error: OSError) -> str:
+    """What this host lacks, for people: a clause that stands after "receiver X is unreachable: "."""
+    source = wanted.delivery.source if isinstance(wanted.delivery, Udp) else None
+    if error.errno == errno.EADDRINUSE and source is not None:
+        return f"another program uses the source port {source[1]}"
+    if lacks_net_raw(wanted, error):
+        return "this process lacks CAP_NET_RAW, which a raw socket needs"
+    return f"the sending socket cannot be opened: {error.strerror}"
 
 
 def new_path(wanted: ReceiverSpec, before: Path | DoorPath | None, gateways: Gateways) -> Path | DoorPath:

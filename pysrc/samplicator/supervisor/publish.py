@@ -86,6 +86,8 @@ def pause(running: Running, build: Build) -> None:
     stop_rings(ring_groups(running))
     hand_out(running, running.workers, build.plans(running.generation + 1, without=build.owners.keys(), unread=True))
     wait_for(running, running.workers)
+    if build.aliases is not None:
+        build.aliases.release()
 
 
 def resume(running: Running, build: Build) -> None:
@@ -96,6 +98,9 @@ def resume(running: Running, build: Build) -> None:
         with contextlib.suppress(OSError):
             listening.set_kept_fields(intake.sock, intake.spec, **build.keep)
             intake.program = None
+            listening.follow_groups(intake.sock, intake.spec, join=build.incoming.joins(intake))
+    if build.aliases is not None:
+        build.aliases.regain()
     build.mark_flow()
     for group in ring_groups(running):
         try:

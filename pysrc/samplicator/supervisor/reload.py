@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol
@@ -109,10 +110,18 @@ class Reloader:
         self._written_again = False
         self._closed = False
 
-    async def start(self, loaded: Loaded) -> None:
-        """The first configuration. Raises ConfigError or OSError; nothing runs then."""
+    async def start(self, loaded: Loaded, *, first: Callable[[], None] = lambda: None) -> None:
+        """The first configuration. first: called when all that takes long is done, just before the plan is applied.
+        Raises ConfigError or OSError; nothing runs then.
+        """
         async with self._turn:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._start, loaded)
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._start, loaded, first)
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        """No plan changes within; who asks for a change waits."""
+        async with self._turn:
+            yield
 
     async def reload(self, trigger: str) -> ReloadResult:
         """Reads the configuration again, now or after the reload that runs now. Never raises for what the operator or
@@ -272,8 +281,10 @@ class Reloader:
             log.error("this is a defect in samplicator; please report it", exc_info=error)
         return ReloadResult(False, self._runs.generation, "", problems, time.monotonic() - begun, published=published)
 
-    def _start(self, loaded: Loaded) -> None:
-        self._apply(loaded, self._compile(loaded, self._resolve(loaded, START_SECONDS)))
+    def _start(self, loaded: Loaded, first: Callable[[], None]) -> None:
+        spec = self._compile(loaded, self._resolve(loaded, START_SECONDS))
+        first()
+        self._apply(loaded, spec)
 
     def _resolve(self, loaded: Loaded, seconds: float) -> Resolved:
         """Asks for names and pods side by side."""

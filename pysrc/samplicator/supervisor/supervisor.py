@@ -363,7 +363,14 @@ class Supervisor:
             self._links.close()
         return ending.close_all(self._running)
 
-    # ------------------------------------------------------------------ to another process
+    # ------------------------------------------------------------------ from and to another process
+
+    def follow(self, source: Source, state: bytes) -> None:
+        """Before the first plan: this process goes on where another one has paused. state: see __init__."""
+        with self._lock:
+            self._source = source
+            self._state = state or self._state
+            self._taken_up = not (self._state_file or self._state)
 
     def sockets(self) -> list[tuple[str, socket.socket]]:
         """The sockets of all listeners, and the labels by which another process knows them (sources.HandedIn)."""
@@ -449,7 +456,7 @@ class Supervisor:
         and which socket takes broadcasts.
         """
         with self._lock:
-            if self._running.spec is not None:
+            if self._running.spec is not None and not self._ended:
                 guard.follow_host(self._running.spec, self._running.receivers, self._running.listeners.values())
         self.look()
 

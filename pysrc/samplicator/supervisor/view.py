@@ -100,7 +100,7 @@ class View:
 
     def aliases_unlisted(self) -> int:
         """Times that an alias was given and there was no room to remember it."""
-        return self._running.aliases.unlisted if self._running.aliases is not None else 0
+        return self._running.aliases.handle.unlisted if self._running.aliases is not None else 0
 
     def received(self) -> int:
         """Datagrams received so far, forwarded or not."""

@@ -5,6 +5,7 @@ Written by service alone; nothing here acts.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class LoopLag:
         self.counts[-1] += 1
 
 
+def _no_take_over(_: socket.socket) -> tuple[int, str]:
+    return 503, "this process hands nothing over"
+
+
 @dataclass(slots=True)
 class ServiceState:
     """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
@@ -50,7 +55,8 @@ class ServiceState:
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
     healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service
     has it take a sample every few seconds. services: of Kubernetes, that receivers are. reload_token: "" = none
-    configured.
+    configured. hand_over: begins a take-over on a connection, which then belongs to the service, and returns 101, or
+    another HTTP status and why not.
     """
 
     view: View
@@ -67,6 +73,7 @@ class ServiceState:
     history: History = field(init=False)
     startup: str = ""
     reload_token: str = ""
+    hand_over: Callable[[socket.socket], tuple[int, str]] = _no_take_over
 
     def __post_init__(self) -> None:
         self.started = time.monotonic() - (time.time() - self.started_unix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from samplicator.config.fields import (
     check_control,
@@ -25,6 +25,12 @@ class Service(Table):
     control: Annotated[str, AfterValidator(check_control)] = Field(
         "/run/samplicator/control.sock",
         description='Path of the local socket that the command line uses; "" = off.',
+        json_schema_extra=RESTART,
+    )
+    own_control: Annotated[str, AfterValidator(check_control)] = Field(
+        "",
+        description="Path of a second local socket, which a take-over never hands over, so that it always answers for "
+        'this process; "" = none.',
         json_schema_extra=RESTART,
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -54,3 +60,10 @@ class Service(Table):
         description="Longest time in seconds to forward what is queued before the process ends, 0..300.",
         json_schema_extra=LIVE,
     )
+
+    @field_validator("own_control")
+    @classmethod
+    def _is_another_path(cls, value: str, info: ValidationInfo) -> str:
+        if value and value == info.data.get("control"):
+            raise ValueError(f"{value!r} is the path of `control`; write another path")
+        return value

@@ -1,0 +1,41 @@
+{{/* The name of all objects: that of the release. */}}
+{{- define "samplicator.name" -}}
+{{ .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "samplicator.labels" -}}
+app.kubernetes.io/name: {{ include "samplicator.name" . }}
+{{- end }}
+
+{{- define "samplicator.image" -}}
+{{- with .Values.image }}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* What the init containers need: they are root for one call each. */}}
+{{- define "samplicator.initContainer" -}}
+image: {{ include "samplicator.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+resources:
+  requests:
+    cpu: 100m
+    memory: 64Mi
+  limits:
+    cpu: 100m
+    memory: 64Mi
+{{- end }}
+
+{{/* A probe: over HTTP, or where the network is shared with the pod before, by the command that asks this pod. */}}
+{{- define "samplicator.ready" -}}
+{{- if .Values.takeOver.enabled -}}
+exec:
+  command: ["/opt/venv/bin/samplicator", "ready"]
+timeoutSeconds: 5
+{{- else -}}
+httpGet:
+  path: /readyz
+  port: {{ .Values.httpPort }}
+  host: 127.0.0.1
+{{- end }}
+{{- end }}
