@@ -78,8 +78,14 @@ def test_what_came_before_the_start_is_forwarded(
     given = opened(spec(load, port, collector.port, workers=before))
     numbers = {sock.fileno() for _, sock in given}
     exporters.send(HELD)
-    supervisor = start(spec(load, port, collector.port, workers=after), given)
+    plan = spec(load, port, collector.port, workers=after)
+    supervisor = start(plan, given)
     exporters.send(HELD)
+    if after > before:  # when the old ones are read out
+        wait_for(lambda: supervisor.can_open() == ("in",), "sockets for all workers")
+        supervisor.apply(plan)
+        exporters.send(HELD)
+    assert supervisor.can_open() == ()
     all_came(supervisor, exporters, collector)
     assert all(sock.fileno() in numbers for _, sock in given)  # none was closed
     labels = [label for label, _ in supervisor.sockets()]
@@ -229,7 +235,7 @@ def test_one_supervisor_hands_over_to_the_next(
     handed = [(label, sock.dup()) for label, sock in old.sockets()]
     new = Supervisor(source=HandedIn(handed), state=old.final_state())
     new.apply(spec(load, port, collector.port, workers=after))
-    old.leave()
+    old.leave({label for label, _ in handed})
     exporters.send(HELD)
     all_came(new, exporters, collector)
     reading = new.view.readings()

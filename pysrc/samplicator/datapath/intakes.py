@@ -23,15 +23,20 @@ from samplicator.readings import ListenerReading, add_up
 
 
 class Intake:
-    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = none yet)."""
+    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = none yet). passed_on:
+    it goes on for another listener. behind: it was handed in, and what it held then is not read yet.
+    """
 
     __slots__ = (
         "_drops_read",
+        "behind",
         "counters",
         "drops",
         "given",
         "granted",
+        "label",
         "owner",
+        "passed_on",
         "program",
         "requested",
         "rx",
@@ -47,15 +52,19 @@ class Intake:
         requested: int,
         program: bytes | None = b"",
         *,
+        label: str = "",
         given: bool = False,
         drops_read: int = 0,
     ) -> None:
-        """program: its filter, None = unknown. given: it was open before this process had it. drops_read: drops of the
-        socket that were counted before, 32 bits.
+        """program: its filter, None = unknown. label: by which other processes know it. given: it was open before this
+        process had it. drops_read: drops of the socket that were counted before, 32 bits.
         """
         self.sock = sock
         self.program = program
         self.given = given
+        self.behind = given
+        self.label = label
+        self.passed_on = False
         self.spec = spec
         self.requested = requested
         self.counters = RxCounters()
@@ -64,6 +73,29 @@ class Intake:
         self.granted = sockets.granted_receive_buffer(sock)
         self.drops = 0
         self._drops_read = drops_read
+
+    def again(self, slot: int) -> Intake:
+        """The same socket for another listener: its own descriptor and counters. This one is let go of."""
+        with contextlib.suppress(OSError):
+            self.memory()
+        sock = self.sock.dup()
+        try:
+            other = Intake(
+                sock,
+                self.spec,
+                slot,
+                self.requested,
+                self.program,
+                label=self.label,
+                given=self.given,
+                drops_read=self._drops_read,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        other.behind = self.behind
+        self.passed_on = True
+        return other
 
     def resize(self, receive_buffer: int) -> None:
         """Asks the kernel for another receive buffer."""

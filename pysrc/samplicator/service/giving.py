@@ -45,6 +45,8 @@ class Runs(Protocol):
 
     def final_state(self) -> bytes: ...
 
+    def given(self) -> None: ...
+
 
 class Giver:
     """One per process; gives to one process at a time. stopping: set by service when this process is to end."""
@@ -74,12 +76,12 @@ class Giver:
         to return before it answers on the HTTP sockets. Never raises for what the other side does.
         """
         try:
+            with contextlib.suppress(Ended, Silent):
+                conversation.upgrade()
             if not self._busy.acquire(blocking=False):
                 _decline(conversation, f"process {self.taker} is taking over from it at this moment")
                 return False
             try:
-                with contextlib.suppress(Ended, Silent):
-                    conversation.upgrade()
                 given = self._give(conversation)
                 if given:
                     begun()
@@ -99,8 +101,11 @@ class Giver:
             conversation.send("welcome", [token.fileno()], protocol=talk.PROTOCOL, version=__version__, pid=os.getpid())
             conversation.expect("pause", BEFORE_SECONDS)
             with self._at_rest():
-                return self._hand_over(conversation, token)
-        except (Ended, Silent, Garbled, Declined, OSError) as error:
+                given = self._hand_over(conversation, token)
+                if given:
+                    self._runs.given()
+                return given
+        except (Ended, Silent, Garbled, Declined, OSError, RuntimeError) as error:
             log.warning("take-over by process %d failed: %s; this process goes on", self.taker, _reason(error))
             _decline(conversation, _reason(error), again=isinstance(error, Declined) and error.again)
             return False
@@ -137,7 +142,7 @@ class Giver:
             self._runs.pause()
             self._send_all(conversation, begun_ns)
             self._wait(conversation, token, deadline)
-        except (Silent, Garbled, OSError) as error:
+        except (Silent, Garbled, OSError, RuntimeError) as error:
             if token.take():
                 self._resume(begun_ns)
                 raise
@@ -152,7 +157,11 @@ class Giver:
         return True
 
     def _resume(self, begun_ns: int) -> None:
-        self._runs.resume()
+        try:
+            self._runs.resume()
+        except RuntimeError as error:
+            log.error("the workers do not go on: %s", error)
+            return
         log.info("the workers go on after a pause of %.0f ms", (time.monotonic_ns() - begun_ns) / 1e6)
 
     def _send_all(self, conversation: Talk, begun_ns: int) -> None:

@@ -126,7 +126,7 @@ class Handover:
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[None]:
-        """No reload within. On the giver's thread."""
+        """No reload within, and nobody writes the state file. On the giver's thread."""
         held, release = threading.Event(), asyncio.Event()
 
         async def hold() -> None:
@@ -138,7 +138,8 @@ class Handover:
         try:
             if not held.wait(REST_SECONDS):
                 raise Declined("it is changing its configuration", again=True)
-            yield
+            with self._supervisor.no_saving():
+                yield
         finally:
             if held.is_set():
                 self._loop.call_soon_threadsafe(release.set)
