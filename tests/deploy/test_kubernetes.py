@@ -27,6 +27,8 @@ from support.manifests import (
 
 pytestmark = pytest.mark.xdist_group("kubernetes")  # what is built once
 
+OWN = "/run/samplicator-pod/control.sock"
+"""Where a pod answers for itself: not by its configuration, which may have an error that the relay has refused."""
 SPOOFING = {"spoof", "spoof-take-over"}
 
 
@@ -178,8 +180,10 @@ def test_take_over(tmp_path: Path) -> None:
     assert volumes["run"] == {"name": "run", "hostPath": {"path": "/run/samplicator", "type": "DirectoryOrCreate"}}
     assert "emptyDir" in volumes["pod"]
     for probe in ("startupProbe", "readinessProbe"):
-        assert container[probe]["exec"]["command"] == ["/opt/venv/bin/samplicator", "ready"]
+        assert container[probe]["exec"]["command"] == ["/opt/venv/bin/samplicator", "ready", "--control", OWN]
         assert "httpGet" not in container[probe]
+    assert tomllib.loads(config_of(found))["service"]["own_control"] == OWN
+    assert {"name": "pod", "mountPath": "/run/samplicator-pod"} in container["volumeMounts"]
     (directory,) = pod(found)["initContainers"]
     context = directory["securityContext"]
     assert context["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}

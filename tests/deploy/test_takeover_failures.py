@@ -132,6 +132,22 @@ def control_busy(relay: Relay) -> bool:
         return sum(str(relay.lab.directory / "control.sock") in line for line in table) > 1
 
 
+@pytest.mark.parametrize("step", [pytest.param("request", marks=HEAVY), pytest.param("welcome", marks=HEAVY), "all"])
+def test_the_old_process_is_told_to_stop(lab: Lab, step: str) -> None:
+    """It does not wait for a process that does not go on, and forwards what it has."""
+    relay = lab.samplicator(configuration(lab))
+    sink, loader = load(lab, 1000)
+    more(relay, 300)
+    loader.kill()
+    visit = Visit(relay, control(lab), step)
+    relay.end(timeout=5)
+    with pytest.raises(Declined, match="it is stopping"):
+        drain(visit.talk)
+    visit.close()
+    got = lab.tally(sink)
+    assert (got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (0, 0, 0, 0)
+
+
 def test_two_at_once(lab: Lab) -> None:
     relay = lab.samplicator(configuration(lab))
     first = Visit(relay, control(lab), "welcome")
@@ -270,7 +286,9 @@ def one_listener(lab: Lab) -> str:
     return configuration(lab, listen='"0.0.0.0:2055"', workers=1)
 
 
-@pytest.mark.parametrize("last", ["upgrade", "welcome", "pause", "sockets", "all"])
+@pytest.mark.parametrize(
+    "last", [*(pytest.param(step, marks=HEAVY) for step in ("upgrade", "welcome", "pause", "all")), "sockets"]
+)
 def test_the_old_process_is_killed(lab: Lab, udp: socket.socket, last: str) -> None:
     """The new one starts all the same, with the sockets that it has got."""
     seen = lab.tap(1, lambda one: one.port == 9001)
@@ -307,11 +325,11 @@ def test_the_old_process_is_killed(lab: Lab, udp: socket.socket, last: str) -> N
 @pytest.mark.parametrize(
     ("head", "play", "text"),
     [
-        (b"HTTP/1.1 404 Not Found\r\n\r\n", None, "a version that cannot be taken over from"),
-        (b'HTTP/1.1 403 x\r\n\r\n{"error": "not you"}', None, "not you"),
-        (b"HTTP/1.1 101 x\r\n\r\n", "no", "for a reason"),
-        (b"HTTP/1.1 101 x\r\n\r\n", "garbage", "it sent"),
-        (b"HTTP/1.1 101 x\r\n\r\n", "paused", "for a reason"),
+        pytest.param(b"HTTP/1.1 404 Not Found\r\n\r\n", None, "a version that cannot be taken over from", marks=HEAVY),
+        pytest.param(b'HTTP/1.1 403 x\r\n\r\n{"error": "not you"}', None, "not you", marks=HEAVY),
+        pytest.param(b"HTTP/1.1 101 x\r\n\r\n", "no", "for a reason", marks=HEAVY),
+        pytest.param(b"HTTP/1.1 101 x\r\n\r\n", "garbage", "it sent", marks=HEAVY),
+        pytest.param(b"HTTP/1.1 101 x\r\n\r\n", "paused", "for a reason", marks=HEAVY),
         (b"HTTP/1.1 101 x\r\n\r\n", "resumed", "has resumed"),
     ],
 )
@@ -413,6 +431,7 @@ def test_linger_and_ready(lab: Lab) -> None:
     exact(lab, new, sink)
 
 
+@HEAVY
 def test_the_configuration_differs(lab: Lab) -> None:
     """More and fewer workers, other listeners, another port of the pages."""
     text = configuration(lab, workers=2, listen='"0.0.0.0:2055", "[::]:2055"')

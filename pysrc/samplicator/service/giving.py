@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from samplicator import __version__
 from samplicator.service import talk
@@ -25,8 +25,9 @@ from samplicator.service.talk import Declined, Ended, Garbled, Silent, Talk, Tok
 
 log = logging.getLogger(__name__)
 
-BEFORE_SECONDS: Final = 5.0
-"""For each message before the pause, which costs nothing."""
+HELLO_SECONDS: Final = 5.0
+PREPARING_SECONDS: Final = 30.0
+"""How long the new process may take to prepare, which costs nothing but that no other process can take over."""
 SILENT_SECONDS: Final = 1.0
 """How long the new process may be silent during the pause. The kernel holds what arrives meanwhile."""
 PAUSED_SECONDS: Final = 10.0
@@ -71,9 +72,10 @@ class Giver:
         self.taker = 0
         """Process that has taken over or is about to; 0 in a container that this process cannot see."""
 
-    def give(self, conversation: Talk, begun: Callable[[], None]) -> bool:
-        """The whole of it; takes as long as it takes. True: the other process reads the sockets, and waits for begun()
-        to return before it answers on the HTTP sockets. Never raises for what the other side does.
+    def give(self, conversation: Talk, pid: int, begun: Callable[[], None]) -> bool:
+        """The whole of it; takes as long as it takes. pid: of the other process, as this one sees it. True: the other
+        process reads the sockets, and waits for begun() to return before it answers on the HTTP sockets. Never raises
+        for what the other side does.
         """
         try:
             with contextlib.suppress(Ended, Silent):
@@ -82,6 +84,7 @@ class Giver:
                 _decline(conversation, f"process {self.taker} is taking over from it at this moment")
                 return False
             try:
+                self.taker = pid
                 given = self._give(conversation)
                 if given:
                     begun()
@@ -99,7 +102,7 @@ class Giver:
             self._meet(conversation)
             token = Token.new()
             conversation.send("welcome", [token.fileno()], protocol=talk.PROTOCOL, version=__version__, pid=os.getpid())
-            conversation.expect("pause", BEFORE_SECONDS)
+            self._expect(conversation, "pause", PREPARING_SECONDS)
             with self._at_rest():
                 given = self._hand_over(conversation, token)
                 if given:
@@ -115,9 +118,9 @@ class Giver:
 
     def _meet(self, conversation: Talk) -> None:
         """Raises Declined when the two do not fit, and what Talk raises."""
-        hello, _ = conversation.expect("hello", BEFORE_SECONDS)
+        hello = self._expect(conversation, "hello", HELLO_SECONDS)
         pid = hello.get("pid")
-        self.taker = pid if isinstance(pid, int) else 0
+        self.taker = self.taker or (pid if isinstance(pid, int) else 0)
         if hello.get("protocol") != talk.PROTOCOL:
             raise Declined(
                 f"this process is version {__version__} and knows take-over protocol {talk.PROTOCOL}, the new one "
@@ -131,6 +134,18 @@ class Giver:
         why, again = self._refusal()
         if why:
             raise Declined(why, again=again)
+
+    def _expect(self, conversation: Talk, say: str, seconds: float) -> dict[str, Any]:
+        """A message before the pause. Raises Declined when this process is to end, and what Talk raises."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return conversation.expect(say, LOOK_SECONDS)[0]
+            except Silent:
+                if self.stopping.is_set():
+                    raise Declined("it is stopping", again=True) from None
+                if time.monotonic() > deadline:
+                    raise
 
     # ------------------------------------------------------------------ the pause
 

@@ -250,7 +250,7 @@ def _domains(taken: Snapshot, order: Sequence[int]) -> Iterator[dict[str, Any]]:
                 yield _domain_record(taken, index, found)
             elif found is not None:
                 busy.append(place)
-            if attempt or count % BREATH == 0:
+            if attempt or (count % BREATH == 0 and not taken.final):  # at the end somebody may wait for it
                 time.sleep(BREATH_SECONDS)
         order = busy
 
