@@ -17,6 +17,7 @@ from support.process import wait_for
 from support.stream import Stream, configuration, metrics, page, wait_ready
 
 pytestmark = [
+    pytest.mark.timeout(900),
     pytest.mark.netns,
     pytest.mark.alone,
     pytest.mark.deploy_heavy,
@@ -120,13 +121,17 @@ def test_low_ports(running: Appliance) -> None:
 
 
 def test_packet_sockets(running: Appliance) -> None:
-    """engine = "packet" needs its drop-in, and works with it."""
+    """engine = "packet" needs its drop-in, which the error names, and works with it."""
     machine = running.machine
     machine.run("rm", f"{DROP_INS}/buffers.conf")
-    machine.run("cp", "/usr/share/doc/samplicator-relay/examples/drop-ins/packet.conf", f"{DROP_INS}/packet.conf")
     machine.systemctl("daemon-reload")
     running.configure(configuration().replace("spoof = true", 'spoof = true\nengine = "packet"'))
-    machine.systemctl("restart", UNIT)
+    machine.run("systemctl", "restart", "--no-block", UNIT)
+    wait_for(lambda: "packet.conf" in machine.journal(UNIT), "the error", 30, 0.2)
+    machine.systemctl("stop", UNIT)
+    machine.run("cp", "/usr/share/doc/samplicator-relay/examples/drop-ins/packet.conf", f"{DROP_INS}/packet.conf")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", UNIT)
     wait_ready(running.lab)
     outcome = Stream(running.lab, RATE // 4).finish()
     assert outcome.whole, outcome

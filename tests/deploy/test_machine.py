@@ -14,10 +14,10 @@ from support.process import wait_for
 from support.stream import WORKERS, configuration, metrics, page, wait_ready
 
 pytestmark = [
+    pytest.mark.timeout(900),
     pytest.mark.netns,
     pytest.mark.alone,
     pytest.mark.slow,
-    pytest.mark.deploy_heavy,
     pytest.mark.parametrize(
         "appliance", ["bookworm", pytest.param("trixie", marks=pytest.mark.deploy_heavy)], indirect=True, scope="module"
     ),

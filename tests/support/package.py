@@ -30,7 +30,14 @@ def build() -> Path:
 
 def build_on(release: str, directory: Path) -> Path:
     """The package that a copy of this tree makes on a fresh Debian, as root: `make deb` installs what it needs."""
-    layer, out = directory / f"build-{release}", directory / f"made-{release}"
+    out = run_on(release, directory, "make deb; cp dist/*.deb /out/")
+    (made,) = out.glob("*.deb")
+    return made
+
+
+def run_on(release: str, directory: Path, script: str) -> Path:
+    """Runs a script as root in a copy of this tree on a fresh Debian with a network; returns what is /out there."""
+    layer, out = directory / f"{release}-{directory.name}", directory / f"out-{release}"
     layer.mkdir()
     out.mkdir()
     source = directory / f"source-{release}.tar"
@@ -42,12 +49,11 @@ def build_on(release: str, directory: Path) -> Path:
     argv = [
         *layered(root_of(release, ("make", "ca-certificates")), layer), "--pipe", "--resolv-conf=copy-host", *environ,
         *(f"--bind-ro={path}" for path in shared), f"--bind={out}:/out", f"--bind-ro={source}:/source.tar",
-        "sh", "-ec", "mkdir /src; cd /src; tar -xf /source.tar; make deb; cp dist/*.deb /out/",
+        "sh", "-ec", f"mkdir /src; cd /src; tar -xf /source.tar; {script}",
     ]  # fmt: skip
     done = run_outside(argv, timeout=1800)
-    assert done.returncode == 0, f"make deb on {release}: {done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    (made,) = out.glob("*.deb")
-    return made
+    assert done.returncode == 0, f"{script} on {release}: {done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return out
 
 
 def newer(package: Path, release: str, directory: Path) -> Path:
