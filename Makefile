@@ -275,7 +275,7 @@ test: test-needs $(EXT) $(STAMPS)/test-tools tools
 # What takes too long for every run (the mark deploy_heavy): whole machines, several releases of Debian, a cluster.
 verify-deploy: test-needs $(EXT) $(STAMPS)/test-tools tools
 	@$(call find_packages,$(VERIFY_PACKAGES)); $(install_missing)
-	$(BIN)/python -m pytest -m deploy_heavy tests/deploy $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m deploy_heavy tests/deploy tests/system $(PYTEST_ARGS)
 
 lint: $(EXT) $(STAMPS)/test-tools
 	@status=0; \

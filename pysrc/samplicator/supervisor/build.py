@@ -159,11 +159,11 @@ class Build:
         moved = {i for i, owner in self.owners.items() if i.owner is not None and i.owner != owner}
         rings = {name: {i for p in parts.values() if p.fresh for i in p.intakes} for name, parts in self.rings.items()}
         moved |= self.incoming.passed_on | self.incoming.overtaken_by(rings)
-        concerned, ages = self.incoming.read_first()
+        concerned, oldest_first = self.incoming.read_first()
         steps: list[tuple[set[AnyIntake], list[Intake]]] = []  # who is not read, and who is read out by worker 0
-        for age in ages:
-            steps += [(moved | concerned, age), (moved | concerned, [])]
-        if moved and not ages:
+        for intake in oldest_first:
+            steps += [(moved | concerned, [intake]), (moved | concerned, [])]
+        if moved and not oldest_first:
             steps.append((moved, []))
         steps.append((set(), []))
         return [
