@@ -20,9 +20,11 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from email.message import Message
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support.network import run_outside
 from support.tree import ROOT, files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,13 +34,12 @@ RELEASES = ("3.11", "3.12", "3.13")
 
 
 def run(*words: str | Path, cwd: Path, timeout: float = 120, network: bool = False, **env: str) -> str:
-    """Standard output of a command. network: in the network of the process that started the tests."""
-    outside = ["nsenter", f"--net=/proc/{os.getppid()}/ns/net", "--"] if network and os.geteuid() == 0 else []
-    ours = ("PYTHON", "SAMPLICATOR", "VIRTUAL")
+    """Standard output of a command. network: in the network that the tests have left."""
+    ours = ("PYTHON", "SAMPLICATOR", "VIRTUAL", "MAKE", "MFLAGS")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    done = subprocess.run(
-        [*outside, *map(str, words)], cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=timeout
-    )
+    argv = [str(word) for word in words]
+    start = run_outside if network else partial(subprocess.run, capture_output=True, text=True)
+    done = start(argv, cwd=cwd, env={**clean, **env}, timeout=timeout)
     assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

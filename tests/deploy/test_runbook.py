@@ -17,7 +17,7 @@ RULES = [
     for group in yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())["groups"]
     for rule in group["rules"]
 ]
-PAGES = [README, DEPLOY / "anycast" / "README.md"]
+PAGES = sorted(DEPLOY.rglob("README.md"))
 
 
 def sections(page: Path) -> dict[str, str]:
