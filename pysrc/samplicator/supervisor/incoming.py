@@ -13,7 +13,7 @@ import errno
 import itertools
 import logging
 import socket
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from samplicator.config.address import endpoint_text
@@ -193,16 +193,6 @@ class Incoming:
         stay = [i for i in self if i.spec.port in ports & {i.spec.port for i in fresh}]
         concerned: set[AnyIntake] = {*gone, *(i for i in self if i.spec.port in ports)}
         return concerned, [*([intake] for intake in gone), *([stay] if stay else [])]
-
-    def overtaken_by(self, rings: Mapping[str, Set[AnyIntake]]) -> set[AnyIntake]:
-        """New rings get what sockets got before: these sockets, and the rings, which wait until those are read out.
-        rings: the new ones of each listener.
-        """
-        found: set[AnyIntake] = set()
-        for name, fresh in rings.items():
-            had = {i for group in self.groups[name].values() for i in group if i.given or i.owner is not None}
-            found |= {*fresh, *had} if fresh and had else set()
-        return found
 
     def caught_up(self) -> list[str]:
         """Listeners that are short and have read what was handed in, so that sockets can be opened beside."""
