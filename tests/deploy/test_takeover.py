@@ -73,7 +73,7 @@ def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
     assert abs(sampled.records - records / 3) <= 2 * ROWS * len(flows.exporters)
 
 
-@pytest.mark.parametrize("receive", ["recvmmsg"])
+@pytest.mark.parametrize("receive", ["recvmmsg", "ring"])
 def test_three_times_in_a_row(lab: Lab, receive: str) -> None:
     chain(lab, receive, 3, 3000)
 
@@ -81,6 +81,6 @@ def test_three_times_in_a_row(lab: Lab, receive: str) -> None:
 @pytest.mark.deploy_heavy
 @pytest.mark.alone
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("receive", ["recvmmsg"])
+@pytest.mark.parametrize("receive", ["recvmmsg", "ring"])
 def test_twenty_times_in_a_row(lab: Lab, receive: str) -> None:
     chain(lab, receive, 20, 20_000)

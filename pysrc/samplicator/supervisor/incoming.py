@@ -287,6 +287,8 @@ class Incoming:
             self._opened.append(intake)
             beside.append(sock)
             group.append(intake)
+            if len(group) > 1:
+                listening.spread(sock, len(group))
 
     def _listen(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
         """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the
