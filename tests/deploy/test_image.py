@@ -33,9 +33,10 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 NET_RAW_ONLY = "0000000000002000"
 NOTHING = "0000000000000000"
 NET_RAW = ["--cap-add", "NET_RAW"]
-RUN, OWN = "/run/samplicator", "/run/samplicator-pod"
+RUN, OWN, STATE = "/run/samplicator", "/run/samplicator-pod", "/var/lib/samplicator"
 RATE = 5_000
-"""Datagrams per second during a rollout."""
+"""Datagrams per second during a rollout. A container cannot exceed net.core.rmem_max of the machine, which may be
+small: then a receive buffer holds what comes in the pause of a take-over only at such a rate."""
 CONFIG = """
 [service]
 log_format = "json"
@@ -270,17 +271,19 @@ def test_rollout_loses_nothing(engine: Engine, lab: Lab) -> None:
     """
     spec = pod(objects([kustomize(KUBERNETES / "overlays" / "spoof-take-over")]))
     (init,), (container,) = spec["initContainers"], spec["containers"]
-    node, config = lab.directory / "node", lab.directory / "etc"
-    node.mkdir()
-    config.mkdir()
-    own = f'own_control = "{OWN}/control.sock"\nlog_format = "json"'
+    node, state, config = (lab.directory / name for name in ("node", "state", "etc"))
+    for folder in (node, state, config):
+        folder.mkdir()
+    own = f'own_control = "{OWN}/control.sock"\nstate_file = "{STATE}/samplicator.state"'
     (config / "samplicator.toml").write_text(configuration(more=own))
-    volumes = ["--volume", f"{node}:{RUN}", "--volume", f"{config}:/etc/samplicator:ro"]
+    mounts = (f"{node}:{RUN}", f"{state}:{STATE}", f"{config}:/etc/samplicator:ro")
+    volumes = [word for mount in mounts for word in ("--volume", mount)]
     network = ["--network", f"ns:/run/netns/{lab.relay.name}"]
 
     def next_pod() -> Container:
         engine.run(IMAGE, *init["command"], options=["--user", "0:0", "--cap-add", "CHOWN", "--read-only", *volumes])
-        assert (node.stat().st_uid, node.stat().st_gid) == (65532, 65532)
+        for folder in (node, state):
+            assert (folder.stat().st_uid, folder.stat().st_gid) == (65532, 65532)
         options = [*network, *NET_RAW, *volumes, "--mount", f"type=tmpfs,destination={OWN},U=true"]
         made = engine.start(IMAGE, *container["args"], options=options)
         probe = container["readinessProbe"]["exec"]["command"]
@@ -302,4 +305,5 @@ def test_rollout_loses_nothing(engine: Engine, lab: Lab) -> None:
         stream.give_up()
         raise
     assert outcome.whole, outcome
+    assert (state / "samplicator.state").stat().st_uid == 65532
     print(f"three rollouts: {outcome}")
