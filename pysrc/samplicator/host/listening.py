@@ -62,6 +62,8 @@ def open_listener(
             for other in beside:
                 set_bool(other, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
             set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+        else:
+            _begin_group(sock)
         if spec.family == 6:
             set_bool(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.v6only)
         if spec.interface:
@@ -177,6 +179,16 @@ def take_runs(sock: socket.socket, wanted: bool) -> None:
     """
     with contextlib.suppress(OSError):
         set_bool(sock, socket.IPPROTO_UDP, UDP_GRO, wanted)
+
+
+def _begin_group(sock: socket.socket) -> None:
+    """Gives a socket that is not bound yet the program of a group of one. So when a second one is bound beside it, all
+    datagrams still come here until spread() says otherwise: they move once, not twice. Bound without SO_REUSEPORT the
+    socket still finds out who else has the port.
+    """
+    set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+    spread(sock, 1)
+    set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
 
 
 def spread(sock: socket.socket, members: int) -> None:
