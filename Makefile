@@ -213,7 +213,7 @@ image:
 
 # ---- the Debian package: dist/samplicator-relay_VERSION_ARCH.deb, for the release of Debian it is made on (deploy/debian)
 
-DEB_PACKAGES := debhelper dpkg-dev chrpath gcc libc6-dev python3 python3-dev python3-venv
+DEB_PACKAGES := debhelper build-essential chrpath python3 python3-dev python3-venv
 DEB_PYTHON := /usr/bin/python3
 # The version; another than that of deploy/debian/changelog, for trying upgrades.
 DEB_VERSION :=
@@ -275,7 +275,7 @@ test: test-needs $(EXT) $(STAMPS)/test-tools tools
 # What takes too long for every run (the mark deploy_heavy): whole machines, several releases of Debian, a cluster.
 verify-deploy: test-needs $(EXT) $(STAMPS)/test-tools tools
 	@$(call find_packages,$(VERIFY_PACKAGES)); $(install_missing)
-	$(BIN)/python -m pytest -m deploy_heavy tests/deploy $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m deploy_heavy tests/deploy tests/system $(PYTEST_ARGS)
 
 lint: $(EXT) $(STAMPS)/test-tools
 	@status=0; \

@@ -176,6 +176,30 @@ def test_drops_are_not_counted_twice(load: Load, start: Start, collector: Collec
     assert 0 < reading.counters["datagrams"] < 100
 
 
+def test_drops_while_nobody_reads_are_counted(load: Load, start: Start, collector: Collector) -> None:
+    """By the process that has the socket next."""
+    port = free_port()
+    plan = compile(load(text(port, collector.port).replace("4MiB", "4KiB")), {}, CAPABILITIES)
+    old = start(plan, [])
+    exporters = Exporters(1, port)
+    exporters.send(1)
+    wait_for(lambda: old.view.received() == 1, "the first")
+    old.pause()
+    exporters.send(100)
+    handed, state = [(label, sock.dup()) for label, sock in old.sockets()], old.final_state()
+    exporters.send(100)
+    old.leave()
+    new = Supervisor(source=HandedIn(handed), state=state)
+    new.apply(plan)
+
+    def all_counted() -> bool:
+        reading = new.view.readings().listeners[0]
+        return reading.counters["datagrams"] + reading.kernel_drops == exporters.sent and reading.kernel_drops > 0
+
+    wait_for(all_counted, "every datagram to be accounted for")
+    new.drain_and_stop(0.5)
+
+
 def test_a_larger_buffer_stays(load: Load, start: Start, collector: Collector) -> None:
     """Whoever opened the socket (PID 1) could have it larger than this process can."""
     port = free_port()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket
 from samplicator.datapath.doors import GONE, DoorIntake
-from samplicator.host import bpf, ring, sockets
+from samplicator.host import bpf, listening, ring, sockets
 from samplicator.host.ingress import Ingress
 from samplicator.plan.spec import DoorSpec, RingSpec, SocketSpec
 from samplicator.readings import ListenerReading, add_up
@@ -27,10 +27,11 @@ class Intake:
     """
 
     __slots__ = (
-        "_drops_read",
         "behind",
+        "cookie",
         "counters",
         "drops",
+        "drops_read",
         "given",
         "granted",
         "label",
@@ -41,6 +42,7 @@ class Intake:
         "rx",
         "sock",
         "spec",
+        "turned_away",
     )
 
     def __init__(
@@ -64,14 +66,16 @@ class Intake:
         self.behind = given
         self.label = label
         self.passed_on = False
+        self.turned_away = False
         self.spec = spec
         self.requested = requested
         self.counters = RxCounters()
         self.rx = RxSocket(sock.fileno(), self.counters, slot)
         self.owner: int | None = None
         self.granted = sockets.granted_receive_buffer(sock)
+        self.cookie = sockets.cookie(sock)
         self.drops = 0
-        self._drops_read = drops_read
+        self.drops_read = drops_read
 
     def again(self, slot: int) -> Intake:
         """The same socket for another listener: its own descriptor and counters. This one is let go of."""
@@ -87,7 +91,7 @@ class Intake:
                 self.program,
                 label=self.label,
                 given=self.given,
-                drops_read=self._drops_read,
+                drops_read=self.drops_read,
             )
         except BaseException:
             sock.close()
@@ -95,6 +99,11 @@ class Intake:
         other.behind = self.behind
         self.passed_on = True
         return other
+
+    def turn_away(self) -> None:
+        """From now on it takes nothing; see listening.turn_away."""
+        listening.turn_away(self.sock)
+        self.turned_away = True
 
     def resize(self, receive_buffer: int) -> None:
         """Asks the kernel for another receive buffer."""
@@ -111,8 +120,8 @@ class Intake:
     def memory(self) -> sockets.MemInfo:
         """SO_MEMINFO now; adds what the kernel dropped since the last call to `drops`. One caller at a time."""
         info = sockets.meminfo(self.sock)
-        self.drops += (info.drops - self._drops_read) & 0xFFFFFFFF
-        self._drops_read = info.drops
+        self.drops += (info.drops - self.drops_read) & 0xFFFFFFFF
+        self.drops_read = info.drops
         return info
 
     def close(self) -> None:

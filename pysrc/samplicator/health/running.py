@@ -50,7 +50,7 @@ class Running:
     lock: see above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions.
     number: of the plans that the workers have now; larger than generation while sockets are held back.
     gone_latency, gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up from a state
-    file, by name, until the first plan runs.
+    file, by name, until the first plan runs; drops: of sockets that were handed in, by cookie, likewise.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -76,3 +76,4 @@ class Running:
     gone_latency: tuple[int, ...] = NO_LATENCY
     gone_latency_sum_ns: int = 0
     carried: dict[str, CarriedReceiver] = field(default_factory=dict)
+    drops: dict[int, int] = field(default_factory=dict)

@@ -212,9 +212,10 @@ class Service:
         loaded = self.state.loaded
         for warning in loaded.warnings:
             log.warning("%s", warning)
-        self._pages.prepare(loaded.config.service)
         wanted = self._options.takeover and not len(self._kept.source)  # systemd has passed the sockets
-        if not (wanted and await self._handover.find(loaded.config.service)):
+        if wanted and await self._handover.find(loaded.config.service):
+            self._pages.prepare(loaded.config.service)
+        else:
             self._pages.open(loaded.config.service)
         self._host.start()  # before the plan is made, so that changes meanwhile are seen
         await self._reloader.start(loaded, first=partial(self._handover.follow, loaded.config.service))
@@ -411,6 +412,7 @@ class Service:
         ]
         for pulse in self._pulses:
             pulse.start()
+        self._pulses[-1].now()  # a state file that cannot be written is shown from the beginning
 
     def _watch_neighbors(self) -> None:
         """Several times per second, and when the kernel reports that a neighbor has changed. Reading a large neighbor

@@ -8,6 +8,7 @@ on the reload's thread. It must never publish a plan that names a socket.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import socket
 from collections.abc import Mapping, Sequence, Set
@@ -160,11 +161,11 @@ class Build:
         """
         moved = {i for i, owner in self.owners.items() if i.owner is not None and i.owner != owner}
         moved |= self.incoming.passed_on
-        concerned, ages = self.incoming.read_first()
+        concerned, oldest_first = self.incoming.read_first()
         steps: list[tuple[set[AnyIntake], list[Intake]]] = []  # who is not read, and who is read out by worker 0
-        for age in ages:
-            steps += [(moved | concerned, age), (moved | concerned, [])]
-        if moved and not ages:
+        for intake in oldest_first:
+            steps += [(moved | concerned, [intake]), (moved | concerned, [])]
+        if moved and not oldest_first:
             steps.append((moved, []))
         steps.append((set(), []))
         return [
@@ -361,7 +362,7 @@ class Build:
             return sockets.open_packet(self.spec.send_buffer)
         except OSError as error:
             if any(receiver.engine == "packet" for receiver in self.spec.receivers):
-                raise BuildError(
-                    error.errno or 0, f'engine "packet": the packet socket cannot be opened: {error.strerror or error}'
-                ) from error
+                hint = "; install the unit's drop-in packet.conf" if error.errno == errno.EAFNOSUPPORT else ""
+                why = f'engine "packet": the packet socket cannot be opened: {error.strerror or error}{hint}'
+                raise BuildError(error.errno or 0, why) from error
             return None

@@ -174,12 +174,12 @@ class Incoming:
         reading and the end; a socket of the next plan gets what comes, if one listens there.
         """
         for intake in (*(i for group in self.strays.values() for i in group), *self.leaving()):
-            listening.turn_away(intake.sock)
+            intake.turn_away()
 
-    def read_first(self) -> tuple[set[AnyIntake], list[list[Intake]]]:
+    def read_first(self) -> tuple[set[AnyIntake], list[Intake]]:
         """Where a socket gets what another one got before, the older datagrams are to be read first.
 
-        Returns all sockets concerned, and those that one worker reads out before others read, one list after the other:
+        Returns all sockets concerned, and those that one worker reads out before others read, one after the other:
         where sockets share a port, the kernel gives the datagrams of one that is turned away to the next one, and with
         each socket more an exporter goes to a later one of them or stays (reciprocal_scale(), net/core/
         sock_reuseport.c). So they are read in the order in which they were opened.
@@ -189,10 +189,12 @@ class Incoming:
         old = [intake for intake in self if intake not in fresh]
         ports = {i.spec.port for i in (*old, *self.leaving())} & {i.spec.port for i in fresh}
         ports |= {i.spec.port for i in strays}
+        several = (group for groups in self.groups.values() for group in groups.values() if len(group) > 1)
+        ports |= {i.spec.port for group in several for i in group if i in fresh}  # the first got all before the second
         gone = [*strays, *(i for i in self.leaving() if i.spec.port in ports)]
         stay = [i for i in self if i.spec.port in ports & {i.spec.port for i in fresh}]
         concerned: set[AnyIntake] = {*gone, *(i for i in self if i.spec.port in ports)}
-        return concerned, [*([intake] for intake in gone), *([stay] if stay else [])]
+        return concerned, [*gone, *stay]
 
     def caught_up(self) -> list[str]:
         """Listeners that are short and have read what was handed in, so that sockets can be opened beside."""
@@ -210,8 +212,10 @@ class Incoming:
         return None
 
     def _adopted(self, had: Had, key: SocketSpec, slot: int) -> Intake:
-        """Of a socket that was open before: what it dropped then is counted already, its filter is unknown."""
-        drops = sockets.meminfo(had.sock).drops
+        """Of a socket that was open before: what it dropped then is counted already, but for what it dropped since the
+        process before has ended, if that is known. Its filter is unknown.
+        """
+        drops = self._running.drops.get(sockets.cookie(had.sock), sockets.meminfo(had.sock).drops)
         size = self.spec.receive_buffer
         intake = Intake(had.sock, key, slot, size, None, label=had.label, given=True, drops_read=drops)
         self._opened.append(intake)

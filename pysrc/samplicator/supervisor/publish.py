@@ -30,6 +30,10 @@ BACKLOG_SECONDS: Final = 10.0
 """How long it is waited for a worker to go on reading out a socket."""
 
 
+PASS_SECONDS: Final = 0.5
+"""Long enough for a worker to read each of some sockets once, if it can keep up with what comes."""
+
+
 class WorkerStuck(RuntimeError):
     """A worker did not adopt its plan in time; nothing it may still use was closed."""
 
@@ -61,14 +65,18 @@ def wake(workers: Iterable[WorkerThread]) -> None:
 
 
 def wait_empty(intakes: Sequence[Intake]) -> None:
-    """Until hardly anything waits in these sockets, or for BACKLOG_SECONDS without progress."""
+    """Until hardly anything waits in these sockets. Of those that take no more: as long as workers go on reading; of
+    others for PASS_SECONDS.
+    """
+    begun = time.monotonic()
     for intake in intakes:
         least, deadline = 1 << 62, 0.0
         with contextlib.suppress(OSError):
             while (waits := intake.memory().queue_bytes) > NEARLY_EMPTY_BYTES:
+                now = time.monotonic()
                 if waits < least:
-                    least, deadline = waits, time.monotonic() + BACKLOG_SECONDS
-                elif time.monotonic() > deadline:
+                    least, deadline = waits, now + BACKLOG_SECONDS
+                elif now > deadline or (not intake.turned_away and now > begun + PASS_SECONDS):
                     break
                 time.sleep(0.001)
 
@@ -106,7 +114,7 @@ def leave_others(running: Running, build: Build, kept: Set[str]) -> None:
     heirs = {intake.spec for intake in build.incoming if intake.label in kept}
     for intake in others:
         if intake.spec in heirs:
-            listening.turn_away(intake.sock)
+            intake.turn_away()
         else:
             with contextlib.suppress(OSError):
                 bpf.attach(intake.sock, bpf.TAKE_NOTHING)

@@ -34,7 +34,7 @@ from samplicator.host import abilities
 from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
-from samplicator.plan.rules import widened
+from samplicator.plan.rules import routes, widened
 from samplicator.plan.spec import PlanSpec, Udp
 from samplicator.supervisor import carry, ending, guard, publish, rings, takeup
 from samplicator.supervisor.build import Build, Step
@@ -139,7 +139,7 @@ class Supervisor:
             self._begun = None
         try:
             build.open(self._descriptor_limit)
-            replay_to = widened(self._running.spec, spec) if self._running.spec is not None else set()
+            replay_to = widened(routes(self._running.spec), spec) if self._running.spec is not None else set()
             steps = build.steps(number, replay_to)
         except BaseException:
             build.undo()
@@ -235,7 +235,7 @@ class Supervisor:
             guard.share_casts(build.casts, [*build.listeners.values(), *gone_listeners])
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
-            self._running.carried = {}
+            self._running.carried, self._running.drops = {}, {}
             hosts: dict[tuple[bytes, int], Host] = {}
             for receiver in build.receivers.values():
                 receiver.reach.adopt(receiver.spec)
