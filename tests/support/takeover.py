@@ -139,15 +139,16 @@ class Flows:
         self._thread.join()
 
     def judge(self) -> list[Collector]:
-        """What the three collectors have made of it, when all relays are at rest."""
+        """What the three collectors have made of it, when all relays are at rest. Another source port is another
+        session for them: that of unspoofed copies changes with the process, which then sends the templates again.
+        """
         found = []
         for sock in (self.whole, self.sampled, self.unique):
             collector = Collector()
             sock.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    payload, (address, _) = sock.recvfrom(65535)
-                    collector.take(address, payload)
+                    collector.take(*reversed(sock.recvfrom(65535)))
             found.append(collector)
         return found
 
