@@ -213,7 +213,7 @@ image:
 
 # ---- the Debian package: dist/samplicator-relay_VERSION_ARCH.deb, for the release of Debian it is made on (deploy/debian)
 
-DEB_PACKAGES := debhelper dpkg-dev chrpath gcc libc6-dev python3 python3-dev python3-venv
+DEB_PACKAGES := debhelper build-essential chrpath python3 python3-dev python3-venv
 DEB_PYTHON := /usr/bin/python3
 # The version; another than that of deploy/debian/changelog, for trying upgrades.
 DEB_VERSION :=

@@ -19,7 +19,7 @@ from support.process import wait_for
 
 UNITS = sorted(ANYCAST.rglob("*.service"))
 
-SLACK_SECONDS = 0.5
+SLACK_SECONDS = 1.0
 """What a relay had not read yet is lost with it; and a change of the route is seen a little after it happened."""
 
 

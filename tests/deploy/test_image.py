@@ -305,5 +305,6 @@ def test_rollout_loses_nothing(engine: Engine, lab: Lab) -> None:
         stream.give_up()
         raise
     assert outcome.whole, outcome
+    running.stop(spec["terminationGracePeriodSeconds"])
     assert (state / "samplicator.state").stat().st_uid == 65532
     print(f"three rollouts: {outcome}")

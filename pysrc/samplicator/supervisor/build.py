@@ -8,6 +8,7 @@ on the reload's thread. It must never publish a plan that names a socket.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import socket
 from collections.abc import Mapping, Sequence, Set
@@ -391,7 +392,7 @@ class Build:
             return sockets.open_packet(self.spec.send_buffer)
         except OSError as error:
             if any(receiver.engine == "packet" for receiver in self.spec.receivers):
-                raise BuildError(
-                    error.errno or 0, f'engine "packet": the packet socket cannot be opened: {error.strerror or error}'
-                ) from error
+                hint = "; install the unit's drop-in packet.conf" if error.errno == errno.EAFNOSUPPORT else ""
+                why = f'engine "packet": the packet socket cannot be opened: {error.strerror or error}{hint}'
+                raise BuildError(error.errno or 0, why) from error
             return None
