@@ -5,6 +5,7 @@ configuration makes of them; those that serve no listener are closed.
 from __future__ import annotations
 
 import re
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from samplicator.host import listening
 from samplicator.host.bound import Bound, bound_by, bound_of, worker_of
 from samplicator.host.sources import HandedIn
 from samplicator.plan.planner import compile
-from samplicator.plan.spec import PlanSpec
+from samplicator.plan.spec import PlanSpec, SocketSpec
 from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, in_order, spec, text, until
@@ -286,6 +287,36 @@ def test_a_take_over_that_fails_leaves_the_old_one_as_it_was(load: Load, start: 
     all_came(old, exporters, collector)
 
 
+@pytest.mark.parametrize("device", ["", "lo"])
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::", "::1", "239.255.9.9", "ff05::9"])
+def test_a_socket_that_is_turned_away_keeps_what_it_holds(address: str, device: str) -> None:
+    """New datagrams go to the next socket that takes them."""
+    six = ":" in address
+    family = socket.AF_INET6 if six else socket.AF_INET
+    old, new, sender = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(3))
+    for sock in (old, new):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setblocking(False)
+    if device:
+        old.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
+    old.bind((address, 0))
+    port = old.getsockname()[1]
+    new.bind(("::" if six else "0.0.0.0", port))
+    to = ("::1" if six else "127.0.0.1", port)
+    if address == to[0]:  # the better match
+        sender.sendto(b"before", to)
+    listening.turn_away(old)
+    assert old.getpeername()[1] == 9
+    sender.sendto(b"after", to)
+    assert new.recv(100) == b"after"
+    if address == to[0]:
+        assert old.recv(100) == b"before"
+    with pytest.raises(BlockingIOError):
+        old.recv(100)
+    for sock in (old, new, sender):
+        sock.close()
+
+
 LABELS = [
     (Bound(4, bytes(4), 2055, "", False), "udp4-0.0.0.0-2055#3"),
     (Bound(6, bytes(16), 2055, "", False), "udp6-__-2055#3"),
@@ -331,3 +362,34 @@ OVERLAPS: Sequence[tuple[Bound, Bound, bool]] = [
 @pytest.mark.parametrize(("one", "other", "overlaps"), OVERLAPS)
 def test_who_would_get_the_datagrams_of_another(one: Bound, other: Bound, overlaps: bool) -> None:
     assert one.overlaps(other) is other.overlaps(one) is overlaps
+
+
+@pytest.mark.parametrize("host", ["127.0.1.{}", "::1"])
+@pytest.mark.parametrize("members", [2, 3])
+def test_an_exporter_has_its_worker_as_with_rings(host: str, members: int) -> None:
+    """By its address and port alone: the same in every process, and the same whether a ring or a socket gets it."""
+    six = ":" in host
+    family = socket.AF_INET6 if six else socket.AF_INET
+    wanted = SocketSpec(0, "::1" if six else "127.0.0.1", free_port(family), 6 if six else 4, six, "", ())
+    group: list[socket.socket] = []
+    for _ in range(members):
+        group.append(listening.open_listener(wanted, receive_buffer=1 << 16, ttl=False, tos=False, beside=list(group)))
+        listening.spread(group[-1], len(group))
+    chosen = set()
+    for number in range(1, 40):
+        with socket.socket(family, socket.SOCK_DGRAM) as exporter:
+            exporter.bind((host.format(number), 0))
+            exporter.sendto(b"x", group[0].getsockname())
+            address, port = exporter.getsockname()[:2]
+            mixed = port
+            packed = socket.inet_pton(family, address)
+            for at in range(0, len(packed), 4):
+                mixed ^= int.from_bytes(packed[at : at + 4], "big")
+            index = ((mixed * 0x9E3779B1 & 0xFFFFFFFF) >> 16) * members >> 16
+            ready, _, _ = select.select(group, [], [], 5)
+            assert ready == [group[index]]
+            group[index].recv(10)
+            chosen.add(index)
+    assert len(chosen) == members
+    for sock in group:
+        sock.close()

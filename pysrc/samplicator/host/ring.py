@@ -68,7 +68,7 @@ _PACKET_TYPE: Final = _PROTOCOL + 4
 _VLAN_TAG: Final = _PROTOCOL + 48
 _ALL: Final = 0x40000  # bytes kept
 _LOAD: Final = {4: 0x20, 2: 0x28, 1: 0x30}
-_TAX, _XOR_X, _AND, _MULTIPLY, _SHIFT, _MODULO = 0x07, 0xAC, 0x54, 0x24, 0x74, 0x94
+_TAX, _XOR_X, _AND, _MULTIPLY, _SHIFT = 0x07, 0xAC, 0x54, 0x24, 0x74
 _JUMP, _EQUAL, _GREATER_EQUAL, _RETURN, _RETURN_A = 0x05, 0x15, 0x35, 0x06, 0x16
 _MOST: Final = 4096  # BPF_MAXINSNS
 
@@ -201,7 +201,10 @@ def _section(program: _Program, section: Section, here: str, following: str) -> 
 
 
 def spread(members: int) -> bytes:
-    """The program that picks the ring of a datagram: a hash of exporter address and port, modulo `members`."""
+    """The program that picks the ring of a datagram: a hash of exporter address and port, scaled to `members`. As with
+    the kernel's own rule for sockets (reciprocal_scale), another member moves datagrams to higher numbers only; who
+    reads the members in their order reads every exporter's datagrams in their order.
+    """
     program = _Program()
     program.load(4, _PROTOCOL)
     for protocol, header in HEADERS.items():
@@ -217,7 +220,8 @@ def spread(members: int) -> bytes:
     program.label("hash")
     program.add(_MULTIPLY, 0x9E3779B1)
     program.add(_SHIFT, 16)
-    program.add(_MODULO, members)
+    program.add(_MULTIPLY, members)
+    program.add(_SHIFT, 16)
     program.add(_RETURN_A)
     return program.finish()
 

@@ -104,7 +104,8 @@ class Build:
     def open(self, descriptor_limit: int) -> None:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
         check_descriptors(self.spec, descriptor_limit)
-        self._open_states()
+        if not self.listeners:
+            self.open_states()
         if self.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
             self.aliases = aliases.make(self.spec.alias_file)
         if not self.incoming.handed_in:
@@ -119,6 +120,11 @@ class Build:
         together += [*(p.intakes for p in self.ring_parts()), *(g for by in self.doors.values() for g in by.values())]
         for group in together:
             self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
+
+    def go_on_from(self, begun: Build) -> None:
+        """What another build of the same plan has opened by open_states() belongs to this one."""
+        self.listeners, self.rings, self.receive = begun.listeners, begun.rings, begun.receive
+        self.ingress, self._intakes = begun.ingress, begun._intakes
 
     def undo(self) -> None:
         for thread in self._threads:
@@ -219,8 +225,8 @@ class Build:
 
     # ------------------------------------------------------------------ listeners
 
-    def _open_states(self) -> None:
-        """Listeners and their rings, which receive nothing yet."""
+    def open_states(self) -> None:
+        """Listeners and their rings, which receive nothing yet. Each ring takes the kernel tens of milliseconds."""
         slots = {running.slot for running in self._running.listeners.values()}
         for wanted in self.spec.listeners:
             state = self._running.listeners.get(wanted.name)

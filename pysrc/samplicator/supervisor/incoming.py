@@ -189,6 +189,8 @@ class Incoming:
         old = [intake for intake in self if intake not in fresh]
         ports = {i.spec.port for i in (*old, *self.leaving())} & {i.spec.port for i in fresh}
         ports |= {i.spec.port for i in strays}
+        several = (group for groups in self.groups.values() for group in groups.values() if len(group) > 1)
+        ports |= {i.spec.port for group in several for i in group if i in fresh}  # the first got all before the second
         gone = [*strays, *(i for i in self.leaving() if i.spec.port in ports)]
         stay = [i for i in self if i.spec.port in ports & {i.spec.port for i in fresh}]
         concerned: set[AnyIntake] = {*gone, *(i for i in self if i.spec.port in ports)}
@@ -289,6 +291,8 @@ class Incoming:
             self._opened.append(intake)
             beside.append(sock)
             group.append(intake)
+            if len(group) > 1:
+                listening.spread(sock, len(group))
 
     def _listen(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
         """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the

@@ -110,7 +110,7 @@ class Reloader:
         self._written_again = False
         self._closed = False
 
-    async def start(self, loaded: Loaded, *, first: Callable[[], None] = lambda: None) -> None:
+    async def start(self, loaded: Loaded, *, first: Callable[[PlanSpec], None] = lambda spec: None) -> None:
         """The first configuration. first: called when all that takes long is done, just before the plan is applied.
         Raises ConfigError or OSError; nothing runs then.
         """
@@ -272,7 +272,8 @@ class Reloader:
         back."""
         problems = problems_of(error, loaded)
         if self.loaded is not None:
-            self._services.adopt(self.loaded)  # those of the refused configuration are not followed
+            receivers = self.spec.receivers if self.spec is not None else ()
+            self._services.adopt(self.loaded, receivers)  # those of the refused configuration are not followed
         published = self._runs.generation != before
         outcome = f"but plan {self._runs.generation} already runs" if published else "the running plan stays"
         hint = f"; {HOW_TO_EDIT}" if loaded is None and CHANGED_FILE in trigger else ""
@@ -281,9 +282,9 @@ class Reloader:
             log.error("this is a defect in samplicator; please report it", exc_info=error)
         return ReloadResult(False, self._runs.generation, "", problems, time.monotonic() - begun, published=published)
 
-    def _start(self, loaded: Loaded, first: Callable[[], None]) -> None:
+    def _start(self, loaded: Loaded, first: Callable[[PlanSpec], None]) -> None:
         spec = self._compile(loaded, self._resolve(loaded, START_SECONDS))
-        first()
+        first(spec)
         self._apply(loaded, spec)
 
     def _resolve(self, loaded: Loaded, seconds: float) -> Resolved:
@@ -309,7 +310,7 @@ class Reloader:
 
     def _adopt(self, loaded: Loaded, spec: PlanSpec) -> None:
         self._resolver.adopt(loaded)
-        self._services.adopt(loaded)
+        self._services.adopt(loaded, spec.receivers)
         self.loaded, self.spec = loaded, spec
         self.config_hash = int(loaded.text_hash[:12] or "0", 16)
         self.last_success_timestamp = self.last_success_timestamp or time.time()

@@ -95,6 +95,7 @@ class Supervisor:
         self._saving = threading.RLock()  # one at a time; never taken within another
         self._debris: list[Callable[[], None]] = []
         self._build: Build | None = None  # of the plan that runs
+        self._begun: Build | None = None  # of the first plan, see prepare()
         self._links: Links | None = None
         self._accounts = Accounts()
         self._failover = Failover(self._running)
@@ -133,6 +134,9 @@ class Supervisor:
         held = publish.hold(self._running, self._build, ports)
         number = self._running.number + 1
         build = Build(spec, self._running, self._source, generation=number, trace=self._trace, gateways=self._gateways)
+        if self._begun is not None:
+            build.go_on_from(self._begun)
+            self._begun = None
         try:
             build.open(self._descriptor_limit)
             replay_to = widened(routes(self._running.spec), spec) if self._running.spec is not None else set()
@@ -357,6 +361,18 @@ class Supervisor:
         return ending.close_all(self._running)
 
     # ------------------------------------------------------------------ from and to another process
+
+    def prepare(self, spec: PlanSpec) -> None:
+        """Before follow(): opens what takes long for the first plan and disturbs nobody: rings. Raises BuildError."""
+        with self._lock:
+            build = Build(spec, self._running, Opened(), generation=1, trace=None, gateways=self._gateways)
+            try:
+                build.open_states()
+            except BaseException:
+                build.undo()
+                raise
+            self._running.listeners |= build.listeners
+            self._begun = build
 
     def follow(self, source: Source, state: bytes) -> None:
         """Before the first plan: this process goes on where another one has paused. state: see __init__."""
