@@ -374,7 +374,7 @@ def test_an_exporter_has_its_worker_as_with_rings(host: str, members: int) -> No
     group: list[socket.socket] = []
     for _ in range(members):
         group.append(listening.open_listener(wanted, receive_buffer=1 << 16, ttl=False, tos=False, beside=list(group)))
-        listening.spread(group[-1], len(group))
+        listening.spread(group)
     chosen = set()
     for number in range(1, 40):
         with socket.socket(family, socket.SOCK_DGRAM) as exporter:

@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from samplicator._fastpath import Overlap
-from samplicator.datapath.intakes import Intake, RingGroup, RingIntake
+from samplicator.datapath.intakes import Intake, RingGroup, RingIntake, socket_key
 from samplicator.datapath.thread import WorkerThread
-from samplicator.host import ring
+from samplicator.host import listening, ring
+from samplicator.plan.spec import SocketSpec
 
 ANSWER_SECONDS: Final = 10.0
 """How long a worker may take to bring an intake to rest, or to read it until it is empty."""
@@ -91,6 +92,8 @@ class Changeover:
             overlap.limit(until_ns=time.time_ns())
             self._settle()
             self._rest(self._sockets, empty=True)
+            if not failed:
+                self._spread()
             for socket in self._sockets:
                 socket.rx.set_overlap(None)
             for intake in self._rings:
@@ -119,6 +122,18 @@ class Changeover:
         self._until(lambda: not any(intake.rx.overlapping for intake in intakes), "reads what came before")
         for intake in intakes:
             intake.rx.set_overlap(None)
+
+    def _spread(self) -> None:
+        """Nothing waits in the sockets and hardly anything comes: the moment to have an exporter's socket and its ring
+        belong to the same worker, where sockets were opened by somebody else.
+        """
+        places: dict[SocketSpec, list[Intake]] = {}
+        for intake in self._sockets:
+            places.setdefault(socket_key(intake.spec), []).append(intake)
+        every = [intake.sock for intake in self._sockets]
+        for group in places.values():
+            if len(group) > 1:
+                listening.spread([intake.sock for intake in group], every)
 
     def _settle(self) -> None:
         """Where only blocks are read that the kernel has closed, its timer closes the last one."""

@@ -209,11 +209,14 @@ class RingGroup:
             opened.close()
             raise
 
-    def select(self) -> None:
-        """All rings that run have their share from now on. Wake the workers afterwards (Ring.select)."""
-        if self.intakes and self._selected != len(self.intakes):
-            self.intakes[0].ring.select(len(self.intakes))
-            self._selected = len(self.intakes)
+    def select(self, sockets: int) -> None:
+        """So many rings have their share from now on, or all, if they are fewer: an exporter's ring has the number of
+        its socket. sockets: how many share a place. Wake the workers afterwards (Ring.select).
+        """
+        members = min(sockets or len(self.intakes), len(self.intakes))
+        if members and self._selected != members:
+            self.intakes[0].ring.select(members)
+            self._selected = members
 
     def take(self) -> None:
         """The rings take what matches; in the moment before the rule is in place the sockets get it too (Changeover).

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import os
 import socket
 import struct
 import sys
@@ -36,6 +38,7 @@ IPV6_RECVHOPLIMIT: Final = 51
 IPV6_RECVTCLASS: Final = 66
 UDP_GRO: Final = 104
 SO_ATTACH_REUSEPORT_CBPF: Final = 51
+SO_DETACH_REUSEPORT_BPF: Final = 68
 
 
 def open_listener(
@@ -61,9 +64,9 @@ def open_listener(
         if beside:
             for other in beside:
                 set_bool(other, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
-            set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
-        else:
+        if join:
             _begin_group(sock)
+        set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, bool(beside))
         if spec.family == 6:
             set_bool(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.v6only)
         if spec.interface:
@@ -192,18 +195,37 @@ def _begin_group(sock: socket.socket) -> None:
     socket still finds out who else has the port.
     """
     set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
-    spread(sock, 1)
-    set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
+    with contextlib.suppress(OSError):
+        bpf.attach(sock, ring.spread(1), socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF)
 
 
-def spread(sock: socket.socket, members: int) -> None:
-    """Has the sockets that share the port of this one, which are so many, get datagrams as rings do (ring.spread): an
-    exporter has the same worker whichever way its datagrams come in, and in the next process, too. (socket(7): the
-    program's result is the number of the socket, in the order in which they were bound. By itself the kernel takes a
-    hash with a secret.) Where this does not work, the kernel's hash stays.
+def spread(group: Sequence[socket.socket], beside: Sequence[socket.socket] = ()) -> None:
+    """Has sockets that share a place, in the order in which they were bound, get datagrams as so many rings do
+    (ring.spread): an exporter has the same worker whichever way its datagrams come in, and in the next process, too.
+    beside: our other listeners' sockets on this port.
+
+    socket(7): the program's result is the number of the socket. By itself the kernel takes a hash with a secret, and
+    passes by sockets that are connected; a program does not. So where a worker sends from this place, and where this
+    does not work at all, the kernel's hash stays.
     """
     with contextlib.suppress(OSError):
-        bpf.attach(sock, ring.spread(members), socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF)
+        if _others_there(group, beside):
+            set_bool(group[0], socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, False)
+        else:
+            bpf.attach(group[0], ring.spread(len(group)), socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF)
+
+
+def _others_there(group: Sequence[socket.socket], beside: Sequence[socket.socket]) -> bool:
+    """Whether a socket that is none of these has the address and port of this group (proc_net(5): /proc/net/udp)."""
+    own = {os.fstat(sock.fileno()).st_ino for sock in group}
+    known = own | {os.fstat(sock.fileno()).st_ino for sock in beside}
+    try:
+        with open(f"/proc/net/{'udp' if group[0].family == socket.AF_INET else 'udp6'}", encoding="ascii") as file:
+            rows = [(words[1], int(words[9])) for words in map(str.split, itertools.islice(file, 1, None))]
+    except (OSError, ValueError, IndexError):
+        return False
+    places = {place for place, inode in rows if inode in own}
+    return any(place in places and inode not in known for place, inode in rows)
 
 
 def share_port(sock: socket.socket) -> None:

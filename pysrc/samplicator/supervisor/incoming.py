@@ -120,7 +120,10 @@ class Incoming:
         self.missing[wanted.name] = {}
         for key in map(socket_key, wanted.sockets):
             group = list(state.intakes.get(key, ()))
+            before = len(group)
             self._fill(group, wanted, key, state, options)
+            if len(group) > max(before, 1) and not group[-1].given:
+                self._spread(group)
             if group:
                 groups[key] = group
 
@@ -143,6 +146,9 @@ class Incoming:
         for state in self._running.listeners.values():
             for running in state.sockets():
                 running.passed_on = False
+            for key, group in state.intakes.items():
+                if len(self.groups.get(state.name, {}).get(key, ())) > len(group):
+                    self._spread(group)
         listening.unshare(self._alone)
 
     def close_unused(self) -> None:
@@ -291,8 +297,6 @@ class Incoming:
             self._opened.append(intake)
             beside.append(sock)
             group.append(intake)
-            if len(group) > 1:
-                listening.spread(sock, len(group))
 
     def _listen(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
         """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the
@@ -311,6 +315,11 @@ class Incoming:
                     worker.worker.withhold(*self._running.withheld)
         self._share(sock)
         return sock, had
+
+    def _spread(self, group: Sequence[Intake]) -> None:
+        listening.spread(
+            [intake.sock for intake in group], [s for s in self._on_port[group[0].spec.port] if s.fileno() >= 0]
+        )
 
     def _share(self, sock: socket.socket) -> None:
         if self._by_ports:

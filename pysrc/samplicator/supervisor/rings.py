@@ -33,12 +33,17 @@ def to_sockets(running: Running, staying: Collection[int] = ()) -> None:
 
 def to_rings(running: Running, parts: Sequence[RingPart]) -> None:
     """New rings get their share, and what takes nothing yet takes what its part says."""
+    sockets = {
+        id(group): max(map(len, state.intakes.values()), default=0)
+        for state in running.listeners.values()
+        for group in state.rings.values()
+    }
     for part in parts:
         if not part.group.taking:
             part.group.spec = part.spec
             part.group.give_back()  # a ring that was opened while the others took something
         try:
-            part.group.select()
+            part.group.select(sockets.get(id(part.group), 0))
         except OSError as error:
             log.error("the new rings on %s get no share: %s", part.spec.interface, error.strerror)
     for worker in running.workers if parts else ():
