@@ -23,13 +23,13 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
 
-TEST_PACKAGES := softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
+TEST_PACKAGES = softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
 	systemd-container mmdebstrap lintian bash-completion zsh fish $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.
 VERIFY_PACKAGES := buildah podman runc
 
-.PHONY: all run build install install-shared uninstall deb image test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
+.PHONY: all run build install install-shared uninstall deb image dist test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:
 
 all: build
@@ -171,6 +171,34 @@ uninstall:
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "samplicator is removed. Its configuration is left in /etc/samplicator."
 
+# ---- sdist and wheel for a package index, in dist/. The same sources give the same bytes, wherever they are: the time in both is
+# SOURCE_DATE_EPOCH, or that of the last commit. Wheels of other releases of Python: cibuildwheel (pyproject.toml).
+
+EPOCH = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --pretty=%ct 2>/dev/null || stat -c %Y pyproject.toml))
+
+$(STAMPS)/dist-tools: $(STAMPS)/build-tools
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dist"], \
+		sep="\n")' >$(STAMPS)/dist-requirements
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/dist-requirements
+	@touch $@
+
+# The sdist is packed again, because setuptools writes times and owners of this machine into it; the wheel is built from it.
+# LDSHARED: an interpreter outside of the system's folders would put its own folder into the library path.
+dist: $(STAMPS)/dist-tools
+	@rm -rf build/dist dist/*.whl dist/*.tar.gz && mkdir -p build/dist dist
+	$(BIN)/python -m build --no-isolation --sdist -o build/dist . >build/dist/sdist.log 2>&1 || { cat build/dist/sdist.log; exit 1; }
+	@cd build/dist && tar -xzf samplicator-*.tar.gz && rm samplicator-*.tar.gz && tree=$$(echo samplicator-*) && \
+		tar --sort=name --mtime=@$(EPOCH) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --format=gnu -cf - $$tree \
+		| gzip -n9 >$(CURDIR)/dist/$$tree.tar.gz
+	@echo "Compiling the wheel (log: build/dist/wheel.log)"
+	@cd build/dist/samplicator-* && SOURCE_DATE_EPOCH=$(EPOCH) LDSHARED="$(CC) -shared" \
+		$(BIN)/python -m build --no-isolation --wheel -o .. . >../wheel.log 2>&1 || { cat $(CURDIR)/build/dist/wheel.log; exit 1; }
+	SOURCE_DATE_EPOCH=$(EPOCH) PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --strip -w dist build/dist/*.whl
+	$(BIN)/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/validate-pyproject pyproject.toml
+	@ls -l dist/*.whl dist/*.tar.gz
+
 # ---- the container image (deploy/docker), by the first of these that is installed
 
 IMAGE_BUILDER ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell command -v $(name)),$(name))))
@@ -185,7 +213,7 @@ image:
 
 # ---- the Debian package: dist/samplicator-relay_VERSION_ARCH.deb, for the release of Debian it is made on (deploy/debian)
 
-DEB_PACKAGES := debhelper dpkg-dev chrpath gcc libc6-dev python3 python3-dev python3-venv
+DEB_PACKAGES := debhelper build-essential chrpath python3 python3-dev python3-venv
 DEB_PYTHON := /usr/bin/python3
 # The version; another than that of deploy/debian/changelog, for trying upgrades.
 DEB_VERSION :=
@@ -247,7 +275,7 @@ test: test-needs $(EXT) $(STAMPS)/test-tools tools
 # What takes too long for every run (the mark deploy_heavy): whole machines, several releases of Debian, a cluster.
 verify-deploy: test-needs $(EXT) $(STAMPS)/test-tools tools
 	@$(call find_packages,$(VERIFY_PACKAGES)); $(install_missing)
-	$(BIN)/python -m pytest -m deploy_heavy tests/deploy $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m deploy_heavy tests/deploy tests/system $(PYTEST_ARGS)
 
 lint: $(EXT) $(STAMPS)/test-tools
 	@status=0; \

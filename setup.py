@@ -3,20 +3,30 @@
 Environment: SAMPLICATOR_SANITIZE=1 builds with ASan and UBSan, SAMPLICATOR_MARCH=NAME passes -march=NAME (appliances
 only; wheels stay baseline), SAMPLICATOR_INSIDE=1 builds the test extension `_inside`, too. Compiler warnings are
 always errors.
+
+What is built does not depend on where the tree is: two wheels of the same sources are equal byte for byte if
+SOURCE_DATE_EPOCH is set.
 """
 
 import os
+import re
+import tomllib
 from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SANITIZE = os.environ.get("SAMPLICATOR_SANITIZE") == "1"
 MARCH = os.environ.get("SAMPLICATOR_MARCH")
 PROBE = os.environ.get("SAMPLICATOR_INSIDE") == "1"
 
+TOP = Path(__file__).resolve().parent
+
 cflags = [
     "-O3",
+    f"-ffile-prefix-map={TOP}=.",
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
@@ -52,22 +62,51 @@ def extension(name: str, source: str, *macros: str) -> Extension:
     )
 
 
+def index_readme() -> str:
+    """README.md with absolute links: what is relative in a checkout leads nowhere on a package index."""
+    project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository, tag = project["urls"]["Repository"], f"v{project['version']}"
+    raw = repository.replace("https://github.com/", "https://raw.githubusercontent.com/")
+
+    def absolute(match: re.Match[str]) -> str:
+        picture, text, target = match.groups()
+        base = f"{raw}/{tag}" if picture else f"{repository}/blob/{tag}"
+        return f"{picture}[{text}]({base}/{target})"
+
+    readme = (TOP / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)", absolute, readme)
+
+
 extensions = [extension("samplicator._fastpath", "fastpath/_fastpath.pyx")]
 if PROBE:
     extensions.append(extension("samplicator._inside", "tests/ext/_inside.pyx"))
     extensions.append(extension("samplicator._inside_flow", "tests/ext/_inside_flow.pyx", "FLOW_COUNT_STEPS"))
 
+
+class Build(build_ext):
+    """Runs Cython when something is compiled: an sdist and the metadata need neither Cython nor its seconds."""
+
+    def build_extensions(self) -> None:
+        translated = cythonize(
+            self.extensions,
+            include_path=["fastpath"],
+            build_dir="build/cython-asan" if SANITIZE else "build/cython",
+            show_all_warnings=True,
+            compiler_directives={
+                "language_level": 3,
+                "binding": True,
+                "embedsignature": False,
+                "freethreading_compatible": True,
+            },
+        )
+        for given, made in zip(self.extensions, translated, strict=True):
+            given.sources = made.sources
+        super().build_extensions()
+
+
 setup(
-    ext_modules=cythonize(
-        extensions,
-        include_path=["fastpath"],
-        build_dir="build/cython-asan" if SANITIZE else "build/cython",
-        show_all_warnings=True,
-        compiler_directives={
-            "language_level": 3,
-            "binding": True,
-            "embedsignature": False,
-            "freethreading_compatible": True,
-        },
-    ),
+    long_description=index_readme(),
+    long_description_content_type="text/markdown",
+    ext_modules=extensions,
+    cmdclass={"build_ext": Build},
 )

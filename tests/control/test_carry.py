@@ -28,6 +28,8 @@ class Stand:
         self.state = directory / "state"
         self.port = free_port()
         self.sinks = {name: Sink() for name in NAMES}
+        # a port of its own, so that a collector sees the same sessions after a restart
+        self.sources = {name: f'source = "127.0.0.1:{free_port()}"\n' for name in NAMES}
         self.exporters = [Exporter(number, self.port) for number in range(10)]
         self.sent = 0
 
@@ -35,7 +37,7 @@ class Stand:
         self, workers: int = 1, receive: str = "recvmmsg", listener: str = "in", rule: str = '"all", "third", "p"'
     ) -> Relay:
         receivers = "".join(
-            f'[[receiver]]\nname = "{name}"\nto = "127.0.0.1:{sink.port}"\nprobe = "off"\n'
+            f'[[receiver]]\nname = "{name}"\nto = "127.0.0.1:{sink.port}"\nprobe = "off"\n{self.sources.get(name, "")}'
             + ("freq = 3\n" if name == "third" else "")
             for name, sink in self.sinks.items()
         )
@@ -209,6 +211,29 @@ def test_one_that_is_new_or_moved_is_told_the_templates_first(stand: Stand) -> N
         sink.take()
         assert sink.collector.unknown_sets == 0
     assert stand.sinks["new"].collector.records == 9 * 5 * len(stand.exporters)
+
+
+@pytest.mark.parametrize("why", ["port", "rule"])
+def test_one_whose_collector_cannot_know_is_told_the_templates_first(stand: Stand, why: str) -> None:
+    """From another source port the collector sees new sessions; a rule that named the receiver while the process was
+    away brings exporters that are new to it.
+    """
+    if why == "port":
+        del stand.sources["third"]
+    with stand.relay(rule='"all", "third", "p"' if why == "port" else '"all", "p"') as first:
+        stand.teach()
+        stand.send(3)
+        first.received(stand.sent)
+        first.stop()
+    before = {name: sink.take() for name, sink in stand.sinks.items()}
+    assert (before["third"] == 0) == (why == "rule")
+    seen = stand.sinks["third"].got
+    with stand.relay() as second:
+        sink = stand.sinks["third"]
+        wait_for(lambda: sink.take() * 0 + (sink.got >= seen + len(stand.exporters)), "templates of all exporters")
+        assert stand.sinks["all"].take() == 0
+        second.stop()
+    assert len({key[2] for key in sink.collector.templates}) == len(stand.exporters)
 
 
 def test_what_is_not_named_any_more_is_dropped(stand: Stand) -> None:

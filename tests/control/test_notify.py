@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from samplicator.host.systemd import Notifier
+from samplicator.config.model.service import Service
+from samplicator.host import systemd as systemd_module
+from samplicator.host.systemd import Notifier, take_sockets
+from samplicator.service.keeping import state_path
 
 
 def listen(address: str) -> socket.socket:
@@ -65,3 +71,80 @@ def test_without_systemd_nothing_happens(tmp_path: Path) -> None:
 )
 def test_watchdog_interval(environ: dict[str, str], seconds: float) -> None:
     assert Notifier({"NOTIFY_SOCKET": "/nowhere", **environ}).watchdog_seconds == seconds
+
+
+def passed(names: str, **more: str) -> dict[str, str]:
+    return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": names, **more}
+
+
+@pytest.fixture
+def first_fd(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Two sockets with numbers that follow each other, as systemd passes them."""
+    pair = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    base = fcntl.fcntl(pair[0], fcntl.F_DUPFD, 500)
+    os.dup2(pair[1].fileno(), base + 1, inheritable=True)
+    monkeypatch.setattr(systemd_module, "FIRST_FD", base)
+    yield base
+    for sock in pair:
+        sock.close()
+    for number in (base, base + 1):
+        with contextlib.suppress(OSError):
+            os.close(number)
+
+
+def test_sockets_are_taken_once(first_fd: int) -> None:
+    environ = passed("udp4-0.0.0.0-2055#0:syslog")
+    taken = take_sockets(environ)
+    assert [(name, sock.fileno(), sock.get_inheritable()) for name, sock in taken] == [
+        ("udp4-0.0.0.0-2055#0", first_fd, False),
+        ("syslog", first_fd + 1, False),
+    ]
+    assert environ == {}
+    assert take_sockets(environ) == []
+    for _, sock in taken:
+        sock.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {"LISTEN_FDS": "x"}, {"LISTEN_FDS": "99999999"}]
+)
+def test_sockets_for_others_are_not_taken(first_fd: int, wrong: dict[str, str]) -> None:
+    assert take_sockets(passed("a:b", **wrong)) == []
+    assert fcntl.fcntl(first_fd, fcntl.F_GETFD) == 0
+
+
+def test_names_may_be_missing(first_fd: int) -> None:
+    taken = take_sockets(passed("one"))
+    assert [name for name, _ in taken] == ["one", "unknown"]
+    for _, sock in taken:
+        sock.close()
+
+
+def test_a_socket_is_stored_and_removed(systemd: tuple[str, socket.socket]) -> None:
+    address, server = systemd
+    notifier = Notifier({"NOTIFY_SOCKET": address})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert notifier.store("udp4-127.0.0.1-1#0", sock)
+        message, descriptors, _, _ = socket.recv_fds(server, 1000, 2)
+        assert message == b"FDSTORE=1\nFDNAME=udp4-127.0.0.1-1#0\nFDPOLL=0"
+        with socket.socket(fileno=descriptors[0]) as stored:
+            assert stored.getsockname() == sock.getsockname()
+    assert notifier.unstore("udp4-127.0.0.1-1#0")
+    assert server.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=udp4-127.0.0.1-1#0"
+
+
+@pytest.mark.parametrize(
+    ("environ", "limit"),
+    [({}, 0), ({"FDSTORE": "7"}, 0), ({"NOTIFY_SOCKET": "x"}, -1)]
+    + [({"NOTIFY_SOCKET": "x", "FDSTORE": text}, limit) for text, limit in (("7", 7), ("0", 0), ("x", -1))],
+)
+def test_how_many_sockets_the_store_takes(environ: dict[str, str], limit: int) -> None:
+    assert Notifier(environ).store_limit == limit
+
+
+def test_where_the_state_file_is() -> None:
+    assert state_path(Service(), {}) == ""
+    assert state_path(Service(), {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == "/var/lib/a/samplicator.state"
+    assert state_path(Service(state_file="/x/y"), {"STATE_DIRECTORY": "/var/lib/a"}) == "/x/y"
+    assert state_path(Service(state_file=""), {"STATE_DIRECTORY": "/var/lib/a"}) == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from samplicator.host import abilities
 from samplicator.plan.planner import compile
-from samplicator.plan.rules import widened
+from samplicator.plan.rules import routes, widened
 from samplicator.plan.spec import PlanSpec
 from support.hosts import Load
 
@@ -39,4 +39,4 @@ def plan(load: Load, *rules: str, more: str = "") -> PlanSpec:
     ],
 )
 def test_widened(load: Load, old: list[str], new: list[str], told: str) -> None:
-    assert widened(plan(load, *old, more=POOL), plan(load, *new, more=POOL)) == set(told)
+    assert widened(routes(plan(load, *old, more=POOL)), plan(load, *new, more=POOL)) == set(told)

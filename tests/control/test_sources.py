@@ -78,8 +78,14 @@ def test_what_came_before_the_start_is_forwarded(
     given = opened(spec(load, port, collector.port, workers=before))
     numbers = {sock.fileno() for _, sock in given}
     exporters.send(HELD)
-    supervisor = start(spec(load, port, collector.port, workers=after), given)
+    plan = spec(load, port, collector.port, workers=after)
+    supervisor = start(plan, given)
     exporters.send(HELD)
+    if after > before:  # when the old ones are read out
+        wait_for(lambda: supervisor.can_open() == ("in",), "sockets for all workers")
+        supervisor.apply(plan)
+        exporters.send(HELD)
+    assert supervisor.can_open() == ()
     all_came(supervisor, exporters, collector)
     assert all(sock.fileno() in numbers for _, sock in given)  # none was closed
     labels = [label for label, _ in supervisor.sockets()]
@@ -169,6 +175,30 @@ def test_drops_are_not_counted_twice(load: Load, start: Start, collector: Collec
     assert 0 < reading.counters["datagrams"] < 100
 
 
+def test_drops_while_nobody_reads_are_counted(load: Load, start: Start, collector: Collector) -> None:
+    """By the process that has the socket next."""
+    port = free_port()
+    plan = compile(load(text(port, collector.port).replace("4MiB", "4KiB")), {}, CAPABILITIES)
+    old = start(plan, [])
+    exporters = Exporters(1, port)
+    exporters.send(1)
+    wait_for(lambda: old.view.received() == 1, "the first")
+    old.pause()
+    exporters.send(100)
+    handed, state = [(label, sock.dup()) for label, sock in old.sockets()], old.final_state()
+    exporters.send(100)
+    old.leave()
+    new = Supervisor(source=HandedIn(handed), state=state)
+    new.apply(plan)
+
+    def all_counted() -> bool:
+        reading = new.view.readings().listeners[0]
+        return reading.counters["datagrams"] + reading.kernel_drops == exporters.sent and reading.kernel_drops > 0
+
+    wait_for(all_counted, "every datagram to be accounted for")
+    new.drain_and_stop(0.5)
+
+
 def test_a_larger_buffer_stays(load: Load, start: Start, collector: Collector) -> None:
     """Whoever opened the socket (PID 1) could have it larger than this process can."""
     port = free_port()
@@ -229,7 +259,7 @@ def test_one_supervisor_hands_over_to_the_next(
     handed = [(label, sock.dup()) for label, sock in old.sockets()]
     new = Supervisor(source=HandedIn(handed), state=old.final_state())
     new.apply(spec(load, port, collector.port, workers=after))
-    old.leave()
+    old.leave({label for label, _ in handed})
     exporters.send(HELD)
     all_came(new, exporters, collector)
     reading = new.view.readings()

@@ -4,6 +4,7 @@ relay is killed; its BIRD is killed; its cable is cut. And the files themselves.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from support.process import wait_for
 
 UNITS = sorted(ANYCAST.rglob("*.service"))
 
-SLACK_SECONDS = 0.5
+SLACK_SECONDS = 1.0
 """What a relay had not read yet is lost with it; and a change of the route is seen a little after it happened."""
 
 
@@ -61,10 +62,13 @@ def test_relays_behind_ecmp(field: Field) -> None:
         second.start_samplicator()
         second.start_announce()
         field.wait_route(1, 2, 3)
-        assert begin[1] <= by_relay(field)[1], "its return moves nobody while datagrams arrive"
         assert not lost_by(traffic, arrived), "an orderly leave and a return lose nothing"
+        assert second.exporters() == set(), "its return moves nobody while datagrams arrive"
 
+        at_first = first.exporters()
         killed = kill_samplicator(field, first)
+        traffic.rounds(2)
+        assert second.exporters() <= at_first, "a kill moves only the exporters of the relay that is dead"
 
         third.bird.send_signal(signal.SIGKILL)
         field.wait_route(2)
@@ -74,6 +78,7 @@ def test_relays_behind_ecmp(field: Field) -> None:
         assert len(third.exporters()) == at_third
 
         cut = cut_cable(field, third)
+        traffic.rounds(3)  # a loss shows by the number of a later datagram
     finally:
         traffic.stop()
     arrived.settle()
@@ -84,7 +89,8 @@ def test_relays_behind_ecmp(field: Field) -> None:
     assert within, "the relay was killed without a loss: the test shows nothing"
     assert after, "the cable was cut without a loss: the test shows nothing"
     # gaps before the last datagrams are losses when the exporters have been silent for two seconds
-    wait_for(lambda: lost_by_ledger(field) >= len(lost), f"{len(lost)} lost in the ledger", 15, 0.2)
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: lost_by_ledger(field) >= len(lost), f"{len(lost)} lost in the ledger", 15, 0.2)
     assert lost_by_ledger(field) == len(lost)
     print(
         f"sent {traffic.sent}, lost {len(lost)}, by the ledger {lost_by_ledger(field)}: "
@@ -161,8 +167,8 @@ def test_unit_is_verified_in_silence(unit: Path, tmp_path: Path) -> None:
 
 
 def test_the_route_goes_before_samplicator() -> None:
-    """systemd stops in the reverse of After=; Requires= makes it stop this unit at all, and leaves it alone at a crash
-    (BindsTo= would not)."""
+    """systemd stops in the reverse of After=; Requires= makes it stop this unit at all. Whether it does:
+    test_anycast_service.py."""
     text = (ANYCAST / "relay" / "samplicator-anycast.service").read_text()
     assert re.search(r"^Requires=samplicator\.service$", text, re.M)
     assert re.search(r"^After=.*\bsamplicator\.service\b", text, re.M)

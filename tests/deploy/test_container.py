@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +38,42 @@ def test_what_is_copied_is_not_ignored() -> None:
     for name in wanted:
         assert f"!{name}" in ignore, name
         assert (ROOT / name).exists(), name
+
+
+def instructions() -> dict[str, list[str]]:
+    """The Dockerfile's instructions by their first word, continued lines joined."""
+    found: dict[str, list[str]] = {}
+    for line in DOCKERFILE.read_text().replace("\\\n", " ").splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word.isupper():
+            found.setdefault(word, []).append(rest)
+    return found
+
+
+def test_what_a_runtime_reads() -> None:
+    """Bases that can be replaced, a user by number (runAsNonRoot needs one), and commands without a shell."""
+    found = instructions()
+    assert found["FROM"] == ["${BUILD_IMAGE} AS build", "${RUN_IMAGE}"]
+    assert {"BUILD_IMAGE", "RUN_IMAGE"} <= {argument.partition("=")[0] for argument in found["ARG"]}
+    assert found["USER"] == ["65532:65532"]
+    assert found["STOPSIGNAL"] == ["SIGTERM"]
+    assert json.loads(found["ENTRYPOINT"][0]) == ["/opt/venv/bin/launcher"]
+    assert json.loads(found["CMD"][0])[0] == "run"
+    health = json.loads(found["HEALTHCHECK"][0].partition("CMD ")[2])
+    assert health == ["/opt/venv/bin/samplicator", "ready"]
+
+
+def test_labels_are_those_of_the_program() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = instructions()
+    assert f"VERSION={project['version']}" in found["ARG"]
+    (label,) = found["LABEL"]
+    for name in ("title", "description", "licenses", "version", "revision", "source"):
+        assert f"org.opencontainers.image.{name}=" in label
+    assert f'licenses="{project["license"]}"' in label
+    sources = [url for name, url in project.get("urls", {}).items() if name.lower() in ("source", "repository")]
+    if sources:
+        assert f"SOURCE={sources[0]}" in found["ARG"]
 
 
 @pytest.fixture
@@ -77,6 +115,14 @@ def test_launcher_starts_without_net_raw(launcher: Path) -> None:
     """drop: ALL and nothing added. A file capability with the effective bit would not even start here."""
     assert run("setcap", "cap_net_raw+p", launcher).returncode == 0
     assert start(launcher, "-all") == NOTHING
+
+
+@needs_root
+def test_launcher_hands_on_what_mark_and_container_have(launcher: Path) -> None:
+    """NET_BIND_SERVICE is bit 10, NET_ADMIN 12, NET_RAW 13. What the daemon cannot use is never handed on."""
+    assert run("setcap", "cap_net_raw,cap_net_bind_service,cap_sys_admin+p", launcher).returncode == 0
+    assert start(launcher, "-all,+net_raw,+net_bind_service,+net_admin,+sys_admin") == "0000000000002400"
+    assert start(launcher, "-all,+net_raw") == NET_RAW_ONLY
 
 
 @needs_root

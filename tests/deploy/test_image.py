@@ -12,7 +12,6 @@ import signal
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import requires
-from pathlib import Path
 
 import pytest
 from support.image import Container, Engine
@@ -20,6 +19,7 @@ from support.lab import Lab
 from support.linters import ROOT
 from support.manifests import KUBERNETES, kustomize, objects, pod
 from support.process import wait_for
+from support.stream import Stream, configuration
 
 pytestmark = [
     pytest.mark.deploy_heavy,
@@ -33,7 +33,10 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 NET_RAW_ONLY = "0000000000002000"
 NOTHING = "0000000000000000"
 NET_RAW = ["--cap-add", "NET_RAW"]
-RUN = "/run/samplicator"
+RUN, OWN, STATE = "/run/samplicator", "/run/samplicator-pod", "/var/lib/samplicator"
+RATE = 5_000
+"""Datagrams per second during a rollout. A container cannot exceed net.core.rmem_max of the machine, which may be
+small: then a receive buffer holds what comes in the pause of a take-over only at such a rate."""
 CONFIG = """
 [service]
 log_format = "json"
@@ -258,10 +261,50 @@ def test_node_tuning_runs_in_the_image(engine: Engine) -> None:
     assert text.startswith("net.core.rmem_max")
 
 
-def test_directory_of_the_node_is_handed_over(engine: Engine, tmp_path: Path) -> None:
-    """The init container of the component take-over, with its capability, on a directory that root made."""
-    (init,) = pod(objects([kustomize(KUBERNETES / "overlays" / "spoof-take-over")]))["initContainers"]
-    options = ["--user", "0:0", "--cap-add", "CHOWN", "--read-only", "--volume", f"{tmp_path}:{RUN}"]
-    for _ in range(2):
-        engine.run(IMAGE, *init["command"], options=options)
-        assert (tmp_path.stat().st_uid, tmp_path.stat().st_gid) == (65532, 65532)
+# ---------------------------------------------------------------- a rollout, as the component take-over has it
+
+
+def test_rollout_loses_nothing(engine: Engine, lab: Lab) -> None:
+    """What a kubelet does with the pods of a DaemonSet with maxSurge: 1, one pod after the other, with the commands of
+    the manifest: the init container, the new relay beside the old one, its readiness probe, then SIGTERM for the old
+    one. Network and directory of the node are shared; all else belongs to each pod.
+    """
+    spec = pod(objects([kustomize(KUBERNETES / "overlays" / "spoof-take-over")]))
+    (init,), (container,) = spec["initContainers"], spec["containers"]
+    node, state, config = (lab.directory / name for name in ("node", "state", "etc"))
+    for folder in (node, state, config):
+        folder.mkdir()
+    own = f'own_control = "{OWN}/control.sock"\nstate_file = "{STATE}/samplicator.state"'
+    (config / "samplicator.toml").write_text(configuration(more=own))
+    mounts = (f"{node}:{RUN}", f"{state}:{STATE}", f"{config}:/etc/samplicator:ro")
+    volumes = [word for mount in mounts for word in ("--volume", mount)]
+    network = ["--network", f"ns:/run/netns/{lab.relay.name}"]
+
+    def next_pod() -> Container:
+        engine.run(IMAGE, *init["command"], options=["--user", "0:0", "--cap-add", "CHOWN", "--read-only", *volumes])
+        for folder in (node, state):
+            assert (folder.stat().st_uid, folder.stat().st_gid) == (65532, 65532)
+        options = [*network, *NET_RAW, *volumes, "--mount", f"type=tmpfs,destination={OWN},U=true"]
+        made = engine.start(IMAGE, *container["args"], options=options)
+        probe = container["readinessProbe"]["exec"]["command"]
+        wait_for(lambda: made.exec(*probe, ok=False).returncode == 0, "the new pod to be ready", 60, 0.5)
+        return made
+
+    running = next_pod()
+    stream = Stream(lab, RATE)
+    try:
+        for _ in range(3):
+            following = next_pod()
+            assert running.exec(*container["readinessProbe"]["exec"]["command"], ok=False).returncode == 3
+            assert running.state()["Running"], "a container that ends before its pod is deleted is started again"
+            assert running.stop(spec["terminationGracePeriodSeconds"]) < 10
+            assert running.state()["ExitCode"] == 0
+            running = following
+        outcome = stream.finish()
+    except BaseException:
+        stream.give_up()
+        raise
+    assert outcome.whole, outcome
+    running.stop(spec["terminationGracePeriodSeconds"])
+    assert (state / "samplicator.state").stat().st_uid == 65532
+    print(f"three rollouts: {outcome}")

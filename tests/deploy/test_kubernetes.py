@@ -27,6 +27,8 @@ from support.manifests import (
 
 pytestmark = pytest.mark.xdist_group("kubernetes")  # what is built once
 
+OWN = "/run/samplicator-pod/control.sock"
+"""Where a pod answers for itself: not by its configuration, which may have an error that the relay has refused."""
 SPOOFING = {"spoof", "spoof-take-over"}
 
 
@@ -176,12 +178,16 @@ def test_take_over(tmp_path: Path) -> None:
     assert container["args"][-2:] == ["--takeover", "--linger"]
     volumes = {volume["name"]: volume for volume in pod(found)["volumes"]}
     assert volumes["run"] == {"name": "run", "hostPath": {"path": "/run/samplicator", "type": "DirectoryOrCreate"}}
+    assert volumes["state"]["hostPath"] == {"path": "/var/lib/samplicator", "type": "DirectoryOrCreate"}
     assert "emptyDir" in volumes["pod"]
     for probe in ("startupProbe", "readinessProbe"):
-        assert container[probe]["exec"]["command"] == ["/opt/venv/bin/samplicator", "ready"]
+        assert container[probe]["exec"]["command"] == ["/opt/venv/bin/samplicator", "ready", "--control", OWN]
         assert "httpGet" not in container[probe]
-    (directory,) = pod(found)["initContainers"]
-    context = directory["securityContext"]
+    assert tomllib.loads(config_of(found))["service"]["own_control"] == OWN
+    assert {"name": "pod", "mountPath": "/run/samplicator-pod"} in container["volumeMounts"]
+    (directories,) = pod(found)["initContainers"]
+    assert directories["volumeMounts"] == [m for m in container["volumeMounts"] if m["name"] in ("run", "state")]
+    context = directories["securityContext"]
     assert context["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
     assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True)
     assert found == objects([kustomize(KUBERNETES / "overlays" / "spoof-take-over")])

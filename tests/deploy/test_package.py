@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.linters import DEPLOY, ROOT, run, said
+from support.machine import release_of_host
+from support.package import build, run_on
 
 DEBIAN = DEPLOY / "debian"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -52,3 +59,49 @@ def test_every_package_inside_has_its_license_said() -> None:
     }
     used -= {"and", "or"}
     assert {name for name in used if not re.search(rf"^License: {re.escape(name)}\n ", text, re.MULTILINE)} == set()
+
+
+@pytest.mark.deploy_heavy
+def test_package_is_the_same_twice_and_lintian_finds_no_error(package: Callable[[str], Path], tmp_path: Path) -> None:
+    first = package(release_of_host())
+    kept = tmp_path / first.name
+    shutil.copy(first, kept)
+    assert sha256(build().read_bytes()).digest() == sha256(kept.read_bytes()).digest()
+    done = run("lintian", "--allow-root", "--fail-on", "error", kept)
+    assert done.returncode == 0, said(done)
+
+
+INSTALL = r"""
+PATH=/usr/local/bin:$PATH
+find /etc /usr/local /opt -not -path '*/ssl/*' | sort >/out/before
+make install PREFIX=/opt/relay
+samplicator check
+/opt/relay/bin/samplicate --version
+find /etc/systemd /etc/sysctl.d /usr/local -not -type d | sort >/out/installed
+cp /etc/systemd/system/samplicator.service /out/
+make uninstall PREFIX=/opt/relay
+find /etc /usr/local /opt -not -path '*/ssl/*' -not -type d | sort >/out/after
+"""
+
+
+@pytest.mark.deploy_heavy
+@pytest.mark.netns
+@pytest.mark.timeout(1800)
+def test_make_install_and_uninstall_have_the_files_of_the_package(tmp_path: Path) -> None:
+    out = run_on("bookworm", tmp_path, INSTALL)
+    before, after = ((out / name).read_text().splitlines() for name in ("before", "after"))
+    installed = (out / "installed").read_text()
+    for name in (
+        "/etc/systemd/system/samplicator.service",
+        "/etc/systemd/system/samplicator@.service",
+        "/etc/sysctl.d/60-samplicator.conf",
+        "/usr/local/share/man/man5/samplicator.toml.5",
+        "/usr/local/share/bash-completion/completions/samplicate",
+        "/usr/local/share/zsh/site-functions/_samplicator",
+        "/usr/local/share/fish/vendor_completions.d/samplicator.fish",
+        "/usr/local/bin/samplicate",
+    ):
+        assert name + "\n" in installed
+    assert "ExecStart=/opt/relay/bin/samplicator run" in (out / "samplicator.service").read_text()
+    left = {path for path in set(after) - set(before) if "sampli" in path or "/opt/relay" in path}
+    assert left == {"/etc/samplicator/samplicator.toml"}, "the configuration stays, and nothing else"

@@ -38,5 +38,5 @@ def test_scrape_example_is_valid() -> None:
     ids=lambda rule: str(rule["alert"]),
 )
 def test_every_alert_says_what_to_do(rule: dict[str, dict[str, str]]) -> None:
-    assert set(rule["annotations"]) == {"summary", "description"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
     assert rule["labels"]["severity"] in ("critical", "warning")

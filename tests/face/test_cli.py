@@ -20,7 +20,7 @@ from samplicator.cli.drawing import duration, table
 from samplicator.cli.main import main
 from samplicator.cli.parser import make_parser
 from samplicator.cli.running import status_lines
-from samplicator.http import front
+from samplicator.http import endpoints
 from samplicator.views.kubernetes import services
 from samplicator.views.listeners import listeners
 from samplicator.views.receivers import pools, receivers
@@ -416,7 +416,7 @@ def test_a_socket_one_may_not_use_says_whose_it_is(tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents):
         if directory.stat().st_mode & 0o001 == 0:
             directory.chmod(directory.stat().st_mode | 0o011)
-    sock = front.open_control(str(path))
+    sock = endpoints.open_control(str(path))
     code = (
         "import os, grp, samplicator.cli.control as control\n"
         "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"

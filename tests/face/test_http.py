@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
-from samplicator.http import app, front, listing, rows
+from samplicator.http import app, endpoints, front, listing, rows
 from samplicator.readings import FlowField, FlowTemplate, Unmatched
 from samplicator.supervisor.reload import ReloadResult
 from samplicator.views.service import ServiceState
@@ -247,7 +247,7 @@ def test_nothing_is_made_for_a_client_that_left(tmp_path: Path, caplog: pytest.L
         ):
             assert json.loads(await answer.read())["after"]
 
-    with_sockets(state, [front.open_control(path)], body)
+    with_sockets(state, [endpoints.open_control(path)], body)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -343,7 +343,7 @@ def test_reload_over_the_control_socket_needs_nothing(tmp_path: Path) -> None:
                 assert answer.status == 422
                 assert (await answer.json())["problems"] == ["a.toml:3: listener[0].listen: no"]
 
-    with_sockets(state, [front.open_control(path)], body)
+    with_sockets(state, [endpoints.open_control(path)], body)
     assert reloader.triggers == ["api"] * 3
 
 
@@ -361,7 +361,7 @@ def test_a_client_that_goes_away_does_not_stop_a_reload(tmp_path: Path) -> None:
         await asyncio.sleep(0.5)
         assert reloader.finished == 1
 
-    with_sockets(make_state(reloader=reloader), [front.open_control(path)], body)
+    with_sockets(make_state(reloader=reloader), [endpoints.open_control(path)], body)
 
 
 # ---------------------------------------------------------------------------------------------------- limits
@@ -465,27 +465,27 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
 
 def test_control_socket_is_closed_to_others(tmp_path: Path) -> None:
     path = tmp_path / "run" / "control.sock"
-    sock = front.open_control(str(path))
+    sock = endpoints.open_control(str(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     sock.close()
 
 
 def test_control_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
-    front.open_control(path).close()
+    endpoints.open_control(path).close()
     assert os.path.exists(path)
-    again = front.open_control(path)
+    again = endpoints.open_control(path)
     again.close()
-    front.remove_control(path)
+    endpoints.remove_control(path)
     assert not os.path.exists(path)
-    front.remove_control(path)
+    endpoints.remove_control(path)
 
 
 def test_control_socket_of_another_daemon_is_left_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
-    first = front.open_control(path)
+    first = endpoints.open_control(path)
     with pytest.raises(OSError, match="another process uses it"):
-        front.open_control(path)
+        endpoints.open_control(path)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(path)
     first.close()
@@ -495,8 +495,8 @@ def test_a_file_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     path.write_text("mine")
     with pytest.raises(OSError, match="is not a socket"):
-        front.open_control(str(path))
-    front.remove_control(str(path))
+        endpoints.open_control(str(path))
+    endpoints.remove_control(str(path))
     assert path.read_text() == "mine"
 
 
@@ -504,6 +504,6 @@ def test_tcp_socket_says_what_was_wanted() -> None:
     taken = _listen()
     text = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(OSError, match=f"cannot listen on http = '{text}'"):
-        front.open_tcp(text)
+        endpoints.open_tcp(text)
     taken.close()
-    front.open_tcp(text).close()
+    endpoints.open_tcp(text).close()

@@ -316,6 +316,11 @@ class Traffic:
     def start(self) -> None:
         self._thread.start()
 
+    def rounds(self, count: int) -> None:
+        """Waits until every exporter has sent so many datagrams more."""
+        until = self.sent + count * len(self.sockets) + len(self.sockets)
+        wait_for(lambda: self.sent >= until, f"{count} datagrams of every exporter")
+
     def stop(self) -> None:
         self._ended.set()
         self._thread.join()

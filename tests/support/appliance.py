@@ -5,7 +5,8 @@ Used by tests/deploy. Invariant: what the package's documents tell an operator t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ class Appliance:
     def __init__(self, lab: Lab, machine: Machine, package: Path) -> None:
         self.lab = lab
         self.machine = machine
+        self.package = package
         self.files = machine.files()
         self.said = self.install(package)
 
@@ -51,6 +53,12 @@ class Appliance:
         self.machine.systemctl("enable", "--now", UNIT)
         wait_ready(self.lab)
 
+    def running(self) -> Appliance:
+        """Itself, with the relay running."""
+        if self.machine.shows(UNIT, "ActiveState") != "active":
+            self.start()
+        return self
+
     def restarted(self, pid: int) -> bool:
         """Whether another process runs, and says that it is ready."""
         return self.machine.pid(UNIT) not in (0, pid) and self.machine.shows(UNIT, "ActiveState") == "active"
@@ -66,28 +74,25 @@ class Appliance:
             raise
 
 
-class booted:
-    """Labs and machines until the end of a block."""
+@contextlib.contextmanager
+def booted(*, heavy: bool) -> Iterator[Callable[[str], tuple[Lab, Machine]]]:
+    """Boots releases of Debian, each in a lab of its own, until the end of the block.
 
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        self._heavy = request.node.get_closest_marker("deploy_heavy") is not None
-        self._closers: list[Callable[[], None]] = []
+    A host that cannot boot a machine excuses `make test`, which then says why; for `make verify-deploy` (heavy) it is
+    a failure.
+    """
+    with contextlib.ExitStack() as closers:
 
-    def __enter__(self) -> Callable[[str], tuple[Lab, Machine]]:
-        return self.start
+        def boot(release: str) -> tuple[Lab, Machine]:
+            lab = Lab()
+            closers.callback(lab.close)
+            try:
+                machine = Machine(release, lab.relay.name, lab.directory)
+                closers.callback(machine.close)
+                return lab, machine.boot()
+            except Refused as why:
+                if heavy:
+                    raise
+                pytest.skip(f"this host cannot boot a machine: {why}")
 
-    def start(self, release: str) -> tuple[Lab, Machine]:
-        lab = Lab()
-        self._closers.append(lab.close)
-        try:
-            machine = Machine(release, lab.relay.name, lab.directory)
-            self._closers.append(machine.close)
-            return lab, machine.boot()
-        except Refused as why:
-            if self._heavy:
-                raise
-            pytest.skip(f"this host cannot boot a machine: {why}")
-
-    def __exit__(self, *_: object) -> None:
-        for closer in reversed(self._closers):
-            closer()
+        yield boot

@@ -55,16 +55,9 @@ class Engine:
         self.containers: list[Container] = []
 
     def podman(self, *words: str, ok: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        own = [
-            tool("podman"),
-            *self.storage,
-            "--cgroup-manager",
-            "cgroupfs",
-            "--runtime",
-            "runc",
-            "--log-level",
-            "fatal",
-        ]
+        # ahead of whatever else the machine does, as Process has it; containers inherit it
+        first = [tool("nice"), "-n", "-10", tool("podman"), *self.storage]
+        own = [*first, "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--log-level", "fatal"]
         return done([*own, *words], ok=ok, timeout=timeout)
 
     def base(self, kind: str) -> str:

@@ -26,30 +26,32 @@ INCLUDED = ("systemd", "systemd-sysv", "dbus", "python3", "procps", "libstdc++6"
 """What a machine has besides the essential packages: an init, what the package depends on, tools for tests."""
 BOOT_SECONDS, END_SECONDS = 60.0, 20.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-BOOT = """\
+LAYER = """\
 set -eu
 mount -t tmpfs -o mode=755 tmpfs "$2"
 mkdir "$2/upper" "$2/work" "$2/root"
 mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
-network=$3
-shift 3
-exec systemd-nspawn -q -D "$2/root" --network-namespace-path="$network" --register=no --keep-unit --boot \\
-    --link-journal=no --resolv-conf=off --timezone=off --capability=CAP_NET_ADMIN,CAP_NET_RAW "$@"
+shift
+layer=$1
+shift
+exec systemd-nspawn -q -D "$layer/root" --machine="${layer##*/}" --register=no --keep-unit --timezone=off "$@"
 """
+"""A layer in memory over a root file system, in a mount namespace that goes with its last process."""
+BOOT = ("--boot", "--link-journal=no", "--resolv-conf=off", "--capability=CAP_NET_ADMIN,CAP_NET_RAW")
 
 
 class Refused(Exception):
     """This host cannot boot a machine; the text says why."""
 
 
-def root_of(release: str) -> Path:
+def root_of(release: str, included: tuple[str, ...] = INCLUDED) -> Path:
     """The root file system of a release of Debian; made when it is missing, which needs the network."""
-    words = (release, "minbase", *INCLUDED)
+    words = (release, "minbase", *included)
     root = ROOTS / f"{release}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}"
     if not root.exists():
         ROOTS.mkdir(parents=True, exist_ok=True)
         fresh = Path(f"{root}.{os.getpid()}")
-        argv = [tool("mmdebstrap"), "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={','.join(INCLUDED)}"]
+        argv = [tool("mmdebstrap"), "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={','.join(included)}"]
         try:
             done = run_outside([*argv, release, str(fresh)], timeout=900)
             if done.returncode != 0:
@@ -58,6 +60,19 @@ def root_of(release: str) -> Path:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return root
+
+
+def release_of_host() -> str:
+    """Code name of the Debian that runs the tests, "" for something else (os-release(5))."""
+    lines = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    return lines.get("VERSION_CODENAME", "").strip('"') if lines.get("ID", "").strip('"') == "debian" else ""
+
+
+def layered(root: Path, layer: Path) -> list[str]:
+    """The command that runs what follows in a layer over a root file system; see LAYER and systemd-nspawn(1)."""
+    tool("systemd-nspawn")
+    argv = [tool("setpriv"), "--pdeathsig", "KILL", tool("unshare"), "--mount", "--propagation", "private"]
+    return [*argv, "sh", "-c", LAYER, "layer", str(root), str(layer)]
 
 
 class Machine:
@@ -76,10 +91,8 @@ class Machine:
     def boot(self) -> Machine:
         """Raises Refused with nspawn's words when this host does not let it."""
         self._layer.mkdir()
-        words = [str(self._root), str(self._layer), f"/run/netns/{self._namespace}"]
-        argv = [tool("nice"), "-n", "-10", tool("setpriv"), "--pdeathsig", "KILL", tool("unshare"), "--mount"]
-        argv += ["--propagation", "private", "sh", "-c", BOOT, "boot", *words]
-        tool("systemd-nspawn")
+        argv = [tool("nice"), "-n", "-10", *layered(self._root, self._layer)]
+        argv += [*BOOT, f"--network-namespace-path=/run/netns/{self._namespace}"]
         with open(self._log, "wb") as log:
             self._popen = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=lambda: self._join()

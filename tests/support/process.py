@@ -77,6 +77,7 @@ class Process:
         directory: Path,
         label: str,
         env: dict[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
         expected: tuple[int, ...] = (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM),
     ) -> None:
         self.argv = [str(word) for word in argv]
@@ -95,6 +96,7 @@ class Process:
                 stderr=err,
                 cwd=directory,
                 env={**os.environ, **(env or {})},
+                pass_fds=pass_fds,
                 start_new_session=True,
             )
 

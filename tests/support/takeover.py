@@ -6,10 +6,15 @@ asked anything; metrics of the next one never fall below those of the one before
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
+
+from samplicator.service.talk import FDS, PROTOCOL, Talk, Token, close_all
 
 from support.flows import Collector
 from support.lab import Lab, Metrics, Relay
@@ -97,15 +102,21 @@ class Chain:
 
 
 class Flows:
-    """Exporters that send their templates once, then data for ever, from a thread; and what collectors make of it."""
+    """Exporters that send their templates once, then data for ever, from a thread; and what collectors make of it. They
+    are sockets, not taps, which would see the numbered datagrams too.
+    """
 
     def __init__(self, lab: Lab, count: int = 4, seconds: float = 0.004) -> None:
         self.exporters: list[Exporter] = flock(lab, count)
         self._seconds = seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flows", daemon=True)
-        self.whole = lab.tap(1, lambda seen: seen.port == FLOWS)
-        self.sampled = lab.tap(2, lambda seen: seen.port == SAMPLED)
+        self.whole = lab.collector_socket(1, FLOWS)
+        self.sampled = lab.collector_socket(2, SAMPLED)
+
+    @property
+    def sent(self) -> int:
+        return sum(exporter.sent for exporter in self.exporters)
 
     def start(self) -> None:
         self._thread.start()
@@ -120,15 +131,17 @@ class Flows:
         self._thread.join()
 
     def judge(self) -> tuple[Collector, Collector]:
-        """What the two collectors have made of it."""
-        sent = sum(exporter.sent for exporter in self.exporters)
-        whole, sampled = Collector(), Collector()
-        for seen in self.whole.collect(sent):
-            whole.take(seen.source, seen.payload)
-        assert (len(self.whole.seen), "datagrams of flows") == (sent, "datagrams of flows")
-        for seen in self.sampled.collect(sent // 3):
-            sampled.take(seen.source, seen.payload)
-        return whole, sampled
+        """What the two collectors have made of it, when all relays are at rest."""
+        found = []
+        for sock in (self.whole, self.sampled):
+            collector = Collector()
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    payload, (address, _) = sock.recvfrom(65535)
+                    collector.take(address, payload)
+            found.append(collector)
+        return found[0], found[1]
 
 
 def load(lab: Lab, rate: int, *, exporters: int = 16, seconds: float = 600) -> tuple[Process, Process]:
@@ -178,3 +191,62 @@ class Scraper:
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
+
+
+STEPS = ("connection", "request", "hello", "welcome", "pause", "first socket", "all", "token")
+"""How far a process that takes over has come."""
+
+
+class Visit:
+    """A process that takes over, played by the test, from its first step to `step`. Closing it is what the kernel does
+    when such a process ends.
+    """
+
+    def __init__(self, relay: Relay, control: str, step: str, **hello: object) -> None:
+        self.fds: list[int] = []
+        self.messages: list[dict[str, object]] = []
+        self.token: Token | None = None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        sock.connect(control)
+        self.talk = Talk(sock)
+        number = STEPS.index(step)
+        if number >= 1:
+            sock.sendall(b"POST /-/takeover HTTP/1.1\r\nHost: x\r\nUpgrade: samplicator-takeover\r\n\r\n")
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                part = sock.recv(1)
+                assert part, head
+                head += part
+            assert head.startswith(b"HTTP/1.1 101 "), head
+        if number >= 2:
+            facts = os.stat(f"/proc/{relay.pid}/ns/net")
+            said = {"protocol": PROTOCOL, "version": "9", "pid": os.getpid(), "network": [facts.st_dev, facts.st_ino]}
+            self.talk.send("hello", **{**said, **hello})
+        if number >= 3:
+            _, fds = self.talk.expect("welcome", 20, fds=1)
+            self.token = Token(fds[0])
+        if number >= 4:
+            self.talk.send("pause")
+        if number >= 5:
+            self._receive("sockets")
+        if number >= 6:
+            while self.messages[-1]["say"] != "all":
+                self._receive()
+        if number >= 7:
+            assert self.token is not None
+            assert self.token.take()
+
+    def _receive(self, say: str = "") -> None:
+        message, fds = self.talk.receive(20, fds=FDS)
+        self.messages.append(message)
+        self.fds += fds
+        assert say in ("", message["say"])
+
+    def close(self) -> None:
+        self.talk.close()
+        close_all(self.fds)
+        self.fds = []
+        if self.token is not None:
+            self.token.close()
+            self.token = None

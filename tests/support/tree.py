@@ -1,4 +1,7 @@
-"""The files of the repository, for the guard tests: what git tracks or would track, never what a build left behind."""
+"""The files of the repository, for the guard tests: what git tracks or would track, never what a build left behind.
+
+In an unpacked sdist, which git does not know, the list that was packed says it.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,23 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKED = "samplicator.egg-info"
 
 
 @functools.cache
 def files() -> tuple[Path, ...]:
     """Paths relative to ROOT, sorted; deleted and ignored files are not among them."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\0")
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split("\0")
+    else:
+        lines = (ROOT / "pysrc" / PACKED / "SOURCES.txt").read_text().splitlines()
+        listed = [line for line in lines if PACKED not in line]
     return tuple(sorted(Path(name) for name in set(listed) if name and (ROOT / name).is_file()))
 
 

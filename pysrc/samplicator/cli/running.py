@@ -152,6 +152,8 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         lines.append(f"NOT HEALTHY: {state['healthy_why']}")
     if not config["last_reload_successful"]:
         lines.append("the last reload FAILED; the previous configuration keeps running")
+    if state["state_file"]["why"]:
+        lines.append(f"state file {state['state_file']['path']} CANNOT BE WRITTEN: {state['state_file']['why']}")
     lines += [
         "",
         *table(

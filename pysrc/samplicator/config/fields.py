@@ -67,6 +67,12 @@ def check_file(value: str) -> str:
     return value
 
 
+def check_state_file(value: str) -> str:
+    if value and (not value.startswith("/") or value.endswith("/")):
+        raise ValueError(f'{value!r} must be the absolute path of a file; write "" for no state file')
+    return check_file(value)
+
+
 def check_interface(value: str) -> str:
     if value and (len(value) > 15 or "/" in value or not value.isprintable() or " " in value):
         raise ValueError(f"{value!r} is not an interface name; write 1..15 characters without blanks, such as eth0")

@@ -16,27 +16,34 @@ from dataclasses import dataclass, field, replace
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket
 from samplicator.datapath.doors import GONE, DoorIntake
-from samplicator.host import bpf, ring, sockets
+from samplicator.host import bpf, listening, ring, sockets
 from samplicator.host.ingress import Ingress
 from samplicator.plan.spec import DoorSpec, RingSpec, SocketSpec
 from samplicator.readings import ListenerReading, add_up
 
 
 class Intake:
-    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = none yet)."""
+    """One bound socket of a listener, its counters, and the worker that reads it (owner, None = none yet). passed_on:
+    it goes on for another listener. behind: it was handed in, and what it held then is not read yet.
+    """
 
     __slots__ = (
-        "_drops_read",
+        "behind",
+        "cookie",
         "counters",
         "drops",
+        "drops_read",
         "given",
         "granted",
+        "label",
         "owner",
+        "passed_on",
         "program",
         "requested",
         "rx",
         "sock",
         "spec",
+        "turned_away",
     )
 
     def __init__(
@@ -47,23 +54,57 @@ class Intake:
         requested: int,
         program: bytes | None = b"",
         *,
+        label: str = "",
         given: bool = False,
         drops_read: int = 0,
     ) -> None:
-        """program: its filter, None = unknown. given: it was open before this process had it. drops_read: drops of the
-        socket that were counted before, 32 bits.
+        """program: its filter, None = unknown. label: by which other processes know it. given: it was open before this
+        process had it. drops_read: drops of the socket that were counted before, 32 bits.
         """
         self.sock = sock
         self.program = program
         self.given = given
+        self.behind = given
+        self.label = label
+        self.passed_on = False
+        self.turned_away = False
         self.spec = spec
         self.requested = requested
         self.counters = RxCounters()
         self.rx = RxSocket(sock.fileno(), self.counters, slot)
         self.owner: int | None = None
         self.granted = sockets.granted_receive_buffer(sock)
+        self.cookie = sockets.cookie(sock)
         self.drops = 0
-        self._drops_read = drops_read
+        self.drops_read = drops_read
+
+    def again(self, slot: int) -> Intake:
+        """The same socket for another listener: its own descriptor and counters. This one is let go of."""
+        with contextlib.suppress(OSError):
+            self.memory()
+        sock = self.sock.dup()
+        try:
+            other = Intake(
+                sock,
+                self.spec,
+                slot,
+                self.requested,
+                self.program,
+                label=self.label,
+                given=self.given,
+                drops_read=self.drops_read,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        other.behind = self.behind
+        self.passed_on = True
+        return other
+
+    def turn_away(self) -> None:
+        """From now on it takes nothing; see listening.turn_away."""
+        listening.turn_away(self.sock)
+        self.turned_away = True
 
     def resize(self, receive_buffer: int) -> None:
         """Asks the kernel for another receive buffer."""
@@ -80,8 +121,8 @@ class Intake:
     def memory(self) -> sockets.MemInfo:
         """SO_MEMINFO now; adds what the kernel dropped since the last call to `drops`. One caller at a time."""
         info = sockets.meminfo(self.sock)
-        self.drops += (info.drops - self._drops_read) & 0xFFFFFFFF
-        self._drops_read = info.drops
+        self.drops += (info.drops - self.drops_read) & 0xFFFFFFFF
+        self.drops_read = info.drops
         return info
 
     def close(self) -> None:

@@ -48,8 +48,9 @@ class Running:
     withheld: ports that listeners wait for and that are taken: no worker has a socket of its own there. keep: what the
     sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's user expects it.
     lock: see above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions.
+    number: of the plans that the workers have now; larger than generation while sockets are held back.
     gone_latency, gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up from a state
-    file, by name, until the first plan runs.
+    file, by name, until the first plan runs; drops: of sockets that were handed in, by cookie, likewise.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -70,7 +71,9 @@ class Running:
     spec: PlanSpec | None = None
     plan: Plan | None = None
     generation: int = 0
+    number: int = 0
     started_unix: float = 0.0
     gone_latency: tuple[int, ...] = NO_LATENCY
     gone_latency_sum_ns: int = 0
     carried: dict[str, CarriedReceiver] = field(default_factory=dict)
+    drops: dict[int, int] = field(default_factory=dict)

@@ -26,6 +26,7 @@ SO_NO_CHECK: Final = 11
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 SO_MEMINFO: Final = 55
+SO_COOKIE: Final = 57
 IP_MTU_DISCOVER: Final = 10
 IP_RECVERR: Final = 11
 IP_MTU: Final = 14
@@ -115,6 +116,14 @@ def granted_receive_buffer(sock: socket.socket) -> int:
     asked for.
     """
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+def cookie(sock: socket.socket) -> int:
+    """SO_COOKIE (since Linux 4.12): the number of a socket, which no other one of this network namespace has until the
+    host starts again; every process that has the socket sees the same.
+    """
+    found: int = struct.unpack("@Q", sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
+    return found
 
 
 def meminfo(sock: socket.socket) -> MemInfo:

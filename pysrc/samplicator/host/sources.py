@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from samplicator.host import listening
 from samplicator.host.bound import Bound, bound_by, bound_of, worker_of
+from samplicator.host.sockets import cookie
 from samplicator.plan.spec import SocketSpec
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,10 @@ class Source(Protocol):
     def has(self, spec: SocketSpec) -> bool:
         """Whether another socket that was handed in serves this one."""
 
-    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
-        """The socket of a place, and whether it was open before. options: see open_listener. Raises OSError."""
+    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
+        """The socket of a place, and what is known of it if it was open before. options: see open_listener. Raises
+        OSError.
+        """
 
     def commit(self) -> None:
         """To be called when all but the sockets of listeners is open, and before any of those is changed. Raises
@@ -74,8 +77,8 @@ class Opened:
     def has(self, spec: SocketSpec) -> bool:
         return False
 
-    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
-        return listening.open_listener(place.socket, **options), False
+    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
+        return listening.open_listener(place.socket, **options), None
 
     def commit(self) -> None: ...
 
@@ -85,14 +88,19 @@ class HandedIn:
 
     def __init__(self, given: Iterable[tuple[str, socket.socket]], commit: Callable[[], None] = lambda: None) -> None:
         """given: label and socket. A label of ours tells the order of sockets that workers share; any other text will
-        do. What cannot be a listener's socket is closed, with a line in the log. commit: see commit(); called once.
+        do. What cannot be a listener's socket is closed, with a line in the log; one that comes twice is used once.
+        commit: see commit(); called once.
         """
         self._commit: Callable[[], None] | None = commit
         self._given: dict[Bound, list[Had]] = {}
+        cookies: set[int] = set()
         ordered = sorted(enumerate(given), key=lambda each: (worker_of(each[1][0]), each[0]))
         for _, (label, sock) in ordered:
             try:
-                found = bound_of(sock)
+                found, number = bound_of(sock), cookie(sock)
+                if number in cookies:
+                    raise ValueError("it was handed in twice")
+                cookies.add(number)
             except (OSError, ValueError) as error:
                 why = error.strerror if isinstance(error, OSError) else error
                 log.warning("socket %r, which was handed in, is closed: %s", label, why)
@@ -113,17 +121,17 @@ class HandedIn:
     def has(self, spec: SocketSpec) -> bool:
         return bool(self._given.get(_bound(spec) or _NOWHERE))
 
-    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
+    def listener(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
         group = self._given.get(_bound(place.socket) or _NOWHERE)
         if not group:
-            return listening.open_listener(place.socket, **options), False
+            return listening.open_listener(place.socket, **options), None
         had = group.pop(0)
         try:
             listening.adopt_listener(had.sock, place.socket, **options)
         except BaseException:
             had.sock.close()
             raise
-        return had.sock, True
+        return had.sock, had
 
     def commit(self) -> None:
         if self._commit is not None:

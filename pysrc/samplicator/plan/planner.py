@@ -107,7 +107,7 @@ class _Compiler:
             flow_memory=datapath.flow_memory,
             template_life_minutes=datapath.template_life_minutes,
             host_addresses=self.host,
-            warnings=(*map(str, self.lacks), *self.warnings),
+            warnings=tuple(dict.fromkeys((*map(str, self.lacks), *self.warnings))),
             pools=pools,
             alias_file=f"{control}.domains" if control and any(r.apart for r in receivers) else "",
         )
@@ -131,8 +131,7 @@ class _Compiler:
         return self.report(path, key, why)
 
     def warn(self, path: Path, why: str) -> None:
-        if (problem := self.loaded.problem(path, why)) not in self.lacks:
-            self.lacks.append(problem)
+        self.lacks.append(self.loaded.problem(path, why))
 
     def lookup(self, endpoint: Endpoint, family: str) -> ResolvedAddress | None:
         """None: the name does not resolve now."""
@@ -367,7 +366,7 @@ class _Compiler:
             needed=receiver.probe != "off" and receiver.name in self.needed,
             unique=receiver.domain == "unique",
             missing=missing,
-            pod=pod if not missing else None,
+            pod=None if index in self.podless else pod,
             written="" if pod is None else receiver.name,
             index=index,
         )

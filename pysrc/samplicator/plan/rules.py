@@ -6,7 +6,9 @@ anything.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from samplicator.config.address import MAPPED, ParsedSource
@@ -99,22 +101,36 @@ def _expand(source: ParsedSource, resolved: Resolved) -> list[ParsedSource]:
     return literals
 
 
-def widened(old: PlanSpec, new: PlanSpec) -> set[str]:
-    """Names of the receivers that the new rules may send exporters to which the old ones did not: the result may have
-    too many names, but never too few."""
-    before = _routes(old)
-    after = _routes(new)
-    if {key for key in before if key[2]} != {key for key in after if key[2]}:
-        return {receiver.name for receiver in new.receivers}  # who was stopped short of later rules
-    return {name for key, names in after.items() for name in names - before.get(key, set())}
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Who may get the datagrams of which exporters: receivers by rule, those named by a pool too. A rule is a digest of
+    its sources, listeners and `stop`; stops: the digests of those with stop.
+    """
+
+    names: Mapping[str, frozenset[str]]
+    stops: frozenset[str]
 
 
-def _routes(spec: PlanSpec) -> dict[tuple[tuple[ParsedSource, ...], tuple[str, ...] | None, bool], set[str]]:
-    """(sources, listeners, stop) of the rules, and who they name, perhaps through a pool."""
-    found: dict[tuple[tuple[ParsedSource, ...], tuple[str, ...] | None, bool], set[str]] = {}
+def routes(spec: PlanSpec) -> Routes:
+    """Of a plan."""
+    found: dict[str, set[str]] = {}
+    stops = set()
     for rule in spec.rules:
-        listeners = None if rule.listeners is None else tuple(spec.listeners[index].name for index in rule.listeners)
-        names = found.setdefault((rule.sources, listeners, rule.stop), set())
+        listeners = None if rule.listeners is None else [spec.listeners[index].name for index in rule.listeners]
+        sources = [(source.family, source.address, source.mask) for source in rule.sources]
+        digest = hashlib.blake2b(repr((sources, listeners, rule.stop)).encode(), digest_size=12).hexdigest()
+        names = found.setdefault(digest, set())
         names.update(spec.receivers[index].name for index in rule.receivers)
         names.update(spec.receivers[index].name for pool in rule.pools for index, _ in spec.pools[pool].members)
-    return found
+        if rule.stop:
+            stops.add(digest)
+    return Routes({digest: frozenset(names) for digest, names in found.items()}, frozenset(stops))
+
+
+def widened(before: Routes, new: PlanSpec) -> set[str]:
+    """Names of the receivers that the new rules may send exporters to which the old ones did not: the result may have
+    too many names, but never too few."""
+    after = routes(new)
+    if before.stops != after.stops:
+        return {receiver.name for receiver in new.receivers}  # who was stopped short of later rules
+    return {name for rule, names in after.names.items() for name in names - before.names.get(rule, frozenset())}

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from samplicator import __version__
 from samplicator.service import talk
@@ -25,8 +25,9 @@ from samplicator.service.talk import Declined, Ended, Garbled, Silent, Talk, Tok
 
 log = logging.getLogger(__name__)
 
-BEFORE_SECONDS: Final = 5.0
-"""For each message before the pause, which costs nothing."""
+HELLO_SECONDS: Final = 5.0
+PREPARING_SECONDS: Final = 30.0
+"""How long the new process may take to prepare, which costs nothing but that no other process can take over."""
 SILENT_SECONDS: Final = 1.0
 """How long the new process may be silent during the pause. The kernel holds what arrives meanwhile."""
 PAUSED_SECONDS: Final = 10.0
@@ -44,6 +45,8 @@ class Runs(Protocol):
     def sockets(self) -> Sequence[tuple[str, socket.socket]]: ...
 
     def final_state(self) -> bytes: ...
+
+    def given(self) -> None: ...
 
 
 class Giver:
@@ -69,17 +72,19 @@ class Giver:
         self.taker = 0
         """Process that has taken over or is about to; 0 in a container that this process cannot see."""
 
-    def give(self, conversation: Talk, begun: Callable[[], None]) -> bool:
-        """The whole of it; takes as long as it takes. True: the other process reads the sockets, and waits for begun()
-        to return before it answers on the HTTP sockets. Never raises for what the other side does.
+    def give(self, conversation: Talk, pid: int, begun: Callable[[], None]) -> bool:
+        """The whole of it; takes as long as it takes. pid: of the other process, as this one sees it. True: the other
+        process reads the sockets, and waits for begun() to return before it answers on the HTTP sockets. Never raises
+        for what the other side does.
         """
         try:
+            with contextlib.suppress(Ended, Silent):
+                conversation.upgrade()
             if not self._busy.acquire(blocking=False):
                 _decline(conversation, f"process {self.taker} is taking over from it at this moment")
                 return False
             try:
-                with contextlib.suppress(Ended, Silent):
-                    conversation.upgrade()
+                self.taker = pid
                 given = self._give(conversation)
                 if given:
                     begun()
@@ -97,10 +102,13 @@ class Giver:
             self._meet(conversation)
             token = Token.new()
             conversation.send("welcome", [token.fileno()], protocol=talk.PROTOCOL, version=__version__, pid=os.getpid())
-            conversation.expect("pause", BEFORE_SECONDS)
+            self._expect(conversation, "pause", PREPARING_SECONDS)
             with self._at_rest():
-                return self._hand_over(conversation, token)
-        except (Ended, Silent, Garbled, Declined, OSError) as error:
+                given = self._hand_over(conversation, token)
+                if given:
+                    self._runs.given()
+                return given
+        except (Ended, Silent, Garbled, Declined, OSError, RuntimeError) as error:
             log.warning("take-over by process %d failed: %s; this process goes on", self.taker, _reason(error))
             _decline(conversation, _reason(error), again=isinstance(error, Declined) and error.again)
             return False
@@ -110,9 +118,9 @@ class Giver:
 
     def _meet(self, conversation: Talk) -> None:
         """Raises Declined when the two do not fit, and what Talk raises."""
-        hello, _ = conversation.expect("hello", BEFORE_SECONDS)
+        hello = self._expect(conversation, "hello", HELLO_SECONDS)
         pid = hello.get("pid")
-        self.taker = pid if isinstance(pid, int) else 0
+        self.taker = self.taker or (pid if isinstance(pid, int) else 0)
         if hello.get("protocol") != talk.PROTOCOL:
             raise Declined(
                 f"this process is version {__version__} and knows take-over protocol {talk.PROTOCOL}, the new one "
@@ -127,6 +135,18 @@ class Giver:
         if why:
             raise Declined(why, again=again)
 
+    def _expect(self, conversation: Talk, say: str, seconds: float) -> dict[str, Any]:
+        """A message before the pause. Raises Declined when this process is to end, and what Talk raises."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return conversation.expect(say, LOOK_SECONDS)[0]
+            except Silent:
+                if self.stopping.is_set():
+                    raise Declined("it is stopping", again=True) from None
+                if time.monotonic() > deadline:
+                    raise
+
     # ------------------------------------------------------------------ the pause
 
     def _hand_over(self, conversation: Talk, token: Token) -> bool:
@@ -137,7 +157,7 @@ class Giver:
             self._runs.pause()
             self._send_all(conversation, begun_ns)
             self._wait(conversation, token, deadline)
-        except (Silent, Garbled, OSError) as error:
+        except (Silent, Garbled, OSError, RuntimeError) as error:
             if token.take():
                 self._resume(begun_ns)
                 raise
@@ -152,7 +172,11 @@ class Giver:
         return True
 
     def _resume(self, begun_ns: int) -> None:
-        self._runs.resume()
+        try:
+            self._runs.resume()
+        except RuntimeError as error:
+            log.error("the workers do not go on: %s", error)
+            return
         log.info("the workers go on after a pause of %.0f ms", (time.monotonic_ns() - begun_ns) / 1e6)
 
     def _send_all(self, conversation: Talk, begun_ns: int) -> None:

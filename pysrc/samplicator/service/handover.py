@@ -12,13 +12,14 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from samplicator.config.model.service import Service
 from samplicator.host.sources import HandedIn
 from samplicator.service import taking, talk
-from samplicator.service.giving import Giver
+from samplicator.service.giving import LOOK_SECONDS, Giver
 from samplicator.service.pages import Pages
 from samplicator.service.talk import Declined, Talk
 from samplicator.supervisor.reload import Reloader
@@ -57,7 +58,7 @@ class Handover:
     async def find(self, service: Service) -> bool:
         """Whether there is a process to take over from. Raises OSError."""
         if not service.control:
-            raise taking.Refused(0, '--takeover needs service.control, but the configuration has control = ""')
+            raise taking.Refused('--takeover needs service.control, but the configuration has control = ""')
         self._taker = await asyncio.to_thread(taking.find, service.control)
         if self._taker is None:
             log.info("no process answers on %s, so there is nothing to take over", service.control)
@@ -94,14 +95,14 @@ class Handover:
         if not talk.may_take(user):
             log.warning("process %d of user %d may not take over", pid, user)
             return 403, "only the user of this process, or root, may take over from it"
-        task = asyncio.get_running_loop().create_task(self._give(Talk(connection), asyncio.get_running_loop()))
+        task = asyncio.get_running_loop().create_task(self._give(Talk(connection), pid, asyncio.get_running_loop()))
         self._giving.add(task)
         task.add_done_callback(self._giving.discard)
         return 101, ""
 
-    async def _give(self, conversation: Talk, loop: asyncio.AbstractEventLoop) -> None:
+    async def _give(self, conversation: Talk, pid: int, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        if await asyncio.to_thread(self._giver.give, conversation, self._leave_pages):
+        if await asyncio.to_thread(self._giver.give, conversation, pid, self._leave_pages):
             self.given = True
             self._ended()
 
@@ -126,7 +127,7 @@ class Handover:
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[None]:
-        """No reload within. On the giver's thread."""
+        """No reload within, and nobody writes the state file. On the giver's thread."""
         held, release = threading.Event(), asyncio.Event()
 
         async def hold() -> None:
@@ -136,9 +137,12 @@ class Handover:
 
         holding = asyncio.run_coroutine_threadsafe(hold(), self._loop)
         try:
-            if not held.wait(REST_SECONDS):
-                raise Declined("it is changing its configuration", again=True)
-            yield
+            deadline = time.monotonic() + REST_SECONDS
+            while not held.wait(LOOK_SECONDS):
+                if time.monotonic() > deadline or self._giver.stopping.is_set():
+                    raise Declined("it is changing its configuration", again=True)
+            with self._supervisor.no_saving():
+                yield
         finally:
             if held.is_set():
                 self._loop.call_soon_threadsafe(release.set)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from samplicator.config.model.service import Service
+from samplicator.http import endpoints
 
 if TYPE_CHECKING:
     from samplicator.http.front import Front
@@ -38,7 +39,7 @@ class Pages:
         return self._front is not None
 
     def prepare(self, service: Service) -> None:
-        """Imports what will be needed."""
+        """Imports what start() will need. Otherwise start() does: the first plan does not wait for it."""
         if any(getattr(service, key) for key in KEYS):
             from samplicator.http import app, front  # noqa: F401  # heavy, and samplicate mostly goes without
 
@@ -57,16 +58,14 @@ class Pages:
                 sock.close()
 
     def _open(self, key: str, wanted: str, given: socket.socket | None, *, asked: bool) -> None:
-        from samplicator.http import front
-
         try:
-            if given is not None and (key == "control" or front.listens_on(given, wanted)):
+            if given is not None and (key == "control" or endpoints.listens_on(given, wanted)):
                 given.setblocking(False)
                 self._sockets[key] = given
             else:
                 if given is not None:
                     given.close()
-                self._sockets[key] = front.open_tcp(wanted) if key == "http" else front.open_control(wanted)
+                self._sockets[key] = endpoints.open_tcp(wanted) if key == "http" else endpoints.open_control(wanted)
         except OSError as error:
             if asked:
                 raise
@@ -110,9 +109,7 @@ class Pages:
             with contextlib.suppress(OSError):
                 sock.close()
         if self._paths:
-            from samplicator.http import front
-
             for path in self._paths.values():
-                front.remove_control(path)
+                endpoints.remove_control(path)
         self._sockets.clear()
         self._paths.clear()

@@ -18,6 +18,8 @@ from samplicator.cluster.services import Services
 SETTLE_SECONDS: Final = 0.05
 """One change of a Deployment arrives as several events."""
 LEAST_SECONDS: Final = 1.0
+AGAIN_SECONDS: Final = 30.0
+"""A plan that could not be made, for want of descriptors for example, is tried again."""
 REST: Final = 4
 
 
@@ -47,7 +49,10 @@ class PodWatch:
         if self._early:
             self._news.set()
         while True:
-            await self._news.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), AGAIN_SECONDS)
+            if not self._news.is_set() and not self.services.readings():
+                continue
             await asyncio.sleep(SETTLE_SECONDS)
             self._news.clear()
             begun = time.monotonic()

@@ -42,7 +42,7 @@ from samplicator.host.resolve import Resolver
 from samplicator.host.systemd import Notifier
 from samplicator.host.watch import Watcher
 from samplicator.logs import RateGate
-from samplicator.service import startup
+from samplicator.service import keeping, startup
 from samplicator.service.handover import Handover
 from samplicator.service.pages import Pages
 from samplicator.service.pods import PodWatch
@@ -51,7 +51,7 @@ from samplicator.service.trouble import Trouble
 from samplicator.supervisor.reload import CHANGED_FILE, Reloader, ReloadResult, problems_of
 from samplicator.supervisor.supervisor import Supervisor
 from samplicator.views import history
-from samplicator.views.service import ServiceState
+from samplicator.views.service import ServiceState, StateFile
 
 log = logging.getLogger(__name__)
 
@@ -136,10 +136,14 @@ class Service:
         self._background = background
         self._notifier = Notifier()
         self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
+        self._kept = keeping.Kept(self._notifier)
+        state = keeping.state_path(loaded.config.service)
         self._supervisor = Supervisor(
             descriptor_limit=raise_descriptor_limit(),
             trace=self._trace if options.debug else None,
             strict=options.legacy,
+            source=self._kept.source,
+            state_file=state,
         )
         self._pods = PodWatch(lambda trigger: self._reloader.follow(trigger))
         self._reloader = Reloader(
@@ -182,6 +186,7 @@ class Service:
             healthy=self._healthy,
             log_messages=log_counts,
             hand_over=self._hand_over,
+            state_file=StateFile(state),
         )
 
     # ------------------------------------------------------------------ life
@@ -207,11 +212,14 @@ class Service:
         loaded = self.state.loaded
         for warning in loaded.warnings:
             log.warning("%s", warning)
-        self._pages.prepare(loaded.config.service)
-        if not (self._options.takeover and await self._handover.find(loaded.config.service)):
+        wanted = self._options.takeover and not len(self._kept.source)  # systemd has passed the sockets
+        if wanted and await self._handover.find(loaded.config.service):
+            self._pages.prepare(loaded.config.service)
+        else:
             self._pages.open(loaded.config.service)
         self._host.start()  # before the plan is made, so that changes meanwhile are seen
         await self._reloader.start(loaded, first=partial(self._handover.follow, loaded.config.service))
+        await asyncio.to_thread(self._kept.store, self._supervisor)
         self._running = True
         await self._handover.done()
         self._take_token(loaded)
@@ -256,7 +264,8 @@ class Service:
             await self._pages.finish(FINISH_SECONDS)
         else:
             timeout = self.state.loaded.config.service.drain_timeout
-            await asyncio.to_thread(self._supervisor.drain_and_stop, timeout)
+            await asyncio.to_thread(self._kept.leave, self._supervisor, timeout)
+            await asyncio.to_thread(keeping.save, self._supervisor, self.state.state_file)
         if self._options.pid_file:
             remove_pid_file(self._options.pid_file)
         if self._handover.given and self._options.linger:
@@ -321,6 +330,7 @@ class Service:
             for line in sorted(short - self._short):
                 log.warning("%s%s", startup.DEGRADED, line)
             self._short = short
+            self._spawn(asyncio.to_thread(self._kept.store, self._supervisor))
         bad = "reload failed, but its plan already runs" if result.published else "configuration refused"
         self._notifier.ready(self._status_line() if result.ok else f"{bad}: {result.problems[0]}")
 
@@ -398,9 +408,11 @@ class Service:
                 lambda: then("own source address or gateway gone:", supervisor.housekeeping()),
             ),
             Pulse("names", NAMES_SECONDS, lambda: then("new address of", self._resolver.tick())),
+            Pulse("state", keeping.SAVE_SECONDS, lambda: keeping.save(supervisor, self.state.state_file)),
         ]
         for pulse in self._pulses:
             pulse.start()
+        self._pulses[-1].now()  # a state file that cannot be written is shown from the beginning
 
     def _watch_neighbors(self) -> None:
         """Several times per second, and when the kernel reports that a neighbor has changed. Reading a large neighbor

@@ -9,6 +9,7 @@ service. It must never read a datagram.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import mmap
@@ -41,6 +42,13 @@ MOST_STATE: Final = 1 << 30
 
 class Refused(OSError):
     """There is another process, and this one cannot take over from it. The text says why."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(errno.EBUSY, why)
+        self._why = why
+
+    def __str__(self) -> str:
+        return self._why
 
 
 @dataclass(slots=True)
@@ -93,7 +101,7 @@ class Taker:
         except (Declined, Silent, Garbled) as error:
             handed.close()
             self._give_up(_reason(error))
-            raise Refused(0, f"process {self.pid} does not hand over: {_reason(error)}") from None
+            raise Refused(f"process {self.pid} does not hand over: {_reason(error)}") from None
         except BaseException as error:
             handed.close()
             self._give_up(str(error) or type(error).__name__)
@@ -108,7 +116,7 @@ class Taker:
         long.
         """
         if not self._token.take():
-            raise Refused(0, f"process {self.pid} has resumed, because this process was not ready in time; try again")
+            raise Refused(f"process {self.pid} has resumed, because this process was not ready in time; try again")
         self._read_ns = time.monotonic_ns()
         for _, sock in self._handed:
             with contextlib.suppress(OSError):
@@ -195,13 +203,13 @@ def find(path: str) -> Taker | None:
             return _find(path)
         except Declined as error:
             if not error.again or time.monotonic() > deadline:
-                raise Refused(0, f"cannot take over from the process at {path}: {error}") from None
+                raise Refused(f"cannot take over from the process at {path}: {error}") from None
             time.sleep(PAUSE_SECONDS)
         except (Silent, Garbled) as error:
-            raise Refused(0, f"cannot take over from the process at {path}: {_reason(error)}") from None
+            raise Refused(f"cannot take over from the process at {path}: {_reason(error)}") from None
         except Ended:  # just now: then nobody answers at the next try
             if time.monotonic() > deadline:
-                raise Refused(0, f"the process at {path} closes every connection") from None
+                raise Refused(f"the process at {path} closes every connection") from None
             time.sleep(PAUSE_SECONDS)
 
 
@@ -217,9 +225,7 @@ def _find(path: str) -> Taker | None:
             return None
         _, user = talk.peer(sock)
         if not talk.may_give(user):
-            raise Refused(
-                0, f"cannot take over from the process at {path}: it belongs to user {user}, not to this user"
-            )
+            raise Refused(f"cannot take over from the process at {path}: it belongs to user {user}, not to this user")
         _upgrade(sock)
     except BaseException as error:
         sock.close()
@@ -227,7 +233,7 @@ def _find(path: str) -> Taker | None:
             raise Silent from error
         if isinstance(error, OSError) and not isinstance(error, Refused):
             if isinstance(error, PermissionError):
-                raise Refused(error.errno, f"cannot take over from the process at {path}: {error.strerror}") from error
+                raise Refused(f"cannot take over from the process at {path}: {error.strerror}") from error
             raise Ended from error
         raise
     conversation = Talk(sock)

@@ -8,6 +8,7 @@ on the reload's thread. It must never publish a plan that names a socket.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import socket
 from collections.abc import Mapping, Sequence, Set
@@ -137,14 +138,6 @@ class Build:
         """Which header fields receivers need with each datagram."""
         return self._keep
 
-    def turn_away_leaving(self) -> None:
-        """Sockets that the next plan does not read take no more from now on, so that nothing is lost between the last
-        reading and the end; a socket of the next plan gets what comes, if one listens there.
-        """
-        leaving = [i for state in self._running.listeners.values() for i in state.sockets() if i not in self.owners]
-        for intake in (*leaving, *(i for group in self.incoming.strays.values() for i in group)):
-            listening.turn_away(intake.sock)
-
     def keep_fields(self, *, adopted: bool) -> None:
         """Has the sockets that stay hand over what receivers keep (TTL, TOS): what is new before the plan that wants it
         is published, what is no longer wanted when every worker has left the plan that did (adopted).
@@ -164,20 +157,23 @@ class Build:
         a socket gets what another one got before (Incoming.read_first): the other one is read out first.
         """
         moved = {i for i, owner in self.owners.items() if i.owner is not None and i.owner != owner}
-        rings = {name: {i for p in parts.values() for i in p.intakes if p.fresh} for name, parts in self.rings.items()}
-        contested, first = self.incoming.read_first(rings)
-        steps: list[tuple[set[AnyIntake], set[AnyIntake]]] = []  # who is not read, and who is to be read out
-        for age in first:
-            steps += [(contested - age, age), (contested, set())]
-        if not first and (moved or contested):
-            steps.append((moved | contested, set()))
-        steps.append(({i for group in self.incoming.strays.values() for i in group}, set()))
+        rings = {name: {i for p in parts.values() if p.fresh for i in p.intakes} for name, parts in self.rings.items()}
+        moved |= self.incoming.passed_on | self.incoming.overtaken_by(rings)
+        concerned, oldest_first = self.incoming.read_first()
+        steps: list[tuple[set[AnyIntake], list[Intake]]] = []  # who is not read, and who is read out by worker 0
+        for intake in oldest_first:
+            steps += [(moved | concerned, [intake]), (moved | concerned, [])]
+        if moved and not oldest_first:
+            steps.append((moved, []))
+        steps.append((set(), []))
         return [
             Step(
-                self.plans(generation + number, without=without, replay_to=frozenset() if number else replay_to),
-                [intake for intake in emptied if isinstance(intake, Intake)],
+                self.plans(
+                    generation + number, without=without, replay_to=frozenset() if number else replay_to, first=first
+                ),
+                first,
             )
-            for number, (without, emptied) in enumerate(steps)
+            for number, (without, first) in enumerate(steps)
         ]
 
     def plans(
@@ -186,15 +182,17 @@ class Build:
         *,
         without: Set[AnyIntake] = frozenset(),
         replay_to: Set[str] = frozenset(),
+        first: Sequence[Intake] = (),
         unread: bool = False,
     ) -> dict[int, Plan]:
-        """A plan for each worker; the sockets in `without` are in none. unread: see Plan."""
+        """A plan for each worker; the sockets in `without` are in none, but worker 0 reads those in `first`, in this
+        order. unread: see Plan.
+        """
         slots = {index: self.listeners[listener.name].slot for index, listener in enumerate(self.spec.listeners)}
         rules = FastRules(self.spec.rules, len(self.spec.receivers), slots)
         pools = fast_pools(self.spec.pools, self.pool_ids)
         states = [self.receivers[receiver.name] for receiver in self.spec.receivers]
-        strays = [(i, k % self.spec.workers) for group in self.incoming.strays.values() for k, i in enumerate(group)]
-        read = [(i, owner) for i, owner in (*self.owners.items(), *strays) if i not in without]
+        read = [*((i, 0) for i in first), *((i, owner) for i, owner in self.owners.items() if i not in without)]
         return {
             worker.index: Plan(
                 generation,
@@ -394,7 +392,7 @@ class Build:
             return sockets.open_packet(self.spec.send_buffer)
         except OSError as error:
             if any(receiver.engine == "packet" for receiver in self.spec.receivers):
-                raise BuildError(
-                    error.errno or 0, f'engine "packet": the packet socket cannot be opened: {error.strerror or error}'
-                ) from error
+                hint = "; install the unit's drop-in packet.conf" if error.errno == errno.EAFNOSUPPORT else ""
+                why = f'engine "packet": the packet socket cannot be opened: {error.strerror or error}{hint}'
+                raise BuildError(error.errno or 0, why) from error
             return None

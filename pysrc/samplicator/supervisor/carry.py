@@ -46,7 +46,8 @@ from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.ways import meets
 from samplicator.health.receiver import ReceiverState, ids
 from samplicator.health.running import Running
-from samplicator.plan.spec import ReceiverSpec
+from samplicator.plan.rules import routes
+from samplicator.plan.spec import PlanSpec, ReceiverSpec
 from samplicator.readings import add_up
 from samplicator.supervisor.statefile import LIMIT_BYTES, Writer, replacing
 
@@ -104,6 +105,8 @@ def snapshot(running: Running, *, final: bool = False) -> Snapshot | None:
     counts = add_up([row for row, _ in latency])
     records.append({"latency": _named(latency_names(), counts), "sum_ns": sum(total for _, total in latency)})
     records += [_flow_record(index, flow) for index, flow in flows.items()]
+    records.append({"routes": _routes_record(spec)})
+    records.append({"drops": [list(row) for state in running.listeners.values() for row in _drops(state)]})
     return Snapshot(
         final=final or not running.workers,
         records=tuple(records),
@@ -212,6 +215,21 @@ def _receiver_record(state: ReceiverState) -> dict[str, Any]:
     }
 
 
+def _routes_record(spec: PlanSpec) -> dict[str, Any]:
+    """Names once, and the rules by their number."""
+    found = routes(spec)
+    index = {receiver.name: number for number, receiver in enumerate(spec.receivers)}
+    rules = [
+        [rule, int(rule in found.stops), sorted(index[name] for name in names)] for rule, names in found.names.items()
+    ]
+    return {"names": list(index), "rules": rules}
+
+
+def _drops(state: ListenerState) -> Iterator[tuple[int, int]]:
+    """Of each socket: its cookie, and the drops that are counted. Who has the socket next counts those that follow."""
+    return ((intake.cookie, intake.drops_read) for intake in state.sockets())
+
+
 def known_by(spec: ReceiverSpec) -> str:
     """A receiver for which this value differs needs the templates."""
     return hashlib.blake2b(repr(meets(spec)).encode(), digest_size=8).hexdigest()
@@ -250,7 +268,7 @@ def _domains(taken: Snapshot, order: Sequence[int]) -> Iterator[dict[str, Any]]:
                 yield _domain_record(taken, index, found)
             elif found is not None:
                 busy.append(place)
-            if attempt or count % BREATH == 0:
+            if attempt or (count % BREATH == 0 and not taken.final):  # at the end somebody may wait for it
                 time.sleep(BREATH_SECONDS)
         order = busy
 

@@ -89,7 +89,8 @@ def share_casts(casts: Casts, listeners: Iterable[ListenerState]) -> None:
     for state in listeners:
         for spec, group in state.intakes.items():
             wanted += [(intake, casts.program(spec, rank)) for rank, intake in enumerate(group)]
-        wanted += [(intake, casts.nothing) for intake in state.leaving if isinstance(intake, Intake)]
+        gone = [intake for intake in state.leaving if isinstance(intake, Intake) and not intake.passed_on]
+        wanted += [(intake, casts.nothing) for intake in gone]
     for intake, program in sorted(wanted, key=lambda item: not item[1]):
         with contextlib.suppress(OSError):
             intake.filter(program)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import socket
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final, Protocol
 
 from samplicator.config.address import endpoint_text
@@ -33,10 +34,32 @@ NOT_BESIDE: Final = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM})
 its port needs a right."""
 
 
+NEARLY_EMPTY_BYTES: Final = 1 << 16
+"""So little in a socket is read at once."""
+
+
 class Tolerated(Protocol):
     """See Build.tolerated."""
 
     def __call__(self, error: OSError, *, missing: bool, loses: bool) -> bool: ...
+
+
+def contested_ports(running: Running, spec: PlanSpec) -> set[int]:
+    """Ports on which the next plan opens sockets beside those that run, so that another socket than before gets the
+    datagrams of some exporters: the sockets there are not read while that happens, or datagrams would overtake others.
+    """
+    wanted = {(listener.name, key) for listener in spec.listeners for key in map(socket_key, listener.sockets)}
+    groups = {(name, key): group for name, state in running.listeners.items() for key, group in state.intakes.items()}
+    leaving = {key.port for name, key in groups if (name, key) not in wanted}
+    return {
+        key.port
+        for name, key in wanted
+        if (key.port in leaving if (name, key) not in groups else _grows(groups[name, key], spec.workers))
+    }
+
+
+def _grows(group: Sequence[Intake], workers: int) -> bool:
+    return len(group) < workers and not any(intake.behind for intake in group)
 
 
 class Incoming:
@@ -44,6 +67,8 @@ class Incoming:
     have now, and why. hindered: listeners whose port another program has. strays: sockets that were handed in and serve
     no listener, by the listener that takes what they hold; unused: those of them that no listener takes anything of.
     handed_in: whether there were any when this began.
+    short: listeners that have fewer sockets than workers, because what was handed in must be read out first.
+    passed_on: sockets that run for another listener until this plan runs.
     """
 
     def __init__(self, spec: PlanSpec, running: Running, source: Source, casts: Casts, tolerated: Tolerated) -> None:
@@ -53,6 +78,8 @@ class Incoming:
         self.hindered: set[str] = set()
         self.strays: dict[str, list[Intake]] = {}
         self.unused: list[Had] = []
+        self.short: set[str] = set()
+        self.passed_on: set[AnyIntake] = set()
         self._running = running
         self._source = source
         self._casts = casts
@@ -105,7 +132,7 @@ class Incoming:
             found = self._heir(had)
             if found is not None:
                 name, key = found
-                self.strays.setdefault(name, []).append(self._adopted(had.sock, key, listeners[name].slot))
+                self.strays.setdefault(name, []).append(self._adopted(had, key, listeners[name].slot))
                 self.unused.remove(had)
 
     def undo(self) -> None:
@@ -113,6 +140,9 @@ class Incoming:
             intake.close()
         for had in self.unused:
             had.sock.close()
+        for state in self._running.listeners.values():
+            for running in state.sockets():
+                running.passed_on = False
         listening.unshare(self._alone)
 
     def close_unused(self) -> None:
@@ -133,25 +163,51 @@ class Incoming:
         for intake in self:
             self._share(intake.sock)
 
-    def read_first(self, rings: Mapping[str, Set[AnyIntake]]) -> tuple[set[AnyIntake], list[set[AnyIntake]]]:
+    def leaving(self) -> list[Intake]:
+        """Sockets that run, are not in the next plan, and do not go on for another listener."""
+        stay = set(self)
+        running = (i for state in self._running.listeners.values() for i in state.sockets())
+        return [intake for intake in running if intake not in stay and not intake.passed_on]
+
+    def turn_away(self) -> None:
+        """Sockets that the next plan does not read take no more from now on, so that nothing is lost between the last
+        reading and the end; a socket of the next plan gets what comes, if one listens there.
+        """
+        for intake in (*(i for group in self.strays.values() for i in group), *self.leaving()):
+            intake.turn_away()
+
+    def read_first(self) -> tuple[set[AnyIntake], list[Intake]]:
         """Where a socket gets what another one got before, the older datagrams are to be read first.
 
-        rings: by listener, those that are new: from now on they get what its sockets got. Returns all sockets and rings
-        concerned, which no worker may read while these old sockets are read out, and those of the old sockets that
-        no worker reads yet, the oldest first.
+        Returns all sockets concerned, and those that one worker reads out before others read, one after the other:
+        where sockets share a port, the kernel gives the datagrams of one that is turned away to the next one, and with
+        each socket more an exporter goes to a later one of them or stays (reciprocal_scale(), net/core/
+        sock_reuseport.c). So they are read in the order in which they were opened.
         """
-        strays = {intake for group in self.strays.values() for intake in group}
-        fresh = {i for i in self._opened if not i.given}
-        old = [*(i for i in self if i.given), *(i for s in self._running.listeners.values() for i in s.sockets())]
-        ports = {i.spec.port for i in old} & {i.spec.port for i in fresh} | {i.spec.port for i in strays}
-        ringed = {name for name, new in rings.items() if new}
-        all_of: set[AnyIntake] = {*strays, *(i for i in self if i.spec.port in ports)}
-        for name in ringed:
-            sockets_of = [i for group in self.groups[name].values() for i in group]
-            if any(i not in fresh for i in sockets_of):
-                all_of |= {*sockets_of, *rings[name]}
-        given: set[AnyIntake] = {i for i in self if i.given and i.owner is None and i in all_of}
-        return all_of, [age for age in (set[AnyIntake](strays), given) if age]
+        strays = [intake for group in self.strays.values() for intake in group]
+        fresh = {i for i in self._opened if not i.given and i not in self.passed_on}
+        old = [intake for intake in self if intake not in fresh]
+        ports = {i.spec.port for i in (*old, *self.leaving())} & {i.spec.port for i in fresh}
+        ports |= {i.spec.port for i in strays}
+        gone = [*strays, *(i for i in self.leaving() if i.spec.port in ports)]
+        stay = [i for i in self if i.spec.port in ports & {i.spec.port for i in fresh}]
+        concerned: set[AnyIntake] = {*gone, *(i for i in self if i.spec.port in ports)}
+        return concerned, [*gone, *stay]
+
+    def overtaken_by(self, rings: Mapping[str, Set[AnyIntake]]) -> set[AnyIntake]:
+        """New rings get what sockets got before: these sockets, and the rings, which wait until those are read out.
+        rings: the new ones of each listener.
+        """
+        found: set[AnyIntake] = set()
+        for name, fresh in rings.items():
+            had = {i for group in self.groups[name].values() for i in group if i.given or i.owner is not None}
+            found |= {*fresh, *had} if fresh and had else set()
+        return found
+
+    def caught_up(self) -> list[str]:
+        """Listeners that are short and have read what was handed in, so that sockets can be opened beside."""
+        groups = {name: [intake for group in self.groups[name].values() for intake in group] for name in self.short}
+        return [name for name, group in groups.items() if all(map(_caught_up, group))]
 
     # ------------------------------------------------------------------ one socket after the other
 
@@ -163,12 +219,32 @@ class Incoming:
                         return wanted.name, key
         return None
 
-    def _adopted(self, sock: socket.socket, key: SocketSpec, slot: int) -> Intake:
-        """Of a socket that was open before: what it dropped then is counted already, its filter is unknown."""
-        drops = sockets.meminfo(sock).drops
-        intake = Intake(sock, key, slot, self.spec.receive_buffer, None, given=True, drops_read=drops)
+    def _adopted(self, had: Had, key: SocketSpec, slot: int) -> Intake:
+        """Of a socket that was open before: what it dropped then is counted already, but for what it dropped since the
+        process before has ended, if that is known. Its filter is unknown.
+        """
+        drops = self._running.drops.get(sockets.cookie(had.sock), sockets.meminfo(had.sock).drops)
+        size = self.spec.receive_buffer
+        intake = Intake(had.sock, key, slot, size, None, label=had.label, given=True, drops_read=drops)
         self._opened.append(intake)
         return intake
+
+    def _taken_on(self, key: SocketSpec, state: ListenerState) -> list[Intake]:
+        """The sockets of a listener that has another name now: they go on, and with them what they hold."""
+        kept = {wanted.name: set(map(socket_key, wanted.sockets)) for wanted in self.spec.listeners}
+        group = []
+        for other in self._running.listeners.values():
+            if key not in kept.get(other.name, ()):
+                for intake in other.intakes.get(key, ()):
+                    group.append(intake.again(state.slot))
+                    self._opened.append(group[-1])
+                    self.passed_on.add(group[-1])
+        return group
+
+    @staticmethod
+    def _free_label(key: SocketSpec, group: Sequence[Intake]) -> str:
+        taken, bound = {intake.label for intake in group}, bound_by(key)
+        return next(label for number in itertools.count() if (label := bound.label(number)) not in taken)
 
     def _fill(
         self,
@@ -181,7 +257,12 @@ class Incoming:
         """Opens sockets until there is one for each worker; none when this host lacks what they need."""
         size = self.spec.receive_buffer
         beside = self._on_port.setdefault(key.port, [])
+        if not group:
+            group += self._taken_on(key, state)
         while len(group) < self.spec.workers or self._source.has(key):
+            if not self._source.has(key) and any(intake.behind for intake in group):
+                self.short.add(listener.name)
+                return
             # until the plan runs, all but the first on a port leave broadcast and multicast to the others
             program = self._casts.nothing if beside else b""
             try:
@@ -208,10 +289,10 @@ class Incoming:
                 text = f"listener {listener.name!r} cannot listen at {where}: {listening.why_not_listening(key, error)}"
                 raise BuildError(error.errno or 0, text, ("listener", listener.index)) from error
             try:
-                if had:
-                    group.append(self._adopted(sock, key, state.slot))
+                if had is not None:
+                    group.append(self._adopted(had, key, state.slot))
                     continue
-                intake = Intake(sock, key, state.slot, size, program)
+                intake = Intake(sock, key, state.slot, size, program, label=self._free_label(key, group))
             except BaseException:
                 sock.close()
                 raise
@@ -219,7 +300,7 @@ class Incoming:
             beside.append(sock)
             group.append(intake)
 
-    def _listen(self, place: Place, **options: Any) -> tuple[socket.socket, bool]:
+    def _listen(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
         """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the
         workers close their sockets first.
         """
@@ -252,3 +333,10 @@ class Incoming:
         wanted = {place_of(socket) for socket in listener.sockets}
         loses = any(place_of(running) not in wanted for running in state.intakes)
         return self._tolerated(error, missing=place_of(key) in map(place_of, state.missing), loses=loses)
+
+
+def _caught_up(intake: Intake) -> bool:
+    """Whether what a socket held when it was handed in has been read."""
+    with contextlib.suppress(OSError):
+        intake.behind = intake.behind and intake.memory().queue_bytes > NEARLY_EMPTY_BYTES
+    return not intake.behind

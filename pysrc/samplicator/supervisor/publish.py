@@ -1,4 +1,5 @@
-"""Publish: hands plans to the workers, and waits until they run them; and takes everything from them for a while.
+"""Publish: hands plans to the workers, and waits until they run them; and takes everything from them for a while, or
+for good.
 
 Invariants: a wait has an end; a worker that does not adopt its plan is an error, and then nothing that it may use is
 closed. Called by Supervisor, under its lock. It must never open or close a socket.
@@ -9,24 +10,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Final
 
 from samplicator._fastpath import Plan
 from samplicator.datapath.intakes import Intake, RingGroup
 from samplicator.datapath.thread import WorkerThread
 from samplicator.health.running import Running
-from samplicator.host import listening, ring
+from samplicator.host import bpf, listening, ring
 from samplicator.supervisor.build import Build
+from samplicator.supervisor.incoming import NEARLY_EMPTY_BYTES
 
 log = logging.getLogger(__name__)
 
 ADOPT_SECONDS: Final = 10.0
 """How long a worker may take to adopt a plan: it may have to drain a socket first, for a second at most each."""
 BACKLOG_SECONDS: Final = 10.0
-"""How long it is waited for sockets that were handed in to be read out."""
-NEARLY_EMPTY_BYTES: Final = 1 << 16
-"""What is left in a socket then is read when it leaves the plan."""
+"""How long it is waited for a worker to go on reading out a socket."""
+
+
+PASS_SECONDS: Final = 0.5
+"""Long enough for a worker to read each of some sockets once, if it can keep up with what comes."""
 
 
 class WorkerStuck(RuntimeError):
@@ -34,7 +38,8 @@ class WorkerStuck(RuntimeError):
 
 
 def hand_out(running: Running, workers: Iterable[WorkerThread], plans: dict[int, Plan]) -> None:
-    running.generation = plans[0].generation
+    """The workers take them up when they have ended their batch."""
+    running.number = plans[0].generation
     for worker in workers:
         worker.worker.publish(plans[worker.index])
 
@@ -44,9 +49,9 @@ def wait_for(running: Running, workers: Iterable[WorkerThread]) -> None:
     deadline = time.monotonic() + ADOPT_SECONDS
     pause = 0.00005
     for worker in workers:
-        while worker.worker.generation < running.generation:
+        while worker.worker.generation < running.number:
             if worker.failed or time.monotonic() > deadline:
-                text = f"worker {worker.index} has not adopted plan {running.generation}"
+                text = f"worker {worker.index} has not adopted plan {running.number}"
                 log.error("%s; the worker hangs, so nothing that it may use is closed", text)
                 raise WorkerStuck(text)
             time.sleep(pause)
@@ -59,12 +64,32 @@ def wake(workers: Iterable[WorkerThread]) -> None:
 
 
 def wait_empty(intakes: Sequence[Intake]) -> None:
-    """Until hardly anything waits in these sockets, or for BACKLOG_SECONDS."""
-    deadline = time.monotonic() + BACKLOG_SECONDS
+    """Until hardly anything waits in these sockets. Of those that take no more: as long as workers go on reading; of
+    others for PASS_SECONDS.
+    """
+    begun = time.monotonic()
     for intake in intakes:
+        least, deadline = 1 << 62, 0.0
         with contextlib.suppress(OSError):
-            while intake.memory().queue_bytes > NEARLY_EMPTY_BYTES and time.monotonic() < deadline:
+            while (waits := intake.memory().queue_bytes) > NEARLY_EMPTY_BYTES:
+                now = time.monotonic()
+                if waits < least:
+                    least, deadline = waits, now + BACKLOG_SECONDS
+                elif now > deadline or (not intake.turned_away and now > begun + PASS_SECONDS):
+                    break
                 time.sleep(0.001)
+
+
+def hold(running: Running, build: Build | None, ports: Set[int]) -> bool:
+    """Has no worker read the sockets on these ports, from when they are empty on; False when there are none. Raises
+    WorkerStuck.
+    """
+    held = {intake for intake in build.incoming if intake.spec.port in ports} if build is not None else set()
+    if build is None or not held:
+        return False
+    hand_out(running, running.workers, build.plans(running.number + 1, without=held))
+    wait_for(running, running.workers)
+    return True
 
 
 def stop_rings(groups: Collection[RingGroup]) -> None:
@@ -84,10 +109,33 @@ def pause(running: Running, build: Build) -> None:
     stay as they are, with what they hold. Raises WorkerStuck.
     """
     stop_rings(ring_groups(running))
-    hand_out(running, running.workers, build.plans(running.generation + 1, without=build.owners.keys(), unread=True))
+    plans = build.plans(running.number + 1, without=build.owners.keys(), unread=True)
+    hand_out(running, running.workers, plans)
     wait_for(running, running.workers)
     if build.aliases is not None:
         build.aliases.release()
+
+
+def leave_others(running: Running, build: Build, kept: Set[str]) -> None:
+    """After pause(): sockets whose labels are not in `kept` go with this process, so they are read out. New datagrams
+    go to a socket that is kept, if one is bound to the same place; else the kernel drops them, and they are counted.
+    Raises WorkerStuck.
+    """
+    others = [intake for intake in build.incoming if intake.label not in kept]
+    heirs = {intake.spec for intake in build.incoming if intake.label in kept}
+    for intake in others:
+        if intake.spec in heirs:
+            intake.turn_away()
+        else:
+            with contextlib.suppress(OSError):
+                bpf.attach(intake.sock, bpf.TAKE_NOTHING)
+    for intake in others:  # one after the other, see Incoming.read_first
+        for first in ([intake], []):
+            hand_out(
+                running, running.workers, build.plans(running.number + 1, without=build.owners.keys(), first=first)
+            )
+            wait_for(running, running.workers)
+            wait_empty(first)
 
 
 def resume(running: Running, build: Build) -> None:
@@ -107,5 +155,5 @@ def resume(running: Running, build: Build) -> None:
             group.install(group.intakes)
         except OSError as error:
             log.error("the ring on %s cannot start again: %s; the sockets receive", group.spec.interface, error)
-    hand_out(running, running.workers, build.plans(running.generation + 1))
+    hand_out(running, running.workers, build.plans(running.number + 1))
     wait_for(running, running.workers)

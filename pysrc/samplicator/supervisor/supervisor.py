@@ -17,7 +17,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -31,14 +31,14 @@ from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import abilities
-from samplicator.host.bound import bound_by
 from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
-from samplicator.plan.rules import widened
+from samplicator.plan.rules import routes, widened
 from samplicator.plan.spec import PlanSpec, Udp
 from samplicator.supervisor import carry, ending, guard, publish, takeup
 from samplicator.supervisor.build import Build, Step
+from samplicator.supervisor.incoming import contested_ports
 from samplicator.supervisor.ports import withhold_ports
 from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.retry import RETRIES, could_open, could_send
@@ -92,7 +92,7 @@ class Supervisor:
         self._state_file = state_file
         self._state = state
         self._taken_up = not (state_file or state)
-        self._saving = threading.Lock()  # one at a time; never taken within another
+        self._saving = threading.RLock()  # one at a time; never taken within another
         self._debris: list[Callable[[], None]] = []
         self._build: Build | None = None  # of the plan that runs
         self._links: Links | None = None
@@ -122,24 +122,24 @@ class Supervisor:
                 raise BuildError(errno.ESHUTDOWN, "the service is stopping")
             loaded = None if self._taken_up else takeup.load(self._running, spec, self._state_file, self._state)
             self._taken_up, self._state = True, b""
-            build = Build(
-                spec,
-                self._running,
-                self._source,
-                generation=self._running.generation + 1,
-                trace=self._trace,
-                gateways=self._gateways,
-            )
-            try:
-                build.open(self._descriptor_limit)
-                replay_to = widened(self._running.spec, spec) if self._running.spec is not None else set()
-                steps = build.steps(self._running.generation + 1, replay_to)
-            except BaseException:
-                build.undo()
-                raise
-            self._publish(build, steps)
+            self._change(spec)
             if loaded is not None and self._state_file:
                 takeup.taken_up(self._state_file)
+
+    def _change(self, spec: PlanSpec) -> None:
+        held = publish.hold(self._running, self._build, contested_ports(self._running, spec))
+        number = self._running.number + 1
+        build = Build(spec, self._running, self._source, generation=number, trace=self._trace, gateways=self._gateways)
+        try:
+            build.open(self._descriptor_limit)
+            replay_to = widened(routes(self._running.spec), spec) if self._running.spec is not None else set()
+            steps = build.steps(number, replay_to)
+        except BaseException:
+            build.undo()
+            if held and self._build is not None:
+                publish.hand_out(self._running, self._running.workers, self._build.plans(number))
+            raise
+        self._publish(build, steps)
 
     def _publish(self, build: Build, steps: Sequence[Step]) -> None:
         spec = build.spec
@@ -156,16 +156,18 @@ class Supervisor:
             joined = []  # no templates are known yet
         for state in joined:
             state.replay()
-        build.turn_away_leaving()
+        build.incoming.turn_away()
         publish.hand_out(self._running, build.workers, steps[0].plans)
         for worker in leaving:
-            worker.worker.publish(Plan(self._running.generation, [], [], []))
+            worker.worker.publish(Plan(self._running.number, [], [], []))
         self._commit(build)
+        self._running.generation = self._running.number
         self._running.plan = steps[-1].plans[0]
         publish.wait_for(self._running, [*build.workers, *leaving])
         for before, step in itertools.pairwise(steps):
             publish.wait_empty(before.emptied)
             publish.hand_out(self._running, build.workers, step.plans)
+            self._running.generation = self._running.number
             publish.wait_for(self._running, build.workers)
         for intake, owner in build.owners.items():
             intake.owner = owner
@@ -243,7 +245,7 @@ class Supervisor:
             guard.share_casts(build.casts, [*build.listeners.values(), *gone_listeners])
             self._running.listeners = build.listeners
             self._running.receivers = build.receivers
-            self._running.carried = {}
+            self._running.carried, self._running.drops = {}, {}
             hosts: dict[tuple[bytes, int], Host] = {}
             for receiver in build.receivers.values():
                 receiver.reach.adopt(receiver.spec)
@@ -281,10 +283,11 @@ class Supervisor:
             for state in listeners:
                 for intake in state.sockets():
                     on_port.setdefault(intake.spec.port, []).append(intake.sock)
+            grow = self._build.incoming.caught_up() if self._build is not None else []
             missing = [state for state in listeners if state.missing]
             self._tried += RETRIES
             could = [state.name for state in missing if could_open(state, on_port, self._tried, self._withhold)]
-            return (*could, *receivers)
+            return (*could, *grow, *receivers)
 
     def _withhold(self, port: int) -> bool:
         """From now on no worker has a socket of its own on this port, until the listener that waits for it has it.
@@ -326,30 +329,34 @@ class Supervisor:
 
     # ------------------------------------------------------------------ end
 
-    def drain_and_stop(self, timeout: float) -> None:
+    def drain_and_stop(self, timeout: float, *, refuse: bool = True) -> None:
         """Forwards what is queued, for at most `timeout` seconds, stops the workers and closes everything. From its
         beginning the sockets accept no more datagrams: the kernel refuses them and counts them as drops of the
-        listener. Otherwise datagrams that arrive after the last read would be lost without being counted.
+        listener. Otherwise datagrams that arrive after the last read would be lost without being counted. refuse False:
+        they accept datagrams; somebody else may have the sockets, too.
         """
         with self._lock:
             begun = time.monotonic()
             self._ended = True
             publish.stop_rings(publish.ring_groups(self._running))
-            ending.refuse_all(self._running)
+            if refuse:
+                ending.refuse_all(self._running)
             left = self._stop(timeout)
-            if left:
+            if left and refuse:
                 text = "%d bytes of received data were not forwarded after %.3f s of draining (drain_timeout: %g s)"
                 log.warning(text, left, time.monotonic() - begun, timeout)
 
-    def leave(self) -> None:
-        """Stops the workers and closes everything, while somebody else has the sockets of the listeners, too (sockets):
-        what waits in them stays for the next process.
+    def leave(self, kept: Set[str] | None = None) -> None:
+        """Stops the workers and closes everything, while somebody else has the sockets with these labels, too
+        (sockets(); None: all): what waits in them stays for the next process. Other sockets are read out.
         """
         with self._lock:
             if not self._ended and self._build is not None:
                 self._ended = True
                 try:
                     publish.pause(self._running, self._build)
+                    if kept is not None:
+                        publish.leave_others(self._running, self._build, kept)
                 except publish.WorkerStuck as error:
                     log.error("%s; what it has read is lost", error)
             self._ended = True
@@ -372,15 +379,21 @@ class Supervisor:
             self._state = state or self._state
             self._taken_up = not (self._state_file or self._state)
 
+    @contextlib.contextmanager
+    def no_saving(self) -> Iterator[None]:
+        """Waits for the state file that is being written, and lets nobody write it within."""
+        with self._saving:
+            yield
+
+    def given(self) -> None:
+        """Another process has taken over: the state file is its file now."""
+        with self._saving:
+            self._state_file = ""
+
     def sockets(self) -> list[tuple[str, socket.socket]]:
         """The sockets of all listeners, and the labels by which another process knows them (sources.HandedIn)."""
         with self._lock:
-            found = []
-            for state in self._running.listeners.values():
-                for spec, group in state.intakes.items():
-                    with contextlib.suppress(OSError):  # of an interface that is gone: it will never receive again
-                        found += [(bound_by(spec).label(k), intake.sock) for k, intake in enumerate(group)]
-            return found
+            return [(i.label, i.sock) for state in self._running.listeners.values() for i in state.sockets()]
 
     def pause(self) -> None:
         """The workers read nothing more, so that another process can read the sockets; what was read is sent. Until

@@ -20,7 +20,8 @@ from samplicator._fastpath import Flow, TxCounters
 from samplicator.datapath.counters import DATAGRAMS, NOTHING_SENT, OFFERED, RX_FIELDS, SENT, TX_FIELDS
 from samplicator.datapath.intakes import ListenerState
 from samplicator.health.running import CarriedReceiver, Running
-from samplicator.plan.spec import PlanSpec
+from samplicator.plan.rules import Routes, widened
+from samplicator.plan.spec import PlanSpec, ReceiverSpec, Udp
 from samplicator.readings import add_up
 from samplicator.supervisor.carry import (
     ENDS,
@@ -99,6 +100,7 @@ class _Loading:
         self._silent_ns = -1
         self._receivers = {receiver.name: receiver for receiver in spec.receivers}
         self._flows: list[Flow] = []
+        self._routes = Routes({}, frozenset())  # nobody got anything
 
     def all(self, reader: Reader) -> Loaded:
         for record in reader.records():
@@ -108,6 +110,9 @@ class _Loading:
                 if not self._flows:
                     raise Unusable("it is damaged") from None
                 self._loaded.broken += 1
+        for name in widened(self._routes, self._spec):  # templates of exporters new to the receiver
+            if name in self._running.carried:
+                self._running.carried[name].same = False
         return self._loaded
 
     def _one(self, record: Mapping[str, Any]) -> None:
@@ -121,6 +126,10 @@ class _Loading:
             self._listener(record)
         elif "flow" in record:
             self._flow(record)
+        elif "routes" in record:
+            self._routes = _routes(record["routes"])
+        elif "drops" in record:
+            self._running.drops = {_count(number): _count(drops) & 0xFFFFFFFF for number, drops in record["drops"]}
         elif "latency" in record and self._loaded.counters:
             latency = record["latency"]
             if set(latency) == set(latency_names()):
@@ -169,7 +178,7 @@ class _Loading:
             to = _count(int(index)) % self._spec.workers
             sums[to] = add_up([sums[to], counts])
             countdowns[to] = _count(row["countdown"]) & 0xFFFFFFFF
-        carried = CarriedReceiver(same=record["meets"] == known_by(wanted))
+        carried = CarriedReceiver(same=record["meets"] == known_by(wanted) and is_lasting(wanted))
         for index in range(self._spec.workers):
             carried.counters[index] = counters = TxCounters()
             counters.carry(sums[index] if self._loaded.counters else NOTHING_SENT, countdowns[index])
@@ -211,6 +220,23 @@ class _Loading:
         """TxCounters.id of a receiver, 0 = it is not named any more."""
         carried = self._running.carried.get(name)
         return carried.counters[worker].id if carried is not None else 0
+
+
+def is_lasting(spec: ReceiverSpec) -> bool:
+    """Whether a collector sees the same sessions after a restart: the copies come from the exporters' addresses and
+    ports, or from a port that the configuration names; any other port is another one in the next process (RFC 7011
+    section 8: templates belong to a session).
+    """
+    if not isinstance(spec.delivery, Udp):
+        return True
+    udp = spec.delivery
+    return udp.spoof or (udp.source is not None and udp.source[1] != 0 and not udp.per_session)
+
+
+def _routes(record: Mapping[str, Any]) -> Routes:
+    names = record["names"]
+    rules = {str(rule): frozenset(str(names[index]) for index in indexes) for rule, _, indexes in record["rules"]}
+    return Routes(rules, frozenset(str(rule) for rule, stop, _ in record["rules"] if stop))
 
 
 def _count(value: object) -> int:

@@ -48,6 +48,19 @@ def _no_take_over(_: socket.socket) -> tuple[int, str]:
 
 
 @dataclass(slots=True)
+class StateFile:
+    """The state file as it is shown. path: "" = there is none. why: why it could not be written last time, "" = it
+    could. saved_unix: when it was written last, 0 = not yet. domains: in it; left_out: those it has no room for.
+    """
+
+    path: str = ""
+    why: str = ""
+    saved_unix: float = 0.0
+    domains: int = 0
+    left_out: int = 0
+
+
+@dataclass(slots=True)
 class ServiceState:
     """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
     runs now.
@@ -73,6 +86,7 @@ class ServiceState:
     history: History = field(init=False)
     startup: str = ""
     reload_token: str = ""
+    state_file: StateFile = field(default_factory=StateFile)
     hand_over: Callable[[socket.socket], tuple[int, str]] = _no_take_over
 
     def __post_init__(self) -> None:

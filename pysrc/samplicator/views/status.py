@@ -64,6 +64,17 @@ class Worker(TypedDict):
     generation: Annotated[int, "Generation of the plan that the worker runs."]
 
 
+class StateFile(TypedDict):
+    """The file that keeps what was learnt over a restart."""
+
+    path: Annotated[str, 'Path; "" = there is none.']
+    ok: Annotated[bool, "false when it could not be written last time."]
+    why: Annotated[str, "Why it could not be written."]
+    saved_unix: Annotated[float, "When it was written last; 0 = not since the start."]
+    domains: Annotated[int, "Observation domains in it."]
+    left_out: Annotated[int, "Observation domains that it has no room for."]
+
+
 class Status(TypedDict):
     """What the daemon does. Counts are totals since the start of what is configured now."""
 
@@ -84,6 +95,7 @@ class Status(TypedDict):
     receivers: Annotated[int, "Number of receivers."]
     pools: Annotated[int, "Number of pools."]
     workers: list[Worker]
+    state_file: StateFile
 
 
 class Configuration(TypedDict):
@@ -135,6 +147,14 @@ def status(state: ServiceState, readings: Readings, without_rule: Sequence[Unmat
             {"index": each.index, "cpu": each.cpu, "counters": each.counters, "generation": each.generation}
             for each in readings.workers
         ],
+        "state_file": {
+            "path": state.state_file.path,
+            "ok": not state.state_file.why,
+            "why": state.state_file.why,
+            "saved_unix": state.state_file.saved_unix,
+            "domains": state.state_file.domains,
+            "left_out": state.state_file.left_out,
+        },
     }
 
 

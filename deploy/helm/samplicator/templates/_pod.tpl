@@ -30,7 +30,7 @@ resources:
 {{- define "samplicator.ready" -}}
 {{- if .Values.takeOver.enabled -}}
 exec:
-  command: ["/opt/venv/bin/samplicator", "ready"]
+  command: ["/opt/venv/bin/samplicator", "ready", "--control", "/run/samplicator-pod/control.sock"]
 timeoutSeconds: 5
 {{- else -}}
 httpGet:

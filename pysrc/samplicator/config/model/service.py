@@ -10,6 +10,7 @@ from samplicator.config.fields import (
     check_control,
     check_file,
     check_http,
+    check_state_file,
 )
 from samplicator.config.model.table import LIVE, RESTART, Table
 
@@ -31,6 +32,11 @@ class Service(Table):
         "",
         description="Path of a second local socket, which a take-over never hands over, so that it always answers for "
         'this process; "" = none.',
+        json_schema_extra=RESTART,
+    )
+    state_file: Annotated[str, AfterValidator(check_state_file)] = Field(
+        "",
+        description='Path of the file that keeps templates and counters over a restart; "" = none.',
         json_schema_extra=RESTART,
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
