@@ -2,11 +2,12 @@
 """Trials: finds the loops that a test for echoes (route/echo.pxd) is too impatient for. Where thousands of datagrams go round, they fill the
 receive buffers on their way, and one round takes seconds.
 
-Subjects are payloads that came again and again from one session, at whatever pace up to TRIAL_PACE_NS. When half of the slots hold one, they are
-divided by lot into two groups of the same size. The copies of the first group for one receiver are held back; those of the second go on. If the
-first group stops to come and the second does not, the groups change places. If then the second stops and the first comes again, the receiver is
-an echo. An exporter that repeats payloads by its own clock would have to guess both lots: with TRIAL_LEAST subjects less than one in a million.
-As in a test for echoes nothing is lost, and no additional datagram is sent: what is held back is sent when its group is released.
+Subjects are payloads that came again and again from one session, at whatever pace up to TRIAL_PACE_NS. When half of the slots hold one, they
+are divided by lot into two groups of the same size. The copies of the first group for one receiver are held back; those of the second go on.
+If the first group stops to come and the second does not, the groups change places. If then the second stops and the first comes again, the
+receiver is an echo. An exporter that repeats payloads by its own clock would have to guess both lots: with TRIAL_LEAST subjects less than one
+in a million. As in a test for echoes nothing is lost, and no additional datagram is sent: what is held back is sent when its group is
+released.
 
 Invariants: memory is fixed; subjects are looked at only when their mark (echo_mark_t) is hit; one receiver is tried at a time; copies are held
 for the time of two rounds, and TRIAL_COPIES at most. Trials in vain make the next one later. Pure state. Called by: worker/trial.pxi. It must
@@ -60,7 +61,7 @@ ctypedef struct trial_t:
     trial_subject_t subjects[TRIAL_SLOTS]
 
 
-cdef inline trial_subject_t *trial_came(trial_t *t, u32 slot, u64 key, const u8 *p, u32 n, const exporter_t *exporter, u64 now_ns) noexcept nogil:
+cdef inline trial_subject_t *trial_came(trial_t *t, u32 slot, u64 key, const u8 *p, u32 n, const exporter_t *whose, u64 now_ns) noexcept nogil:
     """A payload has come again: its subject, or NULL when the slot is another one's that takes part in a trial, or it is too long."""
     cdef trial_subject_t *s = &t.subjects[slot]
     if s.key == key and s.length == n and memcmp(s.payload, p, n) == 0:
@@ -78,7 +79,7 @@ cdef inline trial_subject_t *trial_came(trial_t *t, u32 slot, u64 key, const u8 
     s.came = s.seen = s.copies = 0
     s.group = TRIAL_NOBODY
     s.length = n
-    s.exporter = exporter[0]
+    s.exporter = whose[0]
     memcpy(s.payload, p, n)
     return s
 
