@@ -220,3 +220,24 @@ def test_ports_that_the_host_keeps() -> None:
         return ports.first, ports.last, sorted(ports.reserved)
 
     assert in_namespace(read) == (40000, 40100, [514, 40010, 40011, 40012, 40020])
+
+
+class WithoutRights(socket.socket):
+    """A socket of a process that lacks CAP_NET_ADMIN."""
+
+    def setsockopt(self, level: int, option: int, value: object, *more: object) -> None:
+        if option == sockets.SO_RCVBUFFORCE:
+            raise PermissionError(1, "Operation not permitted")
+        super().setsockopt(level, option, value, *more)  # type: ignore[call-overload]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("wanted", [48 << 20, 128 << 20])
+def test_a_buffer_that_somebody_with_rights_made_is_not_cut(wanted: int) -> None:
+    """systemd opened the socket, with more than net.core.rmem_max permits us: what we ask for is cut to that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, sockets.SO_RCVBUFFORCE, 64 << 20)
+        limited = WithoutRights(fileno=opened.detach())
+    with limited, WithoutRights(socket.AF_INET, socket.SOCK_DGRAM) as fresh:
+        permitted = sockets.set_receive_buffer(fresh, wanted)
+        assert sockets.set_receive_buffer(limited, wanted) == max(64 << 20, permitted)

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from samplicator.config.model.datapath import Datapath
 from support.appliance import CONFIG, DROP_INS, RATE, UNIT, Appliance
 from support.linters import DEPLOY
 from support.process import wait_for
-from support.stream import Stream, configuration, metrics, page, wait_ready
+from support.stream import WORKERS, Stream, configuration, metrics, page, wait_ready
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -83,7 +84,7 @@ def test_disk_that_is_no_use(running: Appliance, trouble: str) -> None:
 
 def test_restart_with_rings(running: Appliance) -> None:
     """The sockets take over while the process is away; nothing is lost, and nothing comes both ways."""
-    text = configuration().replace("[datapath]", '[datapath]\nreceive = "ring"')
+    text = configuration().replace("[[listener]]", '[[listener]]\nreceive = "ring"')
     running.configure(text)
     running.machine.systemctl("restart", UNIT)
     wait_ready(running.lab)
@@ -140,7 +141,7 @@ def test_packet_sockets(running: Appliance) -> None:
 def test_instances(running: Appliance) -> None:
     """Two instances beside the relay, each with its own user, state, socket; a restart of one is its own."""
     machine = running.machine
-    names = ("edge", "dc-2.core")
+    names = ("edge", "dc-2_core")
     try:
         for number, name in enumerate(names):
             own = f'control = "/run/samplicator-{name}/control.sock"'
@@ -214,7 +215,9 @@ def test_watchdog_of_the_package(running: Appliance) -> None:
         wait_for(lambda: running.restarted(hung), "the watchdog to act", 60, 0.2)
 
     outcome = running.during(hang, rate=1000)
-    assert outcome.whole, outcome
+    in_hand = WORKERS * Datapath().batch  # systemd wakes the process so that it takes note of SIGABRT
+    assert max(outcome.lost) <= in_hand, outcome
+    assert not any((*outcome.repeated, *outcome.reordered, *outcome.other)), outcome
 
 
 def test_drop_in_files_are_the_shipped_ones(appliance: Appliance) -> None:

@@ -93,14 +93,14 @@ def unit_values(key: str) -> list[str]:
 
 
 def test_template_is_the_unit() -> None:
-    """Line by line, but for the names of the instance, and for User=: an instance gets one that systemd makes up."""
+    """Line by line, but for the names of the instance. Two with one user could share a port without a word."""
     text = UNIT.read_text().partition("[Unit]")[2]
     for old, new in (
         ("=samplicator, sends", "=samplicator %i, sends"),
         ("/etc/samplicator/samplicator.toml", "/etc/samplicator/%i.toml"),
         ("StateDirectory=samplicator", "StateDirectory=samplicator-%i"),
         ("RuntimeDirectory=samplicator", "RuntimeDirectory=samplicator-%i"),
-        ("User=samplicator\n", ""),
+        ("User=samplicator\n", "User=samplicator-%i\n"),
     ):
         assert old in text
         text = text.replace(old, new)

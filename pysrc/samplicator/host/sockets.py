@@ -107,7 +107,12 @@ def set_receive_buffer(sock: socket.socket, size: int) -> int:
     with contextlib.suppress(PermissionError):
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
         return granted_receive_buffer(sock)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    with socket.socket(
+        sock.family, sock.type
+    ) as other:  # SO_RCVBUF is cut to net.core.rmem_max: not below what is there
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        if granted_receive_buffer(other) > granted_receive_buffer(sock):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
     return granted_receive_buffer(sock)
 
 
