@@ -25,9 +25,9 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 
 TEST_PACKAGES = softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
-	systemd-container mmdebstrap lintian bash-completion zsh fish $(DEB_PACKAGES)
+	systemd-container mmdebstrap zsh fish $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.
-VERIFY_PACKAGES := buildah podman runc
+VERIFY_PACKAGES := lintian buildah podman runc
 
 .PHONY: all run build install install-shared uninstall deb image dist test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:

@@ -40,8 +40,16 @@ def loaded(text: str = TEXT) -> Loaded:
     return parse_toml(text.encode(), "f")
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder)
+    return folder
+
+
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+def server(tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    shutil.copytree(certificates, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(follower, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(follower, "LONGEST_PAUSE", 0.4)
     with api_server(tmp_path) as server:
@@ -226,6 +234,9 @@ def test_old_version_of_the_api(server: ApiServer, follow: Callable[..., Followi
     server.versions = set()
     server.cut()
     wait_for(lambda: "has no EndpointSlices" in it.why())
+    server.versions = {"v1"}  # the cluster was upgraded
+    server.set(make_slice("a", A, B))
+    wait_for(lambda: len(it.shown()) == 2)
 
 
 def test_another_authority(server: ApiServer, tmp_path: Path, follow: Callable[..., Following]) -> None:
@@ -263,6 +274,39 @@ def test_garbage(server: ApiServer, follow: Callable[..., Following], garbage: b
     wait_for(lambda: server.watches > watches or server.garbage == b"")
     server.set(make_slice("a", A, B))
     wait_for(lambda: len(it.shown()) == 2)
+
+
+def test_pauses_grow_and_a_watch_that_lasts_ends_that(
+    server: ApiServer, follow: Callable[..., Following], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "SHORT_SECONDS", 0.3)
+    server.set(make_slice("a", A))
+    it = follow()
+    (one,) = it.services._followers.values()
+    wait_for(lambda: server.watches == 1)
+    server.status = 500
+    server.cut()
+    wait_for(lambda: one._failures >= 4)
+    asked = len(server.requests)
+    time.sleep(1.0)
+    assert len(server.requests) - asked <= 6  # pauses of 0.2 to 0.4 s by now
+    server.status = 0
+    wait_for(lambda: it.services.readings()[0].followed)
+    time.sleep(0.5)
+    server.cut()  # after a watch that was long enough
+    wait_for(lambda: one._failures <= 1)
+
+
+def test_a_list_without_end(
+    server: ApiServer, follow: Callable[..., Following], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "MAX_SLICES", 5)
+    server.page = 0
+    server.set(make_slice("a", A))
+    it = follow()
+    wait_for(lambda: server.watches == 1)
+    assert sum("watch" not in request for request in server.requests) == 5
+    assert it.shown() == {}
 
 
 def test_too_large(server: ApiServer, follow: Callable[..., Following], monkeypatch: pytest.MonkeyPatch) -> None:

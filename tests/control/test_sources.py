@@ -286,6 +286,36 @@ def test_a_take_over_that_fails_leaves_the_old_one_as_it_was(load: Load, start: 
     all_came(old, exporters, collector)
 
 
+@pytest.mark.parametrize("device", ["", "lo"])
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::", "::1", "239.255.9.9", "ff05::9"])
+def test_a_socket_that_is_turned_away_keeps_what_it_holds(address: str, device: str) -> None:
+    """New datagrams go to the next socket that takes them."""
+    six = ":" in address
+    family = socket.AF_INET6 if six else socket.AF_INET
+    old, new, sender = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(3))
+    for sock in (old, new):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setblocking(False)
+    if device:
+        old.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
+    old.bind((address, 0))
+    port = old.getsockname()[1]
+    new.bind(("::" if six else "0.0.0.0", port))
+    to = ("::1" if six else "127.0.0.1", port)
+    if address == to[0]:  # the better match
+        sender.sendto(b"before", to)
+    listening.turn_away(old)
+    assert old.getpeername()[1] == 9
+    sender.sendto(b"after", to)
+    assert new.recv(100) == b"after"
+    if address == to[0]:
+        assert old.recv(100) == b"before"
+    with pytest.raises(BlockingIOError):
+        old.recv(100)
+    for sock in (old, new, sender):
+        sock.close()
+
+
 LABELS = [
     (Bound(4, bytes(4), 2055, "", False), "udp4-0.0.0.0-2055#3"),
     (Bound(6, bytes(16), 2055, "", False), "udp6-__-2055#3"),

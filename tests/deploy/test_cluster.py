@@ -298,8 +298,15 @@ def test_receivers_follow_a_deployment(
     cluster.apply(*collectors(cluster.image))
     folder = tmp_path_factory.mktemp("kubernetes")
     config = receiver("siem", "k8s://collectors/collector:flow")
-    roles = {"components": ["k8s-receivers"], "role_namespaces": ["collectors"]}
-    deploy(cluster, folder, "spoof", config, **roles)
+    token = {"components": ["k8s-receivers"]}
+    deploy(cluster, folder, "spoof", config, **token)
+
+    def refused() -> bool:
+        found = json.loads(page(lab, "/api/v1/kubernetes"))
+        return bool(found) and not found[0]["followed"] and "in namespace collectors (403: " in found[0]["why"]
+
+    cluster.wait("a relay that may not read the EndpointSlices", answered(refused))
+    deploy(cluster, folder, "spoof", config, **token, role_namespaces=["collectors"])
 
     def empty() -> bool:
         found = json.loads(page(lab, "/api/v1/kubernetes"))

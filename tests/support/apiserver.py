@@ -67,7 +67,8 @@ class ApiServer:
         self._version = 100
         self._change = threading.Condition()
         self._open: set[Any] = set()
-        make_certificates(folder)
+        if not (folder / "ca.crt").exists():
+            make_certificates(folder)
         self.write_token("first")
         self._server: ThreadingHTTPServer | None = None
         self.port = 0

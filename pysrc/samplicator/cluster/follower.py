@@ -99,6 +99,8 @@ class Follower:
                     self._version = ""
                     self._failures += 1
                 else:
+                    if error.status == 404:  # the server is another one now: it may have another version of the API
+                        self._api = self._version = ""
                     self._failed(self._words(error))
             except (OSError, HTTPException) as error:
                 self._failed(f"the API server does not answer: {_reason(error)}")
@@ -120,11 +122,15 @@ class Follower:
                 if not self._version:
                     self._list(connection)
                 begun = time.monotonic()
-                self._watch(connection)
-                if time.monotonic() - begun < SHORT_SECONDS:
+                try:
+                    self._watch(connection)
+                finally:
+                    lasted = time.monotonic() - begun
+                    if lasted >= SHORT_SECONDS:
+                        self._failures = 0
+                if lasted < SHORT_SECONDS:
                     self._failures += 1
                     return
-                self._failures = 0
         finally:
             self._connection = None
             connection.end()
@@ -135,7 +141,7 @@ class Follower:
     def _list(self, connection: Connection) -> None:
         slices: dict[str, Slice] = {}
         left_out, token, version = False, "", ""
-        while True:
+        for _ in range(MAX_SLICES):  # a server that goes on and on is left
             try:
                 query = {**self._query, "limit": str(PAGE), **({"continue": token} if token else {})}
                 page = connection.get(self._path(), query)
@@ -152,6 +158,8 @@ class Follower:
             version, token = clean(metadata.get("resourceVersion"), 64), clean(metadata.get("continue"), 4096)
             if not token or left_out:
                 break
+        else:
+            left_out = True
         if not version:
             raise ApiError(0, "the API server's list has no resourceVersion")
         self._slices, self._left_out, self._version = slices, left_out, version

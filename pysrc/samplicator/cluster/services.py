@@ -11,17 +11,18 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from samplicator.cluster.api import Account
 from samplicator.cluster.follower import Follower, Picture
 from samplicator.cluster.slices import Chosen, Endpoint, choose
 from samplicator.config.address import address_text
-from samplicator.config.kubernetes import ServicePort, member_name
+from samplicator.config.kubernetes import ServicePort
 from samplicator.config.model.loaded import Loaded
 from samplicator.plan.names import FAMILIES
 from samplicator.plan.pods import Pod, Pods
+from samplicator.plan.spec import ReceiverSpec
 from samplicator.readings import PodReading, ServiceReading, wall_ns
 
 MAX_PODS: Final = 128
@@ -38,9 +39,10 @@ class Services:
         self._lock = threading.Lock()
         self._followers: dict[tuple[str, str], Follower] = {}
         self._numbers: dict[tuple[str, int], dict[str, int]] = {}
-        self._given: dict[tuple[str, int], Pods] = {}
+        self._troubles: dict[tuple[str, int], str] = {}
         self._waiting: dict[tuple[str, int], int] = {}
         self._used: list[tuple[str, ServicePort, int]] = []  # by the plan that runs
+        self._receiving: tuple[ReceiverSpec, ...] = ()  # the pods of that plan
         self._closed = False
 
     def begin(self, loaded: Loaded) -> None:
@@ -61,15 +63,16 @@ class Services:
         for follower in followers:
             follower.answered.wait(max(0.0, until - time.monotonic()))
 
-    def adopt(self, loaded: Loaded) -> None:
-        """These are in use from now on; all others are forgotten."""
+    def adopt(self, loaded: Loaded, receivers: Sequence[ReceiverSpec] = ()) -> None:
+        """These are in use from now on; all others are forgotten. receivers: of the plan that runs."""
         used = named(loaded)
         keys = {(wanted.namespace, wanted.service) for _, wanted, _ in used}
         with self._lock:
             self._used = used
+            self._receiving = tuple(receiver for receiver in receivers if receiver.pod is not None)
             gone = [self._followers.pop(key) for key in self._followers.keys() - keys]
             kept = {(wanted.text, family) for _, wanted, family in used}
-            for table in (self._numbers, self._given, self._waiting):
+            for table in (self._numbers, self._troubles, self._waiting):
                 for place in table.keys() - kept:
                     del table[place]
         for follower in gone:
@@ -92,7 +95,7 @@ class Services:
             else:
                 chosen = choose(picture.slices, wanted, family)
                 found = self._numbered(wanted, family, chosen, left_out=picture.left_out)
-            self._given[wanted.text, family] = found
+            self._troubles[wanted.text, family] = found.why or found.warning
             self._waiting[wanted.text, family] = chosen.waiting
             return found
 
@@ -111,24 +114,25 @@ class Services:
         return Pods(tuple(_pod(number, *chosen.pods[uid]) for number, uid in found), chosen.why, warning)
 
     def readings(self) -> tuple[ServiceReading, ...]:
-        """What is known of those that the running plan uses, in the order of the configuration."""
+        """Those that the running plan uses, with the pods that it sends to, in the order of the configuration."""
         with self._lock:
             return tuple(self._reading(*each) for each in self._used)
 
     def _reading(self, receiver: str, wanted: ServicePort, family: int) -> ServiceReading:
         follower = self._followers.get((wanted.namespace, wanted.service))
         picture = follower.picture if follower is not None else Picture()
-        given = self._given.get((wanted.text, family), Pods())
+        pods = [(each.name, each.pod) for each in self._receiving if each.written == receiver]
         return ServiceReading(
             receiver=receiver,
             service=wanted.text,
             followed=not picture.why,
-            why=picture.why or given.why or given.warning,
+            why=picture.why or self._troubles.get((wanted.text, family), ""),
             since_unix=wall_ns(int(picture.since * 1e9)) / 1e9,
             waiting=self._waiting.get((wanted.text, family), 0),
             pods=tuple(
-                PodReading(member_name(receiver, p.number), p.name, p.node, address_text(p.address), p.port)
-                for p in given.pods
+                PodReading(name, pod.name, pod.node, address_text(pod.address), pod.port)
+                for name, pod in pods
+                if pod is not None
             ),
         )
 

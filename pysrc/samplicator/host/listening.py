@@ -159,14 +159,19 @@ def joined_groups(family: int) -> list[tuple[str, int]]:
 
 def turn_away(sock: socket.socket) -> None:
     """From now on new datagrams pass a bound socket by, and go to the next one that takes them; what the socket holds
-    stays to be read. A connected UDP socket is sent only what comes from its peer (udp(7)); this one's peer is itself,
-    port 9 (discard). Where connect() does not work, the socket goes on as before.
+    stays to be read. A connected UDP socket is sent only what comes from its peer (udp(7)); this one's peer is its own
+    host, port 9 (discard), or nobody at all. Where connect() does not work, the socket goes on as before.
     """
-    host = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
     own = sock.getsockname()
-    for address in (host, own[0].partition("%")[0]):
+    peers: list[tuple[str, int] | tuple[str, int, int, int]] = [("127.0.0.1", 9), (own[0], 9)]
+    if sock.family == socket.AF_INET6:  # one that is bound to an interface reaches nothing but its neighbors
+        peers = [("::1", 9, 0, 0), (own[0].partition("%")[0], 9, 0, own[3])]
+        with contextlib.suppress(OSError):  # it is bound to none, or that is gone
+            device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).partition(b"\0")[0].decode()
+            peers.append(("ff02::1", 9, 0, index_of(device)))
+    for peer in peers:
         with contextlib.suppress(OSError):
-            sock.connect((address, 9, 0, own[3]) if len(own) == 4 else (address, 9))
+            sock.connect(peer)
             return
 
 

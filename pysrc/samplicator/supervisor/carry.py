@@ -118,7 +118,7 @@ def snapshot(running: Running, *, final: bool = False) -> Snapshot | None:
 
 def save(taken: Snapshot, path: str, *, limit: int = LIMIT_BYTES) -> Saved:
     """Writes the file; takes seconds for many exporters. Raises OSError; then the file is as it was."""
-    with replacing(path) as file:
+    with replacing(path, sync=not taken.final) as file:
         return _write(taken, file, limit)
 
 

@@ -272,7 +272,8 @@ class Reloader:
         back."""
         problems = problems_of(error, loaded)
         if self.loaded is not None:
-            self._services.adopt(self.loaded)  # those of the refused configuration are not followed
+            receivers = self.spec.receivers if self.spec is not None else ()
+            self._services.adopt(self.loaded, receivers)  # those of the refused configuration are not followed
         published = self._runs.generation != before
         outcome = f"but plan {self._runs.generation} already runs" if published else "the running plan stays"
         hint = f"; {HOW_TO_EDIT}" if loaded is None and CHANGED_FILE in trigger else ""
@@ -309,7 +310,7 @@ class Reloader:
 
     def _adopt(self, loaded: Loaded, spec: PlanSpec) -> None:
         self._resolver.adopt(loaded)
-        self._services.adopt(loaded)
+        self._services.adopt(loaded, spec.receivers)
         self.loaded, self.spec = loaded, spec
         self.config_hash = int(loaded.text_hash[:12] or "0", 16)
         self.last_success_timestamp = self.last_success_timestamp or time.time()

@@ -3,7 +3,8 @@
 Purpose: keeps the state of a service over a restart. The format is our own: one line of text as a header, then the
 records as lines of JSON, compressed (zlib). The header has the version, whether a service wrote the file at its end
 ("final") or while it ran ("running"), the length, and the BLAKE2b digest of the rest. Invariants: a file appears
-complete under its name (temporary file, fsync, rename, fsync of the folder), mode 0600; reading takes bounded memory
+complete under its name (temporary file, fsync, rename, fsync of the folder; at the end of a service, when the next
+process waits for it, without fsync), mode 0600; reading takes bounded memory
 for any content, and no content is used before length and digest are checked. The file holds addresses, but no secrets;
 a program that can write to it can only make the service show wrong counters. Called by carry. It must never stop a
 service from starting: a file that cannot be used is an Unusable, which says why.
@@ -85,9 +86,10 @@ class Writer:
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
-    """A file to be written beside the one of this name, and put there when it is complete. Raises OSError; then, and
-    when anything else is raised, the old file stays.
+def replacing(path: str, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to be written beside the one of this name, and put there when it is complete. sync: it survives a host
+    that loses its power now; without, what is left of it then is found to be damaged. Raises OSError; then, and when
+    anything else is raised, the old file stays.
     """
     with contextlib.suppress(FileNotFoundError):
         if not _ours(path):
@@ -102,10 +104,12 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         with os.fdopen(fd, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.rename(temporary, path)
-        with contextlib.suppress(OSError):  # not every file system can do this
-            _sync_folder(os.path.dirname(path) or ".")
+        if sync:
+            with contextlib.suppress(OSError):  # not every file system can do this
+                _sync_folder(os.path.dirname(path) or ".")
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
