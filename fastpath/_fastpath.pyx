@@ -69,9 +69,10 @@ from route.pool cimport (
 )
 from route.walk cimport walk_begin, walk_next, walk_t
 from shape.run cimport run_datagrams, run_make, run_session_end, runs_t
+from rx.overlap cimport OVERLAP_LEAVES, OVERLAP_NOTES, overlap_entry_t, overlap_t
 from rx.socket cimport (
-    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_RING, RX_SLOT, RX_SOCKET, RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t,
-    rx_received, rx_ring_t, rx_socket_t,
+    RING_BLOCK_HEADER, RING_LINK, RING_NETWORK, RX_CONTROL, RX_DOOR, RX_EMPTY, RX_READ, RX_REST, RX_RING, RX_SLOT, RX_SOCKET,
+    RX_STAMP_BATCH, RX_STAMP_EVERY, rx_arena_t, rx_overlap_end, rx_overlapping, rx_received, rx_ring_t, rx_socket_t,
 )
 from shape.sample cimport sample_keep
 from route.session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void

@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, counters; rx: socket; handles: memory, snapshot
-# Python handles of counters and intakes: RxCounters, TxCounters, RxSocket. Cold code: it checks its arguments and raises ValueError; the
+# needs: uapi: net; base: atomics, counters; rx: overlap, socket; handles: memory, snapshot
+# Python handles of counters and intakes: RxCounters, TxCounters, RxSocket, Overlap. Cold code: it checks its arguments and raises ValueError; the
 # worker never calls it. Memory comes from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
 
@@ -60,8 +60,34 @@ cdef class TxCounters:
 
 
 @cython.final
+cdef class Overlap:
+    cdef overlap_t o
+    cdef void *memory
+
+    def __cinit__(self, u32 entries=1 << 18):
+        cdef u32 places = memory_power_of_two(entries)
+        self.o.mask = places - 1
+        self.o.seed = int.from_bytes(urandom(8), "little")
+        self.o.until_ns = <u64>-1
+        self.o.entries = <overlap_entry_t *>memory_arena(&self.memory, places, sizeof(overlap_entry_t))
+
+    def __dealloc__(self):
+        memory_free(self.memory)
+
+    def limit(self, *, since_ns=None, until_ns=None):
+        if since_ns is not None:
+            self.o.since_ns = since_ns
+        if until_ns is not None:
+            self.o.until_ns = until_ns
+
+    def read(self):
+        return atomic_load64(&self.o.noted), atomic_load64(&self.o.unnoted), atomic_load64(&self.o.repeated)
+
+
+@cython.final
 cdef class RxSocket:
     cdef rx_socket_t socket
+    cdef Overlap overlap               # the worker may use it
     cdef RxCounters counters
     cdef Py_buffer view                # of the ring's mapping, which it keeps alive
     cdef Py_buffer bell                # of the doorbell's
@@ -136,3 +162,26 @@ cdef class RxSocket:
     def set_flow(self, bint on):
         """Whether its datagrams go through the flow stage; any thread may call it while the worker runs."""
         atomic_store32(&self.socket.flow, 1 if on else 0)
+
+    def rest(self, *, bint empty=False):
+        atomic_store32_release(&self.socket.rest, RX_EMPTY if empty else RX_REST)
+
+    def go_on(self):
+        atomic_store32_release(&self.socket.rest, RX_READ)
+
+    @property
+    def settled(self):
+        return atomic_load32_acquire(&self.socket.rests) == self.socket.rest
+
+    def set_overlap(self, Overlap overlap, *, bint notes=False):
+        if overlap is not None and self.socket.rest == RX_READ:
+            raise ValueError("an overlap is for an intake that rests")
+        self.socket.part = OVERLAP_NOTES if notes else OVERLAP_LEAVES
+        if overlap is not None:
+            self.socket.ring.opened_ns = 0             # arrival times are taken as they are: the headers of the slots are complete
+        atomic_store64_release(<u64 *>&self.socket.overlap, <u64><void *>&overlap.o if overlap is not None else 0)
+        self.overlap = overlap
+
+    @property
+    def overlapping(self):
+        return atomic_load64_acquire(<u64 *>&self.socket.overlap) != 0

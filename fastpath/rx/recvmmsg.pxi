@@ -118,11 +118,15 @@ cdef inline int rx_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *batc
     if not rx_pending(arena):
         rx_prepare(arena, arena.got)
         arena.got = arena.next = 0
+        if unlikely(socket.overlap != NULL):
+            rx_stamp(socket, 0)
         got = recvmmsg(socket.fd, arena.messages, arena.capacity, MSG_DONTWAIT, NULL)
         if got <= 0:
+            if unlikely(socket.overlap != NULL) and get_errno() == EAGAIN:
+                rx_overlap_end(socket)
             return rx_error(c, get_errno())
         arena.got = <u32>got
-        if socket.stamps:
+        if socket.stamps and socket.overlap == NULL:
             rx_stamp(socket, arena.got)
     while n + cut < arena.capacity and rx_pending(arena):
         if not arena.open:
@@ -143,4 +147,6 @@ cdef inline int rx_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *batc
         arena.left -= length
         arena.open = arena.left > 0
     batch.n = n
+    if unlikely(socket.overlap != NULL):
+        return rx_overlapping(socket, batch, octets, cut, cut_octets)
     return rx_received(c, n + cut, octets, cut, cut_octets)

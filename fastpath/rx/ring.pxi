@@ -280,7 +280,7 @@ cdef inline bint ring_look(const rx_socket_t *socket, rx_ring_t *ring) noexcept 
     if packets != ring.packets:
         ioctl(socket.fd, SIOCINQ, &ignored)            # the lock, see above
         ring.packets = packets
-        ring.opened_ns = ring_time(block + RING_BLOCK_SEC)
+        ring.opened_ns = ring_time(block + RING_BLOCK_SEC) if likely(socket.overlap == NULL) else 0
     return ring.index < packets
 
 
@@ -322,7 +322,11 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
     atomic_store64(&ring.mark, <u64>ring.block << 32 | ring.offset)
     if n + cut == 0:
         atomics_add(&c.errors_again, 1)
+        if unlikely(socket.overlap != NULL) and ring.waited_ns == 0:
+            rx_overlap_end(socket)
         return 0
+    if unlikely(socket.overlap != NULL):
+        return rx_overlapping(socket, batch, octets, cut, cut_octets)
     return rx_received(c, n + cut, octets, cut, cut_octets)
 
 

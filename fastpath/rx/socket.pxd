@@ -4,15 +4,19 @@
 Called by: rx/, worker/loop.pxi. The control plane owns the descriptor; the worker reads from it while a plan names it.
 """
 
-from base.atomics cimport atomics_add
-from base.batch cimport exporter_t
+from base.atomics cimport atomic_store64_release, atomics_add
+from base.batch cimport batch_t, exporter_t
 from base.counters cimport counters_batch_bucket, rx_counters_t
+from rx.overlap cimport OVERLAP_LEAVES, overlap_leave, overlap_note, overlap_t
 from uapi.net cimport iovec, mmsghdr, sockaddr_in6, u8, u16, u32, u64
 
 cdef enum:
     RX_SOCKET = 0                  # rx_socket_t.kind: an ordinary UDP socket, read by rx/recvmmsg.pxi
     RX_RING = 1                    # a packet socket, read by rx/ring.pxi
     RX_DOOR = 2                    # the worker's end of a door, read by rx/door.pxi
+    RX_READ = 0                    # rx_socket_t.rest, .rests: it is read
+    RX_EMPTY = 1                   # it is read until nothing waits in it, and then no more
+    RX_REST = 2                    # it is not read, whatever waits in it
     RX_CONTROL = 160               # control bytes a message: timestamp, TTL, TOS, size of coalesced datagrams
     RX_STAMP_BATCH = 64            # datagrams: batches this large are stamped one in RX_STAMP_EVERY, smaller ones always
     RX_STAMP_EVERY = 8
@@ -58,6 +62,10 @@ ctypedef struct rx_socket_t:
     bint stamped                   # it is on now
     u32 unstamped                  # batches still to go without
     u32 shut                       # of a door: the other end is gone; read by other threads
+    u32 rest                       # RX_READ, RX_EMPTY or RX_REST: what the control plane asks for
+    u32 rests                      # the same, as far as the worker has come; read by other threads
+    overlap_t *overlap             # NULL = none; changed by the control plane only while the socket rests, ended by the worker
+    u32 part                       # OVERLAP_NOTES or OVERLAP_LEAVES
     rx_ring_t ring
 
 ctypedef struct rx_arena_t:
@@ -90,3 +98,25 @@ cdef inline int rx_received(rx_counters_t *c, u32 n, u64 octets, u32 cut, u64 cu
     atomics_add(&c.bytes, octets)
     atomics_add(&c.batches[counters_batch_bucket(n)], 1)
     return <int>n
+
+
+cdef inline void rx_overlap_end(rx_socket_t *socket) noexcept nogil:
+    """Nothing that was entered waits in it any more. The worker does not touch the overlap after this."""
+    if socket.part == OVERLAP_LEAVES:
+        atomic_store64_release(<u64 *>&socket.overlap, 0)
+
+
+cdef inline int rx_overlapping(rx_socket_t *socket, batch_t *batch, u64 octets, u32 cut, u64 cut_octets) noexcept nogil:
+    """As rx_received(), for the batch of an intake with an overlap; returns what was received with those that were left out."""
+    cdef u32 taken = batch.n + cut
+    cdef u32 left = 0
+    cdef bint over = False
+    if socket.part == OVERLAP_LEAVES:
+        left = overlap_leave(socket.overlap, batch, &octets, &over)
+        if over:
+            rx_overlap_end(socket)
+    else:
+        overlap_note(socket.overlap, batch)
+    if taken > left:
+        rx_received(socket.counters, taken - left, octets, cut, cut_octets)
+    return <int>taken

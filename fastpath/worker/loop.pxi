@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: echo, plan, pool, session, trial; rx: door, recvmmsg, ring,
-#        socket; tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, trial, work
+# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: echo, plan, pool, session, trial; rx: door, overlap, recvmmsg,
+#        ring, socket; tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, trial, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
 # Python once, Worker.run(), which does not hold the GIL (except for the debugging trace).
@@ -68,10 +68,15 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         worker_holds_step(w)
 
 
+cdef inline int worker_waits_on(const rx_socket_t *socket) noexcept nogil:
+    """The descriptor that says when the socket has something."""
+    return socket.ring.bell_fd if socket.ring.bell != NULL else socket.fd
+
+
 cdef void worker_unpoll(worker_t *w, rx_socket_t *socket) noexcept nogil:
-    """Has epoll tell no more about a door that is shut: it would, for ever."""
+    """Has epoll tell no more about a door that is shut, or an intake that rests: it would, for ever."""
     cdef epoll_event event
-    epoll_ctl(w.epoll, EPOLL_CTL_DEL, socket.fd, &event)
+    epoll_ctl(w.epoll, EPOLL_CTL_DEL, worker_waits_on(socket), &event)
 
 
 cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
@@ -96,6 +101,8 @@ cdef u32 worker_read(worker_t *w, rx_socket_t *socket, u32 rounds) noexcept nogi
     """Reads up to `rounds` batches while they come full, and what is pending in the arena in any case; returns the datagrams read."""
     cdef u32 total = 0
     cdef int got
+    if unlikely(socket.rests):
+        return 0
     while rounds or rx_pending(&w.arena):
         got = worker_receive(w, socket)
         if got == 0:
@@ -105,11 +112,6 @@ cdef u32 worker_read(worker_t *w, rx_socket_t *socket, u32 rounds) noexcept nogi
         if <u32>got < w.arena.capacity and not socket.ring.closed:
             break
     return total
-
-
-cdef inline int worker_waits_on(const rx_socket_t *socket) noexcept nogil:
-    """The descriptor that says when the socket has something."""
-    return socket.ring.bell_fd if socket.ring.bell != NULL else socket.fd
 
 
 cdef inline void worker_mark(worker_t *w, rx_socket_t *socket, u32 again) noexcept nogil:
@@ -122,8 +124,12 @@ cdef inline void worker_mark(worker_t *w, rx_socket_t *socket, u32 again) noexce
 cdef void worker_ring(worker_t *w, rx_socket_t *socket) noexcept nogil:
     """Reads a ring, and sees to it that what comes next is told. A doorbell that was rung for nothing may have come before its packet."""
     cdef bint rung = ring_rung(&socket.ring)
-    cdef u32 got = worker_read(w, socket, WORKER_ROUNDS)
-    cdef u32 again = ring_arm(socket)
+    cdef u32 got, again
+    if unlikely(socket.rests):
+        socket.ring.again = RING_NOTHING
+        return
+    got = worker_read(w, socket, WORKER_ROUNDS)
+    again = ring_arm(socket)
     if rung and got == 0 and again == RING_NOTHING:
         again = RING_LATER
     worker_mark(w, socket, again)
@@ -172,6 +178,8 @@ cdef void worker_drain(worker_t *w, rx_socket_t *only, u64 deadline_ns) noexcept
     while found and worker_clock(CLOCK_MONOTONIC) < deadline_ns:
         found = 0
         for i in range(w.work.socket_count):
+            if w.work.sockets[i].rests:
+                continue
             if (only == NULL or w.work.sockets[i] == only) and worker_clock(CLOCK_MONOTONIC) < deadline_ns:
                 found += worker_read(w, w.work.sockets[i], 1)
                 found += w.work.sockets[i].ring.waited_ns != 0
@@ -213,11 +221,44 @@ cdef void worker_look(worker_t *w) noexcept nogil:
     cdef u32 i
     cdef u32 unpolled = 0
     for i in range(w.work.socket_count):
-        if not w.work.sockets[i].polled:
+        if not w.work.sockets[i].polled and not w.work.sockets[i].rests:
             w.work.sockets[i].polled = worker_poll(w, w.work.sockets[i])
             unpolled += not w.work.sockets[i].polled
             worker_read(w, w.work.sockets[i], WORKER_ROUNDS)
     atomic_store32(&w.unpolled, unpolled)
+
+
+cdef bint worker_rests(worker_t *w, rx_socket_t *socket) noexcept nogil:
+    """Comes to rest with a socket, or begins to read it again, as the control plane asks; False: the next pass goes on with that."""
+    cdef u32 wanted = atomic_load32_acquire(&socket.rest)
+    if wanted == RX_READ and socket.rests == RX_READ:
+        if socket.overlap == NULL or socket.part == OVERLAP_NOTES:
+            return True
+        worker_read(w, socket, WORKER_ROUNDS)          # epoll would not tell that nothing more is left out
+        return socket.overlap == NULL
+    if wanted == socket.rests:
+        return True
+    if wanted == RX_EMPTY:
+        socket.rests = RX_READ
+        if worker_read(w, socket, WORKER_ROUNDS) or socket.ring.waited_ns:
+            return False
+    if wanted == RX_READ:
+        socket.polled = worker_poll(w, socket)
+        atomic_store32(&w.unpolled, w.unpolled + (not socket.polled))
+    else:
+        worker_unpoll(w, socket)
+    atomic_store32_release(&socket.rests, wanted)
+    if socket.kind == RX_RING and wanted == RX_READ:
+        worker_mark(w, socket, RING_NOW)
+    return wanted != RX_READ                           # then an overlap is looked at
+
+
+cdef void worker_rest(worker_t *w) noexcept nogil:
+    """Looks which intakes are to rest, and which are to be read again."""
+    cdef u32 i
+    w.resting = False
+    for i in range(w.work.socket_count if w.work != NULL else 0):
+        w.resting = not worker_rests(w, w.work.sockets[i]) or w.resting
 
 
 cdef void worker_adopt(worker_t *w) noexcept nogil:
@@ -235,14 +276,18 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
     if old != NULL:
         for i in range(old.socket_count):
             if not worker_has(new, old.sockets[i]):
+                if old.sockets[i].rest != RX_REST:
+                    old.sockets[i].rests = RX_READ     # or it would not be read out
                 if not (new.unread and old.sockets[i].kind == RX_SOCKET):
                     worker_drain(w, old.sockets[i], worker_clock(CLOCK_MONOTONIC) + WORKER_LEAVE_NS)
                 # fails where ADD has failed: nothing to take back
                 epoll_ctl(w.epoll, EPOLL_CTL_DEL, worker_waits_on(old.sockets[i]), &event)
     for i in range(new.socket_count):
         if not worker_has(old, new.sockets[i]):
-            new.sockets[i].polled = worker_poll(w, new.sockets[i])
-        unpolled += not new.sockets[i].polled
+            new.sockets[i].rests = RX_REST if atomic_load32(&new.sockets[i].rest) else RX_READ
+            w.resting = w.resting or new.sockets[i].rests
+            new.sockets[i].polled = not new.sockets[i].rests and worker_poll(w, new.sockets[i])
+        unpolled += not new.sockets[i].polled and not new.sockets[i].rests
     atomic_store32(&w.unpolled, unpolled)
     worker_holds_end(w)
     w.echo.before = w.echo.next = w.trial.next = 0
@@ -285,7 +330,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
         socket = <rx_socket_t *>w.events[i].data.ptr
         if socket == NULL:
             read(w.wake, &ignored, sizeof(ignored))
-            w.replaying = True             # perhaps: the next pass looks
+            w.replaying = w.resting = True # perhaps: the next pass looks
             worker_mark_all(w)             # a doorbell may have been another worker's
             continue
         if unlikely(w.events[i].events & EPOLLERR):
@@ -324,6 +369,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef int n, timeout_ms
     while True:
         worker_adopt(w)
+        if unlikely(w.resting):
+            worker_rest(w)
         deadline = atomic_load64(&w.stop_deadline_ns)
         if deadline:
             if w.work != NULL:
@@ -332,7 +379,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
         timeout_ms = 1 if w.replaying or w.again or worker_holds(w) else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
-        if w.again == RING_NOW:
+        if w.again == RING_NOW or w.resting:
             timeout_ms = 0
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
         start = worker_clock(CLOCK_MONOTONIC)

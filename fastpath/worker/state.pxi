@@ -68,6 +68,7 @@ ctypedef struct worker_t:
     flow_seen_t *seen                  # what it says of each datagram of the batch
     bint seeing                        # whether it saw this batch
     u64 flow_look_ns
+    bint resting                       # perhaps some intakes are to rest, or to be read again: the next pass looks
     bint replaying                     # a replay may go on in the next pass: no long wait
     batch_t *rewritten                 # copies of our own: renumbered, replayed
     u8 *own_bytes                      # RX_SLOT each

@@ -241,6 +241,41 @@ class RxSocket:
     def set_flow(self, on: bool) -> None:
         """Whether its datagrams go through the flow stage, from the next batch on; while the worker runs, too."""
 
+    def rest(self, *, empty: bool = False) -> None:
+        """Asks the worker to read it no more, after the batch at hand; empty: after it was read until nothing waited in
+        it. Any thread may ask; then wake the worker.
+        """
+
+    def go_on(self) -> None:
+        """Asks the worker to read it (again)."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the worker has done what was asked for last. False while no plan that runs names the intake."""
+
+    def set_overlap(self, overlap: Overlap | None, *, notes: bool = False) -> None:
+        """What it brings from now on is entered (notes), or left out if it was entered; None: neither. Raises
+        ValueError if the intake does not rest. Taking it off is for an intake that rests, or is not overlapping.
+        """
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether it has an overlap. An intake that leaves out has none any more when nothing of it can wait there."""
+
+@final
+class Overlap:
+    """What older intakes bring, so that newer ones do not bring it again. entries: how many datagrams it can hold;
+    what finds no place may be received twice."""
+
+    def __new__(cls, entries: int = 262144) -> Overlap: ...
+    def limit(self, *, since_ns: int | None = None, until_ns: int | None = None) -> None:
+        """CLOCK_REALTIME. Datagrams that came before since_ns are not entered; one that came after until_ns says that
+        nothing that was entered follows.
+        """
+
+    def read(self) -> tuple[int, int, int]:
+        """Datagrams entered, not entered for want of room, and left out."""
+
 @final
 class Tx:
     """One way to one receiver on one worker: an engine, its descriptor and the receiver's header template.

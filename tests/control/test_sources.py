@@ -5,6 +5,7 @@ configuration makes of them; those that serve no listener are closed.
 from __future__ import annotations
 
 import re
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from samplicator.host import listening
 from samplicator.host.bound import Bound, bound_by, bound_of, worker_of
 from samplicator.host.sources import HandedIn
 from samplicator.plan.planner import compile
-from samplicator.plan.spec import PlanSpec
+from samplicator.plan.spec import PlanSpec, SocketSpec
 from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, in_order, spec, text, until
@@ -361,3 +362,34 @@ OVERLAPS: Sequence[tuple[Bound, Bound, bool]] = [
 @pytest.mark.parametrize(("one", "other", "overlaps"), OVERLAPS)
 def test_who_would_get_the_datagrams_of_another(one: Bound, other: Bound, overlaps: bool) -> None:
     assert one.overlaps(other) is other.overlaps(one) is overlaps
+
+
+@pytest.mark.parametrize("host", ["127.0.1.{}", "::1"])
+@pytest.mark.parametrize("members", [2, 3])
+def test_an_exporter_has_its_worker_as_with_rings(host: str, members: int) -> None:
+    """By its address and port alone: the same in every process, and the same whether a ring or a socket gets it."""
+    six = ":" in host
+    family = socket.AF_INET6 if six else socket.AF_INET
+    wanted = SocketSpec(0, "::1" if six else "127.0.0.1", free_port(family), 6 if six else 4, six, "", ())
+    group: list[socket.socket] = []
+    for _ in range(members):
+        group.append(listening.open_listener(wanted, receive_buffer=1 << 16, ttl=False, tos=False, beside=list(group)))
+        listening.spread(group[-1], len(group))
+    chosen = set()
+    for number in range(1, 40):
+        with socket.socket(family, socket.SOCK_DGRAM) as exporter:
+            exporter.bind((host.format(number), 0))
+            exporter.sendto(b"x", group[0].getsockname())
+            address, port = exporter.getsockname()[:2]
+            mixed = port
+            packed = socket.inet_pton(family, address)
+            for at in range(0, len(packed), 4):
+                mixed ^= int.from_bytes(packed[at : at + 4], "big")
+            index = ((mixed * 0x9E3779B1 & 0xFFFFFFFF) >> 16) * members >> 16
+            ready, _, _ = select.select(group, [], [], 5)
+            assert ready == [group[index]]
+            group[index].recv(10)
+            chosen.add(index)
+    assert len(chosen) == members
+    for sock in group:
+        sock.close()

@@ -42,7 +42,7 @@ def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
         flows.stop()
     got = lab.tally(sink)
     metrics = relays.relay.check_laws()
-    whole, sampled = flows.judge()
+    whole, sampled, unique = flows.judge()
     pauses = sorted(relays.pauses)
     sys.stderr.write(
         f"\n{times} take-overs ({receive}): {got['received']} datagrams, lost {got['lost']}, repeated "
@@ -63,11 +63,17 @@ def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
     assert metrics.total("flow_sequence_resets_total") == 0
     records = (flows.sent - len(flows.exporters)) * ROWS
     assert (whole.sequence_errors, whole.unknown_sets, whole.records) == (0, 0, records)
+    assert (unique.sequence_errors, unique.unknown_sets, unique.records) == (0, 0, records)
+    assert len({domain for _, _, domain in unique.expected}) == len(flows.exporters), "the same domains as before"
+    for relay in lab.relays:
+        said = relay.stderr()
+        assert "will not survive" not in said, said
+        assert "Traceback" not in said, said
     assert (sampled.sequence_errors, sampled.unknown_sets) == (0, 0)
     assert abs(sampled.records - records / 3) <= 2 * ROWS * len(flows.exporters)
 
 
-@pytest.mark.parametrize("receive", ["recvmmsg"])
+@pytest.mark.parametrize("receive", ["recvmmsg", "ring"])
 def test_three_times_in_a_row(lab: Lab, receive: str) -> None:
     chain(lab, receive, 3, 3000)
 
@@ -75,6 +81,6 @@ def test_three_times_in_a_row(lab: Lab, receive: str) -> None:
 @pytest.mark.deploy_heavy
 @pytest.mark.alone
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("receive", ["recvmmsg"])
+@pytest.mark.parametrize("receive", ["recvmmsg", "ring"])
 def test_twenty_times_in_a_row(lab: Lab, receive: str) -> None:
     chain(lab, receive, 20, 20_000)

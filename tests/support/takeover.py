@@ -21,8 +21,10 @@ from support.lab import Lab, Metrics, Relay
 from support.process import Process, wait_for
 from support.telemetry import Exporter, flock
 
-PORT, FLOWS, SAMPLED = 9001, 9002, 9003
-"""Of the collectors: numbered datagrams, flows as they are, flows of a receiver that samples."""
+PORT, FLOWS, SAMPLED, UNIQUE = 9001, 9002, 9003, 9004
+"""Of the collectors: numbered datagrams, flows as they are, flows of a receiver that samples, and of one that gets
+unspoofed copies with domains of their own.
+"""
 
 
 def configuration(lab: Lab, *, receive: str = "recvmmsg", workers: int = 2, listen: str = "", more: str = "") -> str:
@@ -30,6 +32,7 @@ def configuration(lab: Lab, *, receive: str = "recvmmsg", workers: int = 2, list
     return f"""[service]
 http = "127.0.0.1:9420"
 control = "{lab.directory}/control.sock"
+state_file = "{lab.directory}/state"
 [datapath]
 workers = {workers}
 [[listener]]
@@ -49,12 +52,16 @@ name = "sampled"
 to = "{lab.peer4(2)}:{SAMPLED}"
 spoof = true
 freq = 3
+[[receiver]]
+name = "unique"
+to = "{lab.peer4(2)}:{UNIQUE}"
+domain = "unique"
 [[rule]]
 from = ["198.18.64.0/24"]
 to = ["numbered"]
 [[rule]]
 from = ["198.18.100.0/24"]
-to = ["flows", "sampled"]
+to = ["flows", "sampled", "unique"]
 {more}
 """
 
@@ -113,6 +120,7 @@ class Flows:
         self._thread = threading.Thread(target=self._run, name="flows", daemon=True)
         self.whole = lab.collector_socket(1, FLOWS)
         self.sampled = lab.collector_socket(2, SAMPLED)
+        self.unique = lab.collector_socket(2, UNIQUE)
 
     @property
     def sent(self) -> int:
@@ -130,18 +138,19 @@ class Flows:
         self._ended.set()
         self._thread.join()
 
-    def judge(self) -> tuple[Collector, Collector]:
-        """What the two collectors have made of it, when all relays are at rest."""
+    def judge(self) -> list[Collector]:
+        """What the three collectors have made of it, when all relays are at rest. Another source port is another
+        session for them: that of unspoofed copies changes with the process, which then sends the templates again.
+        """
         found = []
-        for sock in (self.whole, self.sampled):
+        for sock in (self.whole, self.sampled, self.unique):
             collector = Collector()
             sock.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    payload, (address, _) = sock.recvfrom(65535)
-                    collector.take(address, payload)
+                    collector.take(*reversed(sock.recvfrom(65535)))
             found.append(collector)
-        return found[0], found[1]
+        return found
 
 
 def load(lab: Lab, rate: int, *, exporters: int = 16, seconds: float = 600) -> tuple[Process, Process]:

@@ -262,6 +262,24 @@ def test_what_is_on_its_way_is_waited_for(kernel: Kernel) -> None:
 
 
 @needs_open
+@pytest.mark.parametrize("more", [False, True])
+def test_where_two_ways_overlap_the_time_of_arrival_is_taken_as_it_is(more: bool) -> None:
+    """A datagram may have arrived before its block was begun, and the socket tells that time too."""
+    kernel = Kernel()
+    kernel.begin(at=1_000_000_005)
+    kernel.put(frame(b"one"))
+    assert _inside.ring_wait(kernel.rx) == NOW  # the worker has looked, and is told to rest before it reads
+    kernel.rx.rest()
+    kernel.rx.set_overlap(_inside.Overlap())
+    if more:
+        kernel.put(frame(b"two"))
+    assert {found[4] for found in _inside.ring_read(kernel.rx, 512)} == {1_000_000_001 * 10**9}
+    assert kernel.rx.overlapping
+    assert kernel.read() == []
+    assert not kernel.rx.overlapping
+
+
+@needs_open
 def test_an_old_time_of_arrival_is_not_believed(kernel: Kernel) -> None:
     slot = kernel.put(frame(b"x"))
     kernel.set(slot, sec=5)

@@ -1,16 +1,15 @@
 """Intakes: the sockets and rings of a listener, each with its own counters.
 
 Invariants: a counter has one writer, so every socket and every ring has its own; a function either returns a whole
-object or raises and has closed what it opened; the ingress rule drops whatever a ring takes, and the rule is removed
-before the rings stop, so that a datagram can be received twice in between (about a millisecond), but never be missed.
-Called by supervisor. It must never publish, and never decide what runs.
+object or raises and has closed what it opened; the ingress rule drops whatever a ring takes, and a datagram is never
+missed by both: changeover.py says how it never comes by both either. Called by supervisor. It must never publish, and
+never decide what runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from samplicator import _fastpath
@@ -169,24 +168,30 @@ def ring_socket(opened: ring.Ring, counters: RxCounters, slot: int) -> RxSocket:
 
 
 class RingGroup:
-    """The rings of one listener on one interface, and the ingress rule that goes with them. intakes: those that run."""
+    """The rings of one listener on one interface, and the ingress rule that goes with them. intakes: those that run;
+    taking: whether they take what matches, and the rule keeps it from the UDP stack.
+    """
 
-    __slots__ = ("_ingress", "_name", "_selected", "fanout", "installed", "intakes", "spec")
+    __slots__ = ("_ingress", "_name", "_selected", "fanout", "intakes", "spec", "taking")
 
     def __init__(self, name: str, spec: RingSpec, ingress: Ingress) -> None:
-        """name: of the rule, unique. Raises OSError when one program cannot hold so many addresses."""
+        """name: of the rule, unique. Raises OSError when one program cannot hold so many addresses, or the kernel
+        refuses such a rule.
+        """
         ring.socket_filter(spec.matches)
+        ingress.put(name, spec.interface, [replace(match, ports=((0, 0),)) for match in spec.matches])  # nobody's port
+        ingress.remove(name)
         self.spec = spec
         self.intakes: list[RingIntake] = []
         self.fanout: ring.Fanout | None = None
-        self.installed = False
+        self.taking = False
         self._selected = 0
         self._name = name
         self._ingress = ingress
 
     def open_member(self, slot: int, ring_bytes: int, members: int) -> RingIntake:
-        """One more ring. In a new group, which will have `members`, it takes nothing before install(), in a running one
-        it gets nothing before select().
+        """One more ring. In a new group, which will have `members`, it rests and takes nothing before take(), in one
+        that takes it gets nothing before select().
         """
         opened = ring.Ring(self.spec.interface, ring_bytes, self.fanout)
         try:
@@ -194,19 +199,15 @@ class RingGroup:
                 self.fanout = opened.fanout
                 opened.select(members)
                 self._selected = members
-            if self.installed:
+            if self.taking:
                 opened.accept(self.spec.matches)
-            return RingIntake(opened, slot)
+            intake = RingIntake(opened, slot)
+            if not self.taking:
+                intake.rx.rest()
+            return intake
         except BaseException:
             opened.close()
             raise
-
-    def install(self, intakes: Sequence[RingIntake]) -> None:
-        """Has all rings of a new group take datagrams, then puts the ingress rule in place. Raises OSError."""
-        for intake in intakes:
-            intake.ring.accept(self.spec.matches)
-        self._ingress.put(self._name, self.spec.interface, self.spec.matches)
-        self.installed = True
 
     def select(self) -> None:
         """All rings that run have their share from now on. Wake the workers afterwards (Ring.select)."""
@@ -214,29 +215,26 @@ class RingGroup:
             self.intakes[0].ring.select(len(self.intakes))
             self._selected = len(self.intakes)
 
-    def take(self, spec: RingSpec) -> None:
-        """Other addresses or ports: the rings first, then the rule. Raises OSError; then the old ones hold."""
-        for intake in self.intakes:
-            intake.ring.accept(spec.matches)
+    def take(self) -> None:
+        """The rings take what matches; in the moment before the rule is in place the sockets get it too (Changeover).
+        Raises OSError; then the rings take nothing.
+        """
         try:
-            self._ingress.put(self._name, spec.interface, spec.matches)
-        except OSError:
             for intake in self.intakes:
                 intake.ring.accept(self.spec.matches)
+            self._ingress.put(self._name, self.spec.interface, self.spec.matches)
+        except OSError:
+            self.give_back()
             raise
-        self.spec = spec
+        self.taking = True
 
-    def stop(self, intakes: Sequence[RingIntake] = ()) -> None:
-        """Gives the datagrams back to the UDP stack, then stops the rings. Wait ring.SETTLE_SECONDS before the last
-        reading.
-
-        intakes: those of a group that does not run yet.
-        """
-        if self.installed:
+    def give_back(self) -> None:
+        """The sockets get what matches; in the moment before the rings refuse it they take it too (Changeover)."""
+        if self.taking:
             with contextlib.suppress(OSError):
                 self._ingress.remove(self._name)
-            self.installed = False
-        for intake in (*self.intakes, *intakes):
+            self.taking = False
+        for intake in self.intakes:
             with contextlib.suppress(OSError):
                 intake.ring.reject()
 

@@ -3,18 +3,22 @@
 Purpose: speaks nf_tables over netlink (include/uapi/linux/netfilter/nf_tables.h), a handful of messages. Invariants:
 the rules test the same conditions as the socket filters (ring.sections()); their table belongs to our netlink socket
 (flag owner, Linux 5.12), so the kernel always removes them when the process ends, and no other program can change them;
-a chain is put in place or replaced in one transaction. Called by engines. Needs CAP_NET_ADMIN. It must never touch
-another table.
+a chain is put in place or replaced in one transaction. The socket belongs to a thread with descriptors of its own, so
+that it is closed first when the process is killed. Called by datapath. Needs CAP_NET_ADMIN. It must never touch another
+table.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import secrets
 import socket
 import struct
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from samplicator.host.netlink import NLMSG_ERROR, attribute, message, messages
@@ -34,6 +38,8 @@ _LINK, _NETWORK = 0, 1
 _DROP, _JUMP = 0, -3
 _SIOCGIFHWADDR: Final = 0x8927
 _ETHERNET: Final = 1
+_CLOSE_RANGE: Final = 436  # the same on every architecture but alpha
+_UNSHARE: Final = 2
 
 Message = tuple[int, int, bytes]
 """Type, flags, attributes."""
@@ -54,10 +60,59 @@ class IngressError(OSError):
 
 
 class Ingress:
-    """One table. Not thread-safe: the supervisor's lock guards it."""
+    """One table. A process that is killed keeps its descriptors until its memory is given back, which takes tens of
+    milliseconds, and all that while the rule would drop what no ring is read for; a thread that shares no descriptors
+    with the others gives its own back at once (do_exit(), kernel/exit.c). So each call here is made in such a thread.
+    """
 
     def __init__(self) -> None:
+        """Raises IngressError."""
         self.table = f"samplicator_{secrets.token_hex(4)}"
+        self._closed = False
+        self._own = threading.local()  # nothing else may close the socket: its number means another one elsewhere
+        self._thread = ThreadPoolExecutor(1, "ingress", initializer=_share_no_descriptors)
+        try:
+            self._thread.submit(self._open).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    def put(self, name: str, interface: str, matches: Sequence[RingMatch]) -> None:
+        """From now on what `matches` says is dropped at the interface's ingress; replaces what was put under this name.
+
+        Raises IngressError; then nothing has changed.
+        """
+        self._thread.submit(lambda: self._own.table.put(name, interface, matches)).result()
+
+    def remove(self, name: str) -> None:
+        """Lets the UDP stack have those datagrams again. What went with its interface is no error. Raises
+        IngressError.
+        """
+        self._thread.submit(lambda: self._own.table.remove(name)).result()
+
+    def close(self) -> None:
+        """The kernel removes the table with its owner. May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(lambda: self._own.table.close()).result()
+            self._thread.shutdown()
+
+    def _open(self) -> None:
+        self._own.table = _Table(self.table)
+
+
+def _share_no_descriptors() -> None:
+    """The calling thread has a table of descriptors of its own, an empty one; where close_range(2) is missing (Linux
+    5.9) or forbidden, it shares that of the process, and nothing else changes.
+    """
+    ctypes.CDLL(None).syscall(_CLOSE_RANGE, ctypes.c_uint(0), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_UNSHARE))
+
+
+class _Table:
+    """Speaks for Ingress. Not thread-safe."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
         self._sequence = 0
         self._generation = 0
         self._chains: dict[str, tuple[str, ...]] = {}
@@ -75,10 +130,6 @@ class Ingress:
             raise
 
     def put(self, name: str, interface: str, matches: Sequence[RingMatch]) -> None:
-        """From now on what `matches` says is dropped at the interface's ingress; replaces what was put under this name.
-
-        Raises IngressError; then nothing has changed.
-        """
         self._generation += 1
         base = f"c{self._generation}"
         found = list(sections(matches))
@@ -95,7 +146,6 @@ class Ingress:
         self._chains[name] = chains
 
     def remove(self, name: str) -> None:
-        """Lets the UDP stack have those datagrams again. What went with its interface is no error."""
         try:
             self._send(self._removal(name))
         except IngressError as error:
@@ -105,7 +155,6 @@ class Ingress:
             self._chains.pop(name, None)
 
     def close(self) -> None:
-        """The kernel removes the table with its owner."""
         self._netlink.close()
 
     # ------------------------------------------------------------------ messages

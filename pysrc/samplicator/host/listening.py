@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from samplicator.host import bpf
+from samplicator.host import bpf, ring
 from samplicator.host.abilities import sysctl
 from samplicator.host.sockets import (
     family_of,
@@ -35,6 +35,7 @@ IPV6_MULTICAST_ALL: Final = 29
 IPV6_RECVHOPLIMIT: Final = 51
 IPV6_RECVTCLASS: Final = 66
 UDP_GRO: Final = 104
+SO_ATTACH_REUSEPORT_CBPF: Final = 51
 
 
 def open_listener(
@@ -61,6 +62,8 @@ def open_listener(
             for other in beside:
                 set_bool(other, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
             set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+        else:
+            _begin_group(sock)
         if spec.family == 6:
             set_bool(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.v6only)
         if spec.interface:
@@ -181,6 +184,26 @@ def take_runs(sock: socket.socket, wanted: bool) -> None:
     """
     with contextlib.suppress(OSError):
         set_bool(sock, socket.IPPROTO_UDP, UDP_GRO, wanted)
+
+
+def _begin_group(sock: socket.socket) -> None:
+    """Gives a socket that is not bound yet the program of a group of one. So when a second one is bound beside it, all
+    datagrams still come here until spread() says otherwise: they move once, not twice. Bound without SO_REUSEPORT the
+    socket still finds out who else has the port.
+    """
+    set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+    spread(sock, 1)
+    set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
+
+
+def spread(sock: socket.socket, members: int) -> None:
+    """Has the sockets that share the port of this one, which are so many, get datagrams as rings do (ring.spread): an
+    exporter has the same worker whichever way its datagrams come in, and in the next process, too. (socket(7): the
+    program's result is the number of the socket, in the order in which they were bound. By itself the kernel takes a
+    hash with a secret.) Where this does not work, the kernel's hash stays.
+    """
+    with contextlib.suppress(OSError):
+        bpf.attach(sock, ring.spread(members), socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF)
 
 
 def share_port(sock: socket.socket) -> None:

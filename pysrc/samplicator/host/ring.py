@@ -17,6 +17,7 @@ import mmap
 import platform
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,7 @@ from typing import Final
 from samplicator.host import bpf
 from samplicator.plan.spec import RingMatch
 
+SO_TIMESTAMPNS: Final = 35
 SOL_PACKET: Final = 263
 PACKET_RX_RING: Final = 5
 PACKET_STATISTICS: Final = 6
@@ -54,8 +56,8 @@ the ring of a worker that does not run is used up by it. Elsewhere it is the lat
 milliseconds as it has blocks, whatever the rate.
 """
 SETTLE_SECONDS: Final = 0.03
-"""After that long no datagram is on its way into a ring that takes no more; where only closed blocks are read, none is
-in a block that was not handed over (the kernel's timer counts in jiffies).
+"""Where only closed blocks are read: after that long no datagram is in a block that was not handed over (the kernel's
+timer counts in jiffies).
 """
 BLOCK_HEADER: Final = 48
 _PAGE: Final = 4096
@@ -66,7 +68,7 @@ _PACKET_TYPE: Final = _PROTOCOL + 4
 _VLAN_TAG: Final = _PROTOCOL + 48
 _ALL: Final = 0x40000  # bytes kept
 _LOAD: Final = {4: 0x20, 2: 0x28, 1: 0x30}
-_TAX, _XOR_X, _AND, _MULTIPLY, _SHIFT, _MODULO = 0x07, 0xAC, 0x54, 0x24, 0x74, 0x94
+_TAX, _XOR_X, _AND, _MULTIPLY, _SHIFT = 0x07, 0xAC, 0x54, 0x24, 0x74
 _JUMP, _EQUAL, _GREATER_EQUAL, _RETURN, _RETURN_A = 0x05, 0x15, 0x35, 0x06, 0x16
 _MOST: Final = 4096  # BPF_MAXINSNS
 
@@ -199,7 +201,10 @@ def _section(program: _Program, section: Section, here: str, following: str) -> 
 
 
 def spread(members: int) -> bytes:
-    """The program that picks the ring of a datagram: a hash of exporter address and port, modulo `members`."""
+    """The program that picks the ring of a datagram: a hash of exporter address and port, scaled to `members`. As with
+    the kernel's own rule for sockets (reciprocal_scale), another member moves datagrams to higher numbers only; who
+    reads the members in their order reads every exporter's datagrams in their order.
+    """
     program = _Program()
     program.load(4, _PROTOCOL)
     for protocol, header in HEADERS.items():
@@ -215,7 +220,8 @@ def spread(members: int) -> bytes:
     program.label("hash")
     program.add(_MULTIPLY, 0x9E3779B1)
     program.add(_SHIFT, 16)
-    program.add(_MODULO, members)
+    program.add(_MULTIPLY, members)
+    program.add(_SHIFT, 16)
     program.add(_RETURN_A)
     return program.finish()
 
@@ -315,11 +321,25 @@ class Ring:
             self.bell.close()
 
 
+def fence() -> None:
+    """Returns when no packet is on its way any more that was on it at the call: each has passed the rings, the ingress
+    rules and the UDP stack. Closing a packet socket waits for them (packet_release(), synchronize_net(), in
+    net/packet/af_packet.c; the kernel receives a packet within one section of RCU, net/core/dev.c). Takes some ms.
+    """
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0).close()
+    except OSError:  # no free descriptor
+        time.sleep(SETTLE_SECONDS)
+
+
 def _packet_socket() -> socket.socket:
-    """A packet socket that takes nothing yet, bound to no interface."""
+    """A packet socket that takes nothing yet, bound to no interface. From now on the kernel notes when packets arrive,
+    which it takes a moment to begin with: ring and UDP socket tell that time alike (fastpath/rx/overlap.pxd).
+    """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
         bpf.attach(sock, bpf.TAKE_NOTHING)
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         with contextlib.suppress(OSError):  # since Linux 4.20; the filter also drops outgoing packets
             sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     except BaseException:

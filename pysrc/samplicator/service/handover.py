@@ -18,6 +18,7 @@ from typing import Final
 
 from samplicator.config.model.service import Service
 from samplicator.host.sources import HandedIn
+from samplicator.plan.spec import PlanSpec
 from samplicator.service import taking, talk
 from samplicator.service.giving import LOOK_SECONDS, Giver
 from samplicator.service.pages import Pages
@@ -64,9 +65,10 @@ class Handover:
             log.info("no process answers on %s, so there is nothing to take over", service.control)
         return self._taker is not None
 
-    def follow(self, service: Service) -> None:
+    def follow(self, service: Service, spec: PlanSpec) -> None:
         """Gets what the other process has; to be called just before the first plan, on any thread. Raises OSError."""
         if self._taker is not None:
+            self._supervisor.prepare(spec)
             handed = self._taker.ask()
             self._supervisor.follow(HandedIn(handed.sockets, self._taker.commit), handed.state)
             self._pages.open(service, handed.pages)

@@ -34,12 +34,16 @@ from samplicator.supervisor.refusal import BuildError, check_descriptors, ring_e
 
 @dataclass(slots=True, eq=False)
 class RingPart:
-    """The rings of a listener on one interface in the next state. fresh: the group does not run yet."""
+    """The rings of a listener on one interface in the next state."""
 
     group: RingGroup
     spec: RingSpec
     intakes: list[RingIntake]
-    fresh: bool
+
+    @property
+    def stays(self) -> bool:
+        """Whether it runs, and goes on to take what it takes."""
+        return self.group.taking and self.group.spec == self.spec
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +104,8 @@ class Build:
     def open(self, descriptor_limit: int) -> None:
         """Opens what is missing. Raises OSError; undo() is the caller's."""
         check_descriptors(self.spec, descriptor_limit)
-        self._open_states()
+        if not self.listeners:
+            self.open_states()
         if self.aliases is None and any(receiver.apart for receiver in self.spec.receivers):
             self.aliases = aliases.make(self.spec.alias_file)
         if not self.incoming.handed_in:
@@ -110,24 +115,22 @@ class Build:
         if self.incoming.handed_in:
             self.incoming.commit()
             self._open_listeners()
-        self._install_rings()
         # socket k of a listener is read by worker k modulo their number
         together: list[Sequence[AnyIntake]] = [group for by in self.incoming.groups.values() for group in by.values()]
-        together += [*(p.intakes for p in self._ring_parts()), *(g for by in self.doors.values() for g in by.values())]
+        together += [*(p.intakes for p in self.ring_parts()), *(g for by in self.doors.values() for g in by.values())]
         for group in together:
             self.owners.update((intake, k % self.spec.workers) for k, intake in enumerate(group))
+
+    def go_on_from(self, begun: Build) -> None:
+        """What another build of the same plan has opened by open_states() belongs to this one."""
+        self.listeners, self.rings, self.receive = begun.listeners, begun.rings, begun.receive
+        self.ingress, self._intakes = begun.ingress, begun._intakes
 
     def undo(self) -> None:
         for thread in self._threads:
             thread.end(0, 2.0)
-        for part in self._ring_parts():
-            if part.fresh:
-                part.group.stop(part.intakes)
         for intake in self._intakes:
             intake.close()
-        if not self._rings_take_runs:
-            for state in self._running.listeners.values():
-                self._take_runs(state, state.rings)
         self.outgoing.undo()
         self.incoming.undo()
         if self.ingress is not None and self.ingress is not self._running.ingress:
@@ -157,8 +160,7 @@ class Build:
         a socket gets what another one got before (Incoming.read_first): the other one is read out first.
         """
         moved = {i for i, owner in self.owners.items() if i.owner is not None and i.owner != owner}
-        rings = {name: {i for p in parts.values() if p.fresh for i in p.intakes} for name, parts in self.rings.items()}
-        moved |= self.incoming.passed_on | self.incoming.overtaken_by(rings)
+        moved |= self.incoming.passed_on
         concerned, oldest_first = self.incoming.read_first()
         steps: list[tuple[set[AnyIntake], list[Intake]]] = []  # who is not read, and who is read out by worker 0
         for intake in oldest_first:
@@ -223,10 +225,8 @@ class Build:
 
     # ------------------------------------------------------------------ listeners
 
-    def _open_states(self) -> None:
-        """Listeners and their rings, which receive nothing yet. Opening a ring takes tens of milliseconds (a grace
-        period of RCU in the kernel), so no ring may fill up while others are opened.
-        """
+    def open_states(self) -> None:
+        """Listeners and their rings, which receive nothing yet. Each ring takes the kernel tens of milliseconds."""
         slots = {running.slot for running in self._running.listeners.values()}
         for wanted in self.spec.listeners:
             state = self._running.listeners.get(wanted.name)
@@ -238,13 +238,10 @@ class Build:
             self._open_rings(wanted, state)
 
     def _open_listeners(self) -> None:
-        """Opens sockets. The rings of a new listener are installed before its sockets are bound, so that no datagram is
-        received twice."""
+        """Opens sockets. Datagrams come in by them until the rings take over (supervisor.rings)."""
         self.incoming.begin()
         for wanted in self.spec.listeners:
             state = self.listeners[wanted.name]
-            if not state.intakes:
-                self._install(wanted)
             self.incoming.open(wanted, state, runs=self._takes_runs(self.rings[wanted.name]), **self._keep)
             self._open_doors(wanted, state)
             if wanted.name in self.incoming.hindered:  # a ring would take what another program's socket is to get
@@ -269,7 +266,7 @@ class Build:
 
     # ------------------------------------------------------------------ rings
 
-    def _ring_parts(self) -> list[RingPart]:
+    def ring_parts(self) -> list[RingPart]:
         return [part for parts in self.rings.values() for part in parts.values()]
 
     def _open_rings(self, wanted: ListenerSpec, state: ListenerState) -> None:
@@ -286,12 +283,12 @@ class Build:
         old = state.rings.get(spec.interface)
         try:
             if old is not None and old.spec.index == spec.index:
-                part = RingPart(old, spec, list(old.intakes), False)
+                part = RingPart(old, spec, list(old.intakes))
                 ring.socket_filter(spec.matches)  # it fits, or nothing changes
             else:
                 self.ingress = self.ingress or Ingress()
                 group = RingGroup(f"{wanted.name} {spec.interface} {spec.index}", spec, self.ingress)
-                part = RingPart(group, spec, [], True)
+                part = RingPart(group, spec, [])
             self.rings[wanted.name][spec.interface] = part
             while len(part.intakes) < self.spec.workers:
                 intake = part.group.open_member(state.slot, self.spec.ring_buffer, self.spec.workers)
@@ -300,33 +297,9 @@ class Build:
         except OSError as error:
             raise ring_error(wanted, spec, error) from error
 
-    def _install_rings(self) -> None:
-        """Installs the rings of listeners that already run; called when nothing else can fail."""
-        for wanted in self.spec.listeners:
-            self._install(wanted)
-
-    def _install(self, wanted: ListenerSpec) -> None:
-        """New rings receive datagrams from now on."""
-        running = self._running.listeners.get(wanted.name)
-        if running is not None and self.rings[wanted.name]:
-            self._take_runs(running, self.rings[wanted.name])
-        try:
-            for part in self.rings[wanted.name].values():
-                if part.fresh and not part.group.installed:
-                    try:
-                        part.group.install(part.intakes)
-                    except OSError as error:
-                        raise ring_error(wanted, part.spec, error) from error
-        except BuildError as error:
-            self._do_without_rings(wanted, error)
-
     def _takes_runs(self, rings: Mapping[str, object]) -> bool:
         """Whether sockets beside these rings have the kernel coalesce datagrams for them."""
         return self._rings_take_runs or not rings
-
-    def _take_runs(self, state: ListenerState, rings: Mapping[str, object]) -> None:
-        for intake in state.sockets():
-            listening.take_runs(intake.sock, self._takes_runs(rings))
 
     def _do_without_rings(self, wanted: ListenerSpec, error: BuildError) -> None:
         """Falls back to UDP sockets if a ring of receive = "auto" cannot be opened."""
@@ -338,10 +311,7 @@ class Build:
         if not self.rings[wanted.name]:
             return
         for part in self.rings[wanted.name].values():
-            opened = [intake for intake in part.intakes if intake in self._intakes]
-            if part.fresh:
-                part.group.stop(opened)
-            for intake in opened:
+            for intake in [intake for intake in part.intakes if intake in self._intakes]:
                 self._intakes.remove(intake)
                 intake.close()
         self.rings[wanted.name] = {}

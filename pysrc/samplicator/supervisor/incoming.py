@@ -13,7 +13,7 @@ import errno
 import itertools
 import logging
 import socket
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from samplicator.config.address import endpoint_text
@@ -189,20 +189,12 @@ class Incoming:
         old = [intake for intake in self if intake not in fresh]
         ports = {i.spec.port for i in (*old, *self.leaving())} & {i.spec.port for i in fresh}
         ports |= {i.spec.port for i in strays}
+        several = (group for groups in self.groups.values() for group in groups.values() if len(group) > 1)
+        ports |= {i.spec.port for group in several for i in group if i in fresh}  # the first got all before the second
         gone = [*strays, *(i for i in self.leaving() if i.spec.port in ports)]
         stay = [i for i in self if i.spec.port in ports & {i.spec.port for i in fresh}]
         concerned: set[AnyIntake] = {*gone, *(i for i in self if i.spec.port in ports)}
         return concerned, [*gone, *stay]
-
-    def overtaken_by(self, rings: Mapping[str, Set[AnyIntake]]) -> set[AnyIntake]:
-        """New rings get what sockets got before: these sockets, and the rings, which wait until those are read out.
-        rings: the new ones of each listener.
-        """
-        found: set[AnyIntake] = set()
-        for name, fresh in rings.items():
-            had = {i for group in self.groups[name].values() for i in group if i.given or i.owner is not None}
-            found |= {*fresh, *had} if fresh and had else set()
-        return found
 
     def caught_up(self) -> list[str]:
         """Listeners that are short and have read what was handed in, so that sockets can be opened beside."""
@@ -299,6 +291,8 @@ class Incoming:
             self._opened.append(intake)
             beside.append(sock)
             group.append(intake)
+            if len(group) > 1:
+                listening.spread(sock, len(group))
 
     def _listen(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
         """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the

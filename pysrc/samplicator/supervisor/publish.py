@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Final
 
 from samplicator._fastpath import Plan
-from samplicator.datapath.intakes import Intake, RingGroup
+from samplicator.datapath.intakes import Intake
 from samplicator.datapath.thread import WorkerThread
 from samplicator.health.running import Running
-from samplicator.host import bpf, listening, ring
+from samplicator.host import bpf, listening
+from samplicator.supervisor import rings
 from samplicator.supervisor.build import Build
 from samplicator.supervisor.incoming import NEARLY_EMPTY_BYTES
 
@@ -92,23 +93,11 @@ def hold(running: Running, build: Build | None, ports: Set[int]) -> bool:
     return True
 
 
-def stop_rings(groups: Collection[RingGroup]) -> None:
-    """These rings take no more; what they took can be read when this returns."""
-    for group in groups:
-        group.stop()
-    if groups:
-        time.sleep(ring.SETTLE_SECONDS)
-
-
-def ring_groups(running: Running) -> list[RingGroup]:
-    return [group for state in running.listeners.values() for group in state.rings.values()]
-
-
 def pause(running: Running, build: Build) -> None:
-    """Every worker ends the batch that it has in hand, then reads nothing more. Rings and doors are read out; sockets
-    stay as they are, with what they hold. Raises WorkerStuck.
+    """The sockets take over from the rings; then every worker ends the batch that it has in hand, and reads nothing
+    more. Doors are read out; sockets stay as they are, with what they hold. Raises WorkerStuck.
     """
-    stop_rings(ring_groups(running))
+    rings.to_sockets(running)
     plans = build.plans(running.number + 1, without=build.owners.keys(), unread=True)
     hand_out(running, running.workers, plans)
     wait_for(running, running.workers)
@@ -150,10 +139,6 @@ def resume(running: Running, build: Build) -> None:
     if build.aliases is not None:
         build.aliases.regain()
     build.mark_flow()
-    for group in ring_groups(running):
-        try:
-            group.install(group.intakes)
-        except OSError as error:
-            log.error("the ring on %s cannot start again: %s; the sockets receive", group.spec.interface, error)
     hand_out(running, running.workers, build.plans(running.number + 1))
     wait_for(running, running.workers)
+    rings.resume(running)

@@ -110,7 +110,7 @@ class Reloader:
         self._written_again = False
         self._closed = False
 
-    async def start(self, loaded: Loaded, *, first: Callable[[], None] = lambda: None) -> None:
+    async def start(self, loaded: Loaded, *, first: Callable[[PlanSpec], None] = lambda spec: None) -> None:
         """The first configuration. first: called when all that takes long is done, just before the plan is applied.
         Raises ConfigError or OSError; nothing runs then.
         """
@@ -282,9 +282,9 @@ class Reloader:
             log.error("this is a defect in samplicator; please report it", exc_info=error)
         return ReloadResult(False, self._runs.generation, "", problems, time.monotonic() - begun, published=published)
 
-    def _start(self, loaded: Loaded, first: Callable[[], None]) -> None:
+    def _start(self, loaded: Loaded, first: Callable[[PlanSpec], None]) -> None:
         spec = self._compile(loaded, self._resolve(loaded, START_SECONDS))
-        first()
+        first(spec)
         self._apply(loaded, spec)
 
     def _resolve(self, loaded: Loaded, seconds: float) -> Resolved:

@@ -36,7 +36,7 @@ from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import routes, widened
 from samplicator.plan.spec import PlanSpec, Udp
-from samplicator.supervisor import carry, ending, guard, publish, takeup
+from samplicator.supervisor import carry, ending, guard, publish, rings, takeup
 from samplicator.supervisor.build import Build, Step
 from samplicator.supervisor.incoming import contested_ports
 from samplicator.supervisor.ports import withhold_ports
@@ -95,6 +95,7 @@ class Supervisor:
         self._saving = threading.RLock()  # one at a time; never taken within another
         self._debris: list[Callable[[], None]] = []
         self._build: Build | None = None  # of the plan that runs
+        self._begun: Build | None = None  # of the first plan, see prepare()
         self._links: Links | None = None
         self._accounts = Accounts()
         self._failover = Failover(self._running)
@@ -127,9 +128,15 @@ class Supervisor:
                 takeup.taken_up(self._state_file)
 
     def _change(self, spec: PlanSpec) -> None:
-        held = publish.hold(self._running, self._build, contested_ports(self._running, spec))
+        ports = contested_ports(self._running, spec)
+        if ports:  # rings are given back while the sockets are read
+            rings.to_sockets(self._running)
+        held = publish.hold(self._running, self._build, ports)
         number = self._running.number + 1
         build = Build(spec, self._running, self._source, generation=number, trace=self._trace, gateways=self._gateways)
+        if self._begun is not None:
+            build.go_on_from(self._begun)
+            self._begun = None
         try:
             build.open(self._descriptor_limit)
             replay_to = widened(routes(self._running.spec), spec) if self._running.spec is not None else set()
@@ -138,14 +145,15 @@ class Supervisor:
             build.undo()
             if held and self._build is not None:
                 publish.hand_out(self._running, self._running.workers, self._build.plans(number))
+            if ports:
+                rings.resume(self._running)
             raise
         self._publish(build, steps)
 
     def _publish(self, build: Build, steps: Sequence[Step]) -> None:
         spec = build.spec
         leaving = self._running.workers[spec.workers :]
-        staying = {id(part.group) for parts in build.rings.values() for part in parts.values()}
-        publish.stop_rings([group for group in publish.ring_groups(self._running) if id(group) not in staying])
+        rings.to_sockets(self._running, {id(part.group) for part in build.ring_parts() if part.stays})
         build.keep_fields(adopted=False)
         build.mark_flow()
         build.incoming.share_ports()
@@ -178,7 +186,7 @@ class Supervisor:
         self._running.keep = build.keep
         if joined or spec.pools:
             publish.wake(build.workers)
-        self._adjust_rings(build)
+        rings.to_rings(self._running, build.ring_parts())
         self._follow_links()
         while self._debris:
             self._debris.pop()()
@@ -191,24 +199,6 @@ class Supervisor:
             for intake in listener.sockets():
                 if intake.requested != spec.receive_buffer:
                     intake.resize(spec.receive_buffer)
-
-    def _adjust_rings(self, build: Build) -> None:
-        """New rings get their share, and rings that run the new addresses."""
-        for name, parts in build.rings.items():
-            for part in parts.values():
-                try:
-                    part.group.select()
-                    if part.group.spec != part.spec:
-                        part.group.take(part.spec)
-                except OSError as error:
-                    log.error(
-                        "listener %r: the ring on %s cannot be changed and stays as it is: %s",
-                        name,
-                        part.spec.interface,
-                        error.strerror,
-                    )
-        if any(build.rings.values()):
-            publish.wake(build.workers)
 
     def _commit(self, build: Build) -> None:
         """From here on the new plan runs. What it does not name any more is closed when no worker can use it."""
@@ -338,7 +328,7 @@ class Supervisor:
         with self._lock:
             begun = time.monotonic()
             self._ended = True
-            publish.stop_rings(publish.ring_groups(self._running))
+            rings.to_sockets(self._running)
             if refuse:
                 ending.refuse_all(self._running)
             left = self._stop(timeout)
@@ -371,6 +361,18 @@ class Supervisor:
         return ending.close_all(self._running)
 
     # ------------------------------------------------------------------ from and to another process
+
+    def prepare(self, spec: PlanSpec) -> None:
+        """Before follow(): opens what takes long for the first plan and disturbs nobody: rings. Raises BuildError."""
+        with self._lock:
+            build = Build(spec, self._running, Opened(), generation=1, trace=None, gateways=self._gateways)
+            try:
+                build.open_states()
+            except BaseException:
+                build.undo()
+                raise
+            self._running.listeners |= build.listeners
+            self._begun = build
 
     def follow(self, source: Source, state: bytes) -> None:
         """Before the first plan: this process goes on where another one has paused. state: see __init__."""
