@@ -10,7 +10,7 @@ many thousand exporters.
 Invariants: names are random and carry the pid of the test run; everything made here is undone by close(), whatever
 happened before, and leftovers of runs that died are swept by the next one. Device offload is off unless asked for:
 what a witness sees is what went over the wire. After each test close() holds the relay's counters against both
-conservation laws. Used by tests/system only. Must never touch the host's own network.
+conservation laws. Used by tests/system and tests/deploy. Must never touch the host's own network.
 """
 
 from __future__ import annotations
