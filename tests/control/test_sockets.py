@@ -74,10 +74,12 @@ def test_another_process_on_the_port_is_found_out() -> None:
 
 
 def test_further_sockets_of_a_port_share_its_exporters() -> None:
-    """The first socket had no SO_REUSEPORT when it was bound; all the same the kernel spreads sessions over both."""
+    """The first socket had no SO_REUSEPORT when it was bound; all the same sessions are spread over both, once
+    both are there to be read."""
     port = free_port()
     spec = socket_spec(port)
     with open_listener(spec) as first, open_listener(spec, beside=[first]) as second:
+        listening.spread([first, second])
         for _ in range(64):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
                 exporter.sendto(b"x", ("127.0.0.1", port))
@@ -241,3 +243,30 @@ def test_a_buffer_that_somebody_with_rights_made_is_not_cut(wanted: int) -> None
     with limited, WithoutRights(socket.AF_INET, socket.SOCK_DGRAM) as fresh:
         permitted = sockets.set_receive_buffer(fresh, wanted)
         assert sockets.set_receive_buffer(limited, wanted) == max(64 << 20, permitted)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_socket_that_sends_from_the_same_place_gets_nothing(host: str) -> None:
+    """A worker's own socket was bound between those of a listener: no program, it would choose that one."""
+    spec = socket_spec(free_port(socket.AF_INET6 if ":" in host else socket.AF_INET), host)
+    group = [open_listener(spec)]
+    group.append(open_listener(spec, beside=list(group)))
+    listening.spread(group)
+    with socket.socket(group[0].family, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sender.bind(group[0].getsockname())
+        sender.connect((host, 9))
+        group.append(open_listener(spec, beside=list(group)))
+        listening.spread(group)
+        for _ in range(40):
+            with socket.socket(group[0].family, socket.SOCK_DGRAM) as exporter:
+                exporter.sendto(b"x", group[0].getsockname())
+        got = 0
+        while found := select.select(group, [], [], 0.2)[0]:
+            for sock in found:
+                sock.recv(10)
+                got += 1
+        assert got == 40
+        assert not select.select([sender], [], [], 0)[0]
+    for sock in group:
+        sock.close()

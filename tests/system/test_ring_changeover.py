@@ -20,6 +20,7 @@ from support.process import Process, wait_for
 PIDFD_GETFD = 438
 SOL_UDP, UDP_GRO = 17, 104
 RATE = 10_000
+HEAVY = pytest.mark.deploy_heavy
 RIGHT = {"lost": 0, "repeated": 0, "reordered": 0, "corrupt": 0}
 
 
@@ -76,10 +77,10 @@ def judged(lab: Lab, sink: Process) -> tuple[int, dict[str, int]]:
 @pytest.mark.parametrize(
     ("workers", "six", "run", "segment", "offload"),
     [
-        (2, False, 4, False, False),
-        (3, True, 1, False, False),
-        (1, False, 20, True, True),  # several datagrams a packet, and coalesced again by the sockets
-        (2, True, 20, True, True),
+        pytest.param(2, False, 4, False, False, marks=HEAVY),
+        pytest.param(3, True, 1, False, False, marks=HEAVY),
+        pytest.param(1, False, 20, True, True, marks=HEAVY),
+        (2, True, 20, True, True),  # several datagrams a packet, and coalesced again by the sockets
     ],
 )
 def test_reloads_turn_rings_on_and_off(
@@ -100,6 +101,7 @@ def test_reloads_turn_rings_on_and_off(
     assert received(relay) == count
 
 
+@HEAVY
 def test_what_the_rings_take_changes(lab: Lab) -> None:
     """Ports come and go, the number of workers changes with them, and another listener joins."""
     relay = lab.samplicator(config(lab, "ring"))
@@ -118,7 +120,7 @@ def test_what_the_rings_take_changes(lab: Lab) -> None:
     assert received(relay) == count
 
 
-@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("six", [False, pytest.param(True, marks=HEAVY)])
 def test_the_end_repeats_nothing_and_leaves_no_gap(lab: Lab, six: bool) -> None:
     relay = lab.samplicator(config(lab, "ring", six=six))
     sink = lab.sink(1, f"[{lab.peer6(1)}]:9001" if six else f"{lab.peer4(1)}:9001")

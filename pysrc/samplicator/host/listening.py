@@ -64,9 +64,9 @@ def open_listener(
         if beside:
             for other in beside:
                 set_bool(other, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
-        if join:
+            set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+        else:
             _begin_group(sock)
-        set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, bool(beside))
         if spec.family == 6:
             set_bool(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.v6only)
         if spec.interface:
@@ -192,11 +192,12 @@ def take_runs(sock: socket.socket, wanted: bool) -> None:
 def _begin_group(sock: socket.socket) -> None:
     """Gives a socket that is not bound yet the program of a group of one. So when a second one is bound beside it, all
     datagrams still come here until spread() says otherwise: they move once, not twice. Bound without SO_REUSEPORT the
-    socket still finds out who else has the port.
+    socket still finds out who else has the port. (One that is bound with it may have no program then.)
     """
     set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
     with contextlib.suppress(OSError):
         bpf.attach(sock, ring.spread(1), socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF)
+    set_bool(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
 
 
 def spread(group: Sequence[socket.socket], beside: Sequence[socket.socket] = ()) -> None:

@@ -297,6 +297,8 @@ class Incoming:
             self._opened.append(intake)
             beside.append(sock)
             group.append(intake)
+            if len(group) == 1 < len(beside):  # alone at its place, so no datagram moves; see listening._begin_group
+                self._spread(group)
 
     def _listen(self, place: Place, **options: Any) -> tuple[socket.socket, Had | None]:
         """Opens a listener's socket. If a worker uses the port (for exporters that send from it, or for a session), the
