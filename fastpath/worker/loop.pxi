@@ -19,26 +19,6 @@ cdef inline void worker_latency(worker_t *w) noexcept nogil:
             counters_latency(w.counters, now - arrival, 1)
 
 
-cdef inline bint worker_holds(const worker_t *w) noexcept nogil:
-    """Whether copies are held back, to find a loop."""
-    return w.echo.state != ECHO_IDLE or w.trial.state != TRIAL_IDLE
-
-
-cdef void worker_holds_step(worker_t *w) noexcept nogil:
-    if w.echo.state != ECHO_IDLE:
-        worker_echo_step(w)
-    if w.trial.state != TRIAL_IDLE:
-        worker_trial_step(w)
-
-
-cdef void worker_holds_end(worker_t *w) noexcept nogil:
-    """Sends all of them."""
-    if w.echo.state != ECHO_IDLE:
-        worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
-    if w.trial.state != TRIAL_IDLE:
-        worker_trial_end(w, worker_clock(CLOCK_MONOTONIC))
-
-
 cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     """The life of a batch: route, observe, select, send, count."""
     cdef u32 active

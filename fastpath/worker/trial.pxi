@@ -112,3 +112,23 @@ cdef u32 worker_hold_subject(worker_t *w, u32 d, u32 route, u32 active) noexcept
         else:
             active = worker_enter(w, d, way, active, w.seeing)
     return active
+
+
+cdef inline bint worker_holds(const worker_t *w) noexcept nogil:
+    """Whether copies are held back, to find a loop."""
+    return w.echo.state != ECHO_IDLE or w.trial.state != TRIAL_IDLE
+
+
+cdef void worker_holds_step(worker_t *w) noexcept nogil:
+    if w.echo.state != ECHO_IDLE:
+        worker_echo_step(w)
+    if w.trial.state != TRIAL_IDLE:
+        worker_trial_step(w)
+
+
+cdef void worker_holds_end(worker_t *w) noexcept nogil:
+    """Sends all of them."""
+    if w.echo.state != ECHO_IDLE:
+        worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
+    if w.trial.state != TRIAL_IDLE:
+        worker_trial_end(w, worker_clock(CLOCK_MONOTONIC))
