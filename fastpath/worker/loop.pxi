@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: echo, plan, pool, session, trial; rx: door, overlap, recvmmsg,
-#        ring, socket; tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, trial, work
+# needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, overlap, recvmmsg, ring, socket;
+#        tx: engine, lane, port; worker: choose, flow, lane, pool, send, state, trial, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
 # Python once, Worker.run(), which does not hold the GIL (except for the debugging trace).
@@ -310,8 +310,8 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
         socket = <rx_socket_t *>w.events[i].data.ptr
         if socket == NULL:
             read(w.wake, &ignored, sizeof(ignored))
-            w.replaying = w.resting = True # perhaps: the next pass looks
-            worker_mark_all(w)             # a doorbell may have been another worker's
+            w.replaying = w.resting = True  # perhaps: the next pass looks
+            worker_mark_all(w)  # a doorbell may have been another worker's
             continue
         if unlikely(w.events[i].events & EPOLLERR):
             worker_forget_error(socket)
