@@ -11,9 +11,10 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import pytest
 from support.worker import Relay, Way, wait_until
 
 PAYLOADS = 600
@@ -63,8 +64,19 @@ def looped(way: Way) -> bool:
     return bool(way.tx.looped)
 
 
-@pytest.mark.parametrize(("delay", "lossy"), [(0.15, 0), (0.7, 0), (0.7, 60)], ids=["short", "long", "lossy"])
-def test_copies_that_come_back_late_are_found(delay: float, lossy: int) -> None:
+def at_once(function: Callable[..., None], *cases: tuple[Any, ...]) -> None:
+    """Runs the cases beside each other, for most of their time is waiting."""
+    with ThreadPoolExecutor(len(cases)) as pool:
+        for done in [pool.submit(function, *case) for case in cases]:
+            done.result()
+
+
+def test_copies_that_come_back_late_are_found() -> None:
+    """Soon, late, and where some are lost on the way."""
+    at_once(_found, (0.15, 0), (0.7, 0), (0.7, 60))
+
+
+def _found(delay: float, lossy: int) -> None:
     with Relay() as relay:
         listener = relay.listen()
         other = relay.udp("127.0.0.1", relay.sink().port)
@@ -82,69 +94,63 @@ def test_copies_that_come_back_late_are_found(delay: float, lossy: int) -> None:
                 time.sleep(0.05)
                 return looped(way)
 
-            wait_until(found, "the way to be stopped", 120)
+            wait_until(found, f"the way to be stopped, {delay} s and {lossy}", 120)
             assert not looped(other)
 
 
-@pytest.fixture
-def repeating() -> Iterator[tuple[Relay, Way]]:
+def test_exporters_that_repeat_themselves_slowly_are_not_stopped() -> None:
+    """Each line by its own clock; all at once, with pauses between; and each a number of times, then never again."""
+    at_once(_not_stopped, ("clock",), ("bursts",), ("rounds",))
+
+
+def _not_stopped(kind: str) -> None:
     with Relay() as relay:
-        relay.listen()
+        to = ("127.0.0.1", relay.listen().port)
         way = relay.udp("127.0.0.1", relay.sink().port)
         relay.go()
-        yield relay, way
+        exporter = relay.exporter()
+        lot = random.Random(3)
+        sent: Counter[bytes] = Counter()
+        end = time.monotonic() + 12
+        all_lines = lines()
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            chosen, pause = all_lines, 0.4
+            if kind == "bursts":
+                chosen, pause = lot.sample(all_lines, 500), lot.choice([0.05, 0.2, 1.0, 2.0])
+            elif kind == "rounds":
+                chosen, pause = [b"%d %s" % (turn // 6, line) for line in all_lines], 0.2
+            for line in chosen:
+                exporter.sendto(line, to)
+                sent[line] += 1
+            time.sleep(pause)
+        total = sent.total()
+        wait_until(lambda: relay.received() == total, "the relay to have read all", 30)
+        wait_until(lambda: way.values()["sent"] == total, "all copies to have left", 30)
+        relay.sinks[0].expect(total)
+        assert Counter(relay.sinks[0].payloads) == sent
+        assert not looped(way)
 
 
-@pytest.mark.parametrize("kind", ["clock", "bursts", "rounds"])
-def test_exporters_that_repeat_themselves_slowly_are_not_stopped(repeating: tuple[Relay, Way], kind: str) -> None:
-    """Each line by its own clock; all at once, with pauses between; and each a number of times, then never again."""
-    relay, way = repeating
-    to = ("127.0.0.1", relay.listeners[0].port)
-    exporter = relay.exporter()
-    lot = random.Random(3)
-    sent: Counter[bytes] = Counter()
-    end = time.monotonic() + 12
-    all_lines = lines()
-    turn = 0
-    while time.monotonic() < end:
-        turn += 1
-        if kind == "clock":
-            chosen = all_lines
-            pause = 0.4
-        elif kind == "bursts":
-            chosen = lot.sample(all_lines, 500)
-            pause = lot.choice([0.05, 0.2, 1.0, 2.0])
-        else:
-            chosen = [b"%d %s" % (turn // 6, line) for line in all_lines]
-            pause = 0.2
-        for line in chosen:
-            exporter.sendto(line, to)
-            sent[line] += 1
-        time.sleep(pause)
-    total = sent.total()
-    wait_until(lambda: relay.received() == total, "the relay to have read all", 30)
-    wait_until(lambda: way.values()["sent"] == total, "all copies to have left", 30)
-    relay.sinks[0].expect(total)
-    assert Counter(relay.sinks[0].payloads) == sent
-    assert not looped(way)
+def test_what_is_held_back_leaves_when_the_worker_stops() -> None:
+    with Relay() as relay:
+        to = ("127.0.0.1", relay.listen().port)
+        way = relay.udp("127.0.0.1", relay.sink().port)
+        relay.go()
+        exporter = relay.exporter()
+        sent = 0
 
+        def held() -> bool:
+            nonlocal sent
+            for line in lines():
+                exporter.sendto(line, to)
+                sent += 1
+            wait_until(lambda: relay.received() == sent, "the relay to have read all", 30)
+            time.sleep(0.1)
+            return bool(way.values()["sent"] < sent)
 
-def test_what_is_held_back_leaves_when_the_worker_stops(repeating: tuple[Relay, Way]) -> None:
-    relay, way = repeating
-    to = ("127.0.0.1", relay.listeners[0].port)
-    exporter = relay.exporter()
-    sent = 0
-
-    def held() -> bool:
-        nonlocal sent
-        for line in lines():
-            exporter.sendto(line, to)
-            sent += 1
-        wait_until(lambda: relay.received() == sent, "the relay to have read all", 30)
-        time.sleep(0.1)
-        return bool(way.values()["sent"] < sent)
-
-    wait_until(held, "a trial to begin", 30)
-    relay.stop(2000)
-    assert way.values()["sent"] == sent
-    relay.sinks[0].expect(sent)
+        wait_until(held, "a trial to begin", 30)
+        relay.stop(2000)
+        assert way.values()["sent"] == sent
+        relay.sinks[0].expect(sent)
