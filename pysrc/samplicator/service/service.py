@@ -202,7 +202,7 @@ class Service:
             _refuse(problems_of(error, self.state.loaded), 0)
             took = self._handover.abandon(str(error))
             if took:  # the other process answers on its control socket, whose file must stay
-                self._pages.leave()
+                self._pages.disown()
             await self._end(leave=took)
             return 2 if isinstance(error, ConfigError) and not self._options.legacy else 1
         await self._stop.wait()
