@@ -1,6 +1,6 @@
 # needs: uapi: net; base: atomics, counters; rx: overlap, socket; handles: memory, snapshot
-# Python handles of counters and intakes: RxCounters, TxCounters, RxSocket, Overlap. Cold code: it checks its arguments and raises ValueError; the
-# worker never calls it. Memory comes from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
+# Python handles of counters and intakes: RxCounters, TxCounters, RxSocket, Overlap. Cold code: it checks its arguments and raises ValueError;
+# the worker never calls it. Memory comes from handles/memory.pxi; a Plan keeps these objects alive while a worker uses them.
 
 
 @cython.final

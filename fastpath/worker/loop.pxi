@@ -311,7 +311,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
         socket = <rx_socket_t *>w.events[i].data.ptr
         if socket == NULL:
             read(w.wake, &ignored, sizeof(ignored))
-            w.replaying = w.resting = True # perhaps: the next pass looks
+            w.replaying = w.resting = True  # perhaps: the next pass looks
             worker_mark_all(w)             # a doorbell may have been another worker's
             continue
         if unlikely(w.events[i].events & EPOLLERR):

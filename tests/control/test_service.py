@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from samplicator.cli.control import request
-from samplicator.http import front
+from samplicator.http import endpoints
 from samplicator.service.service import Options, Service
 from support.hosts import Load, free_port
 
@@ -266,8 +266,8 @@ def test_a_default_socket_that_cannot_be_made_only_degrades(load: Load, monkeypa
     def refused(where: str) -> socket.socket:
         raise PermissionError(13, f"cannot make {where}")
 
-    monkeypatch.setattr(front, "open_control", refused)
-    monkeypatch.setattr(front, "open_tcp", lambda where: socket.socket())
+    monkeypatch.setattr(endpoints, "open_control", refused)
+    monkeypatch.setattr(endpoints, "open_tcp", lambda where: socket.socket())
     plan = '[[listener]]\nname = "a"\nlisten = ["127.0.0.1:1"]\n[[receiver]]\nname = "r"\nto = "192.0.2.1:1"\n'
     for line, degrades in (("", True), ('control = "/run/x"', False)):
         loaded = load(f'[service]\nhttp = "127.0.0.1:1"\n{line}\n{plan}[[rule]]\nto = ["r"]\n')
