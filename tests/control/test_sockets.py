@@ -74,10 +74,13 @@ def test_another_process_on_the_port_is_found_out() -> None:
 
 
 def test_further_sockets_of_a_port_share_its_exporters() -> None:
-    """The first socket had no SO_REUSEPORT when it was bound; all the same the kernel spreads sessions over both."""
+    """The first socket had no SO_REUSEPORT when it was bound; all the same sessions are spread over both, once both
+    are there to be read.
+    """
     port = free_port()
     spec = socket_spec(port)
     with open_listener(spec) as first, open_listener(spec, beside=[first]) as second:
+        listening.spread(first, 2)
         for _ in range(64):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
                 exporter.sendto(b"x", ("127.0.0.1", port))

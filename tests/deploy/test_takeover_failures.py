@@ -20,7 +20,7 @@ from support.lab import Lab, Relay
 from support.process import Process, command, wait_for
 from support.takeover import STEPS, Chain, Scraper, Visit, configuration, load, more
 
-pytestmark = [pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.deploy_heavy]
 HEAVY = pytest.mark.deploy_heavy
 
 

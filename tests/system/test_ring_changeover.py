@@ -73,6 +73,7 @@ def judged(lab: Lab, sink: Process) -> tuple[int, dict[str, int]]:
     return got["received"], {name: got[name] for name in RIGHT}
 
 
+@pytest.mark.deploy_heavy
 @pytest.mark.parametrize(
     ("workers", "six", "run", "segment", "offload"),
     [
@@ -100,6 +101,7 @@ def test_reloads_turn_rings_on_and_off(
     assert received(relay) == count
 
 
+@pytest.mark.deploy_heavy
 def test_what_the_rings_take_changes(lab: Lab) -> None:
     """Ports come and go, the number of workers changes with them, and another listener joins."""
     relay = lab.samplicator(config(lab, "ring"))
@@ -118,7 +120,7 @@ def test_what_the_rings_take_changes(lab: Lab) -> None:
     assert received(relay) == count
 
 
-@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("six", [False, pytest.param(True, marks=pytest.mark.deploy_heavy)])
 def test_the_end_repeats_nothing_and_leaves_no_gap(lab: Lab, six: bool) -> None:
     relay = lab.samplicator(config(lab, "ring", six=six))
     sink = lab.sink(1, f"[{lab.peer6(1)}]:9001" if six else f"{lab.peer4(1)}:9001")
