@@ -30,9 +30,8 @@ from flow.alias cimport (
     ALIAS_SETS, ALIAS_WAYS, alias_born, alias_domain_at, alias_entry_t, alias_take, alias_write, aliases_t,
 )
 from route.echo cimport (
-    ECHO_ASK, ECHO_ASKING_NS, ECHO_HOLD, ECHO_IDLE, ECHO_LOOKED, ECHO_RETURNS, ECHO_SLOW_MASK, ECHO_SOURCES, ECHO_STORM, echo_answer,
-    echo_came, echo_draw, echo_end, echo_held_t, echo_hold, echo_is, echo_keep, echo_key, echo_mark, echo_miss, echo_next_way, echo_returns,
-    echo_slow, echo_source, echo_suspects, echo_t,
+    ECHO_ASK, ECHO_ASKING_NS, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
+    echo_hold, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_suspects, echo_t,
 )
 from flow.carry cimport (
     FLOW_CARRY_STATES, flow_carried_t, flow_carry_item, flow_carry_read, flow_carry_rows, flow_carry_set, flow_carry_sound, flow_carry_state,
@@ -76,10 +75,6 @@ from rx.socket cimport (
 )
 from shape.sample cimport sample_keep
 from route.session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
-from route.trial cimport (
-    TRIAL_COPIES, TRIAL_FIRST, TRIAL_IDLE, TRIAL_LEAST, TRIAL_SLOTS, trial_agrees, trial_begin, trial_came, trial_change,
-    trial_end, trial_fits, trial_may_begin, trial_over, trial_refuted, trial_rest, trial_subject_t, trial_t,
-)
 from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_DOOR, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
@@ -133,7 +128,6 @@ include "worker/lane.pxi"
 include "worker/pool.pxi"
 include "worker/choose.pxi"
 include "worker/echo.pxi"
-include "worker/trial.pxi"
 include "worker/loop.pxi"
 include "handles/memory.pxi"
 include "handles/snapshot.pxi"

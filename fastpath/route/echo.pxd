@@ -22,7 +22,6 @@ from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
     ECHO_MARKS = 256
-    ECHO_SLOW_MASK = 0x700         # of a key: 0 = its mark is a slow one, which subjects of trials have (route/trial.pxd)
     ECHO_LOOKED = 8                # times a payload came again: it is looked at, and
     ECHO_RETURNS = 48              # suspected, unless a receiver's address sends it: then at once
     ECHO_CYCLES = 8                # answers
@@ -37,9 +36,7 @@ cdef enum:
     ECHO_ASK = 2                   # copies for one receiver were let go
 
     ECHO_SHORT_NS = 100000000      # a mark gives way to another payload after so long
-    ECHO_LONG_NS = 1000000000      # every eighth mark, and every eighth is a slow one:
-    ECHO_GONE_NS = 8000000000      # it gives way when its payload has not come for so long,
-    ECHO_OLD_NS = 60000000000      # and after so long in any case
+    ECHO_LONG_NS = 1000000000      # every fourth mark
     ECHO_FAST_NS = 2000000         # comes again within so long in the mean: suspected
     ECHO_SLOW_NS = 50000000        # within so long from a receiver's address
     ECHO_WAIT_NS = 2000000         # for an answer, at least
@@ -134,25 +131,14 @@ cdef inline echo_mark_t *echo_mark(echo_t *e, u64 key) noexcept nogil:
     return &e.marks[(key >> 8) & (ECHO_MARKS - 1)]
 
 
-cdef inline u32 echo_slow(u64 key) noexcept nogil:
-    """Number of a slow mark among those."""
-    return <u32>(key >> 11) & (ECHO_MARKS // 8 - 1)
-
-
-cdef inline bint echo_stays(const echo_t *e, const echo_mark_t *mark) noexcept nogil:
-    """Whether a mark is another payload's still."""
-    cdef long long age = <long long>(e.now_ns - mark.since_ns)
-    if mark.key & ECHO_SLOW_MASK == 0:
-        return mark.key != 0 and age <= <long long>ECHO_OLD_NS and e.now_ns - mark.batch_ns <= <u64>ECHO_GONE_NS
-    return age <= (ECHO_SHORT_NS if mark.key & 0x300 else ECHO_LONG_NS)
-
-
 cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
     """Whether this payload has come so often that it is to be looked at; notes it. Once a datagram."""
     cdef u64 key = echo_key(p, n, exporter)
     cdef echo_mark_t *mark = echo_mark(e, key)
+    cdef long long age
     if mark.key != key:
-        if not echo_stays(e, mark):
+        age = <long long>(e.now_ns - mark.since_ns)
+        if age > (ECHO_SHORT_NS if key & 0x300 else ECHO_LONG_NS):
             mark.key = key
             mark.since_ns = mark.batch_ns = e.now_ns
             mark.returns = 0
@@ -161,20 +147,15 @@ cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const exporter_t *e
         return False               # none of a batch is an echo of another one in it
     mark.batch_ns = e.now_ns
     mark.returns += 1
-    return mark.returns == ECHO_LOOKED or mark.returns >= ECHO_RETURNS or key & ECHO_SLOW_MASK == 0
-
-
-cdef inline u64 echo_draw(echo_t *e) noexcept nogil:
-    """A lot of 53 bits."""
-    e.lot ^= e.lot << 13
-    e.lot ^= e.lot >> 7
-    e.lot ^= e.lot << 17
-    return e.lot >> 11
+    return mark.returns == ECHO_LOOKED or mark.returns >= ECHO_RETURNS
 
 
 cdef inline void echo_lot(echo_t *e) noexcept nogil:
     """Draws how long the next hush is: 3 to 9 times as long as an answer may take."""
-    e.hush_ns = 3 * e.wait_ns + echo_draw(e) % (6 * e.wait_ns)
+    e.lot ^= e.lot << 13
+    e.lot ^= e.lot >> 7
+    e.lot ^= e.lot << 17
+    e.hush_ns = 3 * e.wait_ns + (e.lot >> 11) % (6 * e.wait_ns)
 
 
 cdef inline echo_innocent_t *echo_innocent(echo_t *e, u64 key) noexcept nogil:

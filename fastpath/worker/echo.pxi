@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics, batch; route: echo, plan; tx: engine; worker: choose, flow, pool, state, trial, work
+# needs: uapi: net; base: atomics, batch; route: echo, plan; tx: engine; worker: choose, flow, pool, state, work
 # Echoes in the worker: holds back the copies of the payload under test, sends them to one receiver after the other, and stops the receiver
 # that is proved to be an echo (route/echo.pxd explains the difference to exporters that repeat payloads). Held copies are always sent when
 # the test ends, before a plan changes and before the worker stops. Called by worker/choose.pxi per suspected datagram, by worker/loop.pxi
@@ -127,19 +127,14 @@ cdef void worker_echo_step(worker_t *w) noexcept nogil:
             worker_echo_end(w, now_ns, True)
 
 
-cdef bint worker_may_hold(const tx_t *tx) noexcept nogil:
-    """Whether copies for this receiver may be held back: they leave as they came, and they do leave."""
-    return not (tx.numbered or tx.freq > 1 or atomic_load32(&tx.looped) or atomic_load32(&tx.waiting) or atomic_load32(&tx.unresolved))
-
-
 cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
-    """As worker_select, of the payload under test, or of a subject. Returns the number of active ways."""
+    """As worker_select, of the payload under test: its copies are held back, but for those whose bytes change on the way and those that
+    are not sent anyway. Returns the number of active ways."""
     cdef work_t *work = w.work
     cdef route_t *r = &work.routing.routes[route]
-    cdef u32 k, way, source
-    if not echo_is(&w.echo, w.batch.data[d], w.batch.length[d]):
-        return worker_hold_subject(w, d, route, active)
-    source = echo_source(&w.echo, &w.batch.exporter[d])
+    cdef u32 source = echo_source(&w.echo, &w.batch.exporter[d])
+    cdef tx_t *tx
+    cdef u32 k, way
     if source == ECHO_SOURCES:
         w.echo.full = True
         return worker_select(w, d, route, active, w.seeing)
@@ -150,23 +145,18 @@ cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
             way = worker_pool(w, r, &work.routing.pools[way - work.routing.way_count], d)
             if way == <u32>PLAN_NONE:
                 continue
-        if not worker_may_hold(work.ways[way]) or not echo_keep(&w.echo, source, way):
+        tx = work.ways[way]
+        if (tx.numbered or tx.freq > 1 or atomic_load32(&tx.looped) or atomic_load32(&tx.waiting) or atomic_load32(&tx.unresolved)
+                or not echo_keep(&w.echo, source, way)):
             active = worker_enter(w, d, way, active, w.seeing)
     return active
 
 
 cdef bint worker_suspects(worker_t *w, u32 d) noexcept nogil:
-    """Whether datagram d, which has come before, is (now) the payload under test, or a subject whose copies are held back."""
+    """Whether datagram d, which has come before, is (now) the payload under test."""
     cdef const u8 *p = w.batch.data[d]
     cdef u32 n = w.batch.length[d]
     cdef const exporter_t *exporter = &w.batch.exporter[d]
-    cdef u64 key = echo_key(p, n, exporter)
-    cdef u32 returns = echo_mark(&w.echo, key).returns
-    if w.echo.state != ECHO_IDLE and key == w.echo.key:
+    if w.echo.state != ECHO_IDLE and echo_key(p, n, exporter) == w.echo.key:
         return echo_is(&w.echo, p, n)
-    if key & ECHO_SLOW_MASK == 0:
-        if worker_tries(w, d, key):
-            return True
-        if returns != ECHO_LOOKED and returns < ECHO_RETURNS:
-            return False
     return echo_suspects(&w.echo, p, n, exporter, worker_is_receiver(w, exporter))

@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, overlap, recvmmsg, ring, socket;
-#        tx: engine, lane, port; worker: choose, flow, lane, pool, send, state, trial, work
+#        tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
 # Python once, Worker.run(), which does not hold the GIL (except for the debugging trace).
@@ -44,8 +44,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         worker_replay_due(w)
     if unlikely(w.lanes.due_count):
         worker_lanes_due(w)
-    if unlikely(worker_holds(w)):
-        worker_holds_step(w)
+    if unlikely(w.echo.state):
+        worker_echo_step(w)
 
 
 cdef inline int worker_waits_on(const rx_socket_t *socket) noexcept nogil:
@@ -269,8 +269,9 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
             new.sockets[i].polled = not new.sockets[i].rests and worker_poll(w, new.sockets[i])
         unpolled += not new.sockets[i].polled and not new.sockets[i].rests
     atomic_store32(&w.unpolled, unpolled)
-    worker_holds_end(w)
-    w.echo.before = w.echo.next = w.trial.next = 0
+    if w.echo.state:
+        worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
+    w.echo.before = w.echo.next = 0
     worker_take_over(w, old, new)
     w.work = new
     worker_mark_all(w)
@@ -311,7 +312,7 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
         if socket == NULL:
             read(w.wake, &ignored, sizeof(ignored))
             w.replaying = w.resting = True  # perhaps: the next pass looks
-            worker_mark_all(w)  # a doorbell may have been another worker's
+            worker_mark_all(w)             # a doorbell may have been another worker's
             continue
         if unlikely(w.events[i].events & EPOLLERR):
             worker_forget_error(socket)
@@ -355,10 +356,11 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         if deadline:
             if w.work != NULL:
                 worker_drain(w, NULL, deadline)
-                worker_holds_end(w)
+                if w.echo.state:
+                    worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             return
-        timeout_ms = 1 if w.replaying or w.again or worker_holds(w) else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
+        timeout_ms = 1 if w.replaying or w.again or w.echo.state else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
         if w.again == RING_NOW or w.resting:
             timeout_ms = 0
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
@@ -374,8 +376,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             start = worker_gather(&w.ring_ns, WORKER_RING_DELAY_NS, start)
         if w.again or n == 0:
             worker_rings(w, n == 0)
-        if unlikely(worker_holds(w)):
-            worker_holds_step(w)
+        if unlikely(w.echo.state):
+            worker_echo_step(w)
         worker_flow(w, start)
         worker_ports(w, start)
         end = worker_clock(CLOCK_MONOTONIC)

@@ -1,4 +1,4 @@
-# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session, trial; shape: run; rx: socket; tx: engine, lane, port;
+# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: engine, lane, port;
 #        worker: work
 # What a worker owns: its state, and how it reads a clock.
 
@@ -76,8 +76,7 @@ ctypedef struct worker_t:
     wall_t wall
     due_t *due
     echo_t echo
-    trial_t trial
-    batch_t *returned                  # what a test for echoes or a trial held back
+    batch_t *returned                  # what a test for echoes held back
     u32 due_count
     epoll_event events[WORKER_EVENTS]
 

@@ -5,6 +5,7 @@ is there, and what cannot be looked at stops no looking; and the end, under load
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import threading
 import time
@@ -274,6 +275,7 @@ def test_after_the_end_nothing_is_opened(load: Load, collector: Collector) -> No
     supervisor = Supervisor()
     supervisor.apply(spec(load, free_port(), collector.port))
     supervisor.drain_and_stop(0.1)
+    gc.collect()  # what tests before this one left
     threads, opened = threading.active_count(), descriptors()
     with pytest.raises(BuildError, match="is stopping"):
         supervisor.apply(spec(load, free_port(), collector.port))

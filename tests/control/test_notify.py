@@ -6,15 +6,18 @@ import contextlib
 import fcntl
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from samplicator.config.model.service import Service
 from samplicator.host import systemd as systemd_module
 from samplicator.host.systemd import Notifier, take_sockets
-from samplicator.service.keeping import state_path
+from samplicator.service.keeping import Kept, state_path
+from samplicator.supervisor.supervisor import Supervisor
 
 
 def listen(address: str) -> socket.socket:
@@ -132,6 +135,60 @@ def test_a_socket_is_stored_and_removed(systemd: tuple[str, socket.socket]) -> N
             assert stored.getsockname() == sock.getsockname()
     assert notifier.unstore("udp4-127.0.0.1-1#0")
     assert server.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=udp4-127.0.0.1-1#0"
+
+
+def test_a_start_is_told_of_when_the_queue_is_full(systemd: tuple[str, socket.socket]) -> None:
+    """Thousands of sockets were stored just before, and the manager is busy."""
+    address, server = systemd
+    notifier = Notifier({"NOTIFY_SOCKET": address})
+    while notifier.send(WATCHDOG=1):
+        pass
+    messages: list[bytes] = []
+
+    def read() -> None:
+        while not messages or not messages[-1].startswith(b"READY=1"):
+            messages.append(server.recv(1000))
+
+    reader = threading.Timer(0.2, read)
+    reader.start()
+    notifier.ready("well")
+    reader.join(10)
+    assert messages[-1].startswith(b"READY=1\nSTATUS=well")
+
+
+class Runs:
+    """What Kept asks a supervisor for."""
+
+    def __init__(self, *sockets: tuple[str, socket.socket]) -> None:
+        self._sockets = list(sockets)
+
+    def sockets(self) -> list[tuple[str, socket.socket]]:
+        return self._sockets
+
+
+def test_a_socket_that_was_closed_meanwhile_is_not_stored(systemd: tuple[str, socket.socket]) -> None:
+    """A reload may close one while all are stored."""
+    address, server = systemd
+    kept = Kept(Notifier({"NOTIFY_SOCKET": address}), [])
+    closed = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    closed.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        kept.store(cast(Supervisor, Runs(("a#0", closed), ("b#0", sock))))
+    assert b"FDNAME=b#0" in server.recv(1000)
+
+
+def test_a_manager_that_does_not_read_is_not_waited_for_each_time(
+    systemd: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = systemd
+    monkeypatch.setattr(systemd_module, "PATIENCE_SECONDS", 0.2)
+    notifier = Notifier({"NOTIFY_SOCKET": address})
+    while notifier.send(WATCHDOG=1):
+        pass
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        begun = time.monotonic()
+        Kept(notifier, []).store(cast(Supervisor, Runs(*((f"a#{number}", sock) for number in range(100)))))
+    assert time.monotonic() - begun < 10  # 100 times as long is 20 s
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from samplicator.cli.control import request
-from samplicator.http import front
-from samplicator.service.service import Options, Service
+from samplicator.http import endpoints
+from samplicator.service.pages import Pages
 from support.hosts import Load, free_port
 
 PLACE = "@control@"
@@ -266,19 +266,20 @@ def test_a_default_socket_that_cannot_be_made_only_degrades(load: Load, monkeypa
     def refused(where: str) -> socket.socket:
         raise PermissionError(13, f"cannot make {where}")
 
-    monkeypatch.setattr(front, "open_control", refused)
-    monkeypatch.setattr(front, "open_tcp", lambda where: socket.socket())
+    monkeypatch.setattr(endpoints, "open_control", refused)
+    monkeypatch.setattr(endpoints, "open_tcp", lambda where: socket.socket())
     plan = '[[listener]]\nname = "a"\nlisten = ["127.0.0.1:1"]\n[[receiver]]\nname = "r"\nto = "192.0.2.1:1"\n'
     for line, degrades in (("", True), ('control = "/run/x"', False)):
         loaded = load(f'[service]\nhttp = "127.0.0.1:1"\n{line}\n{plan}[[rule]]\nto = ["r"]\n')
-        service = Service(lambda loaded=loaded: loaded, loaded, Options(), {})  # type: ignore[misc]
+        pages = Pages()
         if degrades:
-            (opened,) = service._open_http(loaded)
-            opened.close()
-            assert "cannot make /run/samplicator/control.sock" in service._degraded[0]
+            pages.open(loaded.config.service)
+            assert "cannot make /run/samplicator/control.sock" in pages.degraded[0]
+            for sock in pages.shared().values():
+                sock.close()
         else:
             with pytest.raises(PermissionError):
-                service._open_http(loaded)
+                pages.open(loaded.config.service)
 
 
 def test_idle_timeout(start: Callable[..., Daemon]) -> None:

@@ -4,11 +4,13 @@ configuration makes of them; those that serve no listener are closed.
 
 from __future__ import annotations
 
+import ctypes
 import re
 import select
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -22,6 +24,7 @@ from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, in_order, spec, text, until
 from support.process import wait_for
 
+CLONE_NEWNET = 0x40000000
 HELD = 200
 """Datagrams of each exporter that wait when the process starts."""
 Sockets = list[tuple[str, socket.socket]]
@@ -299,8 +302,8 @@ def test_a_socket_that_is_turned_away_keeps_what_it_holds(address: str, device: 
         sock.setblocking(False)
     if device:
         old.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
-    old.bind((address, 0))
-    port = old.getsockname()[1]
+    port = free_port()
+    old.bind((address, port))
     new.bind(("::" if six else "0.0.0.0", port))
     to = ("::1" if six else "127.0.0.1", port)
     if address == to[0]:  # the better match
@@ -313,8 +316,50 @@ def test_a_socket_that_is_turned_away_keeps_what_it_holds(address: str, device: 
         assert old.recv(100) == b"before"
     with pytest.raises(BlockingIOError):
         old.recv(100)
+    new.close()
+    for _ in range(2):  # a second time changes nothing
+        listening.turn_back(old, device)
+        assert old.getsockname()[:2] == (address, port)
+        assert old.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0").decode() == device
+        if address in (to[0], "::", "0.0.0.0"):
+            sender.sendto(b"back", to)
+            assert old.recv(100) == b"back"
     for sock in (old, new, sender):
         sock.close()
+
+
+def test_a_socket_of_another_network_is_closed(load: Load, start: Start, collector: Collector) -> None:
+    """A unit that is moved into another network namespace gets the sockets that systemd has kept of the old one."""
+    port = free_port()
+    plan = spec(load, port, collector.port, workers=1)
+
+    def away() -> Sockets:
+        if ctypes.CDLL(None).unshare(CLONE_NEWNET) != 0:
+            pytest.skip("network namespaces need root")
+        return opened(plan)
+
+    with ThreadPoolExecutor(1) as thread:
+        given = thread.submit(away).result()
+    exporters = Exporters(2, port)
+    supervisor = start(plan, given)
+    assert [sock.fileno() for _, sock in given] == [-1]
+    exporters.send(5)
+    all_came(supervisor, exporters, collector)
+
+
+def test_a_process_that_failed_has_turned_a_socket_away(load: Load, start: Start, collector: Collector) -> None:
+    """It had taken over, with a configuration without this listener; whoever had paused for it receives all again."""
+    port = free_port()
+    supervisor = start(spec(load, port, collector.port, workers=2), [])
+    exporters = Exporters(4, port)
+    exporters.send(5)
+    until(supervisor, exporters.sent)
+    supervisor.pause()
+    for _, sock in supervisor.sockets():
+        listening.turn_away(sock)
+    supervisor.resume()
+    exporters.send(5)
+    all_came(supervisor, exporters, collector)
 
 
 LABELS = [

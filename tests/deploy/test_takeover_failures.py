@@ -20,7 +20,7 @@ from support.lab import Lab, Relay
 from support.process import Process, command, wait_for
 from support.takeover import STEPS, Chain, Scraper, Visit, configuration, load, more
 
-pytestmark = [pytest.mark.netns, pytest.mark.slow]
+pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.deploy_heavy]
 HEAVY = pytest.mark.deploy_heavy
 
 
@@ -361,6 +361,7 @@ def test_the_old_process_declines(lab: Lab, udp: socket.socket, head: bytes, pla
     fresh = lab.samplicator(one_listener(lab), "--takeover", ready=False, expected=(1,))
     assert fresh.wait(30) == 1
     assert text in fresh.stderr(), fresh.tail()
+    assert Path(control(lab)).exists()  # the old one answers there
     old.end()
     udp.settimeout(5)
     assert udp.recv(100) == b"it waits"

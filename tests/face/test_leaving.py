@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from samplicator.config.model.service import Service
-from samplicator.http import app, front
+from samplicator.http import app, endpoints, front
 from samplicator.service.pages import Pages
 from support.state import make_state
 
@@ -27,7 +27,7 @@ def free_tcp_port() -> int:
 @pytest.fixture
 def listening() -> Iterator[tuple[socket.socket, socket.socket]]:
     """One socket, as two processes have it."""
-    one = front.open_tcp(f"127.0.0.1:{free_tcp_port()}")
+    one = endpoints.open_tcp(f"127.0.0.1:{free_tcp_port()}")
     other = one.dup()
     yield one, other
     for each in (one, other):
@@ -132,14 +132,14 @@ def test_pages_of_two_processes(tmp_path: Path) -> None:
     [("127.0.0.1", "127.0.0.1", True), ("127.0.0.1", "0.0.0.0", False), ("0.0.0.0", "0.0.0.0", True)],
 )
 def test_what_fits(bound: str, wanted: str, fits: bool) -> None:
-    sock = front.open_tcp(f"{bound}:{free_tcp_port()}")
+    sock = endpoints.open_tcp(f"{bound}:{free_tcp_port()}")
     port = sock.getsockname()[1]
-    assert front.listens_on(sock, f"{wanted}:{port}") is fits
-    assert not front.listens_on(sock, f"{wanted}:{port % 65535 + 1}")
+    assert endpoints.listens_on(sock, f"{wanted}:{port}") is fits
+    assert not endpoints.listens_on(sock, f"{wanted}:{port % 65535 + 1}")
     sock.close()
 
 
 def test_a_local_socket_is_no_port(tmp_path: Path) -> None:
-    sock = front.open_control(str(tmp_path / "control"))
-    assert not front.listens_on(sock, "127.0.0.1:80")
+    sock = endpoints.open_control(str(tmp_path / "control"))
+    assert not endpoints.listens_on(sock, "127.0.0.1:80")
     sock.close()

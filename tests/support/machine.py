@@ -183,6 +183,10 @@ class Machine:
 
 def own_group(name: str) -> Path | None:
     """A control group for one machine, or two would share theirs; None where groups cannot be made."""
+    # Where a host has both kinds of hierarchies, nspawn attaches to groups of the old one that it does not make.
+    for old in (Path("/sys/fs/cgroup/systemd/payload"), Path("/sys/fs/cgroup/systemd/supervisor")):
+        with contextlib.suppress(OSError):
+            old.mkdir()
     for top in (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
         if (top / "cgroup.procs").exists():
             with contextlib.suppress(OSError):

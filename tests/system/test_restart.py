@@ -135,6 +135,7 @@ def test_what_a_killed_process_had_not_read_is_forwarded(lab: Lab) -> None:
     assert relay.metrics().total("receive_kernel_drops_total") == 0
 
 
+@pytest.mark.deploy_heavy
 def test_listeners_change_over_a_restart(lab: Lab) -> None:
     """A name, an address that is written in another way, listeners more and fewer: sockets are stored and removed with
     them, and the traffic loses nothing.
@@ -153,6 +154,7 @@ def test_listeners_change_over_a_restart(lab: Lab) -> None:
     traffic.end(relay)
 
 
+@pytest.mark.deploy_heavy
 def test_listeners_change_by_reload(lab: Lab) -> None:
     """The same without a restart, and the number of workers; systemd holds the sockets of the last configuration."""
     manager = Manager(lab)

@@ -268,16 +268,16 @@ def test_two_relays_that_name_each_other_are_found(lab: Lab, spoof: bool, worker
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("spoof", [False, True], ids=["own", "spoofed"])
-def test_a_loop_under_load_is_found(lab: Lab, spoof: bool) -> None:
-    """Thousands of different datagrams go round at once. On a starved machine they fill the receive buffers, and a
-    round takes seconds."""
-    relay, other = pair(lab, spoof=spoof, workers=1)
+def test_a_loop_under_load_is_found(lab: Lab) -> None:
+    """Thousands of different datagrams go round at once."""
+    relay, other = pair(lab, spoof=False, workers=1)
     load = lab.load(
         "--to", f"{lab.relay4()}:{PORT}", "--source-base", "198.18.64.0", "--exporters", 20, "--source-port", 50_000,
         "--seconds", 4, "--rate", 5000, "--size", "100-300",
     )  # fmt: skip
-    wait_for(lambda: looping(relay, other), "one of the two to find the loop", 240)  # tests in vain make the next later
+    wait_for(
+        lambda: looping(relay, other), "one of the two to find the loop", 90
+    )  # each test in vain makes the next one later
     load.result(30)
     relay.check_laws()
 

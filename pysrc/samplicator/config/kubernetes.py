@@ -61,7 +61,8 @@ def parse_service_port(text: str) -> ServicePort:
         raise ValueError(f"{text!r} {MUST_BE}")
     for what, name in (("namespace", namespace), ("Service name", service)):
         if not _LABEL.fullmatch(name):
-            why = "must have 1..63 lower-case letters, digits and hyphens, such as monitoring"
+            example = "monitoring" if what == "namespace" else "collector"
+            why = f"must have 1..63 lower-case letters, digits and hyphens, such as {example}"
             raise ValueError(f"{text!r}: the {what} {name!r} {why}")
     if _NUMBER.fullmatch(port):
         if not 1 <= int(port) <= 65535:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import secrets
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -72,7 +73,7 @@ class Ingress:
         self._own = threading.local()  # nothing else may close the socket: its number means another one elsewhere
         self._thread = ThreadPoolExecutor(1, "ingress", initializer=_share_no_descriptors)
         try:
-            self._thread.submit(self._open).result()
+            self._ask(self._open)
         except BaseException:
             self._thread.shutdown()
             raise
@@ -82,20 +83,32 @@ class Ingress:
 
         Raises IngressError; then nothing has changed.
         """
-        self._thread.submit(lambda: self._own.table.put(name, interface, matches)).result()
+        self._ask(lambda: self._own.table.put(name, interface, matches))
 
     def remove(self, name: str) -> None:
         """Lets the UDP stack have those datagrams again. What went with its interface is no error. Raises
         IngressError.
         """
-        self._thread.submit(lambda: self._own.table.remove(name)).result()
+        self._ask(lambda: self._own.table.remove(name))
 
     def close(self) -> None:
         """The kernel removes the table with its owner. May be called again."""
         if not self._closed:
             self._closed = True
-            self._thread.submit(lambda: self._own.table.close()).result()
+            self._ask(lambda: self._own.table.close())
             self._thread.shutdown()
+
+    def _ask(self, question: Callable[[], None]) -> None:
+        """Nothing is collected meanwhile: what is collected in that thread would close its descriptors there, where
+        their numbers mean others or none, and leave them open here.
+        """
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            self._thread.submit(question).result()
+        finally:
+            if collects:
+                gc.enable()
 
     def _open(self) -> None:
         self._own.table = _Table(self.table)

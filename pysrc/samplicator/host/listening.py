@@ -181,6 +181,23 @@ def turn_away(sock: socket.socket) -> None:
             return
 
 
+def turn_back(sock: socket.socket, device: str) -> None:
+    """Undoes turn_away(), for a socket that another process has turned away. device: the interface that it is bound to
+    (Bound), which connect(2) with AF_UNSPEC lets go of (__udp_disconnect(), net/ipv4/udp.c). Raises OSError.
+    """
+    try:
+        sock.getpeername()
+    except OSError:
+        return
+    import ctypes  # hardly ever
+
+    nobody = struct.pack("@H14x", socket.AF_UNSPEC)
+    if ctypes.CDLL(None, use_errno=True).connect(sock.fileno(), nobody, len(nobody)) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if device:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode(errors="surrogateescape") + b"\0")
+
+
 def take_runs(sock: socket.socket, wanted: bool) -> None:
     """Whether datagrams that the driver has coalesced for this socket come in as they are (UDP_GRO, since Linux 5.0):
     where it is off, the kernel does not coalesce for it. Works on a live socket.

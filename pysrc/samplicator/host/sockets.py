@@ -27,6 +27,7 @@ SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 SO_MEMINFO: Final = 55
 SO_COOKIE: Final = 57
+SO_NETNS_COOKIE: Final = 71
 IP_MTU_DISCOVER: Final = 10
 IP_RECVERR: Final = 11
 IP_MTU: Final = 14
@@ -128,6 +129,15 @@ def cookie(sock: socket.socket) -> int:
     host starts again; every process that has the socket sees the same.
     """
     found: int = struct.unpack("@Q", sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
+    return found
+
+
+def network_of(sock: socket.socket) -> int:
+    """SO_NETNS_COOKIE (since Linux 5.14): the number of the network namespace that a socket is in; 0 = not known."""
+    try:
+        found: int = struct.unpack("@Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0]
+    except OSError:
+        return 0
     return found
 
 

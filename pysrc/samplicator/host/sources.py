@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from samplicator.host import listening
 from samplicator.host.bound import Bound, bound_by, bound_of, worker_of
-from samplicator.host.sockets import cookie
+from samplicator.host.sockets import cookie, network_of
 from samplicator.plan.spec import SocketSpec
 
 log = logging.getLogger(__name__)
@@ -94,10 +94,14 @@ class HandedIn:
         self._commit: Callable[[], None] | None = commit
         self._given: dict[Bound, list[Had]] = {}
         cookies: set[int] = set()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            here = network_of(own)
         ordered = sorted(enumerate(given), key=lambda each: (worker_of(each[1][0]), each[0]))
         for _, (label, sock) in ordered:
             try:
                 found, number = bound_of(sock), cookie(sock)
+                if network_of(sock) != here:
+                    raise ValueError("it belongs to another network namespace, so it does not receive here")
                 if number in cookies:
                     raise ValueError("it was handed in twice")
                 cookies.add(number)

@@ -63,7 +63,10 @@ class Notifier:
         return True
 
     def ready(self, status: str) -> None:
-        self.send(READY=1, STATUS=status, MAINPID=os.getpid())
+        """Waits for room: the sockets that were stored just before may fill the manager's queue, and a start that it is
+        not told of is ended.
+        """
+        self.send(surely=True, READY=1, STATUS=status, MAINPID=os.getpid())
 
     def reloading(self) -> None:
         """sd_notify(3): RELOADING=1 carries the moment on CLOCK_MONOTONIC; READY=1 ends it."""

@@ -228,7 +228,10 @@ class Giver:
         while not self.stopping.is_set():
             try:
                 message, _ = conversation.receive(LOOK_SECONDS)
-            except (Silent, Garbled):
+            except Silent:
+                continue
+            except Garbled:  # as every next time: only its end says anything now
+                self.stopping.wait(LOOK_SECONDS)
                 continue
             except (Ended, Declined):
                 self._resume(begun_ns)

@@ -111,7 +111,7 @@ class Handover:
     async def settle(self) -> None:
         """This process is to end: waits until it is clear whether another one has the sockets."""
         self._giver.stopping.set()
-        await asyncio.gather(*self._giving)
+        await asyncio.gather(*self._giving, return_exceptions=True)
 
     def _leave_pages(self) -> None:
         async def leave() -> None:

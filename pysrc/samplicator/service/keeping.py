@@ -64,12 +64,15 @@ class Kept:
             ours = sorted((each for each in supervisor.sockets() if each[0] not in self._units), key=_rank)
             limit = self._notifier.store_limit
             wanted = dict(ours[:limit] if limit > 0 else ours)
-            now = {label: cookie(sock) for label, sock in wanted.items()}
+            now = {label: _number(sock) for label, sock in wanted.items()}
             for label in [label for label, number in self._stored.items() if now.get(label) != number]:
-                if self._notifier.unstore(label):
-                    del self._stored[label]
+                if not self._notifier.unstore(label):
+                    break  # a manager that does not read: each further message would wait as long
+                del self._stored[label]
             for label, sock in wanted.items():
-                if label not in self._stored and self._notifier.store(label, sock):
+                if label not in self._stored and now[label]:
+                    if not self._notifier.store(label, sock):
+                        break
                     self._stored[label] = now[label]
             missing = len(ours) - sum(label in self._stored for label, _ in ours)
             if missing and missing != self._said:
@@ -88,6 +91,14 @@ class Kept:
             supervisor.leave({*self._units, *self._stored})
         else:
             supervisor.drain_and_stop(timeout, refuse=not self._stored)
+
+
+def _number(sock: socket.socket) -> int:
+    """Its cookie; 0: a reload has closed it meanwhile, after which store() is called again."""
+    try:
+        return cookie(sock)
+    except OSError:
+        return 0
 
 
 def _rank(labeled: tuple[str, socket.socket]) -> tuple[int, str]:

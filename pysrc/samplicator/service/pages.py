@@ -93,6 +93,10 @@ class Pages:
         """Another process answers on these sockets from now on. Requests under way are still answered."""
         if self._front is not None:
             self._front.leave([self._sockets.pop(key) for key in SHARED if key in self._sockets])
+        self.disown()
+
+    def disown(self) -> None:
+        """The file of the shared local socket is another process's."""
         for key in SHARED:
             self._paths.pop(key, None)
 

@@ -200,7 +200,10 @@ class Service:
             await self._start()
         except (ConfigError, OSError) as error:
             _refuse(problems_of(error, self.state.loaded), 0)
-            await self._end(leave=self._handover.abandon(str(error)))
+            took = self._handover.abandon(str(error))
+            if took:  # the other process answers on its control socket, whose file must stay
+                self._pages.disown()
+            await self._end(leave=took)
             return 2 if isinstance(error, ConfigError) and not self._options.legacy else 1
         await self._stop.wait()
         await self._handover.settle()

@@ -18,6 +18,7 @@ from samplicator.datapath.intakes import Intake
 from samplicator.datapath.thread import WorkerThread
 from samplicator.health.running import Running
 from samplicator.host import bpf, listening
+from samplicator.host.bound import bound_by
 from samplicator.supervisor import rings
 from samplicator.supervisor.build import Build
 from samplicator.supervisor.incoming import NEARLY_EMPTY_BYTES
@@ -132,6 +133,8 @@ def resume(running: Running, build: Build) -> None:
     Raises WorkerStuck.
     """
     for intake in build.incoming:
+        with contextlib.suppress(OSError):
+            listening.turn_back(intake.sock, bound_by(intake.spec).device)
         with contextlib.suppress(OSError):
             listening.set_kept_fields(intake.sock, intake.spec, **build.keep)
             intake.program = None

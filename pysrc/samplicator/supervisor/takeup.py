@@ -72,7 +72,7 @@ def load(running: Running, spec: PlanSpec, path: str, state: bytes = b"", *, lim
     except OSError as error:
         log.warning("%s is ignored: it cannot be read: %s", what, error.strerror or error)
         return None
-    text = "%s, written %.1f s ago: %d observation domains with their templates were loaded; counters %s%s"
+    text = "%s, written %.1f s ago: observation domains with their templates that were loaded: %d; counters %s%s"
     counters = "continue" if loaded.counters else "begin at zero, because the service did not end normally"
     broken = f"; {loaded.broken} records were ignored" if loaded.broken else ""
     log.info(text, what, loaded.silent_seconds, loaded.domains, counters, broken)
