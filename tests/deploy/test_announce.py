@@ -108,6 +108,7 @@ class Stage:
             self.script.kill()
             self.script.wait(5)
         self.log.close()
+        self.daemon.shutdown()  # the thread would go on asking for a descriptor that is another's by then
         self.daemon.server_close()
 
 
