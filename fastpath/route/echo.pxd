@@ -10,6 +10,11 @@ time; then it sends the copies for one receiver and checks whether the payload a
 for a receiver, always after the copies were sent and never before, the receiver is an echo, and copies for it stop (tx_t.looped). An exporter
 that repeats payloads by its own clock would have to match all random times: one in six each, less than one in a million in all.
 
+Under load a loop is slow: its datagrams wait in full receive buffers, and one round takes seconds. So some payloads that come from the address of a
+receiver are remembered for longer, and one that comes again within ECHO_SLOWEST_NS, ECHO_SLOW_LOOKED times, is tested slowly: only its copies
+from that address to that address are held back. If it still arrives after the longest time that a copy on its way can take, it has a clock of
+its own, and the test ends. A slow test gives way to a fast one.
+
 Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; copies are held only
 as long as an echo can take, and with many receivers to test at most ECHO_ASKING_NS longer. Payloads that change on the way (renumbered for
 receivers that sample or refresh) are not recognized. Pure state. Called by: worker/ (choose, echo). It must never send.
@@ -24,6 +29,7 @@ cdef enum:
     ECHO_MARKS = 256
     ECHO_LOOKED = 8                # times a payload came again: it is looked at, and
     ECHO_RETURNS = 48              # suspected, unless a receiver's address sends it: then at once
+    ECHO_SLOW_LOOKED = 3           # times a payload came again slowly from a receiver's address
     ECHO_CYCLES = 8                # answers
     ECHO_MISSED = 2                # answers that one question without an answer takes back: copies get lost in a storm
     ECHO_SOURCES = 64              # exporters of one payload under test
@@ -37,11 +43,15 @@ cdef enum:
 
     ECHO_SHORT_NS = 100000000      # a mark gives way to another payload after so long
     ECHO_LONG_NS = 1000000000      # every fourth mark
+    ECHO_LIFE_NS = 16000000000     # of those a mark of a receiver's address at most, as long as it comes again within ECHO_SLOWEST_NS
     ECHO_FAST_NS = 2000000         # comes again within so long in the mean: suspected
     ECHO_SLOW_NS = 50000000        # within so long from a receiver's address
+    ECHO_SLOWEST_NS = 4000000000   # within so long from there: suspected, and tested slowly
+    ECHO_MEMORY_NS = 60000000000   # what a slow test was answered counts for so long
     ECHO_WAIT_NS = 2000000         # for an answer, at least
     ECHO_REST_NS = 30000000        # after a test in vain, at least; each time twice as long, up to
     ECHO_REST_LEVELS = 11          # so many doublings: about a minute
+    ECHO_REST_SLOW = 6             # doublings after a slow test, at least: about 3 seconds
     ECHO_ASKING_NS = 2000000000    # questions of one test without an answer: the next test goes on with the receivers behind
     ECHO_LATE_NS = 20000000        # an answer so late makes the next test wait longer
 
@@ -50,6 +60,7 @@ ctypedef struct echo_mark_t:
     u64 since_ns
     u64 batch_ns                   # of the batch in which it came last
     u32 returns
+    bint slow                      # from the address of a receiver: it may come again slowly
 
 ctypedef struct echo_innocent_t:   # tested in vain
     u64 key
@@ -82,7 +93,8 @@ ctypedef struct echo_t:
     echo_held_t held[ECHO_HELD]
     u32 held_count
     u32 copies                     # held in all
-    bint full                      # there is no room for more: the test ends
+    bint full                      # there is no room for more, or a faster loop is suspected: the test ends
+    bint slow                      # only what comes from the address of a receiver is held back, and only from there
     u64 wait_ns                    # how long an answer may take
     u64 hush_ns                    # how long it must not have come before the next question
     u64 came_ns                    # when it came last
@@ -132,30 +144,34 @@ cdef inline echo_mark_t *echo_mark(echo_t *e, u64 key) noexcept nogil:
 
 
 cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
-    """Whether this payload has come so often that it is to be looked at; notes it. Once a datagram."""
+    """Whether this payload has come so often that it is to be looked at, or may come again slowly; notes it. Once a datagram."""
     cdef u64 key = echo_key(p, n, exporter)
     cdef echo_mark_t *mark = echo_mark(e, key)
-    cdef long long age
+    cdef u64 age
     if mark.key != key:
-        age = <long long>(e.now_ns - mark.since_ns)
-        if age > (ECHO_SHORT_NS if key & 0x300 else ECHO_LONG_NS):
-            mark.key = key
-            mark.since_ns = mark.batch_ns = e.now_ns
-            mark.returns = 0
-        return False
+        age = e.now_ns - mark.since_ns
+        if e.now_ns < mark.since_ns or age <= <u64>(ECHO_SHORT_NS if key & 0x300 else ECHO_LONG_NS):
+            return False
+        if mark.slow and age <= <u64>ECHO_LIFE_NS and e.now_ns - mark.batch_ns <= <u64>ECHO_SLOWEST_NS:
+            return False
+        mark.key = key
+        mark.since_ns = mark.batch_ns = e.now_ns
+        mark.returns = 0
+        mark.slow = False
+        return not key & 0x300
     if mark.batch_ns == e.now_ns and mark.returns < ECHO_RETURNS:
         return False               # none of a batch is an echo of another one in it
     mark.batch_ns = e.now_ns
     mark.returns += 1
-    return mark.returns == ECHO_LOOKED or mark.returns >= ECHO_RETURNS
+    return mark.returns == ECHO_LOOKED or mark.returns >= ECHO_RETURNS or (mark.slow and mark.returns >= ECHO_SLOW_LOOKED)
 
 
 cdef inline void echo_lot(echo_t *e) noexcept nogil:
-    """Draws how long the next hush is: 3 to 9 times as long as an answer may take."""
+    """Draws how long the next hush is: 3 to 9 times as long as an answer may take, in a slow test 1 to 2 times."""
     e.lot ^= e.lot << 13
     e.lot ^= e.lot >> 7
     e.lot ^= e.lot << 17
-    e.hush_ns = 3 * e.wait_ns + (e.lot >> 11) % (6 * e.wait_ns)
+    e.hush_ns = e.wait_ns + (e.lot >> 11) % e.wait_ns if e.slow else 3 * e.wait_ns + (e.lot >> 11) % (6 * e.wait_ns)
 
 
 cdef inline echo_innocent_t *echo_innocent(echo_t *e, u64 key) noexcept nogil:
@@ -179,16 +195,30 @@ cdef inline bint echo_rests(echo_t *e, u64 key) noexcept nogil:
 
 
 cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter, bint receiver) noexcept nogil:
-    """Whether a test of this payload, which has come again, begins now. receiver: it comes from the address of a receiver."""
+    """Whether a test of this payload, which is looked at, begins now. receiver: it comes from the address of a receiver."""
     cdef u64 key = echo_key(p, n, exporter)
     cdef echo_mark_t *mark = echo_mark(e, key)
-    cdef u64 pace = (e.now_ns - mark.since_ns) // mark.returns
-    if not receiver and mark.returns < ECHO_RETURNS and pace <= ECHO_FAST_NS:
+    cdef u32 looked = ECHO_LOOKED if receiver else ECHO_RETURNS
+    cdef u64 most = ECHO_SLOW_NS if receiver else ECHO_FAST_NS
+    cdef u64 pace
+    cdef bint slow
+    if mark.returns == 0:          # it is new
+        mark.slow = receiver
+        return False
+    pace = (e.now_ns - mark.since_ns) // mark.returns
+    slow = receiver and mark.slow and <u64>ECHO_SLOW_NS < pace <= <u64>ECHO_SLOWEST_NS
+    if not slow and mark.returns < looked and pace <= most:
         return False               # not yet
     mark.since_ns = e.now_ns
     mark.returns = 0
-    if e.state != ECHO_IDLE or pace > <u64>(ECHO_SLOW_NS if receiver else ECHO_FAST_NS) or echo_rests(e, key):
+    if (e.state != ECHO_IDLE and (slow or not e.slow)) or (not slow and pace > most):
         return False
+    if echo_rests(e, key):
+        return False
+    if e.state != ECHO_IDLE:
+        e.full = True
+        return False
+    e.slow = slow
     mark.returns = ECHO_RETURNS    # from now on every one of it is looked at
     mark.since_ns = e.now_ns + (<u64>1 << 60)
     e.state = ECHO_HOLD
@@ -200,6 +230,7 @@ cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *
     e.chosen = e.asked = 0xFFFFFFFFU
     e.wait_ns = 2 * pace if 2 * pace > ECHO_WAIT_NS else ECHO_WAIT_NS
     e.wait_ns = e.patience_ns if e.patience_ns > e.wait_ns else e.wait_ns
+    e.wait_ns = pace * 3 // 2 if slow else e.wait_ns
     e.phase_ns = e.came_ns = e.now_ns
     e.asking_ns = 0
     echo_lot(e)
@@ -272,7 +303,8 @@ cdef inline void echo_miss(echo_t *e, u64 now_ns) noexcept nogil:
 
 cdef inline bint echo_answer(echo_t *e, u64 now_ns) noexcept nogil:
     """The way asked did answer; whether that proves it an echo."""
-    if e.chosen == 0xFFFFFFFFU and e.asked == e.before_way and now_ns - e.before_ns < ECHO_LONG_NS:
+    cdef u64 life = <u64>ECHO_MEMORY_NS if e.slow else <u64>ECHO_LONG_NS
+    if e.chosen == 0xFFFFFFFFU and e.asked == e.before_way and now_ns - e.before_ns < life:
         e.cycle = e.before
     e.chosen = e.asked
     e.cycle += 1
@@ -302,11 +334,13 @@ cdef inline void echo_end(echo_t *e, u64 now_ns, bint in_vain) noexcept nogil:
     """The test is over. In vain: the payload is left alone for a while, longer each time."""
     cdef echo_mark_t *mark = echo_mark(e, e.key)
     cdef echo_innocent_t *innocent = echo_innocent(e, e.key)
-    cdef bint again = innocent.key == e.key and now_ns - innocent.until_ns < ECHO_LONG_NS
+    cdef bint again = innocent.key == e.key and now_ns - innocent.until_ns < (8 * e.wait_ns if e.slow else <u64>ECHO_LONG_NS)
+    cdef u32 least = ECHO_REST_SLOW if e.slow else 0
     mark.since_ns = now_ns
     mark.returns = 0
     if in_vain:
         innocent.level = innocent.level + 1 if again and innocent.level < ECHO_REST_LEVELS else (innocent.level if again else 0)
+        innocent.level = innocent.level if innocent.level > least else least
         innocent.key = e.key
         innocent.until_ns = now_ns + (((<u64>ECHO_REST_NS) + (e.lot >> 11) % ECHO_REST_NS) << innocent.level)
         innocent.asked_ns = e.phase_ns if e.state == ECHO_ASK else 0

@@ -114,7 +114,9 @@ cdef void worker_echo_step(worker_t *w) noexcept nogil:
     if e.full or (e.state == ECHO_HOLD and now_ns - e.phase_ns >= 18 * e.wait_ns):
         worker_echo_end(w, now_ns, not worker_echo_storms(w))
     elif e.state == ECHO_HOLD:
-        if now_ns - e.came_ns >= e.hush_ns:
+        if e.slow and <long long>(e.came_ns - e.phase_ns) > <long long>e.wait_ns:      # none of its copies is on its way any more
+            worker_echo_end(w, now_ns, True)
+        elif now_ns - e.came_ns >= e.hush_ns:
             worker_echo_ask(w, now_ns)
     elif e.answered:
         worker_echo_answered(w, now_ns)
@@ -128,13 +130,17 @@ cdef void worker_echo_step(worker_t *w) noexcept nogil:
 
 
 cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
-    """As worker_select, of the payload under test: its copies are held back, but for those whose bytes change on the way and those that
-    are not sent anyway. Returns the number of active ways."""
+    """As worker_select, of the payload under test: its copies are held back, but for those whose bytes change on the way, those that are not
+    sent anyway, and in a slow test all that are not from a receiver's address to that address. Returns the number of active ways."""
     cdef work_t *work = w.work
     cdef route_t *r = &work.routing.routes[route]
-    cdef u32 source = echo_source(&w.echo, &w.batch.exporter[d])
+    cdef const exporter_t *exporter = &w.batch.exporter[d]
+    cdef u32 source
     cdef tx_t *tx
     cdef u32 k, way
+    if w.echo.slow and not worker_is_receiver(w, exporter):
+        return worker_select(w, d, route, active, w.seeing)
+    source = echo_source(&w.echo, exporter)
     if source == ECHO_SOURCES:
         w.echo.full = True
         return worker_select(w, d, route, active, w.seeing)
@@ -147,7 +153,7 @@ cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
                 continue
         tx = work.ways[way]
         if (tx.numbered or tx.freq > 1 or atomic_load32(&tx.looped) or atomic_load32(&tx.waiting) or atomic_load32(&tx.unresolved)
-                or not echo_keep(&w.echo, source, way)):
+                or (w.echo.slow and not worker_is_at(tx, exporter)) or not echo_keep(&w.echo, source, way)):
             active = worker_enter(w, d, way, active, w.seeing)
     return active
 

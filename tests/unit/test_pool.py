@@ -88,7 +88,7 @@ def test_without_memory_the_hash_ranks_alike() -> None:
     second = plan(counters)
     _inside.pool_adopt_plan(other, second)
     one, two = give(worker, which, some), give(other, second, some[::-1])
-    assert sum(one[key] == two[key] for key in some) > 850
+    assert sum(one[key] == two[key] for key in some) > 750  # 821 to 934 in 300 pools of other addresses; by chance: 250
 
 
 @pytest.mark.parametrize("dead", range(4))
