@@ -10,10 +10,10 @@ time; then it sends the copies for one receiver and checks whether the payload a
 for a receiver, always after the copies were sent and never before, the receiver is an echo, and copies for it stop (tx_t.looped). An exporter
 that repeats payloads by its own clock would have to match all random times: one in six each, less than one in a million in all.
 
-Under load a loop is slow: its datagrams wait in full receive buffers, and one round takes seconds. So some payloads that come from the address of a
-receiver are remembered for longer, and one that comes again within ECHO_SLOWEST_NS, ECHO_SLOW_LOOKED times, is tested slowly: only its copies
-from that address to that address are held back. If it still arrives after the longest time that a copy on its way can take, it has a clock of
-its own, and the test ends. A slow test gives way to a fast one.
+Under load a loop is slow: its datagrams wait in full receive buffers, and one round takes seconds. So some payloads that come from the address
+of a receiver are remembered for longer, and one that comes again within ECHO_SLOWEST_NS, ECHO_SLOW_LOOKED times, is tested slowly: only its
+copies from that address to that address are held back. If it still arrives after the longest time that a copy on its way can take, it has a
+clock of its own, and the test ends. A slow test gives way to a fast one.
 
 Invariants: memory is fixed; a datagram costs one hash of four words and one comparison; one payload is tested at a time; copies are held only
 as long as an echo can take, and with many receivers to test at most ECHO_ASKING_NS longer. Payloads that change on the way (renumbered for

@@ -90,7 +90,9 @@ def at_random(_: int, lot: random.Random) -> float:
 
 
 @pytest.mark.parametrize("pause", [by_clock, at_random])
-def test_an_exporter_at_the_address_of_a_receiver_repeats_itself(lab: Lab, pause: Callable[[int, random.Random], float]) -> None:
+def test_an_exporter_at_the_address_of_a_receiver_repeats_itself(
+    lab: Lab, pause: Callable[[int, random.Random], float]
+) -> None:
     """Heartbeats of a collector's host: nobody is blamed, all arrives, and other receivers wait for nothing."""
     relay = relay_to(lab)
     lot = random.Random(5)
