@@ -40,14 +40,14 @@ class ListenerReading:
 
 @dataclass(frozen=True, slots=True)
 class ReceiverReading:
-    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door,
-    host and address are the gateway's name, port is 0. source: "own" | "spoof" | "beside" (through a door). up:
-    reachable as far as known. gave_up: what the kernel refused it lately: segment | transparent | packet. link: of
-    engine packet, the next hop, or why copies leave by the raw socket now, for people; else "". mtu: bytes of a packet
-    at most: what is longer leaves in fragments, mtu_why: for people. state: "up" | "refusing" | "unreachable" |
-    "looping", state_why: for people, "" when up. standby_for: its primary, "" = none; waiting: it gets no copies now,
-    the primary being up; takeovers: times it began to get them. written: name of the receiver that the operator wrote,
-    if it is a pod of that one; else "".
+    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host and address
+    are the gateway's name, port is 0. port: also 0 while its number is not known. source: "own" | "spoof" |
+    "beside" (through a door). up: reachable as far as known. gave_up: what the kernel refused it lately: segment |
+    transparent | packet. link: of engine packet, the next hop, or why copies leave by the raw socket now, for
+    people; else "". mtu: bytes of a packet at most: what is longer leaves in fragments, mtu_why: for people. state:
+    "up" | "refusing" | "unreachable" | "looping", state_why: for people, "" when up. standby_for: its primary, "" =
+    none; waiting: it gets no copies now, the primary being up; takeovers: times it began to get them. written: name
+    of the receiver that the operator wrote, if it is a pod of that one; else "".
     """
 
     name: str
@@ -77,7 +77,8 @@ class ReceiverReading:
         """Where it is, for people."""
         if self.engine == "door":
             return f"gateway {self.address}"
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        port = self.port or "?"
+        return f"[{self.address}]:{port}" if ":" in self.address else f"{self.address}:{port}"
 
 
 @dataclass(frozen=True, slots=True)

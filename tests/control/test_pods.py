@@ -152,6 +152,7 @@ def test_without_a_pod() -> None:
     (empty,) = [r for r in spec.receivers if r.written]
     assert (empty.name, empty.missing, empty.unresolved) == ("siem/0", "there is none", True)
     assert spec.pools[0].members == ((1, 1),)
+    assert (empty.udp.port, empty.place) == (0, "collector.monitoring.svc:?")
     assert any(str(w).startswith("f:10: receiver[1].to: there is none; until that") for w in spec.warnings)
 
 
@@ -184,6 +185,14 @@ def test_one_warning_for_all_pods() -> None:
     (warning,) = (text for text in spec.warnings if "receiver[1]" in text)
     assert "CAP_NET_RAW" in warning
     assert sum(r.pod is not None for r in spec.receivers) == 3
+
+
+def test_a_port_without_a_number_is_shown_as_such() -> None:
+    exporter, number = parse_exporter("192.0.2.7")
+    text = "\n".join(lines(explain(plan(pods()), exporter, number, 2055), exporter, number, 2055))
+    assert "siem/0: to collector.monitoring.svc:? (unreachable: there is none)" in text
+    with_number = plan(pods(), TEXT.replace(":flow", ":9995"))
+    assert [r.place for r in with_number.receivers if r.written] == ["collector.monitoring.svc:9995"]
 
 
 def test_explained() -> None:

@@ -181,6 +181,19 @@ def test_check_goes_on_after_names_that_do_not_resolve(write: Path) -> None:
     assert "is listener 'netflow' of this host" in done.stderr
 
 
+def test_check_says_once_what_is_missing_and_tries_nothing_again(write: Path) -> None:
+    Path("k8s.toml").write_text(
+        GOOD.replace("192.0.2.10:9995", "k8s://monitoring/collector:flow")
+        + '[[receiver]]\nname = "named"\nto = "collector.invalid:9995"\n[[rule]]\nto = ["named"]\n'
+    )
+    done = run("check", "-c", "k8s.toml")
+    assert done.returncode == 0
+    assert done.stderr.count("samplicator does not run in a pod with a service account") == 1
+    assert done.stderr.count("collector.invalid") == 1
+    assert "tries again" not in done.stderr
+    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
+
+
 def test_dump_plan_is_json(write: Path) -> None:
     done = run("check", "-c", "good.toml", "--dump-plan")
     assert done.returncode == 0

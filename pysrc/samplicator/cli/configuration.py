@@ -6,10 +6,12 @@ raw socket that outlives the question, and never talk to a running daemon.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -51,14 +53,15 @@ def judge_loaded(loaded: Loaded) -> Judged:
 
     warnings = [str(warning) for warning in loaded.warnings]
     host = abilities.capabilities()
-    services = services_once(loaded)
-    able = replace(host, net_raw=True, net_admin=True, pods=services.pods)
-    try:
-        plan = compile(loaded, resolve_once(loaded), able)
-    except ConfigError as error:
-        return Judged(loaded, None, tuple(error.problems), (*warnings, *map(str, error.warnings)))
-    finally:
-        services.close()
+    with _unlogged():
+        services = services_once(loaded)
+        able = replace(host, net_raw=True, net_admin=True, pods=services.pods)
+        try:
+            plan = compile(loaded, resolve_once(loaded), able)
+        except ConfigError as error:
+            return Judged(loaded, None, tuple(error.problems), (*warnings, *map(str, error.warnings)))
+        finally:
+            services.close()
     warnings += plan.warnings
     raw = [receiver.name for receiver in plan.receivers if receiver.engine not in ("udp", "door")]
     if raw and not host.net_raw:
@@ -71,6 +74,20 @@ def judge_loaded(loaded: Loaded) -> Judged:
         rewriting = masquerade.rules()
         warnings += [masquerade.sentence(rewriting)] if rewriting else []
     return Judged(loaded, plan, (), tuple(warnings))
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """The parts of the daemon that are used here log what goes wrong and that they try again. Here nobody tries again,
+    and the plan's warnings name the same.
+    """
+    log = logging.getLogger("samplicator")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _listed(table: str, names: list[str]) -> str:

@@ -181,9 +181,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             [
                 [
                     item["name"],
-                    f"[{item['address']}]:{item['port']}"
-                    if ":" in item["address"]
-                    else f"{item['address']}:{item['port']}",
+                    _place(item),
                     item["source"],
                     item["engine"],
                     state_word(item),
@@ -239,6 +237,14 @@ def kubernetes_lines(services: Sequence[KubernetesService]) -> list[str]:
         elif item["waiting"]:
             lines.append(f"  {item['receiver']}: {item['waiting']} more not ready")
     return lines
+
+
+def _place(item: Receiver) -> str:
+    """Where it is; "?" in place of a port whose number is not known."""
+    if item["engine"] == "door":
+        return f"gateway {item['address']}"
+    port = item["port"] or "?"
+    return f"[{item['address']}]:{port}" if ":" in item["address"] else f"{item['address']}:{port}"
 
 
 def state_word(item: Receiver) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from samplicator import _fastpath
 from samplicator._fastpath import Plan, Tx, TxCounters
 from samplicator.datapath.doors import identity
-from samplicator.datapath.ways import ENGINES
+from samplicator.datapath.ways import DISCARD, ENGINES
 from samplicator.plan.spec import PlanSpec, PoolSpec, ReceiverSpec, RuleSpec, Udp
 
 BALANCES: Final = {"exporter-hash": _fastpath.POOL_EXPORTER_HASH, "round-robin": _fastpath.POOL_ROUND_ROBIN}
@@ -65,7 +65,7 @@ def _dry_tx(spec: ReceiverSpec) -> Tx:
     if not isinstance(spec.delivery, Udp):
         return Tx(_fastpath.ENGINE_DOOR, -1, counters, identity(spec), 1)
     udp = spec.delivery
-    address, port = udp.address, udp.port
+    address, port = udp.address, udp.port or DISCARD
     if spec.engine == "udp":
         return Tx(_fastpath.ENGINE_UDP, -1, counters, address, port)
     if udp.spoof:

@@ -31,6 +31,8 @@ ENGINES: Final = {
     "transparent": _fastpath.ENGINE_TRANSPARENT,
     "packet": _fastpath.ENGINE_PACKET,
 }
+DISCARD: Final = 9
+"""In place of a port whose number is not known (RFC 863); nothing is sent there."""
 
 
 def receiver_key(spec: ReceiverSpec) -> ReceiverSpec:
@@ -190,7 +192,7 @@ class Path:
     def open_way(self, counters: TxCounters, send_buffer: int, worker: int) -> Way:
         """A way for one more worker. Raises OSError."""
         if self.spec.missing:
-            return no_way(self.spec, counters, self.spec.udp.address, self.spec.udp.port)
+            return no_way(self.spec, counters, self.spec.udp.address, self.spec.udp.port or DISCARD)
         if self.spec.engine == "udp":
             return _udp_way(self.spec, counters, send_buffer, self.mtu)
         return self._raw_way(counters, send_buffer)

@@ -40,8 +40,6 @@ from samplicator.plan.spec import (
     Udp,
 )
 
-DISCARD: Final = 9
-"""The port of a place for a pod, while the number is not known (RFC 863); nothing is sent there."""
 NAME_UNRESOLVED: Final = "the host name does not resolve"
 NO_INTERFACE: Final = "there is no interface"
 UNTIL_THEN: Final = "until that changes the receiver is unreachable and its copies are counted as no_route"
@@ -280,7 +278,7 @@ class _Compiler:
             return known.pods
         self.warn(("receiver", index, "to"), f"{known.why}; {UNTIL_THEN}")
         self.podless[index] = known.why
-        return (Pod(0, "", "", b"", wanted.port or DISCARD),)
+        return (Pod(0, "", "", b"", wanted.port),)
 
     def receiver(
         self, index: int, receiver: Receiver, ports: dict[int, list[SocketSpec]], pod: Pod | None

@@ -183,7 +183,8 @@ class ProbeSpec:
 class Udp:
     """Copies leave as UDP datagrams.
 
-    address: network order, 4 or 16 bytes, as `family` says. host: as the operator wrote it. engine_why: one sentence
+    address: network order, 4 or 16 bytes, as `family` says. port: 0 = it has a name, and nobody knows its number now
+    (then ReceiverSpec.missing says why). host: as the operator wrote it. engine_why: one sentence
     for people. source: a fixed (address, port) instead of our own, port 0 = one the kernel picks. ttl 0 and tos -1 =
     kept from the datagram. mtu: bytes that packets may have at most, 0 = as the path takes. per_session: each exporter
     session has a source port of its own.
@@ -272,7 +273,7 @@ class ReceiverSpec:
         if isinstance(self.delivery, Door):
             return f"gateway {self.delivery.gateway}"
         where = self.delivery.host if self.unresolved else address_text(self.delivery.address)
-        return endpoint_text(where, self.delivery.port)
+        return endpoint_text(where, self.delivery.port or "?")
 
     @property
     def apart(self) -> bool:

@@ -20,11 +20,11 @@ class Receiver(TypedDict):
     name: str
     host: Annotated[str, "Configured address or host name."]
     address: Annotated[str, "Address that copies are sent to now."]
-    port: int
+    port: Annotated[int, "0 while the number of a named port is not known, and behind a gateway."]
     source: Annotated[str, "Source address of copies: own or spoof."]
     engine: Annotated[str, "Engine that sends copies: udp, raw, transparent or packet."]
     engine_why: str
-    counters: Annotated[Mapping[str, int], "Totals; offered = skipped + sent + all that begin with dropped_."]
+    counters: Annotated[Mapping[str, int], "Totals; offered = skipped + sent + all that begin with failed_."]
     up: bool
     generation_added: int
     gave_up: Annotated[list[str], "Features given up because the kernel refuses them: segment, transparent, packet."]
