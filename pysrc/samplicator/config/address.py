@@ -170,6 +170,8 @@ def parse_port(text: str) -> int:
 def split_endpoint(text: str, wanted: str) -> tuple[str, bool, str]:
     """(host, bracketed, text after the colon) of HOST:PORT or [HOST]:PORT. `wanted`: the right form, for the error
     text."""
+    if "://" in text:
+        raise ValueError(f"{text!r} is a URL; write {wanted}")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not rest.startswith(":"):
@@ -179,12 +181,21 @@ def split_endpoint(text: str, wanted: str) -> tuple[str, bool, str]:
     if not colon:
         raise ValueError(f"{text!r}: the port is missing; write {wanted}")
     if ":" in host:
-        try:
-            ipaddress.IPv6Address(text)
-        except ValueError:
-            raise ValueError(f"{text!r}: an IPv6 address must be in brackets; write [{host}]:{port}") from None
-        raise ValueError(f"{text!r}: an IPv6 address must be in brackets and followed by a port; write [{text}]:2055")
+        if _is_six(text) and "%" not in host:  # after "%" anything is an interface, a colon too
+            why = "an IPv6 address must be in brackets and followed by a port"
+            raise ValueError(f"{text!r}: {why}; write [{text}]:2055")
+        if _is_six(host):
+            raise ValueError(f"{text!r}: an IPv6 address must be in brackets; write [{host}]:{port}")
+        raise ValueError(f"{text!r} must be {wanted}")
     return host, False, port
+
+
+def _is_six(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _endpoint(text: str, wanted: str, *, port_range: bool) -> Endpoint:
