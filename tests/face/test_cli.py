@@ -422,6 +422,27 @@ def test_errors_of_the_control_socket_say_what_to_do(
     (tmp_path / "on.toml").write_text(f'[service]\ncontrol = "{tmp_path}/other"\n')
     assert main([command, "-c", str(tmp_path / "on.toml")]) == 1
     assert f"control socket {tmp_path}/other" in capsys.readouterr().err
+    (tmp_path / "own.toml").write_text(f'[service]\ncontrol = ""\nown_control = "{tmp_path}/own"\n')
+    assert main([command, "-c", str(tmp_path / "own.toml")]) == 1
+    assert f"control socket {tmp_path}/own" in capsys.readouterr().err
+
+
+def test_ready_asks_first_at_the_socket_that_is_never_handed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, own, shared = tmp_path / "a.toml", str(tmp_path / "own"), str(tmp_path / "shared")
+    with _Daemon(own, {"/readyz": (200, "own")}), _Daemon(shared, {"/readyz": (200, "shared")}):
+        for keys, answer in (
+            (f'control = "{shared}"\nown_control = "{own}"', "own"),
+            (f'control = "{shared}"', "shared"),
+            (f'control = ""\nown_control = "{own}"', "own"),
+        ):
+            file.write_text(f"[service]\n{keys}\n")
+            assert main(["ready", "-c", str(file)]) == 0
+            assert capsys.readouterr().out.strip().strip('"') == answer
+    file.write_text('[service]\ncontrol = ""\n')
+    assert main(["ready", "-c", str(file)]) == 1
+    assert 'service.control and own_control are ""' in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become somebody else")

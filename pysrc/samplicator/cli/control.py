@@ -41,9 +41,9 @@ class NoControl(Unreachable):
 
 
 def control_path(control: str, config: str, *, faulty: bool = False, own: bool = False) -> str:
-    """The path to use: given, or service.control of the configuration, or the default. faulty: the default also for a
-    configuration that cannot be read: the daemon that runs read another one. own: service.own_control, if there is one.
-    Raises Unreachable.
+    """The path to use: given, or service.control of the configuration (service.own_control if that is off), or the
+    default. faulty: the default also for a configuration that cannot be read: the daemon that runs read another one.
+    own: first service.own_control, then service.control. Raises Unreachable.
     """
     if control:
         return control
@@ -52,7 +52,8 @@ def control_path(control: str, config: str, *, faulty: bool = False, own: bool =
     try:
         values = tomllib.loads(read_regular(config).decode())
         service = values.get("service", {})
-        path = (own and service.get("own_control")) or service.get("control", DEFAULT_CONTROL)
+        paths = [service.get("control", DEFAULT_CONTROL), service.get("own_control", "")]
+        path = next(filter(None, reversed(paths) if own else paths), "")
     except OSError as error:
         if faulty:
             return DEFAULT_CONTROL
@@ -62,7 +63,7 @@ def control_path(control: str, config: str, *, faulty: bool = False, own: bool =
             return DEFAULT_CONTROL
         raise Unreachable(f"{config}: the file cannot be read ({error}); run samplicator check -c {config}") from error
     if not path:
-        raise NoControl(f'{config}: service.control is "", so the daemon has no control socket')
+        raise NoControl(f'{config}: service.control and own_control are "", so the daemon has no control socket')
     return str(path)
 
 
@@ -74,7 +75,7 @@ def request(path: str, method: str, page: str, *, timeout: float = 10.0) -> tupl
         answer = connection.getresponse()
         return answer.status, answer.read()
     except FileNotFoundError:
-        why = "the socket does not exist; start the daemon, or set service.control to this path"
+        why = "the socket does not exist; start the daemon, or name its service.control or own_control with --control"
     except PermissionError:
         why = f"permission denied: {_owner(path)}"
     except ConnectionRefusedError:

@@ -156,12 +156,13 @@ def make_parser() -> argparse.ArgumentParser:
     ready = command(
         "ready",
         "ask whether the daemon is ready",
-        "Asks the daemon at service.own_control, or at service.control if there is no own_control, and prints the "
-        "answer. For probes of containers and health checks of load balancers. Exit status 0 = every listener is up, 3 "
-        "= the daemon runs but is not ready, 1 = the daemon cannot be reached.",
+        "Asks the daemon whether every listener is up, and prints the answer. For probes of containers and health "
+        "checks of load balancers. With -c, it asks at service.own_control if the file has one, because a take-over "
+        "never hands that socket to another process. Exit status 0 = every listener is up, 3 = the daemon runs but is "
+        "not ready, 1 = the daemon cannot be reached.",
         "  samplicator ready -c /etc/samplicator/samplicator.toml\n",
     )
-    _control(ready)
+    _control(ready, "service.own_control or, if there is none, service.control")
 
     exporters = command(
         "exporters",
@@ -249,16 +250,15 @@ def _config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _control(parser: argparse.ArgumentParser) -> None:
+def _control(parser: argparse.ArgumentParser, key: str = "service.control") -> None:
+    """key: what names the socket in the configuration."""
     parser.add_argument(
         "--control",
         metavar="PATH",
         default="",
         help=f"the daemon's control socket (default {DEFAULT_CONTROL}, or that of -c)",
     )
-    parser.add_argument(
-        "-c", "--config", metavar="FILE", default="", help="use service.control of this configuration file"
-    )
+    parser.add_argument("-c", "--config", metavar="FILE", default="", help=f"use {key} of this configuration file")
 
 
 def _port(text: str) -> int:

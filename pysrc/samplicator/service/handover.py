@@ -59,7 +59,11 @@ class Handover:
     async def find(self, service: Service) -> bool:
         """Whether there is a process to take over from. Raises OSError."""
         if not service.control:
-            raise taking.Refused('--takeover needs service.control, but the configuration has control = ""')
+            raise taking.Refused(
+                '--takeover needs service.control, but the configuration has control = ""; write the path that the '
+                "running process has as its service.control (own_control cannot be taken over from). If it has none, "
+                "stop it and start without --takeover"
+            )
         self._taker = await asyncio.to_thread(taking.find, service.control)
         if self._taker is None:
             log.info("no process answers on %s, so there is nothing to take over", service.control)
