@@ -24,6 +24,7 @@ from samplicator.supervisor.statefile import (
     Unusable,
     Writer,
     mark_running,
+    obstacle,
     reading,
     replacing,
 )
@@ -233,3 +234,37 @@ def test_what_is_damaged_is_replaced(tmp_path: Path) -> None:
         path.write_bytes(broken)
         write(path)
         assert read(path) == RECORDS
+
+
+def test_what_would_hinder_writing_is_said_before(tmp_path: Path) -> None:
+    """For `samplicator check`, which writes nothing."""
+    good = tmp_path / "s"
+    assert obstacle(str(good)) == ""
+    with replacing(str(good)) as file:
+        Writer(file, final=True).finish()
+    assert obstacle(str(good)) == ""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other").write_text("not ours")
+    (tmp_path / "link").symlink_to(good)
+    for name, text in (
+        ("folder", f"is a directory; write the path of a file, such as {tmp_path}/folder/samplicator.state"),
+        ("missing/s", f"the directory {tmp_path}/missing does not exist; make it"),
+        ("other/s", "other is not a directory; write another path"),
+        ("other", "is not a state file of samplicator, so it is not replaced"),
+        ("link", "is a symbolic link"),
+    ):
+        assert text in obstacle(str(tmp_path / name)), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "other", "s"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become somebody else")
+def test_a_folder_that_this_user_cannot_write_in_is_an_obstacle(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "closed").mkdir(0o700)
+    os.seteuid(65534)
+    try:
+        texts = [obstacle(str(tmp_path / name)) for name in ("s", "closed/s")]
+    finally:
+        os.seteuid(0)
+    assert f"cannot write in the directory {tmp_path}" in texts[0] or "cannot open" in texts[0]
+    assert all("the user of the service must be able to" in text for text in texts)

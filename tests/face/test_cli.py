@@ -156,6 +156,16 @@ def test_check_warns_where_templates_can_meet(write: Path) -> None:
     assert 'set spoof = true, source_port = "per-session" or domain = "unique"' in done.stderr
 
 
+def test_check_warns_of_a_state_file_that_cannot_be_written(write: Path) -> None:
+    Path("state.toml").write_text(f'[service]\nstate_file = "{write}/missing/state"\n' + GOOD)
+    done = run("check", "-c", "state.toml")
+    assert done.returncode == 0
+    why = f"the directory {write}/missing does not exist; make it; until that changes, what was learnt"
+    assert f"warning: state.toml:2: service.state_file: {why}" in done.stderr
+    (write / "missing").mkdir()
+    assert "state_file" not in run("check", "-c", "state.toml").stderr
+
+
 def test_check_reports_everything_at_once(write: Path) -> None:
     done = run("check", "-c", "bad.toml")
     assert (done.returncode, done.stdout) == (2, "")

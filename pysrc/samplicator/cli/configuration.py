@@ -50,6 +50,7 @@ def judge_loaded(loaded: Loaded) -> Judged:
     from samplicator.cluster.services import services_once
     from samplicator.host import masquerade
     from samplicator.host.resolve import resolve_once
+    from samplicator.supervisor.statefile import obstacle
 
     warnings = [str(warning) for warning in loaded.warnings]
     host = abilities.capabilities()
@@ -63,6 +64,9 @@ def judge_loaded(loaded: Loaded) -> Judged:
         finally:
             services.close()
     warnings += plan.warnings
+    if (state := loaded.config.service.state_file) and (why := obstacle(state)):
+        then = "until that changes, what was learnt and the counters are not kept over a restart"
+        warnings.append(str(loaded.problem(("service", "state_file"), f"{why}; {then}")))
     raw = [receiver.name for receiver in plan.receivers if receiver.engine not in ("udp", "door")]
     if raw and not host.net_raw:
         warnings.append(f"{_listed('receiver', raw)} needs a raw socket, which needs CAP_NET_RAW; this user lacks it")

@@ -4,10 +4,10 @@ Purpose: keeps the state of a service over a restart. The format is our own: one
 records as lines of JSON, compressed (zlib). The header has the version, whether a service wrote the file at its end
 ("final") or while it ran ("running"), the length, and the BLAKE2b digest of the rest. Invariants: a file appears
 complete under its name (temporary file, fsync, rename, fsync of the folder; at the end of a service, when the next
-process waits for it, without fsync), mode 0600; reading takes bounded memory
-for any content, and no content is used before length and digest are checked. The file holds addresses, but no secrets;
-a program that can write to it can only make the service show wrong counters. Called by carry. It must never stop a
-service from starting: a file that cannot be used is an Unusable, which says why.
+process waits for it, without fsync), mode 0600; reading takes bounded memory for any content, and no content is used
+before length and digest are checked. The file holds addresses, but no secrets; a program that can write to it can only
+make the service show wrong counters. Called by carry and by the command line. It must never stop a service from
+starting: a file that cannot be used is an Unusable, which says why.
 """
 
 from __future__ import annotations
@@ -122,6 +122,29 @@ def _ours(path: str) -> bool:
         return stat.S_ISREG(os.fstat(fd).st_mode) and MAGIC.startswith(os.pread(fd, len(MAGIC), 0))
     finally:
         os.close(fd)
+
+
+def obstacle(path: str) -> str:
+    """Why a state file of this name could not be written by this user now, and what to do, for people; "" = it could.
+    Writes nothing.
+    """
+    folder = os.path.dirname(path) or "/"
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            return f"{folder} is not a directory; write another path"
+        if os.path.isdir(path):
+            return f"{path} is a directory; write the path of a file, such as {os.path.join(path, 'samplicator.state')}"
+        if os.path.lexists(path) and not _ours(path):
+            return f"{path} is not a state file of samplicator, so it is not replaced; remove it, or write another path"
+    except FileNotFoundError:
+        return f"the directory {folder} does not exist; make it"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return f"{path} is a symbolic link; write the path that it leads to"
+        return f"this user cannot open {path} ({error.strerror}); the user of the service must be able to"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"this user cannot write in the directory {folder}; the user of the service must be able to"
+    return ""
 
 
 def _sync_folder(path: str) -> None:
