@@ -40,7 +40,7 @@ complete -c samplicator -n '__fish_seen_subcommand_from status' -s c -l config -
 complete -c samplicator -n '__fish_seen_subcommand_from status' -l json -d 'print JSON'
 complete -c samplicator -n '__fish_seen_subcommand_from ready' -s h -l help -d 'show this help message and exit'
 complete -c samplicator -n '__fish_seen_subcommand_from ready' -l control -r -F -d 'the daemon\'s control socket'
-complete -c samplicator -n '__fish_seen_subcommand_from ready' -s c -l config -r -F -d 'use service.control of this configuration file'
+complete -c samplicator -n '__fish_seen_subcommand_from ready' -s c -l config -r -F -d 'use service.own_control or, if there is none, service.control of this configuration file'
 complete -c samplicator -n '__fish_seen_subcommand_from exporters' -s h -l help -d 'show this help message and exit'
 complete -c samplicator -n '__fish_seen_subcommand_from exporters' -l exporter -x -d 'show this exporter only'
 complete -c samplicator -n '__fish_seen_subcommand_from exporters' -l control -r -F -d 'the daemon\'s control socket'
