@@ -191,6 +191,54 @@ def test_a_manager_that_does_not_read_is_not_waited_for_each_time(
     assert time.monotonic() - begun < 10  # 100 times as long is 20 s
 
 
+class Ends(Runs):
+    """A supervisor whose service ends while another thread stores its sockets."""
+
+    def __init__(self, *sockets: tuple[str, socket.socket]) -> None:
+        super().__init__(*sockets)
+        self.asked, self.answer = threading.Event(), threading.Event()
+        self.kept: set[str] = set()
+
+    def sockets(self) -> list[tuple[str, socket.socket]]:
+        self.asked.set()
+        assert self.answer.wait(20)
+        return super().sockets()
+
+    def leave(self, kept: set[str]) -> None:
+        self.kept = kept
+        for _, sock in super().sockets():
+            sock.close()
+
+
+def test_what_is_held_does_not_change_at_the_end(systemd: tuple[str, socket.socket]) -> None:
+    """A reload has just ended, so sockets are stored on another thread, or are about to be."""
+    address, server = systemd
+    pair = [(f"a#{number}", socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for number in range(2)]
+    runs = Ends(*pair)
+    kept = Kept(Notifier({"NOTIFY_SOCKET": address, "FDSTORE": "9"}), pair[:1])
+    storing = threading.Thread(target=kept.store, args=(runs,))
+    leaving = threading.Thread(target=kept.leave, args=(runs, 1.0))
+    storing.start()
+    assert runs.asked.wait(20)
+    leaving.start()
+    leaving.join(0.1)
+    assert leaving.is_alive()  # it waits
+    runs.answer.set()
+    storing.join(20)
+    leaving.join(20)
+    kept.store(cast(Supervisor, runs))  # one that comes late finds closed sockets only
+    server.settimeout(0.2)
+    messages = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(server, 1000, 2)
+            messages.append(message)
+            for number in descriptors:
+                os.close(number)
+    assert not [message for message in messages if b"FDSTOREREMOVE" in message]
+    assert runs.kept == {"a#0"} | ({"a#1"} if messages else set())
+
+
 @pytest.mark.parametrize(
     ("environ", "limit"),
     [({}, 0), ({"FDSTORE": "7"}, 0), ({"NOTIFY_SOCKET": "x"}, -1)]

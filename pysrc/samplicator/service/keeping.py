@@ -4,7 +4,7 @@ state file.
 Purpose: a restart loses no datagram, since they wait in the sockets, and for collectors it looks like a short silence.
 Invariants: systemd has each socket that it takes, under the label of the socket, and no other; a socket that it does
 not have is read out before the process ends; a state file that cannot be written is shown, said once in the log, and
-hinders nothing. Called by service, in threads, one at a time.
+hinders nothing. Called by service, on any thread.
 """
 
 from __future__ import annotations
@@ -54,26 +54,33 @@ class Kept:
         self._sure = notifier.store_limit > 0 or bool(self._stored)
         self._said = 0
         self._lock = threading.Lock()
+        self._left = False
         self.source = HandedIn(taken)
 
     def store(self, supervisor: Supervisor) -> None:
-        """Has systemd hold the sockets that run, as far as it takes them, and no others."""
+        """Has systemd hold the sockets that run, as far as it takes them, and no others. Nothing after leave(): the
+        sockets are closed then, and systemd is to keep them.
+        """
         if self._notifier.store_limit == 0:
             return
         with self._lock:
+            if self._left:
+                return
             ours = sorted((each for each in supervisor.sockets() if each[0] not in self._units), key=_rank)
             limit = self._notifier.store_limit
             wanted = dict(ours[:limit] if limit > 0 else ours)
             now = {label: _number(sock) for label, sock in wanted.items()}
             for label in [label for label, number in self._stored.items() if now.get(label) != number]:
-                if not self._notifier.unstore(label):
+                if self._left or not self._notifier.unstore(label):
                     break  # a manager that does not read: each further message would wait as long
                 del self._stored[label]
             for label, sock in wanted.items():
                 if label not in self._stored and now[label]:
-                    if not self._notifier.store(label, sock):
+                    if self._left or not self._notifier.store(label, sock):
                         break
                     self._stored[label] = now[label]
+            if self._left:
+                return
             missing = len(ours) - sum(label in self._stored for label, _ in ours)
             if missing and missing != self._said:
                 text = (
@@ -85,12 +92,14 @@ class Kept:
 
     def leave(self, supervisor: Supervisor, timeout: float) -> None:
         """The end of the datapath. What systemd holds keeps its datagrams; all else is forwarded before, for at most
-        `timeout` seconds.
+        `timeout` seconds. A store() under way on another thread ends before: which sockets are held must not change.
         """
-        if self._units or (self._stored and self._sure):
-            supervisor.leave({*self._units, *self._stored})
-        else:
-            supervisor.drain_and_stop(timeout, refuse=not self._stored)
+        self._left = True
+        with self._lock:
+            if self._units or (self._stored and self._sure):
+                supervisor.leave({*self._units, *self._stored})
+            else:
+                supervisor.drain_and_stop(timeout, refuse=not self._stored)
 
 
 def _number(sock: socket.socket) -> int:
