@@ -86,10 +86,11 @@ def test_what_came_before_the_start_is_forwarded(
     supervisor = start(plan, given)
     exporters.send(HELD)
     if after > before:  # when the old ones are read out
-        wait_for(lambda: supervisor.can_open() == ("in",), "sockets for all workers")
+        assert supervisor.can_open() == ()  # none was down
+        wait_for(lambda: supervisor.caught_up() == ("in",), "sockets for all workers")
         supervisor.apply(plan)
         exporters.send(HELD)
-    assert supervisor.can_open() == ()
+    assert supervisor.can_open() == supervisor.caught_up() == ()
     all_came(supervisor, exporters, collector)
     assert all(sock.fileno() in numbers for _, sock in given)  # none was closed
     labels = [label for label, _ in supervisor.sockets()]

@@ -400,7 +400,12 @@ class Service:
                     loop.call_soon_threadsafe(lambda: self._spawn(self._reloader.replan(text)))
 
         supervisor = self._supervisor
-        self._missing = Pulse("missing", RETRY_SECONDS, lambda: then("can be opened now:", supervisor.can_open()))
+
+        def missing() -> None:
+            then("can be opened now:", supervisor.can_open())
+            then("a socket for each worker, now that older datagrams are forwarded:", supervisor.caught_up())
+
+        self._missing = Pulse("missing", RETRY_SECONDS, missing)
         self._pulses = [
             self._missing,
             Pulse("look", LOOK_SECONDS, lambda: supervisor.look(sparing=True)),

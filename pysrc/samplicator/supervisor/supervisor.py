@@ -273,11 +273,19 @@ class Supervisor:
             for state in listeners:
                 for intake in state.sockets():
                     on_port.setdefault(intake.spec.port, []).append(intake.sock)
-            grow = self._build.incoming.caught_up() if self._build is not None else []
             missing = [state for state in listeners if state.missing]
             self._tried += RETRIES
             could = [state.name for state in missing if could_open(state, on_port, self._tried, self._withhold)]
-            return (*could, *grow, *receivers)
+            return (*could, *receivers)
+
+    def caught_up(self) -> tuple[str, ...]:
+        """Names of the listeners that have fewer sockets than workers, because they had to read first what was handed
+        in, and that have read it: apply() opens the others.
+        """
+        with self._lock:
+            if self._ended or self._build is None:
+                return ()
+            return tuple(self._build.incoming.caught_up())
 
     def _withhold(self, port: int) -> bool:
         """From now on no worker has a socket of its own on this port, until the listener that waits for it has it.
