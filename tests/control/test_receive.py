@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import random
 import socket
 import struct
+import threading
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,7 @@ from samplicator.plan.planner import compile
 from samplicator.plan.rings import rings_of
 from samplicator.plan.spec import HostAddress, ListenerSpec, PlanSpec, RingMatch, SocketSpec
 from support.hosts import Load, host
+from support.process import wait_for
 
 
 def packed(text: str) -> bytes:
@@ -311,3 +314,31 @@ def test_the_kernel_takes_filter_hash_and_rule() -> None:
         ingress.close()
         first.close()
         second.close()
+
+
+@pytest.mark.skipif(not can_have_rings(), reason="needs root: ingress rules")
+def test_an_ingress_that_nobody_closes_goes_without_harm() -> None:
+    """Its thread has descriptors of its own: closed anywhere else, the number would be that of another descriptor."""
+
+    def threads() -> int:
+        return sum(thread.name == "ingress" for thread in threading.enumerate())
+
+    def mine() -> dict[int, str]:
+        return {number: os.readlink(f"/proc/self/fd/{number}") for number in files}
+
+    before = threads()
+    files = [os.open("/dev/null", os.O_RDONLY) for _ in range(40)]  # one has the number of its socket
+    try:
+        opened = mine()
+        ingress = Ingress()
+        ingress.put("a", "lo", (RingMatch(((9, 9),), (packed("127.9.9.9"),), ()),))
+        assert threads() == before + 1
+        cycle = [ingress]
+        cycle.append(cycle)  # type: ignore[arg-type]  # so that the collector finds it
+        del ingress, cycle
+        gc.collect()
+        wait_for(lambda: threads() == before, "its thread to end")
+        assert mine() == opened
+    finally:
+        for number in files:
+            os.close(number)

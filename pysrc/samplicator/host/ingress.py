@@ -4,12 +4,13 @@ Purpose: speaks nf_tables over netlink (include/uapi/linux/netfilter/nf_tables.h
 the rules test the same conditions as the socket filters (ring.sections()); their table belongs to our netlink socket
 (flag owner, Linux 5.12), so the kernel always removes them when the process ends, and no other program can change them;
 a chain is put in place or replaced in one transaction. The socket belongs to a thread with descriptors of its own, so
-that it is closed first when the process is killed. Called by datapath. Needs CAP_NET_ADMIN. It must never touch another
-table.
+that it is closed first when the process is killed; it is closed on this thread only, also when nobody calls close().
+Called by datapath. Needs CAP_NET_ADMIN. It must never touch another table.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -18,8 +19,10 @@ import secrets
 import socket
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Final
 
 from samplicator.host.netlink import NLMSG_ERROR, attribute, message, messages
@@ -46,6 +49,9 @@ Message = tuple[int, int, bytes]
 """Type, flags, attributes."""
 
 
+_Asked = tuple[Callable[["_Table"], None], Future[None]]
+
+
 class IngressError(OSError):
     """The kernel refused the rule; the text says what that means."""
 
@@ -70,48 +76,76 @@ class Ingress:
         """Raises IngressError."""
         self.table = f"samplicator_{secrets.token_hex(4)}"
         self._closed = False
-        self._own = threading.local()  # nothing else may close the socket: its number means another one elsewhere
-        self._thread = ThreadPoolExecutor(1, "ingress", initializer=_share_no_descriptors)
-        try:
-            self._ask(self._open)
-        except BaseException:
-            self._thread.shutdown()
-            raise
+        self._questions: SimpleQueue[_Asked | None] = SimpleQueue()
+        opened: Future[None] = Future()
+        asked = (self.table, self._questions, opened)
+        self._thread = threading.Thread(target=_serve, args=asked, name="ingress", daemon=True)
+        self._thread.start()
+        with _uncollected():
+            opened.result()
+        # of one that nobody closes: its own thread closes the socket, whose number is another descriptor's elsewhere
+        weakref.finalize(self, self._questions.put, None).atexit = False
 
     def put(self, name: str, interface: str, matches: Sequence[RingMatch]) -> None:
         """From now on what `matches` says is dropped at the interface's ingress; replaces what was put under this name.
 
         Raises IngressError; then nothing has changed.
         """
-        self._ask(lambda: self._own.table.put(name, interface, matches))
+        self._ask(lambda table: table.put(name, interface, matches))
 
     def remove(self, name: str) -> None:
         """Lets the UDP stack have those datagrams again. What went with its interface is no error. Raises
         IngressError.
         """
-        self._ask(lambda: self._own.table.remove(name))
+        self._ask(lambda table: table.remove(name))
 
     def close(self) -> None:
         """The kernel removes the table with its owner. May be called again."""
         if not self._closed:
+            self._ask(_Table.close)
             self._closed = True
-            self._ask(lambda: self._own.table.close())
-            self._thread.shutdown()
+            self._questions.put(None)
+            self._thread.join()
 
-    def _ask(self, question: Callable[[], None]) -> None:
-        """Nothing is collected meanwhile: what is collected in that thread would close its descriptors there, where
-        their numbers mean others or none, and leave them open here.
-        """
-        collects = gc.isenabled()
-        gc.disable()
+    def _ask(self, question: Callable[[_Table], None]) -> None:
+        answered: Future[None] = Future()
+        with _uncollected():
+            self._questions.put((question, answered))
+            answered.result()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nothing is collected while the thread works: what is collected there would close its descriptors there, where
+    their numbers mean others or none, and leave them open here.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _serve(name: str, questions: SimpleQueue[_Asked | None], opened: Future[None]) -> None:
+    """The thread of one table, until it is asked None."""
+    _share_no_descriptors()
+    try:
+        table = _Table(name)
+    except BaseException as error:
+        opened.set_exception(error)
+        return
+    opened.set_result(None)
+    while (asked := questions.get()) is not None:
+        question, answered = asked
         try:
-            self._thread.submit(question).result()
-        finally:
-            if collects:
-                gc.enable()
-
-    def _open(self) -> None:
-        self._own.table = _Table(self.table)
+            question(table)
+        except BaseException as error:
+            answered.set_exception(error)
+        else:
+            answered.set_result(None)
+    table.close()
 
 
 def _share_no_descriptors() -> None:
