@@ -18,6 +18,7 @@ import pytest
 from samplicator.cli.control import request
 from samplicator.http import endpoints
 from samplicator.service.pages import Pages
+from samplicator.supervisor.refusal import BuildError
 from support.hosts import Load, free_port
 
 PLACE = "@control@"
@@ -278,8 +279,9 @@ def test_a_default_socket_that_cannot_be_made_only_degrades(load: Load, monkeypa
             for sock in pages.shared().values():
                 sock.close()
         else:
-            with pytest.raises(PermissionError):
+            with pytest.raises(BuildError, match='cannot make /run/x; write another path, or "" for none') as refusal:
                 pages.open(loaded.config.service)
+            assert refusal.value.where == ("service", "control")
 
 
 def test_idle_timeout(start: Callable[..., Daemon]) -> None:

@@ -484,7 +484,7 @@ def test_control_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
 def test_control_socket_of_another_daemon_is_left_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
     first = endpoints.open_control(path)
-    with pytest.raises(OSError, match="another process uses it"):
+    with pytest.raises(OSError, match=rf"another process uses it \(process {os.getpid()}\)"):
         endpoints.open_control(path)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(path)

@@ -13,6 +13,7 @@ import pytest
 from samplicator.config.model.service import Service
 from samplicator.http import app, endpoints, front
 from samplicator.service.pages import Pages
+from samplicator.supervisor.refusal import BuildError
 from support.state import make_state
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -123,6 +124,24 @@ def test_pages_of_two_processes(tmp_path: Path) -> None:
         assert b"200 OK" in await ask(*await asyncio.open_unix_connection(control))
         await new.stop()
         assert not os.path.exists(control)
+
+    asyncio.run(go())
+
+
+def test_two_processes_with_the_same_path(tmp_path: Path) -> None:
+    """The second one says where that is written and what to write; the first one keeps its socket."""
+    path = str(tmp_path / "control")
+
+    async def go() -> None:
+        first, second = Pages(), Pages()
+        first.open(service(control=path))
+        await first.start(make_state())
+        with pytest.raises(BuildError, match="each process needs its own: write another path") as refusal:
+            second.open(service(control=path))
+        assert refusal.value.where == ("service", "control")
+        await second.stop()
+        assert b"200 OK" in await ask(*await asyncio.open_unix_connection(path))
+        await first.stop()
 
     asyncio.run(go())
 

@@ -11,12 +11,14 @@ import errno
 import os
 import socket
 import stat
+import struct
 from typing import Final
 
 from samplicator.config.address import parse_listen
 
 CONTROL_MODE: Final = 0o660
 BACKLOG: Final = 64
+_CREDENTIALS: Final = struct.Struct("@3i")
 
 
 def open_tcp(text: str) -> socket.socket:
@@ -93,11 +95,14 @@ def _clear(path: str) -> None:
         probe.settimeout(1.0)
         try:
             probe.connect(path)
+        except TimeoutError:  # its backlog is full
+            raise OSError(errno.EADDRINUSE, "another process uses it") from None
         except OSError as error:
             if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
                 raise
         else:
-            raise OSError(errno.EADDRINUSE, "another process uses it")
+            pid = _CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+            raise OSError(errno.EADDRINUSE, f"another process uses it{(pid and f' (process {pid})') or ''}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 

@@ -7,12 +7,14 @@ a default that cannot only degrades the service. Called by service. It must neve
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from samplicator.config.model.service import Service
 from samplicator.http import endpoints
+from samplicator.supervisor.refusal import BuildError
 
 if TYPE_CHECKING:
     from samplicator.http.front import Front
@@ -45,7 +47,7 @@ class Pages:
 
     def open(self, service: Service, given: Mapping[str, socket.socket] | None = None) -> None:
         """given: what another process handed over, which this owns from now on; one that does not fit is closed. Raises
-        OSError.
+        BuildError.
         """
         rest = dict(given or {})
         try:
@@ -67,11 +69,12 @@ class Pages:
                     given.close()
                 self._sockets[key] = endpoints.open_tcp(wanted) if key == "http" else endpoints.open_control(wanted)
         except OSError as error:
+            what = "address" if key == "http" else "path"
+            alone = "each process needs its own: " if error.errno == errno.EADDRINUSE else ""
+            why = f'{error.strerror or error}; {alone}write another {what}, or "" for none'
             if asked:
-                raise
-            self.degraded.append(
-                f'service.{key}: {error.strerror or error}; write another service.{key}, or "" for none'
-            )
+                raise BuildError(error.errno or 0, why, ("service", key)) from error
+            self.degraded.append(f"service.{key}: {why}")
             return
         self.served.append(f"http://{wanted}" if key == "http" else wanted)
         if key != "http":
