@@ -209,14 +209,13 @@ cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *
     slow = receiver and mark.slow and <u64>ECHO_SLOW_NS < pace <= <u64>ECHO_SLOWEST_NS
     if not slow and mark.returns < looked and pace <= most:
         return False               # not yet
+    if e.state != ECHO_IDLE and e.slow and not slow and pace <= most and not echo_rests(e, key):
+        e.full = True
+        mark.returns -= 1          # its next return begins the test
+        return False
     mark.since_ns = e.now_ns
     mark.returns = 0
-    if (e.state != ECHO_IDLE and (slow or not e.slow)) or (not slow and pace > most):
-        return False
-    if echo_rests(e, key):
-        return False
-    if e.state != ECHO_IDLE:
-        e.full = True
+    if e.state != ECHO_IDLE or (not slow and pace > most) or echo_rests(e, key):
         return False
     e.slow = slow
     mark.returns = ECHO_RETURNS    # from now on every one of it is looked at
