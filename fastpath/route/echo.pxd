@@ -53,7 +53,7 @@ cdef enum:
     ECHO_REST_LEVELS = 11          # so many doublings: about a minute
     ECHO_REST_SLOW = 6             # doublings after a slow test, at least: about 3 seconds
     ECHO_ASKING_NS = 2000000000    # questions of one test without an answer: the next test goes on with the receivers behind
-    ECHO_LATE_NS = 20000000        # an answer so late makes the next test wait longer
+    ECHO_LATE_NS = 20000000        # an answer so late makes the next test wait longer; what a slow one may vary, and a quarter
 
 ctypedef struct echo_mark_t:
     u64 key                        # hash of payload and session, 0 = never used
@@ -167,11 +167,12 @@ cdef inline bint echo_returns(echo_t *e, const u8 *p, u32 n, const exporter_t *e
 
 
 cdef inline void echo_lot(echo_t *e) noexcept nogil:
-    """Draws how long the next hush is: 3 to 9 times as long as an answer may take, in a slow test 1 to 2 times."""
+    """Draws how long the next hush is: 3 to 9 times as long as an answer may take, in a slow test 1 to 5 times: a sender that only guesses
+    the moments would be right once in six and in four times."""
     e.lot ^= e.lot << 13
     e.lot ^= e.lot >> 7
     e.lot ^= e.lot << 17
-    e.hush_ns = e.wait_ns + (e.lot >> 11) % e.wait_ns if e.slow else 3 * e.wait_ns + (e.lot >> 11) % (6 * e.wait_ns)
+    e.hush_ns = e.wait_ns + (e.lot >> 11) % (4 * e.wait_ns) if e.slow else 3 * e.wait_ns + (e.lot >> 11) % (6 * e.wait_ns)
 
 
 cdef inline echo_innocent_t *echo_innocent(echo_t *e, u64 key) noexcept nogil:
@@ -209,14 +210,13 @@ cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *
     slow = receiver and mark.slow and <u64>ECHO_SLOW_NS < pace <= <u64>ECHO_SLOWEST_NS
     if not slow and mark.returns < looked and pace <= most:
         return False               # not yet
+    if e.state != ECHO_IDLE and e.slow and not slow and pace <= most and not echo_rests(e, key):
+        e.full = True
+        mark.returns -= 1          # its next return begins the test
+        return False
     mark.since_ns = e.now_ns
     mark.returns = 0
-    if (e.state != ECHO_IDLE and (slow or not e.slow)) or (not slow and pace > most):
-        return False
-    if echo_rests(e, key):
-        return False
-    if e.state != ECHO_IDLE:
-        e.full = True
+    if e.state != ECHO_IDLE or (not slow and pace > most) or echo_rests(e, key):
         return False
     e.slow = slow
     mark.returns = ECHO_RETURNS    # from now on every one of it is looked at
@@ -230,7 +230,7 @@ cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *
     e.chosen = e.asked = 0xFFFFFFFFU
     e.wait_ns = 2 * pace if 2 * pace > ECHO_WAIT_NS else ECHO_WAIT_NS
     e.wait_ns = e.patience_ns if e.patience_ns > e.wait_ns else e.wait_ns
-    e.wait_ns = pace * 3 // 2 if slow else e.wait_ns
+    e.wait_ns = pace * 5 // 4 + ECHO_LATE_NS if slow else e.wait_ns
     e.phase_ns = e.came_ns = e.now_ns
     e.asking_ns = 0
     echo_lot(e)

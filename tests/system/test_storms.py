@@ -276,8 +276,8 @@ def test_a_loop_under_load_is_found(lab: Lab) -> None:
         "--seconds", 4, "--rate", 5000, "--size", "100-300",
     )  # fmt: skip
     wait_for(
-        lambda: looping(relay, other), "one of the two to find the loop", 90
-    )  # each test in vain makes the next one later
+        lambda: looping(relay, other), "one of the two to find the loop", 180
+    )  # where a round takes a second, a test takes about 40
     load.result(30)
     relay.check_laws()
 
