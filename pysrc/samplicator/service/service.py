@@ -385,7 +385,6 @@ class Service:
         them.
         """
         loop = asyncio.get_running_loop()
-
         told: dict[str, tuple[str, float]] = {}
 
         def then(trigger: str, names: Sequence[str]) -> None:

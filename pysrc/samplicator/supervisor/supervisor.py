@@ -279,13 +279,9 @@ class Supervisor:
             return (*could, *receivers)
 
     def caught_up(self) -> tuple[str, ...]:
-        """Names of the listeners that have fewer sockets than workers, because they had to read first what was handed
-        in, and that have read it: apply() opens the others.
-        """
+        """Names of listeners that have read what was handed in, so that apply() opens sockets for the other workers."""
         with self._lock:
-            if self._ended or self._build is None:
-                return ()
-            return tuple(self._build.incoming.caught_up())
+            return () if self._ended or self._build is None else tuple(self._build.incoming.caught_up())
 
     def _withhold(self, port: int) -> bool:
         """From now on no worker has a socket of its own on this port, until the listener that waits for it has it.
