@@ -195,7 +195,7 @@ print(sock.recv(4096).decode())
         ready=False,
         env={"NOTIFY_SOCKET": str(lab.directory / "nobody")},
     )
-    wait_for(lambda: Path(lab.directory / "managed.sock").exists() and managed.said("generation 1"), "the start", 30)
+    wait_for(lambda: Path(lab.directory / "managed.sock").exists() and managed.said(": generation "), "the start", 30)
     visit = Visit(managed, str(lab.directory / "managed.sock"), "hello")
     with pytest.raises(Declined, match="use `systemctl restart` instead"):
         visit.talk.receive(10)
