@@ -114,7 +114,8 @@ def test_a_real_process_is_stopped(lab: Lab, after_ms: int) -> None:
     time.sleep(after_ms / 1e3)
     fresh.send_signal(signal.SIGSTOP)
     outcomes = ("this process goes on", "has taken over")
-    wait_for(lambda: any(outcome in relay.stderr() for outcome in outcomes), "an outcome", 20)
+    with contextlib.suppress(AssertionError):  # stopped before it has asked: nothing to decide, the old process reads
+        wait_for(lambda: any(outcome in relay.stderr() for outcome in outcomes), "an outcome", 12)
     fresh.send_signal(signal.SIGCONT)
     wait_for(lambda: not relay.alive or not fresh.alive, "one of the two to end", 30)
     stays = fresh if fresh.alive else relay
