@@ -191,6 +191,13 @@ def test_a_manager_that_does_not_read_is_not_waited_for_each_time(
     assert time.monotonic() - begun < 10  # 100 times as long is 20 s
 
 
+def bound(*labels: str) -> list[tuple[str, socket.socket]]:
+    pairs = [(label, socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for label in labels]
+    for _, sock in pairs:
+        sock.bind(("127.0.0.1", 0))
+    return pairs
+
+
 class Ends(Runs):
     """A supervisor whose service ends while another thread stores its sockets."""
 
@@ -213,7 +220,7 @@ class Ends(Runs):
 def test_what_is_held_does_not_change_at_the_end(systemd: tuple[str, socket.socket]) -> None:
     """A reload has just ended, so sockets are stored on another thread, or are about to be."""
     address, server = systemd
-    pair = [(f"a#{number}", socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for number in range(2)]
+    pair = bound("a#0", "a#1")
     runs = Ends(*pair)
     kept = Kept(Notifier({"NOTIFY_SOCKET": address, "FDSTORE": "9"}), pair[:1])
     storing = threading.Thread(target=kept.store, args=(runs,))
@@ -237,6 +244,43 @@ def test_what_is_held_does_not_change_at_the_end(systemd: tuple[str, socket.sock
                 os.close(number)
     assert not [message for message in messages if b"FDSTOREREMOVE" in message]
     assert runs.kept == {"a#0"} | ({"a#1"} if messages else set())
+
+
+class Stops(Runs):
+    """Says how its datapath ended."""
+
+    said: tuple[str, object] = ("", None)
+
+    def leave(self, kept: set[str]) -> None:
+        self.said = "leave", kept
+
+    def drain_and_stop(self, timeout: float, *, refuse: bool) -> None:
+        self.said = "drain", refuse
+
+
+@pytest.mark.parametrize(
+    ("passed", "limit", "said"),
+    [
+        (0, "", ("drain", False)),
+        (1, "", ("drain", False)),  # whether systemd has taken the second one is not known
+        (2, "", ("leave", {"a#0", "a#1"})),
+        (0, "9", ("leave", {"a#0", "a#1"})),
+        (1, "1", ("leave", {"a#0"})),
+    ],
+)
+def test_what_systemd_may_have_refused_is_read_out(
+    systemd: tuple[str, socket.socket], passed: int, limit: str, said: tuple[str, object]
+) -> None:
+    """Before version 254 it does not say how many sockets it takes."""
+    address, _ = systemd
+    pair = bound("a#0", "a#1")
+    environ = {"NOTIFY_SOCKET": address} | ({"FDSTORE": limit} if limit else {})
+    kept, runs = Kept(Notifier(environ), pair[:passed]), Stops(*pair)
+    kept.store(cast(Supervisor, runs))
+    kept.leave(cast(Supervisor, runs), 1.0)
+    assert runs.said == said
+    for _, sock in pair:
+        sock.close()
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,28 @@ def test_every_package_inside_has_its_license_said() -> None:
     assert {name for name in used if not re.search(rf"^License: {re.escape(name)}\n ", text, re.MULTILINE)} == set()
 
 
+SYSTEMCTL = """#!/bin/sh
+# list-units without --state names units that are active, and those that have failed (systemctl(1))
+case "$*" in
+*--state=active,reloading*) echo "samplicator@runs.service loaded active running" ;;
+*) printf '%s\\n' "samplicator@runs.service loaded active running" "samplicator@bad.service loaded failed failed" ;;
+esac
+"""
+
+
+def test_an_upgrade_restarts_the_instances_that_run(tmp_path: Path) -> None:
+    """One that has failed, since its configuration is refused for example, stays as the administrator sees it."""
+    for name, text in (("systemctl", SYSTEMCTL), ("deb-systemd-invoke", f'#!/bin/sh\necho "$@" >>{tmp_path}/said\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    block = (DEBIAN / "samplicator-relay.postinst").read_text().partition("#DEBHELPER#")[2]
+    script = block.replace("[ -d /run/systemd/system ]", "true")
+    assert script != block
+    done = run("env", f"PATH={tmp_path}:/usr/bin:/bin", "sh", "-ec", script, "postinst", "configure", "0.1.0-1")
+    assert done.returncode == 0, said(done)
+    assert (tmp_path / "said").read_text() == "restart samplicator@runs.service\n"
+
+
 @pytest.mark.deploy_heavy
 def test_package_is_the_same_twice_and_lintian_finds_no_error(package: Callable[[str], Path], tmp_path: Path) -> None:
     first = package(release_of_host())

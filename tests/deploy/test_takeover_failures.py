@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -405,7 +406,9 @@ def test_nobody_is_there(lab: Lab) -> None:
     lab.samplicator(text, "--takeover")
     nameless = lab.samplicator(text.replace(control(lab), ""), "--takeover", ready=False, expected=(1,))
     assert nameless.wait(20) == 1
-    assert "--takeover needs service.control" in nameless.stderr()
+    assert re.search(
+        r"toml:\d+: service\.control: --takeover needs service\.control, .*; write the path", nameless.stderr()
+    )
 
 
 def test_linger_and_ready(lab: Lab) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import threading
@@ -23,6 +24,7 @@ from samplicator.service import taking, talk
 from samplicator.service.giving import LOOK_SECONDS, Giver
 from samplicator.service.pages import Pages
 from samplicator.service.talk import Declined, Talk
+from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.supervisor import Supervisor
 
@@ -59,11 +61,12 @@ class Handover:
     async def find(self, service: Service) -> bool:
         """Whether there is a process to take over from. Raises OSError."""
         if not service.control:
-            raise taking.Refused(
-                '--takeover needs service.control, but the configuration has control = ""; write the path that the '
-                "running process has as its service.control (own_control cannot be taken over from). If it has none, "
-                "stop it and start without --takeover"
+            why = (
+                '--takeover needs service.control, which is ""; write the path that the running process has as its '
+                "service.control (own_control cannot be taken over from). If it has none, stop it, then start this one "
+                "without --takeover"
             )
+            raise BuildError(errno.EINVAL, why, ("service", "control"))
         self._taker = await asyncio.to_thread(taking.find, service.control)
         if self._taker is None:
             log.info("no process answers on %s, so there is nothing to take over", service.control)

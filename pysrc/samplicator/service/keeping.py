@@ -51,7 +51,7 @@ class Kept:
         taken = take_sockets() if given is None else given
         self._units = frozenset(label for label, _ in taken if worker_of(label) < 0)  # a socket unit holds them
         self._stored = {label: cookie(sock) for label, sock in taken if label not in self._units}
-        self._sure = notifier.store_limit > 0 or bool(self._stored)
+        self._came = dict(self._stored)
         self._said = 0
         self._lock = threading.Lock()
         self._left = False
@@ -96,10 +96,19 @@ class Kept:
         """
         self._left = True
         with self._lock:
-            if self._units or (self._stored and self._sure):
-                supervisor.leave({*self._units, *self._stored})
+            held = self._held()
+            if self._units or (held and held == self._stored.keys()):
+                supervisor.leave({*self._units, *held})
             else:
                 supervisor.drain_and_stop(timeout, refuse=not self._stored)
+
+    def _held(self) -> set[str]:
+        """What systemd holds for certain. Before version 254 it does not say how many it takes, and tells only the
+        journal when it refuses one; then it is sure of those that it has passed to this process.
+        """
+        if self._notifier.store_limit > 0:
+            return set(self._stored)
+        return {label for label, number in self._stored.items() if self._came.get(label) == number}
 
 
 def _number(sock: socket.socket) -> int:
