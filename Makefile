@@ -114,7 +114,8 @@ $(STAMPS)/ext-inside: $(SOURCES) $(INSIDE_SOURCES) setup.py pyproject.toml $(STA
 
 # ---- install: the program into PREFIX, unit, sysctl drop-in, man pages and (if there is none) a first configuration
 
-COMMANDS = $(shell $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["scripts"])')
+# By sed: make asks before the recipe runs, and a fresh machine has no Python then.
+COMMANDS := $(shell sed -n '/^\[project.scripts\]/,/^$$/s/^\([a-z][a-z-]*\) = .*/\1/p' pyproject.toml)
 UNITS := samplicator.service samplicator@.service
 UNIT_FOLDER := /etc/systemd/system
 SYSCTL := /etc/sysctl.d/60-samplicator.conf
@@ -202,7 +203,7 @@ dist: $(STAMPS)/dist-tools
 # ---- the container image (deploy/docker), by the first of these that is installed
 
 IMAGE_BUILDER ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell command -v $(name)),$(name))))
-VERSION = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= samplicator:$(VERSION)
 IMAGE_ARGS ?=
 

@@ -37,7 +37,8 @@ def build_on(release: str, directory: Path) -> Path:
 
 def run_on(release: str, directory: Path, script: str) -> Path:
     """Runs a script as root in a copy of this tree on a fresh Debian with a network; returns what is /out there."""
-    layer, out = directory / f"{release}-{directory.name}", directory / f"out-{release}"
+    machine = f"{release}-{directory.name}".replace("_", "-").rstrip("-")[:60]  # the folder names the machine
+    layer, out = directory / machine, directory / f"out-{release}"
     layer.mkdir()
     out.mkdir()
     source = directory / f"source-{release}.tar"
