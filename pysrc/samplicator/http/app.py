@@ -52,8 +52,9 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             response = await handler(request)
     except web.HTTPException as error:
         response = as_json({"error": error.reason}, status=error.status)
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
+        for name in ("Allow", "Location"):
+            if name in error.headers:
+                response.headers[name] = error.headers[name]
     except TimeoutError:
         response = as_json({"error": f"the daemon had no answer in {limit:g} s"}, status=503)
     except Exception:
@@ -62,5 +63,6 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         shared.touch(request.protocol, -1)
     if not response.prepared:
-        response.headers.update(HEADERS)
+        for name, text in HEADERS.items():
+            response.headers.setdefault(name, text)
     return response

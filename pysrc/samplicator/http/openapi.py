@@ -7,6 +7,7 @@ a guard test says when that one is stale.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
@@ -19,7 +20,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
 BEARER: Final = "bearerToken"
-MEDIA: Final[Mapping[str, Schema]] = {TEXT: {"type": "string"}, "application/openmetrics-text": {"type": "string"}}
+MEDIA: Final[Mapping[str, Schema]] = {
+    media: {"type": "string"}
+    for media in (TEXT, "application/openmetrics-text", "text/html", "text/css", "text/javascript", "image/svg+xml")
+}
 
 
 class Error(TypedDict):
@@ -69,7 +73,8 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     schemas = Schemas()
     paths: dict[str, Any] = {}
     for route in routes:
-        paths[route.path] = {method.lower(): _operation(route, method, schemas) for method in route.methods}
+        path = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)
+        paths[path] = {method.lower(): _operation(route, path, method, schemas) for method in route.methods}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -94,10 +99,18 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, method: str, schemas: Schemas) -> dict[str, Any]:
-    words = route.path.removeprefix("/api/v1/").replace(".", "/").replace("-", "/").split("/")
+def _operation(route: Route, path: str, method: str, schemas: Schemas) -> dict[str, Any]:
+    words = (
+        path.removeprefix("/api/v1/")
+        .translate({ord("{"): None, ord("}"): None})
+        .replace(".", "/")
+        .replace("-", "/")
+        .split("/")
+    )
     described: dict[str, Any] = {
-        "operationId": "_".join([method.lower(), *(word for word in words if word)] + ["index"] * (route.path == "/")),
+        "operationId": "_".join(
+            [method.lower(), *(word for word in words if word)] + ["index"] * (path in ("/", "/ui/"))
+        ),
         "summary": route.text,
         "responses": {
             str(status): _response(answer, method == "HEAD", schemas)
@@ -109,6 +122,10 @@ def _operation(route: Route, method: str, schemas: Schemas) -> dict[str, Any]:
             {"name": each.name, "in": "query", "required": False, "description": each.text, "schema": dict(each.schema)}
             for each in route.query
         ]
+    if inside := re.findall(r"\{(\w+)\}", path):
+        described.setdefault("parameters", []).extend(
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in inside
+        )
     if route.guarded:
         described["security"] = [{BEARER: []}]
     return described

@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 
 from samplicator import __version__
-from samplicator.http import changing, query, reading
+from samplicator.http import changing, page, query, reading
 from samplicator.http.openapi import BAD_QUERY, FAILED, TOO_LATE, Answer, Error, Handler, Query, Route, document
 from samplicator.views.export import Export
 from samplicator.views.exporters import DomainPage, ExporterPage
@@ -54,6 +54,29 @@ _EXPOSITION: Final = Answer(
 ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "/", reading.index, "Lists every path, one per line.", {200: Answer("The paths."), 500: FAILED, 503: TOO_LATE}
+    ),
+    Route(
+        "/ui",
+        page.there,
+        "Leads to the status page.",
+        {302: Answer("The status page is at /ui/."), 500: FAILED, 503: TOO_LATE},
+    ),
+    Route(
+        "/ui/",
+        page.page,
+        "Returns the status page, for a browser.",
+        {200: Answer("The page.", None, ("text/html",)), 500: FAILED, 503: TOO_LATE},
+    ),
+    Route(
+        "/ui/{file:.+}",
+        page.page,
+        "Returns a file of the status page.",
+        {
+            200: Answer("The file.", None, ("text/css", "text/javascript", "image/svg+xml")),
+            404: Answer("There is no such file.", Error),
+            500: FAILED,
+            503: TOO_LATE,
+        },
     ),
     Route(
         "/metrics",

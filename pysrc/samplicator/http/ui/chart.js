@@ -1,0 +1,85 @@
+// Rates over 15 minutes, drawn by uPlot. The figures are those of /api/v1/history.
+
+import uPlot from "./vendor/uplot.js";
+import { el, rate } from "./dom.js";
+
+// lines: {name, measure, color: a CSS variable, add: more measures whose rates are added}
+export class Chart {
+  constructor(title, lines) {
+    this.lines = lines;
+    this.node = el("figure", {}, el("figcaption", {}, title));
+    this.title = title;
+    this.width = new ResizeObserver(() => this.fit());
+    this.width.observe(this.node);
+    this.looks = matchMedia("(prefers-color-scheme: dark)");
+  }
+
+  update(history, series) {
+    const rates = series?.rates ?? {};
+    this.data = [history.times_unix, ...this.lines.map((line) => sum(line.measures.map((measure) => rates[measure] ?? [])))];
+    if (!this.plot) this.make();
+    else this.plot.setData(this.data);
+    this.describe();
+  }
+
+  // What a screen reader says in place of the picture.
+  describe() {
+    const parts = this.lines.map((line, place) => {
+      const known = this.data[place + 1].filter((value) => value !== null);
+      if (!known.length) return `${line.name}: no samples yet`;
+      return `${line.name}: now ${rate(known.at(-1))}, highest ${rate(Math.max(...known))}`;
+    });
+    this.plot.root.setAttribute("role", "img");
+    this.plot.root.setAttribute("aria-label", `${this.title}. ${parts.join("; ")}.`);
+  }
+
+  make() {
+    const style = getComputedStyle(document.documentElement);
+    const color = (name) => style.getPropertyValue(name).trim();
+    const axis = { stroke: color("--quiet"), grid: { stroke: color("--line"), width: 0.5 }, ticks: { stroke: color("--line"), width: 0.5 } };
+    this.plot?.destroy();
+    this.plot = new uPlot({
+      width: this.room(),
+      height: 190,
+      cursor: { y: false },
+      axes: [axis, { ...axis, size: 62, values: (_, values) => values.map(rate) }],
+      scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.08] } },
+      series: [
+        { value: (_, unix) => (unix ? new Date(unix * 1000).toLocaleTimeString() : "") },
+        ...this.lines.map((line) => ({
+          label: line.name, stroke: color(line.color), width: 1.5, dash: line.dash, points: { show: false },
+          value: (_, value) => (value === null || value === undefined ? "" : rate(value)),
+        })),
+      ],
+    }, this.data, this.node);
+  }
+
+  // Colors follow the theme.
+  again() {
+    if (this.plot) {
+      this.make();
+      this.describe();
+    }
+  }
+
+  room() {
+    return Math.max(220, this.node.clientWidth - 18);
+  }
+
+  fit() {
+    if (this.plot && this.plot.width !== this.room()) this.plot.setSize({ width: this.room(), height: 190 });
+  }
+
+  close() {
+    this.width.disconnect();
+    this.plot?.destroy();
+  }
+}
+
+function sum(columns) {
+  if (columns.length === 1) return columns[0];
+  return columns[0].map((_, place) => {
+    const values = columns.map((column) => column[place]);
+    return values.every((value) => value === null) ? null : values.reduce((total, value) => total + (value ?? 0), 0);
+  });
+}
