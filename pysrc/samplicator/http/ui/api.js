@@ -21,7 +21,7 @@ export async function pages(path, name, most = 10_000) {
 // Events once a second, with a new connection after a loss. Calls `heard` with each, `lost` when the daemon does not answer.
 export function follow(path, heard, lost) {
   const source = new EventSource(path);
-  source.onmessage = (event) => heard(JSON.parse(event.data));
+  source.addEventListener("live", (event) => heard(JSON.parse(event.data)));
   source.onerror = () => lost();
   return source;
 }

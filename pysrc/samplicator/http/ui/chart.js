@@ -3,6 +3,8 @@
 import uPlot from "./vendor/uplot.js";
 import { el, rate } from "./dom.js";
 
+const WINDOW = 900; // seconds
+
 // lines: {name, measure, color: a CSS variable, add: more measures whose rates are added}
 export class Chart {
   constructor(title, lines) {
@@ -36,14 +38,15 @@ export class Chart {
   make() {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
+    const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
     const axis = { stroke: color("--quiet"), grid: { stroke: color("--line"), width: 0.5 }, ticks: { stroke: color("--line"), width: 0.5 } };
     this.plot?.destroy();
     this.plot = new uPlot({
       width: this.room(),
       height: 190,
       cursor: { y: false },
-      axes: [axis, { ...axis, size: 62, values: (_, values) => values.map(rate) }],
-      scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.08] } },
+      axes: [{ ...axis, values: (_, values) => values.map((unix) => clock.format(new Date(unix * 1000))), incrs: [60, 180, 300, 900] }, { ...axis, size: 62, values: (_, values) => values.map(rate) }],
+      scales: { x: { range: (_, __, high) => [(high ?? Date.now() / 1000) - WINDOW, high ?? Date.now() / 1000] }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.08] } },
       series: [
         { value: (_, unix) => (unix ? new Date(unix * 1000).toLocaleTimeString() : "") },
         ...this.lines.map((line) => ({

@@ -14,12 +14,11 @@ export function falls(label, total, parts, rest) {
     left -= lost;
   }
   lines.push([rest, left, 0, left, "rest"]);
-  return el("dl", { class: "falls" }, lines.map(([name, value, from, to, kind]) => [
+  return el("dl", { class: "falls" }, lines.map(([name, value, from, to, kind]) => el("div", {},
     el("dt", {}, name),
     el("dd", { class: "bar" }, svg("svg", { viewBox: "0 0 1000 10", preserveAspectRatio: "none", "aria-hidden": "true" },
       svg("rect", { x: total ? (1000 * from) / total : 0, y: 1, width: total ? Math.max(to > from ? 1.5 : 0, (1000 * (to - from)) / total) : 0, height: 8, class: kind }))),
-    el("dd", { class: "value" }, value < 0 ? `\u2212${count(-value)}` : count(value)),
-  ]));
+    el("dd", { class: "value" }, value < 0 ? `\u2212${count(-value)}` : count(value)))));
 }
 
 export class LedgerPage {

@@ -40,7 +40,8 @@ export function drawMap(live) {
 }
 
 function busiest(live) {
-  const shown = live.exporters.slice(0, EXPORTERS).map((one) => ({
+  const first = live.exporters.slice(0, EXPORTERS).sort((one, two) => one.name.localeCompare(two.name, "en", { numeric: true }));
+  const shown = first.map((one) => ({
     ...one, kind: one.lost ? "warn" : one.rate ? "good" : "idle", link: `#/exporter/${encodeURIComponent(one.name)}`,
     note: `${rate(one.rate)}/s${one.lost ? `, lost ${rate(one.lost)}/s` : ""}`,
   }));
