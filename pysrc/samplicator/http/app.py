@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from samplicator.http.events import Events
 from samplicator.http.front import SHARED, Shared
 from samplicator.http.openapi import Handler
 from samplicator.http.reading import HEADERS, as_json
@@ -27,13 +28,14 @@ log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 64 << 10  # bytes of a request's body; nothing here needs one
 ANSWER_SECONDS: Final = 15.0
-RELOAD_SECONDS: Final = 120.0  # a reload may wait for name servers
+LIMITS: Final[dict[str, float | None]] = {"/-/reload": 120.0, "/api/v1/events": None}
+"""A reload may wait for name servers; a stream has limits of its own."""
 
 
 def make_app(state: ServiceState) -> web.Application:
     """The application over a state; serve it with Front (or aiohttp's test client)."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
-    app[SHARED] = Shared(state, prometheus.make_registry(state), asyncio.Semaphore(2))
+    app[SHARED] = Shared(state, prometheus.make_registry(state), asyncio.Semaphore(2), Events(state))
     for route in ROUTES:
         for method in route.methods:
             app.router.add_route(method, route.path, route.handler)
@@ -44,7 +46,7 @@ def make_app(state: ServiceState) -> web.Application:
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Time limit, error texts as JSON, and the headers that every answer carries."""
     shared = request.app[SHARED]
-    limit = RELOAD_SECONDS if request.path == "/-/reload" else ANSWER_SECONDS
+    limit = LIMITS.get(request.path, ANSWER_SECONDS)
     shared.touch(request.protocol, +1)
     response: web.StreamResponse
     try:
@@ -56,7 +58,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             if name in error.headers:
                 response.headers[name] = error.headers[name]
     except TimeoutError:
-        response = as_json({"error": f"the daemon had no answer in {limit:g} s"}, status=503)
+        response = as_json({"error": f"the daemon had no answer in {limit or 0:g} s"}, status=503)
     except Exception:
         log.exception("request %s %s failed", request.method, request.path)
         response = as_json({"error": "internal error; the log of the daemon shows the cause"}, status=500)

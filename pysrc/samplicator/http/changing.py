@@ -14,19 +14,12 @@ from typing import Final
 
 from aiohttp import web
 
-from samplicator.http.front import SHARED
+from samplicator.http.front import SHARED, is_control
 from samplicator.http.reading import as_json
 from samplicator.views.status import reloaded
 
 TAKEOVER: Final = "samplicator-takeover"
 """Value of the request's header Upgrade."""
-
-
-def is_control(request: web.Request) -> bool:
-    """Whether the request came over the local socket."""
-    transport = request.transport
-    sock = transport.get_extra_info("socket") if transport is not None else None
-    return sock is not None and sock.family == socket.AF_UNIX
 
 
 async def reload(request: web.Request) -> web.Response:

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from samplicator.http.endpoints import BACKLOG
+from samplicator.http.events import Events
 
 if TYPE_CHECKING:
     from samplicator.views.service import ServiceState
@@ -35,6 +36,7 @@ class Shared:
     state: ServiceState
     registry: Any
     scrapes: asyncio.Semaphore
+    events: Events
     listings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     touch: Callable[[object, int], None] = lambda protocol, change: None
 
@@ -47,6 +49,13 @@ def _is_ours(record: logging.LogRecord) -> bool:
 log.addFilter(_is_ours)
 
 SHARED: Final = web.AppKey("shared", Shared)
+
+
+def is_control(request: web.Request) -> bool:
+    """Whether the request came over the local socket."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    return sock is not None and sock.family == socket.AF_UNIX
 
 
 class Front:
@@ -88,6 +97,7 @@ class Front:
 
     async def stop(self) -> None:
         """Closes the sockets, ends what is under way within seconds."""
+        self._app[SHARED].events.end()
         if self._sweeper is not None:
             self._sweeper.cancel()
         for server in self._servers.values():
@@ -98,8 +108,9 @@ class Front:
 
     def leave(self, sockets: Sequence[socket.socket]) -> None:
         """Accepts no more connections from these sockets, which it closes, and closes connections that wait for their
-        next request: it goes to whoever answers now.
+        next request: it goes to whoever answers now. Streams end too.
         """
+        self._app[SHARED].events.end()
         for sock in sockets:
             self._servers.pop(sock).close()
         for protocol, (busy, _) in list(self._open.items()):

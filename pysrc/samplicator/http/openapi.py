@@ -19,6 +19,7 @@ from samplicator.http.schema import Schema, Schemas
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
+EVENTS: Final = "text/event-stream"
 BEARER: Final = "bearerToken"
 MEDIA: Final[Mapping[str, Schema]] = {
     media: {"type": "string"}
@@ -34,11 +35,14 @@ class Error(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer. text: what it means. shape: of the JSON; None = one of `media`."""
+    """An answer. text: what it means. shape: of the JSON; None = one of `media`. stream: server-sent events, the data
+    of each being JSON of this shape.
+    """
 
     text: str
     shape: Any = None
     media: tuple[str, ...] = (TEXT,)
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,10 @@ def _operation(route: Route, path: str, method: str, schemas: Schemas) -> dict[s
 
 def _response(answer: Answer, without_body: bool, schemas: Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {"description": answer.text}
-    if not without_body:
+    if answer.stream and not without_body:
+        data = {"type": "string", "contentMediaType": JSON, "contentSchema": schemas.of(answer.shape)}
+        described["content"] = {EVENTS: {"schema": data}}
+    elif not without_body:
         described["content"] = (
             {JSON: {"schema": schemas.of(answer.shape)}}
             if answer.shape is not None

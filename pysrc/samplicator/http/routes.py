@@ -22,6 +22,7 @@ from samplicator.views.history import HistoryPage
 from samplicator.views.kubernetes import KubernetesService
 from samplicator.views.ledger import Ledger
 from samplicator.views.listeners import Listener
+from samplicator.views.live import LiveEvent
 from samplicator.views.receivers import Pool, Receiver
 from samplicator.views.status import Configuration, Reloaded, Status
 from samplicator.views.templates import TemplatePage
@@ -151,6 +152,19 @@ ROUTES: Final[tuple[Route, ...]] = (
         query.LAST,
         query.NUMBER,
         query.LIMIT,
+    ),
+    Route(
+        "/api/v1/events",
+        reading.events,
+        "Sends what happens as server-sent events, one per second, each of at most 200 kB: exporters, listeners, "
+        "receivers, their rates, drops and states. The data of an event is JSON.",
+        {
+            200: Answer("A stream of events of the type `live`.", LiveEvent, stream=True),
+            400: BAD_QUERY,
+            500: FAILED,
+            503: Answer("Too many clients watch already.", Error),
+        },
+        (query.COUNT,),
     ),
     Route(
         "/api/v1/openapi.json",
