@@ -168,6 +168,7 @@ def _run(
 ) -> int:
     print(f"samplicator demo: {len(exporters)} exporters ({', '.join(CAPTURES.values())}), all on loopback")
     print(f"  the daemon listens on {daemon.listen[0]}:{daemon.listen[1]}, metrics: http://{daemon.http}/metrics")
+    print(f"  status page, for a browser: http://{daemon.http}/ui/")
     if not any(receiver.spoof for receiver in receivers):
         print("  this user lacks CAP_NET_RAW, so no copy is spoofed; run the demo as root to see spoofed copies")
     sys.stdout.flush()

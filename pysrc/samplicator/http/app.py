@@ -54,9 +54,8 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             response = await handler(request)
     except web.HTTPException as error:
         response = as_json({"error": error.reason}, status=error.status)
-        for name in ("Allow", "Location"):
-            if name in error.headers:
-                response.headers[name] = error.headers[name]
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
     except TimeoutError:
         response = as_json({"error": f"the daemon had no answer in {limit or 0:g} s"}, status=503)
     except Exception:

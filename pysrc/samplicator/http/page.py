@@ -87,8 +87,3 @@ async def page(request: web.Request) -> web.Response:
     if packed:
         answer.headers["Content-Encoding"] = "gzip"
     return answer
-
-
-async def there(request: web.Request) -> web.Response:
-    """Where the page is."""
-    raise web.HTTPFound("/ui/")

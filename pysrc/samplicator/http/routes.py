@@ -57,12 +57,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         "/", reading.index, "Lists every path, one per line.", {200: Answer("The paths."), 500: FAILED, 503: TOO_LATE}
     ),
     Route(
-        "/ui",
-        page.there,
-        "Leads to the status page.",
-        {302: Answer("The status page is at /ui/."), 500: FAILED, 503: TOO_LATE},
-    ),
-    Route(
         "/ui/",
         page.page,
         "Returns the status page, for a browser.",
