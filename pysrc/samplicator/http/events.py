@@ -115,7 +115,9 @@ class Events:
             self.dropped += 1
             held = self._gate.add(("slow",), 1, time.monotonic())
             if held:
-                log.info("%d clients of /api/v1/events took nothing for %g s and were dropped", held, SLOW_SECONDS)
+                log.info(
+                    "clients of /api/v1/events that took nothing for %g s and were dropped: %d", SLOW_SECONDS, held
+                )
             if request.transport is not None:
                 request.transport.abort()
 

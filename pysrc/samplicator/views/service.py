@@ -66,10 +66,10 @@ class ServiceState:
     runs now.
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
-    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service
-    has it take a sample every few seconds. services: of Kubernetes, that receivers are. reload_token: "" = none
-    configured. hand_over: begins a take-over on a connection, which then belongs to the service, and returns 101, or
-    another HTTP status and why not.
+    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service has
+    it take a sample every few seconds. services: of Kubernetes, that receivers are. tokens: each of them allows changes
+    over TCP, empty = nothing does. hand_over: begins a take-over on a connection, which then belongs to the service,
+    and returns 101, or another HTTP status and why not.
     """
 
     view: View
@@ -85,7 +85,7 @@ class ServiceState:
     started: float = field(init=False)
     history: History = field(init=False)
     startup: str = ""
-    reload_token: str = ""
+    tokens: tuple[str, ...] = ()
     state_file: StateFile = field(default_factory=StateFile)
     hand_over: Callable[[socket.socket], tuple[int, str]] = _no_take_over
 
