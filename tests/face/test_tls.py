@@ -261,3 +261,51 @@ def test_streams_do_not_keep_others_out() -> None:
                 each.close()
 
     serve(make_state(), body)
+
+
+def test_connections_that_are_all_busy_are_bounded() -> None:
+    """They ask for what takes long; further ones are closed at once, the control socket is not."""
+
+    async def body(url: str, port: int) -> None:
+        busy = []
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            busy.append((reader, writer))
+            await asyncio.sleep(0.02)
+        served = 0
+        for reader, writer in busy:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                served += (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200")
+            writer.close()
+        assert served == 8
+
+    serve(make_state(), body, connections=4)
+
+
+def test_a_slow_handshake_is_followed_like_others(pki: Path) -> None:
+    """A connection that needs seconds for its handshake, and then says nothing, is closed when it was idle."""
+
+    async def body(url: str, port: int) -> None:
+        raw = socket.create_connection(("127.0.0.1", port))
+        await asyncio.sleep(1.5)  # the sweeper has been there
+        raw.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=raw, ssl=trusting(pki), server_hostname="127.0.0.1")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+    serve(make_state(loaded=loaded(tls(pki))), body, idle=0.5)
+
+
+def test_streams_end_when_the_users_change() -> None:
+    state = make_state()
+
+    async def body(url: str, port: int) -> None:
+        async with ClientSession() as session, session.get(f"http://127.0.0.1:{port}/api/v1/events") as answer:
+            await answer.content.readline()
+            state.loaded = loaded(WebConfig("w", users=(("prom", "$2b$04$" + "." * 21 + "u" + "a" * 31),)))
+            await asyncio.wait_for(answer.read(), 10)
+            async with session.get(f"http://127.0.0.1:{port}/api/v1/events") as again:
+                assert again.status == 401
+
+    serve(state, body)

@@ -96,10 +96,11 @@ class Events:
         if self._sampler is None:
             self._last = b""
             self._sampler = asyncio.create_task(self._sample())
+        config = self._state.loaded.web  # when it changes, who watches must log in again
         seen = self._number if not self._last else self._number - 1
         sent, lead = 0, b"retry: %d\n" % RETRY_MS
         try:
-            while not self._ended and (sent < count or not count):
+            while not self._ended and (sent < count or not count) and config == self._state.loaded.web:
                 if self._number == seen:
                     await self._news.wait()
                     continue

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 MAX_LINE: Final = 4096  # bytes of the request line
 MAX_FIELD: Final = 8190  # bytes of a header
 MAX_CONNECTIONS: Final = 256
+CROWDED: Final = 2
+"""So many times MAX_CONNECTIONS, all of them busy, and further ones by TCP are closed at once."""
 GREETINGS: Final = 64
 """Connections that have not ended the handshake of TLS; above, the oldest is closed."""
 HANDSHAKE_SECONDS: Final = 10.0
@@ -100,9 +102,12 @@ class Front:
         self._sweeper: asyncio.Task[None] | None = None
         self._open: dict[asyncio.Protocol, tuple[int, float]] = {}  # requests under way, time of the last change
         self._fresh: set[asyncio.Protocol] = set()  # connections that had no request yet
+        self._unborn: set[asyncio.Protocol] = set()  # of these the handshake of TLS has not ended
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Serves on these sockets, which this now owns."""
+        if any(sock.family != socket.AF_UNIX for sock in sockets):
+            self._app[SHARED].security.start()
         self._app[SHARED].touch = self._touch
         await self._runner.setup()
         for sock in sockets:
@@ -150,6 +155,7 @@ class Front:
     async def _accept(self, sock: socket.socket) -> None:
         """Takes connections. By TCP each one gets the TLS of the configuration that runs now."""
         loop, by_tcp = asyncio.get_running_loop(), sock.family != socket.AF_UNIX
+        most = self._limit * CROWDED
         while True:
             try:
                 connection, _ = await loop.sock_accept(sock)
@@ -157,6 +163,10 @@ class Front:
                 if self._gate.add(("accept",), 1, time.monotonic()):
                     log.warning("a connection could not be accepted: %s; samplicator tries again", error)
                 await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
+            if by_tcp and len(self._open) >= most:
+                connection.close()
+                await asyncio.sleep(0)
                 continue
             task = loop.create_task(self._greet(connection, by_tcp))
             self._greetings[task] = connection
@@ -167,13 +177,23 @@ class Front:
 
     async def _greet(self, connection: socket.socket, by_tcp: bool) -> None:
         context = await self._app[SHARED].security.context() if by_tcp else None
-        await asyncio.get_running_loop().connect_accepted_socket(
-            self._connection,
-            connection,
-            ssl=context,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
-            ssl_shutdown_timeout=HANDSHAKE_SECONDS if context is not None else None,
-        )
+        protocol = self._connection()
+        self._unborn.add(protocol)
+        born = False
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
+                ssl_shutdown_timeout=HANDSHAKE_SECONDS if context is not None else None,
+            )
+            born = True
+        finally:
+            self._unborn.discard(protocol)
+            if not born:
+                self._open.pop(protocol, None)
+                self._fresh.discard(protocol)
 
     def _greeted(self, task: asyncio.Task[None]) -> None:
         """What fails in a handshake is the client's matter, and would fill the log."""
@@ -208,6 +228,8 @@ class Front:
         silent: list[tuple[float, asyncio.Protocol]] = []
         for protocol, (busy, since) in list(self._open.items()):
             transport = getattr(protocol, "transport", None)
+            if protocol in self._unborn:
+                continue
             if transport is None or transport.is_closing():
                 if now - since > 1.0 or transport is not None:
                     del self._open[protocol]

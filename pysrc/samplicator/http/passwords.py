@@ -52,7 +52,7 @@ class Passwords:
 
     def close(self) -> None:
         """No further check begins."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False)
 
     def known(self, user: str, password: bytes) -> bool:
         """Whether this was right before; costs nothing."""
@@ -74,7 +74,10 @@ class Passwords:
                 await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
                 loop, begun = asyncio.get_running_loop(), time.monotonic()
                 hashed = self._users.get(user)
-                right = await loop.run_in_executor(self._thread, _matches, password, hashed or self._nobody)
+                try:
+                    right = await loop.run_in_executor(self._thread, _matches, password, hashed or self._nobody)
+                except RuntimeError:  # closed meanwhile: there are other users now
+                    raise Busy from None
                 if right and hashed is not None:
                     self._remember(self._key(user, password))
                     return True

@@ -20,6 +20,7 @@ import logging
 import math
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -59,6 +60,15 @@ class Security:
         self._context: ssl.SSLContext | None = None
         self._context_of: WebConfig | None = None
         self._opening = asyncio.Lock()
+
+    def start(self) -> None:
+        """Before the first request by TCP. A name server may take long to tell the full name of this host."""
+        threading.Thread(target=self._learn, name="own-name", daemon=True).start()
+
+    def _learn(self) -> None:
+        full = socket.getfqdn().lower().rstrip(".")
+        if full.startswith(socket.gethostname().lower().partition(".")[0] + "."):
+            self._own |= {full}
 
     def close(self) -> None:
         """At the end."""
