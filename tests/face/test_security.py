@@ -83,6 +83,7 @@ def test_a_request_needs_a_name_of_this_host(host: str, status: int, caplog: pyt
             assert "service.http_hosts" in (await answer.json())["error"]
 
     with_client(state, body)
+    assert state.http_refused["host"] == 3 * (status != 200)
     lines = [record.message for record in caplog.records if "host name" in record.message]
     assert len(lines) == (status != 200)
 
@@ -275,6 +276,7 @@ def test_who_tries_too_often_must_wait(monkeypatch: pytest.MonkeyPatch, caplog: 
 
     with caplog.at_level(logging.INFO):
         with_client(state, body)
+    assert (state.http_refused["credentials"], state.http_refused["attempts"]) == (attempts.FREE + 1, 21)
     lines = [record.message for record in caplog.records if "credentials" in record.message]
     assert lines == [
         "HTTP requests with wrong credentials: 1, the last one from 127.0.0.1",

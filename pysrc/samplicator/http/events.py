@@ -37,7 +37,7 @@ HEADERS: Final = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"
 
 
 class Events:
-    """See above. refused, dropped: clients above the limit, and slow ones."""
+    """See above. dropped: slow clients."""
 
     def __init__(self, state: ServiceState, *, step: float = STEP_SECONDS, streams: int = STREAMS) -> None:
         self._state = state
@@ -50,7 +50,6 @@ class Events:
         self._news = asyncio.Event()
         self._ended = False
         self._gate = RateGate()
-        self.refused = 0
         self.dropped = 0
 
     @property
@@ -73,7 +72,7 @@ class Events:
     ) -> web.StreamResponse:
         """The stream of one client, until it leaves or has `count` events (0 = no end)."""
         if self._ended or sum(tcp == by_tcp for tcp in self._clients.values()) >= self._streams:
-            self.refused += 1
+            self._state.http_refused["streams"] += 1
             why = f"{self._streams} clients watch already; close one, or try again later"
             return web.json_response({"error": why}, status=503, headers={"Retry-After": "10"})
         client = object()

@@ -114,7 +114,7 @@ class Security:
         client = client_of(request.transport.get_extra_info("peername") if request.transport is not None else None)
         named = host_of(request.headers.get("Host", ""))
         if not self._knows(named):
-            if count := self._say("host"):
+            if count := self._count("host"):
                 log.warning(
                     "HTTP requests for a host name that is not known here: %d, the last one for %.80r from %s; "
                     "if the name is right, add it to service.http_hosts",
@@ -122,6 +122,8 @@ class Security:
                 )
             return _no(421, f"{named[:80]!r} is no name of this host; add it to service.http_hosts, or use an address")
         if not self._has_name(request):
+            if count := self._count("certificate"):
+                log.warning("HTTP clients whose certificate has no name in client_allowed_sans: %d", count)
             return _no(403, "the certificate of the client has none of the names in client_allowed_sans")
         if self._passwords is None and not guarded:
             return None
@@ -169,6 +171,7 @@ class Security:
         scheme, given = scheme.lower(), given.strip()
         users, tokens = self._passwords, self._state.tokens
         if guarded and not tokens and (users is None or not header):
+            self._state.http_refused["credentials"] += 1
             return _no(403, f"changes over TCP are off; use the control socket (`samplicator reload`) or set {TOKENS}")
         if not header:
             return self._ask(guarded)
@@ -197,10 +200,12 @@ class Security:
         if not guarded:
             return None
         if not self._state.tokens:
+            self._state.http_refused["credentials"] += 1
             return _no(403, f"a user may only read; use the control socket (`samplicator reload`) or set {TOKENS}")
         return self._ask(guarded)
 
     def _ask(self, guarded: bool) -> web.Response:
+        self._state.http_refused["credentials"] += 1
         if guarded:
             refused = _no(401, f"this request needs a bearer token of {TOKENS}")
             refused.headers["WWW-Authenticate"] = f"Bearer {REALM}"
@@ -210,13 +215,18 @@ class Security:
         return refused
 
     def _later(self, client: str, seconds: float) -> web.Response:
-        if count := self._say("attempts"):
+        if count := self._count("attempts"):
             log.warning(
                 "HTTP requests refused after too many wrong credentials: %d, the last one from %s", count, client
             )
         refused = _no(429, "too many wrong credentials; wait before you try again")
         refused.headers["Retry-After"] = str(math.ceil(seconds))
         return refused
+
+    def _count(self, reason: str) -> int:
+        """One refusal more; how many to log now, 0 = none."""
+        self._state.http_refused[reason] += 1
+        return self._say(reason)
 
     def _say(self, what: str) -> int:
         return self._gate.add((what,), 1, time.monotonic())

@@ -17,6 +17,8 @@ from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.view import View
 from samplicator.views.history import History
 
+HTTP_REFUSALS: Final = ("host", "certificate", "credentials", "attempts", "streams")
+"""Why the HTTP interface refuses a request: see http.security and http.events."""
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
 
@@ -62,8 +64,8 @@ class StateFile:
 
 @dataclass(slots=True)
 class ServiceState:
-    """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
-    runs now.
+    """What the HTTP interface and the metrics may see. Written by Service only, http_refused by http; `loaded` is the
+    configuration that runs now.
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
     healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service has
@@ -87,6 +89,7 @@ class ServiceState:
     startup: str = ""
     tokens: tuple[str, ...] = ()
     state_file: StateFile = field(default_factory=StateFile)
+    http_refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HTTP_REFUSALS, 0))
     hand_over: Callable[[socket.socket], tuple[int, str]] = _no_take_over
 
     def __post_init__(self) -> None:
