@@ -284,6 +284,22 @@ def test_who_tries_too_often_must_wait(monkeypatch: pytest.MonkeyPatch, caplog: 
     ]
 
 
+def test_a_program_with_a_wrong_password_is_no_guesser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks again and again, costs one check, and does not shut out others that have its address."""
+    checks: list[bytes] = []
+    matches = passwords._matches
+    monkeypatch.setattr(
+        passwords, "_matches", lambda password, text: checks.append(password) or matches(password, text)
+    )
+
+    async def body(client: Client) -> None:
+        found = {(await client.get("/metrics", headers=basic("prom", "old"))).status for _ in range(50)}
+        assert (found, checks) == ({401}, [b"old"])
+        assert (await client.get("/metrics", headers=basic("prom", "secret"))).status == 200
+
+    with_client(make_state(loaded=loaded(USERS)), body)
+
+
 def test_attempts_are_forgiven_and_bounded() -> None:
     tries = Attempts(clients=100)
     for n in range(attempts.FREE):

@@ -1,9 +1,10 @@
 """Passwords against their bcrypt hashes, at a bounded cost.
 
 Purpose: a check takes a tenth of a second of CPU or more, on purpose; so one runs at a time, on a thread that gives way
-to others, few may wait, and after one that failed there is a pause of several times its length. What was right is
-remembered, not as text, until the users change. Invariants: a name that nobody has costs what a wrong password costs;
-memory is bounded. Called by http.security. The only importer of bcrypt.
+to others, few may wait, and after one that failed there is a pause of several times its length. What was right or wrong
+is remembered, not as text, until the users change: a program with a wrong password, which asks every few seconds, costs
+nothing and is no guess. Invariants: a name that nobody has costs what a wrong password costs; memory is bounded. Called
+by http.security. The only importer of bcrypt.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Passwords:
         self._nobody = _NOBODY % cost
         self._secret = os.urandom(32)
         self._right: OrderedDict[bytes, None] = OrderedDict()
+        self._wrong: OrderedDict[bytes, None] = OrderedDict()
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._free_at = 0.0
@@ -54,13 +56,14 @@ class Passwords:
         """No further check begins."""
         self._thread.shutdown(wait=False)
 
-    def known(self, user: str, password: bytes) -> bool:
-        """Whether this was right before; costs nothing."""
+    def known(self, user: str, password: bytes) -> bool | None:
+        """Whether this was right or wrong before; None = it was not checked lately. Costs nothing."""
         key = self._key(user, password)
-        if key in self._right:
-            self._right.move_to_end(key)
-            return True
-        return False
+        for right, table in ((True, self._right), (False, self._wrong)):
+            if key in table:
+                table.move_to_end(key)
+                return right
+        return None
 
     async def check(self, user: str, password: bytes) -> bool:
         """Whether it is right. Raises Busy."""
@@ -69,8 +72,9 @@ class Passwords:
         self._waiting += 1
         try:
             async with self._turn:
-                if self.known(user, password):
-                    return True
+                known = self.known(user, password)
+                if known is not None:
+                    return known
                 await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
                 loop, begun = asyncio.get_running_loop(), time.monotonic()
                 hashed = self._users.get(user)
@@ -79,8 +83,9 @@ class Passwords:
                 except RuntimeError:  # closed meanwhile: there are other users now
                     raise Busy from None
                 if right and hashed is not None:
-                    self._remember(self._key(user, password))
+                    self._remember(self._right, self._key(user, password))
                     return True
+                self._remember(self._wrong, self._key(user, password))
                 now = time.monotonic()
                 self._free_at = now + min(PAUSE * (now - begun), PAUSE_SECONDS)
                 return False
@@ -91,10 +96,10 @@ class Passwords:
         said = b"\0".join((user.encode(errors="surrogatepass"), password))
         return hmac.digest(self._secret, said, hashlib.sha256)
 
-    def _remember(self, key: bytes) -> None:
-        self._right[key] = None
-        if len(self._right) > REMEMBERED:
-            self._right.popitem(last=False)
+    def _remember(self, table: OrderedDict[bytes, None], key: bytes) -> None:
+        table[key] = None
+        if len(table) > REMEMBERED:
+            table.popitem(last=False)
 
 
 def _give_way() -> None:

@@ -178,8 +178,9 @@ class Security:
         now = time.monotonic()
         if len(header) <= MAX_CREDENTIALS:
             basic = _basic(given) if scheme == "basic" and users is not None else None
-            if users is not None and basic is not None and users.known(*basic):
-                return self._allowed(guarded)
+            known = users.known(*basic) if users is not None and basic is not None else None
+            if known is not None:
+                return self._allowed(guarded) if known else self._wrong(client, guarded)
             if wait := self._attempts.wait(client, now):
                 return self._later(client, wait)
             if scheme == "bearer" and _is_one_of(given, tokens):
@@ -191,6 +192,9 @@ class Security:
                 except Busy:
                     return self._later(client, 5.0)
         self._attempts.failed(client, now)
+        return self._wrong(client, guarded)
+
+    def _wrong(self, client: str, guarded: bool) -> web.Response:
         if count := self._say("credentials"):
             log.warning("HTTP requests with wrong credentials: %d, the last one from %s", count, client)
         return self._ask(guarded)
