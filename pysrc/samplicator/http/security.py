@@ -18,6 +18,7 @@ import hmac
 import ipaddress
 import logging
 import math
+import re
 import socket
 import ssl
 import threading
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 SAFE: Final = ("GET", "HEAD")
 MAX_CREDENTIALS: Final = 1024
 """Bytes of a header Authorization that are looked at."""
+NAME_WITHOUT_DOT: Final = re.compile(r"[a-z0-9_-]*")
 REALM: Final = 'realm="samplicator"'
 TOKENS: Final = "service.reload_token_file"
 
@@ -56,7 +58,7 @@ class Security:
         self._passwords: Passwords | None = None
         self._names: frozenset[str] = frozenset()
         self._headers: dict[str, str] = {}
-        self._own = frozenset(("localhost", socket.gethostname().lower()))
+        self._own = frozenset((socket.gethostname().lower(),))
         self._context: ssl.SSLContext | None = None
         self._context_of: WebConfig | None = None
         self._opening = asyncio.Lock()
@@ -140,11 +142,12 @@ class Security:
 
     def _knows(self, named: str) -> bool:
         """A page of another host can make a browser ask here under that host's name (DNS rebinding), but not under an
-        address: the browser would call it another page.
+        address: the browser would call it another page; nor under a name without a dot, which only the resolver of the
+        browser's own network can know.
         """
         service = self._state.loaded.config.service
         bound = parse_bind(service.http).host.lower() if service.http else ""
-        if not named or named == bound or named in self._own or named in self._names:
+        if NAME_WITHOUT_DOT.fullmatch(named) or named == bound or named in self._own or named in self._names:
             return True
         if named in service.http_hosts or "*" in service.http_hosts:
             return True

@@ -60,8 +60,8 @@ class Service(Table):
     )
     http_hosts: list[HostName] = Field(
         default=[],
-        description="Further names that clients may call this host by in a URL, besides addresses, localhost, the name "
-        'of this host and those in the certificate; "*" = any name.',
+        description="Further names that clients may call this host by in a URL, besides addresses, names without a "
+        'dot, the full name of this host and those in the certificate; "*" = any name.',
         json_schema_extra=LIVE,
     )
     resolve_interval: float = Field(
