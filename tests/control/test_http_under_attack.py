@@ -240,6 +240,8 @@ def test_files_that_change_are_used_without_a_restart(daemon: Daemon, tmp_path: 
     (tmp_path / "token").write_text("another\n")
     wait_for(lambda: daemon.ask("GET", "/healthz", basic("other"), trust=False)[0] == 200, "the new user", 60, 2.5)
     assert daemon.ask("GET", "/healthz", basic("secret"))[0] in (401, 429)
+    for token, status in ((TOKEN, 401), ("another", 200)):
+        assert daemon.ask("POST", "/-/reload", {"Authorization": f"Bearer {token}"})[0] == status
     status, said = daemon.ask("GET", "/api/v1/config", basic("other"))
     assert (status, other in json.dumps(said), "another" in json.dumps(said)) == (200, False, False)
     traffic.end()
