@@ -317,7 +317,7 @@ def test_a_failing_page_is_a_500_and_the_next_one_works() -> None:
     ],
 )
 def test_reload_over_tcp_needs_the_token(token: str, headers: dict[str, str], status: int) -> None:
-    state = make_state(reload_token=token)
+    state = make_state(tokens=(token, "other") if token else ())
 
     async def body(client: Client) -> None:
         answer = await client.post("/-/reload", headers=headers)

@@ -159,7 +159,9 @@ def test_events_are_as_documented(daemon: Daemon) -> None:
     for event in events:
         check(STREAM, event)
     assert {row["exporter"] for row in events[1]["exporters"]} == {"127.0.0.1"}
-    assert [(row["receivers"], row["pools"]) for row in events[1]["routes"]] == [(["one"], ["both"])]
+    assert [(row["receivers"], row["pools"]) for row in events[1]["routes"]] == [
+        (["one", "three"], ["both"])
+    ]  # the standby waits
 
 
 def test_rows_are_there(daemon: Daemon) -> None:

@@ -37,7 +37,7 @@ HEADERS: Final = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"
 
 
 class Events:
-    """See above. refused, dropped: clients above the limit, and slow ones."""
+    """See above. dropped: slow clients."""
 
     def __init__(self, state: ServiceState, *, step: float = STEP_SECONDS, streams: int = STREAMS) -> None:
         self._state = state
@@ -50,7 +50,6 @@ class Events:
         self._news = asyncio.Event()
         self._ended = False
         self._gate = RateGate()
-        self.refused = 0
         self.dropped = 0
 
     @property
@@ -73,7 +72,7 @@ class Events:
     ) -> web.StreamResponse:
         """The stream of one client, until it leaves or has `count` events (0 = no end)."""
         if self._ended or sum(tcp == by_tcp for tcp in self._clients.values()) >= self._streams:
-            self.refused += 1
+            self._state.http_refused["streams"] += 1
             why = f"{self._streams} clients watch already; close one, or try again later"
             return web.json_response({"error": why}, status=503, headers={"Retry-After": "10"})
         client = object()
@@ -96,10 +95,11 @@ class Events:
         if self._sampler is None:
             self._last = b""
             self._sampler = asyncio.create_task(self._sample())
+        config = self._state.loaded.web  # when it changes, who watches must log in again
         seen = self._number if not self._last else self._number - 1
         sent, lead = 0, b"retry: %d\n" % RETRY_MS
         try:
-            while not self._ended and (sent < count or not count):
+            while not self._ended and (sent < count or not count) and config == self._state.loaded.web:
                 if self._number == seen:
                     await self._news.wait()
                     continue
@@ -115,7 +115,9 @@ class Events:
             self.dropped += 1
             held = self._gate.add(("slow",), 1, time.monotonic())
             if held:
-                log.info("%d clients of /api/v1/events took nothing for %g s and were dropped", held, SLOW_SECONDS)
+                log.info(
+                    "clients of /api/v1/events that took nothing for %g s and were dropped: %d", SLOW_SECONDS, held
+                )
             if request.transport is not None:
                 request.transport.abort()
 

@@ -172,8 +172,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Reloads the configuration and waits for the outcome.",
         {
             200: Answer("The new configuration runs.", Reloaded),
-            401: Answer("The token is missing or wrong.", Error),
-            403: Answer("Reload over TCP is off because service.reload_token_file is not set.", Error),
+            403: Answer("Changes over TCP are off because service.reload_token_file is not set.", Error),
             422: Answer("The new configuration was refused. The old one keeps running.", Reloaded),
             500: FAILED,
             503: TOO_LATE,
@@ -193,6 +192,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             503: Answer("The daemon is starting or stopping.", Error),
         },
         methods=("POST",),
+        local=True,
     ),
 )
 

@@ -78,6 +78,7 @@ class LiveReceiver(TypedDict):
     state: Annotated[str, "up, refusing, unreachable or looping."]
     state_why: str
     state_since_unix: float
+    written: Annotated[str, "Receiver in the configuration, if this is a pod of a Kubernetes Service; else empty."]
     standby_for: Annotated[str, "Primary of this standby; empty if the receiver is not a standby."]
     waiting: Annotated[bool, "true for a standby that gets no copies now."]
     counts: Annotated[dict[str, int], "Totals: offered, sent, bytes, skipped, failed (as in the history)."]
@@ -148,6 +149,7 @@ class LiveEvent(TypedDict):
     time_unix: float
     seconds: Annotated[float, "Time that the rates are of; 0 in the first event, whose rates are null."]
     exporter_seconds: Annotated[float, "The same for exporters and routes: longer with more than 10,000 domains."]
+    version: Annotated[str, "Version of samplicator."]
     started_unix: float
     ready: bool
     ready_why: str
@@ -228,6 +230,7 @@ class Live:
             "time_unix": round(time.time(), 3),
             "seconds": round(self._seconds, 3),
             "exporter_seconds": round(found.seconds, 3),
+            "version": state.version,
             "started_unix": round(state.started_unix, 3),
             "ready": ready,
             "ready_why": why[: 4 * WORDS],
@@ -286,6 +289,7 @@ class Live:
             "state": item.state,
             "state_why": item.state_why[:WORDS],
             "state_since_unix": round(item.state_since_unix, 3),
+            "written": item.written,
             "standby_for": item.standby_for,
             "waiting": item.waiting,
             "counts": dict(zip(MEASURES["receivers"], self._counts["receivers"][item.name], strict=True)),

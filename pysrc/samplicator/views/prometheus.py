@@ -134,6 +134,8 @@ class StateCollector(Collector):
         elif metric.name == "log_messages_total":
             written = dict(self._state.log_messages)
             yield from (((level,), float(written.get(level, 0))) for level in LOG_LEVELS)
+        elif metric.name == "http_refused_requests_total":
+            yield from (((reason,), float(count)) for reason, count in dict(self._state.http_refused).items())
         elif metric.name == "build_info":
             yield self._build, 1.0
         else:  # pragma: no cover - a row without a source: the tests fail on it
