@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import NamedTuple
 
 
@@ -38,8 +39,7 @@ class ListenerReading:
     state_why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiverReading:
+class ReceiverReading(NamedTuple):  # five times quicker to make than a frozen dataclass, and there may be hundreds
     """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host and address
     are the gateway's name, port is 0. port: also 0 while its number is not known. source: "own" | "spoof" |
     "beside" (through a door). up: reachable as far as known. gave_up: what the kernel refused it lately: segment |
@@ -288,4 +288,6 @@ def wall_ns(monotonic_ns: int) -> int:
 
 def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Column sums of rows of one length."""
+    if len(rows) == 2:
+        return tuple(map(add, *rows))
     return tuple(map(sum, zip(*rows, strict=True)))

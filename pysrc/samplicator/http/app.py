@@ -33,7 +33,7 @@ RELOAD_SECONDS: Final = 120.0  # a reload may wait for name servers
 def make_app(state: ServiceState) -> web.Application:
     """The application over a state; serve it with Front (or aiohttp's test client)."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
-    app[SHARED] = Shared(state, prometheus.make_registry(state), asyncio.Semaphore(2))
+    app[SHARED] = Shared(state, prometheus.Page(state), asyncio.Semaphore(2))
     for route in ROUTES:
         for method in route.methods:
             app.router.add_route(method, route.path, route.handler)
