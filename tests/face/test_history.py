@@ -51,8 +51,7 @@ class Relay:
         return replace(
             BASE,
             receivers=tuple(
-                replace(
-                    receiver,
+                receiver._replace(
                     name=name,
                     counters={**receiver.counters, "offered": count, "sent": count - self.failed,
                               "sent_bytes": 100 * count, "failed_refused": self.failed},

@@ -6,6 +6,7 @@ import gzip
 import math
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
 from samplicator import _fastpath
+from samplicator.readings import Activity
 from samplicator.views.catalogue import CATALOGUE
 from samplicator.views.metric import FOREIGN, PREFIX
 from samplicator.views.prometheus import Page, render
@@ -27,7 +29,10 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def scrape(*, zero: bool = False, accept: str = OPENMETRICS) -> str:
-    body, _ = render(Page(make_state(zero=zero)), accept=accept)
+    state = make_state(zero=zero)
+    for _ in range(2):  # one to choose which exporters to follow, one to count them
+        state.history.sample()
+    body, _ = render(Page(state), accept=accept)
     return body.decode()
 
 
@@ -107,6 +112,27 @@ def test_values_come_from_their_fields() -> None:
     build = [labels for (name, labels) in found if name == "samplicator_build_info"]
     assert {name for name, _ in build[0]} == {"version", "revision", "python", "cython"}
     assert dict(build[0])["cython"].count(".") == 2
+
+
+def test_exporters_are_counted_from_when_they_are_followed() -> None:
+    state = make_state()
+    sent = dict.fromkeys((1, 2), 20)
+
+    def activity(worker: int, numbers: Iterable[int]) -> list[Activity]:
+        rows = ((n, bytes((192, 0, 2, n))) for n in numbers if n in sent)
+        return [Activity(n, address, "netflow9", "", 1, sent[n], sent[n] * 100, sent[n] // 10) for n, address in rows]
+
+    state.view.flow_activity = activity  # type: ignore[method-assign]
+    page = Page(state)
+    assert not state.history.tallies
+    for grown in (0, 0, 30):
+        sent[2] += grown
+        state.history.sample()
+    found = samples(render(page, accept=OPENMETRICS)[0].decode())
+    assert value(found, "exporter_datagrams_total", exporter="192.0.2.1") == 0
+    assert value(found, "exporter_datagrams_total", exporter="192.0.2.2") == 30
+    assert value(found, "exporter_bytes_total", exporter="192.0.2.2") == 3000
+    assert value(found, "exporter_lost_total", exporter="192.0.2.2", unit="packets") == 3
 
 
 def test_laws_hold_exactly() -> None:

@@ -115,6 +115,8 @@ class Page:
             written = dict(self._state.log_messages)
             return LEVELS, [written.get(level, 0) for level in LOG_LEVELS]
         items, owners = self._items(owner, readings)
+        if metric.name == "exporter_lost_total":
+            owners = self._same(metric.name, [(item.exporter, item.unit) for item in items])
         if owner in ("rx", "tx", "worker"):
             fields = [field for _, field in metric.split] or [name]
             values: list[float] = [item.counters[field] for item in items for field in fields]
@@ -137,6 +139,9 @@ class Page:
         if owner == "member":
             members = [(pool.name, member) for pool in readings.pools for member in pool.members]
             return [member for _, member in members], self._same("member", [(p, m.receiver) for p, m in members])
+        if owner == "tally":
+            tallies = self._state.history.tallies
+            return tallies, self._same("tally", [(item.exporter,) for item in tallies])
         if owner == "kubernetes":
             services = list(self._state.services())
             return services, self._same("kubernetes", [(item.receiver,) for item in services])
