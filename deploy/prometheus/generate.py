@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from samplicator.views.catalogue import markdown
+from samplicator.views.witness_metrics import WITNESS_METRICS
 
 HEAD = """\
 # Metrics
@@ -33,9 +34,16 @@ The table is written by generate.py from the one in `pysrc/samplicator/views/cat
 
 """
 
+WITNESS = """
+## The witness
+
+`samplicator witness` on a collector's host exports the balance of each exporter, from the exporter to the collector.
+
+"""
+
 
 def text() -> str:
-    return HEAD + markdown()
+    return HEAD + markdown() + WITNESS + markdown(WITNESS_METRICS)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ Tally, by exporter; `reload.ATTR` of the Reloader; `state.ATTR` of ServiceState;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from samplicator.views.flow_metrics import FLOW_METRICS
@@ -373,10 +373,10 @@ def used_fields(counters: str) -> set[str]:
     return fields | {field for metric in CATALOGUE if metric.origin == counters for _, field in metric.split}
 
 
-def markdown() -> str:
-    """The catalogue as a Markdown table, for the documents."""
+def markdown(metrics: Iterable[Metric] = CATALOGUE) -> str:
+    """Metrics as a Markdown table, for the documents."""
     rows = ["| name | type | labels | help |", "|---|---|---|---|"]
-    for metric in CATALOGUE:
+    for metric in metrics:
         labels = ", ".join(metric.labels) or "–"
         if metric.split:
             labels = f"{', '.join(metric.labels)} = {', '.join(value for value, _ in metric.split)}"

@@ -1,0 +1,250 @@
+"""Relays under load, and a real Prometheus that scrapes them: what the dashboards and alerts of deploy/ look at.
+
+Two relays as of a fleet, with workers, a pool, a standby and a receiver whose port is closed, fed by the demo's
+exporters. All on loopback, on free ports, ended by process id. Used by tests/deploy and by the program that draws the
+pictures of the dashboards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from samplicator.demo.traffic import Feeder, make_exporters
+
+from support.linters import DEPLOY, tool
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 60
+"""For what a query asks for: rates need some scrapes, and those come once a second."""
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text()) for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+}
+RATE_INTERVAL = "10s"
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def get(url: str, *, context: Any = None, headers: dict[str, str] | None = None) -> bytes:
+    request = urllib.request.Request(url, headers=headers or {})
+    with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        body: bytes = answer.read()
+        return body
+
+
+def wait_for(url: str, process: subprocess.Popen[str], log: Path, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            get(url)
+            return
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.2)
+    raise AssertionError(f"{url} did not answer:\n{log.read_text()}")
+
+
+@contextlib.contextmanager
+def started(log: Path, *command: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of ours, ended by its id at the end of the block."""
+    with log.open("w") as out:
+        first, *rest = [str(word) for word in command]
+        process = subprocess.Popen(
+            [tool(first), *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=log.parent,
+            env=os.environ | environment,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+
+
+CONFIG = """\
+[service]
+http = "127.0.0.1:{http}"
+control = "{folder}/{name}.sock"
+[datapath]
+workers = 2
+receive_buffer = "1MiB"
+[[listener]]
+name = "netflow"
+listen = ["127.0.0.1:{listen}"]
+flow = "auto"
+[[receiver]]
+name = "nfdump"
+to = "127.0.0.2:{open}"
+[[receiver]]
+name = "sampled"
+to = "127.0.0.3:{open}"
+freq = 4
+[[receiver]]
+name = "closed"
+to = "127.0.0.4:{closed}"
+[[receiver]]
+name = "spare"
+to = "127.0.0.5:{open}"
+standby_for = "closed"
+[[receiver]]
+name = "siem-1"
+to = "127.0.0.6:{open}"
+[[receiver]]
+name = "siem-2"
+to = "127.0.0.7:{open}"
+[[pool]]
+name = "siem"
+members = ["siem-1", "siem-2"]
+[[rule]]
+from = ["127.1.0.0/16"]
+to = [{to}]
+"""
+
+
+@dataclass(slots=True)
+class Relay:
+    """One that runs. http: address and port."""
+
+    name: str
+    http: str
+    config: Path
+    process: subprocess.Popen[str]
+
+    def reload(self, text: str) -> None:
+        self.config.write_text(text)
+        self.process.send_signal(1)
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The relays, the sockets that take copies, and those who send. open: the collectors' port. closed: of nobody."""
+
+    folder: Path
+    relays: list[Relay]
+    closed: int
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def targets(self) -> list[str]:
+        return [relay.http for relay in self.relays]
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, rate: int = 400) -> Iterator[Fleet]:
+    """Two relays with different configurations; each gets `rate` datagrams per second."""
+    with contextlib.ExitStack() as stack:
+        taken = []
+        port = free_port(socket.SOCK_DGRAM)
+        for last in (2, 3, 5, 6, 7):
+            sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sock.bind((f"127.0.0.{last}", port))
+            taken.append(sock)
+        closed = free_port(socket.SOCK_DGRAM)
+        made = Fleet(folder, [], closed, taken)
+        for name, to in (("a", ("nfdump", "sampled", "closed", "siem")), ("b", ("nfdump", "closed", "siem"))):
+            http, listen = free_port(), free_port(socket.SOCK_DGRAM)
+            config = folder / f"{name}.toml"
+            names = ", ".join(f'"{each}"' for each in to)
+            values = {"http": http, "listen": listen, "open": port, "closed": closed, "to": names}
+            config.write_text(CONFIG.format(folder=folder, name=name, **values))
+            log = folder / f"{name}.log"
+            process = stack.enter_context(started(log, "samplicator", "run", "-c", config))
+            wait_for(f"http://127.0.0.1:{http}/readyz", process, log)
+            made.relays.append(Relay(name, f"127.0.0.1:{http}", config, process))
+            feeder = Feeder(make_exporters(), ("127.0.0.1", listen), rate)
+            stack.callback(feeder.join, 5)
+            stack.callback(feeder.halt.set)
+            feeder.start()
+        yield made
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """The API of a Prometheus with this configuration."""
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    listen = f"127.0.0.1:{free_port()}"
+    command = (
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={listen}",
+        "--log.level=warn",
+    )
+    log = folder / "prometheus.log"
+    with started(log, *command, GOMAXPROCS="1") as process:
+        wait_for(f"http://{listen}/-/ready", process, log)
+        yield f"http://{listen}/api/v1"
+
+
+def scraping(targets: Sequence[str], **more: Any) -> dict[str, Any]:
+    """A configuration of Prometheus: these targets once a second, with the rules of deploy/. more: of the job."""
+    return {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(DEPLOY / "prometheus" / "rules.yaml")],
+        "scrape_configs": [
+            {"job_name": "samplicator", "static_configs": [{"targets": list(targets)}], **more},
+        ],
+    }
+
+
+def ask(api: str, path: str, **parameters: str) -> Any:
+    try:
+        answer = json.loads(get(f"{api}/{path}?{urllib.parse.urlencode(parameters)}"))
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{parameters}: {error.read().decode()}") from None
+    return answer["data"]
+
+
+def query(api: str, expr: str) -> list[dict[str, Any]]:
+    result: list[dict[str, Any]] = ask(api, "query", query=expr)["result"]
+    return result
+
+
+def eventually(probe: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
+    """The first true answer, or the last of all."""
+    until = time.monotonic() + seconds
+    while not (answer := probe()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return answer
+
+
+def filled_in(expr: str, dashboard: dict[str, Any]) -> str:
+    """What Grafana asks when everything is chosen."""
+    expr = expr.replace("$__rate_interval", RATE_INTERVAL).replace("$__range", "5m")
+    names = "|".join(variable["name"] for variable in dashboard["templating"]["list"])
+    return re.sub(rf"\$({names})\b", ".+", expr)
+
+
+def queries() -> list[tuple[str, str, str]]:
+    """(dashboard, panel, PromQL) of every panel, everything chosen."""
+    return [
+        (name, panel["title"], filled_in(target["expr"], dashboard))
+        for name, dashboard in DASHBOARDS.items()
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+    ]
