@@ -9,13 +9,13 @@ from parts import made as dashboard
 BUSY = rate("samplicator_worker_busy_seconds_total", SELECT, "instance, worker")
 WITNESS = 'receiver=~"$witness"'
 STAGES = (
-    ("samplicator_witness_lost_before_total", "lost before the relay"),
-    ("samplicator_witness_lost_at_socket_total", "lost in its socket"),
-    ("samplicator_witness_failed_total", "failed there"),
-    ("samplicator_witness_lost_on_way_total", "lost on the way"),
-    ("samplicator_witness_dropped_by_collector_total", "dropped by the collector's socket"),
-    ("samplicator_witness_taken_total", "taken"),
+    ("samplicator_witness_lost_before_datagrams_total", "lost before the relay"),
+    ("samplicator_witness_lost_at_socket_datagrams_total", "lost at its socket"),
+    ("samplicator_witness_failed_datagrams_total", "failed there"),
+    ("samplicator_witness_lost_on_way_datagrams_total", "lost on the way"),
+    ("samplicator_witness_dropped_by_collector_datagrams_total", "dropped by the collector's socket"),
 )
+ARRIVED = "samplicator_witness_wire_datagrams_total"
 """From the exporter to the collector, as `samplicator witness` counts."""
 
 GLANCE = (
@@ -62,7 +62,7 @@ RELAYS = (
         "Relays",
         (
             (f"min by (instance) (samplicator_config_last_reload_successful{{{SELECT}}})", "last reload", "none"),
-            (f"max by (instance) (samplicator_config_hash{{{SELECT}}})", "configuration", "hex"),
+            (f"max by (instance) (samplicator_config_hash{{{SELECT}}})", "configuration", "string"),
             (f"time() - max by (instance) (process_start_time_seconds{{{SELECT}}})", "runs for", "s"),
             (rate("samplicator_receive_datagrams_total", SELECT, "instance"), "received", "pps"),
             (rate("samplicator_send_datagrams_total", SELECT, "instance"), "sent", "pps"),
@@ -167,26 +167,41 @@ WORKERS = (
 
 TRUTH = (
     lines(
-        "What the witnesses see",
+        "Taken by the collectors",
+        "pps",
+        [
+            (f"sum by (receiver) (rate({ARRIVED}{{{WITNESS}}}[$__rate_interval]))", "{{receiver}} arrived"),
+            (
+                f"sum by (receiver) (rate({ARRIVED}{{{WITNESS}}}[$__rate_interval]))"
+                f" - sum by (receiver) (rate({STAGES[-1][0]}{{{WITNESS}}}[$__rate_interval]))",
+                "{{receiver}} taken",
+            ),
+        ],
+        "What arrived at the collectors' hosts, and what the collectors' sockets took of it.",
+    ),
+    lines(
+        "Where datagrams are lost",
         "pps",
         [(f"sum(rate({metric}{{{WITNESS}}}[$__rate_interval]))", stage) for metric, stage in STAGES],
-        "The balance at the collectors: where datagrams were lost between the exporter and the collector's program.",
-        width=12,
+        "Between the exporters and the collectors' programs, by stage.",
     ),
     bars(
         "Lost, by exporter",
         "none",
         [
-            (f"topk(10, sum by (exporter) (increase({metric}{{{WITNESS}}}[$__range])))", "{{exporter}} " + stage)
-            for metric, stage in STAGES[:-1]
+            (f"topk(5, sum by (exporter) (increase({metric}{{{WITNESS}}}[$__range])))", "{{exporter}} " + stage)
+            for metric, stage in STAGES
         ],
-        "Datagrams lost at each stage in the time shown.",
+        "Datagrams lost at each stage in the time shown, the five exporters that lost the most at each.",
+        width=8,
     ),
 )
 
 
 def made() -> Dashboard:
-    witness = variable("witness", "label_values(samplicator_witness_taken_total, receiver)", label="Witness at")
+    witness = variable(
+        "witness", "label_values(samplicator_witness_wire_datagrams_total, receiver)", label="Witness at"
+    )
     return dashboard(
         "fleet",
         "All relays side by side, and the balance of the witnesses.",

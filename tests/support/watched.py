@@ -86,6 +86,9 @@ def started(log: Path, *command: str | Path, **environment: str) -> Iterator[sub
                 process.wait(5)
 
 
+WITNESS = tool("samplicator") if "witness" in (DEPLOY / "completions" / "zsh" / "_samplicator").read_text() else ""
+"""The command that has `witness`."""
+
 CONFIG = """\
 [service]
 http = "127.0.0.1:{http}"
@@ -142,12 +145,17 @@ class Relay:
 
 @dataclass(slots=True)
 class Fleet:
-    """The relays, the sockets that take copies, and those who send. open: the collectors' port. closed: of nobody."""
+    """The relays, the sockets that take copies, and those who send. port: the collectors'. closed: a port of
+    nobody. witness: address and port of the metrics of a witness at a collector of the first relay, "" = this host
+    cannot have one.
+    """
 
     folder: Path
     relays: list[Relay]
     closed: int
+    port: int
     sockets: list[socket.socket] = field(default_factory=list)
+    witness: str = ""
 
     @property
     def targets(self) -> list[str]:
@@ -165,7 +173,7 @@ def fleet(folder: Path, rate: int = 400) -> Iterator[Fleet]:
             sock.bind((f"127.0.0.{last}", port))
             taken.append(sock)
         closed = free_port(socket.SOCK_DGRAM)
-        made = Fleet(folder, [], closed, taken)
+        made = Fleet(folder, [], closed, port, taken)
         for name, to in (("a", ("nfdump", "sampled", "closed", "siem")), ("b", ("nfdump", "closed", "siem"))):
             http, listen = free_port(), free_port(socket.SOCK_DGRAM)
             config = folder / f"{name}.toml"
@@ -180,6 +188,21 @@ def fleet(folder: Path, rate: int = 400) -> Iterator[Fleet]:
             stack.callback(feeder.join, 5)
             stack.callback(feeder.halt.set)
             feeder.start()
+        if WITNESS and os.geteuid() == 0:
+            made.witness = f"127.0.0.1:{free_port()}"
+            asked = (
+                "--port",
+                str(port),
+                "--relay",
+                f"http://{made.targets[0]}",
+                "--receiver",
+                "nfdump",
+                "--seconds",
+                "2",
+            )
+            log = folder / "witness.log"
+            process = stack.enter_context(started(log, WITNESS, "witness", *asked, "--http", made.witness))
+            wait_for(f"http://{made.witness}/metrics", process, log)
         yield made
 
 
@@ -201,13 +224,15 @@ def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[str]:
         yield f"http://{listen}/api/v1"
 
 
-def scraping(targets: Sequence[str], **more: Any) -> dict[str, Any]:
+def scraping(targets: Sequence[str], witness: str = "", **more: Any) -> dict[str, Any]:
     """A configuration of Prometheus: these targets once a second, with the rules of deploy/. more: of the job."""
+    others = [{"job_name": "witness", "static_configs": [{"targets": [witness]}]}] if witness else []
     return {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(DEPLOY / "prometheus" / "rules.yaml")],
         "scrape_configs": [
             {"job_name": "samplicator", "static_configs": [{"targets": list(targets)}], **more},
+            *others,
         ],
     }
 

@@ -12,15 +12,27 @@ from samplicator.views.metric import Metric
 
 _B = ("receiver", "exporter")
 
-WITNESS_METRICS: Final[tuple[Metric, ...]] = tuple(
-    Metric(f"witness_{stage}_total", "counter", _B, text, f"balance.{stage}")
-    for stage, text in (
-        ("lost_before", "Datagrams lost before the relay, by the exporter's sequence numbers."),
-        ("lost_at_socket", "Datagrams that the relay's kernel dropped because the receive buffer was full."),
-        ("failed", "Copies that failed at the relay."),
-        ("lost_on_way", "Copies that the relay sent and that did not arrive at the collector's host."),
-        ("dropped_by_collector", "Datagrams that the kernel dropped because the collector's buffer was full."),
-        ("taken", "Datagrams that the collector's socket took."),
-    )
+WITNESS_METRICS: Final[tuple[Metric, ...]] = (
+    *(
+        Metric(f"witness_{stage}_datagrams_total", "counter", _B, text, f"balance.{stage}")
+        for stage, text in (
+            ("lost_before", "Datagrams lost before the relay, by the exporters' sequence numbers."),
+            ("lost_at_socket", "Datagrams dropped by the kernel in front of the relay's sockets."),
+            ("failed", "Copies that the relay could not send."),
+            ("lost_on_way", "Copies that the relay sent and that did not arrive at the collector's host."),
+            ("dropped_by_collector", "Datagrams dropped by the kernel in front of the collector's sockets."),
+            ("wire", "Datagrams that arrived at the collector's host."),
+        )
+    ),
+    Metric(
+        "witness_unattributed_datagrams_total",
+        "counter",
+        ("receiver", "stage"),
+        "Datagrams lost that are known as a sum only, by stage.",
+        "balance.sums",
+    ),
+    Metric(
+        "witness_unseen_packets_total", "counter", (), "Packets that the witness had no room for.", "balance.unseen"
+    ),
 )
-"""From the exporter to the collector."""
+"""From the exporter to the collector; then what cannot be said by exporter."""
