@@ -11,8 +11,10 @@ import contextlib
 import json
 import os
 import re
+import selectors
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -93,6 +95,7 @@ CONFIG = """\
 [service]
 http = "127.0.0.1:{http}"
 control = "{folder}/{name}.sock"
+{security}
 [datapath]
 workers = 2
 receive_buffer = "1MiB"
@@ -162,9 +165,26 @@ class Fleet:
         return [relay.http for relay in self.relays]
 
 
+def take(sockets: Sequence[socket.socket], halt: threading.Event) -> None:
+    """Reads all, as collectors do."""
+    waiter = selectors.DefaultSelector()
+    for sock in sockets:
+        sock.setblocking(False)
+        waiter.register(sock, selectors.EVENT_READ)
+    with waiter:
+        while not halt.wait(0.02):
+            for key, _ in waiter.select(0.2):
+                with contextlib.suppress(OSError):
+                    while True:
+                        key.fileobj.recv(65536)  # type: ignore[union-attr]
+
+
 @contextlib.contextmanager
-def fleet(folder: Path, rate: int = 400) -> Iterator[Fleet]:
-    """Two relays with different configurations; each gets `rate` datagrams per second."""
+def fleet(
+    folder: Path, rate: int = 400, *, names: Sequence[str] = ("a", "b"), web_config: Path | None = None
+) -> Iterator[Fleet]:
+    """Relays with different configurations; each gets `rate` datagrams per second. web_config: for their pages."""
+    security = f'web_config = "{web_config}"' if web_config else ""
     with contextlib.ExitStack() as stack:
         taken = []
         port = free_port(socket.SOCK_DGRAM)
@@ -172,23 +192,31 @@ def fleet(folder: Path, rate: int = 400) -> Iterator[Fleet]:
             sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             sock.bind((f"127.0.0.{last}", port))
             taken.append(sock)
+        halt = threading.Event()
+        taker = threading.Thread(target=take, args=(taken, halt), daemon=True)
+        taker.start()
+        stack.callback(taker.join, 5)
+        stack.callback(halt.set)
         closed = free_port(socket.SOCK_DGRAM)
         made = Fleet(folder, [], closed, port, taken)
-        for name, to in (("a", ("nfdump", "sampled", "closed", "siem")), ("b", ("nfdump", "closed", "siem"))):
+        for name in names:
+            to = ("nfdump", "sampled", "closed", "siem") if name == "a" else ("nfdump", "closed", "siem")
             http, listen = free_port(), free_port(socket.SOCK_DGRAM)
             config = folder / f"{name}.toml"
-            names = ", ".join(f'"{each}"' for each in to)
-            values = {"http": http, "listen": listen, "open": port, "closed": closed, "to": names}
-            config.write_text(CONFIG.format(folder=folder, name=name, **values))
+            values = {"http": http, "listen": listen, "open": port, "closed": closed, "security": security}
+            config.write_text(
+                CONFIG.format(folder=folder, name=name, to=", ".join(f'"{each}"' for each in to), **values)
+            )
             log = folder / f"{name}.log"
             process = stack.enter_context(started(log, "samplicator", "run", "-c", config))
-            wait_for(f"http://127.0.0.1:{http}/readyz", process, log)
+            if web_config is None:
+                wait_for(f"http://127.0.0.1:{http}/readyz", process, log)
             made.relays.append(Relay(name, f"127.0.0.1:{http}", config, process))
             feeder = Feeder(make_exporters(), ("127.0.0.1", listen), rate)
             stack.callback(feeder.join, 5)
             stack.callback(feeder.halt.set)
             feeder.start()
-        if WITNESS and os.geteuid() == 0:
+        if WITNESS and os.geteuid() == 0 and web_config is None:
             made.witness = f"127.0.0.1:{free_port()}"
             asked = (
                 "--port",
