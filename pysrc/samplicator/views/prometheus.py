@@ -10,10 +10,10 @@ scrapes: the counters are the truth. What it keeps is the text around the values
 
 from __future__ import annotations
 
-import gzip
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 GZIP_LEVEL: Final = 1  # nine times quicker than the default 9, a tenth larger (measured)
-GZIP_MINIMUM: Final = 1024  # bytes below which compression gains nothing
 
 Owners = Sequence[tuple[str, ...]]
 """Label values of those that a family counts for: one tuple per listener, receiver, worker. The last label of a family
@@ -63,11 +62,10 @@ class Page:
         ProcessCollector(registry=self.process)
         GCCollector(registry=self.process)
 
-    def text(self, *, openmetrics: bool, names: Sequence[str] = ()) -> str:
-        """All families now, or the series with these names only, () = all."""
+    def families(self, *, openmetrics: bool, names: Sequence[str] = ()) -> Iterator[str]:
+        """The text of each family now, or of the series with these names only, () = all."""
         started = time.perf_counter()
         readings = self._state.view.readings()
-        parts: list[str] = []
         for metric in CATALOGUE:
             if names and not set(metric.series).intersection(names):
                 continue
@@ -78,8 +76,7 @@ class Page:
                 body = self._body(metric, owners) % tuple(values)
             if names and metric.kind == "histogram":
                 body = "".join(line for line in body.splitlines(keepends=True) if line.split("{", 1)[0] in names)
-            parts += (_HEADS[openmetrics][metric.name], body)
-        return "".join(parts)
+            yield _HEADS[openmetrics][metric.name] + body
 
     # ------------------------------------------------------------------ the text around the values
 
@@ -248,13 +245,20 @@ def render(
     Costs about 7 ms of CPU for 20,000 samples, half of it compression: call it in a thread.
     """
     encoder, content_type = choose_encoder(accept)
-    ours = page.text(openmetrics=content_type.startswith("application/openmetrics-text"), names=names)
+    openmetrics = content_type.startswith("application/openmetrics-text")
     source: Any = page.process.restricted_registry(names) if names else page.process
-    body: bytes = ours.encode() + encoder(source)  # which ends OpenMetrics with its last line
     headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
-    if len(body) >= GZIP_MINIMUM and _takes_gzip(accept_encoding):
-        body = gzip.compress(body, compresslevel=GZIP_LEVEL, mtime=0)
+    pack: Callable[[bytes], bytes] = bytes
+    rest: Callable[[], bytes] = bytes
+    if _takes_gzip(accept_encoding):
+        packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS | 16)  # | 16: gzip (zlib.h)
+        pack, rest = packer.compress, packer.flush
         headers["Content-Encoding"] = "gzip"
+    # Family by family: one is in the cache of the CPU, the whole text is not.
+    parts = [pack(family.encode()) for family in page.families(openmetrics=openmetrics, names=names)]
+    parts.append(pack(encoder(source)))  # which ends OpenMetrics with its last line
+    parts.append(rest())
+    body = b"".join(parts)
     return body, headers
 
 
