@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from parts import SELECT, bars, lines, number, rate, rows_of, variable
+from parts import SELECT, lines, number, rate, rows_of, variable
 from parts import made as dashboard
 
 BUSY = rate("samplicator_worker_busy_seconds_total", SELECT, "instance, worker")
@@ -178,22 +178,27 @@ TRUTH = (
             ),
         ],
         "What arrived at the collectors' hosts, and what the collectors' sockets took of it.",
+        width=12,
     ),
     lines(
         "Where datagrams are lost",
         "pps",
         [(f"sum(rate({metric}{{{WITNESS}}}[$__rate_interval]))", stage) for metric, stage in STAGES],
         "Between the exporters and the collectors' programs, by stage.",
+        width=12,
     ),
-    bars(
-        "Lost, by exporter",
-        "none",
-        [
-            (f"topk(5, sum by (exporter) (increase({metric}{{{WITNESS}}}[$__range])))", "{{exporter}} " + stage)
-            for metric, stage in STAGES
-        ],
-        "Datagrams lost at each stage in the time shown, the five exporters that lost the most at each.",
-        width=8,
+    rows_of(
+        "Balance by exporter",
+        (
+            *(
+                (f"sum by (exporter) (increase({metric}{{{WITNESS}}}[$__range]))", stage, "none")
+                for metric, stage in STAGES
+            ),
+            (f"sum by (exporter) (increase({ARRIVED}{{{WITNESS}}}[$__range]))", "arrived at the collector", "none"),
+        ),
+        "Datagrams of each exporter in the time shown, by stage from the exporter to the collector.",
+        labels=(("exporter", "exporter"),),
+        link=("exporter", "This exporter", "/d/samplicator-exporter?var-exporter=${__value.raw}"),
     ),
 )
 

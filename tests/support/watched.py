@@ -105,24 +105,24 @@ listen = ["127.0.0.1:{listen}"]
 flow = "auto"
 [[receiver]]
 name = "nfdump"
-to = "127.0.0.2:{open}"
+to = "127.0.0.2:{open[2]}"
 [[receiver]]
 name = "sampled"
-to = "127.0.0.3:{open}"
+to = "127.0.0.3:{open[3]}"
 freq = 4
 [[receiver]]
 name = "closed"
 to = "127.0.0.4:{closed}"
 [[receiver]]
 name = "spare"
-to = "127.0.0.5:{open}"
+to = "127.0.0.5:{open[5]}"
 standby_for = "closed"
 [[receiver]]
 name = "siem-1"
-to = "127.0.0.6:{open}"
+to = "127.0.0.6:{open[6]}"
 [[receiver]]
 name = "siem-2"
-to = "127.0.0.7:{open}"
+to = "127.0.0.7:{open[7]}"
 [[pool]]
 name = "siem"
 members = ["siem-1", "siem-2"]
@@ -148,15 +148,13 @@ class Relay:
 
 @dataclass(slots=True)
 class Fleet:
-    """The relays, the sockets that take copies, and those who send. port: the collectors'. closed: a port of
-    nobody. witness: address and port of the metrics of a witness at a collector of the first relay, "" = this host
-    cannot have one.
+    """The relays, and the sockets that take copies. closed: a port of nobody. witness: address and port of the metrics
+    of a witness at a collector of the first relay, "" = this host cannot have one.
     """
 
     folder: Path
     relays: list[Relay]
     closed: int
-    port: int
     sockets: list[socket.socket] = field(default_factory=list)
     witness: str = ""
 
@@ -186,24 +184,28 @@ def fleet(
     """Relays with different configurations; each gets `rate` datagrams per second. web_config: for their pages."""
     security = f'web_config = "{web_config}"' if web_config else ""
     with contextlib.ExitStack() as stack:
-        taken = []
-        port = free_port(socket.SOCK_DGRAM)
-        for last in (2, 3, 5, 6, 7):
+        taken: list[socket.socket] = []
+
+        def opened(last: int) -> int:
+            """Port of a new socket of a collector."""
             sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            sock.bind((f"127.0.0.{last}", port))
+            sock.bind((f"127.0.0.{last}", 0))
             taken.append(sock)
+            return sock.getsockname()[1]
+
+        ports = {name: {last: opened(last) for last in (2, 3, 5, 6, 7)} for name in names}
         halt = threading.Event()
         taker = threading.Thread(target=take, args=(taken, halt), daemon=True)
         taker.start()
         stack.callback(taker.join, 5)
         stack.callback(halt.set)
         closed = free_port(socket.SOCK_DGRAM)
-        made = Fleet(folder, [], closed, port, taken)
+        made = Fleet(folder, [], closed, taken)
         for name in names:
             to = ("nfdump", "sampled", "closed", "siem") if name == "a" else ("nfdump", "closed", "siem")
             http, listen = free_port(), free_port(socket.SOCK_DGRAM)
             config = folder / f"{name}.toml"
-            values = {"http": http, "listen": listen, "open": port, "closed": closed, "security": security}
+            values = {"http": http, "listen": listen, "open": ports[name], "closed": closed, "security": security}
             config.write_text(
                 CONFIG.format(folder=folder, name=name, to=", ".join(f'"{each}"' for each in to), **values)
             )
@@ -218,16 +220,7 @@ def fleet(
             feeder.start()
         if WITNESS and os.geteuid() == 0 and web_config is None:
             made.witness = f"127.0.0.1:{free_port()}"
-            asked = (
-                "--port",
-                str(port),
-                "--relay",
-                f"http://{made.targets[0]}",
-                "--receiver",
-                "nfdump",
-                "--seconds",
-                "2",
-            )
+            asked = ("--port", str(ports["a"][2]), "--relay", f"http://{made.targets[0]}", "--seconds", "2")
             log = folder / "witness.log"
             process = stack.enter_context(started(log, WITNESS, "witness", *asked, "--http", made.witness))
             wait_for(f"http://{made.witness}/metrics", process, log)
