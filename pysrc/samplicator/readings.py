@@ -39,7 +39,8 @@ class ListenerReading:
     state_why: str = ""
 
 
-class ReceiverReading(NamedTuple):  # five times quicker to make than a frozen dataclass, and there may be hundreds
+@dataclass(slots=True)  # not frozen: there may be hundreds, and a frozen one takes three times as long to make
+class ReceiverReading:
     """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host and address
     are the gateway's name, port is 0. port: also 0 while its number is not known. source: "own" | "spoof" |
     "beside" (through a door). up: reachable as far as known. gave_up: what the kernel refused it lately: segment |

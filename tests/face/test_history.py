@@ -51,7 +51,8 @@ class Relay:
         return replace(
             BASE,
             receivers=tuple(
-                receiver._replace(
+                replace(
+                    receiver,
                     name=name,
                     counters={**receiver.counters, "offered": count, "sent": count - self.failed,
                               "sent_bytes": 100 * count, "failed_refused": self.failed},

@@ -232,7 +232,7 @@ def test_text_is_what_the_library_would_write() -> None:
 def test_twenty_thousand_samples_cost_ten_milliseconds() -> None:
     """Of CPU, with compression, as Prometheus asks for it; the first scrape after a change of the receivers more."""
     readings = make_readings()
-    many = tuple(readings.receivers[0]._replace(name=f"receiver-{number}") for number in range(710))
+    many = tuple(replace(readings.receivers[0], name=f"receiver-{number}") for number in range(710))
     state = make_state()
     state.view.readings = lambda: replace(readings, receivers=many)  # type: ignore[method-assign]
     page = Page(state)
@@ -257,7 +257,7 @@ def test_text_follows_a_change_of_receivers() -> None:
         return {dict(labels)["receiver"] for name, labels in found if name == "samplicator_send_datagrams_total"}
 
     assert receivers() == {"nfdump", "six"}
-    changed = readings.receivers[0]._replace(name="100 % {new}\n")
+    changed = replace(readings.receivers[0], name="100 % {new}\n")
     state.view.readings = lambda: replace(readings, receivers=(*readings.receivers[1:], changed))  # type: ignore[method-assign]
     assert receivers() == {"six", "100 % {new}\n"}
     state.view.readings = lambda: readings  # type: ignore[method-assign]
