@@ -106,6 +106,7 @@ flow = "auto"
 [[receiver]]
 name = "nfdump"
 to = "127.0.0.2:{open[2]}"
+spoof = {spoof}
 [[receiver]]
 name = "sampled"
 to = "127.0.0.3:{open[3]}"
@@ -206,6 +207,7 @@ def fleet(
             http, listen = free_port(), free_port(socket.SOCK_DGRAM)
             config = folder / f"{name}.toml"
             values = {"http": http, "listen": listen, "open": ports[name], "closed": closed, "security": security}
+            values["spoof"] = "true" if os.geteuid() == 0 else "false"
             config.write_text(
                 CONFIG.format(folder=folder, name=name, to=", ".join(f'"{each}"' for each in to), **values)
             )
