@@ -131,6 +131,15 @@ def test_a_reload_and_a_change_of_state_are_marked(api: str, relays: Fleet) -> N
 
 
 @pytest.mark.deploy_heavy
+def test_a_restart_is_marked(api: str, relays: Fleet) -> None:
+    relay = relays.relays[-1]
+    assert eventually(lambda: query(api, f'process_start_time_seconds{{instance="{relay.http}"}}'))
+    relays.restart(relay)
+    marked = eventually(lambda: happened(api, "Restarts"))
+    assert {each["metric"]["instance"] for each in marked} == {relay.http}
+
+
+@pytest.mark.deploy_heavy
 def test_pictures(api: str, relays: Fleet, tmp_path: Path) -> None:
     """All dashboards are drawn from their JSON by headless Chromium, with data in every panel."""
     eventually(lambda: value(api, "sum(rate(samplicator_exporter_datagrams_total[10s]))") > 0)

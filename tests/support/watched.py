@@ -158,6 +158,21 @@ class Fleet:
     closed: int
     sockets: list[socket.socket] = field(default_factory=list)
     witness: str = ""
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def run(self, name: str, http: str) -> Relay:
+        """Starts the relay with the configuration of this name, until the end of the fleet."""
+        config, log = self.folder / f"{name}.toml", self.folder / f"{name}.log"
+        process = self.stack.enter_context(started(log, "samplicator", "run", "-c", config))
+        if "web_config" not in config.read_text():
+            wait_for(f"http://{http}/readyz", process, log)
+        return Relay(name, http, config, process)
+
+    def restart(self, relay: Relay) -> None:
+        """Ends the relay and starts it again."""
+        relay.process.terminate()
+        relay.process.wait(20)
+        self.relays[self.relays.index(relay)] = self.run(relay.name, relay.http)
 
     @property
     def targets(self) -> list[str]:
@@ -201,7 +216,7 @@ def fleet(
         stack.callback(taker.join, 5)
         stack.callback(halt.set)
         closed = free_port(socket.SOCK_DGRAM)
-        made = Fleet(folder, [], closed, taken)
+        made = Fleet(folder, [], closed, taken, stack=stack)
         for name in names:
             to = ("nfdump", "sampled", "closed", "siem") if name == "a" else ("nfdump", "closed", "siem")
             http, listen = free_port(), free_port(socket.SOCK_DGRAM)
@@ -211,11 +226,7 @@ def fleet(
             config.write_text(
                 CONFIG.format(folder=folder, name=name, to=", ".join(f'"{each}"' for each in to), **values)
             )
-            log = folder / f"{name}.log"
-            process = stack.enter_context(started(log, "samplicator", "run", "-c", config))
-            if web_config is None:
-                wait_for(f"http://127.0.0.1:{http}/readyz", process, log)
-            made.relays.append(Relay(name, f"127.0.0.1:{http}", config, process))
+            made.relays.append(made.run(name, f"127.0.0.1:{http}"))
             feeder = Feeder(make_exporters(), ("127.0.0.1", listen), rate)
             stack.callback(feeder.join, 5)
             stack.callback(feeder.halt.set)
