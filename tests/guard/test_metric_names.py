@@ -23,6 +23,7 @@ from samplicator.views.catalogue import (
 )
 from samplicator.views.flow_metrics import PROTOCOLS
 from samplicator.views.metric import FOREIGN, PREFIX
+from samplicator.witness import exposition
 from support.tree import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "samplicator.json"
@@ -133,7 +134,7 @@ EXPRESSIONS = list(expressions())
 )
 def test_queries_name_metrics_that_exist(where: str, expr: str) -> None:
     ours = NAME.findall(expr)
-    assert set(ours) <= set(series_names()), where
+    assert set(ours) <= {*series_names(), *exposition.names()}, where
     assert ours or "up{" in expr or any(prefix in expr for prefix in FOREIGN), f"{where} asks for nothing of ours"
 
 
@@ -184,9 +185,10 @@ def test_dashboard_is_sound() -> None:
 
 
 def test_documented_metrics_exist() -> None:
+    known = (*series_names(), *exposition.names())
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("deploy/**/*.[0-9]"), *ROOT.glob("deploy/**/*.md")]):
         names = set(NAME.findall(path.read_text())) - NOT_METRICS
-        assert {name for name in names if not any(s.startswith(name) for s in series_names())} == set(), path
+        assert {name for name in names if not any(s.startswith(name) for s in known)} == set(), path
 
 
 def test_table_of_metrics_is_the_catalogue() -> None:

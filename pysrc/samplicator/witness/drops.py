@@ -1,0 +1,87 @@
+"""Drops: which exporters' datagrams the collector's sockets dropped.
+
+The kernel counts drops per socket, not per exporter. So the counters are read every few milliseconds, between packets:
+what came between two readings is known one by one, and mostly either all of it was dropped or nothing. Where only a
+part was, and a queue became full or stopped being full once, the order tells which part: the last, or the first.
+Invariants: a datagram is entered once. Called by watch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from samplicator.witness.sockets import Queues
+from samplicator.witness.split import Split
+from samplicator.witness.streams import Stream, Streams
+
+TRIES: Final = 20
+"""Readings until packets that came during each reading are taken as they are."""
+KEPT: Final = 256
+"""Arrivals of the reading before that a drop may belong to: they were on their way from the wire to the socket."""
+
+
+class Drops:
+    """split: dropped (first) and taken (second), by exporter; taken only of readings with drops. ordered: datagrams
+    that were told apart by their order.
+    """
+
+    def __init__(self, queues: Queues, streams: Streams, name: Callable[[Stream], str]) -> None:
+        self.split = Split()
+        self.ordered = 0
+        self.seen = False  # whether there was a socket at all
+        self._queues = queues
+        self._streams = streams
+        self._name = name
+        self._before: list[Stream] = []
+        self._dropped = self._tries = 0
+        self._full = False
+
+    def step(self, read: Callable[[], int]) -> None:
+        """One reading. read: enters the packets that wait into the streams, and returns how many they were."""
+        arrivals = self._streams.arrivals
+        many = len(arrivals)
+        dropped = self._queues.sample()
+        self.seen = self.seen or bool(self._queues.known)
+        if not dropped and not self._dropped:
+            self._before = arrivals[max(0, many - KEPT) : many] or self._before
+            del arrivals[:many]
+            self._full = False
+            return
+        self._dropped += dropped
+        self._tries += 1
+        if read() and self._tries < TRIES:
+            return
+        self._decide(arrivals)
+        self._before = arrivals[-KEPT:]
+        arrivals.clear()
+        self._dropped = self._tries = 0
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        if self._dropped:
+            self._decide(self._streams.arrivals)
+        self._dropped = self._tries = 0
+        self._streams.arrivals.clear()
+
+    def _decide(self, arrivals: list[Stream]) -> None:
+        dropped, came = self._dropped, list(arrivals)
+        if dropped > len(came):
+            came = self._before[len(came) - dropped :] + came
+        names = [self._name(stream) for stream in came]
+        full = self._is_full()
+        if 0 < dropped < len(names) and len(set(names)) > 1 and full != self._full:
+            part = names[-dropped:] if full else names[:dropped]
+            self.ordered += dropped
+            self.split.add(dropped, Counter(part), patience=1)
+        else:
+            self.split.add(dropped, Counter(names), patience=1)
+        self._full = full
+
+    def _is_full(self) -> bool:
+        """Whether a socket that drops has no room now: less than a large datagram needs."""
+        return any(
+            queue.dropped and queue.buffer_bytes - queue.queued_bytes < min(4096, queue.buffer_bytes // 4)
+            for queue in self._queues.known.values()
+        )

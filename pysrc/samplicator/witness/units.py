@@ -1,0 +1,110 @@
+"""From missing units to missing datagrams, for exporters whose sequence numbers count flows or records.
+
+The sizes of an exporter's datagrams are learned from those that came: NetFlow v5 writes its flows into the header, and
+two IPFIX messages that follow each other differ by the records of the first, which go with its length. A gap of one
+size is one datagram. Pure. Called by cuts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+M32: Final = 0xFFFFFFFF
+HALF: Final = 1 << 31
+SEQUENCE: Final = {"netflow5": 16, "netflow7": 16, "netflow8": 16, "netflow9": 12, "ipfix": 8}
+MOST_LENGTHS: Final = 512
+SAMPLE: Final = 2000
+"""Datagrams that are looked at between two cuts when nothing is missing."""
+
+
+def sequence_of(kind: str, header: bytes) -> int:
+    """The sequence number in a header; sFlow has it behind the agent's address."""
+    at = SEQUENCE.get(kind) or len(header) - 12
+    return int.from_bytes(header[at : at + 4], "big")
+
+
+def ahead(sequence: int, of: int) -> bool:
+    """Whether a number comes after another one (RFC 1982)."""
+    return 0 < (sequence - of) & M32 < HALF
+
+
+class Sizes:
+    """Of one observation domain."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._last = b""
+        self._steps: dict[int, Counter[int]] = {}  # IPFIX, v9: length or 0 -> how much the number grew
+        self._known: Counter[int] = Counter()
+
+    def learn(self, headers: Sequence[bytes]) -> None:
+        """Headers in the order in which they came."""
+        if self._kind in ("netflow5", "netflow7", "netflow8"):
+            for header in headers:
+                self._known[header[2] << 8 | header[3]] += 1
+            return
+        before = self._last
+        for header in headers:
+            if before:
+                step = (sequence_of(self._kind, header) - sequence_of(self._kind, before)) & M32
+                length = before[2] << 8 | before[3]
+                if step < HALF and (length in self._steps or len(self._steps) < MOST_LENGTHS):
+                    self._steps.setdefault(length, Counter())[step] += 1
+            before = header
+        self._known = Counter()
+        for steps in self._steps.values():
+            (step, _), *_ = steps.most_common(1)
+            self._known[step] += sum(steps.values())
+
+    def gaps(self, headers: Sequence[bytes]) -> list[int]:
+        """Units missing between headers, and in front of the first of them; also sets where to go on."""
+        found = []
+        before = self._last
+        for header in headers:
+            if before:
+                step = (sequence_of(self._kind, header) - sequence_of(self._kind, before)) & M32
+                gap = step - self._units(before)
+                if 0 < gap < HALF:
+                    found.append(gap)
+                elif step >= HALF:  # late: it closes a gap
+                    found.append(-self._units(header))
+                    continue
+            before = header
+        self._last = before
+        return found
+
+    def _units(self, header: bytes) -> int:
+        count = header[2] << 8 | header[3]
+        if self._kind in ("netflow5", "netflow7", "netflow8"):
+            return count
+        steps = self._steps.get(count)
+        return steps.most_common(1)[0][0] if steps else round(self.mean)
+
+    @property
+    def mean(self) -> float:
+        """Units of a datagram that has some."""
+        many = sum(count for size, count in self._known.items() if size)
+        return sum(size * count for size, count in self._known.items()) / many if many else 1.0
+
+    def datagrams(self, units: int, gaps: Sequence[int]) -> tuple[int, bool]:
+        """Datagrams that had so many units, and whether that is certain. gaps: what is known of them one by one."""
+        if units <= 0:
+            return (0, True) if not units else (-max(1, round(-units / self.mean)), False)
+        sizes = {size for size in self._known if size} or {1}
+        if len(sizes) == 1:
+            size = sizes.pop()
+            return max(1, round(units / size)), units % size == 0
+        if sum(gaps) != units:
+            gaps = [units]
+        found = [self._one(gap, sizes) for gap in gaps if gap > 0]
+        return sum(count for count, _ in found), all(sure for _, sure in found)
+
+    def _one(self, gap: int, sizes: set[int]) -> tuple[int, bool]:
+        low, high = -(-gap // max(sizes)), max(1, gap // min(sizes))
+        if low >= high:
+            return low, True
+        if low == 1:
+            return 1, gap in sizes
+        return min(max(low, round(gap / self.mean)), high), False
