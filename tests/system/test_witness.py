@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -48,10 +50,14 @@ to = ["far six"]
 
 
 class Scene:
-    def __init__(self, lab: Lab, text: str, *, kinds: dict[str, tuple[str, tuple[int, ...]]] | None = None) -> None:
+    """A lab, its relay, its collector and its exporters."""
+
+    def __init__(
+        self, lab: Lab, text: str, *, kinds: dict[str, tuple[str, tuple[int, ...]]] | None = None, sockets: int = 1
+    ) -> None:
         self.lab = lab
         far_away(lab)
-        self.collector = Collector(lab)
+        self.collector = Collector(lab, sockets=sockets)
         self.relay: Relay = lab.samplicator(text)
         self.devices = [Device(lab, address, kind, sizes) for address, (kind, sizes) in (kinds or KINDS).items()]
         self.send(20)
@@ -66,8 +72,25 @@ class Scene:
                 device.send()
             time.sleep(pause)
 
-    def watch(self, *words: str, seconds: float = 3.0) -> Watching:
-        return Watching(self.lab, self.relay.control_path, *words, seconds=seconds)
+    def watch(self, *words: str, seconds: float = 3.0, prefix: tuple[str, ...] = ()) -> Watching:
+        return Watching(self.lab, self.relay.control_path, *words, seconds=seconds, prefix=prefix)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """All exporters send all the time."""
+        stop = threading.Event()
+
+        def go() -> None:
+            while not stop.is_set():
+                self.send(1, 0.0005)
+
+        thread = threading.Thread(target=go, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
 @pytest.fixture
@@ -143,3 +166,44 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     taken = {name: here.collector.read[name] - read[name] for name in names}
     only(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
     assert rows(value, "taken") == taken
+
+
+def test_what_is_on_its_way_is_not_lost(make_lab: Callable[..., Lab]) -> None:
+    """Traffic never rests, runs of datagrams come as one packet, two workers send, and CAP_NET_RAW is all there is."""
+    here = Scene(make_lab(offload=True), configuration().replace("workers = 1", "workers = 2"), sockets=2)
+    prefix = ("setpriv", "--bounding-set=-all,+net_raw", "--inh-caps=-all")
+    with here.running():
+        time.sleep(0.3)
+        value = here.watch(prefix=prefix).result(0)
+        only(value, "lost_on_way", {})
+        assert value["total"]["taken"] > 1000
+        assert {row["exporter"] for row in value["exporters"]} == set(here.addresses)
+
+        remover = Remover(here.lab, 0, "prerouting", 2055, here.addresses, 50)
+        value = here.watch(seconds=5.0).result(1)
+        assert not any(rows(value, name) for name in STAGES[1:]), value
+        before = rows(value, "lost_before")
+        assert before.keys() == set(here.addresses)
+        removed = remover.end()
+        assert all(0 < before[name] <= removed[name] for name in before)
+
+
+def test_copies_from_our_own_address(scene: Callable[..., Scene]) -> None:
+    """Exporters are told apart by what they write, even where two write the same domain."""
+    kinds = {
+        "198.18.64.5": ("v5", (1, 30, 7)),
+        "198.18.64.9": ("v9", (5,)),
+        "198.18.64.10": ("ipfix", (17,)),
+        "198.18.64.19": ("v9", (6,)),
+    }
+    here = scene(configuration(spoof=False), kinds=kinds)
+    here.devices[3].sequence = 5_000_000
+    here.send(5)
+    remover = Remover(here.lab, 0, "prerouting", 2055, here.addresses, 9)
+    watching = here.watch("--receiver", "far")
+    here.send(200)
+    removed = remover.end()
+    here.send(3)
+    value = watching.result(1)
+    only(value, "lost_before", removed)
+    assert rows(value, "taken") == {name: 203 - count for name, count in removed.items()}

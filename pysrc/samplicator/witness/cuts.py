@@ -39,14 +39,15 @@ class Tracked:
 
 @dataclass(slots=True)
 class Step:
-    """What happened between two cuts, by exporter. before: lost before the relay or at its socket, by listener.
-    after: given by the relay and not seen on the wire; negative where datagrams came later than their cut.
+    """What happened between two cuts, by exporter. before: lost before the relay or at its socket, by listener; slack:
+    by how many datagrams that may be wrong. after: given by the relay and not seen on the wire; negative where
+    datagrams came later than their cut.
     """
 
     before: dict[str, Counter[str]] = field(default_factory=dict)
     after: Counter[str] = field(default_factory=Counter)
     wire: Counter[str] = field(default_factory=Counter)
-    estimated: int = 0
+    slack: Counter[str] = field(default_factory=Counter)
 
 
 class Cuts:
@@ -181,7 +182,7 @@ class Cuts:
             sizes = Sizes(kind)
             if not self._began:
                 sizes.learn(headers[-SAMPLE:])
-                sizes.gaps(headers[-1:])
+                sizes.at(bytes.fromhex(row["header"]))
                 self._rows[place] = Tracked(row, sizes)
                 return
             known = self._rows[place] = Tracked({**row, "datagrams": 0, "missing": 0}, sizes)
@@ -191,13 +192,14 @@ class Cuts:
             given = units = 0  # another member of the pool has this exporter now
         if units and row["unit"] not in DATAGRAM_UNITS:
             known.sizes.learn(headers)
-            missing, sure = known.sizes.datagrams(units, known.sizes.gaps(headers))
-            step.estimated += 0 if sure else missing
+            missing, slack = known.sizes.datagrams(units, known.sizes.gaps(headers))
+            if slack:
+                step.slack[exporter] += slack
         else:
             if row["unit"] not in DATAGRAM_UNITS and headers:
                 known.sizes.learn(headers[:SAMPLE])
-                known.sizes.gaps(headers[-1:])
             missing = units
+        known.sizes.at(bytes.fromhex(row["header"]))
         if missing:
             step.before.setdefault(row["listener"], Counter())[exporter] += missing
         known.gap += given - len(headers)

@@ -58,8 +58,12 @@ class Sizes:
             (step, _), *_ = steps.most_common(1)
             self._known[step] += sum(steps.values())
 
+    def at(self, header: bytes) -> None:
+        """Where to go on: the last header in order."""
+        self._last = header
+
     def gaps(self, headers: Sequence[bytes]) -> list[int]:
-        """Units missing between headers, and in front of the first of them; also sets where to go on."""
+        """Units missing between headers, and in front of the first of them."""
         found = []
         before = self._last
         for header in headers:
@@ -72,7 +76,6 @@ class Sizes:
                     found.append(-self._units(header))
                     continue
             before = header
-        self._last = before
         return found
 
     def _units(self, header: bytes) -> int:
@@ -88,23 +91,24 @@ class Sizes:
         many = sum(count for size, count in self._known.items() if size)
         return sum(size * count for size, count in self._known.items()) / many if many else 1.0
 
-    def datagrams(self, units: int, gaps: Sequence[int]) -> tuple[int, bool]:
-        """Datagrams that had so many units, and whether that is certain. gaps: what is known of them one by one."""
+    def datagrams(self, units: int, gaps: Sequence[int]) -> tuple[int, int]:
+        """Datagrams that had so many units, and by how many that may be wrong. gaps: what is known one by one."""
         if units <= 0:
-            return (0, True) if not units else (-max(1, round(-units / self.mean)), False)
+            return (0, 0) if not units else (-max(1, round(-units / self.mean)), 1)
         sizes = {size for size in self._known if size} or {1}
         if len(sizes) == 1:
             size = sizes.pop()
-            return max(1, round(units / size)), units % size == 0
+            return max(1, round(units / size)), int(units % size != 0)
         if sum(gaps) != units:
             gaps = [units]
         found = [self._one(gap, sizes) for gap in gaps if gap > 0]
-        return sum(count for count, _ in found), all(sure for _, sure in found)
+        return sum(count for count, _ in found), sum(slack for _, slack in found)
 
-    def _one(self, gap: int, sizes: set[int]) -> tuple[int, bool]:
+    def _one(self, gap: int, sizes: set[int]) -> tuple[int, int]:
         low, high = -(-gap // max(sizes)), max(1, gap // min(sizes))
         if low >= high:
-            return low, True
+            return low, 0
         if low == 1:
-            return 1, gap in sizes
-        return min(max(low, round(gap / self.mean)), high), False
+            return 1, 0 if gap in sizes else high - 1
+        count = min(max(low, round(gap / self.mean)), high)
+        return count, max(high - count, count - low)

@@ -72,7 +72,7 @@ class Witness:
         self._wire: Counter[str] = Counter()
         self._loose: dict[Stream, int] = {}
         self._began_drops: dict[bytes, int] = {}
-        self._estimated = self._skipped = 0
+        self._skipped = 0
         self._took_seconds = 0.0
         self._expired = time.monotonic()
         self.trouble = ""
@@ -157,13 +157,12 @@ class Witness:
         assert self._last is not None
         for listener in snapshot.drops.keys() | step.before.keys():
             more = max(0, snapshot.drops.get(listener, 0) - self._last.drops.get(listener, 0))
-            self._before.setdefault(listener, Split()).add(more, step.before.get(listener, Counter()))
+            self._before.setdefault(listener, Split()).add(more, step.before.get(listener, Counter()), step.slack)
         failed = difference(snapshot.given["failed"], self._last.given["failed"])
         skipped = max(0, snapshot.given["skipped"] - self._last.given["skipped"])
         self._skipped += skipped
         self._after.add(sum(failed.values()), step.after)
         self._wire += step.wire
-        self._estimated += step.estimated
         self._last = snapshot
 
     def watch(self, seconds: float) -> float:
@@ -275,9 +274,10 @@ class Witness:
             said.append(f"the witness had no room for {self.tape.drops} packets; its counts are too low by up to that")
         if not self._drops.seen:
             said.append(f"no socket is bound to port {self.port}; what happens behind the wire cannot be seen")
-        if self._estimated:
+        estimated = sum(split.estimated for split in self._before.values())
+        if estimated:
             said.append(
-                f"{self._estimated} datagrams lost before the relay are estimated from flows or records, because the "
+                f"{estimated} datagrams lost before the relay are estimated from flows or records, because the "
                 "datagrams of an exporter have different sizes"
             )
         if self._drops.ordered:
