@@ -199,6 +199,7 @@ def row(sequence: int, datagrams: int, **changes: Any) -> dict[str, Any]:
         "datagrams": datagrams,
         "units": datagrams,
         "missing": 0,
+        "numbered": True,
         "header": model.v9(sequence, 3)[:20].hex(),
         "copies": 1,
         **changes,

@@ -207,3 +207,56 @@ def test_copies_from_our_own_address(scene: Callable[..., Scene]) -> None:
     value = watching.result(1)
     only(value, "lost_before", removed)
     assert rows(value, "taken") == {name: 203 - count for name, count in removed.items()}
+
+
+def test_without_sequence_numbers(scene: Callable[..., Scene]) -> None:
+    """Exporters of syslog, and a receiver that gets every third datagram: of that, only the sum is known."""
+    here = scene(configuration().replace('name = "far six"', 'name = "far six"\nfreq = 3'))
+    plain = here.lab.exporter_socket("198.18.64.99", 50000)
+    plain.sendto(b"<13>hello", (here.lab.relay4(), 2055))
+    syslog, six = "198.18.64.99", "2001:db8:8000::6"
+    remover = Remover(here.lab, 2, "forward", PORT, [syslog, six], 5)
+    for receiver, name in (("far", syslog), ("far six", six)):
+        before = remover.removed()[name]
+        watching = here.watch("--receiver", receiver)
+        for _ in range(60):
+            plain.sendto(b"<13>hello", (here.lab.relay4(), 2055))
+        here.send(90)
+        value = watching.result(1)
+        removed = remover.removed()[name] - before
+        assert removed > 0
+        if name == syslog:
+            only(value, "lost_on_way", {name: removed})
+        else:
+            assert not any(value["total"][stage] for stage in STAGES), value
+            assert [(item["stages"], item["datagrams"]) for item in value["sums"]] == [(["lost_on_way"], removed)]
+
+
+def test_a_pool_and_two_receivers_at_one_address(lab: Lab) -> None:
+    """Nothing is lost, and nothing is said to be: of a pool each member gets a part."""
+    for balance in ("round-robin", "exporter-hash"):
+        text = configuration().split("[[rule]]")[0]
+        text += f'''[[receiver]]
+name = "again"
+to = "{FAR4}:{PORT}"
+spoof = true
+probe = "off"
+[[receiver]]
+name = "elsewhere"
+to = "{lab.peer4(1)}:9999"
+spoof = true
+probe = "off"
+[[pool]]
+name = "pool"
+members = ["far", "elsewhere"]
+balance = "{balance}"
+[[rule]]
+to = ["pool", "again"]
+'''
+        if balance == "round-robin":
+            here = Scene(lab, text)
+        else:
+            here.relay.hangup(lab.with_service(text))
+        value = here.watch("--receiver", "again").process
+        here.send(200)
+        assert value.wait(60) == 0, value.tail()

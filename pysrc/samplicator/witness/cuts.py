@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,13 +28,10 @@ Group = tuple[str, int, str, bytes]
 
 @dataclass(slots=True)
 class Tracked:
-    """A row from cut to cut. gap: datagrams that the relay gave and that did not come, so far; 0 or more at rest."""
+    """A row from cut to cut. sizes: of its datagrams, in units."""
 
     row: dict[str, Any]
     sizes: Sizes
-    gap: int = 0
-    wire: int = 0
-    given: int = 0
 
 
 @dataclass(slots=True)
@@ -51,7 +48,11 @@ class Step:
 
 
 class Cuts:
-    """All rows. exporters: of each stream that rows belong to."""
+    """All rows. exporters: of each stream that rows belong to. unnumbered: those that write no sequence numbers, whose
+    datagrams cannot be told apart. given: copies of the rows since the first cut; pooled: those through a pool; partly:
+    some copies of an exporter come through a pool, and others do not; surplus: datagrams that came and that no exporter
+    sent, such as templates that are replayed.
+    """
 
     def __init__(self, streams: Streams, source: str) -> None:
         """source: of the copies, own or spoof."""
@@ -59,6 +60,9 @@ class Cuts:
         self._own = source == OWN
         self._rows: dict[str, Tracked] = {}
         self._began = False
+        self.given = self.pooled = self.surplus = 0
+        self.partly = False
+        self.unnumbered: set[str] = set()
         self.exporters: dict[Stream, set[str]] = {}
 
     def group(self, row: dict[str, Any]) -> Group:
@@ -93,18 +97,26 @@ class Cuts:
     def _known(self, place: str, row: dict[str, Any]) -> Tracked | None:
         """The row at the cut before; None also for another exporter at this place."""
         known = self._rows.get(place)
-        same = ("exporter", "port", "protocol", "domain", "agent")
-        if (
-            known is None
-            or any(known.row[key] != row[key] for key in same)
-            or row["datagrams"] < known.row["datagrams"]
-        ):
+        if known is None or _identity(known.row) != _identity(row) or row["datagrams"] < known.row["datagrams"]:
             return None
         return known
+
+    def _follow(self, rows: Mapping[str, dict[str, Any]]) -> None:
+        """Rows that have another place now: the relay began anew with what it knew, or has other workers."""
+        moved = {place for place in self._rows if place not in rows or self._known(place, rows[place]) is None}
+        by_identity = {_identity(self._rows[place].row): place for place in moved}
+        found = {}
+        for place, row in rows.items():
+            old = by_identity.get(_identity(row))
+            stays = place in self._rows and place not in moved
+            if old is not None and not stays and row["datagrams"] >= self._rows[old].row["datagrams"]:
+                found[place] = by_identity.pop(_identity(row))
+        self._rows |= {place: self._rows[old] for place, old in found.items()}
 
     def cut(self, snapshot: Snapshot, *, rest: bool = False) -> Step:
         """Counts up to the snapshot. rest: no exporter has sent since. The first call only begins."""
         step = Step()
+        self._follow(snapshot.rows)
         groups = self._groups()
         rows: dict[Group, list[str]] = {}
         for place, row in snapshot.rows.items():
@@ -178,6 +190,8 @@ class Cuts:
         """Enters what happened to a row since the cut before."""
         known = self._known(place, row)
         kind, exporter = row["protocol"], row["exporter"]
+        if not row["numbered"] or not row["header"]:
+            self.unnumbered.add(exporter)
         if known is None:
             sizes = Sizes(kind)
             if not self._began:
@@ -202,11 +216,17 @@ class Cuts:
         known.sizes.at(bytes.fromhex(row["header"]))
         if missing:
             step.before.setdefault(row["listener"], Counter())[exporter] += missing
-        known.gap += given - len(headers)
-        known.given += given
-        known.wire += len(headers)
         known.row = row
+        self.given += given
+        self.pooled += given if row["pool"] else 0
+        self.partly = self.partly or (bool(row["pool"]) and row["copies"] > 1)
+        self.surplus += max(0, len(headers) - given)
         if given != len(headers):
             step.after[exporter] += given - len(headers)
         if headers:
             step.wire[exporter] += len(headers)
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What stays the same of a row, wherever it is."""
+    return tuple(row[key] for key in ("exporter", "port", "protocol", "domain", "agent"))

@@ -8,6 +8,7 @@ Invariants: a datagram is entered once. Called by watch.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -18,13 +19,17 @@ from samplicator.witness.streams import Stream, Streams
 
 TRIES: Final = 20
 """Readings until packets that came during each reading are taken as they are."""
+IDLE_SECONDS: Final = 0.25
+"""How often the counters are read while nothing comes."""
+ALERT_SECONDS: Final = 1.0
+"""How long they are read as often as possible, after a socket became half full or dropped something."""
 KEPT: Final = 256
 """Arrivals of the reading before that a drop may belong to: they were on their way from the wire to the socket."""
 
 
 class Drops:
     """split: dropped (first) and taken (second), by exporter; taken only of readings with drops. ordered: datagrams
-    that were told apart by their order.
+    that were told apart by their order. alert_until: read as often as possible until then (CLOCK_MONOTONIC).
     """
 
     def __init__(self, queues: Queues, streams: Streams, name: Callable[[Stream], str]) -> None:
@@ -36,13 +41,23 @@ class Drops:
         self._name = name
         self._before: list[Stream] = []
         self._dropped = self._tries = 0
-        self._full = False
+        self._full = self._near = False
+        self._sampled = 0.0
+        self.alert_until = 0.0
 
     def step(self, read: Callable[[], int]) -> None:
         """One reading. read: enters the packets that wait into the streams, and returns how many they were."""
         arrivals = self._streams.arrivals
         many = len(arrivals)
+        now = time.monotonic()
+        if not many and not self._dropped and now - self._sampled < IDLE_SECONDS:
+            return
+        self._sampled = now
         dropped = self._queues.sample()
+        near = self._is_full(2)
+        if dropped or (near and not self._near):
+            self.alert_until = now + ALERT_SECONDS
+        self._near = near
         self.seen = self.seen or bool(self._queues.known)
         if not dropped and not self._dropped:
             self._before = arrivals[max(0, many - KEPT) : many] or self._before
@@ -79,9 +94,10 @@ class Drops:
             self.split.add(dropped, Counter(names), patience=1)
         self._full = full
 
-    def _is_full(self) -> bool:
-        """Whether a socket that drops has no room now: less than a large datagram needs."""
+    def _is_full(self, part: int = 16) -> bool:
+        """Whether less than a part of a socket's buffer, 1/`part` or what a large datagram needs, is free."""
         return any(
-            queue.dropped and queue.buffer_bytes - queue.queued_bytes < min(4096, queue.buffer_bytes // 4)
+            queue.buffer_bytes - queue.queued_bytes < max(4096, queue.buffer_bytes // part)
             for queue in self._queues.known.values()
+            if queue.queued_bytes
         )

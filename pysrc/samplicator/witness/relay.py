@@ -105,7 +105,9 @@ class Relay:
                 answer = self.get(page + (f"&after={after}" if after else ""))
                 for row in answer["shares"]:
                     # the later reading, so that datagrams and copies belong to one moment
-                    rows[row["place"]] = {**row, "copies": rows.get(row["place"], {}).get("copies", 0) + 1}
+                    known = rows.get(row["place"], {"copies": 0, "pool": ""})
+                    copies, pool = known["copies"] + 1, row["pool"] or known["pool"]
+                    rows[row["place"]] = {**row, "copies": copies, "pool": pool}
                 after = answer["after"]
                 if not after:
                     break
@@ -117,6 +119,13 @@ class Relay:
         sums = {key: sum(head["receiver"][key] for head in heads) for key in ("offered", "skipped", "sent")}
         drops = {item["listener"]: item["kernel_drops"] for item in heads[-1]["listeners"]}
         return Snapshot(rows, {**sums, "failed": failed}, drops)
+
+    def takes_turns(self, receivers: Sequence[str]) -> bool:
+        """Whether one of them is in a pool that deals each exporter's datagrams out. Raises Unreachable."""
+        return any(
+            pool["balance"] == "round-robin" and any(member["receiver"] in receivers for member in pool["members"])
+            for pool in self.get("/api/v1/pools")
+        )
 
     def receivers_of(self, port: int, addresses: frozenset[str], name: str = "") -> list[dict[str, Any]]:
         """The receiver with this name and all that send to the same place, or all that send to the port of one of the

@@ -16,6 +16,7 @@ MOST_LOGGED: Final = 8_000_000
 PART_SECONDS: Final = 30.0
 UDP, FRAGMENT = 17, 44
 KINDS: Final = {
+    b"\0\1": ("netflow1", 16),
     b"\0\5": ("netflow5", 24),
     b"\0\7": ("netflow7", 24),
     b"\0\x08": ("netflow8", 28),
@@ -140,9 +141,8 @@ class Streams:
                 return
             stream = self.by_key[key] = Stream(key)
         stream.count += 1
-        if octets:
-            stream.log.append(header)
-            self.logged += 1
+        stream.log.append(header)
+        self.logged += 1
         self.arrivals.append(stream)
 
     def _part(self, key: tuple[bytes, bytes, bytes], offset: int, more: int, size: int, body: bytes) -> None:

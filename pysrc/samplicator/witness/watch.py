@@ -33,11 +33,15 @@ GRACE_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 3.0
 """How long the end is put off while something seems to be missing."""
 STEP_SECONDS: Final = 0.002
+ALERT_STEP_SECONDS: Final = 0.0001
+REST_SECONDS: Final = 0.2
 EXPIRE_SECONDS: Final = 30.0
 MIXED_BEFORE: Final = "several exporters lost datagrams before the relay and at its socket at the same time"
 BEYOND: Final = "dropped at the relay's socket, from exporters whose sequence numbers do not show it (yet)"
 MIXED_AFTER: Final = "several exporters lost copies here and on the way at the same time"
 BEYOND_FAILED: Final = "copies that failed and are of no exporter with sequence numbers"
+IN_PARTS: Final = "the receiver gets a part of each exporter's datagrams (freq or a pool), so that only sums are known"
+LOOSE: Final = "copies of exporters without sequence numbers"
 MIXED_DROPS: Final = "datagrams of several exporters came while the collector's socket dropped some of them"
 BEYOND_DROPS: Final = "dropped by the collector's socket, and not seen on the wire by the witness"
 
@@ -54,10 +58,12 @@ class Witness:
             self.queues = Queues(port)
             here = local_addresses()
             receivers = relay.receivers_of(port, here, receiver)
+            turns = relay.takes_turns([str(row["name"]) for row in receivers])
         except BaseException:
             self.tape.close()
             raise
         self._names = [str(row["name"]) for row in receivers]
+        self._turns = turns
         self.receiver = self._names[0] if receiver else ", ".join(self._names)
         addresses = {str(row["address"]) for row in receivers}
         if receiver and addresses <= here:
@@ -72,6 +78,7 @@ class Witness:
         self._wire: Counter[str] = Counter()
         self._loose: dict[Stream, int] = {}
         self._began_drops: dict[bytes, int] = {}
+        self._rested = self._rests = False
         self._skipped = 0
         self._took_seconds = 0.0
         self._expired = time.monotonic()
@@ -104,7 +111,8 @@ class Witness:
             if now >= end or (until is not None and until.done()):
                 return
             if not got:
-                self.tape.wait(min(STEP_SECONDS, end - now))
+                step = ALERT_STEP_SECONDS if now < self._drops.alert_until else STEP_SECONDS
+                self.tape.wait(max(0.0, min(step, end - now)))
             if now - self._expired > EXPIRE_SECONDS:
                 self._expired = now
                 self.streams.expire(now - EXPIRE_SECONDS)
@@ -130,7 +138,8 @@ class Witness:
 
     def begin(self) -> None:
         """The first cut. What came before it is not counted. Raises Unreachable."""
-        self.pump(0.05)
+        self.pump(REST_SECONDS)
+        count = self.streams.count
         snapshot = self._ask()
         self._wait(snapshot)
         self._cuts.cut(snapshot)
@@ -138,6 +147,8 @@ class Witness:
         self._loose = {stream: stream.count for stream in self.streams.by_key.values()}
         self._drops.split = Split()
         self._began_drops = {queue.cookie: queue.dropped for queue in self.queues.known.values()}
+        self.pump(REST_SECONDS)
+        self._rested = count == self.streams.count
 
     def _advance(self, *, rest: bool = False) -> bool:
         """One cut. Returns whether the exporters rest. Raises Unreachable."""
@@ -194,6 +205,7 @@ class Witness:
             self.pump(0.2)
             return False
         self.trouble = ""
+        self._rests = same
         return same
 
     def _missing(self) -> bool:
@@ -217,11 +229,14 @@ class Witness:
             found.lost_before += split.second
             _add(sums, ("lost_before", "lost_at_socket"), split.mixed, MIXED_BEFORE)
             _add(sums, ("lost_at_socket",), split.beyond, BEYOND)
-        if self._skipped:
+        if self._in_parts():
             self._sampled(found)
         else:
             found.failed += self._after.first
             found.lost_on_way += self._after.second
+            if not (self._rested and self._rests):
+                for name in self._cuts.unnumbered:
+                    found.lost_on_way.pop(name, 0)
             _add(sums, ("failed", "lost_on_way"), self._after.mixed, MIXED_AFTER)
             _add(sums, ("failed",), self._after.beyond, BEYOND_FAILED)
         drops = self._drops.split
@@ -239,18 +254,41 @@ class Witness:
         assert self._first is not None
         assert self._last is not None
         failed = sum(difference(self._last.given["failed"], self._first.given["failed"]).values())
-        sent = self._last.given["sent"] - self._first.given["sent"]
-        why = "the receiver gets a part of the datagrams (freq), so copies are counted as a sum"
-        _add(found.sums, ("failed",), failed, why)
-        _add(found.sums, ("lost_on_way",), max(0, sent - sum(self._wire.values())), why)
+        _add(found.sums, ("failed",), failed, IN_PARTS)
+        if self._rested and self._rests:
+            _add(found.sums, ("lost_on_way",), self._grown("sent") - self._arrived(), IN_PARTS)
+
+    def _in_parts(self) -> bool:
+        """Whether the receiver gets a part of what the relay has of its exporters."""
+        if self._skipped or self._turns or self._cuts.partly:
+            return True
+        slack = (
+            0 if self._rested and self._rests else 1000 + self._cuts.given // 20
+        )  # what came while the relay answered
+        return self._cuts.pooled > 0 and self._cuts.given > self._grown("offered") + slack
+
+    def _grown(self, key: str) -> int:
+        """A counter of the receivers since begin()."""
+        assert self._first is not None
+        assert self._last is not None
+        return int(self._last.given[key]) - int(self._first.given[key])
+
+    def _arrived(self) -> int:
+        """All datagrams since begin()."""
+        return sum(stream.count - self._loose.get(stream, 0) for stream in self.streams.by_key.values())
 
     def _loose_ends(self, found: Account) -> None:
         """Datagrams of exporters without sequence numbers, or not by this relay."""
+        came = 0
         for stream in self.streams.by_key.values():
             if stream not in self._cuts.exporters:
                 count = stream.count - self._loose.get(stream, 0)
                 if count:
                     found.wire[self._name(stream)] += count
+                    came += count
+        if self._rested and self._rests and not self._in_parts():
+            given = self._grown("offered") - self._cuts.given - self._cuts.surplus - self._after.beyond
+            _add(found.sums, ("lost_on_way",), given - came, LOOSE)
 
     def sockets(self) -> list[Socket]:
         """The collector's sockets, with what they dropped since begin()."""
@@ -282,10 +320,14 @@ class Witness:
             )
         if self._drops.ordered:
             said.append(f"{self._drops.ordered} drops of the collector's socket are told apart by their order")
+        if self._in_parts() and not (self._rested and self._rests):
+            said.append("the exporters did not rest at the begin and at the end, so losses on the way cannot be told")
+        if self._cuts.unnumbered and not (self._rested and self._rests):
+            said.append("losses on the way of exporters without sequence numbers can only be told when they rest")
         loose = {self._name(s) for s in self.streams.by_key.values() if s not in self._cuts.exporters and s.count}
         if loose:
             some = ", ".join(sorted(loose)[:5]) + (f" and {len(loose) - 5} more" if len(loose) > 5 else "")
-            said.append(f"the relay has no sequence numbers of {some}; only what came is known")
+            said.append(f"the relay has no sequence numbers of {some}; only what came here is known")
         if self.streams.untracked:
             said.append(f"{self.streams.untracked} datagrams of more exporters than the witness can hold are left out")
         if self.tape.skipped:
