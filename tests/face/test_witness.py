@@ -15,6 +15,7 @@ from samplicator.host import bpf
 from samplicator.witness import exposition, program, sockets
 from samplicator.witness.balance import Account, balance, lost
 from samplicator.witness.cuts import Cuts
+from samplicator.witness.memory import Memory
 from samplicator.witness.relay import Relay, Snapshot, Unreachable
 from samplicator.witness.split import Split
 from samplicator.witness.streams import Streams
@@ -259,6 +260,18 @@ def test_drops_of_a_socket_are_seen() -> None:
         assert [queue.address for queue in queues.known.values()] == ["127.0.0.1"]
         assert queues.sample() == 0
         queues.close()
+
+
+def test_the_memory_of_a_queue_tells_what_did_not_fit() -> None:
+    memory = Memory()
+    assert memory.dropped([100, 1500], 0, 768, 3000, 1) == [1]
+    for _ in range(3):
+        memory.learn([100, 1500], 832 + 2304)
+        memory.learn([1500, 500, 100], 832 + 1280 + 2304)
+    memory.learn([100, 1500], 2304)  # somebody read
+    assert memory.dropped([1500, 100, 500, 100], 8_000, 9_664, 10_000, 2) == [0, 2]
+    assert memory.dropped([100, 1500, 100], 9_000, 12_136, 10_000, 1) == [2]  # an older kernel
+    assert memory.dropped([100, 1500], 8_000, 8_000, 10_000, 1) is None
 
 
 # ---- what is shown

@@ -72,7 +72,7 @@ class Scene:
                 device.send()
             time.sleep(pause)
 
-    def watch(self, *words: str, seconds: float = 3.0, prefix: tuple[str, ...] = ()) -> Watching:
+    def watch(self, *words: str, seconds: float = 2.5, prefix: tuple[str, ...] = ()) -> Watching:
         return Watching(self.lab, self.relay.control_path, *words, seconds=seconds, prefix=prefix)
 
     @contextlib.contextmanager
@@ -166,6 +166,34 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     taken = {name: here.collector.read[name] - read[name] for name in names}
     only(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
     assert rows(value, "taken") == taken
+
+
+def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
+    """Before the relay, on the way and at the collector at once, with flows in varying numbers."""
+    kinds = {**FOUR, "198.18.64.5": ("v5", (30, 30, 4, 30, 11))}
+    here = scene(configuration(), kinds=kinds)
+    names = here.addresses
+    before, way = Remover(here.lab, 0, "prerouting", 2055, names, 13), Remover(here.lab, 2, "forward", PORT, names, 17)
+    watching = here.watch(seconds=3.0)
+    read = dict(here.collector.read)
+    here.send(200)
+    here.collector.shrink(60_000)
+    here.collector.held = True
+    here.send(150)
+    time.sleep(0.2)
+    here.collector.held = False
+    here.send(50)
+    removed_before, removed_way = before.end(), way.end()
+    here.send(2)
+    value = watching.result(1)
+    print(json.dumps(value, indent=1))
+    assert rows(value, "lost_before") == removed_before
+    assert rows(value, "lost_on_way") == removed_way
+    taken = {name: here.collector.read[name] - read[name] for name in names}
+    assert rows(value, "taken") == taken
+    came = {name: 402 - removed_before[name] - removed_way[name] for name in names}
+    assert rows(value, "dropped_by_collector") == {name: came[name] - taken[name] for name in names}
+    assert value["sums"] == []
 
 
 def test_what_is_on_its_way_is_not_lost(make_lab: Callable[..., Lab]) -> None:

@@ -206,7 +206,7 @@ class Cuts:
             given = units = 0  # another member of the pool has this exporter now
         if units and row["unit"] not in DATAGRAM_UNITS:
             known.sizes.learn(headers)
-            missing, slack = known.sizes.datagrams(units, known.sizes.gaps(headers))
+            missing, slack = known.sizes.datagrams(units, known.sizes.gaps(headers), given - len(headers))
             if slack:
                 step.slack[exporter] += slack
         else:

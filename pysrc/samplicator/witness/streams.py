@@ -77,7 +77,8 @@ class _Parts:
 
 class Streams:
     """All streams. untracked: datagrams beyond the limits. reassembled: datagrams that came in fragments; incomplete:
-    those whose fragments did not all come in time. arrivals: streams of the datagrams since the caller emptied it.
+    those whose fragments did not all come in time. arrivals, lengths: stream, and bytes of the IP packet, of each
+    datagram since the caller emptied them.
     """
 
     def __init__(self, only: frozenset[bytes] = frozenset()) -> None:
@@ -86,6 +87,7 @@ class Streams:
         self.other = Stream((b"", 0, "other", b""))
         self.by_key: dict[Key, Stream] = {}
         self.arrivals: list[Stream] = []
+        self.lengths: list[int] = []
         self.logged = 0
         self.count = self.untracked = self.reassembled = self.incomplete = self.broken = 0
         self._parts: dict[tuple[bytes, bytes, bytes], _Parts] = {}
@@ -118,18 +120,21 @@ class Streams:
         port = packet[at] << 8 | packet[at + 1]
         at += 8
         if self.only and (packet[16:20] if version == 4 else packet[24:40]) not in self.only:
-            self.arrivals += [self.other] * (-(-(len(packet) - at) // segment) if segment else 1)
+            many = -(-(len(packet) - at) // segment) if segment else 1
+            self.arrivals += [self.other] * many
+            self.lengths += [0] * many
             return
         if segment:
             end = len(packet)
             while at < end:
-                self.datagram(source, port, packet[at : at + min(segment, 40)])
+                self.datagram(source, port, packet[at : at + min(segment, 40)], 28 + min(segment, end - at))
                 at += segment
         else:
-            self.datagram(source, port, packet[at : at + 40])
+            size = packet[2] << 8 | packet[3] if version == 4 else 40 + (packet[4] << 8 | packet[5])
+            self.datagram(source, port, packet[at : at + 40], size)
 
-    def datagram(self, source: bytes, port: int, payload: bytes) -> None:
-        """One datagram to the port; the first 40 bytes of it."""
+    def datagram(self, source: bytes, port: int, payload: bytes, length: int = 0) -> None:
+        """One datagram to the port; the first 40 bytes of it. length: of its IP packet, 0 = not known."""
         kind, octets = classify(payload)
         header = payload[:octets]
         key = (source, port, kind, domain_of(kind, header))
@@ -144,6 +149,7 @@ class Streams:
         stream.log.append(header)
         self.logged += 1
         self.arrivals.append(stream)
+        self.lengths.append(length)
 
     def _part(self, key: tuple[bytes, bytes, bytes], offset: int, more: int, size: int, body: bytes) -> None:
         """A fragment. offset: in units of 8 bytes. body: its first bytes."""
@@ -171,6 +177,7 @@ class Streams:
                 self.reassembled += 1
                 if self.only and key[1] not in self.only:
                     self.arrivals.append(self.other)
+                    self.lengths.append(0)
                     return
                 self.datagram(key[0], first[0] << 8 | first[1], first[8:])
 

@@ -15,6 +15,7 @@ M32: Final = 0xFFFFFFFF
 HALF: Final = 1 << 31
 SEQUENCE: Final = {"netflow5": 16, "netflow7": 16, "netflow8": 16, "netflow9": 12, "ipfix": 8}
 MOST_LENGTHS: Final = 512
+MOST_SIZES: Final = 100
 SAMPLE: Final = 2000
 """Datagrams that are looked at between two cuts when nothing is missing."""
 
@@ -91,24 +92,41 @@ class Sizes:
         many = sum(count for size, count in self._known.items() if size)
         return sum(size * count for size, count in self._known.items()) / many if many else 1.0
 
-    def datagrams(self, units: int, gaps: Sequence[int]) -> tuple[int, int]:
-        """Datagrams that had so many units, and by how many that may be wrong. gaps: what is known one by one."""
+    def datagrams(self, units: int, gaps: Sequence[int], others: int = 0) -> tuple[int, int]:
+        """Datagrams that had so many units, and by how many that may be wrong. gaps: units missing on the wire, one by
+        one; others: datagrams that are missing there and were not lost before the relay.
+        """
         if units <= 0:
             return (0, 0) if not units else (-max(1, round(-units / self.mean)), 1)
         sizes = {size for size in self._known if size} or {1}
         if len(sizes) == 1:
             size = sizes.pop()
             return max(1, round(units / size)), int(units % size != 0)
-        if sum(gaps) != units:
-            gaps = [units]
         found = [self._one(gap, sizes) for gap in gaps if gap > 0]
+        if sum(gaps) != units:
+            count = sum(count for count, _ in found) - others
+            if -(-units // max(sizes)) <= count <= max(1, units // min(sizes)):
+                return count, sum(slack for _, slack in found)
+            found = [self._one(units, sizes)]
         return sum(count for count, _ in found), sum(slack for _, slack in found)
 
     def _one(self, gap: int, sizes: set[int]) -> tuple[int, int]:
+        """Datagrams of one gap: as few as there can be, if they are few; otherwise by the mean."""
         low, high = -(-gap // max(sizes)), max(1, gap // min(sizes))
         if low >= high:
             return low, 0
-        if low == 1:
-            return 1, 0 if gap in sizes else high - 1
+        fewest = _fewest(gap, sizes)
+        if fewest:
+            return fewest, 0 if fewest == 1 else high - fewest
         count = min(max(low, round(gap / self.mean)), high)
         return count, max(high - count, count - low)
+
+
+def _fewest(gap: int, sizes: set[int]) -> int:
+    """Of how few sizes, each as often as needed, the gap is the sum, if of three at most; 0 = of more, or none."""
+    if gap in sizes:
+        return 1
+    if any(gap - one in sizes for one in sizes):
+        return 2
+    few = len(sizes) <= MOST_SIZES
+    return 3 if few and any(gap - one - two in sizes for one in sizes for two in sizes) else 0
