@@ -148,6 +148,26 @@ def test_exporters_come_in_pages() -> None:
     with_client(make_state(), body)
 
 
+def test_shares_are_those_of_one_receiver() -> None:
+    async def body(client: Client) -> None:
+        assert (await client.get("/api/v1/shares")).status == 400
+        assert (await client.get("/api/v1/shares?receiver=nobody")).status == 400
+        page = await (await client.get("/api/v1/shares?receiver=six&limit=3")).json()
+        assert ([row["exporter"] for row in page["shares"]], page["after"]) == (
+            ["192.0.2.1", "192.0.2.2", "192.0.2.3"],
+            "0.3",
+        )
+        page = await (await client.get("/api/v1/shares?receiver=six&after=0.3")).json()
+        assert ([row["exporter"] for row in page["shares"]], page["after"]) == (["192.0.2.4"], None)
+        row = page["shares"][0]
+        assert (row["missing"], row["unit"], row["pool"]) == (3, "packets", "")
+        assert page["receiver"]["offered"] == page["receiver"]["skipped"] + page["receiver"]["sent"] + sum(
+            page["receiver"]["failed"].values()
+        )
+
+    with_client(make_state(), body)
+
+
 def test_domains_come_in_pages() -> None:
     async def body(client: Client) -> None:
         first = await (await client.get("/api/v1/domains?limit=2")).json()

@@ -27,6 +27,7 @@ from samplicator.readings import (
     PoolReading,
     Readings,
     ReceiverReading,
+    Route,
     ServiceReading,
     Unmatched,
     WorkerReading,
@@ -221,6 +222,9 @@ class FakeView:
 
     def aliases_unlisted(self) -> int:
         return 5
+
+    def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
+        return Route((), (), () if address == bytes((192, 0, 2, 5)) else ("six",), False)
 
     def listener_names(self) -> dict[int, str]:
         return {4: "netflow"}

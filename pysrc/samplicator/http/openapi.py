@@ -39,11 +39,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parameter behind the question mark. schema: of its value."""
+    """A parameter behind the question mark. schema: of its value. required: the request fails without it."""
 
     name: str
     text: str
     schema: Mapping[str, Any]
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,13 @@ def _operation(route: Route, method: str, schemas: Schemas) -> dict[str, Any]:
     }
     if route.query:
         described["parameters"] = [
-            {"name": each.name, "in": "query", "required": False, "description": each.text, "schema": dict(each.schema)}
+            {
+                "name": each.name,
+                "in": "query",
+                "required": each.required,
+                "description": each.text,
+                "schema": dict(each.schema),
+            }
             for each in route.query
         ]
     if route.guarded:
