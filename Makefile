@@ -23,7 +23,7 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 
 # ---- Debian packages of the tests; those of the build are found out by trying (see `build-needs`)
 
-TEST_PACKAGES = softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl openssl \
+TEST_PACKAGES = openssl softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
 	systemd-container mmdebstrap zsh fish $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.

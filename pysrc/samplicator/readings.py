@@ -189,8 +189,8 @@ class Domain:
 
 class Activity(NamedTuple):
     """What an observation domain has counted: a Domain in short, for those who look at many of them often.
-    address: packed. style: as there. first_ns: CLOCK_MONOTONIC. lost: units lost before us, without gaps that may
-    close.
+    address: packed. style, listener: as there. first_ns, seen_ns: of its first and last datagram, CLOCK_MONOTONIC.
+    lost: units lost before us, without gaps that may close.
     """
 
     number: int
@@ -201,6 +201,8 @@ class Activity(NamedTuple):
     datagrams: int
     bytes: int
     lost: int
+    listener: int = 0
+    seen_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
 from samplicator.http import app, endpoints, front, listing, rows
-from samplicator.readings import FlowField, FlowTemplate, Unmatched
+from samplicator.readings import FlowField, FlowTemplate, Route, Unmatched
 from samplicator.supervisor.reload import ReloadResult
 from samplicator.views.service import ServiceState
 from support.state import FakeReloader, make_session, make_state
@@ -165,7 +165,12 @@ def test_shares_are_those_of_one_receiver() -> None:
             page["receiver"]["failed"].values()
         )
 
-    with_client(make_state(), body)
+    def route(address: bytes, port: int = 0, listener: str = "") -> Route:
+        return Route((), (), () if address == bytes((192, 0, 2, 5)) else ("six",), False)
+
+    state = make_state()
+    state.view.route = route  # type: ignore[method-assign]
+    with_client(state, body)
 
 
 def test_domains_come_in_pages() -> None:
@@ -337,7 +342,7 @@ def test_a_failing_page_is_a_500_and_the_next_one_works() -> None:
     ],
 )
 def test_reload_over_tcp_needs_the_token(token: str, headers: dict[str, str], status: int) -> None:
-    state = make_state(reload_token=token)
+    state = make_state(tokens=(token, "other") if token else ())
 
     async def body(client: Client) -> None:
         answer = await client.post("/-/reload", headers=headers)

@@ -16,7 +16,7 @@ from samplicator.service.pages import Pages
 from samplicator.supervisor.refusal import BuildError
 from support.state import make_state
 
-REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def free_tcp_port() -> int:

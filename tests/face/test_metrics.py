@@ -21,6 +21,7 @@ from samplicator.readings import Activity
 from samplicator.views.catalogue import CATALOGUE
 from samplicator.views.metric import FOREIGN, PREFIX
 from samplicator.views.prometheus import Page, render
+from samplicator.views.service import HTTP_REFUSALS
 from support.state import make_readings, make_state
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8,text/plain;version=0.0.4;q=0.5"
@@ -97,6 +98,8 @@ def test_values_come_from_their_fields() -> None:
     assert value(found, "config_last_reload_successful") == 1
     assert value(found, "log_messages_total", level="warning") == 3
     assert value(found, "log_messages_total", level="error") == 0
+    for reason in HTTP_REFUSALS:
+        assert value(found, "http_refused_requests_total", reason=reason) == 0
     where = {"address": "2001:db8::10", "port": "9995", "source": "own", "engine": "udp"}
     assert value(found, "receiver_info", receiver="six", **where) == 1
     assert value(found, "receiver_up", receiver="six") == 0

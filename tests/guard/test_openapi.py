@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from samplicator.http.app import make_app
-from samplicator.http.openapi import BEARER
+from samplicator.http.openapi import BEARER, PASSWORD
 from samplicator.http.routes import ROUTES, described
 from support.state import make_state
 from support.tree import ROOT
@@ -45,7 +45,7 @@ def test_operations_are_whole() -> None:
         assert {"101" if changes else "200", "500", "503"} <= each["responses"].keys(), path
         assert ("security" in each) == (method in ("post", "put") and not changes), path
         assert path == "/metrics" or ("400" in each["responses"]) == ("parameters" in each), path
-    assert BEARER in document["components"]["securitySchemes"]
+    assert {BEARER, PASSWORD} == document["components"]["securitySchemes"].keys()
 
 
 def test_every_shape_says_what_it_is() -> None:

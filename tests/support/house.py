@@ -42,6 +42,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "aiohttp": {"http", "service"},
     "prometheus_client": {"views"},
     "orjson": {"http"},
+    "yaml": {"config"},
+    "bcrypt": {"http"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},
     "rich": {"demo", "cli"},

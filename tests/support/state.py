@@ -205,7 +205,7 @@ class FakeView:
         return {0: 5}
 
     def flow_activity(self, worker: int, numbers: Iterable[int]) -> list[Activity]:
-        return [Activity(n, bytes((192, 0, 2, n)), "netflow9", "", 1, 21, 2100, 2) for n in numbers if 1 <= n <= 5]
+        return [Activity(n, bytes((192, 0, 2, n)), "netflow9", "", 1, 21, 2100, 2, 4) for n in numbers if 1 <= n <= 5]
 
     def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
         return (item for item in make_templates() if item.kind != "options_data" and item.id > after)
@@ -223,11 +223,16 @@ class FakeView:
     def aliases_unlisted(self) -> int:
         return 5
 
-    def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
-        return Route((), (), () if address == bytes((192, 0, 2, 5)) else ("six",), False)
-
     def listener_names(self) -> dict[int, str]:
         return {4: "netflow"}
+
+    @property
+    def generation(self) -> int:
+        return self.value.generation
+
+    def route(self, address: bytes, port: int = 0, listener: str = "") -> Route:
+        """Odd addresses go to a receiver, even ones to the pool."""
+        return Route((), (), ("nfdump",) if address[-1] % 2 else (), False, () if address[-1] % 2 else ("both",))
 
 
 def make_services() -> tuple[ServiceReading, ...]:

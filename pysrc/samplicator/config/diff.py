@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from samplicator.config.model.listener import Listener
+from samplicator.config.model.loaded import Loaded
 from samplicator.config.model.pool import Pool
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.whole import Config, restart_settings
@@ -61,6 +62,14 @@ class Diff:
         parts += self.settings
         parts += [f"{setting} (needs a restart)" for setting in self.restart_needed]
         return "; ".join(parts) or "nothing changed"
+
+
+def diff_loaded(old: Loaded, new: Loaded) -> Diff:
+    """The same as diff(), and whether the files of service.web_config have changed."""
+    found = diff(old.config, new.config)
+    if old.web is not None and new.web is not None and old.web != new.web and old.web.path == new.web.path:
+        found.settings.append(f"service.web_config: {new.web.path}, or a file that it names, has changed")
+    return found
 
 
 def diff(old: Config, new: Config) -> Diff:

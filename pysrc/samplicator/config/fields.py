@@ -6,6 +6,7 @@ checking function has none. Never imports socket or asyncio.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -25,6 +26,7 @@ from samplicator.config.probe import parse_probe
 
 MAX_SOCKET_BUFFER = 2**31 - 1
 MAX_WEIGHT = 1000
+HOST_NAME = re.compile(r"(?!.{254})[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -51,6 +53,14 @@ def check_http(value: str) -> str:
     if value:
         parse_bind(value)
     return value
+
+
+def check_host_name(value: str) -> str:
+    if value != "*" and not HOST_NAME.fullmatch(value):
+        raise ValueError(
+            f'{value!r} is not a host name; write a name without port, such as relay.example.net, or "*" for every name'
+        )
+    return value.lower()
 
 
 def check_control(value: str) -> str:
@@ -121,6 +131,7 @@ def _weights(value: object) -> object:
 
 
 _WEIGHT = {"type": "integer", "minimum": 1, "maximum": MAX_WEIGHT}
+HostName = Annotated[str, AfterValidator(check_host_name)]
 Name = Annotated[str, AfterValidator(_name)]
 Size = Annotated[
     int,

@@ -45,6 +45,14 @@ def read_regular(path: str, limit: int = MAX_FILE_BYTES) -> bytes:
     return data
 
 
+def read_tokens(path: str) -> tuple[str, ...]:
+    """The lines of the file at `path` that are not empty; "" = none. Raises as read_regular, ValueError for a file that
+    is not UTF-8 text.
+    """
+    lines = read_regular(path, 1 << 16).decode().splitlines() if path else []
+    return tuple(line.strip() for line in lines if line.strip())
+
+
 def signature(path: str) -> tuple[int, ...] | None:
     """A value that differs when the file at `path` may have changed; None = the file does not exist. Does not open the
     file."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from samplicator.config.address import EVERYTHING, ParsedSource, parse_ip, parse_source
+from samplicator.config.address import EVERYTHING, ParsedSource, parse_bind, parse_ip, parse_source
 from samplicator.config.draft import Draft, Finding, Suggest
 from samplicator.config.groups import check_pools, check_services, check_standbys
 from samplicator.config.model.datapath import Datapath
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.rule import Rule
+from samplicator.config.model.service import Service
+from samplicator.config.web.model import WebConfig
 
 IPFIX_PORTS = (4739, 4740)
 FLOW_SHARE = 256 << 10
@@ -103,6 +105,29 @@ def _datapath(datapath: Datapath) -> Iterator[Finding]:
     elif datapath.cpus and datapath.workers != "auto" and datapath.workers > len(datapath.cpus):
         why = f"{datapath.workers} workers need as many CPUs, but `cpus` has {len(datapath.cpus)}; some share a CPU"
         yield Finding(("datapath", "cpus"), why, error=False)
+
+
+def check_web(service: Service, web: WebConfig | None) -> Iterator[Finding]:
+    """What protects the HTTP interface, if it can be reached from other hosts. web: None = there is none, or it has
+    errors.
+    """
+    path = ("service", "web_config")
+    if not service.http:
+        for key in ("web_config", "http_hosts", "reload_token_file"):
+            if getattr(service, key):
+                why = f"`http` is off, so `{key}` has no effect; write an address in `http`, or remove `{key}`"
+                yield Finding(("service", key), why, error=False)
+        return
+    where = parse_bind(service.http)
+    local = where.address[:1] == b"\x7f" if where.family == 4 else where.address == bytes(15) + b"\1"
+    if local if where.literal else where.host.lower() == "localhost":
+        return
+    if web is not None and web.users and web.tls is None:
+        why = f"{web.path} has users but no TLS, so passwords travel readable; add tls_server_config to it"
+        yield Finding(path, why, error=False)
+    if service.reload_token_file and (web is None or web.tls is None) and not (service.web_config and web is None):
+        why = "the token travels readable over TCP without TLS; name a `web_config` file with tls_server_config"
+        yield Finding(("service", "reload_token_file"), why, error=False)
 
 
 def check_listeners(listeners: Sequence[Listener | None]) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ _DATAGRAMS: Final = _fastpath.FLOW_SESSION_FIELDS.index("datagrams")
 _ACTIVITY: Final = itemgetter(
     *map(
         _fastpath.FLOW_SESSION_FIELDS.index,
-        ("number", "address", "kind", "style", "first_ns", "datagrams", "bytes", "lost"),
+        ("number", "address", "kind", "style", "first_ns", "datagrams", "bytes", "lost", "listener", "seen_ns"),
     )
 )
 """The fields of Activity."""

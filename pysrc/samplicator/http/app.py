@@ -1,7 +1,7 @@
 """The HTTP interface: metrics, health, status and reload, on a TCP address and on the local control socket.
 
-Purpose: `make_app` builds the application of the routes; http.front has its sockets and the server. Invariants: every
-client that can connect may read; changes need the control socket (protected by its file mode) or the bearer token;
+Purpose: `make_app` builds the application of the routes; http.front has its sockets and the server. Invariants: who may
+ask by TCP is decided by http.security, before anything else; the control socket is protected by its file mode;
 nothing slow runs on the loop; a client that sends slowly, much or nothing costs a bounded number of bytes and seconds.
 Called by service. It must never touch the datapath's objects: it reads ServiceState.
 """
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from samplicator.http.front import SHARED, Shared
+from samplicator.http.events import Events
+from samplicator.http.front import SHARED, Shared, is_control
 from samplicator.http.openapi import Handler
 from samplicator.http.reading import HEADERS, as_json
 from samplicator.http.routes import ROUTES
+from samplicator.http.security import SAFE, Security
 from samplicator.views import prometheus
 
 if TYPE_CHECKING:
@@ -27,35 +29,57 @@ log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 64 << 10  # bytes of a request's body; nothing here needs one
 ANSWER_SECONDS: Final = 15.0
-RELOAD_SECONDS: Final = 120.0  # a reload may wait for name servers
+LIMITS: Final[dict[str, float | None]] = {"/-/reload": 120.0, "/api/v1/events": None}
+"""A reload may wait for name servers; a stream has limits of its own."""
+
+
+_LOCAL: Final = frozenset(route.path for route in ROUTES if route.local)
 
 
 def make_app(state: ServiceState) -> web.Application:
     """The application over a state; serve it with Front (or aiohttp's test client)."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
-    app[SHARED] = Shared(state, prometheus.Page(state), asyncio.Semaphore(2))
+    app[SHARED] = Shared(state, prometheus.Page(state), asyncio.Semaphore(2), Events(state), Security(state))
     for route in ROUTES:
         for method in route.methods:
             app.router.add_route(method, route.path, route.handler)
+    app.on_response_prepare.append(_finish)
     return app
+
+
+async def _refusal(request: web.Request) -> web.Response | None:
+    """Everything that may come by TCP and changes something is guarded, whoever writes the next one."""
+    if is_control(request):
+        return None
+    changes = request.method not in SAFE and request.match_info.http_exception is None
+    return await request.app[SHARED].security.refusal(request, guarded=changes and request.path not in _LOCAL)
+
+
+async def _finish(request: web.Request, response: web.StreamResponse) -> None:
+    """The headers of the web-config file."""
+    if not is_control(request):
+        for name, value in request.app[SHARED].security.headers.items():
+            response.headers.popall(name, None)
+            if value:
+                response.headers[name] = value
 
 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Time limit, error texts as JSON, and the headers that every answer carries."""
     shared = request.app[SHARED]
-    limit = RELOAD_SECONDS if request.path == "/-/reload" else ANSWER_SECONDS
+    limit = LIMITS.get(request.path, ANSWER_SECONDS)
     shared.touch(request.protocol, +1)
     response: web.StreamResponse
     try:
         async with asyncio.timeout(limit):
-            response = await handler(request)
+            response = await _refusal(request) or await handler(request)
     except web.HTTPException as error:
         response = as_json({"error": error.reason}, status=error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except TimeoutError:
-        response = as_json({"error": f"the daemon had no answer in {limit:g} s"}, status=503)
+        response = as_json({"error": f"the daemon had no answer in {limit or 0:g} s"}, status=503)
     except Exception:
         log.exception("request %s %s failed", request.method, request.path)
         response = as_json({"error": "internal error; the log of the daemon shows the cause"}, status=500)

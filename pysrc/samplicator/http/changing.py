@@ -1,20 +1,19 @@
 """The requests of the HTTP interface that change something: a reload, and a take-over.
 
-Invariant: changes need the control socket (protected by its file mode) or, for a reload, the bearer token. Called by
-the application, through the table in routes.
+Invariant: a request that comes here over TCP had a bearer token (http.security); a take-over needs the control socket.
+Called by the application, through the table in routes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import socket
 from typing import Final
 
 from aiohttp import web
 
-from samplicator.http.front import SHARED
+from samplicator.http.front import SHARED, is_control
 from samplicator.http.reading import as_json
 from samplicator.views.status import reloaded
 
@@ -22,32 +21,9 @@ TAKEOVER: Final = "samplicator-takeover"
 """Value of the request's header Upgrade."""
 
 
-def is_control(request: web.Request) -> bool:
-    """Whether the request came over the local socket."""
-    transport = request.transport
-    sock = transport.get_extra_info("socket") if transport is not None else None
-    return sock is not None and sock.family == socket.AF_UNIX
-
-
 async def reload(request: web.Request) -> web.Response:
-    state = request.app[SHARED].state
-    if not is_control(request):
-        if not state.reload_token:
-            return as_json(
-                {
-                    "error": "reload over TCP is off; use the control socket (`samplicator reload`) or set "
-                    "service.reload_token_file"
-                },
-                status=403,
-            )
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        given, wanted = token.strip().encode(errors="replace"), state.reload_token.encode()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, wanted):
-            refused = as_json({"error": "this request needs the bearer token of service.reload_token_file"}, status=401)
-            refused.headers["WWW-Authenticate"] = 'Bearer realm="samplicator"'
-            return refused
     # shielded: a client that goes away must not stop a reload half-way
-    result = await asyncio.shield(state.reloader.reload("api"))
+    result = await asyncio.shield(request.app[SHARED].state.reloader.reload("api"))
     return as_json(reloaded(result), status=200 if result.ok else 422)
 
 

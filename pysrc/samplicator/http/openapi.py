@@ -18,7 +18,9 @@ from samplicator.http.schema import Schema, Schemas
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
+EVENTS: Final = "text/event-stream"
 BEARER: Final = "bearerToken"
+PASSWORD: Final = "password"
 MEDIA: Final[Mapping[str, Schema]] = {TEXT: {"type": "string"}, "application/openmetrics-text": {"type": "string"}}
 
 
@@ -30,11 +32,14 @@ class Error(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer. text: what it means. shape: of the JSON; None = one of `media`."""
+    """An answer. text: what it means. shape: of the JSON; None = one of `media`. stream: server-sent events, the data
+    of each being JSON of this shape.
+    """
 
     text: str
     shape: Any = None
     media: tuple[str, ...] = (TEXT,)
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,9 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path, who answers, and what the answers are. guarded: over TCP only with the bearer token."""
+    """A path, who answers, and what the answers are. guarded: over TCP only with a bearer token.
+    local: not over TCP.
+    """
 
     path: str
     handler: Handler
@@ -58,10 +65,18 @@ class Route:
     query: tuple[Query, ...] = ()
     methods: tuple[str, ...] = ("GET", "HEAD")
     guarded: bool = False
+    local: bool = False
 
 
 BAD_QUERY: Final = Answer("A parameter has an invalid value. The text says which values are valid.", Error)
 FAILED: Final = Answer("The daemon has a defect. Its log has the details.", Error)
+REFUSED: Final = {
+    401: Answer("Over TCP: the credentials are missing or wrong.", Error),
+    403: Answer("Over TCP: the request is not allowed. The text says what is missing.", Error),
+    421: Answer("Over TCP: the header Host has a name that is not known here. See service.http_hosts.", Error),
+    429: Answer("Over TCP: too many wrong credentials. The header Retry-After says how long to wait.", Error),
+}
+"""What any request may get."""
 TOO_LATE: Final = Answer("The daemon could not answer in time.", Error)
 
 
@@ -77,10 +92,12 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
             "title": "samplicator",
             "version": version,
             "description": "The HTTP interface of the samplicator daemon, on service.http and on the control socket. "
-            "Reading needs no authentication. Later versions may add fields to answers.",
+            "Over TCP, reading needs a user if the file service.web_config has users; changes need a bearer token. "
+            "The control socket needs neither. Later versions may add fields to answers.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
+        "security": [{}, {PASSWORD: []}, {BEARER: []}],
         "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.components.items())),
@@ -88,8 +105,13 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
                 BEARER: {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The token in service.reload_token_file. The control socket needs no token.",
-                }
+                    "description": "A token in service.reload_token_file. The control socket needs no token.",
+                },
+                PASSWORD: {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "A user of the file service.web_config. The control socket needs no user.",
+                },
             },
         },
     }
@@ -102,7 +124,7 @@ def _operation(route: Route, method: str, schemas: Schemas) -> dict[str, Any]:
         "summary": route.text,
         "responses": {
             str(status): _response(answer, method == "HEAD", schemas)
-            for status, answer in sorted(route.answers.items())
+            for status, answer in sorted({**REFUSED, **route.answers}.items())
         },
     }
     if route.query:
@@ -123,7 +145,10 @@ def _operation(route: Route, method: str, schemas: Schemas) -> dict[str, Any]:
 
 def _response(answer: Answer, without_body: bool, schemas: Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {"description": answer.text}
-    if not without_body:
+    if answer.stream and not without_body:
+        data = {"type": "string", "contentMediaType": JSON, "contentSchema": schemas.of(answer.shape)}
+        described["content"] = {EVENTS: {"schema": data}}
+    elif not without_body:
         described["content"] = (
             {JSON: {"schema": schemas.of(answer.shape)}}
             if answer.shape is not None

@@ -40,6 +40,9 @@ RECEIVER: Final = Query("receiver", "Name of the receiver.", {"type": "string", 
 LAST: Final = Query(
     "seconds", "How many seconds to go back.", {"type": "integer", "minimum": 1, "maximum": SECONDS, "default": SECONDS}
 )
+COUNT: Final = Query(
+    "count", "The stream ends after this number of events.", {"type": "integer", "minimum": 1, "maximum": 1_000_000}
+)
 SERIES: Final = Query(
     "name[]", "Show only the series with these full names.", {"type": "array", "items": {"type": "string"}}
 )
@@ -113,6 +116,15 @@ def last(values: Values) -> int:
     why = f"seconds must be a number, 1 to {SECONDS}"
     found = _whole(values, LAST.name, SECONDS, why)
     if found > SECONDS:
+        raise web.HTTPBadRequest(reason=why)
+    return found
+
+
+def count(values: Values) -> int:
+    """Events; 0 = without end."""
+    why = "count must be a number of events, 1 to 1000000; remove count for a stream without end"
+    found = _whole(values, COUNT.name, 0, why)
+    if found > 1_000_000:
         raise web.HTTPBadRequest(reason=why)
     return found
 

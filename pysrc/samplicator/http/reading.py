@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 
 from samplicator.http import listing, query, rows
-from samplicator.http.front import SHARED
+from samplicator.http.front import SHARED, is_control
 from samplicator.views import exporters, flow, prometheus, shares
 from samplicator.views.export import ExportSum
 from samplicator.views.kubernetes import services as kubernetes_rows
@@ -157,3 +157,8 @@ async def history_page(request: web.Request) -> web.StreamResponse:
     lead = orjson.dumps(history.head(kind, window))[:-1] + b',"series":['
     make = partial(rows.history_piece, kind=kind, window=window, name=query.name(request.query))
     return await listing.answer(request, lead, make, (after,), limit, HEADERS)
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    count = query.count(request.query)
+    return await request.app[SHARED].events.serve(request, HEADERS, count, by_tcp=not is_control(request))

@@ -22,6 +22,7 @@ from samplicator.views.history import HistoryPage
 from samplicator.views.kubernetes import KubernetesService
 from samplicator.views.ledger import Ledger
 from samplicator.views.listeners import Listener
+from samplicator.views.live import LiveEvent
 from samplicator.views.receivers import Pool, Receiver
 from samplicator.views.shares import SharePage
 from samplicator.views.status import Configuration, Reloaded, Status
@@ -139,6 +140,19 @@ ROUTES: Final[tuple[Route, ...]] = (
         query.LIMIT,
     ),
     Route(
+        "/api/v1/events",
+        reading.events,
+        "Sends what happens as server-sent events, one per second, each of at most 200 kB: exporters, listeners, "
+        "receivers, their rates, drops and states. The data of an event is JSON.",
+        {
+            200: Answer("A stream of events of the type `live`.", LiveEvent, stream=True),
+            400: BAD_QUERY,
+            500: FAILED,
+            503: Answer("Too many clients watch already.", Error),
+        },
+        (query.COUNT,),
+    ),
+    Route(
         "/api/v1/openapi.json",
         _openapi,
         "Returns this document.",
@@ -150,8 +164,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Reloads the configuration and waits for the outcome.",
         {
             200: Answer("The new configuration runs.", Reloaded),
-            401: Answer("The token is missing or wrong.", Error),
-            403: Answer("Reload over TCP is off because service.reload_token_file is not set.", Error),
+            403: Answer("Changes over TCP are off because service.reload_token_file is not set.", Error),
             422: Answer("The new configuration was refused. The old one keeps running.", Reloaded),
             500: FAILED,
             503: TOO_LATE,
@@ -171,6 +184,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             503: Answer("The daemon is starting or stopping.", Error),
         },
         methods=("POST",),
+        local=True,
     ),
 )
 

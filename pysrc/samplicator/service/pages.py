@@ -26,9 +26,12 @@ KEYS: Final = (*SHARED, "own_control")
 
 
 class Pages:
-    """One per process. served: addresses, for people; degraded: what could not be opened, and why."""
+    """One per process. tls: whether it will be spoken. served: addresses, for people; degraded: what could not be
+    opened, and why.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
+        self.tls = tls
         self.served: list[str] = []
         self.degraded: list[str] = []
         self._sockets: dict[str, socket.socket] = {}
@@ -76,7 +79,7 @@ class Pages:
                 raise BuildError(error.errno or 0, why, ("service", key)) from error
             self.degraded.append(f"service.{key}: {why}")
             return
-        self.served.append(f"http://{wanted}" if key == "http" else wanted)
+        self.served.append(f"http{'s' * self.tls}://{wanted}" if key == "http" else wanted)
         if key != "http":
             self._paths[key] = wanted
 

@@ -26,7 +26,7 @@ import uvloop
 from samplicator import __version__, logs
 from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.compact import load_compact
-from samplicator.config.files import read_regular
+from samplicator.config.files import read_tokens
 from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
 from samplicator.host import abilities, neighbors
@@ -155,10 +155,12 @@ class Service:
             begins=self._reload_begins,
             ended=self._reload_ended,
         )
-        self._watcher = Watcher(loaded.files, lambda: self._spawn(self._reloader.reload(CHANGED_FILE)))
+        self._watcher = Watcher(
+            (*loaded.files, *loaded.watched), lambda: self._spawn(self._reloader.reload(CHANGED_FILE))
+        )
         self._host = HostWatch(lambda: self._spawn(self._host_changed()))
         self._trouble = Trouble()
-        self._pages = Pages()
+        self._pages = Pages(tls=loaded.web is not None and loaded.web.tls is not None)
         self._stop = asyncio.Event()
         self._told = asyncio.Event()
         self._status = 0
@@ -225,7 +227,7 @@ class Service:
         await asyncio.to_thread(self._kept.store, self._supervisor)
         self._running = True
         await self._handover.done()
-        self._take_token(loaded)
+        self._take_tokens(loaded)
         if self._options.pid_file:
             write_pid_file(self._options.pid_file)
         self._say_startup()
@@ -326,9 +328,9 @@ class Service:
             self.state.loaded = loaded
             logs.adjust(loaded.config.service.log_level, loaded.config.service.log_format)
             self._resolver.max_age = loaded.config.service.resolve_interval
-            self._watcher.follow(loaded.files)
+            self._watcher.follow((*loaded.files, *loaded.watched))
             self._host.follow_routes(self._needs_routes())
-            self._take_token(loaded)
+            self._take_tokens(loaded)
             short = set(startup.short_buffers(self._supervisor.view.grants()))
             for line in sorted(short - self._short):
                 log.warning("%s%s", startup.DEGRADED, line)
@@ -337,14 +339,12 @@ class Service:
         bad = "reload failed, but its plan already runs" if result.published else "configuration refused"
         self._notifier.ready(self._status_line() if result.ok else f"{bad}: {result.problems[0]}")
 
-    def _take_token(self, loaded: Loaded) -> None:
-        path = loaded.config.service.reload_token_file
-        self.state.reload_token = ""
-        if path:
-            try:
-                self.state.reload_token = read_regular(path, 1 << 16).decode().strip()
-            except (OSError, ValueError) as error:
-                log.error("service.reload_token_file cannot be read: %s; reload over TCP stays off", error)
+    def _take_tokens(self, loaded: Loaded) -> None:
+        self.state.tokens = ()
+        try:
+            self.state.tokens = read_tokens(loaded.config.service.reload_token_file)
+        except (OSError, ValueError) as error:
+            log.error("service.reload_token_file cannot be read: %s; changes over TCP stay off", error)
 
     def _status_line(self) -> str:
         spec = self._reloader.spec

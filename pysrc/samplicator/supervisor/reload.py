@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from samplicator.cluster.services import Services
 from samplicator.config.compact import load_compact
-from samplicator.config.diff import Diff, diff
+from samplicator.config.diff import Diff, diff_loaded
 from samplicator.config.model.loaded import Loaded
 from samplicator.errors import ConfigError
 from samplicator.host.process import give_back_memory
@@ -219,7 +219,7 @@ class Reloader:
         changes = Diff()
         try:
             loaded = loaded or load_compact(self._load)
-            changes = diff(self.loaded.config, loaded.config) if self.loaded else changes
+            changes = diff_loaded(self.loaded, loaded) if self.loaded else changes
             self._apply(loaded, self._compile(loaded, self._resolve(loaded, RELOAD_SECONDS)))
         except Exception as error:
             self.failures_total += 1

@@ -349,6 +349,14 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     Metric("control_loop_lag_seconds", "histogram", (), "How late the control loop's timer runs.", "state.loop_lag"),
     Metric("log_messages_total", "counter", ("level",), "Log lines, by level.", "state.log_messages"),
     Metric(
+        "http_refused_requests_total",
+        "counter",
+        ("reason",),
+        "HTTP requests that were refused: unknown host name, client certificate, no or wrong credentials, too many "
+        "wrong ones, too many streams.",
+        "state.http_refused",
+    ),
+    Metric(
         "build_info",
         "info",
         ("version", "revision", "python", "cython"),

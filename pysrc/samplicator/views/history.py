@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict, get_args
 
 from samplicator.logs import RateGate
-from samplicator.readings import Readings, wall_ns
+from samplicator.readings import ListenerReading, Readings, ReceiverReading, wall_ns
 from samplicator.views.busiest import Busiest, Tally
 from samplicator.views.receivers import failed
 
@@ -146,22 +146,8 @@ class History:
 
     def _take(self, readings: Readings, exporters: Mapping[str, Sequence[int]], now_ns: int) -> None:
         """The first time it is a beginning and no step."""
-        listeners = {
-            item.name: (
-                *(item.counters[name] for name in ("datagrams", "bytes", "matched")),
-                item.counters["unmatched"] + item.counters["denied"],
-                item.counters["truncated"],
-                item.kernel_drops,
-            )
-            for item in readings.listeners
-        }
-        receivers = {
-            item.name: (
-                *(item.counters[name] for name in ("offered", "sent", "sent_bytes", "skipped")),
-                failed(item.counters),
-            )
-            for item in readings.receivers
-        }
+        listeners = {item.name: listener_counts(item) for item in readings.listeners}
+        receivers = {item.name: receiver_counts(item) for item in readings.receivers}
         length = max(now_ns - self._last_ns, 1)
         received = self._grow("listeners", listeners, length / 1e9)
         sent = self._grow("receivers", receivers, length / 1e9)
@@ -176,7 +162,7 @@ class History:
     def _grow(self, kind: Kind, counters: Mapping[str, Sequence[int]], seconds: float) -> list[int]:
         """Keeps what counters have grown by; returns the sum over all of them."""
         known = self._tracks[kind]
-        grown = {name: _growth(known[name].last if name in known else now, now) for name, now in counters.items()}
+        grown = {name: growth(known[name].last if name in known else now, now) for name, now in counters.items()}
         self._keep(kind, grown, seconds)
         for name, now in counters.items():
             known[name].last = now
@@ -238,7 +224,25 @@ class History:
         return {"name": track.name, "units": sorted(self._units.get(track.name, ())), "rates": rates}
 
 
-def _growth(before: Sequence[int], now: Sequence[int]) -> list[int]:
+def listener_counts(item: ListenerReading) -> tuple[int, ...]:
+    """What MEASURES names of a listener."""
+    return (
+        *(item.counters[name] for name in ("datagrams", "bytes", "matched")),
+        item.counters["unmatched"] + item.counters["denied"],
+        item.counters["truncated"],
+        item.kernel_drops,
+    )
+
+
+def receiver_counts(item: ReceiverReading) -> tuple[int, ...]:
+    """What MEASURES names of a receiver."""
+    return (
+        *(item.counters[name] for name in ("offered", "sent", "sent_bytes", "skipped")),
+        failed(item.counters),
+    )
+
+
+def growth(before: Sequence[int], now: Sequence[int]) -> list[int]:
     """By how much counters have grown. If the first one is lower they restarted. Another one that is lower has been
     corrected (copies that were sent turn out to have failed): that is no growth.
     """

@@ -111,6 +111,9 @@ class Page:
         if metric.name == "log_messages_total":
             written = dict(self._state.log_messages)
             return LEVELS, [written.get(level, 0) for level in LOG_LEVELS]
+        if metric.name == "http_refused_requests_total":
+            refused = dict(self._state.http_refused)
+            return self._same(metric.name, [(reason,) for reason in refused]), list(refused.values())
         items, owners = self._items(owner, readings)
         if metric.name == "exporter_lost_total":
             owners = self._same(metric.name, [(item.exporter, item.unit) for item in items])

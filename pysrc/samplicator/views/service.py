@@ -17,6 +17,8 @@ from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.view import View
 from samplicator.views.history import History
 
+HTTP_REFUSALS: Final = ("host", "certificate", "credentials", "attempts", "streams")
+"""Why the HTTP interface refuses a request: see http.security and http.events."""
 LOOP_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds (seconds) of the control loop's lag histogram; one more bucket, +Inf, follows."""
 
@@ -62,14 +64,14 @@ class StateFile:
 
 @dataclass(slots=True)
 class ServiceState:
-    """What the HTTP interface and the metrics may see. Written by Service only; `loaded` is the configuration that
-    runs now.
+    """What the HTTP interface and the metrics may see. Written by Service only, http_refused by http; `loaded` is the
+    configuration that runs now.
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
-    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service
-    has it take a sample every few seconds. services: of Kubernetes, that receivers are. reload_token: "" = none
-    configured. hand_over: begins a take-over on a connection, which then belongs to the service, and returns 101, or
-    another HTTP status and why not.
+    healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service has
+    it take a sample every few seconds. services: of Kubernetes, that receivers are. tokens: each of them allows changes
+    over TCP, empty = nothing does. hand_over: begins a take-over on a connection, which then belongs to the service,
+    and returns 101, or another HTTP status and why not.
     """
 
     view: View
@@ -85,8 +87,9 @@ class ServiceState:
     started: float = field(init=False)
     history: History = field(init=False)
     startup: str = ""
-    reload_token: str = ""
+    tokens: tuple[str, ...] = ()
     state_file: StateFile = field(default_factory=StateFile)
+    http_refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HTTP_REFUSALS, 0))
     hand_over: Callable[[socket.socket], tuple[int, str]] = _no_take_over
 
     def __post_init__(self) -> None:

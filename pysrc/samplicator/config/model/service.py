@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from samplicator.config.fields import (
+    HostName,
     check_control,
     check_file,
     check_http,
@@ -47,7 +48,20 @@ class Service(Table):
     )
     reload_token_file: Annotated[str, AfterValidator(check_file)] = Field(
         "",
-        description='File with the bearer token for POST /-/reload over TCP; "" = reload only over the local socket.',
+        description='File with bearer tokens, one per line, for changes over TCP (POST /-/reload); "" = changes only '
+        "over the local socket.",
+        json_schema_extra=LIVE,
+    )
+    web_config: Annotated[str, AfterValidator(check_file)] = Field(
+        "",
+        description="Web-config file of Prometheus's exporter-toolkit for `http`: TLS, passwords and headers; "
+        '"" = none.',
+        json_schema_extra=LIVE,
+    )
+    http_hosts: list[HostName] = Field(
+        default=[],
+        description="Further names that clients may call this host by in a URL, besides addresses, names without a "
+        'dot, the full name of this host and those in the certificate; "*" = any name.',
         json_schema_extra=LIVE,
     )
     resolve_interval: float = Field(

@@ -30,7 +30,8 @@ from samplicator.config.model.service import Service
 from samplicator.config.model.table import Table
 from samplicator.config.model.whole import Config
 from samplicator.config.toml.lines import Lines
-from samplicator.config.validate import check
+from samplicator.config.validate import check, check_web
+from samplicator.config.web.model import WebConfig
 from samplicator.errors import ConfigError, Problem
 
 _TABLES: dict[str, type[Table]] = {"service": Service, "datapath": Datapath}
@@ -71,8 +72,8 @@ def parse_toml(data: bytes, path: str) -> Loaded:
     lines = Lines(text)
     reader = _Reader(raw)
     findings = reader.read()
-    errors = _problems([f for f in findings if f.error], path, lines)
-    warnings = _problems([f for f in findings if not f.error], path, lines)
+    errors = _problems([f for f in findings if f.error], path, lines) + reader.web_errors
+    warnings = _problems([f for f in findings if not f.error], path, lines) + reader.web_warnings
     if errors:
         raise ConfigError(errors, warnings)
     return Loaded(
@@ -83,6 +84,8 @@ def parse_toml(data: bytes, path: str) -> Loaded:
         text_hash=hashlib.sha256(data).hexdigest(),
         origin="toml",
         locate=partial(_locate, path, lines),
+        web=reader.web,
+        watched=reader.watched(),
     )
 
 
@@ -122,6 +125,9 @@ class _Reader:
         self.kept: dict[Path, list[int]] = {}  # lists without their broken entries: where the entries left stood
         self.service = Service()
         self.draft = Draft(Datapath(), [], [], [], [], [])
+        self.web: WebConfig | None = None
+        self.web_errors: list[Problem] = []
+        self.web_warnings: list[Problem] = []
 
     def read(self) -> list[Finding]:
         """Every finding of the file."""
@@ -129,6 +135,7 @@ class _Reader:
             if key not in _TABLES and key not in _LISTS:
                 self._add((key,), f"there is no table of this name{self.suggest(key, [*_TABLES, *_LISTS])}")
         self.service = self._table(self.raw.get("service", {}), Service, ("service",)) or self.service
+        self._read_web()
         datapath = self._table(self.raw.get("datapath", {}), Datapath, ("datapath",)) or Datapath()
         listeners = self._list("listener", Listener)
         receivers = self._list("receiver", Receiver)
@@ -159,6 +166,24 @@ class _Reader:
             pool=[item for item in draft.pool if item is not None],
             rule=[item for item in draft.rule if item is not None],
         )
+
+    def watched(self) -> tuple[str, ...]:
+        """The files beside this one whose change matters."""
+        token = self.service.reload_token_file
+        return (*(self.web.files if self.web is not None else ()), *((token,) if token else ()))
+
+    def _read_web(self) -> None:
+        path = self.service.web_config
+        if path:
+            from samplicator.config.web.load import load_web  # YAML: only where it is needed
+
+            try:
+                self.web, self.web_errors, self.web_warnings = load_web(path)
+            except (OSError, ValueError) as error:
+                self._add(
+                    ("service", "web_config"), f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+                )
+        self.findings += check_web(self.service, self.web)
 
     def _add(self, path: Path, why: str) -> None:
         self.findings.append(Finding(path, why))
