@@ -374,6 +374,20 @@ def test_what_is_reachable_from_outside_and_readable_is_told(place: Path) -> Non
     assert read_tokens("") == ()
 
 
+def test_a_token_file_that_has_no_token_is_told(place: Path) -> None:
+    (place / "empty").write_text(" \n\n")
+    (place / "binary").write_bytes(b"\xff\n")
+    for name, why in (
+        ("empty", "has no token"),
+        ("gone", "cannot be read: No such file"),
+        ("binary", "cannot be read"),
+    ):
+        warnings = load_toml(write(place, f'reload_token_file = "{place / name}"')).warnings
+        assert [each.key for each in warnings] == ["service.reload_token_file"]
+        assert why in warnings[0].why
+        assert warnings[0].why.endswith("until then changes over TCP stay off")
+
+
 def test_a_change_of_any_of_its_files_is_a_change(place: Path, tmp_path: Path) -> None:
     for name in ("c.pem", "k.pem", "web.yml"):
         shutil.copy(place / name, tmp_path / name)

@@ -341,10 +341,8 @@ class Service:
 
     def _take_tokens(self, loaded: Loaded) -> None:
         self.state.tokens = ()
-        try:
+        with contextlib.suppress(OSError, ValueError):  # a warning of the configuration
             self.state.tokens = read_tokens(loaded.config.service.reload_token_file)
-        except (OSError, ValueError) as error:
-            log.error("service.reload_token_file cannot be read: %s; changes over TCP stay off", error)
 
     def _status_line(self) -> str:
         spec = self._reloader.spec

@@ -24,7 +24,8 @@ from samplicator.witness.program import program
 
 BLOCK_BYTES: Final = 1 << 20
 BLOCKS: Final = 64
-RETIRE_MS: Final = 20
+RETIRE_MS: Final = ring.RETIRE_MS if ring.READS_OPEN else 20
+"""A block that is not full is handed over after this time, which limits how long the ring lasts: see host/ring."""
 SIOCINQ: Final = 0x541B
 HEAD_BYTES: Final = 128
 """Bytes given of a packet that holds one datagram: IP and UDP headers, and the longest header of flow telemetry."""

@@ -42,6 +42,7 @@ MIXED_AFTER: Final = "several exporters lost copies here and on the way at the s
 BEYOND_FAILED: Final = "copies that failed and are of no exporter with sequence numbers"
 IN_PARTS: Final = "the receiver gets a part of each exporter's datagrams (freq or a pool), so that only sums are known"
 LOOSE: Final = "copies of exporters without sequence numbers"
+UNSEEN: Final = "missing on the wire, and the witness had no room for some packets, so that these may have come"
 MIXED_DROPS: Final = "datagrams of several exporters came while the collector's socket dropped some of them"
 BEYOND_DROPS: Final = "dropped by the collector's socket, and not seen on the wire by the witness"
 
@@ -239,6 +240,10 @@ class Witness:
                     found.lost_on_way.pop(name, 0)
             _add(sums, ("failed", "lost_on_way"), self._after.mixed, MIXED_AFTER)
             _add(sums, ("failed",), self._after.beyond, BEYOND_FAILED)
+        if found.unseen:
+            count = sum(count for count in found.lost_on_way.values() if count > 0)
+            _add(sums, ("lost_on_way",), count, UNSEEN)
+            found.lost_on_way.clear()
         drops = self._drops.split
         found.dropped_by_collector += drops.first
         found.dropped_by_collector.pop("", 0)

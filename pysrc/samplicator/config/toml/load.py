@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from samplicator.config.draft import Draft, Finding, Suggest
-from samplicator.config.files import MAX_FILE_BYTES, TooLarge, read_regular
+from samplicator.config.files import MAX_FILE_BYTES, TooLarge, read_regular, read_tokens
 from samplicator.config.model.datapath import Datapath
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.loaded import Loaded, Path, dotted
@@ -184,6 +184,14 @@ class _Reader:
                     ("service", "web_config"), f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
                 )
         self.findings += check_web(self.service, self.web)
+        if token := self.service.reload_token_file:
+            off = "until then changes over TCP stay off"
+            try:
+                why = "" if read_tokens(token) else f"{token} has no token; write one, on a line of its own; {off}"
+            except (OSError, ValueError) as error:
+                why = f"{token} cannot be read: {getattr(error, 'strerror', None) or error}; {off}"
+            if why:
+                self.findings.append(Finding(("service", "reload_token_file"), why, error=False))
 
     def _add(self, path: Path, why: str) -> None:
         self.findings.append(Finding(path, why))
