@@ -27,7 +27,7 @@ TEST_PACKAGES = openssl softflowd nfdump pmacct tshark tcpreplay prometheus nfta
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
 	systemd-container mmdebstrap zsh fish $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.
-VERIFY_PACKAGES := lintian buildah podman runc chromium
+VERIFY_PACKAGES := lintian buildah podman runc chromium fonts-dejavu-core
 
 .PHONY: all run build install install-shared uninstall deb image dist test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import yaml
 from samplicator.views.catalogue import markdown
+from samplicator.views.witness_metrics import WITNESS_METRICS
 
 HEAD = """\
 # Metrics
@@ -33,10 +36,35 @@ The table is written by generate.py from the one in `pysrc/samplicator/views/cat
 
 """
 
+WITNESS = """
+## The witness
+
+`samplicator witness` on a collector's host exports the balance of each exporter, from the exporter to the collector.
+
+"""
+
+RECORDED = """
+## Recorded series
+
+rules.yaml records these; they are cheap to ask for over a long time, and the alerts use them.
+
+| series | expression |
+|---|---|
+"""
+
+
+def recorded() -> str:
+    """The recording rules as rows of a table."""
+    groups = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"] if "record" in rule]
+    return "".join(f"| {rule['record']} | `{' '.join(rule['expr'].split())}` |\n" for rule in rules)
+
 
 def text() -> str:
-    return HEAD + markdown()
+    return HEAD + markdown() + WITNESS + markdown(WITNESS_METRICS) + RECORDED + recorded()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:] == ["--print"]:
+    sys.stdout.write(text())
+elif __name__ == "__main__":
     Path(__file__).with_name("METRICS.md").write_text(text())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import NamedTuple
 
 
@@ -38,7 +39,7 @@ class ListenerReading:
     state_why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there may be hundreds, and a frozen one takes three times as long to make
 class ReceiverReading:
     """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host and address
     are the gateway's name, port is 0. port: also 0 while its number is not known. source: "own" | "spoof" |
@@ -290,4 +291,6 @@ def wall_ns(monotonic_ns: int) -> int:
 
 def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Column sums of rows of one length."""
+    if len(rows) == 2:
+        return tuple(map(add, *rows))
     return tuple(map(sum, zip(*rows, strict=True)))

@@ -16,6 +16,7 @@ RULES = [
     rule
     for group in yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())["groups"]
     for rule in group["rules"]
+    if "alert" in rule
 ]
 PAGES = sorted(DEPLOY.rglob("README.md"))
 

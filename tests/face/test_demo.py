@@ -18,7 +18,7 @@ import pytest
 from samplicator.demo.daemon import series
 from samplicator.demo.demo import verdict
 from samplicator.demo.traffic import CAPTURES, Exporter, Receiver, make_exporters, payloads, udp_payloads
-from samplicator.views.prometheus import make_registry, render
+from samplicator.views.prometheus import Page, render
 from scapy.layers.inet import UDP
 from scapy.utils import rdpcap
 from support.state import make_readings, make_state
@@ -148,7 +148,7 @@ def test_verdict_needs_all_three_to_agree(receivers: list[Receiver]) -> None:
 
 
 def test_verdict_reads_series_as_they_are_rendered() -> None:
-    text = render(make_registry(make_state()), accept="text/plain")[0].decode()
+    text = render(Page(make_state()), accept="text/plain")[0].decode()
     found = series(text)
     assert found['samplicator_send_datagrams_total{receiver="nfdump"}'] == make_readings().receivers[0].counters["sent"]
     errors = [name for name in found if name.startswith("samplicator_send_failed_datagrams_total{")]

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 from aiohttp.test_utils import TestClient, TestServer
 from samplicator.http import app, endpoints, front, listing, rows
-from samplicator.readings import FlowField, FlowTemplate, Unmatched
+from samplicator.readings import FlowField, FlowTemplate, Route, Unmatched
 from samplicator.supervisor.reload import ReloadResult
 from samplicator.views.service import ServiceState
 from support.state import FakeReloader, make_session, make_state
@@ -146,6 +146,31 @@ def test_exporters_come_in_pages() -> None:
         assert (row["sampling_interval"], row["uptime_seconds"], row["clock_skew_seconds"]) == (512, 1000.0, 2.0)
 
     with_client(make_state(), body)
+
+
+def test_shares_are_those_of_one_receiver() -> None:
+    async def body(client: Client) -> None:
+        assert (await client.get("/api/v1/shares")).status == 400
+        assert (await client.get("/api/v1/shares?receiver=nobody")).status == 400
+        page = await (await client.get("/api/v1/shares?receiver=six&limit=3")).json()
+        assert ([row["exporter"] for row in page["shares"]], page["after"]) == (
+            ["192.0.2.1", "192.0.2.2", "192.0.2.3"],
+            "0.3",
+        )
+        page = await (await client.get("/api/v1/shares?receiver=six&after=0.3")).json()
+        assert ([row["exporter"] for row in page["shares"]], page["after"]) == (["192.0.2.4"], None)
+        row = page["shares"][0]
+        assert (row["missing"], row["unit"], row["pool"]) == (3, "packets", "")
+        assert page["receiver"]["offered"] == page["receiver"]["skipped"] + page["receiver"]["sent"] + sum(
+            page["receiver"]["failed"].values()
+        )
+
+    def route(address: bytes, port: int = 0, listener: str = "") -> Route:
+        return Route((), (), () if address == bytes((192, 0, 2, 5)) else ("six",), False)
+
+    state = make_state()
+    state.view.route = route  # type: ignore[method-assign]
+    with_client(state, body)
 
 
 def test_domains_come_in_pages() -> None:

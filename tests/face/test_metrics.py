@@ -5,14 +5,22 @@ from __future__ import annotations
 import gzip
 import math
 import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 from samplicator import _fastpath
+from samplicator.readings import Activity
 from samplicator.views.catalogue import CATALOGUE
 from samplicator.views.metric import FOREIGN, PREFIX
-from samplicator.views.prometheus import make_registry, render
+from samplicator.views.prometheus import Page, render
 from samplicator.views.service import HTTP_REFUSALS
 from support.state import make_readings, make_state
 
@@ -22,7 +30,10 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def scrape(*, zero: bool = False, accept: str = OPENMETRICS) -> str:
-    body, _ = render(make_registry(make_state(zero=zero)), accept=accept)
+    state = make_state(zero=zero)
+    for _ in range(2):  # one to choose which exporters to follow, one to count them
+        state.history.sample()
+    body, _ = render(Page(state), accept=accept)
     return body.decode()
 
 
@@ -106,6 +117,27 @@ def test_values_come_from_their_fields() -> None:
     assert dict(build[0])["cython"].count(".") == 2
 
 
+def test_exporters_are_counted_from_when_they_are_followed() -> None:
+    state = make_state()
+    sent = dict.fromkeys((1, 2), 20)
+
+    def activity(worker: int, numbers: Iterable[int]) -> list[Activity]:
+        rows = ((n, bytes((192, 0, 2, n))) for n in numbers if n in sent)
+        return [Activity(n, address, "netflow9", "", 1, sent[n], sent[n] * 100, sent[n] // 10) for n, address in rows]
+
+    state.view.flow_activity = activity  # type: ignore[method-assign]
+    page = Page(state)
+    assert not state.history.tallies
+    for grown in (0, 0, 30):
+        sent[2] += grown
+        state.history.sample()
+    found = samples(render(page, accept=OPENMETRICS)[0].decode())
+    assert value(found, "exporter_datagrams_total", exporter="192.0.2.1") == 0
+    assert value(found, "exporter_datagrams_total", exporter="192.0.2.2") == 30
+    assert value(found, "exporter_bytes_total", exporter="192.0.2.2") == 3000
+    assert value(found, "exporter_lost_total", exporter="192.0.2.2", unit="packets") == 3
+
+
 def test_laws_hold_exactly() -> None:
     found = samples(scrape())
     for name in ("netflow", 'odd "name"\\'):
@@ -157,7 +189,7 @@ def test_process_and_collector_series_are_there() -> None:
 
 
 def test_format_follows_accept() -> None:
-    registry = make_registry(make_state())
+    registry = Page(make_state())
     _, headers = render(registry, accept=OPENMETRICS)
     assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
     body, headers = render(registry, accept="*/*")
@@ -170,16 +202,81 @@ def test_format_follows_accept() -> None:
     [("gzip", True), ("deflate, GZIP;q=0.5", True), ("gzip;q=0", False), ("", False), ("br", False)],
 )
 def test_compression_follows_accept_encoding(accepted: str, packed: bool) -> None:
-    body, headers = render(make_registry(make_state()), accept=OPENMETRICS, accept_encoding=accepted)
+    body, headers = render(Page(make_state()), accept=OPENMETRICS, accept_encoding=accepted)
     assert (headers.get("Content-Encoding") == "gzip") is packed
     text = gzip.decompress(body) if packed else body
     assert text.endswith(b"# EOF\n")
 
 
+def test_text_is_what_the_library_would_write() -> None:
+    """Names, escapes, order of the lines and types: the same after prometheus_client has read and written it again."""
+
+    class Again(Collector):
+        def describe(self) -> list[Family]:
+            return []
+
+        def collect(self) -> list[Family]:
+            return list(parse_openmetrics(scrape()))
+
+    def lines(text: str) -> list[str]:
+        ours = (line for line in text.splitlines() if "duration_seconds" not in line and " process_" not in line)
+        return sorted(
+            f"{head} {float(number)}" if not line.startswith("#") else line
+            for line in ours
+            for head, _, number in [line.rpartition(" ")]
+            if not head.startswith(FOREIGN)
+        )
+
+    registry = CollectorRegistry()
+    registry.register(Again())
+    assert lines(scrape()) == lines(generate_openmetrics(registry).decode())
+
+
+def test_twenty_thousand_samples_cost_ten_milliseconds() -> None:
+    """Of CPU, with compression, as Prometheus asks for it; the first scrape after a change of the receivers more."""
+    readings = make_readings()
+    many = tuple(replace(readings.receivers[0], name=f"receiver-{number}") for number in range(710))
+    state = make_state()
+    state.view.readings = lambda: replace(readings, receivers=many)  # type: ignore[method-assign]
+    page = Page(state)
+
+    def cost() -> float:
+        started = time.thread_time()
+        render(page, accept=OPENMETRICS, accept_encoding="gzip")
+        return time.thread_time() - started
+
+    body, _ = render(page, accept=OPENMETRICS)
+    assert sum(not line.startswith(b"#") for line in body.splitlines()) >= 20_000
+    assert min(cost() for _ in range(20)) <= 0.010
+
+
+def test_text_follows_a_change_of_receivers() -> None:
+    readings = make_readings()
+    state = make_state()
+    page = Page(state)
+
+    def receivers() -> set[str]:
+        found = samples(render(page, accept=OPENMETRICS)[0].decode())
+        return {dict(labels)["receiver"] for name, labels in found if name == "samplicator_send_datagrams_total"}
+
+    assert receivers() == {"nfdump", "six"}
+    changed = replace(readings.receivers[0], name="100 % {new}\n")
+    state.view.readings = lambda: replace(readings, receivers=(*readings.receivers[1:], changed))  # type: ignore[method-assign]
+    assert receivers() == {"six", "100 % {new}\n"}
+    state.view.readings = lambda: readings  # type: ignore[method-assign]
+    assert receivers() == {"nfdump", "six"}
+
+
 def test_names_select_series() -> None:
-    body, _ = render(make_registry(make_state()), names=("samplicator_config_hash",))
+    body, _ = render(Page(make_state()), names=("samplicator_config_hash",))
     lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
     assert [line.split()[0] for line in lines] == ["samplicator_config_hash"]
+    body, _ = render(Page(make_state()), names=("samplicator_receive_batch_datagrams_sum", "process_open_fds"))
+    lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
+    assert {line.split("{")[0].split()[0] for line in lines} == {
+        "samplicator_receive_batch_datagrams_sum",
+        "process_open_fds",
+    }
 
 
 @pytest.mark.parametrize("zero", [True, False])

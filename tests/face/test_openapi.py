@@ -35,6 +35,14 @@ PAGES = [
 ]
 
 
+QUERIES = {"/api/v1/shares": "?receiver={receiver}"}
+"""What a page is asked for with."""
+
+
+def query(path: str, receiver: str) -> str:
+    return path + QUERIES.get(path, "").format(receiver=receiver)
+
+
 def closed(schema: Any) -> Any:
     """The same schema, but an object has no other fields than those that it names."""
     if isinstance(schema, list):
@@ -144,7 +152,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_answers_are_as_documented(daemon: Daemon, path: str) -> None:
-    check(path, daemon.get(path))
+    check(path, daemon.get(query(path, "one")))
 
 
 def test_events_are_as_documented(daemon: Daemon) -> None:
@@ -166,13 +174,14 @@ def test_events_are_as_documented(daemon: Daemon) -> None:
 
 def test_rows_are_there(daemon: Daemon) -> None:
     """What was checked was not empty."""
-    found = {path: daemon.get(path) for path in PAGES}
+    found = {path: daemon.get(query(path, "four")) for path in PAGES}
     assert [path for path, value in found.items() if not value] == []
     assert {row["protocol"] for row in found["/api/v1/exporters"]["exporters"]} == {"ipfix", "netflow5", "sflow5"}
     assert any(row["samplers"] for row in found["/api/v1/exporters"]["exporters"])
     assert len(found["/api/v1/templates"]["domains"][0]["templates"]) == 2
     assert found["/api/v1/domains"]["domains"]
     assert found["/api/v1/ledger"]["before"].keys() == {"ipfix", "netflow5", "sflow5"}
+    assert {row["pool"] for row in found["/api/v1/shares"]["shares"]} == {"both"}
     assert len(found["/api/v1/export"]["receivers"]) == 5
     for kind in ("listeners", "receivers", "exporters"):
         page = daemon.get(f"/api/v1/history?kind={kind}")
@@ -189,7 +198,7 @@ def test_made_up_answers_are_as_documented() -> None:
             state.history.sample()
         async with TestClient(TestServer(make_app(state))) as client:
             for path in PAGES:
-                check(path, await (await client.get(path)).json())
+                check(path, await (await client.get(query(path, "six"))).json())
             check("/api/v1/history", await (await client.get("/api/v1/history?kind=exporters")).json())
 
     asyncio.run(go())

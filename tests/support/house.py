@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("views",),
     ("http",),
     ("service",),
-    ("demo",),
+    ("demo", "witness"),
     ("cli",),
     ("__main__",),
 )

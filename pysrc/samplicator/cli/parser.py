@@ -208,6 +208,20 @@ def make_parser() -> argparse.ArgumentParser:
         _control(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
+    _witness(
+        command(
+            "witness",
+            "show at a collector where datagrams were lost",
+            "Runs on a collector's host, beside the collector and without its port. Counts per exporter what arrives "
+            "on the wire, reads what the kernel dropped at the collector's sockets, asks the relay for its side, and "
+            "shows one balance per exporter. Needs CAP_NET_RAW. Exit status 0 = nothing was lost, 1 = something was "
+            "lost, 3 = the relay or the wire cannot be seen.",
+            "  samplicator witness --port 9995 --relay http://192.0.2.1:9420\n"
+            "  samplicator witness --port 9995 --relay https://user:password@relay:9420 --seconds 60 --json\n"
+            "  samplicator witness --port 9995 --control /run/samplicator/control.sock --watch\n",
+        )
+    )
+
     demo = command(
         "demo",
         "run a demonstration on this machine",
@@ -240,6 +254,24 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _witness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=_port, metavar="PORT", required=True, help="the collector's UDP port")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--relay", metavar="URL", default="", help="the relay's API, as http://HOST:PORT")
+    _control(asked)
+    parser.add_argument(
+        "--receiver", metavar="NAME", default="", help="the relay's receiver that this collector is (default: by port)"
+    )
+    parser.add_argument(
+        "--seconds", type=_positive, default=10.0, metavar="N", help="how many seconds to watch (default 10)"
+    )
+    parser.add_argument("--watch", action="store_true", help="go on, with a balance every --seconds, until Ctrl-C")
+    parser.add_argument(
+        "--http", default="", metavar="ADDR:PORT", help="go on, and serve the counters to Prometheus at /metrics"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line per balance")
+
+
 def _config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c",
@@ -250,7 +282,7 @@ def _config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _control(parser: argparse.ArgumentParser, key: str = "service.control") -> None:
+def _control(parser: argparse._ActionsContainer, key: str = "service.control") -> None:
     """key: what names the socket in the configuration."""
     parser.add_argument(
         "--control",

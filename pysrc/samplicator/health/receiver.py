@@ -104,6 +104,7 @@ class ReceiverState:
     given_up_logged: int = 0
     asked: dict[int, tuple[float, int]] = field(default_factory=dict)
     calm: bool = False
+    where: tuple[ReceiverSpec, dict[str, Any]] | None = None
 
     @property
     def up(self) -> bool:
@@ -111,7 +112,7 @@ class ReceiverState:
 
     def totals(self) -> tuple[int, ...]:
         rows = [counters.read() for counters in list(self.counters.values())]
-        return rows[0] if len(rows) == 1 else add_up([fields.NOTHING_SENT, *rows])  # asked for all the time
+        return rows[0] if len(rows) == 1 else add_up(rows or [fields.NOTHING_SENT])  # asked for all the time
 
     def close_but(self, kept: ReceiverState | None) -> None:
         """Closes every way, and the path, that `kept` does not share."""
@@ -351,15 +352,20 @@ class ReceiverState:
 
     def read(self, totals: Sequence[int] | None = None) -> ReceiverReading:
         """totals: the counters to show, None = as the datapath has them now."""
-        spec, standing = self.spec, self.standing
+        spec, standing, gave_up = self.spec, self.standing, self.gave_up
+        if self.where is None or self.where[0] is not spec:
+            self.where = (
+                spec,
+                _where(spec),
+            )  # texts of addresses: kept, because a scrape asks for those of all receivers
         return ReceiverReading(
             name=spec.name,
-            **_where(spec),
+            **self.where[1],
             engine=spec.engine,
             counters=dict(zip(fields.TX_FIELDS, self.totals() if totals is None else totals, strict=True)),
             up=self.up,
             generation_added=self.generation_added,
-            gave_up=tuple(name for name, bit in fields.FEATURES.items() if self.gave_up & bit),
+            gave_up=tuple(name for name, bit in fields.FEATURES.items() if gave_up & bit) if gave_up else (),
             link=self.path.link_words,
             mtu=self.path.mtu,
             mtu_why=self.path.mtu_why,

@@ -39,7 +39,7 @@ _LOCAL: Final = frozenset(route.path for route in ROUTES if route.local)
 def make_app(state: ServiceState) -> web.Application:
     """The application over a state; serve it with Front (or aiohttp's test client)."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
-    app[SHARED] = Shared(state, prometheus.make_registry(state), asyncio.Semaphore(2), Events(state), Security(state))
+    app[SHARED] = Shared(state, prometheus.Page(state), asyncio.Semaphore(2), Events(state), Security(state))
     for route in ROUTES:
         for method in route.methods:
             app.router.add_route(method, route.path, route.handler)

@@ -48,11 +48,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parameter behind the question mark. schema: of its value."""
+    """A parameter behind the question mark. schema: of its value. required: the request fails without it."""
 
     name: str
     text: str
     schema: Mapping[str, Any]
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,13 @@ def _operation(route: Route, path: str, method: str, schemas: Schemas) -> dict[s
     }
     if route.query:
         described["parameters"] = [
-            {"name": each.name, "in": "query", "required": False, "description": each.text, "schema": dict(each.schema)}
+            {
+                "name": each.name,
+                "in": "query",
+                "required": each.required,
+                "description": each.text,
+                "schema": dict(each.schema),
+            }
             for each in route.query
         ]
     if inside := re.findall(r"\{(\w+)\}", path):

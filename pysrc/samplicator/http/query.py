@@ -36,6 +36,7 @@ KIND: Final = Query("kind", "What to show. The default is totals.", {"type": "st
 NAME: Final = Query(
     "name", "Show only the listener, receiver or exporter with this name.", {"type": "string", "minLength": 1}
 )
+RECEIVER: Final = Query("receiver", "Name of the receiver.", {"type": "string", "minLength": 1}, required=True)
 LAST: Final = Query(
     "seconds", "How many seconds to go back.", {"type": "integer", "minimum": 1, "maximum": SECONDS, "default": SECONDS}
 )
@@ -100,6 +101,14 @@ def name(values: Values) -> str:
     if text == "":
         raise web.HTTPBadRequest(reason="name must not be empty; remove name to show all")
     return text or ""
+
+
+def receiver(values: Values) -> str:
+    """Name of a receiver."""
+    text = values.get(RECEIVER.name)
+    if not text:
+        raise web.HTTPBadRequest(reason="receiver must be the name of a receiver; /api/v1/receivers lists them")
+    return text
 
 
 def last(values: Values) -> int:

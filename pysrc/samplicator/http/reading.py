@@ -14,7 +14,7 @@ from aiohttp import web
 
 from samplicator.http import listing, query, rows
 from samplicator.http.front import SHARED, is_control
-from samplicator.views import exporters, flow, prometheus
+from samplicator.views import exporters, flow, prometheus, shares
 from samplicator.views.export import ExportSum
 from samplicator.views.kubernetes import services as kubernetes_rows
 from samplicator.views.ledger import LedgerSum
@@ -127,6 +127,19 @@ async def ledger(request: web.Request) -> web.Response:
     readings = await asyncio.to_thread(view.readings)
     await listing.add_up(request, total.add)
     return as_json(total.result(readings, await asyncio.to_thread(view.unmatched)))
+
+
+async def share_page(request: web.Request) -> web.StreamResponse:
+    name = query.receiver(request.query)
+    readings = await asyncio.to_thread(request.app[SHARED].state.view.readings)
+    given = shares.given(readings, name)
+    if given is None:
+        raise web.HTTPBadRequest(reason="receiver must be the name of a receiver; /api/v1/receivers lists them")
+    head = {"receiver": given, "listeners": shares.dropped(readings)}
+    lead = orjson.dumps(head)[:-1] + b',"shares":['
+    make = partial(rows.shares_piece, receiver=name, pools=shares.pools_of(readings, name))
+    place, limit = query.place(request.query), query.limit(request.query)
+    return await listing.answer(request, lead, make, place, limit, HEADERS)
 
 
 async def export(request: web.Request) -> web.Response:

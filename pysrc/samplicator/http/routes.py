@@ -24,6 +24,7 @@ from samplicator.views.ledger import Ledger
 from samplicator.views.listeners import Listener
 from samplicator.views.live import LiveEvent
 from samplicator.views.receivers import Pool, Receiver
+from samplicator.views.shares import SharePage
 from samplicator.views.status import Configuration, Reloaded, Status
 from samplicator.views.templates import TemplatePage
 
@@ -133,6 +134,14 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Returns one balance from the exporters to the receivers, which shows where datagrams were lost.",
         Ledger,
         query.LIMIT,
+    ),
+    _shown(
+        "/api/v1/shares",
+        reading.share_page,
+        "Lists what each observation domain gave to one receiver, in pages: the relay's side of a balance.",
+        SharePage,
+        query.RECEIVER,
+        *_PAGING,
     ),
     _shown("/api/v1/export", reading.export, "Returns the counters in the words of a router's show commands.", Export),
     _shown(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from samplicator.views import exporters, templates
+from samplicator.config.address import address_bytes
+from samplicator.views import exporters, shares, templates
 
 if TYPE_CHECKING:
     from samplicator.http.listing import Piece, Place
@@ -62,6 +63,26 @@ def templates_piece(state: ServiceState, place: Place, limit: int, exporter: str
             if row:
                 rows.append(row)
                 size += len(row)
+        if size >= PIECE_BYTES or len(rows) >= limit:
+            break
+    return rows, place
+
+
+def shares_piece(state: ServiceState, place: Place, limit: int, receiver: str, pools: frozenset[str]) -> Piece:
+    """Observation domains whose exporter has the receiver in its rules, directly or through one of the pools."""
+    view, rows, size = state.view, list[bytes](), 0
+    names = view.listener_names()
+    for _ in range(LOOKED):
+        session, place = _following(state, place)
+        if session is None:
+            return rows, None
+        listener = names.get(session.listener, "")
+        if listener and not session.unmatched:
+            route = view.route(address_bytes(session.address), session.port, listener)
+            row = shares.share(session, listener, route, receiver, pools)
+            if row is not None:
+                rows.append(orjson.dumps(row))
+                size += len(rows[-1])
         if size >= PIECE_BYTES or len(rows) >= limit:
             break
     return rows, place

@@ -13,7 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from samplicator.config.address import address_text
 from samplicator.readings import Activity
@@ -46,13 +46,24 @@ class Sessions(Protocol):
         """What the domains with these numbers have counted; without those that are empty."""
 
 
+class Tally(NamedTuple):
+    """What an exporter has sent since it is followed. unit: of lost, "mixed" if its domains have several."""
+
+    exporter: str
+    unit: str
+    datagrams: int
+    bytes: int
+    lost: int
+
+
 @dataclass(slots=True)
 class Followed:
-    """An exporter that is followed. units: what `lost` counts, of all its domains."""
+    """An exporter that is followed. units: what `lost` counts, of all its domains. taken: sum of all that was taken."""
 
     places: dict[Place, Counts] = field(default_factory=dict)
     units: set[str] = field(default_factory=set)
     grown: list[int] = field(default_factory=lambda: [0, 0, 0])
+    taken: Counts = (0, 0, 0)
 
     def meet(self, place: Place, now: Activity, since_ns: int) -> None:
         """Counts of one of its domains. A domain that is met for the first time counts from now on, but from nothing
@@ -71,6 +82,8 @@ class Followed:
         """What has come since the last call."""
         datagrams, octets, lost = self.grown
         self.grown = [0, 0, 0]
+        before = self.taken
+        self.taken = (before[0] + datagrams, before[1] + octets, before[2] + lost)
         return datagrams, octets, lost
 
 
@@ -117,6 +130,15 @@ class Busiest:
     def names(self) -> Mapping[str, frozenset[str]]:
         """The exporters that are followed, and the units of their losses."""
         return {address_text(address): frozenset(each.units) for address, each in self._followed.items()}
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """Of each exporter that is followed and was met: sums that never fall while it is followed."""
+        return [
+            Tally(address_text(address), next(iter(each.units)) if len(each.units) == 1 else "mixed", *each.taken)
+            for address, each in self._followed.items()
+            if each.units
+        ]
 
     def take(self, now_ns: int) -> dict[str, Counts]:
         """By exporter that is followed, what came of it since the last call. now_ns: CLOCK_MONOTONIC."""

@@ -3,19 +3,19 @@
 Purpose: name, kind, labels, help and origin of each series in one place; metrics renders from it, the guard tests
 hold the compiled field tuples, the dashboard, the alert rules and the documents against it. Invariants: pure data,
 imports only what a row is and the rows of the flow stage (flow_metrics); a counter ends in `_total`, a unit is in the
-name, no label is unbounded (listeners, receivers and workers are configured, reasons are fixed). Called by metrics,
-http and the tests. It must never hold a value.
+name, no label is unbounded (listeners, receivers and workers are configured, reasons are fixed, exporters are the 200
+that history follows). Called by metrics, http and the tests. It must never hold a value.
 
 `origin` says where the number comes from: `rx.FIELD`, `tx.FIELD`, `worker.FIELD` are fields of the compiled counters
 (RX_FIELDS, TX_FIELDS, WORKER_FIELDS); `flow.FIELD` of the flow stage (FLOW_COUNTER_FIELDS); `protocols.ATTR` of
 FlowReading, by protocol; `listener.ATTR`, `receiver.ATTR`, `member.ATTR`, `reader.ATTR`, `plan.ATTR` are attributes of
-the supervisor's readings (ListenerReading, ReceiverReading, MemberReading, WorkerReading, Readings); `reload.ATTR` of
-the Reloader; `state.ATTR` of ServiceState; `here` = made while collecting.
+the supervisor's readings (ListenerReading, ReceiverReading, MemberReading, WorkerReading, Readings); `tally.ATTR` of
+Tally, by exporter; `reload.ATTR` of the Reloader; `state.ATTR` of ServiceState; `here` = made while collecting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from samplicator.views.flow_metrics import FLOW_METRICS
@@ -381,10 +381,10 @@ def used_fields(counters: str) -> set[str]:
     return fields | {field for metric in CATALOGUE if metric.origin == counters for _, field in metric.split}
 
 
-def markdown() -> str:
-    """The catalogue as a Markdown table, for the documents."""
+def markdown(metrics: Iterable[Metric] = CATALOGUE) -> str:
+    """Metrics as a Markdown table, for the documents."""
     rows = ["| name | type | labels | help |", "|---|---|---|---|"]
-    for metric in CATALOGUE:
+    for metric in metrics:
         labels = ", ".join(metric.labels) or "–"
         if metric.split:
             labels = f"{', '.join(metric.labels)} = {', '.join(value for value, _ in metric.split)}"

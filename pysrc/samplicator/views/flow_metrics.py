@@ -13,6 +13,7 @@ PROTOCOLS: Final = ("netflow1", "netflow5", "netflow7", "netflow8", "netflow9", 
 """What a datagram is, by its header; the same words as the compiled FLOW_KIND_NAMES (a guard test compares)."""
 
 _P = ("protocol",)
+_E = ("exporter",)
 
 
 def _by_protocol(*protocols: str) -> tuple[tuple[str, str], ...]:
@@ -140,5 +141,21 @@ FLOW_METRICS: Final[tuple[Metric, ...]] = (
         (),
         "Templates and options data records in replayed datagrams.",
         "flow.replayed_records",
+    ),
+    # ---- by exporter
+    Metric(
+        "exporter_datagrams_total",
+        "counter",
+        _E,
+        "Datagrams of the 200 exporters that send the most, each since it is one of them; counted every 5 seconds.",
+        "tally.datagrams",
+    ),
+    Metric("exporter_bytes_total", "counter", _E, "UDP payload bytes of these exporters.", "tally.bytes"),
+    Metric(
+        "exporter_lost_total",
+        "counter",
+        (*_E, "unit"),
+        "Units lost before samplicator by the sequence numbers of these exporters; unit: what the exporter numbers.",
+        "tally.lost",
     ),
 )

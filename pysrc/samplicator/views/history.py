@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict, get_args
 
 from samplicator.logs import RateGate
 from samplicator.readings import ListenerReading, Readings, ReceiverReading, wall_ns
-from samplicator.views.busiest import Busiest
+from samplicator.views.busiest import Busiest, Tally
 from samplicator.views.receivers import failed
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ class History:
         self._numbers = 0
         self._tracks: dict[Kind, dict[str, Track]] = {kind: {} for kind in KINDS}
         self._units: Mapping[str, frozenset[str]] = {}
+        self.tallies: Sequence[Tally] = ()
+        """Of the exporters that send the most, as of the last sample; replaced as a whole."""
         self._ends = array("Q", bytes(8 * SLOTS))  # of steps: CLOCK_MONOTONIC in ns
         self._lengths = array("Q", bytes(8 * SLOTS))
         self._steps = 0
@@ -133,6 +135,7 @@ class History:
         try:
             exporters = self._busiest.take(now_ns)
             units = self._busiest.names
+            self.tallies = self._busiest.tallies
             with self._lock:
                 self._take(readings, exporters, now_ns)
                 self._units = units

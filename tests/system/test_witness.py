@@ -1,0 +1,290 @@
+"""Where datagrams were lost, as the witness at the collector says, against those who took them away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.lab import Lab, Relay
+from support.process import wait_for
+from support.truth import FAR4, FAR6, PORT, STAGES, Collector, Device, Remover, Watching, far_away, rows
+
+KINDS = {
+    "198.18.64.5": ("v5", (24,)),
+    "198.18.64.9": ("v9", (5, 11)),
+    "198.18.64.10": ("ipfix", (17,)),
+    "2001:db8:8000::6": ("sflow", (3,)),
+}
+
+
+def configuration(buffer: str = "8MiB", *, spoof: bool = True) -> str:
+    return f"""[datapath]
+workers = 1
+receive_buffer = "{buffer}"
+[[listener]]
+name = "in"
+listen = ["0.0.0.0:2055", "[::]:2055"]
+[[receiver]]
+name = "far"
+to = "{FAR4}:{PORT}"
+spoof = {str(spoof).lower()}
+probe = "off"
+[[receiver]]
+name = "far six"
+to = "[{FAR6}]:{PORT}"
+spoof = {str(spoof).lower()}
+probe = "off"
+[[rule]]
+from = ["0.0.0.0/0"]
+to = ["far"]
+[[rule]]
+from = ["::/0"]
+to = ["far six"]
+"""
+
+
+class Scene:
+    """A lab, its relay, its collector and its exporters."""
+
+    def __init__(
+        self, lab: Lab, text: str, *, kinds: dict[str, tuple[str, tuple[int, ...]]] | None = None, sockets: int = 1
+    ) -> None:
+        self.lab = lab
+        far_away(lab)
+        self.collector = Collector(lab, sockets=sockets)
+        self.relay: Relay = lab.samplicator(text)
+        self.devices = [Device(lab, address, kind, sizes) for address, (kind, sizes) in (kinds or KINDS).items()]
+        self.send(20)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [device.address for device in self.devices]
+
+    def send(self, count: int, pause: float = 0.001) -> None:
+        for _ in range(count):
+            for device in self.devices:
+                device.send()
+            time.sleep(pause)
+
+    def watch(self, *words: str, seconds: float = 2.5, prefix: tuple[str, ...] = ()) -> Watching:
+        return Watching(self.lab, self.relay.control_path, *words, seconds=seconds, prefix=prefix)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """All exporters send all the time."""
+        stop = threading.Event()
+
+        def go() -> None:
+            while not stop.is_set():
+                self.send(1, 0.0005)
+
+        thread = threading.Thread(target=go, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.fixture
+def scene(lab: Lab) -> Callable[..., Scene]:
+    return lambda text, **options: Scene(lab, text, **options)
+
+
+def only(value: dict[str, Any], stage: str, wanted: dict[str, int]) -> None:
+    """Exactly this at one stage, and nothing at any other."""
+    print(json.dumps(value, indent=1))
+    assert {name: rows(value, name) for name in STAGES} == {name: wanted if name == stage else {} for name in STAGES}
+    assert value["sums"] == []
+
+
+FOUR = {address: facts for address, facts in KINDS.items() if ":" not in address} | {"198.18.64.6": ("sflow", (3,))}
+
+
+def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
+    here = scene(configuration("32KiB"), kinds=FOUR)
+    names = here.addresses
+
+    watching = here.watch("--receiver", "far")
+    here.send(300)
+    value = watching.result(0)
+    only(value, "lost_before", {})
+    assert value["receiver"] == "far"
+    assert rows(value, "taken") == dict.fromkeys(names, 300), value
+
+    remover = Remover(here.lab, 0, "prerouting", 2055, names, 7)
+    watching = here.watch()
+    here.send(300)
+    removed = remover.end()
+    here.send(3)
+    only(watching.result(1), "lost_before", removed)
+    assert all(count > 20 for count in removed.values())
+
+    remover = Remover(here.lab, 2, "forward", PORT, names, 7)
+    watching = here.watch()
+    here.send(300)
+    only(watching.result(1), "lost_on_way", remover.end())
+
+    read = dict(here.collector.read)
+    remover = Remover(here.lab, 0, "output", PORT, names, 7)  # a refused copy is tried again, and counted there twice
+    watching = here.watch()
+    here.send(300)
+    remover.end()
+    value = watching.result(1)
+    failed = {name: 300 - (here.collector.read[name] - read[name]) for name in names}
+    assert all(failed.values())
+    only(value, "failed", failed)
+    assert value["failed_by_reason"] == {"permission": sum(failed.values())}
+
+    before = {row["exporter"]: row["datagrams"] for row in here.relay.api("exporters")["exporters"]}
+    watching = here.watch(seconds=4.0)
+    here.relay.send_signal(signal.SIGSTOP)
+    here.send(200)
+    here.relay.send_signal(signal.SIGCONT)
+    wait_for(lambda: here.relay.api("listeners")[0]["queue_bytes"] == 0, "the relay to read what it has", 10)
+    here.send(5)
+    value = watching.result(1)
+    after = {row["exporter"]: row["datagrams"] for row in here.relay.api("exporters")["exporters"]}
+    only(value, "lost_at_socket", {name: 205 - (after[name] - before[name]) for name in names})
+
+    watching = here.watch()
+    read = dict(here.collector.read)
+    here.collector.shrink(60_000)
+    here.collector.held = True
+    here.send(200)
+    time.sleep(0.2)
+    here.collector.held = False
+    here.send(10)
+    value = watching.result(1)
+    taken = {name: here.collector.read[name] - read[name] for name in names}
+    only(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
+    assert rows(value, "taken") == taken
+
+
+def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
+    """Before the relay, on the way and at the collector at once, with flows in varying numbers."""
+    kinds = {**FOUR, "198.18.64.5": ("v5", (30, 30, 4, 30, 11))}
+    here = scene(configuration(), kinds=kinds)
+    names = here.addresses
+    before, way = Remover(here.lab, 0, "prerouting", 2055, names, 13), Remover(here.lab, 2, "forward", PORT, names, 17)
+    watching = here.watch(seconds=3.0)
+    read = dict(here.collector.read)
+    here.send(200)
+    here.collector.shrink(60_000)
+    here.collector.held = True
+    here.send(150)
+    time.sleep(0.2)
+    here.collector.held = False
+    here.send(50)
+    removed_before, removed_way = before.end(), way.end()
+    here.send(2)
+    value = watching.result(1)
+    print(json.dumps(value, indent=1))
+    assert rows(value, "lost_before") == removed_before
+    assert rows(value, "lost_on_way") == removed_way
+    taken = {name: here.collector.read[name] - read[name] for name in names}
+    assert rows(value, "taken") == taken
+    came = {name: 402 - removed_before[name] - removed_way[name] for name in names}
+    assert rows(value, "dropped_by_collector") == {name: came[name] - taken[name] for name in names}
+    assert value["sums"] == []
+
+
+def test_what_is_on_its_way_is_not_lost(make_lab: Callable[..., Lab]) -> None:
+    """Traffic never rests, runs of datagrams come as one packet, two workers send, and CAP_NET_RAW is all there is."""
+    here = Scene(make_lab(offload=True), configuration().replace("workers = 1", "workers = 2"), sockets=2)
+    prefix = ("setpriv", "--bounding-set=-all,+net_raw", "--inh-caps=-all")
+    with here.running():
+        time.sleep(0.3)
+        value = here.watch(prefix=prefix).result(0)
+        only(value, "lost_on_way", {})
+        assert value["total"]["taken"] > 1000
+        assert {row["exporter"] for row in value["exporters"]} == set(here.addresses)
+
+        remover = Remover(here.lab, 0, "prerouting", 2055, here.addresses, 50)
+        value = here.watch(seconds=5.0).result(1)
+        assert not any(rows(value, name) for name in STAGES[1:]), value
+        before = rows(value, "lost_before")
+        assert before.keys() == set(here.addresses)
+        removed = remover.end()
+        assert all(0 < before[name] <= removed[name] for name in before)
+
+
+def test_copies_from_our_own_address(scene: Callable[..., Scene]) -> None:
+    """Exporters are told apart by what they write, even where two write the same domain."""
+    kinds = {
+        "198.18.64.5": ("v5", (1, 30, 7)),
+        "198.18.64.9": ("v9", (5,)),
+        "198.18.64.10": ("ipfix", (17,)),
+        "198.18.64.19": ("v9", (6,)),
+    }
+    here = scene(configuration(spoof=False), kinds=kinds)
+    here.devices[3].sequence = 5_000_000
+    here.send(5)
+    remover = Remover(here.lab, 0, "prerouting", 2055, here.addresses, 9)
+    watching = here.watch("--receiver", "far")
+    here.send(200)
+    removed = remover.end()
+    here.send(3)
+    value = watching.result(1)
+    only(value, "lost_before", removed)
+    assert rows(value, "taken") == {name: 203 - count for name, count in removed.items()}
+
+
+def test_without_sequence_numbers(scene: Callable[..., Scene]) -> None:
+    """Exporters of syslog, and a receiver that gets every third datagram: of that, only the sum is known."""
+    here = scene(configuration().replace('name = "far six"', 'name = "far six"\nfreq = 3'))
+    plain = here.lab.exporter_socket("198.18.64.99", 50000)
+    plain.sendto(b"<13>hello", (here.lab.relay4(), 2055))
+    syslog, six = "198.18.64.99", "2001:db8:8000::6"
+    remover = Remover(here.lab, 2, "forward", PORT, [syslog, six], 5)
+    for receiver, name in (("far", syslog), ("far six", six)):
+        before = remover.removed()[name]
+        watching = here.watch("--receiver", receiver)
+        for _ in range(60):
+            plain.sendto(b"<13>hello", (here.lab.relay4(), 2055))
+        here.send(90)
+        value = watching.result(1)
+        removed = remover.removed()[name] - before
+        assert removed > 0
+        if name == syslog:
+            only(value, "lost_on_way", {name: removed})
+        else:
+            assert not any(value["total"][stage] for stage in STAGES), value
+            assert [(item["stages"], item["datagrams"]) for item in value["sums"]] == [(["lost_on_way"], removed)]
+
+
+def test_a_pool_and_two_receivers_at_one_address(lab: Lab) -> None:
+    """Nothing is lost, and nothing is said to be: of a pool each member gets a part."""
+    for balance in ("round-robin", "exporter-hash"):
+        text = configuration().split("[[rule]]")[0]
+        text += f'''[[receiver]]
+name = "again"
+to = "{FAR4}:{PORT}"
+spoof = true
+probe = "off"
+[[receiver]]
+name = "elsewhere"
+to = "{lab.peer4(1)}:9999"
+spoof = true
+probe = "off"
+[[pool]]
+name = "pool"
+members = ["far", "elsewhere"]
+balance = "{balance}"
+[[rule]]
+to = ["pool", "again"]
+'''
+        if balance == "round-robin":
+            here = Scene(lab, text)
+        else:
+            here.relay.hangup(lab.with_service(text))
+        value = here.watch("--receiver", "again").process
+        here.send(200)
+        assert value.wait(60) == 0, value.tail()
