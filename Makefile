@@ -274,7 +274,13 @@ test: test-needs $(EXT) $(STAMPS)/test-tools tools
 	exit $$status
 
 # What takes too long for every run (the mark deploy_heavy): whole machines, several releases of Debian, a cluster.
-verify-deploy: test-needs $(EXT) $(STAMPS)/test-tools tools
+$(STAMPS)/browser-tools: $(STAMPS)/test-tools
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["browser"], \
+		sep="\n")' >$(STAMPS)/browser-requirements
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/browser-requirements
+	@touch $@
+
+verify-deploy: test-needs $(EXT) $(STAMPS)/browser-tools tools
 	@$(call find_packages,$(VERIFY_PACKAGES)); $(install_missing)
 	$(BIN)/python -m pytest -m deploy_heavy tests/deploy tests/system $(PYTEST_ARGS)
 
