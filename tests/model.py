@@ -186,7 +186,8 @@ def source_of(text: str) -> Source:
     elif "." in mask:
         bits = int(ipaddress.IPv4Address(mask))
     else:
-        bits = ((1 << int(mask)) - 1) << (width - int(mask))
+        length = int(mask) - (96 if width == 32 and ":" in host else 0)  # of an IPv4-mapped one it counts 96 bits more
+        bits = ((1 << length) - 1) << (width - length)
     return Source(address, bits)
 
 
