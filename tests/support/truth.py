@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import socket
 import threading
 import time
@@ -160,7 +161,7 @@ class Watching:
     """A witness that has begun."""
 
     def __init__(
-        self, lab: Lab, control: Path, *words: str, seconds: float = 4.0, prefix: tuple[str, ...] = ()
+        self, lab: Lab, control: Path, *words: str, seconds: float = 100.0, prefix: tuple[str, ...] = ()
     ) -> None:
         argv = [*prefix, command("samplicator"), "witness", "--port", str(PORT), "--control", str(control), "--json"]
         argv += ["--seconds", str(seconds), *words]
@@ -168,6 +169,8 @@ class Watching:
         wait_for(lambda: self.process.said("watching port"), "the witness to begin", 20)
 
     def result(self, status: int | None = None) -> dict[str, Any]:
+        """Of all that was sent until now."""
+        self.process.send_signal(signal.SIGINT)
         found = self.process.wait(60)
         assert status is None or found == status, f"status {found}\n{self.process.tail()}"
         value: dict[str, Any] = json.loads(self.process.stdout())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ class Scene:
                 device.send()
             time.sleep(pause)
 
-    def watch(self, *words: str, seconds: float = 2.5, prefix: tuple[str, ...] = ()) -> Watching:
+    def watch(self, *words: str, seconds: float = 100.0, prefix: tuple[str, ...] = ()) -> Watching:
         return Watching(self.lab, self.relay.control_path, *words, seconds=seconds, prefix=prefix)
 
     @contextlib.contextmanager
@@ -144,7 +145,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     assert value["failed_by_reason"] == {"permission": sum(failed.values())}
 
     before = {row["exporter"]: row["datagrams"] for row in here.relay.api("exporters")["exporters"]}
-    watching = here.watch(seconds=4.0)
+    watching = here.watch()
     here.relay.send_signal(signal.SIGSTOP)
     here.send(200)
     here.relay.send_signal(signal.SIGCONT)
@@ -174,7 +175,7 @@ def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
     here = scene(configuration(), kinds=kinds)
     names = here.addresses
     before, way = Remover(here.lab, 0, "prerouting", 2055, names, 13), Remover(here.lab, 2, "forward", PORT, names, 17)
-    watching = here.watch(seconds=3.0)
+    watching = here.watch()
     read = dict(here.collector.read)
     here.send(200)
     here.collector.shrink(60_000)
@@ -202,13 +203,17 @@ def test_what_is_on_its_way_is_not_lost(make_lab: Callable[..., Lab]) -> None:
     prefix = ("setpriv", "--bounding-set=-all,+net_raw", "--inh-caps=-all")
     with here.running():
         time.sleep(0.3)
-        value = here.watch(prefix=prefix).result(0)
+        watching = here.watch(prefix=prefix)
+        time.sleep(2.0)
+        value = watching.result(0)
         only(value, "lost_on_way", {})
         assert value["total"]["taken"] > 1000
         assert {row["exporter"] for row in value["exporters"]} == set(here.addresses)
 
         remover = Remover(here.lab, 0, "prerouting", 2055, here.addresses, 50)
-        value = here.watch(seconds=5.0).result(1)
+        watching = here.watch()
+        time.sleep(3.0)
+        value = watching.result(1)
         assert not any(rows(value, name) for name in STAGES[1:]), value
         before = rows(value, "lost_before")
         assert before.keys() == set(here.addresses)
@@ -260,6 +265,30 @@ def test_without_sequence_numbers(scene: Callable[..., Scene]) -> None:
             assert [(item["stages"], item["datagrams"]) for item in value["sums"]] == [(["lost_on_way"], removed)]
 
 
+def test_a_witness_that_stays_on(scene: Callable[..., Scene]) -> None:
+    """A line of JSON for each round, and metrics, until Ctrl-C."""
+    here = scene(configuration(), kinds=FOUR)
+    watching = here.watch("--watch", "--http", "127.0.0.1:9421", seconds=1.0)
+    here.send(100)
+
+    def scrape() -> str:
+        sock = here.lab.collectors[0].socket(socket.AF_INET, socket.SOCK_STREAM)
+        with sock:
+            sock.settimeout(10)
+            sock.connect(("127.0.0.1", 9421))
+            sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            return sock.makefile().read()
+
+    wanted = [f'wire_datagrams_total{{receiver="far, far six",exporter="{name}"}} 100\n' for name in here.addresses]
+    wait_for(lambda: all(line in scrape() for line in wanted), "the metrics", 20)
+    wait_for(lambda: watching.process.stdout().count("\n") >= 3, "three rounds", 20)
+    watching.process.send_signal(signal.SIGINT)
+    assert watching.process.wait(20) == 0
+    rounds = [json.loads(line) for line in watching.process.stdout().splitlines()]
+    assert sum(each["total"]["taken"] for each in rounds) == 400
+    assert not any(each["total"][stage] for each in rounds for stage in STAGES)
+
+
 def test_a_pool_and_two_receivers_at_one_address(lab: Lab) -> None:
     """Nothing is lost, and nothing is said to be: of a pool each member gets a part."""
     for balance in ("round-robin", "exporter-hash"):
@@ -285,6 +314,6 @@ to = ["pool", "again"]
             here = Scene(lab, text)
         else:
             here.relay.hangup(lab.with_service(text))
-        value = here.watch("--receiver", "again").process
+        watching = here.watch("--receiver", "again")
         here.send(200)
-        assert value.wait(60) == 0, value.tail()
+        watching.result(0)

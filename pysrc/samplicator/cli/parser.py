@@ -214,8 +214,8 @@ def make_parser() -> argparse.ArgumentParser:
             "show at a collector where datagrams were lost",
             "Runs on a collector's host, beside the collector and without its port. Counts per exporter what arrives "
             "on the wire, reads what the kernel dropped at the collector's sockets, asks the relay for its side, and "
-            "shows one balance per exporter. Needs CAP_NET_RAW. Exit status 0 = nothing was lost, 1 = something was "
-            "lost, 3 = the relay or the wire cannot be seen.",
+            "shows one balance per exporter. Ctrl-C ends it early, with the balance. Needs CAP_NET_RAW. Exit status "
+            "0 = nothing was lost, 1 = something was lost, 3 = the relay or the wire cannot be seen.",
             "  samplicator witness --port 9995 --relay http://192.0.2.1:9420\n"
             "  samplicator witness --port 9995 --relay https://user:password@relay:9420 --seconds 60 --json\n"
             "  samplicator witness --port 9995 --control /run/samplicator/control.sock --watch\n",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
@@ -69,12 +70,17 @@ def _rounds(options: Namespace, watching: object, shown: object) -> int:
 
     assert isinstance(watching, Witness)
     before, lost, more = None, 0, options.watch or bool(options.http)
+
+    def stop(number: int, frame: object) -> None:
+        watching.stopping = True
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     while True:
-        try:
-            seconds = watching.watch(options.seconds or SECONDS)
-        except KeyboardInterrupt:
-            return 1 if lost else 0
-        value, before = watching.balance(seconds, before, final=not more)
+        seconds = watching.watch(options.seconds or SECONDS)
+        ends = watching.stopping or not more
+        value, before = watching.balance(seconds, before, final=ends)
         lost += balances.lost(value)
         if isinstance(shown, Shown):
             shown.update(watching.receiver, before)
@@ -82,7 +88,7 @@ def _rounds(options: Namespace, watching: object, shown: object) -> int:
             print(json.dumps(value) if more else json.dumps(value, indent=2), flush=True)
         else:
             print("\n".join([*lines(value), ""] if more else lines(value)), flush=True)
-        if not more:
+        if ends:
             if watching.trouble or value["unseen"]:
                 return BLIND
             return 1 if lost else 0

@@ -84,6 +84,8 @@ class Witness:
         self._took_seconds = 0.0
         self._expired = time.monotonic()
         self.trouble = ""
+        self.stopping = False  # set by anybody: the watch ends early, with its balance
+        self._settling = True
 
     def close(self) -> None:
         self._asker.shutdown(wait=False, cancel_futures=True)
@@ -109,7 +111,7 @@ class Witness:
             got = self._read()
             self._drops.step(self._read)
             now = time.monotonic()
-            if now >= end or (until is not None and until.done()):
+            if now >= end or (until is not None and until.done()) or (self.stopping and not self._settling):
                 return
             if not got:
                 step = ALERT_STEP_SECONDS if now < self._drops.alert_until else STEP_SECONDS
@@ -183,13 +185,17 @@ class Witness:
         """
         began = time.monotonic()
         asked = began
-        while (left := began + seconds - time.monotonic()) > 0:
+        self._settling = False
+        while (left := began + seconds - time.monotonic()) > 0 and not self.stopping:
             period = min(max(PERIOD_SECONDS, BUSY * self._took_seconds), PERIOD_MOST_SECONDS)
             self.pump(min(left, max(0.0, asked + period - time.monotonic())))
             full = self.streams.logged > MOST_LOGGED // 2
             if (asked + period <= time.monotonic() or full) and time.monotonic() < began + seconds:
                 asked = time.monotonic()
+                self._settling = True
                 self._try()
+                self._settling = False
+        self._settling = True
         end = time.monotonic() + SETTLE_SECONDS
         self._try(rest=True)
         while self._missing() and time.monotonic() < end:
