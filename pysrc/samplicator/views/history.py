@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict, get_args
 from samplicator.logs import RateGate
 from samplicator.readings import Readings, wall_ns
 from samplicator.views.busiest import Busiest
+from samplicator.views.growth import growth
 from samplicator.views.receivers import failed
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class History:
     def _grow(self, kind: Kind, counters: Mapping[str, Sequence[int]], seconds: float) -> list[int]:
         """Keeps what counters have grown by; returns the sum over all of them."""
         known = self._tracks[kind]
-        grown = {name: _growth(known[name].last if name in known else now, now) for name, now in counters.items()}
+        grown = {name: growth(known[name].last if name in known else now, now) for name, now in counters.items()}
         self._keep(kind, grown, seconds)
         for name, now in counters.items():
             known[name].last = now
@@ -233,12 +234,3 @@ class History:
             for place, measure in enumerate(MEASURES[kind])
         }
         return {"name": track.name, "units": sorted(self._units.get(track.name, ())), "rates": rates}
-
-
-def _growth(before: Sequence[int], now: Sequence[int]) -> list[int]:
-    """By how much counters have grown. If the first one is lower they restarted. Another one that is lower has been
-    corrected (copies that were sent turn out to have failed): that is no growth.
-    """
-    if now[0] < before[0]:
-        return list(now)
-    return [max(0, new - old) for old, new in zip(before, now, strict=True)]
