@@ -82,7 +82,7 @@ def write(tmp_path: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------------------------------------- help
 
 
-COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "demo", "schema")
+COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "top", "demo", "schema")
 
 
 def test_help_is_the_golden_one() -> None:

@@ -63,7 +63,7 @@ def active(now: Activity, worker: int, listeners: Mapping[int, str], now_ns: int
         "agent": None,
         "listener": listeners.get(now.listener, ""),
         "matched": not now.unmatched,
-        "known_seconds": round(max(0, now_ns - now.first_ns) / 1e9, 1),
+        "known_seconds": round(max(0, now_ns - now.first_ns) / 1e9, 3),
         "silent_seconds": round(silent, 1),
         "datagrams": now.datagrams,
         "bytes": now.bytes,
