@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,13 @@ class Pane:
 
         try:
             return wait_for(shown, str(wanted), 20)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text}") from None
+
+    def match(self, pattern: str) -> str:
+        """The text, as soon as a pattern is found in it; ^ and $ are ends of lines."""
+        try:
+            return wait_for(lambda: text if re.search(pattern, text := self.text, re.MULTILINE) else "", pattern, 20)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.text}") from None
 
