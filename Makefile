@@ -25,7 +25,7 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 
 TEST_PACKAGES = openssl softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
-	systemd-container mmdebstrap zsh fish $(DEB_PACKAGES)
+	systemd-container mmdebstrap zsh fish tmux openssl $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.
 VERIFY_PACKAGES := lintian buildah podman runc chromium fonts-dejavu-core
 

@@ -187,10 +187,14 @@ class Domain:
     unmatched: bool = False
 
 
+Header = bytes
+"""Of a datagram."""
+
+
 class Activity(NamedTuple):
     """What an observation domain has counted: a Domain in short, for those who look at many of them often.
-    address: packed. style, listener: as there. first_ns, seen_ns: of its first and last datagram, CLOCK_MONOTONIC.
-    lost: units lost before us, without gaps that may close.
+    address: packed. style, listener, header: as there. first_ns, seen_ns: of its first and last datagram,
+    CLOCK_MONOTONIC. lost: units lost before us, without gaps that may close, which are `pending`.
     """
 
     number: int
@@ -201,8 +205,20 @@ class Activity(NamedTuple):
     datagrams: int
     bytes: int
     lost: int
-    listener: int = 0
+    pending: int = 0
     seen_ns: int = 0
+    port: int = 0
+    domain: int = 0
+    listener: int = 0
+    unmatched: bool = False
+    header: Header = b""
+    restarts: int = 0
+    unknown: int = 0
+    malformed: int = 0
+    templates: int = 0
+    options_templates: int = 0
+    options_data: int = 0
+    templates_added: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +270,8 @@ class AliasReading:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """All counters at one moment, summed over workers. latency_counts: one per _fastpath.LATENCY_BOUNDS_NS and +Inf
-    last.
+    """All counters at one moment, summed over workers. latency_counts: one per bound of latency_bounds_ns, not
+    cumulative, and +Inf last.
     """
 
     generation: int
@@ -267,6 +283,7 @@ class Readings:
     plan_started_unix: float
     flow: FlowReading = field(default_factory=FlowReading)
     pools: tuple[PoolReading, ...] = ()
+    latency_bounds_ns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

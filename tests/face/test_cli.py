@@ -82,7 +82,10 @@ def write(tmp_path: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------------------------------------- help
 
 
-COMMANDS = ("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "witness", "demo", "schema")
+COMMANDS = (
+    *("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "top", "witness", "demo"),
+    "schema",
+)
 
 
 def test_help_is_the_golden_one() -> None:

@@ -62,7 +62,9 @@ class Table:
     def put(self, number: int, who: int, datagrams: int, lost: int = 0, *, first: int, now: int, **more: Any) -> None:
         """The totals of a domain."""
         worker = more.pop("worker", 0)
-        row = Activity(number, who.to_bytes(4, "big"), "netflow9", "", first, datagrams, 100 * datagrams, lost, 4, now)
+        row = Activity(
+            number, who.to_bytes(4, "big"), "netflow9", "", first, datagrams, 100 * datagrams, lost, 0, now, listener=4
+        )
         self.rows[worker][number] = row._replace(**more)
 
 

@@ -189,6 +189,27 @@ def test_rows_are_there(daemon: Daemon) -> None:
         assert page["series"], kind
 
 
+def test_exporters_in_short_have_the_same_figures(daemon: Daemon) -> None:
+    """And `samplicator top` shows them, of a real daemon."""
+    short = daemon.get("/api/v1/activity")["activity"]
+    whole = {row["place"]: row for row in daemon.get("/api/v1/exporters")["exporters"]}
+    assert len(short) == 3
+    ages = {"known_seconds", "silent_seconds"}
+    for row in short:
+        assert {key: whole[row["place"]][key] for key in row.keys() - ages} == {
+            key: row[key] for key in row.keys() - ages
+        }
+        assert row["silent_seconds"] == pytest.approx(whole[row["place"]]["silent_seconds"], abs=5)
+    argv = [command("samplicator"), "top", "--url", f"http://127.0.0.1:{daemon.http}", "--json", "-n", "1"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    assert {row["place"]: row["datagrams"] for row in shown["exporters"]} == {
+        row["place"]: row["datagrams"] for row in short
+    }
+    assert {row["name"] for row in shown["receivers"]} >= {"one", "two", "three", "four"}
+
+
 def test_made_up_answers_are_as_documented() -> None:
     """The same of readings in which every field has a value."""
 

@@ -119,6 +119,7 @@ def make_readings(*, zero: bool = False) -> Readings:
         workers=workers,
         latency_counts=tuple(0 for _ in latencies) if zero else latencies,
         latency_sum_ns=0 if zero else 1_500_000_000,
+        latency_bounds_ns=_fastpath.LATENCY_BOUNDS_NS,
         plan_started_unix=1.7e9,
         flow=make_flow(0 if zero else 1),
         pools=(
@@ -205,7 +206,11 @@ class FakeView:
         return {0: 5}
 
     def flow_activity(self, worker: int, numbers: Iterable[int]) -> list[Activity]:
-        return [Activity(n, bytes((192, 0, 2, n)), "netflow9", "", 1, 21, 2100, 2, 4) for n in numbers if 1 <= n <= 5]
+        return [
+            Activity(n, bytes((192, 0, 2, n)), "netflow9", "", 1, 21, 2100, 2, 1, 1, 2055, 7, 4)
+            for n in numbers
+            if 1 <= n <= 5
+        ]
 
     def flow_templates(self, worker: int, number: int, after: int = -1) -> Iterator[FlowTemplate]:
         return (item for item in make_templates() if item.kind != "options_data" and item.id > after)

@@ -23,7 +23,7 @@ class Unreachable(Exception):
     """The daemon cannot be reached; the text says why and what to do."""
 
 
-class _Local(http.client.HTTPConnection):
+class Local(http.client.HTTPConnection):
     """HTTP over a local socket."""
 
     def __init__(self, path: str, timeout: float) -> None:
@@ -69,24 +69,31 @@ def control_path(control: str, config: str, *, faulty: bool = False, own: bool =
 
 def request(path: str, method: str, page: str, *, timeout: float = 10.0) -> tuple[int, bytes]:
     """(status, body) of one request. Raises Unreachable."""
-    connection = _Local(path, timeout)
+    connection = Local(path, timeout)
     try:
         connection.request(method, page, headers={"Accept": "*/*"})
         answer = connection.getresponse()
         return answer.status, answer.read()
-    except FileNotFoundError:
-        why = "the socket does not exist; start the daemon, or name its service.control or own_control with --control"
-    except PermissionError:
-        why = f"permission denied: {_owner(path)}"
-    except ConnectionRefusedError:
-        why = "no daemon answers; the socket file is left from a daemon that has ended"
-    except TimeoutError:
-        why = f"no answer in {timeout:g} s"
     except (OSError, http.client.HTTPException) as error:
-        why = str(error) or type(error).__name__
+        raise Unreachable(f"control socket {path}: {trouble(path, error, timeout)}") from error
     finally:
         connection.close()
-    raise Unreachable(f"control socket {path}: {why}")
+
+
+def trouble(path: str, error: Exception, timeout: float) -> str:
+    """Why a control socket did not answer, and what to do."""
+    match error:
+        case FileNotFoundError():
+            return (
+                "the socket does not exist; start the daemon, or name its service.control or own_control with --control"
+            )
+        case PermissionError():
+            return f"permission denied: {_owner(path)}"
+        case ConnectionRefusedError():
+            return "no daemon answers; the socket file is left from a daemon that has ended"
+        case TimeoutError():
+            return f"no answer in {timeout:g} s"
+    return str(error) or type(error).__name__
 
 
 def get_json(path: str, page: str, *, timeout: float = 10.0) -> Any:

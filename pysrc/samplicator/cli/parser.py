@@ -208,6 +208,43 @@ def make_parser() -> argparse.ArgumentParser:
         _control(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
+    top = command(
+        "top",
+        "watch the running daemon in a terminal",
+        "Shows rates, drops, states and curves of exporters, receivers, listeners and templates, and refreshes them. "
+        "Press ? for the keys. Asks over the control socket, or with --url over the network. Without a terminal, it "
+        "prints lines. Exit status 0, 1 when the daemon cannot be reached, 2 for wrong arguments, 128 + N after "
+        "signal N.",
+        "  samplicator top\n"
+        "  samplicator top --page exporters --sort lost/s\n"
+        "  samplicator top --url https://relay.example.net:9420 --auth-file relay.auth\n"
+        "  samplicator top --json -n 1 -d 5 | jq .rates\n",
+    )
+    _control(top)
+    top.add_argument("--url", metavar="URL", default="", help="ask service.http at http(s)://HOST:PORT instead")
+    top.add_argument(
+        "--auth-file",
+        metavar="FILE",
+        default="",
+        help="file with USER:PASSWORD or a bearer token for --url (default: the variable SAMPLICATOR_AUTH)",
+    )
+    top.add_argument("--ca-file", metavar="FILE", default="", help="trust the certificates in FILE only, for --url")
+    top.add_argument(
+        "--page",
+        choices=("exporters", "receivers", "listeners", "templates"),
+        metavar="PAGE",
+        help="what to show: exporters, receivers (the default), listeners or templates",
+    )
+    top.add_argument("--sort", metavar="COLUMN", default="", help="sort by this column of the page")
+    top.add_argument("--reverse", action="store_true", help="sort the other way round")
+    top.add_argument("--filter", metavar="TEXT", default="", help="show only rows with this text in them")
+    top.add_argument(
+        "-d", "--delay", type=_delay, metavar="S", default=1.0, help="seconds between refreshes (default 1)"
+    )
+    top.add_argument("-n", "--iterations", type=_number, metavar="N", default=0, help="end after N refreshes")
+    top.add_argument("-b", "--batch", action="store_true", help="print lines, also to a terminal")
+    top.add_argument("--json", action="store_true", help="print one line of JSON per refresh")
+
     _witness(
         command(
             "witness",
@@ -307,6 +344,22 @@ def _positive(text: str) -> float:
     if 0 < value <= 1e7:
         return value
     raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds greater than 0")
+
+
+def _delay(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if 0.2 <= value <= 3600:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds, 0.2..3600")
+
+
+def _number(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number of refreshes, 1 or more")
 
 
 def _rate(text: str) -> int:

@@ -181,7 +181,7 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
             [
                 [
                     item["name"],
-                    _place(item),
+                    place_text(item),
                     item["source"],
                     item["engine"],
                     state_word(item),
@@ -239,7 +239,7 @@ def kubernetes_lines(services: Sequence[KubernetesService]) -> list[str]:
     return lines
 
 
-def _place(item: Receiver) -> str:
+def place_text(item: Mapping[str, Any]) -> str:
     """Where it is; "?" in place of a port whose number is not known."""
     if item["engine"] == "door":
         return f"gateway {item['address']}"
@@ -247,7 +247,7 @@ def _place(item: Receiver) -> str:
     return f"[{item['address']}]:{port}" if ":" in item["address"] else f"{item['address']}:{port}"
 
 
-def state_word(item: Receiver) -> str:
+def state_word(item: Mapping[str, Any]) -> str:
     """up, REFUSING or UNREACHABLE, and what a standby does."""
     word = "up" if item["up"] else str(item["state"]).upper()
     if not item["standby_for"]:

@@ -30,7 +30,11 @@ _DATAGRAMS: Final = _fastpath.FLOW_SESSION_FIELDS.index("datagrams")
 _ACTIVITY: Final = itemgetter(
     *map(
         _fastpath.FLOW_SESSION_FIELDS.index,
-        ("number", "address", "kind", "style", "first_ns", "datagrams", "bytes", "lost", "listener", "seen_ns"),
+        (
+            *("number", "address", "kind", "style", "first_ns", "datagrams", "bytes", "lost", "pending", "seen_ns"),
+            *("port", "domain", "listener", "unmatched", "header", "restarts", "unknown", "malformed"),
+            *("templates", "options_templates", "options_data", "templates_added"),
+        ),
     )
 )
 """The fields of Activity."""

@@ -103,6 +103,11 @@ async def exporter_page(request: web.Request) -> web.StreamResponse:
     return await listing.answer(request, b'{"exporters":[', make, place, limit, HEADERS)
 
 
+async def activity_page(request: web.Request) -> web.StreamResponse:
+    (worker, number, _), limit = query.place(request.query), query.limit(request.query)
+    return await listing.answer(request, b'{"activity":[', rows.activity_piece, (worker, number), limit, HEADERS)
+
+
 async def template_page(request: web.Request) -> web.StreamResponse:
     make = partial(rows.templates_piece, exporter=query.exporter(request.query))
     place, limit = query.place(request.query), query.limit(request.query)

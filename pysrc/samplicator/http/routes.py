@@ -15,6 +15,7 @@ from aiohttp import web
 from samplicator import __version__
 from samplicator.http import changing, page, query, reading
 from samplicator.http.openapi import BAD_QUERY, FAILED, TOO_LATE, Answer, Error, Handler, Query, Route, document
+from samplicator.views.activity import ActivityPage
 from samplicator.views.export import Export
 from samplicator.views.exporters import DomainPage, ExporterPage
 from samplicator.views.flow import Totals
@@ -112,6 +113,14 @@ ROUTES: Final[tuple[Route, ...]] = (
         ExporterPage,
         *_PAGING,
         query.EXPORTER,
+    ),
+    _shown(
+        "/api/v1/activity",
+        reading.activity_page,
+        "Lists the observation domains of the exporters with their counters in short, in pages of at most 1 MiB. It "
+        "costs much less than /api/v1/exporters.",
+        ActivityPage,
+        *_PAGING,
     ),
     _shown(
         "/api/v1/templates",

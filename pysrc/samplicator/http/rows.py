@@ -1,4 +1,4 @@
-"""The rows of the long lists of the HTTP interface, as JSON, a piece at a time: exporters, templates, history.
+"""The rows of the long lists of the HTTP interface, as JSON, a piece at a time.
 
 Each function makes the rows behind a place, in a thread, about PIECE_BYTES of them, and says where to go on. Called by
 listing, for reading.
@@ -6,12 +6,13 @@ listing, for reading.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from samplicator.config.address import address_bytes
-from samplicator.views import exporters, shares, templates
+from samplicator.views import activity, exporters, shares, templates
 
 if TYPE_CHECKING:
     from samplicator.http.listing import Piece, Place
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 64 << 10
 LOOKED: Final = 2000
 """Domains looked at for one piece."""
+SHORT: Final = 200
+"""Domains in short that are one piece."""
 READ_BYTES: Final = 1 << 20
 """Bytes of options data read for one piece."""
 
@@ -42,6 +45,24 @@ def exporters_piece(state: ServiceState, place: Place, limit: int, exporter: str
         if size >= PIECE_BYTES or read >= READ_BYTES or len(rows) >= limit:
             break
     return rows, place
+
+
+def activity_piece(state: ServiceState, place: Place, limit: int) -> Piece:
+    """Observation domains in short."""
+    view, rows = state.view, list[bytes]()
+    names, now_ns = view.listener_names(), time.monotonic_ns()
+    for worker, last in sorted(view.flow_extent().items()):
+        if worker < place[0]:
+            continue
+        begin = place[1] + 1 if worker == place[0] else 1
+        end = min(last, begin + min(SHORT, limit - len(rows)) - 1)
+        for found in view.flow_activity(worker, range(begin, end + 1)):
+            if found.datagrams:  # else it was carried here and nothing came yet
+                rows.append(orjson.dumps(activity.active(found, worker, names, now_ns)))
+        place = (worker, max(begin - 1, end))
+        if end < last or len(rows) >= min(SHORT, limit):
+            return rows, place
+    return rows, None
 
 
 def templates_piece(state: ServiceState, place: Place, limit: int, exporter: str = "") -> Piece:

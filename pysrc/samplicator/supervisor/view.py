@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from samplicator._fastpath import LATENCY_BOUNDS_NS
 from samplicator.datapath import aliases
 from samplicator.datapath.counters import DATAGRAMS
 from samplicator.health.accounts import Accounts
@@ -64,6 +65,7 @@ class View:
             plan_started_unix=self._running.started_unix,
             flow=self._running.flows.read(),
             pools=pools,
+            latency_bounds_ns=LATENCY_BOUNDS_NS,
         )
 
     def domains(

@@ -178,7 +178,7 @@ class Crowd:
         """Most of the time of a step is spent here."""
         turn = self._turn
         for row in rows:
-            number, _, _, style, first_ns, datagrams, octets, lost, _, seen_ns = row
+            number, _, _, style, first_ns, datagrams, octets, lost, _, seen_ns = row[:10]  # the last one is seen_ns
             domain = known[number]
             if domain is None or domain.first_ns != first_ns:
                 if datagrams:  # else it was carried here, and nothing came yet

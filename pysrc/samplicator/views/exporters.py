@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict, cast
 
-from samplicator.readings import AliasReading, Domain, FlowTemplate
+from samplicator.readings import Activity, AliasReading, Domain, FlowTemplate
 from samplicator.views import sampling
 from samplicator.views.flow import unit
 
@@ -134,7 +134,7 @@ def domain(row: AliasReading) -> Alias:
     }
 
 
-def agent(session: Domain) -> dict[str, Any]:
+def agent(session: Domain | Activity) -> dict[str, Any]:
     """`agent` of a row, and `domain` where it is sFlow: the agent's address as it says itself, and the number of the
     sub-agent (sFlow v5, sample_datagram_v5).
     """

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict, get_args
 from samplicator.logs import RateGate
 from samplicator.readings import ListenerReading, Readings, ReceiverReading, wall_ns
 from samplicator.views.busiest import Busiest, Tally
+from samplicator.views.growth import growth
 from samplicator.views.receivers import failed
 
 if TYPE_CHECKING:
@@ -240,12 +241,3 @@ def receiver_counts(item: ReceiverReading) -> tuple[int, ...]:
         *(item.counters[name] for name in ("offered", "sent", "sent_bytes", "skipped")),
         failed(item.counters),
     )
-
-
-def growth(before: Sequence[int], now: Sequence[int]) -> list[int]:
-    """By how much counters have grown. If the first one is lower they restarted. Another one that is lower has been
-    corrected (copies that were sent turn out to have failed): that is no growth.
-    """
-    if now[0] < before[0]:
-        return list(now)
-    return [max(0, new - old) for old, new in zip(before, now, strict=True)]

@@ -18,7 +18,8 @@ from samplicator.config.address import endpoint_text
 from samplicator.readings import ListenerReading, Readings, ReceiverReading
 from samplicator.views import receivers as receiver_views
 from samplicator.views.crowd import Crowd, Pass, Sender, Shared
-from samplicator.views.history import MEASURES, growth, listener_counts, receiver_counts
+from samplicator.views.growth import growth
+from samplicator.views.history import MEASURES, listener_counts, receiver_counts
 
 if TYPE_CHECKING:
     from samplicator.views.service import ServiceState

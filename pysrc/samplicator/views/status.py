@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from samplicator.views import flow
+from samplicator.views.latency import Latency, latency
 from samplicator.views.receivers import failed
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Status(TypedDict):
     received: Received
     unmatched: flow.WithoutRule
     sent: Sent
+    latency: Latency
     listeners: Annotated[int, "Number of listeners."]
     receivers: Annotated[int, "Number of receivers."]
     pools: Annotated[int, "Number of pools."]
@@ -140,6 +142,7 @@ def status(state: ServiceState, readings: Readings, without_rule: Sequence[Unmat
         "received": _received(readings),
         "unmatched": flow.without_rule(without_rule),
         "sent": _sent(readings),
+        "latency": latency(readings),
         "listeners": len(readings.listeners),
         "receivers": len(readings.receivers),
         "pools": len(readings.pools),
