@@ -228,6 +228,14 @@ def test_made_up_answers_are_as_documented() -> None:
 # ---------------------------------------------------------------------------------------------------- schemathesis
 
 
+NAMES = """
+[parameters]
+"query.receiver" = "two"
+"path.file" = "main.js"
+"""
+"""Of things that exist: a made-up name is refused (test_http.py, test_ui.py)."""
+
+
 def schemathesis(url: str, place: Path, *more: str) -> subprocess.CompletedProcess[str]:
     argv = [
         *(command("schemathesis"), "run", f"{url}/api/v1/openapi.json", "--checks", "all"),
@@ -237,6 +245,7 @@ def schemathesis(url: str, place: Path, *more: str) -> subprocess.CompletedProce
         *("--exclude-path", STREAM),  # it has no end: test_live.py
         *more,
     ]
+    (place / "schemathesis.toml").write_text(NAMES)
     return subprocess.run(argv, capture_output=True, text=True, timeout=240, cwd=place)
 
 

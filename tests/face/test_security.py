@@ -114,7 +114,11 @@ def test_a_request_without_a_host_comes_from_no_browser() -> None:
 READS = [route for route in ROUTES if "GET" in route.methods and route.path != "/api/v1/events"]
 
 
-@pytest.mark.parametrize("path", [route.path for route in READS] + ["/nothing", "/-/reload"])
+ASKED = {"/api/v1/shares": "/api/v1/shares?receiver=six", "/ui/{file:.+}": "/ui/main.js"}
+"""What a page is asked for with."""
+
+
+@pytest.mark.parametrize("path", [ASKED.get(route.path, route.path) for route in READS] + ["/nothing", "/-/reload"])
 def test_reading_needs_a_user_if_there_are_users(path: str) -> None:
     state = make_state(loaded=loaded(USERS), tokens=("geheim",))
 
