@@ -18,10 +18,22 @@ from support.turns import turn
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+MANAGED = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "STATE_DIRECTORY",
+)
+"""What a service manager, or a container of one, tells the tests is not meant for the processes that they start."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Two processes that run tests side by side (pytest-xdist; it runs none itself) share no port."""
+    for name in MANAGED:
+        os.environ.pop(name, None)
     distributes = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
     if os.geteuid() == 0 and not distributes:
         enter_own()

@@ -232,7 +232,9 @@ def test_an_unresolved_neighbor_makes_unreachable(bench: Bench) -> None:
     state.set_unresolved(False)
     bench.look()
     assert bench.state("a") == "unreachable"  # an entry that is asked for anew looks good for a moment
-    assert 1.0 < bench.until(lambda: bench.state("a") == "up", sending=False) < 2.0
+    assert (
+        1.0 < bench.until(lambda: bench.state("a") == "up", sending=False) < 10.0
+    )  # here 1.1; looks are rare on a slow machine
     assert bench.of("b").waiting
 
 

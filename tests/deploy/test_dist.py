@@ -68,7 +68,9 @@ def sdist(place: Path) -> Path:
 def wheel(sdist: Path, place: Path) -> Path:
     """Built from the sdist; the compiler has nothing to do, since what it would make is newer than its sources."""
     with tarfile.open(sdist) as archive:
-        archive.extractall(place, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4; Debian 12 has an older one
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(place)
     tree = place / NAME
     version = f"{sys.version_info.major}{sys.version_info.minor}"
     library = tree / "build" / f"lib.{sysconfig.get_platform()}-cpython-{version}" / "samplicator"

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 from support.machine import layered, root_of
@@ -18,6 +20,24 @@ SHARED = ("/etc/ssl/certs", "/etc/xdg/pip", "/etc/pip.conf", "/etc/apt/apt.conf.
 PASSED = ("pip_", "http_proxy", "https_proxy", "no_proxy", "ssl_cert_file")
 """How this host reaches package archives: a Debian on it has to do the same."""
 VERSION_LINE = re.compile(r'^__version__ = "(.*)"$', re.MULTILINE)
+
+
+def index_reachable() -> bool:
+    """Whether packages of Python can be fetched, as `make deb` needs: not in a container with a network of its own."""
+    words = (
+        "--disable-pip-version-check",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-cache-dir",
+        "--retries",
+        "0",
+        "--timeout",
+        "10",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_outside([sys.executable, "-m", "pip", *words, "-d", folder, "six"], timeout=60)
+    return done.returncode == 0
 
 
 def build() -> Path:

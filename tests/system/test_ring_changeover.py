@@ -174,7 +174,7 @@ def killed(make_lab: Callable[..., Lab], receive: str) -> int:
     lab = make_lab()
     relay = lab.samplicator(config(lab, receive), expected=(-signal.SIGKILL,))
     sink = lab.sink(1, f"{lab.peer4(1)}:9001")
-    load = flood(lab, rate=RATE, seconds=2)
+    load = flood(lab, rate=RATE, seconds=5)
     more(relay, load)
     kept = copied_sockets(relay.popen.pid, 2055)
     relay.send_signal(signal.SIGKILL)
