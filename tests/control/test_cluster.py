@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -383,3 +384,18 @@ def test_port_by_number(server: ApiServer, follow: Callable[..., Following]) -> 
     server.set(make_slice("a", A), make_slice("b", B, ports=[port(2055, "other")]))
     it = follow()
     assert it.shown(NUMBER) == {0: "c-0 10.0.0.10:9995"}
+
+
+def test_a_certificate_authority_without_extensions_is_taken(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many clusters have one. Python 3.13 makes contexts that verify strictly; here every release does."""
+    make = ssl.create_default_context
+
+    def strict(*, cafile: str) -> ssl.SSLContext:
+        context = make(cafile=cafile)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    api.Connection(Account(str(server.folder), server.environ)).close()
