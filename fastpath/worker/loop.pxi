@@ -2,7 +2,7 @@
 #        tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
-# Python once, Worker.run(), which does not hold the GIL (except for the debugging trace).
+# Python once, Worker.run(), which does not hold the GIL.
 
 
 cdef inline void worker_latency(worker_t *w) noexcept nogil:
@@ -26,6 +26,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     w.batch.groups = 0
     w.echo.now_ns = worker_clock(CLOCK_MONOTONIC)
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
+    if unlikely(w.taps.open):
+        taps_came(w)
     if unlikely(w.work.aliases != NULL):
         lanes_tick(&w.lanes, worker_clock(CLOCK_MONOTONIC))
     if unlikely(w.work.routing.pool_count):
@@ -37,8 +39,6 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         active = worker_choose(w, socket.counters, False)
     worker_send(w, active)
     worker_latency(w)
-    if unlikely(w.trace != NULL):
-        w.tell(w, active)
     worker_clear(w, active)
     if unlikely(w.due_count):
         worker_replay_due(w)
@@ -46,6 +46,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         worker_lanes_due(w)
     if unlikely(w.echo.state):
         worker_echo_step(w)
+    if unlikely(w.taps.open):
+        taps_flush(w)
 
 
 cdef inline int worker_waits_on(const rx_socket_t *socket) noexcept nogil:
@@ -350,6 +352,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef int n, timeout_ms
     while True:
         worker_adopt(w)
+        if unlikely(w.taps.open or atomic_load32(&w.taps.asked)):
+            taps_look(w)
         if unlikely(w.resting):
             worker_rest(w)
         deadline = atomic_load64(&w.stop_deadline_ns)
