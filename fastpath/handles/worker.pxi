@@ -2,6 +2,14 @@
 #        engine, lane, port; worker: flow, loop, state, tap; handles: flow, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
+TAPS = TAP_LIMIT
+TAP_LISTENERS = TAP_ANY
+TAP_EVENTS = {
+    TAP_CAME: ("in", ""), TAP_SENT: ("sent", ""), TAP_SKIPPED: ("skipped", "freq"), TAP_UNMATCHED: ("dropped", "no_route_rule"),
+    TAP_DENIED: ("dropped", "acl"), TAP_TRUNCATED: ("dropped", "truncated"),
+    **{TAP_FAILED + number: ("failed", reason) for number, reason in enumerate(REASONS)},
+}
+
 
 cdef worker_port_set(port_set_t *ports, numbers):
     """Writes a set of ports. Raises ValueError for what is none; then the set is as before."""
