@@ -17,11 +17,11 @@ go. A feature is tried again after a minute, then after twice as long each time,
 
 from libc.string cimport memcpy, memset
 from base.atomics cimport atomic_load32, atomics_add
-from base.batch cimport BATCH_LIMIT
 from base.counters cimport (
     REASON_COUNT, REASON_MESSAGE_TOO_LONG, REASON_NO_BUFFER_SPACE, REASON_NO_NEIGHBOR, REASON_NO_ROUTE, REASON_OTHER,
     REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
 )
+from tx.lost cimport lost_note, lost_note_message, tx_lost_t
 from uapi.net cimport (
     CLOCK_MONOTONIC, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, CMSG_SPACE, EACCES, EAGAIN, ECONNREFUSED, EDESTADDRREQ, EHOSTDOWN,
     EHOSTUNREACH, EINTR,
@@ -70,11 +70,6 @@ ctypedef struct tx_copy_t:         # what a message of the ring stands for
     tx_t *tx                       # whose copies, where the socket is shared (transparent, packet)
     u32 way                        # its place in the plan, there
     u16 first                      # its first datagram in the runs' order, there
-
-ctypedef struct tx_lost_t:         # copies that were given up, for taps
-    u32 n
-    u8 reason[BATCH_LIMIT]
-    const void *data[BATCH_LIMIT]  # where their payload is, or a part of it; NULL = it has no bytes
 
 ctypedef struct tx_ring_t:
     u32 n
@@ -267,32 +262,12 @@ cdef inline void tx_account(tx_t *tx, tx_ring_t *ring, u32 first, u32 n) noexcep
     tx_settle(tx, copies, octets)
 
 
-cdef inline void tx_note_lost(tx_ring_t *ring, const void *data, u32 reason) noexcept nogil:
-    """Notes a copy that is given up, by its payload."""
-    if unlikely(ring.lost != NULL) and ring.lost.n < BATCH_LIMIT:
-        ring.lost.data[ring.lost.n] = data
-        ring.lost.reason[ring.lost.n] = <u8>reason
-        ring.lost.n += 1
-
-
-cdef inline void tx_note_dropped(const tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept nogil:
-    """Notes the copies of message i: a run of payloads, or headers and payloads in turn."""
-    cdef const msghdr *message = &ring.messages[i].msg_hdr
-    cdef size_t step = 1 if tx.engine == TX_ENGINE_UDP else 2
-    cdef size_t k = step - 1
-    if message.msg_iovlen < step:
-        tx_note_lost(ring, NULL, reason)
-    while k < message.msg_iovlen:
-        tx_note_lost(ring, message.msg_iov[k].iov_base, reason)
-        k += step
-
-
 cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept nogil:
     """Gives up the copy that message i belongs to; returns the first message of the next copy."""
     cdef u32 last = i + ring.copies[i].rest
     atomics_add(&tx.counters.failed[reason], ring.copies[last].copies)
     if unlikely(ring.lost != NULL):
-        tx_note_dropped(tx, ring, i, reason)
+        lost_note_message(ring.lost, &ring.messages[i].msg_hdr, tx.engine != TX_ENGINE_UDP, reason)
     return last + 1
 
 
@@ -387,7 +362,7 @@ cdef inline void tx_flush_plain(tx_t *tx, tx_port_t *port, tx_ring_t *ring, u32 
             if not tx_again(tx, port, ring, -got, tries):
                 reason = tx_reason(-got)
                 atomics_add(&tx.counters.failed[reason], 1)
-                tx_note_lost(ring, run.msg_iov[k].iov_base, reason)
+                lost_note(ring.lost, run.msg_iov[k].iov_base, reason)
                 break
             atomics_add(&tx.counters.retries, 1)
 

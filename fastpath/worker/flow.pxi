@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; flow: alias, keep, observe, renumber, replay, scan, state; route: match, plan,
-#        pool, session, walk; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state
+#        pool, session, walk; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state, tap
 # The flow stage in the worker: its result for each datagram decides which copies a sampling receiver gets and with which sequence number, and
 # it provides the templates that are replayed. Bytes are only changed in copies of our own (`rewritten`). The order matters: a datagram is
 # observed, then selected for every receiver, before the next datagram is observed; replays run between batches. Called by worker/choose.pxi,

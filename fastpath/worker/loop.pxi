@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, overlap, recvmmsg, ring, socket;
-#        tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, work
+#        tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, tap, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
 # Python once, Worker.run(), which does not hold the GIL.

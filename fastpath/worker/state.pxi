@@ -1,5 +1,5 @@
-# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: engine, lane, port;
-#        worker: work
+# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: engine, lane, lost,
+#        port; worker: work
 # What a worker owns: its state, and how it reads a clock.
 
 cdef enum:

@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics, batch, counters, door; tx: engine; worker: state, work
+# needs: uapi: net; base: atomics, batch, counters, door; tx: engine, lost; worker: state
 # Taps: a live, bounded sample of what comes in, what leaves, and what is not sent and why, written into doors (base/door.pxd). A tap never
 # makes anything wait: what is over its rate, or finds its door full, is counted as not shown. While no tap is open, all of it is one test a
 # batch. Called by the rest of the worker where something happens to a datagram. Payloads are copied, because rings and rewritten copies are
@@ -250,7 +250,7 @@ cdef void taps_skipped(worker_t *w, const tx_t *tx, u32 d) noexcept nogil:
 
 
 cdef void taps_sent(worker_t *w, const tx_t *tx, const batch_t *batch, const u16 *selection, u32 n) noexcept nogil:
-    """A selection was sent by the receiver's own socket; what failed is noted (tx/engine.pxd, tx_lost_t)."""
+    """A selection was sent by the receiver's own socket; what failed is noted (tx/lost.pxd)."""
     cdef tx_lost_t *lost = &w.taps.lost
     cdef bint refusing = atomic_load32(&tx.refusing) != 0
     cdef u32 engine = tx.engine if tx.engine < TX_ENGINE_TRANSPARENT else <u32>TX_ENGINE_RAW

@@ -199,7 +199,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         {
             200: Answer("A stream of lines.", TapLine, stream=LINES),
             400: BAD_QUERY,
-            404: Answer("There is no receiver or listener of this name.", Error),
             500: FAILED,
             503: Answer("Too many taps are open.", Error),
         },

@@ -49,7 +49,8 @@ class Tapping:
             tap = self._state.taps.open(ask)
         except KeyError as error:
             what = "receiver" if error.args[0] == ask.receiver else "listener"
-            return web.json_response({"error": f"there is no {what} {error.args[0]!r}"}, status=404)
+            reason = f"{what} must be the name of a {what}; /api/v1/{what}s lists them"
+            raise web.HTTPBadRequest(reason=reason) from None
         except TooMany:
             why = f"{LIMIT} taps are open; close one, or try again later"
             return web.json_response({"error": why}, status=503, headers={"Retry-After": "10"})
