@@ -35,7 +35,7 @@ LIMITS: Final[dict[str, float | None]] = {"/-/reload": 120.0, "/api/v1/events": 
 
 
 _LOCAL: Final = frozenset(route.path for route in ROUTES if route.local)
-_GUARDED: Final = frozenset(route.path for route in ROUTES if route.guarded)
+_GUARDED: Final = frozenset(route.path for route in ROUTES if route.guarded and "GET" in route.methods)
 
 
 def make_app(state: ServiceState) -> web.Application:
