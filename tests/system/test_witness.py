@@ -50,6 +50,10 @@ to = ["far six"]
 """
 
 
+ALIKE = (("v5", 24), ("v5", 24), ("v5", 7), ("v9", 5), ("v9", 5), ("ipfix", 17), ("ipfix", 3))
+"""Exporters that begin to count at the same time, and are not told apart by what they write."""
+
+
 class Scene:
     """A lab, its relay, its collector and its exporters."""
 
@@ -240,6 +244,32 @@ def test_copies_from_our_own_address(scene: Callable[..., Scene]) -> None:
     value = watching.result(1)
     only(value, "lost_before", removed)
     assert rows(value, "taken") == {name: 203 - count for name, count in removed.items()}
+
+
+def test_exporters_that_cannot_be_told_apart(scene: Callable[..., Scene]) -> None:
+    """The same numbers in the same domain, and copies from the relay's own address: of what is lost on the way only the
+    sum is known, and nothing is made up when nothing is lost.
+    """
+    kinds = {f"198.18.64.{last}": (kind, (rows,)) for last, (kind, rows) in enumerate(ALIKE, 30)}
+    here = scene(configuration(spoof=False), kinds=kinds)
+    for count in (40, 100):
+        watching = here.watch("--receiver", "far")
+        here.send(count)
+        value = watching.result(0)
+        assert rows(value, "taken") == dict.fromkeys(here.addresses, count)
+        assert value["sums"] == []
+    watching = here.watch("--receiver", "far")
+    remover = Remover(here.lab, 2, "prerouting", PORT, [Lab.relay4(2)], 11)
+    here.send(60)
+    removed = sum(remover.end().values())
+    here.send(3)
+    value = watching.result(1)
+    print(json.dumps(value, indent=1))
+    summed = sum(item["datagrams"] for item in value["sums"] if item["stages"] == ["lost_on_way"])
+    assert summed > 0
+    assert summed + value["total"]["lost_on_way"] == removed
+    assert {name for name in here.addresses[:5] if rows(value, "lost_on_way").get(name)} == set()
+    assert sum(value["total"].values()) + summed == 63 * len(here.devices)
 
 
 def test_without_sequence_numbers(scene: Callable[..., Scene]) -> None:
