@@ -98,6 +98,17 @@ class Scene:
             thread.join()
 
 
+def near(value: dict[str, Any], stage: str, wanted: dict[str, int]) -> None:
+    """Exactly this, but for drops that the witness itself says it has told apart by their order alone: on a host that
+    has no time for it they are some, and may be another exporter's.
+    """
+    unsure = sum(int(note.split()[0]) for note in value["notes"] if "told apart by their order" in note)
+    found = rows(value, stage)
+    wrong = {name: found.get(name, 0) - count for name, count in wanted.items() if found.get(name, 0) != count}
+    assert sum(map(abs, wrong.values())) <= 2 * unsure, (stage, wrong, unsure)
+    assert sum(wrong.values()) == 0, (stage, wrong)
+
+
 @pytest.fixture
 def scene(lab: Lab) -> Callable[..., Scene]:
     return lambda text, **options: Scene(lab, text, **options)
@@ -169,8 +180,9 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     here.send(10)
     value = watching.result(1)
     taken = {name: here.collector.read[name] - read[name] for name in names}
-    only(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
-    assert rows(value, "taken") == taken
+    assert {name: rows(value, name) for name in STAGES[:4]} == dict.fromkeys(STAGES[:4], {})
+    near(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
+    near(value, "taken", taken)
 
 
 def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
@@ -195,9 +207,9 @@ def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
     assert rows(value, "lost_before") == removed_before
     assert rows(value, "lost_on_way") == removed_way
     taken = {name: here.collector.read[name] - read[name] for name in names}
-    assert rows(value, "taken") == taken
+    near(value, "taken", taken)
     came = {name: 402 - removed_before[name] - removed_way[name] for name in names}
-    assert rows(value, "dropped_by_collector") == {name: came[name] - taken[name] for name in names}
+    near(value, "dropped_by_collector", {name: came[name] - taken[name] for name in names})
     assert value["sums"] == []
 
 
