@@ -303,7 +303,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _tap(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exporter", type=network, metavar="ADDR[/LEN]", default="", help="show these exporters only")
+    parser.add_argument("--exporter", type=network, metavar="ADDR[/LEN]", help="show these exporters only")
     parser.add_argument("--receiver", metavar="NAME", default="", help="show copies for this receiver only")
     parser.add_argument("--listener", metavar="NAME", default="", help="show datagrams of this listener only")
     parser.add_argument("--drops", action="store_true", help="show only what was not forwarded, and why")
