@@ -4,10 +4,12 @@ are slow, wrong, hostile, or gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -18,17 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from samplicator.cli import api
 from samplicator.cli.main import main
+from samplicator.cli.tap.events import Datagram, End, Open, Tick, parse
 from samplicator.cli.tap.memory import ASKED
 from support import flows as model
+from support.pki import make_pair
 from support.process import wait_for
 from support.tapped import OPEN, Daemon, Script, as_lines, datagram, script, tick
 
 FIELDS: list[tuple[int, ...]] = [(8, 4), (12, 4), (7, 2), (11, 2), (4, 1), (2, 4), (1, 4)]
 DATA = model.ipfix(100, 7, model.a_set(256, bytes(21 * 3)))
 SYSLOG = b"<34>Oct 11 22:14:15 mymachine su: 'su root' failed\n"
-END = {"event": "end", "reason": "the daemon stops"}
+ENDS = {"event": "end", "reason": "the daemon stops"}
 Tap = Callable[..., int]
 
 
@@ -55,19 +61,34 @@ def tap(control: Path) -> Tap:
     ],
 )
 def test_what_is_asked_for(words: list[str], query: dict[str, str], control: Path, tap: Tap) -> None:
-    with Daemon(control, script(OPEN, END)) as daemon:
+    with Daemon(control, script(OPEN, ENDS)) as daemon:
         tap(*words)
     assert daemon.seen == [("/api/v1/tap", {"rate": "1000", **query})]
 
 
 def test_over_the_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "auth").write_text("token")
-    with Daemon(("127.0.0.1", 0), script(OPEN, datagram("in", SYSLOG), END)) as daemon:
+    with Daemon(("127.0.0.1", 0), script(OPEN, datagram("in", SYSLOG), ENDS)) as daemon:
         url = f"http://127.0.0.1:{daemon.server.server_address[1]}/relay"  # type: ignore[misc]
         assert main(["tap", "--url", url, "--auth-file", str(tmp_path / "auth"), "-c", "1"]) == 0
     assert daemon.seen[0][0] == "/relay/api/v1/tap"
     assert daemon.headers[0]["Authorization"] == "Bearer token"
     assert "syslog auth.crit" in capsys.readouterr().out
+
+
+def test_over_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pair(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "c.pem", tmp_path / "k.pem")
+    events = [datagram("in", bytes(60_000)) for _ in range(20)]
+    with Daemon(("127.0.0.1", 0), script(OPEN, *events, tick(20), ENDS)) as daemon:
+        daemon.server.socket = context.wrap_socket(daemon.server.socket, server_side=True)
+        url = f"https://127.0.0.1:{daemon.server.server_address[1]}"  # type: ignore[misc]
+        assert main(["tap", "--url", url, "--ca-file", str(tmp_path / "c.pem"), "-c", "20"]) == 0
+        assert main(["tap", "--url", url]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("60000 bytes\n") == 20
+    assert "certificate is not trusted" in err
 
 
 # ---------------------------------------------------------------------------------------------------- lines
@@ -88,7 +109,7 @@ def test_lines(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str], monk
         datagram("dropped", SYSLOG, reason="acl", time_ns=0),
         datagram("dropped", b"", reason="truncated", length=9000),
     ]
-    with Daemon(control, script(OPEN, *events, tick(9), END)):
+    with Daemon(control, script(OPEN, *events, tick(9), ENDS)):
         assert tap("-c", "9") == 0
     time.tzset()
     said = "IPFIX domain 7 seq 1 len 98: templates 256 (sourceIPv4Address destinationIPv4Address sourceTransportPort "
@@ -113,7 +134,7 @@ def test_lines(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str], monk
 def test_json_is_what_the_daemon_says_and_what_was_decoded(
     control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    events = [OPEN, datagram("in", DATA), datagram("dropped", b"", length=9000), {"event": "later"}, tick(2), END]
+    events = [OPEN, datagram("in", DATA), datagram("dropped", b"", length=9000), {"event": "later"}, tick(2), ENDS]
     with Daemon(control, script(*events)):
         assert tap("--json") == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -134,7 +155,7 @@ def test_json_is_what_the_daemon_says_and_what_was_decoded(
 def test_a_reload_changes_the_names(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
     later = {**OPEN, "receivers": [{**OPEN["receivers"][0], "source": "own"}]}
     copy = datagram("sent", SYSLOG, receiver="nf1", way="udp")
-    with Daemon(control, script(OPEN, copy, later, copy, END)):
+    with Daemon(control, script(OPEN, copy, later, copy, ENDS)):
         tap()
     out, err = capsys.readouterr()
     assert re.findall(r"nf1 \(.*?\)", out) == ["nf1 (udp, exporter's source)", "nf1 (udp, own source)"]
@@ -142,7 +163,7 @@ def test_a_reload_changes_the_names(control: Path, tap: Tap, capsys: pytest.Capt
 
 
 def test_a_sample_is_said_to_be_one(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
-    with Daemon(control, script(OPEN, datagram("in", SYSLOG), tick(1, 70), tick(1, 80), END)):
+    with Daemon(control, script(OPEN, datagram("in", SYSLOG), tick(1, 70), tick(1, 80), ENDS)):
         tap("--rate", "1")
     err = capsys.readouterr().err
     assert err.count("not all are shown: more than 1 per second") == 1
@@ -169,14 +190,14 @@ def rows(exporter: str = "198.18.0.1", **more: Any) -> list[dict[str, Any]]:
 
 
 def test_templates_that_were_sent_before(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
-    with Daemon(control, script(OPEN, *[datagram("in", DATA)] * 3, END), rows()) as daemon:
+    with Daemon(control, script(OPEN, *[datagram("in", DATA)] * 3, ENDS), rows()) as daemon:
         tap()
     assert daemon.asked_for("/templates") == [{"after": "0.0", "exporter": "198.18.0.1"}]
     assert capsys.readouterr().out.count("data 256 x3\n") == 3
 
 
 def test_an_exporter_is_asked_for_once(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
-    with Daemon(control, script(OPEN, *[datagram("in", DATA)] * 3, END), rows(domain=8)) as daemon:
+    with Daemon(control, script(OPEN, *[datagram("in", DATA)] * 3, ENDS), rows(domain=8)) as daemon:
         tap()
     assert len(daemon.asked_for("/templates")) == 1
     assert capsys.readouterr().out.count("data 256 (template not seen)\n") == 3
@@ -187,7 +208,7 @@ def test_so_many_exporters_are_asked_for(
 ) -> None:
     monkeypatch.setattr("samplicator.cli.tap.memory.ASKED", 5)
     events = [datagram("in", DATA, exporter=f"198.18.1.{number}") for number in range(9)]
-    with Daemon(control, script(OPEN, *events, END), rows("198.18.1.2")) as daemon:
+    with Daemon(control, script(OPEN, *events, ENDS), rows("198.18.1.2")) as daemon:
         tap()
     assert len(daemon.asked_for("/templates")) == 5
     assert ASKED == 1000
@@ -199,7 +220,7 @@ def test_wrong_templates_are_no_reason_to_end(
     wrong: list[Any], control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = [datagram("in", DATA), datagram("in", DATA, exporter="198.18.0.9")]
-    with Daemon(control, script(OPEN, *events, END), wrong) as daemon:
+    with Daemon(control, script(OPEN, *events, ENDS), wrong) as daemon:
         tap()
     out, err = capsys.readouterr()
     assert out.count("template not seen") == 2
@@ -211,7 +232,7 @@ def test_wrong_templates_are_no_reason_to_end(
 
 
 def test_the_daemon_ends_it(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
-    with Daemon(control, script(OPEN, datagram("in", SYSLOG), END)):
+    with Daemon(control, script(OPEN, datagram("in", SYSLOG), ENDS)):
         assert tap() == 1
     assert "the daemon ended the stream: the daemon stops\n1 shown, 0 not shown\n" in capsys.readouterr().err
 
@@ -304,14 +325,37 @@ def test_what_is_no_event_ends_it(
     assert ("0 shown" in err) == bool(first)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+KEYS = sorted({*datagram("in", b""), *OPEN, *tick(1), "reason"} - {"event"})
+KINDS = st.sampled_from(["open", "in", "sent", "skipped", "failed", "dropped", "tick", "end", "other"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(KINDS, st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4), st.binary(max_size=40))
+def test_any_json_is_an_event_or_refused(kind: str, more: dict[str, Any], junk: bytes) -> None:
+    """And nothing else: no other exception, whatever stands in a key."""
+    whole = {**datagram("in", b"abc"), **OPEN, **tick(1), "event": kind, **more}
+    for text in (as_lines(whole), as_lines(more), junk):
+        with contextlib.suppress(ValueError):
+            value, event = parse(text)
+            assert isinstance(value, dict)
+            assert event is None or isinstance(event, Open | Datagram | Tick | End)
+
+
 def test_nothing_reaches_the_terminal_unescaped(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
     bad = "\x1b[31m\u202e\x07\r\nx"
-    event = datagram("sent", b"<34>" + bad.encode(), listener=bad, receiver=bad, way=bad, reason=bad)
-    opened = {**OPEN, "receivers": [{"name": bad, "address": bad, "port": 1, "source": bad}]}
+    places = {"exporter": f"fe80::1%{bad}", "listener": bad, "receiver": bad + "\ud800"}
+    event = datagram("sent", b"<34>" + bad.encode(), **places, way=bad, reason=bad)
+    opened = {**OPEN, "receivers": [{"name": places["receiver"], "address": bad, "port": 1, "source": bad}]}
     with Daemon(control, script(opened, event, {**event, "event": "failed"}, {"event": "end", "reason": bad})):
         tap()
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
+    assert out.count("\\x1b[31m") == 9
     assert (out + err).replace("\n", "").isprintable()
 
 
@@ -425,7 +469,7 @@ def test_the_reader_of_a_pipe_leaves(control: Path, over: threading.Event) -> No
 def test_an_ascii_terminal(control: Path) -> None:
     text = "<34>gr\u00fc\u00df".encode()
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    with Daemon(control, script(OPEN, datagram("in", text), END)), begin(control, env=environment) as process:
+    with Daemon(control, script(OPEN, datagram("in", text), ENDS)), begin(control, env=environment) as process:
         out, _ = process.communicate(timeout=30)
     assert out.endswith(b"gr\\xfc\\xdf\n")
 
@@ -437,7 +481,7 @@ def test_the_file_is_for_its_owner(control: Path, tap: Tap, tmp_path: Path, caps
     file = tmp_path / "a.pcapng"
     file.write_text("old")
     file.chmod(0o644)
-    with Daemon(control, script(OPEN, datagram("in", SYSLOG), tick(1, 2), END)):
+    with Daemon(control, script(OPEN, datagram("in", SYSLOG), tick(1, 2), ENDS)):
         assert tap("--write", str(file), "-c", "1") == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert SYSLOG in file.read_bytes()
@@ -448,7 +492,7 @@ def test_the_file_is_for_its_owner(control: Path, tap: Tap, tmp_path: Path, caps
 def test_a_file_that_cannot_be_created(
     control: Path, tap: Tap, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Daemon(control, script(OPEN, END)):
+    with Daemon(control, script(OPEN, ENDS)):
         assert tap("--write", str(tmp_path / "none" / "a.pcapng")) == 2
     assert "none/a.pcapng: No such file or directory" in capsys.readouterr().err
 
@@ -460,7 +504,7 @@ def test_a_file_is_kept_when_the_daemon_is_gone(control: Path, tap: Tap, tmp_pat
 
 
 def test_a_full_disk(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
-    with Daemon(control, script(OPEN, datagram("in", SYSLOG), tick(1), END)):
+    with Daemon(control, script(OPEN, datagram("in", SYSLOG), tick(1), ENDS)):
         assert tap("--write", "/dev/full") == 1
     err = capsys.readouterr().err
     assert "error: /dev/full: No space left on device" in err

@@ -253,7 +253,7 @@ def test_an_unknown_time_is_said() -> None:
     assert b"in by flows; its time of arrival is not known" in file.getvalue()
 
 
-TEXT = st.one_of(st.sampled_from(["flows", "nf1", "own", "six", "any", ""]), st.text(max_size=2000))
+TEXT = st.one_of(st.sampled_from(["flows", "nf1", "own", "six", "any", "", "\ud800\x1b[0m"]), st.text(max_size=2000))
 ADDRESSES = st.sampled_from(["198.18.0.1", "0.0.0.0", "2001:db8::7", "fe80::1%eth0"])
 EVENTS = st.builds(
     lambda kind, payload, more, short: datagram(kind, payload[:short], **more, length=len(payload)),

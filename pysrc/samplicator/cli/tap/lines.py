@@ -27,7 +27,8 @@ _FACILITIES: Final = (
 
 def line(event: Datagram, facts: Facts | None, config: Open) -> str:
     """facts: None = the payload was not kept."""
-    exporter = f"[{event.exporter}]" if event.exporter.version == 6 else f"{event.exporter}"
+    address = plain(event.exporter)  # the scope of an IPv6 address can be any text
+    exporter = f"[{address}]" if event.exporter.version == 6 else address
     what = f"len {event.length}, the payload was not kept" if facts is None else told(facts, event.length)
     text = f"{clock(event.time_ns)} {event.kind:<7} {exporter}:{event.port} > {plain(_target(event, config))}  {what}"
     return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
