@@ -39,6 +39,7 @@ def datagram(event: str, payload: bytes, **more: Any) -> dict[str, Any]:
     """An event about a datagram of 198.18.0.1 at the listener `flows`."""
     return {
         "event": event,
+        "datagram": 256,
         "time_ns": TIME_NS,
         "exporter": "198.18.0.1",
         "port": 2055,

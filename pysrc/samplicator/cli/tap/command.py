@@ -148,12 +148,12 @@ class _Tap:
         if self._target is None:
             self._target = self._make()
         if isinstance(event, Open):
-            if self._opened:
-                _note("the configuration was reloaded")
+            if self._opened and event != self._config:
+                _note("listeners or receivers have changed")
             self._config, self._opened = event, True
         if isinstance(event, Tick):
             if event.unshown and not self._unshown:
-                _note(f"not all are shown: more than {self._options.rate} per second (--rate), or than were read here")
+                _note(f"not all is shown: more than --rate {self._options.rate} per worker, or more than is read here")
             self._unshown = event.unshown
         return self._target
 
@@ -166,7 +166,7 @@ class _Tap:
             memory = Memory(self._asking(), _note)
             target = _Objects(memory) if options.json else _Lines(memory)
         if options.write != "-" and not options.json:
-            _note(f"{self._api.name}: at most {options.rate} datagrams per second are shown; Ctrl-C ends it")
+            _note(f"{self._api.name}: at most {options.rate} events per second and worker; Ctrl-C ends it")
         return target
 
     def _asking(self) -> Ask:

@@ -65,8 +65,8 @@ class Writer:
     def _interface(self, kind: str, name: str, config: Open) -> int:
         """Its number; a name whose addresses have changed is another interface."""
         places = (config.listeners if kind == "listener" else config.receivers).get(name, ())
-        where = [f"[{place.address}]:{place.port}" if ":" in place.address else f"{place.address}:{place.port}"
-                 for place in places]  # fmt: skip
+        known = [place for place in places if place.address]
+        where = [f"[{p.address}]:{p.port}" if ":" in p.address else f"{p.address}:{p.port}" for p in known]
         key = (f"{kind} {name}", ", ".join(where))
         if key not in self._interfaces:
             if len(self._interfaces) == _MOST_INTERFACES:
