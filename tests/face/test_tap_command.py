@@ -196,6 +196,17 @@ def test_templates_that_were_sent_before(control: Path, tap: Tap, capsys: pytest
     assert capsys.readouterr().out.count("data 256 x3\n") == 3
 
 
+def test_a_copy_whose_domain_was_replaced(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its template is that of the exporter's domain, where its domains agree; what is not replaced is not guessed."""
+    copies = [datagram("sent", DATA, receiver=name, way="udp") for name in ("own", "nf1")]
+    other = model.ipfix(1, 9, model.a_set(2, model.template(256, [(1, 8)])))
+    with Daemon(control, script(OPEN, *copies, datagram("in", other), *copies, ENDS), rows(domain=8)):
+        tap()
+    found = re.findall(r"> (\w+) .*: data 256 (.*)", capsys.readouterr().out)
+    assert found == [("own", "x3"), *[("nf1", "(template not seen)"), ("own", "(template not seen)")],
+                     ("nf1", "(template not seen)")]  # fmt: skip
+
+
 def test_an_exporter_is_asked_for_once(control: Path, tap: Tap, capsys: pytest.CaptureFixture[str]) -> None:
     with Daemon(control, script(OPEN, *[datagram("in", DATA)] * 3, ENDS), rows(domain=8)) as daemon:
         tap()
@@ -275,8 +286,9 @@ def test_silence_is_a_lost_connection(
     ("status", "body", "result", "text"),
     [
         (400, b'{"error": "rate must be 1..10000"}', 2, "error: rate must be 1..10000\n"),
-        (404, b'{"error": "no receiver is named \\u001bx"}', 2, "error: no receiver is named \\x1bx\n"),
-        (404, b"", 1, "is this a samplicator of the same version?"),
+        (400, b'{"error": "no receiver is named \\u001bx"}', 2, "error: no receiver is named \\x1bx\n"),
+        (400, b"", 1, "answered 400"),
+        (404, b'{"error": "404: Not Found"}', 1, "is this a samplicator of the same version?"),
         (401, b"", 1, "the credentials are missing or wrong"),
         (503, b'{"error": "4 taps are open"}', 1, "answered 503: 4 taps are open"),
         (302, b"", 1, "answered 302"),

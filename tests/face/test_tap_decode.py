@@ -368,6 +368,17 @@ def test_templates_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert known.find(("x", 1, 9, 0, 5)) is None
 
 
+def test_a_template_that_changes_is_still_that_of_all_domains() -> None:
+    known = memory()
+    for shape in ((8,), (9,)):
+        known.learn(("x", 1, 9, 5, 256), shape)
+        assert known.find(("x", 1, 9, 6, 256), any_domain=True) == shape
+        assert known.find(("x", 1, 9, 6, 256)) is None
+    known.learn(("x", 1, 9, 7, 256), (10,))
+    assert known.find(("x", 1, 9, 6, 256), any_domain=True) is None
+    assert known.find(("x", 1, 9, 7, 256), any_domain=True) == (10,)
+
+
 def test_facts_of_a_datagram_are_bounded() -> None:
     (payload,) = worst()["templates"]
     facts = decode(payload, session())

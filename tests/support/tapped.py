@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -99,11 +100,18 @@ class Daemon:
             def address_string(self) -> str:
                 return "here"
 
-        class Local(ThreadingMixIn, UnixStreamServer):
+        class Threads(ThreadingMixIn):
             daemon_threads = True
 
-        class Network(ThreadingMixIn, TCPServer):
-            daemon_threads = True
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                if not isinstance(sys.exc_info()[1], ConnectionError):
+                    super().handle_error(request, client_address)  # type: ignore[misc]
+
+        class Local(Threads, UnixStreamServer):
+            pass
+
+        class Network(Threads, TCPServer):
+            pass
 
         self.server = Local(str(where), Handler) if isinstance(where, Path) else Network(where, Handler)
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -31,8 +31,8 @@ from samplicator.cli.tap.memory import Ask, Memory, asking
 from samplicator.cli.tap.pcapng import Writer
 
 NO_CONFIGURATION: Final = Open({}, {})
-WRONG: Final = (400, 404)
-"""Statuses of HTTP for what the operator asked for."""
+BAD_REQUEST: Final = 400
+"""Status of HTTP for what the operator asked for."""
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def tap(options: Namespace) -> int:
         _complain(error)
         return 2
     except Refused as error:
-        wrong = error.status in WRONG and error.told
+        wrong = error.status == BAD_REQUEST and error.told
         _complain(error.told if wrong else error)
         return 2 if wrong else 1
     except Unreachable as error:
@@ -261,7 +261,7 @@ class _Lines:
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def datagram(self, value: Mapping[str, Any], event: Datagram, config: Open) -> None:
-        print(line(event, _facts(event, self._memory), config))
+        print(line(event, _facts(event, self._memory, config), config))
 
     def other(self, value: Mapping[str, Any], event: Open | Tick | End | None) -> None:
         sys.stdout.flush()
@@ -277,7 +277,7 @@ class _Objects:
         self._memory = memory
 
     def datagram(self, value: Mapping[str, Any], event: Datagram, config: Open) -> None:
-        facts = _facts(event, self._memory)
+        facts = _facts(event, self._memory, config)
         decoded = None if facts is None else {k: v for k, v in asdict(facts).items() if v is not None and v != ""}
         print(json.dumps({**value, "decoded": decoded}))
 
@@ -311,10 +311,12 @@ class _Capture:
             self._file.flush()
 
 
-def _facts(event: Datagram, memory: Memory) -> Facts | None:
+def _facts(event: Datagram, memory: Memory, config: Open) -> Facts | None:
+    """None = the payload was not kept. Only copies from an address of the daemon can have another domain."""
     if event.length and not event.payload:
         return None
-    return decode(event.payload, memory.session(event.exporter, event.port))
+    own = event.receiver and any(place.source != "exporter" for place in config.receivers.get(event.receiver, ()))
+    return decode(event.payload, memory.session(event.exporter, event.port, any_domain=bool(own)))
 
 
 def _create(path: str) -> BinaryIO:

@@ -40,20 +40,28 @@ class Memory:
         self._most = ASKED
         self._weight = 0
         self._shapes: OrderedDict[Key, Sequence[int]] = OrderedDict()
+        self._any: dict[Key, Sequence[int]] = {}  # of all domains, which are 0 here; empty = they differ
 
-    def session(self, exporter: Address, port: int) -> Known:
-        """What is known of a session of an exporter."""
-        return Known(self, str(exporter), port)
+    def session(self, exporter: Address, port: int, *, any_domain: bool = False) -> Known:
+        """What is known of a session of an exporter. any_domain: a template of an unknown domain is that of the others,
+        if it is the same in all; for copies whose domain the daemon has replaced (domain = "unique").
+        """
+        return Known(self, str(exporter), port, any_domain)
 
     def learn(self, key: Key, shape: Sequence[int]) -> None:
         """key: exporter, port, version, domain, template."""
-        self._weight += len(shape) - len(self._shapes.pop(key, ()))
+        before = self._shapes.pop(key, None)
+        self._weight += len(shape) - len(before or ())
         self._shapes[key] = shape
+        every = _every(key)
+        self._any[every] = shape if self._any.get(every, shape) in (shape, before) else ()
         while self._weight > MOST_WEIGHT:
-            self._weight -= len(self._shapes.popitem(last=False)[1])
+            gone, old = self._shapes.popitem(last=False)
+            self._weight -= len(old)
+            self._any.pop(_every(gone), None)
 
-    def find(self, key: Key) -> Sequence[int] | None:
-        """Asks the daemon if it has to."""
+    def find(self, key: Key, any_domain: bool = False) -> Sequence[int] | None:
+        """Asks the daemon if it has to. any_domain: see session."""
         exporter = key[0]
         if key not in self._shapes and exporter not in self._asked and len(self._asked) < self._most:
             self._asked.add(exporter)
@@ -66,7 +74,7 @@ class Memory:
                 self._note(f"templates that were sent before are not known: {why}")
         if key in self._shapes:
             self._shapes.move_to_end(key)
-        return self._shapes.get(key)
+        return self._shapes.get(key) or (self._any.get(_every(key)) if any_domain else None) or None
 
     def _learn_row(self, row: Any) -> None:
         version = _VERSIONS.get(row["protocol"])
@@ -84,8 +92,9 @@ class Memory:
 class Known:
     """One session of an exporter: see facts.Session."""
 
-    def __init__(self, memory: Memory, exporter: str, port: int) -> None:
+    def __init__(self, memory: Memory, exporter: str, port: int, any_domain: bool) -> None:
         self._memory = memory
+        self._any_domain = any_domain
         self._exporter = exporter
         self._port = port
 
@@ -93,7 +102,13 @@ class Known:
         self._memory.learn((self._exporter, self._port, version, domain, template), shape)
 
     def find(self, version: int, domain: int, template: int) -> Sequence[int] | None:
-        return self._memory.find((self._exporter, self._port, version, domain, template))
+        return self._memory.find((self._exporter, self._port, version, domain, template), self._any_domain)
+
+
+def _every(key: Key) -> Key:
+    """The key of all domains."""
+    exporter, port, version, _, template = key
+    return exporter, port, version, 0, template
 
 
 def asking(api: Api) -> Ask:
