@@ -143,6 +143,7 @@ def test_what_drop_ins_permit() -> None:
         "low-ports": ["CAP_NET_BIND_SERVICE"] * 2,
         "net-admin": ["CAP_NET_ADMIN"] * 2 + ["AF_PACKET"],
         "packet": ["AF_PACKET"],
+        "web-config": [],
     }
 
 

@@ -43,6 +43,7 @@ complete -c samplicator -n '__fish_seen_subcommand_from status' -l json -d 'prin
 complete -c samplicator -n '__fish_seen_subcommand_from ready' -s h -l help -d 'show this help message and exit'
 complete -c samplicator -n '__fish_seen_subcommand_from ready' -l control -r -F -d 'the daemon\'s control socket'
 complete -c samplicator -n '__fish_seen_subcommand_from ready' -s c -l config -r -F -d 'use service.own_control or, if there is none, service.control of this configuration file'
+complete -c samplicator -n '__fish_seen_subcommand_from ready' -l healthy -d 'ask only whether all workers run, whatever is down'
 complete -c samplicator -n '__fish_seen_subcommand_from exporters' -s h -l help -d 'show this help message and exit'
 complete -c samplicator -n '__fish_seen_subcommand_from exporters' -l exporter -x -d 'show this exporter only'
 complete -c samplicator -n '__fish_seen_subcommand_from exporters' -l control -r -F -d 'the daemon\'s control socket'

@@ -163,6 +163,9 @@ def make_parser() -> argparse.ArgumentParser:
         "  samplicator ready -c /etc/samplicator/samplicator.toml\n",
     )
     _control(ready, "service.own_control or, if there is none, service.control")
+    ready.add_argument(
+        "--healthy", action="store_true", help="ask only whether all workers run, whatever is down; 3 = one is stuck"
+    )
 
     exporters = command(
         "exporters",

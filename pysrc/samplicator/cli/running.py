@@ -112,10 +112,10 @@ def status(options: Namespace) -> int:
 
 
 def ready(options: Namespace) -> int:
-    """Whether the daemon is ready, by one request."""
+    """Whether the daemon is ready, or only healthy, by one request."""
     try:
         path = control_path(options.control, options.config, own=True)
-        answer, body = request(path, "GET", "/readyz")
+        answer, body = request(path, "GET", "/healthz" if options.healthy else "/readyz")
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
