@@ -83,8 +83,8 @@ def write(tmp_path: Path) -> Iterator[Path]:
 
 
 COMMANDS = (
-    *("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "top", "witness", "demo"),
-    "schema",
+    *("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "top", "tap", "witness"),
+    *("demo", "schema"),
 )
 
 

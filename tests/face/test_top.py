@@ -17,8 +17,9 @@ import pytest
 from rich.cells import cell_len
 from samplicator.cli.api import at_control
 from samplicator.cli.control import Unreachable
+from samplicator.cli.drawing import plain
 from samplicator.cli.main import main
-from samplicator.cli.top.pages import EXPORTERS, PAGES, RECEIVERS, age, amount, arranged, count, curve, plain, span
+from samplicator.cli.top.pages import EXPORTERS, PAGES, RECEIVERS, age, amount, arranged, count, curve, span
 from samplicator.cli.top.screen import State, compose, listing
 from samplicator.cli.top.terminal import keys
 from samplicator.cli.top.view import HELP, View

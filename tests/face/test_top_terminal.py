@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from samplicator.cli.top.pages import plain
+from samplicator.cli.drawing import plain
 from support.pane import Pane, pane
 from support.process import wait_for
 from support.stage import Play, Stage

@@ -1,8 +1,10 @@
 """The client of a daemon's API that asks again and again: over the control socket, or over HTTP and HTTPS by a URL.
 
-Purpose: JSON values of pages, over one connection that is kept; what a daemon answers is bounded in bytes and seconds.
+Purpose: JSON values of pages, over one connection that is kept, and the lines of an answer that goes on; what a daemon
+answers is bounded in bytes and seconds.
 Invariants: credentials come from the environment or a file, never from the command line, which every user of the host
-can read; no redirect is followed, so that credentials go nowhere else. Called by cli.top. Standard library only.
+can read; no redirect is followed, so that credentials go nowhere else. Called by cli.top and cli.tap.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -15,22 +17,36 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from samplicator.cli.control import Local, Unreachable, trouble
+from samplicator.cli.control import Local, Unreachable, control_path, trouble
 from samplicator.config.files import read_regular
 
 MOST_BYTES: Final = 16 << 20
 """Of one answer. Pages of lists have a little more than 1 MiB."""
 SECONDS: Final = 10.0
+MOST_LINE_BYTES: Final = 256 << 10
+"""Of one line of an answer that goes on."""
+SILENT_SECONDS: Final = 5.0
+"""Without a line, an answer that goes on is lost."""
 VARIABLE: Final = "SAMPLICATOR_AUTH"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, 2.1
 
 
 class WrongArguments(Exception):
     """What was given on the command line, in the environment or in a file is wrong; the text says what and why."""
+
+
+class Refused(Unreachable):
+    """The daemon answered, but not with what was asked for. status: of HTTP. told: what its answer says, for people."""
+
+    def __init__(self, text: str, status: int, told: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.told = told
 
 
 class Api:
@@ -68,12 +84,54 @@ class Api:
             raise Unreachable(f"{self.name}: {self._explain(error)}") from error
         if status != 200:
             self.close()
-            raise Unreachable(f"{self.name}: {page} answered {status}{_reason(status, body)}")
+            raise Refused(f"{self.name}: {page} answered {status}{_reason(status, body)}", status, _told(body))
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             self.close()
             raise Unreachable(f"{self.name}: the answer to {page} is not JSON") from error
+
+    def stream(self, page: str) -> Iterator[bytes]:
+        """The lines of an answer that goes on, without their ends, over a connection of its own; ends where the daemon
+        ends the answer. Raises Unreachable, also when no line comes for SILENT_SECONDS.
+        """
+        connection = self._connect(SECONDS)
+        try:
+            connection.request("GET", self._prefix + page, headers=self._headers)
+            sock = connection.sock
+            answer = connection.getresponse()
+            if answer.status != 200:
+                body = answer.read1(1 << 16)
+                text = f"{self.name}: {page} answered {answer.status}{_reason(answer.status, body)}"
+                raise Refused(text, answer.status, _told(body))
+            sock.settimeout(SILENT_SECONDS)
+            yield from self._lines(answer)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"{self.name}: {self._explain(error)}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                connection.close()
+
+    def _lines(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
+        """Raises Unreachable, OSError and HTTPException."""
+        held = bytearray()
+        while True:
+            deadline = time.monotonic() + SILENT_SECONDS
+            while b"\n" not in held:
+                if len(held) > MOST_LINE_BYTES:
+                    raise Unreachable(f"{self.name}: a line has more than {MOST_LINE_BYTES >> 10} KiB")
+                try:
+                    piece = answer.read1(1 << 16)
+                except TimeoutError:
+                    piece, deadline = b"", 0.0
+                if time.monotonic() > deadline:
+                    raise Unreachable(f"{self.name}: nothing came for {SILENT_SECONDS:g} s; the connection is lost")
+                if not piece:
+                    return
+                held += piece
+            *lines, rest = held.split(b"\n")
+            held = rest
+            yield from map(bytes, lines)
 
     def close(self) -> None:
         """Closes the connection; the next request opens another."""
@@ -103,6 +161,17 @@ class Api:
         if answer.will_close:
             self.close()
         return answer.status, b"".join(pieces)
+
+
+def asked_for(options: Namespace) -> Api:
+    """The daemon that the options of a command name. Raises WrongArguments and Unreachable."""
+    if options.url:
+        if options.control or options.config:
+            raise WrongArguments("--url cannot be combined with --control or --config")
+        return at_url(options.url, auth_file=options.auth_file, ca_file=options.ca_file)
+    if options.auth_file or options.ca_file:
+        raise WrongArguments("--auth-file and --ca-file need --url; the control socket asks for no credentials")
+    return at_control(control_path(options.control, options.config))
 
 
 def at_control(path: str) -> Api:
@@ -191,11 +260,16 @@ def _why(error: Exception) -> str:
 
 def _reason(status: int, body: bytes) -> str:
     """What the answer says, and what to do."""
-    told = body[:200].decode(errors="replace").strip()
-    with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-        told = str(json.loads(body)["error"])[:200]
+    told = _told(body)
     if status == 401:
         return f": the credentials are missing or wrong; set {VARIABLE} or use --auth-file"
     if status == 404:
         return f": {told or 'not found'}; is this a samplicator of the same version?"
     return f": {told}" if told else ""
+
+
+def _told(body: bytes) -> str:
+    """The `error` of an answer, or else its beginning."""
+    with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+        return str(json.loads(body)["error"])[:200]
+    return body[:200].decode(errors="replace").strip()

@@ -15,7 +15,7 @@ import socket
 import tomllib
 from typing import Any
 
-from samplicator.cli.parser import DEFAULT_CONTROL
+from samplicator.cli.arguments import DEFAULT_CONTROL
 from samplicator.config.files import read_regular
 
 

@@ -53,6 +53,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     ]
 
 
+def plain(value: object) -> str:
+    """Text in which nothing is hidden: what is not printable is written as an escape."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for letter in text
+    )
+
+
 def duration(seconds: float) -> str:
     """90061 -> "1d 1h 1m"."""
     whole = int(seconds)

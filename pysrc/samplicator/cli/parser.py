@@ -10,9 +10,7 @@ import textwrap
 from typing import Final
 
 from samplicator import __version__
-
-DEFAULT_CONFIG: Final = "/etc/samplicator/samplicator.toml"
-DEFAULT_CONTROL: Final = "/run/samplicator/control.sock"
+from samplicator.cli.arguments import at_url, config, control, delay, network, number_of, port, positive, rate
 
 ABOUT: Final = """\
 Receives NetFlow, IPFIX, sFlow, syslog or any other UDP telemetry and sends a copy of every datagram to each receiver,
@@ -77,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  samplicator run -c /etc/samplicator/samplicator.toml\n"
         "  samplicator run -c /etc/samplicator/samplicator.toml --takeover\n",
     )
-    _config(run)
+    config(run)
     run.add_argument(
         "--takeover",
         action="store_true",
@@ -98,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  samplicator check -c samplicator.toml\n"
         "  samplicator check -c samplicator.toml --dump-plan | jq .receivers\n",
     )
-    _config(check)
+    config(check)
     check.add_argument("--dump-plan", action="store_true", help="print what would run, as JSON")
 
     explain = command(
@@ -110,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  samplicator explain -c samplicator.toml --from 10.1.2.3 --to-port 2055\n"
         "  samplicator explain -c samplicator.toml --from '[2001:db8::7]:50000' --to-port 2055 --json\n",
     )
-    _config(explain)
+    config(explain)
     explain.add_argument(
         "--from",
         dest="exporter",
@@ -119,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="the exporter's address; an IPv6 address with a port is written in brackets",
     )
     explain.add_argument(
-        "--to-port", type=_port, metavar="PORT", required=True, help="the port that the exporter sends to"
+        "--to-port", type=port, metavar="PORT", required=True, help="the port that the exporter sends to"
     )
     explain.add_argument("--json", action="store_true", help="print JSON")
 
@@ -141,7 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
         "0 = the new configuration runs, 1 = the daemon refused it or cannot be reached.",
         "  samplicator reload\n  samplicator reload --control /run/samplicator/control.sock\n",
     )
-    _control(reload_)
+    control(reload_)
 
     status = command(
         "status",
@@ -150,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
         "the daemon runs but is not ready, 1 = the daemon cannot be reached.",
         "  samplicator status\n  samplicator status --json | jq '.receivers[] | {name, failed}'\n",
     )
-    _control(status)
+    control(status)
     status.add_argument("--json", action="store_true", help="print JSON")
 
     ready = command(
@@ -162,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
         "not ready, 1 = the daemon cannot be reached.",
         "  samplicator ready -c /etc/samplicator/samplicator.toml\n",
     )
-    _control(ready, "service.own_control or, if there is none, service.control")
+    control(ready, "service.own_control or, if there is none, service.control")
     ready.add_argument(
         "--healthy", action="store_true", help="ask only whether all workers run, whatever is down; 3 = one is stuck"
     )
@@ -208,7 +206,7 @@ def make_parser() -> argparse.ArgumentParser:
     for each in (exporters, templates, domains):
         each.add_argument("--exporter", metavar="ADDR", default="", help="show this exporter only")
     for each in (exporters, templates, domains, ledger, export):
-        _control(each)
+        control(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
     top = command(
@@ -223,15 +221,8 @@ def make_parser() -> argparse.ArgumentParser:
         "  samplicator top --url https://relay.example.net:9420 --auth-file relay.auth\n"
         "  samplicator top --json -n 1 -d 5 | jq .rates\n",
     )
-    _control(top)
-    top.add_argument("--url", metavar="URL", default="", help="ask service.http at http(s)://HOST:PORT instead")
-    top.add_argument(
-        "--auth-file",
-        metavar="FILE",
-        default="",
-        help="file with USER:PASSWORD or a bearer token for --url (default: the variable SAMPLICATOR_AUTH)",
-    )
-    top.add_argument("--ca-file", metavar="FILE", default="", help="trust the certificates in FILE only, for --url")
+    control(top)
+    at_url(top)
     top.add_argument(
         "--page",
         choices=("exporters", "receivers", "listeners", "templates"),
@@ -242,11 +233,29 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--reverse", action="store_true", help="sort the other way round")
     top.add_argument("--filter", metavar="TEXT", default="", help="show only rows with this text in them")
     top.add_argument(
-        "-d", "--delay", type=_delay, metavar="S", default=1.0, help="seconds between refreshes (default 1)"
+        "-d", "--delay", type=delay, metavar="S", default=1.0, help="seconds between refreshes (default 1)"
     )
-    top.add_argument("-n", "--iterations", type=_number, metavar="N", default=0, help="end after N refreshes")
+    top.add_argument(
+        "-n", "--iterations", type=number_of("refreshes"), metavar="N", default=0, help="end after N refreshes"
+    )
     top.add_argument("-b", "--batch", action="store_true", help="print lines, also to a terminal")
     top.add_argument("--json", action="store_true", help="print one line of JSON per refresh")
+
+    _tap(
+        command(
+            "tap",
+            "show datagrams as they come in and leave",
+            "Shows a live sample of what comes in, what leaves and, with --drops, what was not forwarded and why: one "
+            "decoded line per datagram and copy, or a pcapng file for Wireshark. Asks over the control socket, or with "
+            "--url over the network. Ctrl-C ends it. Exit status 0, 1 when the daemon cannot be reached or ends the "
+            "stream, 2 for wrong arguments, 128 + N after signal N.",
+            "  samplicator tap\n"
+            "  samplicator tap --exporter 192.0.2.1 --receiver nfdump -c 20\n"
+            "  samplicator tap --drops\n"
+            "  samplicator tap --listener netflow --write netflow.pcapng\n"
+            "  samplicator tap --write - | wireshark -k -i -\n",
+        )
+    )
 
     _witness(
         command(
@@ -273,10 +282,12 @@ def make_parser() -> argparse.ArgumentParser:
         "  samplicator demo --forever --http 127.0.0.1:9420\n",
     )
     demo.add_argument(
-        "--seconds", type=_positive, default=10.0, metavar="S", help="how many seconds to send (default 10)"
+        "--seconds", type=positive, default=10.0, metavar="S", help="how many seconds to send (default 10)"
     )
     demo.add_argument("--forever", action="store_true", help="send until Ctrl-C")
-    demo.add_argument("--rate", type=_rate, default=2000, metavar="N", help="datagrams per second (default 2000)")
+    demo.add_argument(
+        "--rate", type=rate(1_000_000), default=2000, metavar="N", help="datagrams per second (default 2000)"
+    )
     demo.add_argument(
         "--http",
         default="",
@@ -294,78 +305,42 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exporter", type=network, metavar="ADDR[/LEN]", default="", help="show these exporters only")
+    parser.add_argument("--receiver", metavar="NAME", default="", help="show copies for this receiver only")
+    parser.add_argument("--listener", metavar="NAME", default="", help="show datagrams of this listener only")
+    parser.add_argument("--drops", action="store_true", help="show only what was not forwarded, and why")
+    parser.add_argument(
+        "--rate",
+        type=rate(10_000),
+        metavar="N",
+        default=1000,
+        help="show N datagrams per second at most (default 1000, at most 10000)",
+    )
+    parser.add_argument(
+        "-c", "--count", type=number_of("lines"), metavar="N", default=0, help="end after N datagrams and copies"
+    )
+    parser.add_argument(
+        "--write", metavar="FILE", default="", help="write a pcapng file; - writes to standard output, for Wireshark"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per event, with what was decoded")
+    control(parser, short=False)
+    at_url(parser)
+
+
 def _witness(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=_port, metavar="PORT", required=True, help="the collector's UDP port")
+    parser.add_argument("--port", type=port, metavar="PORT", required=True, help="the collector's UDP port")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--relay", metavar="URL", default="", help="the relay's API, as http://HOST:PORT")
-    _control(asked)
+    control(asked)
     parser.add_argument(
         "--receiver", metavar="NAME", default="", help="the relay's receiver that this collector is (default: by port)"
     )
     parser.add_argument(
-        "--seconds", type=_positive, default=10.0, metavar="N", help="how many seconds to watch (default 10)"
+        "--seconds", type=positive, default=10.0, metavar="N", help="how many seconds to watch (default 10)"
     )
     parser.add_argument("--watch", action="store_true", help="go on, with a balance every --seconds, until Ctrl-C")
     parser.add_argument(
         "--http", default="", metavar="ADDR:PORT", help="go on, and serve the counters to Prometheus at /metrics"
     )
     parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line per balance")
-
-
-def _config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        default=DEFAULT_CONFIG,
-        help=f"the configuration file (default {DEFAULT_CONFIG})",
-    )
-
-
-def _control(parser: argparse._ActionsContainer, key: str = "service.control") -> None:
-    """key: what names the socket in the configuration."""
-    parser.add_argument(
-        "--control",
-        metavar="PATH",
-        default="",
-        help=f"the daemon's control socket (default {DEFAULT_CONTROL}, or that of -c)",
-    )
-    parser.add_argument("-c", "--config", metavar="FILE", default="", help=f"use {key} of this configuration file")
-
-
-def _port(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} must be a port 1..65535")
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if 0 < value <= 1e7:
-        return value
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds greater than 0")
-
-
-def _delay(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if 0.2 <= value <= 3600:
-        return value
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds, 0.2..3600")
-
-
-def _number(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000_000:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number of refreshes, 1 or more")
-
-
-def _rate(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number of datagrams per second, 1..1000000")

@@ -17,10 +17,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from samplicator.cli.api import Api, WrongArguments, at_control, at_url
-from samplicator.cli.control import Unreachable, control_path
+from samplicator.cli.api import WrongArguments, asked_for
+from samplicator.cli.control import Unreachable
+from samplicator.cli.drawing import plain
 from samplicator.cli.top.fetcher import Fetcher
-from samplicator.cli.top.pages import BLOCKS, PAGES, Page, arranged, plain
+from samplicator.cli.top.pages import BLOCKS, PAGES, Page, arranged
 from samplicator.cli.top.screen import State, compose, listing
 from samplicator.cli.top.terminal import Terminal
 from samplicator.cli.top.view import View
@@ -36,7 +37,7 @@ UNEXPECTED: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError
 def top(options: Namespace) -> int:
     """See above."""
     try:
-        api = _api(options)
+        api = asked_for(options)
         page, sort = _order(options)
     except WrongArguments as error:
         print(f"error: {plain(error)}", file=sys.stderr)
@@ -52,17 +53,6 @@ def top(options: Namespace) -> int:
     except Unreachable as error:
         print(f"error: {plain(error)}", file=sys.stderr)
         return 1
-
-
-def _api(options: Namespace) -> Api:
-    """The daemon to ask. Raises WrongArguments and Unreachable."""
-    if options.url:
-        if options.control or options.config:
-            raise WrongArguments("--url cannot be combined with --control or -c")
-        return at_url(options.url, auth_file=options.auth_file, ca_file=options.ca_file)
-    if options.auth_file or options.ca_file:
-        raise WrongArguments("--auth-file and --ca-file need --url; the control socket asks for no credentials")
-    return at_control(control_path(options.control, options.config))
 
 
 def _order(options: Namespace) -> tuple[Page, str]:

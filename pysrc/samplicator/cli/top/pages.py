@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from samplicator.cli.drawing import domain_word, where
+from samplicator.cli.drawing import domain_word, plain, where
 from samplicator.cli.running import place_text, state_word
 
 Row = Mapping[str, Any]
@@ -23,17 +23,6 @@ PLAIN_BLOCKS: Final = "_.-=+*%#"
 
 
 # ---------------------------------------------------------------------------------------------------- values as text
-
-
-def plain(value: object) -> str:
-    """Text in which nothing is hidden: what is not printable is written as an escape."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for letter in text
-    )
 
 
 def amount(value: float | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from samplicator.cli.drawing import plain
 from samplicator.cli.exporters import template_lines
 from samplicator.cli.top.pages import (
     BLOCKS,
@@ -28,7 +29,6 @@ from samplicator.cli.top.pages import (
     amount,
     arranged,
     curve,
-    plain,
     span,
 )
 from samplicator.cli.top.view import HELP, View
