@@ -261,9 +261,7 @@ def test_all_nodes(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=[["podmonitor"], ["podmonitor", "web-config"]], ids=["plain", "TLS and users"])
-def monitor(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[Key, Object], Any]:
+def monitor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Key, Object], Any]:
     found = objects([compose(tmp_path_factory.mktemp("monitor"), "spoof", request.param)])
     return found, found["PodMonitor", "samplicator", "samplicator"]
 

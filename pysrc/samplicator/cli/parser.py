@@ -330,9 +330,8 @@ def _tap(parser: argparse.ArgumentParser) -> None:
 
 def _witness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, metavar="PORT", required=True, help="the collector's UDP port")
-    asked = parser.add_mutually_exclusive_group()
-    asked.add_argument("--relay", metavar="URL", default="", help="the relay's API, as http://HOST:PORT")
-    control(asked)
+    at_url(parser, "--relay")
+    control(parser)
     parser.add_argument(
         "--receiver", metavar="NAME", default="", help="the relay's receiver that this collector is (default: by port)"
     )

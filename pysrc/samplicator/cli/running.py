@@ -14,8 +14,9 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from samplicator.cli.control import NoControl, Unreachable, control_path, get_json, request
+from samplicator.cli.control import NoControl, control_path, get_json, request
 from samplicator.cli.drawing import duration, table, unmatched_lines
+from samplicator.errors import Unreachable
 
 if TYPE_CHECKING:
     from samplicator.views.kubernetes import KubernetesService
