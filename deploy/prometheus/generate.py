@@ -39,7 +39,14 @@ The table is written by generate.py from the one in `pysrc/samplicator/views/cat
 WITNESS = """
 ## The witness
 
-`samplicator witness` on a collector's host exports the balance of each exporter, from the exporter to the collector.
+`samplicator witness --http ADDRESS:PORT` on a collector's host exports the balance of each exporter, from the exporter
+to the collector; scrape/witness.yaml asks for it. The relay does not have these series.
+
+- Figures change every `--seconds` (10), and begin at zero with the witness.
+- `receiver` is the relay's name for the collector. `exporter` has 1000 values at most, those with losses first; the
+  others together are `_other`, which falls when one of them gets a series of its own.
+- `wire` is what the collector's socket dropped and what the collector took. In `stage` several stages are joined by
+  `_or_`: the loss was in one of them.
 
 """
 

@@ -1,8 +1,8 @@
 """The operator's errors.
 
-Purpose: one exception that carries every problem found in a configuration, so that all are shown at once. Called by
-everything that reads, checks or resolves what the operator wrote. The datapath never raises it; the datapath counts
-what the kernel refuses.
+Purpose: one exception that carries every problem found in a configuration, so that all are shown at once, raised by
+everything that reads, checks or resolves what the operator wrote; and one for a daemon that cannot be asked. The
+datapath never raises them; it counts what the kernel refuses.
 """
 
 from __future__ import annotations
@@ -38,3 +38,7 @@ class ConfigError(Exception):
         self.problems = problems
         self.warnings = warnings or []
         super().__init__("\n".join(str(p) for p in problems))
+
+
+class Unreachable(Exception):
+    """A daemon cannot be asked, or did not answer as it should; the text says why and what to do."""

@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.parametrize("appliance", ["bookworm", "trixie"], indirect=True, scope="module"),
 ]
 STATE = "/var/lib/private/samplicator"
+HASH = "$2b$04$" + "." * 53
+"""Of no password."""
 SOCKET = "/etc/systemd/system/samplicator.socket"
 
 
@@ -122,6 +124,31 @@ def test_low_ports(running: Appliance) -> None:
     stream = Stream(running.lab, RATE // 4, port=514)
     outcome = stream.finish()
     assert outcome.whole, outcome
+
+
+def test_web_config(running: Appliance) -> None:
+    """A file that only root and a group may read: refused without the drop-in, with it there are users."""
+    machine = running.machine
+    file = "/etc/samplicator/web.yaml"
+    machine.run("groupadd", "--system", "samplicator-web")
+    try:
+        machine.write(file, f"basic_auth_users:\n  prometheus: {HASH}\n")
+        machine.run("chgrp", "samplicator-web", file)
+        machine.run("chmod", "640", file)
+        running.configure(configuration(more=f'web_config = "{file}"'))
+        assert machine.run("systemctl", "reload", UNIT, check=False).returncode != 0
+        assert f"{file} cannot be read: Permission denied" in machine.journal(UNIT)
+        assert page(running.lab, "/metrics")[0] == 200
+        shipped = "/usr/share/doc/samplicator-relay/examples/drop-ins/web-config.conf"
+        machine.run("cp", shipped, f"{DROP_INS}/web-config.conf")
+        machine.systemctl("daemon-reload")
+        machine.systemctl("restart", UNIT)
+        wait_for(lambda: page(running.lab, "/metrics")[0] == 401, "the relay to ask for a user", 30, 0.1)
+        machine.systemctl("reload", UNIT)
+        machine.run("samplicator", "ready", "--healthy")
+    finally:
+        machine.run("rm", file)
+        machine.run("groupdel", "samplicator-web")
 
 
 def test_packet_sockets(running: Appliance) -> None:

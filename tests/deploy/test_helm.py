@@ -19,13 +19,22 @@ pytestmark = pytest.mark.xdist_group("kubernetes")
 WARNING = 2
 SPOOF = (KUBERNETES / "overlays" / "spoof" / "samplicator.toml").read_text()
 CREATE: dict[str, Any] = {"namespace": {"create": True}}
+WEB = SPOOF.replace("[service]\n", '[service]\nweb_config = "/etc/samplicator-web/web.yaml"\n', 1)
+SECRETS = {"secret": "samplicator-web"}
+SCRAPE: dict[str, Any] = {
+    "enabled": True,
+    "scheme": "https",
+    "tlsConfig": {"ca": {"secret": {"name": "samplicator-scrape", "key": "ca.crt"}}, "serverName": "samplicator"},
+    "basicAuth": {part: {"name": "samplicator-scrape", "key": part} for part in ("username", "password")},
+}
 ALL: dict[str, Any] = {
     **CREATE,
-    "config": SPOOF,
+    "config": WEB,
+    "webConfig": SECRETS,
     "spoof": True,
     "takeOver": {"enabled": True},
     "nodeTuning": {"enabled": True},
-    "podMonitor": {"enabled": True},
+    "podMonitor": SCRAPE,
     "k8sReceivers": {"enabled": True, "namespaces": ["collectors", "siem"]},
     "tolerations": [{"operator": "Exists"}],
 }
@@ -39,7 +48,12 @@ SAME: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     ),
     "node tuning": ("no-spoof", ["node-tuning"], {**CREATE, "nodeTuning": {"enabled": True}}),
     "PodMonitor": ("no-spoof", ["podmonitor"], {**CREATE, "podMonitor": {"enabled": True}}),
-    "all": ("spoof", ["node-tuning", "take-over", "podmonitor", "k8s-receivers", "all-nodes"], ALL),
+    "TLS and users": (
+        "spoof",
+        ["podmonitor", "web-config"],
+        {**CREATE, "config": WEB, "spoof": True, "webConfig": SECRETS, "podMonitor": SCRAPE},
+    ),
+    "all": ("spoof", ["node-tuning", "take-over", "podmonitor", "web-config", "k8s-receivers", "all-nodes"], ALL),
 }
 
 
@@ -47,7 +61,8 @@ SAME: dict[str, tuple[str, list[str], dict[str, Any]]] = {
 def test_equal_to_kustomize(name: str, tmp_path: Path) -> None:
     overlay, components, values = SAME[name]
     namespaces = values.get("k8sReceivers", {}).get("namespaces", [])
-    ours, theirs = objects(helm(values)), objects([compose(tmp_path, overlay, components, namespaces)])
+    config = WEB if "web-config" in components else None
+    ours, theirs = objects(helm(values)), objects([compose(tmp_path, overlay, components, namespaces, config)])
     assert set(ours) == set(theirs)
     for key, item in theirs.items():
         assert ours[key] == item, key
@@ -118,6 +133,9 @@ def test_every_value_is_in_the_schema() -> None:
         ({"k8sReceivers": {"enabled": True, "namespaces": ["Collectors"]}}, "namespaces"),
         ({"image": {"digest": "sha256:12"}}, "digest"),
         ({"maxUnavailable": 0}, "maxUnavailable"),
+        ({"webConfig": {"secret": "a/b"}}, "secret"),
+        ({"podMonitor": {"scheme": "HTTPS"}}, "scheme"),
+        ({"podMonitor": {"basicAuth": {"password": "secret"}}}, "password"),
     ],
 )
 def test_wrong_values_are_refused(values: dict[str, Any], named: str) -> None:
@@ -131,6 +149,34 @@ def test_take_over_needs_its_key() -> None:
     config = "".join(line for line in SPOOF.splitlines(keepends=True) if "own_control" not in line)
     with pytest.raises(HelmError, match="own_control"):
         helm({"takeOver": {"enabled": True}, "config": config})
+
+
+WITHOUT = "".join(line for line in WEB.splitlines(keepends=True) if "own_control" not in line)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"webConfig": SECRETS, "config": SPOOF}, "needs web_config = "),
+        ({"webConfig": SECRETS, "config": WEB.replace("web_config", "# web_config")}, "needs web_config = "),
+        ({"webConfig": SECRETS, "config": WITHOUT}, "needs own_control = "),
+        ({"webConfig": {"tlsSecret": "tls"}}, "secret is needed"),
+        ({"config": WEB}, "secret is needed"),
+    ],
+    ids=["no key", "a comment", "no own_control", "no file", "no Secret"],
+)
+def test_web_config_needs_its_keys(values: dict[str, Any], why: str) -> None:
+    """Without them no pod would start, none would have TLS, or none would be found ready."""
+    with pytest.raises(HelmError, match=why):
+        helm(values)
+
+
+def test_certificates_of_another_secret() -> None:
+    """Both are one folder, read-only, and not mounted by subPath, so that it follows the Secrets."""
+    found = objects(helm({"config": WEB, "webConfig": {**SECRETS, "tlsSecret": "relay-tls"}}))
+    (web,) = (volume["projected"] for volume in pod(found)["volumes"] if volume["name"] == "web")
+    assert [source["secret"]["name"] for source in web["sources"]] == ["samplicator-web", "relay-tls"]
+    assert {"name": "web", "mountPath": "/etc/samplicator-web", "readOnly": True} in relay(found)["volumeMounts"]
 
 
 def test_other_values_arrive() -> None:

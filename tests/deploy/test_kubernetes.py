@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from samplicator.cli.parser import make_parser
 from support.linters import DEPLOY, run, said
 from support.manifests import (
     COMPONENTS,
@@ -47,7 +48,7 @@ def validate(text: str, file: Path, *, unknown_kinds: int = 0) -> None:
 
 def test_what_ships() -> None:
     assert {"spoof", "no-spoof"} <= set(OVERLAYS)
-    assert {"node-tuning", "podmonitor", "take-over", "k8s-receivers"} <= set(COMPONENTS)
+    assert {"node-tuning", "podmonitor", "take-over", "k8s-receivers", "web-config"} <= set(COMPONENTS)
 
 
 def test_yamllint() -> None:
@@ -232,6 +233,26 @@ def test_token_and_role_for_receivers_in_the_cluster(tmp_path: Path) -> None:
     assert pod(found)["serviceAccountName"] == subject["name"]
 
 
+def test_web_config(tmp_path: Path) -> None:
+    """Its files are read-only, follow the Secret, and can be read by the relay's group only; no probe needs a user."""
+    found = objects([compose(tmp_path, "no-spoof", ["web-config"])])
+    container = relay(found)
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "web")
+    assert mount == {"name": "web", "mountPath": "/etc/samplicator-web", "readOnly": True}
+    (volume,) = (each for each in pod(found)["volumes"] if each["name"] == "web")
+    assert volume["projected"] == {"defaultMode": 0o440, "sources": [{"secret": {"name": "samplicator-web"}}]}
+    assert pod(found)["securityContext"]["fsGroup"] == pod(found)["securityContext"]["runAsGroup"]
+    ask = ["/opt/venv/bin/samplicator", "ready", "--control", OWN]
+    for probe, command in (("startup", ask), ("readiness", ask), ("liveness", [*ask, "--healthy"])):
+        asked = container[f"{probe}Probe"]
+        assert "httpGet" not in asked
+        assert asked["exec"]["command"] == command
+        assert make_parser().parse_args(command[1:]).control == OWN
+        assert asked["timeoutSeconds"] > 1  # the default; a Python must start
+    without = objects([kustomize(KUBERNETES / "overlays" / "no-spoof")])
+    assert container["livenessProbe"]["failureThreshold"] == relay(without)["livenessProbe"]["failureThreshold"]
+
+
 def test_all_nodes(tmp_path: Path) -> None:
     assert pod(objects([compose(tmp_path, "no-spoof", ["all-nodes"])]))["tolerations"] == [{"operator": "Exists"}]
 
@@ -239,9 +260,9 @@ def test_all_nodes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- PodMonitor
 
 
-@pytest.fixture(scope="module")
-def monitor(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Key, Object], Any]:
-    found = objects([compose(tmp_path_factory.mktemp("monitor"), "spoof", ["podmonitor"])])
+@pytest.fixture(scope="module", params=[["podmonitor"], ["podmonitor", "web-config"]], ids=["plain", "TLS and users"])
+def monitor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Key, Object], Any]:
+    found = objects([compose(tmp_path_factory.mktemp("monitor"), "spoof", request.param)])
     return found, found["PodMonitor", "samplicator", "samplicator"]
 
 
@@ -262,6 +283,17 @@ def test_podmonitor_has_the_types_of_the_operator(monitor: tuple[dict[Key, Objec
         PodMonitor.model_validate(
             {**item, "spec": {**item["spec"], "podMetricsEndpoints": [{"interval": "15 seconds"}]}}
         )
+
+
+def test_podmonitor_of_protected_pods(monitor: tuple[dict[Key, Object], Any]) -> None:
+    """HTTPS and a user where the pods have a web-config file, and only there."""
+    found, item = monitor
+    (endpoint,) = item["spec"]["podMetricsEndpoints"]
+    protected = any(volume["name"] == "web" for volume in pod(found)["volumes"])
+    assert (endpoint.get("scheme") == "https") == ("tlsConfig" in endpoint) == ("basicAuth" in endpoint) == protected
+    if protected:
+        used = {"ca.crt": endpoint["tlsConfig"]["ca"]["secret"], **endpoint["basicAuth"]}
+        assert used == {key: {"name": "samplicator-scrape", "key": key} for key in ("ca.crt", "username", "password")}
 
 
 def test_prometheus_finds_the_port(monitor: tuple[dict[Key, Object], Any], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ RULES = [
     if "alert" in rule
 ]
 PAGES = sorted(DEPLOY.rglob("README.md"))
+TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
 
 
 def sections(page: Path) -> dict[str, str]:
@@ -39,9 +40,12 @@ def test_alert_leads_to_its_section(rule: dict[str, dict[str, str]]) -> None:
     assert rule["alert"] in sections(README)[anchor]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", [*TOP, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+    """Links and pictures."""
+    text = page.read_text()
+    targets = re.findall(r"\]\((?!https?:)([^)\s]+)\)", text) + re.findall(r' src(?:set)?="([^"]+)"', text)
+    for target in targets:
         path, _, anchor = target.partition("#")
         other = (page.parent / path) if path else page
         assert other.exists(), target

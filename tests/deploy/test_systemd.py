@@ -10,11 +10,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from samplicator.cli.parser import make_parser
 from support.linters import DEPLOY, ROOT, run, said, tool
 
 UNIT = DEPLOY / "systemd" / "samplicator.service"
 TEMPLATE = UNIT.with_name("samplicator@.service")
 SOCKET = DEPLOY / "systemd" / "examples" / "samplicator.socket"
+WITNESS = SOCKET.with_name("samplicator-witness.service")
 SAMPLE = DEPLOY / "samplicator.toml"
 DROP_INS = sorted((DEPLOY / "systemd" / "drop-ins").glob("*.conf"))
 KEEP_SOCKETS = UNIT.parent / "drop-ins" / "keep-sockets.conf"
@@ -107,6 +109,28 @@ def test_template_is_the_unit() -> None:
     assert TEMPLATE.read_text().partition("[Unit]")[2] == text
 
 
+def command_lines(unit: Path) -> list[list[str]]:
+    """What it runs, and what it shows as a comment: arguments of samplicator."""
+    return [text.split()[1:] for text in re.findall(r"^#?ExecStart=(.*)$", unit.read_text(), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("installed", [UNIT], indirect=True)
+def test_witness_example(installed: Path) -> None:
+    """Understood without and with its comments; hardened as the relay is; the page that Prometheus asks for."""
+    example = installed.with_name(WITNESS.name)
+    text = re.sub(r"^(#?ExecStart)=\S+", rf"\1={tool('true')}", WITNESS.read_text(), flags=re.MULTILINE)
+    for each in (text, re.sub(r"^#(?=\w+=)", "", re.sub(r"(?m)^ExecStart=.*\n", "", text), flags=re.MULTILINE)):
+        example.write_text(each)
+        assert verify(example) == ""
+        security(example, WORST_SCORE_WITH_DROP_IN)
+    scrape = (DEPLOY / "prometheus" / "scrape" / "witness.yaml").read_text()
+    lines = command_lines(WITNESS)
+    assert len(lines) == 2
+    for line in lines:
+        options = make_parser().parse_args(line)
+        assert (options.command, f'"{options.http}"' in scrape) == ("witness", True)
+
+
 @pytest.mark.parametrize("installed", [UNIT], indirect=True)
 def test_socket_example_is_understood(installed: Path) -> None:
     """Socket activation: systemd reads the example, and it fits the sample configuration."""
@@ -143,6 +167,7 @@ def test_what_drop_ins_permit() -> None:
         "low-ports": ["CAP_NET_BIND_SERVICE"] * 2,
         "net-admin": ["CAP_NET_ADMIN"] * 2 + ["AF_PACKET"],
         "packet": ["AF_PACKET"],
+        "web-config": [],
     }
 
 

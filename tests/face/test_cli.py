@@ -458,6 +458,14 @@ def test_ready_asks_first_at_the_socket_that_is_never_handed_over(
     assert 'service.control and own_control are ""' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("alive", "status"), [(200, 0), (503, 3)])
+def test_a_daemon_whose_listener_is_down_is_healthy(tmp_path: Path, alive: int, status: int) -> None:
+    path = str(tmp_path / "control")
+    with _Daemon(path, {"/readyz": (503, "listener 'a' is down"), "/healthz": (alive, "workers")}):
+        assert main(["ready", "--control", path]) == 3
+        assert main(["ready", "--control", path, "--healthy"]) == status
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become somebody else")
 def test_a_socket_one_may_not_use_says_whose_it_is(tmp_path: Path) -> None:
     path = tmp_path / "s"

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from samplicator.cli.api import at_control
-from samplicator.cli.control import Unreachable
 from samplicator.cli.drawing import plain
 from samplicator.cli.main import main
 from samplicator.cli.top.pages import EXPORTERS, PAGES, RECEIVERS, age, amount, arranged, count, curve, span
@@ -24,6 +23,7 @@ from samplicator.cli.top.screen import State, compose, listing
 from samplicator.cli.top.terminal import keys
 from samplicator.cli.top.view import HELP, View
 from samplicator.cli.top.watch import EXPORTER_RATES, Meter, Snapshot, Watch
+from samplicator.errors import Unreachable
 from support.process import wait_for
 from support.stage import Stage
 

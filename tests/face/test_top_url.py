@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from samplicator.cli import api
 from samplicator.cli.api import WrongArguments, at_url, authorization
-from samplicator.cli.control import Unreachable
 from samplicator.cli.main import main
 from samplicator.cli.top.watch import Watch
+from samplicator.errors import Unreachable
 from support.process import tool
 from support.stage import Stage
 

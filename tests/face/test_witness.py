@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import urllib.request
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from samplicator.cli import witness as shown
+from samplicator.cli.main import main
+from samplicator.errors import Unreachable
 from samplicator.host import bpf
+from samplicator.views.witness_metrics import WITNESS_METRICS
 from samplicator.witness import exposition, program, sockets
 from samplicator.witness.balance import Account, balance, lost
 from samplicator.witness.cuts import Cuts
 from samplicator.witness.memory import Memory
-from samplicator.witness.relay import Relay, Snapshot, Unreachable
+from samplicator.witness.relay import Relay, Snapshot
 from samplicator.witness.split import Split
 from samplicator.witness.streams import Streams
 from samplicator.witness.units import Sizes, ahead
@@ -314,7 +318,7 @@ def test_the_metrics() -> None:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    assert {name for name, _ in found} == set(exposition.names())
+    assert {name for name, _ in found} == {metric.full_name for metric in WITNESS_METRICS}
     assert found["samplicator_witness_lost_on_way_datagrams_total", "192.0.2.1"] == 0
     assert found["samplicator_witness_wire_datagrams_total", "2001:db8::1"] == 50
     assert found["samplicator_witness_unattributed_datagrams_total", None] == 5
@@ -323,10 +327,41 @@ def test_the_metrics() -> None:
     assert 'exporter="_other"} 500' in exposition.text("x", many)
 
 
-def test_a_relay_that_cannot_be_asked() -> None:
-    with pytest.raises(Unreachable, match="must be http"):
-        Relay("relay:9420")
-    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1: "):
-        Relay("http://127.0.0.1:1").get("/api/v1/receivers")
-    with pytest.raises(Unreachable, match="No such file"):
-        Relay("", "/nowhere").get("/api/v1/receivers")
+class _Answers:
+    """A relay that answers with this to everything."""
+
+    name = "there"
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def get(self, page: str) -> object:
+        return self._value
+
+
+@pytest.mark.parametrize("value", [None, 7, [7], {"shares": []}, {"shares": [{}], "after": ""}, [{"name": "x"}]])
+def test_another_program_than_a_relay(value: object) -> None:
+    relay = Relay(_Answers(value))
+    with pytest.raises(Unreachable, match="there: the answer is not that of a relay"):
+        relay.snapshot(["x"])
+    with pytest.raises(Unreachable, match=r"there: (the answer is not|no receiver has port)"):
+        relay.receivers_of(9995, frozenset())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: CAP_NET_RAW")
+@pytest.mark.parametrize(
+    ("words", "status", "why"),
+    [
+        (["--relay", "relay:9420"], 2, "must be http"),
+        (["--relay", "http://me:secret@a:1"], 2, "must not have a user"),
+        (["--relay", "http://a:1", "--control", "/x"], 2, "cannot be combined"),
+        (["--auth-file", "/x"], 2, "need --url"),
+        (["--url", "http://127.0.0.1:1"], 3, "127.0.0.1:1: connection refused"),
+        (["--control", "/nowhere\033[2J"], 3, "/nowhere\\x1b[2J: the socket does not exist"),
+    ],
+)
+def test_a_relay_that_cannot_be_asked(
+    words: list[str], status: int, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["witness", "--port", "9995", *words]) == status
+    assert why in capsys.readouterr().err

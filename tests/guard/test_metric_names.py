@@ -24,7 +24,6 @@ from samplicator.views.catalogue import (
 from samplicator.views.flow_metrics import PROTOCOLS
 from samplicator.views.metric import FOREIGN, PREFIX
 from samplicator.views.witness_metrics import WITNESS_METRICS
-from samplicator.witness import exposition
 from support.tree import ROOT
 
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -225,7 +224,3 @@ def test_document_of_metrics_is_what_its_program_writes() -> None:
     program = METRICS.with_name("generate.py")
     printed = subprocess.run([sys.executable, "-B", program, "--print"], check=True, capture_output=True, text=True)
     assert printed.stdout == METRICS.read_text(), "run .venv/bin/python deploy/prometheus/generate.py"
-
-
-def test_metrics_of_the_witness_are_those_that_it_serves() -> None:
-    assert {metric.full_name for metric in WITNESS_METRICS} == set(exposition.names())

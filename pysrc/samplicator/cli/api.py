@@ -22,8 +22,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from samplicator.cli.control import Local, Unreachable, control_path, trouble
+from samplicator.cli.control import Local, control_path, trouble
 from samplicator.config.files import read_regular
+from samplicator.errors import Unreachable
 
 MOST_BYTES: Final = 16 << 20
 """Of one answer. Pages of lists have a little more than 1 MiB."""

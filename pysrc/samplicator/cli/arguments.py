@@ -41,9 +41,11 @@ def control(parser: argparse._ActionsContainer, key: str = "service.control", *,
     parser.add_argument(*names, metavar="FILE", default="", help=f"use {key} of this configuration file")
 
 
-def at_url(parser: argparse.ArgumentParser) -> None:
-    """--url and its credentials."""
-    parser.add_argument("--url", metavar="URL", default="", help="ask service.http at http(s)://HOST:PORT instead")
+def at_url(parser: argparse.ArgumentParser, *names: str) -> None:
+    """--url, also called by further names, and its credentials."""
+    parser.add_argument(
+        "--url", *names, metavar="URL", default="", help="ask service.http at http(s)://HOST:PORT instead"
+    )
     parser.add_argument(
         "--auth-file",
         metavar="FILE",

@@ -17,10 +17,7 @@ from typing import Any
 
 from samplicator.cli.arguments import DEFAULT_CONTROL
 from samplicator.config.files import read_regular
-
-
-class Unreachable(Exception):
-    """The daemon cannot be reached; the text says why and what to do."""
+from samplicator.errors import Unreachable
 
 
 class Local(http.client.HTTPConnection):

@@ -11,7 +11,8 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from samplicator.cli.control import Unreachable, control_path
+from samplicator.cli.control import control_path
+from samplicator.errors import Unreachable
 
 if TYPE_CHECKING:
     from samplicator.views.flow import WithoutRule

@@ -161,6 +161,9 @@ def make_parser() -> argparse.ArgumentParser:
         "  samplicator ready -c /etc/samplicator/samplicator.toml\n",
     )
     control(ready, "service.own_control or, if there is none, service.control")
+    ready.add_argument(
+        "--healthy", action="store_true", help="ask only whether all workers run, whatever is down; 3 = one is stuck"
+    )
 
     exporters = command(
         "exporters",
@@ -336,9 +339,8 @@ def _tap(parser: argparse.ArgumentParser) -> None:
 
 def _witness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, metavar="PORT", required=True, help="the collector's UDP port")
-    asked = parser.add_mutually_exclusive_group()
-    asked.add_argument("--relay", metavar="URL", default="", help="the relay's API, as http://HOST:PORT")
-    control(asked)
+    at_url(parser, "--relay")
+    control(parser)
     parser.add_argument(
         "--receiver", metavar="NAME", default="", help="the relay's receiver that this collector is (default: by port)"
     )

@@ -14,8 +14,9 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from samplicator.cli.control import NoControl, Unreachable, control_path, get_json, request
+from samplicator.cli.control import NoControl, control_path, get_json, request
 from samplicator.cli.drawing import duration, table, unmatched_lines
+from samplicator.errors import Unreachable
 
 if TYPE_CHECKING:
     from samplicator.views.kubernetes import KubernetesService
@@ -112,10 +113,10 @@ def status(options: Namespace) -> int:
 
 
 def ready(options: Namespace) -> int:
-    """Whether the daemon is ready, by one request."""
+    """Whether the daemon is ready, or only healthy, by one request."""
     try:
         path = control_path(options.control, options.config, own=True)
-        answer, body = request(path, "GET", "/readyz")
+        answer, body = request(path, "GET", "/healthz" if options.healthy else "/readyz")
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,7 @@
 """The command `witness`: a balance per exporter, at the collector.
 
-Called by cli.main with the parsed options; returns the exit status: 0 = nothing was lost, 1 = something was lost, 3 =
-the witness could not see or ask what it needs.
+Called by cli.main with the parsed options; returns the exit status: 0 = nothing was lost, 1 = something was lost, 2 =
+wrong arguments, 3 = the witness could not see or ask what it needs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
-from samplicator.cli.control import Unreachable as NoSocket
-from samplicator.cli.control import control_path
-from samplicator.cli.drawing import duration, table
+from samplicator.cli.api import WrongArguments, asked_for
+from samplicator.cli.drawing import duration, plain, table
+from samplicator.errors import Unreachable
 
 if TYPE_CHECKING:
     from samplicator.witness.balance import Balance
@@ -36,15 +36,17 @@ HEAD: Final = {
 def witness(options: Namespace) -> int:
     """Watches, and prints the balance."""
     from samplicator.witness import exposition
-    from samplicator.witness.relay import Relay, Unreachable
+    from samplicator.witness.relay import Relay
     from samplicator.witness.watch import Witness
 
     try:
-        control = "" if options.relay else control_path(options.control, options.config)
-        watching = Witness(options.port, Relay(options.relay, control), options.receiver)
+        watching = Witness(options.port, Relay(asked_for(options)), options.receiver)
+    except WrongArguments as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 2
     except PermissionError:
         return _blind("the witness needs CAP_NET_RAW to see packets; run it with sudo, or give it that capability")
-    except (Unreachable, NoSocket) as error:
+    except Unreachable as error:
         return _blind(str(error))
     except OSError as error:
         return _blind(f"the witness cannot read this host: {error.strerror or error}")
@@ -59,7 +61,7 @@ def witness(options: Namespace) -> int:
             watching.begin()
         except Unreachable as error:
             return _blind(str(error))
-        print(f"watching port {options.port} for receiver {watching.receiver}", file=sys.stderr, flush=True)
+        print(f"watching port {options.port} for receiver {plain(watching.receiver)}", file=sys.stderr, flush=True)
         return _rounds(options, watching, shown)
 
 
@@ -87,7 +89,7 @@ def _rounds(options: Namespace, watching: object, shown: object) -> int:
         if options.json:
             print(json.dumps(value) if more else json.dumps(value, indent=2), flush=True)
         else:
-            print("\n".join([*lines(value), ""] if more else lines(value)), flush=True)
+            print("\n".join([*map(plain, lines(value)), *([""] if more else [])]), flush=True)
         if ends:
             if watching.trouble or value["unseen"]:
                 return BLIND
@@ -95,7 +97,7 @@ def _rounds(options: Namespace, watching: object, shown: object) -> int:
 
 
 def _blind(why: str) -> int:
-    print(f"error: {why}", file=sys.stderr)
+    print(f"error: {plain(why)}", file=sys.stderr)
     return BLIND
 
 

@@ -1,7 +1,7 @@
 """The account for Prometheus, for a witness that stays on.
 
 Purpose: counters per exporter and stage, as text. Invariants: an answer is made beforehand; at most MOST exporters are
-named, those with losses first, and the rest are `_other`; a client has SECONDS. Standard library only. Called by cli.
+named, those with losses first, and the rest are `_other`; a client has SECONDS. No third-party package. Called by cli.
 """
 
 from __future__ import annotations
@@ -12,26 +12,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
+from samplicator.views.witness_metrics import WITNESS_METRICS
 from samplicator.witness.balance import STAGES, Account
 
 MOST: Final = 1000
 SECONDS: Final = 5.0
-TEXT: Final = {
-    "lost_before": "Datagrams lost before the relay, by the exporters' sequence numbers",
-    "lost_at_socket": "Datagrams dropped by the kernel in front of the relay's sockets",
-    "failed": "Copies that the relay could not send",
-    "lost_on_way": "Copies that the relay sent and that did not arrive here",
-    "dropped_by_collector": "Datagrams dropped by the kernel in front of the collector's sockets",
-    "wire": "Datagrams that arrived at this host",
-}
-
-UNATTRIBUTED: Final = "samplicator_witness_unattributed_datagrams_total"
-UNSEEN: Final = "samplicator_witness_unseen_packets_total"
-
-
-def names() -> tuple[str, ...]:
-    """All metrics."""
-    return (*(f"samplicator_witness_{stage}_datagrams_total" for stage in TEXT), UNATTRIBUTED, UNSEEN)
 
 
 class Shown:
@@ -51,20 +36,20 @@ def text(receiver: str, account: Account) -> str:
     ranked = sorted(known, key=lambda name: (-sum(getattr(account, stage)[name] for stage in STAGES), name))
     kept = ranked[:MOST]
     found = []
-    for metric, (stage, said) in zip(names(), TEXT.items(), strict=False):
-        counts = getattr(account, stage)
-        found += [f"# HELP {metric} {said}", f"# TYPE {metric} counter"]
-        rows = [(name, max(0, counts[name])) for name in kept]
-        if len(ranked) > MOST:
-            rows.append(("_other", sum(max(0, counts[name]) for name in ranked[MOST:])))
-        found += [f'{metric}{{receiver="{_label(receiver)}",exporter="{name}"}} {count}' for name, count in rows]
-    metric = UNATTRIBUTED
-    found += [f"# HELP {metric} Datagrams lost that are known as a sum only, by stage", f"# TYPE {metric} counter"]
-    for stages, (count, _) in account.sums.items():
-        found.append(f'{metric}{{receiver="{_label(receiver)}",stage="{"_or_".join(stages)}"}} {count}')
-    metric = UNSEEN
-    found += [f"# HELP {metric} Packets that the witness had no room for", f"# TYPE {metric} counter"]
-    found.append(f"{metric} {account.unseen}")
+    for metric in WITNESS_METRICS:
+        name, (_, origin) = metric.full_name, metric.origin.split(".")
+        found += [f"# HELP {name} {metric.help}", f"# TYPE {name} counter"]
+        if origin == "sums":
+            for stages, (count, _) in account.sums.items():
+                found.append(f'{name}{{receiver="{_label(receiver)}",stage="{"_or_".join(stages)}"}} {count}')
+        elif origin == "unseen":
+            found.append(f"{name} {account.unseen}")
+        else:
+            counts = getattr(account, origin)
+            rows = [(each, max(0, counts[each])) for each in kept]
+            if len(ranked) > MOST:
+                rows.append(("_other", sum(max(0, counts[each]) for each in ranked[MOST:])))
+            found += [f'{name}{{receiver="{_label(receiver)}",exporter="{each}"}} {count}' for each, count in rows]
     return "\n".join(found) + "\n"
 
 

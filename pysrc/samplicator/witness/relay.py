@@ -1,42 +1,32 @@
-"""The relay, as the witness asks it: its API over the control socket or HTTP.
+"""The relay, as the witness asks it.
 
-Purpose: snapshots of what the relay gave to one receiver, by exporter. Invariants: reads only; an answer has at most
-MOST_BYTES; user and password come from the URL. Standard library only. Called by watch, in a thread.
+Purpose: snapshots of what the relay gave to one receiver, by exporter. Invariants: reads only; what is no answer of a
+relay of this version is Unreachable, like silence. Called by watch, in a thread; cli makes the client.
 """
 
 from __future__ import annotations
 
-import base64
-import http.client
-import json
-import socket
-import ssl
+import functools
 import urllib.parse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
-MOST_BYTES: Final = 64 << 20
-SECONDS: Final = 10.0
+from samplicator.errors import Unreachable
+
 PAGES: Final = 10_000
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Unreachable(Exception):
-    """The relay did not answer, or not as it should; the text says why."""
+class Api(Protocol):
+    """A client of the relay's API. name: of the relay, for people."""
 
+    name: str
 
-class _Local(http.client.HTTPConnection):
-    """HTTP over a local socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+    def get(self, page: str) -> Any:
+        """The JSON value of a page. Raises Unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,50 +40,28 @@ class Snapshot:
     drops: dict[str, int] = field(default_factory=dict)
 
 
-class Relay:
-    """One relay. url or control: where its API is."""
+def _understood(ask: Callable[Concatenate[Relay, P], R]) -> Callable[Concatenate[Relay, P], R]:
+    """Raises Unreachable for answers of another form."""
 
-    def __init__(self, url: str = "", control: str = "") -> None:
-        """Raises Unreachable for a URL that cannot be one."""
-        self.name = url or control
-        self._control = control
-        self._parts = urllib.parse.urlsplit(url)
-        if url and (self._parts.scheme not in ("http", "https") or not self._parts.hostname):
-            raise Unreachable(f"{url} must be http://HOST:PORT or https://HOST:PORT")
-
-    def get(self, page: str) -> Any:
-        """The JSON value of a page. Raises Unreachable."""
+    @functools.wraps(ask)
+    def asked(relay: Relay, /, *words: P.args, **more: P.kwargs) -> R:
         try:
-            connection = self._connection()
-            try:
-                connection.request("GET", self._parts.path.rstrip("/") + page, headers=self._headers())
-                answer = connection.getresponse()
-                body = answer.read(MOST_BYTES)
-            finally:
-                connection.close()
-            if answer.status == 404:
-                raise Unreachable(f"{self.name}: {page} is not there; the relay must be samplicator of this version")
-            if answer.status != 200:
-                said = body[:200].decode(errors="replace").strip()
-                raise Unreachable(f"{self.name}: {page} answered {answer.status}: {said}")
-            return json.loads(body)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise Unreachable(f"{self.name}: {error or type(error).__name__}") from error
+            return ask(relay, *words, **more)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            why = f"the answer is not that of a relay of this version ({type(error).__name__}: {error})"
+            raise Unreachable(f"{relay.name}: {why}") from error
 
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._control:
-            return _Local(self._control)
-        host, port = self._parts.hostname or "", self._parts.port
-        if self._parts.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=SECONDS, context=ssl.create_default_context())
-        return http.client.HTTPConnection(host, port, timeout=SECONDS)
+    return asked
 
-    def _headers(self) -> dict[str, str]:
-        if self._parts.username is None:
-            return {}
-        pair = f"{urllib.parse.unquote(self._parts.username)}:{urllib.parse.unquote(self._parts.password or '')}"
-        return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
 
+class Relay:
+    """One relay."""
+
+    def __init__(self, api: Api) -> None:
+        self.name = api.name
+        self._api = api
+
+    @_understood
     def snapshot(self, receivers: Sequence[str]) -> Snapshot:
         """Of receivers together: a row's `copies` says how many of them get its datagrams. Raises Unreachable."""
         rows: dict[str, dict[str, Any]] = {}
@@ -102,7 +70,7 @@ class Relay:
             page = "/api/v1/shares?receiver=" + urllib.parse.quote(name, safe="")
             after: str | None = ""
             for _ in range(PAGES):
-                answer = self.get(page + (f"&after={after}" if after else ""))
+                answer = self._api.get(page + (f"&after={after}" if after else ""))
                 for row in answer["shares"]:
                     # the later reading, so that datagrams and copies belong to one moment
                     known = rows.get(row["place"], {"copies": 0, "pool": ""})
@@ -112,7 +80,7 @@ class Relay:
                 if not after:
                     break
         for name in receivers:
-            heads.append(self.get("/api/v1/shares?limit=1&receiver=" + urllib.parse.quote(name, safe="")))
+            heads.append(self._api.get("/api/v1/shares?limit=1&receiver=" + urllib.parse.quote(name, safe="")))
         failed: Counter[str] = Counter()
         for head in heads:
             failed.update(head["receiver"]["failed"])
@@ -120,18 +88,20 @@ class Relay:
         drops = {item["listener"]: item["kernel_drops"] for item in heads[-1]["listeners"]}
         return Snapshot(rows, {**sums, "failed": failed}, drops)
 
+    @_understood
     def takes_turns(self, receivers: Sequence[str]) -> bool:
         """Whether one of them is in a pool that deals each exporter's datagrams out. Raises Unreachable."""
         return any(
             pool["balance"] == "round-robin" and any(member["receiver"] in receivers for member in pool["members"])
-            for pool in self.get("/api/v1/pools")
+            for pool in self._api.get("/api/v1/pools")
         )
 
+    @_understood
     def receivers_of(self, port: int, addresses: frozenset[str], name: str = "") -> list[dict[str, Any]]:
         """The receiver with this name and all that send to the same place, or all that send to the port of one of the
         addresses. Raises Unreachable when there is none, or when it is not clear which.
         """
-        receivers = [dict(row) for row in self.get("/api/v1/receivers")]
+        receivers = [dict(row) for row in self._api.get("/api/v1/receivers")]
         if name:
             one = next((row for row in receivers if row["name"] == name), None)
             if one is None:

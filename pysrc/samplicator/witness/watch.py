@@ -15,10 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from samplicator.config.address import address_bytes, address_text
+from samplicator.errors import Unreachable
 from samplicator.witness.balance import Account, Balance, Socket, balance, difference
 from samplicator.witness.cuts import ALIKE, Cuts, Step
 from samplicator.witness.drops import Drops
-from samplicator.witness.relay import Relay, Snapshot, Unreachable
+from samplicator.witness.relay import Relay, Snapshot
 from samplicator.witness.sockets import Queues
 from samplicator.witness.split import Split
 from samplicator.witness.streams import MOST_LOGGED, Stream, Streams

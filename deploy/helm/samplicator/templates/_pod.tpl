@@ -26,9 +26,9 @@ resources:
     memory: 64Mi
 {{- end }}
 
-{{/* A probe: over HTTP, or where the network is shared with the pod before, by the command that asks this pod. */}}
+{{/* A probe: over HTTP, or by the command that asks this pod: where HTTP may need a user, or the network is shared with the pod before. */}}
 {{- define "samplicator.ready" -}}
-{{- if .Values.takeOver.enabled -}}
+{{- if or .Values.takeOver.enabled .Values.webConfig.secret -}}
 exec:
   command: ["/opt/venv/bin/samplicator", "ready", "--control", "/run/samplicator-pod/control.sock"]
 timeoutSeconds: 5

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, Final
 
 from samplicator.cli.api import WrongArguments, asked_for
-from samplicator.cli.control import Unreachable
 from samplicator.cli.drawing import plain
 from samplicator.cli.top.fetcher import Fetcher
 from samplicator.cli.top.pages import BLOCKS, PAGES, Page, arranged
@@ -26,6 +25,7 @@ from samplicator.cli.top.screen import State, compose, listing
 from samplicator.cli.top.terminal import Terminal
 from samplicator.cli.top.view import View
 from samplicator.cli.top.watch import Snapshot, Watch
+from samplicator.errors import Unreachable
 
 DEFAULT_PAGE: Final = "receivers"
 LATE_SECONDS: Final = 2.0

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from samplicator.cli.control import Unreachable
 from samplicator.cli.top.pages import PAGES
 from samplicator.cli.top.watch import Row, Snapshot, Watch
+from samplicator.errors import Unreachable
 
 
 class Fetcher(threading.Thread):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from samplicator.cli.api import Api
-from samplicator.cli.control import Unreachable
 from samplicator.cli.top.notes import notes
+from samplicator.errors import Unreachable
 from samplicator.views.growth import growth
 from samplicator.views.latency import quantile
 
