@@ -31,8 +31,8 @@ class Relay:
     those tables; for the C tools `options` are extra arguments, with {next_hop} for the collector's link address and
     `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own). `rules`: how many, of
     which only the last fires. `processes`: so many of a C tool, one a CPU, share the listener's port. `tap`: arguments
-    of a `samplicator tap` that looks on, on the other CPU. `like` is the bare loop of the same kind, the limit it is held
-    against.
+    of a `samplicator tap` that looks on, on the other CPU. `like` is the bare loop of the same kind, the limit it is
+    held against.
     """
 
     name: str

@@ -32,12 +32,14 @@ ctypedef struct batch_t:
     u16 group[BATCH_LIMIT]         # number of each datagram's session in this batch, 0..groups-1, in order of first arrival
     u32 cut                        # datagrams longer than max_datagram that came with it, as far as they are noted here
     u32 cut_length[BATCH_CUT]
+    u64 cut_ns[BATCH_CUT]          # as arrival_ns
     exporter_t cut_exporter[BATCH_CUT]
 
 
-cdef inline void batch_note_cut(batch_t *batch, const exporter_t *exporter, u32 length) noexcept nogil:
+cdef inline void batch_note_cut(batch_t *batch, const exporter_t *exporter, u32 length, u64 arrival_ns) noexcept nogil:
     """Notes a datagram that is left out because it is too long."""
     if batch.cut < BATCH_CUT:
         batch.cut_exporter[batch.cut] = exporter[0]
         batch.cut_length[batch.cut] = length
+        batch.cut_ns[batch.cut] = arrival_ns
         batch.cut += 1

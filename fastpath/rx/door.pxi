@@ -69,7 +69,7 @@ cdef inline int door_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *ba
             cut_octets += length
             if found == DOOR_SOUND:
                 door_exporter(&record, &batch.exporter[n])
-                batch_note_cut(batch, &batch.exporter[n], length)
+                batch_note_cut(batch, &batch.exporter[n], length, record.arrival_ns)
         else:
             batch.data[n] = arena.payload + DOOR_HEADER
             batch.length[n] = length

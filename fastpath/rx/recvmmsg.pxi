@@ -137,7 +137,7 @@ cdef inline int rx_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *batc
         if unlikely(length > arena.max_datagram):
             cut += 1
             cut_octets += length
-            batch_note_cut(batch, &arena.exporter, length)
+            batch_note_cut(batch, &arena.exporter, length, arena.arrival_ns)
         else:
             batch.data[n] = arena.payload
             batch.length[n] = length

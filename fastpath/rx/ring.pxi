@@ -317,7 +317,7 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
         if unlikely(batch.length[n] > max_datagram):
             cut += 1
             cut_octets += batch.length[n]
-            batch_note_cut(batch, &batch.exporter[n], batch.length[n])
+            batch_note_cut(batch, &batch.exporter[n], batch.length[n], batch.arrival_ns[n])
         else:
             n += 1
     batch.n = n

@@ -171,7 +171,7 @@ cdef void taps_came(worker_t *w) noexcept nogil:
             taps_told(w, &batch.exporter[d], batch.arrival_ns[d], batch.listener, TAP_CAME, batch.data[d], batch.length[d],
                       w.taps.number + d, w.taps.chosen[d])
     for k in range(batch.cut):
-        taps_told(w, &batch.cut_exporter[k], 0, batch.listener, TAP_TRUNCATED, NULL, batch.cut_length[k], 0, TAP_ALL)
+        taps_told(w, &batch.cut_exporter[k], batch.cut_ns[k], batch.listener, TAP_TRUNCATED, NULL, batch.cut_length[k], 0, TAP_ALL)
 
 
 cdef void taps_refused(worker_t *w, u32 d, u32 verdict) noexcept nogil:

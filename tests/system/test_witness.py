@@ -180,7 +180,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     here.send(10)
     value = watching.result(1)
     taken = {name: here.collector.read[name] - read[name] for name in names}
-    assert {name: rows(value, name) for name in STAGES[:4]} == dict.fromkeys(STAGES[:4], {})
+    assert {stage: rows(value, stage) for stage in STAGES[:4]} == {stage: {} for stage in STAGES[:4]}
     near(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
     near(value, "taken", taken)
 

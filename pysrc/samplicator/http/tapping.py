@@ -100,15 +100,16 @@ class Tapping:
                 await _write(response, _line(opened(await asyncio.to_thread(self._state.view.readings), tap.ask)))
             events = tap.read()
             lines = [_line(shown(event)) for event in (events[:left] if count else events)]
-            if time.monotonic() >= due:
+            left -= len(events)
+            ends = bool(count) and left <= 0
+            if ends or time.monotonic() >= due:
                 due = time.monotonic() + TICK_SECONDS
                 tap.follow()
                 done, over = tap.counts()
                 lines.append(_line(TapTick(event="tick", shown=done, unshown=over)))
             if lines:
                 await _write(response, b"".join(lines))
-            left -= len(events)
-            if count and left <= 0:
+            if ends:
                 return ""
             if not events:
                 await _wait(tap, news, due - time.monotonic())

@@ -13,10 +13,10 @@ VERSION: Final = 1
 
 
 class TapListener(TypedDict):
-    """Where datagrams come in."""
+    """Where datagrams come in; once for each address of a listener."""
 
     name: str
-    address: Annotated[str, "Of its first socket; empty for one behind a gateway."]
+    address: Annotated[str, "Empty for one behind a gateway."]
     port: int
 
 
@@ -84,12 +84,9 @@ def opened(readings: Readings, ask: Ask) -> TapOpen:
         "rate": ask.rate,
         "workers": len(readings.workers),
         "listeners": [
-            {
-                "name": item.name,
-                "address": item.sockets[0][0] if item.sockets else "",
-                "port": item.sockets[0][1] if item.sockets else 0,
-            }
+            {"name": item.name, "address": address, "port": port}
             for item in readings.listeners
+            for address, port in item.sockets or (("", 0),)
         ],
         "receivers": [
             {

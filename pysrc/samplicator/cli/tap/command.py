@@ -21,7 +21,6 @@ from typing import Any, BinaryIO, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from samplicator.cli.api import Api, Refused, WrongArguments, asked_for
-from samplicator.cli.control import Unreachable
 from samplicator.cli.drawing import plain
 from samplicator.cli.tap.decode import decode
 from samplicator.cli.tap.events import Datagram, End, Open, Tick, parse
@@ -29,6 +28,7 @@ from samplicator.cli.tap.facts import Facts
 from samplicator.cli.tap.lines import line
 from samplicator.cli.tap.memory import Ask, Memory, asking
 from samplicator.cli.tap.pcapng import Writer
+from samplicator.errors import Unreachable
 
 NO_CONFIGURATION: Final = Open({}, {})
 BAD_REQUEST: Final = 400

@@ -13,9 +13,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from samplicator.cli.api import Api
-from samplicator.cli.control import Unreachable
 from samplicator.cli.tap.decode import shape_of
 from samplicator.cli.tap.events import Address
+from samplicator.errors import Unreachable
 
 ASKED: Final = 1000
 """Exporters."""
