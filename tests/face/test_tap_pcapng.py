@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import struct
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from samplicator.cli.tap.events import Datagram, Open, parse
 from samplicator.cli.tap.packets import packet
 from samplicator.cli.tap.pcapng import Writer
 from samplicator.demo.traffic import payloads
+from support.flows import without_times
 from support.process import tool
 from support.tapped import OPEN, TIME_NS, Daemon, as_lines, datagram, script, tick
 
@@ -169,17 +169,6 @@ def test_the_same_flows_as_in_the_capture(name: str, tmp_path: Path) -> None:
     assert json.dumps(wanted).count("addr" if protocol == "cflow" else "agent") > len(wanted)
     assert decoded(came, 2055) == wanted
     assert decoded(left, 9995) == wanted
-
-
-def without_times(value: Any) -> Any:
-    """Without the times between the headers in samples of sFlow: frames all have one time here."""
-    if isinstance(value, dict):
-        return {
-            key: without_times(item)
-            for key, item in value.items()
-            if not re.match(r"(?!cflow|sflow).*[._](time|delta)", key)
-        }
-    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def test_through_a_pipe(tmp_path: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import struct
+import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+from samplicator import demo
+from samplicator.demo.traffic import payloads
+from support.flows import without_times
 from support.lab import Lab, Relay
-from support.process import wait_for
+from support.process import command, tool, wait_for
 from support.taps import tap
 
 EXPORTERS = ("198.18.70.1", "198.18.70.2")
@@ -141,3 +148,52 @@ def test_all_that_happens_is_shown(lab: Lab, engine: str, receive: str) -> None:
         ] * 3
         wait_for(lambda: every.ticks()[-1]["shown"] == len(every.events()), "the tick")
         assert every.ticks()[-1]["unshown"] == 0
+
+
+CAPTURES = {
+    "netflow5": (2055, "cflow"),
+    "netflow9": (9995, "cflow"),
+    "ipfix": (4739, "cflow"),
+    "sflow": (6343, "sflow"),
+}
+
+
+def decoded(file: Path, port: int, protocol: str) -> list[Any]:
+    """What tshark decodes of the datagrams of a file."""
+    words = ["-d", f"udp.port=={port},{protocol}", "-T", "json", "-J", protocol, "--no-duplicate-keys"]
+    rows = json.loads(tshark("-r", str(file), *words))
+    return [without_times(row["_source"]["layers"][protocol]) for row in rows]
+
+
+def of_interface(file: Path, name: str) -> Path:
+    """A file with the packets of one interface only."""
+    one = file.with_suffix(f".{name.replace(' ', '-')}.pcapng")
+    tshark("-r", str(file), "-Y", f'frame.interface_name == "{name}"', "-w", str(one))
+    return one
+
+
+def tshark(*words: str) -> str:
+    return subprocess.run([tool("tshark"), "-n", *words], capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_what_the_command_writes_is_what_was_sent(lab: Lab, name: str) -> None:
+    """`samplicator tap --write`, of the daemon: tshark finds in it, in and sent, all flows of what was sent."""
+    relay = lab.samplicator(configuration("auto", workers=1))
+    exporter, sock = lab.exporter_socket(EXPORTERS[0], 50000), lab.collector_socket(1, 9000)
+    port, protocol = CAPTURES[name]
+    file = lab.directory / "tap.pcapng"
+    argv = [command("samplicator"), "tap", "--control", str(relay.control_path), "--write", str(file)]
+    tapping = lab.start([*argv, "--rate", "10000"], lab.relay, "tap")
+    wait_for(lambda: tapping.said("events per second"), "the tap to be open")
+    for payload in payloads(name):
+        exporter.sendto(payload, (Lab.relay4(0), 2055))
+    sock.settimeout(20)
+    assert sorted(sock.recv(65535) for _ in payloads(name)) == sorted(payloads(name))
+    relay.check_laws()
+    tapping.send_signal(signal.SIGINT)
+    assert tapping.popen.wait(30) == 0
+    wanted = decoded(Path(demo.__file__).parents[1] / "captures" / f"{name}.pcap", port, protocol)
+    assert len(wanted) == len(payloads(name))
+    assert decoded(of_interface(file, "listener in"), 2055, protocol) == wanted
+    assert decoded(of_interface(file, "receiver spoofed"), 9000, protocol) == wanted
