@@ -272,6 +272,8 @@ cdef class Worker:
             t += 1
         if t == TAP_LIMIT:
             raise RuntimeError(f"{TAP_LIMIT} taps are open")
+        if self.running and atomic_load32_acquire(&self.w.taps.served) != asked:
+            raise BlockingIOError("the worker has not done yet what it was asked for before")
         if not 1 <= rate <= 1e6:
             raise ValueError(f"rate {rate} is not 1..1000000")
         if len(exporter) not in (0, 4, 16) or not 0 <= prefix <= 8 * len(exporter):
@@ -287,9 +289,13 @@ cdef class Worker:
         tap.interval_ns = <u64>(1e9 / rate)
         tap.due_ns = tap.shown = tap.unshown = 0
         tap.used = tap.records = 0
-        atomic_store32_release(&self.w.taps.asked, asked | 1 << t)
-        self._wake()
+        self._tap_ask(asked | <u32>1 << t)
         return t
+
+    cdef _tap_ask(self, u32 taps):
+        """Has the worker use these. Each change has another number, so that one is not taken for one before it."""
+        atomic_store32_release(&self.w.taps.asked, (self.w.taps.asked & ~<u32>TAP_BITS) + TAP_BITS + 1 | taps & TAP_BITS)
+        self._wake()
 
     cdef _tap_exporters(self, tap_t *tap, bytes exporter, int prefix):
         """The addresses that are asked for, and the bits that count, both as in exporter_t."""
@@ -298,6 +304,7 @@ cdef class Worker:
         cdef const u8 *given = exporter
         cdef u32 bits = prefix + (96 if len(exporter) == 4 else 0) if exporter else 0
         cdef u32 i
+        tap.family = 4 if len(exporter) == 4 else 6 if exporter else 0
         memset(address, 0, 16)
         if len(exporter) == 4:
             wire_map_ipv4(address, given)
@@ -310,11 +317,14 @@ cdef class Worker:
         memcpy(tap.mask, mask, 16)
 
     def tap_close(self, u32 tap):
-        atomic_store32_release(&self.w.taps.asked, self.w.taps.asked & ~(<u32>1 << tap))
-        self._wake()
+        self._tap_ask(self.w.taps.asked & ~(<u32>1 << tap))
 
     def tap_is_open(self, u32 tap):
-        return bool(atomic_load32_acquire(&self.w.taps.served) >> tap & 1) and self.running
+        return self.running and bool(atomic_load32_acquire(&self.w.taps.served) >> tap & 1)
+
+    def tap_is_used(self, u32 tap):
+        cdef u32 served = atomic_load32_acquire(&self.w.taps.served)
+        return self.running and (served != self.w.taps.asked or bool(served >> tap & 1))
 
     def tap_read(self, u32 tap):
         if tap >= TAP_LIMIT:

@@ -352,7 +352,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef int n, timeout_ms
     while True:
         worker_adopt(w)
-        if unlikely(w.taps.open or atomic_load32(&w.taps.asked)):
+        if unlikely(taps_wanted(w)):
             taps_look(w)
         if unlikely(w.resting):
             worker_rest(w)
@@ -363,6 +363,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
                 if w.echo.state:
                     worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
+            taps_flush(w)
             return
         timeout_ms = 1 if w.replaying or w.again or w.echo.state else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
         if w.again == RING_NOW or w.resting:
@@ -384,6 +385,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             worker_echo_step(w)
         worker_flow(w, start)
         worker_ports(w, start)
+        if unlikely(w.taps.open):
+            taps_flush(w)
         end = worker_clock(CLOCK_MONOTONIC)
         worker_beat(w, end)
         atomics_add(&w.counters.busy_ns, end - start)

@@ -32,8 +32,9 @@ ctypedef struct tap_t:
     bint drops                         # only what is not forwarded
     u32 receiver                       # id of the receiver's counters, 0 = all
     u32 listener                       # slot, TAP_ANY = all
-    u64 address[2]                     # of exporters, as in exporter_t, masked
-    u64 mask[2]                        # 0 = all
+    u8 family                          # of exporters, 0 = all
+    u64 address[2]                     # as in exporter_t, masked
+    u64 mask[2]
     u64 interval_ns                    # 1 s / rate
     u8 *message                        # DOOR_MESSAGE bytes
     # The worker's.
@@ -44,13 +45,15 @@ ctypedef struct tap_t:
     u64 unshown
 
 ctypedef struct taps_t:
-    u32 asked                          # bits of the taps that are to be open; the control plane writes it ...
-    u32 served                         # ... and the worker this: those that it may use
-    u32 open                           # the same, for the worker alone
+    u32 asked                          # bits of the taps that are to be open, and a number of the change; the control plane writes it ...
+    u32 served                         # ... and the worker this, when it uses those and no others
+    u32 open                           # bits of those, for the worker alone
+    u64 now_ns                         # CLOCK_MONOTONIC of the batch or pass
     u32 number                         # of the batch's first datagram
     const u16 *origin                  # of a batch of our own making: the datagrams that it was made of; NULL = none
     u8 choosing                        # bits of the taps that chose one
     u8 chosen[BATCH_LIMIT]             # bits of the taps that show a datagram of the batch with all its copies
+    u8 verdict[BATCH_LIMIT]            # of the copies of a selection
     tx_lost_t lost
     tap_t tap[TAP_LIMIT]
 

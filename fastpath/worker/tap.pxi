@@ -7,6 +7,7 @@
 cdef enum:
     TAP_HEAD = 12                      # in front of the datagram in the payload of a record
     TAP_BURST_NS = 100000000           # so much of its rate may come at once
+    TAP_OCTETS = 2048                  # a datagram of this size counts twice
     TAP_ANY = 0xFFFF                   # of all listeners
     TAP_NOWHERE = 0xFFFF               # a copy that stands for no datagram of the batch
     TAP_ALL = 0xFF                     # in place of bits of taps
@@ -19,6 +20,8 @@ cdef enum:
     TAP_DENIED = 4
     TAP_TRUNCATED = 5
     TAP_FAILED = 16                    # and the reason added
+    TAP_LATER = 0xFF                   # not yet known
+    TAP_BITS = 0xFF                    # of `asked` and `served`: the taps; the rest numbers the changes
 
 ctypedef struct tap_head_t:            # TAP_HEAD bytes
     u32 number                         # of the datagram at this worker; a datagram and its copies have the same, 0 = no datagram of its own
@@ -33,18 +36,21 @@ cdef inline bint tap_is_of(const tap_t *tap, const exporter_t *exporter, u32 lis
     cdef u64 part[2]
     if tap.listener != TAP_ANY and tap.listener != listener:
         return False
-    if tap.mask[0] == 0:
+    if tap.family == 0:
         return True
+    if tap.family != exporter.family:
+        return False
     memcpy(part, exporter.address, 16)
     return part[0] & tap.mask[0] == tap.address[0] and part[1] & tap.mask[1] == tap.address[1]
 
 
-cdef inline bint tap_takes(tap_t *tap, u64 now_ns, u64 burst_ns) noexcept nogil:
+cdef inline bint tap_takes(tap_t *tap, u64 now_ns) noexcept nogil:
     """Whether the rate allows one more; counts it as not shown if not."""
-    if tap.due_ns > now_ns + burst_ns:
+    if tap.due_ns > now_ns + TAP_BURST_NS:
         atomics_add(&tap.unshown, 1)
         return False
-    tap.due_ns = (tap.due_ns if tap.due_ns > now_ns else now_ns) + tap.interval_ns
+    if tap.due_ns < now_ns:
+        tap.due_ns = now_ns
     return True
 
 
@@ -68,8 +74,9 @@ cdef void tap_flush(tap_t *tap) noexcept nogil:
 
 cdef void tap_write(tap_t *tap, const exporter_t *exporter, u64 arrival_ns, u32 listener, u32 receiver, const tap_head_t *head,
                     const u8 *data, u32 octets) noexcept nogil:
-    """One record; `octets` bytes of the datagram are there."""
+    """One record; `octets` bytes of the datagram are there. This is what uses up the rate; large ones use more of it."""
     cdef u8 *at
+    tap.due_ns += tap.interval_ns * (1 + octets // TAP_OCTETS)
     if tap.records == DOOR_RECORDS or tap.used + DOOR_HEADER + TAP_HEAD + octets > DOOR_MESSAGE:
         tap_flush(tap)
     at = tap.message + tap.used
@@ -91,15 +98,21 @@ cdef void taps_flush(worker_t *w) noexcept nogil:
 cdef void taps_look(worker_t *w) noexcept nogil:
     """Between batches: opens and closes taps, as the control plane asks."""
     cdef u32 asked = atomic_load32_acquire(&w.taps.asked)
+    w.taps.now_ns = worker_clock(CLOCK_MONOTONIC)
     taps_flush(w)
-    if asked == w.taps.open:
+    if asked == w.taps.served:
         return
-    w.taps.open = asked
-    w.ring.lost = &w.taps.lost if asked else NULL
+    w.taps.open = asked & TAP_BITS
+    w.ring.lost = &w.taps.lost if w.taps.open else NULL
     w.taps.lost.n = 0
     w.taps.origin = NULL
     w.taps.choosing = 0xFF             # so that the next batch begins anew
     atomic_store32_release(&w.taps.served, asked)
+
+
+cdef inline bint taps_wanted(worker_t *w) noexcept nogil:
+    """Whether there is anything to do for taps between batches."""
+    return w.taps.open or w.taps.served != atomic_load32(&w.taps.asked)
 
 
 cdef void taps_told(worker_t *w, const exporter_t *exporter, u64 arrival_ns, u32 listener, u32 verdict, const u8 *data, u32 length,
@@ -121,10 +134,10 @@ cdef void taps_told(worker_t *w, const exporter_t *exporter, u64 arrival_ns, u32
         if tap.drops:
             if verdict < TAP_DROPS or tap.receiver or not tap_is_of(tap, exporter, listener):
                 continue
-            if not tap_takes(tap, w.echo.now_ns, TAP_BURST_NS):
+            if not tap_takes(tap, w.taps.now_ns):
                 continue
         elif chosen == TAP_ALL:
-            if not tap_is_of(tap, exporter, listener) or not tap_takes(tap, w.echo.now_ns, TAP_BURST_NS):
+            if not tap_is_of(tap, exporter, listener) or not tap_takes(tap, w.taps.now_ns):
                 continue
         elif not chosen >> t & 1:
             continue
@@ -133,24 +146,32 @@ cdef void taps_told(worker_t *w, const exporter_t *exporter, u64 arrival_ns, u32
 
 cdef inline bint tap_is_spent(tap_t *tap, u64 now_ns, u32 n) noexcept nogil:
     """Whether its rate is used up for now, so that none of n datagrams can be shown; if it asks for all of them, that is all to be counted."""
-    if tap.due_ns <= now_ns + TAP_BURST_NS or tap.mask[0] or tap.listener != TAP_ANY:
+    if tap.due_ns <= now_ns + TAP_BURST_NS or tap.family or tap.listener != TAP_ANY:
         return False
     atomics_add(&tap.unshown, n)
     return True
 
 
 cdef void tap_chooses(worker_t *w, u32 t) noexcept nogil:
-    """Chooses datagrams of the batch that this tap shows with all their copies, from a place that moves, so that none is always the first."""
+    """Chooses datagrams of the batch that this tap shows with all their copies, from a place that moves, so that none is always the first.
+    What is chosen is shown whole: one datagram whatever its receivers are many, more if the rate allows all their copies at once."""
     cdef tap_t *tap = &w.taps.tap[t]
     cdef batch_t *batch = w.batch
     cdef u32 k, d
-    if tap_is_spent(tap, w.echo.now_ns, batch.n):
+    cdef u64 each = tap.interval_ns * (1 + w.work.routing.way_count)
+    cdef u64 spent = 0
+    if tap_is_spent(tap, w.taps.now_ns, batch.n):
         return
     for k in range(batch.n):
         d = (k + w.taps.number // BATCH_LIMIT * 7) % batch.n
-        if tap_is_of(tap, &batch.exporter[d], batch.listener) and tap_takes(tap, w.echo.now_ns, TAP_BURST_NS):
-            w.taps.chosen[d] |= <u8>(1 << t)
-            w.taps.choosing |= <u8>(1 << t)
+        if not tap_is_of(tap, &batch.exporter[d], batch.listener) or not tap_takes(tap, w.taps.now_ns):
+            continue
+        if spent and tap.due_ns + spent > w.taps.now_ns + TAP_BURST_NS:
+            atomics_add(&tap.unshown, 1)
+            continue
+        spent += each
+        w.taps.chosen[d] |= <u8>(1 << t)
+        w.taps.choosing |= <u8>(1 << t)
 
 
 cdef void taps_came(worker_t *w) noexcept nogil:
@@ -158,7 +179,8 @@ cdef void taps_came(worker_t *w) noexcept nogil:
     cdef batch_t *batch = w.batch
     cdef tap_t *tap
     cdef u32 t, k, d
-    w.taps.number += BATCH_LIMIT
+    w.taps.number = w.taps.number + BATCH_LIMIT if w.taps.number < 0xFFFFFFFFU - 2 * BATCH_LIMIT else <u32>BATCH_LIMIT
+    w.taps.now_ns = worker_clock(CLOCK_MONOTONIC)
     if w.taps.choosing:
         memset(w.taps.chosen, 0, sizeof(w.taps.chosen))
         w.taps.choosing = 0
@@ -189,15 +211,14 @@ cdef inline u32 taps_origin(const worker_t *w, const batch_t *batch, u32 i) noex
 
 
 cdef void tap_copy(worker_t *w, u32 t, const tx_t *tx, const batch_t *batch, u32 i, u32 verdict, u32 engine) noexcept nogil:
-    """What became of the copy i of `batch` for a receiver, if the tap asks for it. The receivers of a datagram that was chosen may be many: its
-    copies get as much again, and no more."""
+    """What became of the copy i of `batch` for a receiver, if the tap asks for it."""
     cdef tap_t *tap = &w.taps.tap[t]
     cdef tap_head_t head
     cdef u32 d = taps_origin(w, batch, i)
     if tap.drops or tap.receiver:
-        if not tap_is_of(tap, &batch.exporter[i], batch.listener) or not tap_takes(tap, w.echo.now_ns, TAP_BURST_NS):
+        if not tap_is_of(tap, &batch.exporter[i], batch.listener) or not tap_takes(tap, w.taps.now_ns):
             return
-    elif d == TAP_NOWHERE or not w.taps.chosen[d] >> t & 1 or not tap_takes(tap, w.echo.now_ns, 2 * TAP_BURST_NS):
+    elif d == TAP_NOWHERE or not w.taps.chosen[d] >> t & 1:
         return
     head.number = w.taps.number + d if d != TAP_NOWHERE else 0
     head.length = batch.length[i]
@@ -207,20 +228,25 @@ cdef void tap_copy(worker_t *w, u32 t, const tx_t *tx, const batch_t *batch, u32
     tap_write(tap, &batch.exporter[i], batch.arrival_ns[i], batch.listener, tx.counters.id, &head, batch.data[i], batch.length[i])
 
 
-cdef u32 tap_verdict(const tx_lost_t *lost, const batch_t *batch, u32 i, u32 *next) noexcept nogil:
-    """Whether the copy just sent of entry i is among those that failed. Both lists have mostly the same order, so the search goes on where the
-    last one ended."""
-    cdef u32 k, at
-    cdef const u8 *data = batch.data[i]
+cdef void taps_verdicts(worker_t *w, const batch_t *batch, const u16 *selection, u32 n, bint refusing) noexcept nogil:
+    """What became of each copy of a selection that was just sent, into w.taps.verdict. What failed is noted (tx/lost.pxd), mostly in the order
+    of the selection, so the search goes on where the last one ended; each note is of one copy."""
+    cdef tx_lost_t *lost = &w.taps.lost
+    cdef u32 k, i, at
+    cdef u32 next = 0
+    cdef u8 other = <u8>(TAP_FAILED + REASON_REFUSED) if refusing else <u8>TAP_SENT
     cdef const u8 *found
-    for k in range(lost.n):
-        at = next[0] + k
-        at = at - lost.n if at >= lost.n else at
+    memset(w.taps.verdict, other, n)
+    for at in range(lost.n):
         found = <const u8 *>lost.data[at]
-        if found == data or (found > data and found < data + batch.length[i]) or (found == NULL and batch.length[i] == 0):
-            next[0] = at + 1 if at + 1 < lost.n else 0
-            return TAP_FAILED + lost.reason[at]
-    return TAP_SENT
+        for k in range(n):
+            i = selection[next]
+            if w.taps.verdict[next] == other and (found == batch.data[i] or (found == NULL and batch.length[i] == 0)
+                                                  or (found > batch.data[i] and found < batch.data[i] + batch.length[i])):
+                w.taps.verdict[next] = <u8>(TAP_FAILED + lost.reason[at])
+                next = next + 1 if next + 1 < n else 0
+                break
+            next = next + 1 if next + 1 < n else 0
 
 
 cdef inline bint tap_looks(const worker_t *w, u32 t, const tx_t *tx, bint drops) noexcept nogil:
@@ -250,42 +276,45 @@ cdef void taps_skipped(worker_t *w, const tx_t *tx, u32 d) noexcept nogil:
 
 
 cdef void taps_sent(worker_t *w, const tx_t *tx, const batch_t *batch, const u16 *selection, u32 n) noexcept nogil:
-    """A selection was sent by the receiver's own socket; what failed is noted (tx/lost.pxd)."""
+    """A selection was sent by the receiver's own socket."""
     cdef tx_lost_t *lost = &w.taps.lost
+    cdef tap_t *tap
     cdef bint refusing = atomic_load32(&tx.refusing) != 0
+    cdef bint known = False
     cdef u32 engine = tx.engine if tx.engine < TX_ENGINE_TRANSPARENT else <u32>TX_ENGINE_RAW
-    cdef u32 t, k, verdict
-    cdef u32 next = 0
+    cdef u32 t, k
     for t in range(<u32>TAP_LIMIT):
-        if not tap_looks(w, t, tx, lost.n or refusing) or (w.taps.tap[t].receiver and tap_is_spent(&w.taps.tap[t], w.echo.now_ns, n)):
+        tap = &w.taps.tap[t]
+        if not tap_looks(w, t, tx, lost.n or refusing):
             continue
+        if (tap.receiver or tap.drops) and tap_is_spent(tap, w.taps.now_ns, lost.n if tap.drops and not refusing else n):
+            continue
+        if not known:
+            taps_verdicts(w, batch, selection, n, refusing)
+            known = True
         for k in range(n):
-            verdict = tap_verdict(lost, batch, selection[k], &next)
-            if refusing and verdict == TAP_SENT:
-                verdict = TAP_FAILED + REASON_REFUSED
-            if verdict >= TAP_DROPS or not w.taps.tap[t].drops:
-                tap_copy(w, t, tx, batch, selection[k], verdict, engine)
+            if w.taps.verdict[k] >= TAP_DROPS or not tap.drops:
+                tap_copy(w, t, tx, batch, selection[k], w.taps.verdict[k], engine)
     lost.n = 0
 
 
 cdef void taps_shared(worker_t *w, const u32 *ways, u32 n, u32 engine) noexcept nogil:
     """The whole batch was sent by a socket that these receivers share, but for what it left to their own."""
     cdef const tx_t *tx
-    cdef const u16 *leftovers
+    cdef tap_t *tap
     cdef u32 t, a, d, k, left, verdict
-    cdef bint stays
     for a in range(n):
         tx = w.work.ways[ways[a]]
         left = w.work.shared.left[ways[a]]
-        leftovers = &w.work.shared.leftovers[<size_t>ways[a] * BATCH_LIMIT]
         verdict = TAP_FAILED + REASON_REFUSED if atomic_load32(&tx.refusing) else TAP_SENT
+        memset(w.taps.verdict, <int>verdict, w.batch.n)
+        for k in range(left):
+            w.taps.verdict[w.work.shared.leftovers[<size_t>ways[a] * BATCH_LIMIT + k]] = TAP_LATER
         for t in range(<u32>TAP_LIMIT):
+            tap = &w.taps.tap[t]
             if not tap_looks(w, t, tx, verdict >= TAP_DROPS) or (
-                    w.taps.tap[t].receiver and tap_is_spent(&w.taps.tap[t], w.echo.now_ns, w.batch.n - left)):
+                    (tap.receiver or tap.drops) and tap_is_spent(tap, w.taps.now_ns, w.batch.n - left)):
                 continue
-            for d in range(w.batch.n if left < w.batch.n else 0):
-                stays = False
-                for k in range(left):
-                    stays = stays or leftovers[k] == d
-                if not stays:
+            for d in range(w.batch.n):
+                if w.taps.verdict[d] != TAP_LATER:
                     tap_copy(w, t, tx, w.batch, d, verdict, engine)

@@ -565,20 +565,23 @@ class Worker:
         exporter: bytes = b"",
         prefix: int = 0,
     ) -> int:
-        """A sample of what happens, into a door: `fd` is the worker's end, to be kept open while `tap_is_open`.
+        """A sample of what happens, into a door: `fd` is the worker's end, to be kept open while `tap_is_used`.
         Payloads of its records begin with 12 bytes in host order: number of the datagram (4; the same for its copies,
         0 = none), length of the datagram (4), key of TAP_EVENTS (1), engine of a copy (1), nothing (2). rate: 1..10^6
         events a second. drops: only what is not forwarded. receiver: TxCounters.id, 0 = all. listener: slot,
         TAP_LISTENERS = all. exporter: 4 or 16 bytes of which `prefix` bits count, b"" = all. Without receiver and
         drops, datagrams are chosen and shown with all their copies. Returns the number of the tap. Raises RuntimeError
-        when TAPS are open, ValueError. By one thread at a time."""
+        when TAPS are open, BlockingIOError when the worker has not done yet what it was asked for
+        before, ValueError."""
 
     def tap_close(self, tap: int) -> None:
-        """The worker stops writing into it; see tap_is_open."""
+        """The worker stops writing into it; see tap_is_used. By one thread at a time, and so is tap_open()."""
 
     def tap_is_open(self, tap: int) -> bool:
-        """Whether the worker, if it runs, may write into the tap. False right after tap_open(), and from some time
-        after tap_close() on."""
+        """Whether the worker shows what happens. False right after tap_open(), and from some time after tap_close()."""
+
+    def tap_is_used(self, tap: int) -> bool:
+        """Whether the worker may still write into it, so that its descriptor must stay."""
 
     def tap_read(self, tap: int) -> tuple[int, int]:
         """Events shown, and events that were asked for and not shown: over the rate, or the door was full."""

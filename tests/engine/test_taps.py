@@ -135,6 +135,55 @@ def test_shown_and_unshown_are_all_there_were(queue: int, rate: float) -> None:
             assert one.counts()[0] <= rate * (took + 1.0) + 1
 
 
+@pytest.mark.parametrize("rate", [1.0, 50.0, 1000.0])
+def test_a_datagram_that_is_chosen_is_shown_with_all_its_copies(rate: float) -> None:
+    """However many its receivers are; and in the long run no more than the rate, copies and all."""
+    with Relay() as relay:
+        listener, sink = relay.listen(), relay.sink()
+        ways = [relay.udp(HOME, sink.port) for _ in range(30)]
+        relay.go()
+        exporter = relay.exporter()
+        with relay.tap(rate=rate) as tap:
+            begun = time.monotonic()
+            for n in range(600):
+                exporter.sendto(n.to_bytes(4, "big"), (HOME, listener.port))
+                if n % 60 == 59:
+                    time.sleep(0.05)
+            wait_until(lambda: listener.values()["datagrams"] == 600, "all of them")
+            came = [told.number for told in tap.read() if told.event == "in"]
+            wait_until(lambda: len(tap.read()) >= 31 * len(came), "their copies")
+            took = time.monotonic() - begun
+            came = [told.number for told in tap.told if told.event == "in"]
+            copies = Counter(told.number for told in tap.told if told.event == "sent")
+            assert came
+            assert copies == dict.fromkeys(came, len(ways))
+            assert len(tap.told) <= rate * (took + 0.2) + 31
+            assert len(came) + tap.counts()[1] == 600
+
+
+def test_losses_over_the_rate_are_counted_as_losses() -> None:
+    """Not all that was sent: of a batch that is lost in part, with the rate used up."""
+
+    def run() -> None:
+        with Relay() as relay:
+            listener, sink = relay.listen(), relay.sink()
+            way = relay.udp(HOME, sink.port)
+            way.socks[0].setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER: never fragments
+            relay.go()
+            exporter, one = relay.exporter(), way.counters.id
+            with (
+                relay.tap(drops=True, rate=1) as all_drops,
+                relay.tap(drops=True, rate=1, receiver=one) as drops,
+            ):
+                for n in range(400):
+                    exporter.sendto(bytes(1700 if n % 4 == 0 else 40), (HOME, listener.port))
+                for tap in (drops, all_drops):
+                    wait_until(lambda tap=tap: sum(tap.counts()) == 100, f"100 losses, {tap.counts()}")
+                assert way.values()["failed_message_too_long"] == 100
+
+    in_namespace(run, "link set lo up mtu 1500")
+
+
 def test_a_reader_that_is_gone_disturbs_nothing() -> None:
     with Relay() as relay:
         listener, sink = relay.listen(), relay.sink()
@@ -160,6 +209,7 @@ def test_exporters_and_listeners_that_are_asked_for() -> None:
             "net": {"exporter": packed("127.0.1.9"), "prefix": 23},
             "half": {"exporter": packed("127.0.128.0"), "prefix": 17},
             "slot": {"listener": 1},
+            "six": {"exporter": bytes(16), "prefix": 1},
         }
         found = {}
         for name, given in asked.items():
@@ -169,12 +219,13 @@ def test_exporters_and_listeners_that_are_asked_for() -> None:
                         exporter.sendto(bytes([n]), (HOME, listener.port))
                 sink.expect(8)
                 del sink.arrivals[:]
-                want = {"one": 2, "net": 6, "half": 2, "slot": 4}[name]
+                want = {"one": 2, "net": 6, "half": 2, "slot": 4, "six": 0}[name]
                 wait_until(lambda tap=tap, want=want: len(tap.read()) == 2 * want, name)
                 found[name] = sorted((told.payload[0], told.listener) for told in tap.told if told.event == "in")
         assert found["one"] == [(1, 0), (1, 1)]
         assert found["net"] == [(n, slot) for n in (0, 1, 2) for slot in (0, 1)]
         assert found["half"] == [(3, 0), (3, 1)]
+        assert found["six"] == []
         assert found["slot"] == [(n, 1) for n in range(4)]
 
 

@@ -98,6 +98,42 @@ def test_a_reload_is_told(tmp_path: Path) -> None:
         assert {event["receiver"] for event in found.wait(1, "sent", "failed")} == {"renamed"}
 
 
+def test_a_receiver_that_goes_and_comes_again_is_shown_again(tmp_path: Path) -> None:
+    with daemon(tmp_path) as (control, port):
+        path = tmp_path / "c.toml"
+        with_it, without = path.read_text(), path.read_text().replace('"out"', '"other"')
+        with tap(control, receiver="out") as found:
+            send(port, b"first")
+            found.wait(1)
+            for text, opens in ((without, 2), (with_it, 3)):
+                path.write_text(text)
+                wait_for(lambda n=opens: sum(line["event"] == "open" for line in found.lines) == n, "the reload")
+
+            def again() -> bool:
+                send(port, b"again")
+                return any(event["payload"] == b"again" for event in found.events())
+
+            wait_for(again, "the receiver to be shown again")
+
+
+def test_a_token_that_is_taken_away_ends_the_stream() -> None:
+    async def body(client: Client) -> None:
+        answer = await client.get("/api/v1/tap", headers={"Authorization": "Bearer geheim"})
+        assert json.loads(await answer.content.readline())["event"] == "open"
+        state.tokens = ("neu",)
+        lines = [json.loads(line) for line in (await answer.read()).splitlines()]
+        assert lines[-1] == {"event": "end", "reason": "the credentials have changed"}
+        taken = [await client.get("/api/v1/tap", headers={"Authorization": "Bearer neu"}) for _ in range(LIMIT - 1)]
+        assert [answer.status for answer in taken] == [200] * (LIMIT - 1)
+        more = await client.get("/api/v1/tap", headers={"Authorization": "Bearer neu"})
+        assert more.status == 503, "one is left to the control socket"
+        for answer in taken:
+            answer.close()
+
+    state = make_state(tokens=("geheim",))
+    with_client(state, body)
+
+
 def test_too_many_and_what_is_left_of_them(tmp_path: Path) -> None:
     with daemon(tmp_path) as (control, port), contextlib.ExitStack() as stack:
         for _ in range(LIMIT):

@@ -315,7 +315,7 @@ class Relay:
                 yield tap
             finally:
                 handle.tap_close(tap.number)
-                wait_until(lambda: not handle.tap_is_open(tap.number), "the tap to be closed")
+                wait_until(lambda: not handle.tap_is_used(tap.number), "the tap to be closed")
 
     def go(self, **options: Any) -> None:
         """One worker, one plan, everything to every way."""

@@ -173,7 +173,9 @@ def of_interface(file: Path, name: str) -> Path:
 
 
 def tshark(*words: str) -> str:
-    return subprocess.run([tool("tshark"), "-n", *words], capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(
+        [tool("tshark"), "-n", *words], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
 
 
 @pytest.mark.parametrize("name", CAPTURES)

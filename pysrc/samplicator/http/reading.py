@@ -171,4 +171,4 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 async def tap(request: web.Request) -> web.StreamResponse:
     asked, count = query.ask(request.query), query.count(request.query)
-    return await request.app[SHARED].tapping.serve(request, HEADERS, asked, count)
+    return await request.app[SHARED].tapping.serve(request, HEADERS, asked, count, local=is_control(request))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from samplicator.views.service import ServiceState
 
 TICK_SECONDS: Final = 1.0
+BY_TCP: Final = LIMIT - 1
+"""One is left to the control socket."""
 HEADERS: Final = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
 
 
@@ -33,7 +35,7 @@ class Tapping:
     def __init__(self, state: ServiceState) -> None:
         self._state = state
         self._ended = False
-        self._wake: set[asyncio.Event] = set()
+        self._wake: dict[asyncio.Event, bool] = {}  # whether it came by TCP
 
     def end(self) -> None:
         """Ends all streams; no further one begins."""
@@ -41,11 +43,20 @@ class Tapping:
         for news in self._wake:
             news.set()
 
-    async def serve(self, request: web.Request, headers: dict[str, str], ask: Ask, count: int) -> web.StreamResponse:
-        """The stream of one client, until it leaves or has `count` events (0 = no end)."""
+    async def serve(
+        self, request: web.Request, headers: dict[str, str], ask: Ask, count: int, *, local: bool
+    ) -> web.StreamResponse:
+        """The stream of one client, until it leaves or has `count` events (0 = no end). local: by the control socket.
+        Raises HTTPBadRequest.
+        """
         if self._ended:
             return web.json_response({"error": "the daemon is stopping"}, status=503)
+        if request.method == "HEAD":
+            return web.Response(headers={**headers, **HEADERS})
+        by_tcp = not local
         try:
+            if by_tcp and sum(self._wake.values()) >= BY_TCP:
+                raise TooMany
             tap = self._state.taps.open(ask)
         except KeyError as error:
             what = "receiver" if error.args[0] == ask.receiver else "listener"
@@ -54,8 +65,11 @@ class Tapping:
         except TooMany:
             why = f"{LIMIT} taps are open; close one, or try again later"
             return web.json_response({"error": why}, status=503, headers={"Retry-After": "10"})
+        except OSError as error:
+            why = f"no tap can be opened: {error.strerror or error}"
+            return web.json_response({"error": why}, status=503, headers={"Retry-After": "10"})
         news = asyncio.Event()
-        self._wake.add(news)
+        self._wake[news] = by_tcp
         try:
             response = web.StreamResponse(headers={**headers, **HEADERS})
             transport = request.transport
@@ -67,11 +81,10 @@ class Tapping:
             while not tap.is_open() and time.monotonic() < until:
                 await asyncio.sleep(0.001)
             await response.prepare(request)
-            if request.method != "HEAD":
-                await self._send(request, response, tap, news, count)
+            await self._send(request, response, tap, news, count)
             return response
         finally:
-            self._wake.discard(news)
+            del self._wake[news]
             asyncio.get_running_loop().remove_reader(tap.fileno())
             tap.close()
 
@@ -79,7 +92,7 @@ class Tapping:
         self, request: web.Request, response: web.StreamResponse, tap: Tap, news: asyncio.Event, count: int
     ) -> None:
         try:
-            reason = await self._events(response, tap, news, count)
+            reason = await self._events(response, tap, news, count, by_tcp=self._wake[news])
             if reason:
                 await _write(response, _line(TapEnd(event="end", reason=reason)))
             async with asyncio.timeout(SLOW_SECONDS):
@@ -90,11 +103,16 @@ class Tapping:
             if request.transport is not None:
                 request.transport.abort()
 
-    async def _events(self, response: web.StreamResponse, tap: Tap, news: asyncio.Event, count: int) -> str:
+    async def _events(
+        self, response: web.StreamResponse, tap: Tap, news: asyncio.Event, count: int, *, by_tcp: bool
+    ) -> str:
         """Returns why the stream ends, "" after `count` events. Raises ConnectionError, TimeoutError."""
-        config, generation, left = self._state.loaded.web, -1, count
-        due = time.monotonic()
-        while not self._ended and config == self._state.loaded.web:
+        config, tokens = self._state.loaded.web, self._state.tokens
+        generation, left, due = -1, count, time.monotonic()
+        while not self._ended:
+            if by_tcp and (config != self._state.loaded.web or tokens != self._state.tokens):
+                return "the credentials have changed"
+            begun = time.thread_time()
             if generation != self._state.view.generation:
                 generation = self._state.view.generation
                 await _write(response, _line(opened(await asyncio.to_thread(self._state.view.readings), tap.ask)))
@@ -104,16 +122,19 @@ class Tapping:
             ends = bool(count) and left <= 0
             if ends or time.monotonic() >= due:
                 due = time.monotonic() + TICK_SECONDS
-                tap.follow()
+                with contextlib.suppress(OSError, TooMany):  # the next time, perhaps
+                    tap.follow()
                 done, over = tap.counts()
                 lines.append(_line(TapTick(event="tick", shown=done, unshown=over)))
             if lines:
                 await _write(response, b"".join(lines))
             if ends:
                 return ""
-            if not events:
+            if events:
+                await asyncio.sleep(min(0.05, time.thread_time() - begun))  # half the loop's time at most
+            else:
                 await _wait(tap, news, due - time.monotonic())
-        return "the daemon ends" if self._ended else "the configuration of the HTTP interface has changed"
+        return "the daemon ends"
 
 
 async def _wait(tap: Tap, news: asyncio.Event, seconds: float) -> None:

@@ -13,6 +13,7 @@ import ipaddress
 import select
 import socket
 import struct
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -32,6 +33,8 @@ RATE_LIMIT: Final = 10_000
 DOOR_BYTES: Final = 1 << 20
 """Of a worker's door: a little more than a second of the default rate with the largest usual datagrams."""
 OPEN_SECONDS: Final = 2.0
+BUSY_SECONDS: Final = 0.05
+"""How long a worker may take to do what it was asked for before; usually it is a fraction of a millisecond."""
 _HEAD: Final = struct.Struct("=IIBBH")
 _ENGINES: Final = {
     _fastpath.ENGINE_UDP: "udp",
@@ -44,7 +47,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class TooMany(Exception):
-    """LIMIT taps are open."""
+    """LIMIT taps are open, or a worker has not let go of one yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,11 @@ class Event(NamedTuple):
 
 
 class _End(NamedTuple):
-    """A worker's side of a tap. number: of the tap there."""
+    """A worker's side of a tap. number: of the tap there. asked: for what, see Tap._ids."""
 
     thread: WorkerThread
     number: int
+    asked: tuple[int, int] | None
     sock: socket.socket
     door: Door
 
@@ -105,14 +109,17 @@ class Tap:
         self._poll = select.epoll()
         self._ends: dict[int, _End] = {}  # by descriptor of the door
         self._gone = [0, 0]  # shown, unshown of ends that are closed
+        self._names: dict[int, dict[int, str]] = {}  # receivers by the index of a worker
+        self._slots: dict[int, str] = {}
+        self._generation = -1
 
     def fileno(self) -> int:
         return self._poll.fileno()
 
     def follow(self) -> bool:
-        """Follows the workers that run now; False: nothing has changed. Raises OSError."""
+        """Follows what runs now: workers, names that are asked for; False: no change. Raises OSError, TooMany."""
         workers = list(self._running.workers)
-        gone = [fd for fd, end in self._ends.items() if end.thread not in workers]
+        gone = [fd for fd, end in self._ends.items() if end.thread not in workers or end.asked != self._ids(end.thread)]
         for fd in gone:
             self._close(fd)
         new = [thread for thread in workers if all(end.thread is not thread for end in self._ends.values())]
@@ -131,18 +138,17 @@ class Tap:
             time.sleep(0.001)
 
     def read(self) -> list[Event]:
-        """What has come; nothing when there is nothing now."""
+        """Some of what has come, some 500 events of one worker at most; nothing when there is nothing now."""
         found: list[Event] = []
-        for fd, _ in self._poll.poll(0):
+        self._learn()
+        for fd, _ in self._poll.poll(0, 1):
             end = self._ends[fd]
             try:
                 datagrams = end.door.read()
             except (EOFError, OSError):  # its worker has ended; follow() tidies up
                 self._poll.unregister(fd)
                 continue
-            with self._running.lock:
-                receivers = ids(list(self._running.receivers.values()), end.thread.index)
-                listeners = {state.slot: state.name for state in self._running.listeners.values()}
+            receivers = self._names.get(end.thread.index, {})
             for d in datagrams:
                 number, length, verdict, engine, _spare = _HEAD.unpack_from(d.payload)
                 event, reason = _fastpath.TAP_EVENTS[verdict]
@@ -154,7 +160,7 @@ class Tap:
                         number // _fastpath.BATCH_MAX << 8 | end.thread.index & 0xFF,
                         d.address,
                         d.port,
-                        listeners.get(d.listener, ""),
+                        self._slots.get(d.listener, ""),
                         receivers.get(d.receiver, ""),
                         _ENGINES[engine] if d.receiver else "",
                         d.arrival_ns,
@@ -165,6 +171,14 @@ class Tap:
                     )
                 )
         return found
+
+    def _learn(self) -> None:
+        """The names of what runs."""
+        if self._generation != self._running.generation:
+            self._generation = self._running.generation
+            states = list(self._running.receivers.values())
+            self._names = {thread.index: ids(states, thread.index) for thread in list(self._running.workers)}
+            self._slots = {state.slot: state.name for state in list(self._running.listeners.values())}
 
     def counts(self) -> tuple[int, int]:
         """Events shown so far, and those that were asked for and not shown."""
@@ -177,36 +191,34 @@ class Tap:
         self._poll.close()
         self._taps.closed(self)
 
-    def _open(self, thread: WorkerThread) -> None:
-        ask = self.ask
+    def _ids(self, thread: WorkerThread) -> tuple[int, int] | None:
+        """Receiver and listener that are asked for, as this worker knows them; None: one of them is not there now."""
         receiver, listener = 0, _fastpath.TAP_LISTENERS
-        with self._running.lock:
-            if ask.receiver:
-                state = self._running.receivers.get(ask.receiver)
-                if state is None or thread.index not in state.counters:
-                    return
-                receiver = state.counters[thread.index].id
-            if ask.listener:
-                if ask.listener not in self._running.listeners:
-                    return
-                listener = self._running.listeners[ask.listener].slot
+        if self.ask.receiver:
+            state = self._running.receivers.get(self.ask.receiver)
+            if state is None or thread.index not in state.counters:
+                return None
+            receiver = state.counters[thread.index].id
+        if self.ask.listener:
+            source = self._running.listeners.get(self.ask.listener)
+            if source is None:
+                return None
+            listener = source.slot
+        return receiver, listener
+
+    def _open(self, thread: WorkerThread) -> None:
+        asked = self._ids(thread)
+        if asked is None:
+            return
         ours, theirs = pair(DOOR_BYTES)
         try:
-            number = thread.worker.tap_open(
-                ours.fileno(),
-                rate=ask.rate,
-                drops=ask.drops,
-                receiver=receiver,
-                listener=listener,
-                exporter=ask.exporters.network_address.packed if ask.exporters is not None else b"",
-                prefix=ask.exporters.prefixlen if ask.exporters is not None else 0,
-            )
+            number = self._taps.asks(thread, ours.fileno(), self.ask, asked)
         except BaseException:
             ours.close()
             theirs.close()
             raise
         door = Door(theirs)
-        self._ends[door.fileno()] = _End(thread, number, ours, door)
+        self._ends[door.fileno()] = _End(thread, number, asked, ours, door)
         self._poll.register(door.fileno(), select.EPOLLIN)
 
     def _close(self, fd: int) -> None:
@@ -216,30 +228,30 @@ class Tap:
         with contextlib.suppress(OSError, ValueError):
             self._poll.unregister(fd)
         end.door.close()
-        end.thread.worker.tap_close(end.number)
         self._taps.leaves(end)
 
 
 class Taps:
-    """All taps of a supervisor."""
+    """All taps of a supervisor. Any thread may ask; each tap has one reader."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
+        self._lock = threading.RLock()
         self._open: list[Tap] = []
         self._leaving: list[_End] = []
 
     def open(self, ask: Ask) -> Tap:
         """Raises TooMany, OSError; KeyError when there is no receiver or listener of the name."""
-        self.tidy()
-        with self._running.lock:
-            if ask.receiver and ask.receiver not in self._running.receivers:
-                raise KeyError(ask.receiver)
-            if ask.listener and ask.listener not in self._running.listeners:
-                raise KeyError(ask.listener)
-        if len(self._open) + bool(self._leaving) >= LIMIT:
-            raise TooMany
-        tap = Tap(self, self._running, ask)
-        self._open.append(tap)
+        if ask.receiver and ask.receiver not in self._running.receivers:
+            raise KeyError(ask.receiver)
+        if ask.listener and ask.listener not in self._running.listeners:
+            raise KeyError(ask.listener)
+        with self._lock:
+            self.tidy()
+            if len(self._open) >= LIMIT:
+                raise TooMany
+            tap = Tap(self, self._running, ask)
+            self._open.append(tap)
         try:
             tap.follow()
         except BaseException:
@@ -247,18 +259,42 @@ class Taps:
             raise
         return tap
 
+    def asks(self, thread: WorkerThread, descriptor: int, ask: Ask, ids: tuple[int, int]) -> int:
+        """Opens one at a worker. Raises TooMany."""
+        until = time.monotonic() + BUSY_SECONDS
+        with self._lock:
+            while True:
+                try:
+                    return thread.worker.tap_open(
+                        descriptor,
+                        rate=ask.rate,
+                        drops=ask.drops,
+                        receiver=ids[0],
+                        listener=ids[1],
+                        exporter=ask.exporters.network_address.packed if ask.exporters is not None else b"",
+                        prefix=ask.exporters.prefixlen if ask.exporters is not None else 0,
+                    )
+                except (BlockingIOError, RuntimeError):
+                    if time.monotonic() > until:
+                        raise TooMany from None
+                time.sleep(0.0005)
+
     def closed(self, tap: Tap) -> None:
         """Of a tap that its reader closes."""
-        self._open.remove(tap)
-        self.tidy()
+        with self._lock:
+            self._open.remove(tap)
+            self.tidy()
 
     def leaves(self, end: _End) -> None:
         """The worker may still write into it."""
-        self._leaving.append(end)
+        with self._lock:
+            end.thread.worker.tap_close(end.number)
+            self._leaving.append(end)
 
     def tidy(self) -> None:
         """Closes what no worker uses any more."""
-        for end in list(self._leaving):
-            if not end.thread.worker.tap_is_open(end.number):
-                end.sock.close()
-                self._leaving.remove(end)
+        with self._lock:
+            for end in list(self._leaving):
+                if not end.thread.worker.tap_is_used(end.number):
+                    end.sock.close()
+                    self._leaving.remove(end)

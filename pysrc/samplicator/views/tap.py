@@ -63,7 +63,7 @@ class TapTick(TypedDict):
 
     event: Literal["tick"]
     shown: Annotated[int, "Events shown since the tap was opened."]
-    unshown: Annotated[int, "Events that were asked for and not shown: over the rate, or the client was slow."]
+    unshown: Annotated[int, "Events over the rate, or too many for the client; a datagram not chosen counts once."]
 
 
 class TapEnd(TypedDict):
