@@ -238,7 +238,7 @@ def test_files_that_change_are_used_without_a_restart(daemon: Daemon, tmp_path: 
     other = bcrypt.hashpw(b"other", bcrypt.gensalt(4)).decode()
     (tmp_path / "web.yml").write_text(WEB.replace(HASH, other))
     (tmp_path / "token").write_text("another\n")
-    wait_for(lambda: daemon.ask("GET", "/healthz", basic("other"), trust=False)[0] == 200, "the new user", 60, 2.5)
+    wait_for(lambda: daemon.ask("GET", "/healthz", basic("other"), trust=False)[0] == 200, "the new user", 60, 0.2)
     assert daemon.ask("GET", "/healthz", basic("secret"))[0] in (401, 429)
     for token, status in ((TOKEN, 401), ("another", 200)):
         assert daemon.ask("POST", "/-/reload", {"Authorization": f"Bearer {token}"})[0] == status

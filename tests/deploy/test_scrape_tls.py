@@ -6,19 +6,15 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import bcrypt
 import pytest
 import yaml
-from samplicator.config.model.service import Service
 from support.linters import DEPLOY, run, said
 from support.watched import eventually, fleet, prometheus, query
 
-bcrypt = pytest.importorskip("bcrypt")
-
-pytestmark = [
-    pytest.mark.xdist_group("dashboard"),
-    pytest.mark.skipif("web_config" not in Service.model_fields, reason="this samplicator has no service.web_config"),
-]
+pytestmark = pytest.mark.xdist_group("dashboard")
 
 PASSWORD = "pass word:1"
 
@@ -73,25 +69,25 @@ def test_web_config_is_valid(secrets: Secrets) -> None:
     assert done.returncode == 0, said(done)
 
 
-def asked(secrets: Secrets, relay: str, password: str, folder: Path) -> dict[str, object]:
-    """The shipped example, with its files in `folder`, and one scrape per second."""
-    (folder / "samplicator-password").write_text(password)
+def asked(secrets: Secrets, relay: str, folder: Path) -> dict[str, object]:
+    """The shipped example, with its files in `folder` and a scrape per second; and a job with another password."""
+    (folder / "samplicator-password").write_text(PASSWORD)
+    (folder / "wrong").write_text("wrong")
     (folder / "relays.yaml").write_text(yaml.safe_dump([{"targets": [relay]}]))
     text = (DEPLOY / "prometheus" / "scrape" / "tls.yaml").read_text()
     text = text.replace("/etc/prometheus/samplicator-ca.pem", str(secrets.folder / "tls.crt"))
     text = text.replace("/etc/prometheus/rules.yaml", str(DEPLOY / "prometheus" / "rules.yaml"))
-    config: dict[str, object] = yaml.safe_load(text.replace("/etc/prometheus/", f"{folder}/"))
-    return config | {"global": {"scrape_interval": "1s"}}
+    config: dict[str, Any] = yaml.safe_load(text.replace("/etc/prometheus/", f"{folder}/"))
+    (job,) = config["scrape_configs"]
+    wrong = {**job, "job_name": "wrong", "basic_auth": {**job["basic_auth"], "password_file": str(folder / "wrong")}}
+    return {**config, "global": {"scrape_interval": "1s"}, "scrape_configs": [job, wrong]}
 
 
-def test_scrape_with_the_password(secrets: Secrets, relay: str, tmp_path: Path) -> None:
-    with prometheus(tmp_path, asked(secrets, relay, PASSWORD, tmp_path)) as api:
+def test_scrape_with_the_password_and_with_a_wrong_one(secrets: Secrets, relay: str, tmp_path: Path) -> None:
+    with prometheus(tmp_path, asked(secrets, relay, tmp_path)) as api:
         assert eventually(lambda: query(api, 'up{job="samplicator"} == 1'))
+        assert eventually(lambda: query(api, 'up{job="wrong"} == 0'))
         assert eventually(lambda: query(api, "sum(rate(samplicator_receive_datagrams_total[5s])) > 500"))
         assert not query(api, "sum(samplicator_receive_kernel_drops_total) > 0")
-
-
-def test_scrape_with_a_wrong_password(secrets: Secrets, relay: str, tmp_path: Path) -> None:
-    with prometheus(tmp_path, asked(secrets, relay, "wrong", tmp_path)) as api:
-        assert eventually(lambda: query(api, 'up{job="samplicator"} == 0'))
-        assert not query(api, "samplicator_build_info")
+        assert query(api, "samplicator_build_info")
+        assert not query(api, 'samplicator_build_info{job="wrong"}')
