@@ -128,10 +128,30 @@ class RingSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates of a TLS session, both sides of which show one (RFC 7011 section 11.3): paths of PEM files. names:
+    DNS names of which a peer's certificate must have one; (): who comes in may have any that the authorities signed,
+    and where we connect to, it is the host as written.
+    """
+
+    cert_file: str
+    key_file: str
+    ca_file: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DoorSpec:
-    """A door of a listener (each worker opens one). gateway: name of the transport that brings its datagrams."""
+    """A door of a listener (each worker opens one). gateway: name of the transport that brings its datagrams. places:
+    (address of 4 or 16 bytes, port, scope id) to listen at. allow: who may open sessions, () = everybody.
+    message_bytes: longer messages are split, 0 = never.
+    """
 
     gateway: str
+    places: tuple[tuple[bytes, int, int], ...] = ()
+    allow: tuple[ParsedSource, ...] = ()
+    message_bytes: int = 0
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +229,16 @@ class Udp:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Copies go to a gateway, the transport of this name, and with them who sent them, when, their TTL and TOS."""
+    """Copies go to a gateway, the transport of this name, and with them who sent them, when, their TTL and TOS.
+    address, port, scope_id, host: where the gateway sends them, as of Udp; b"": nowhere that the plan knows.
+    """
 
     gateway: str
+    address: bytes = b""
+    port: int = 0
+    scope_id: int = 0
+    host: str = ""
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)
