@@ -1,0 +1,312 @@
+"""Messages out to a collector and its backup, over any transport: associations, queue, switch and counters.
+
+Purpose: what `Backup` decides and `Backlog` holds, put to work. Invariants: every record that was handed in is counted
+once, as exported, dropped (with the reason), or still queued; a record that was exported may afterwards be counted as
+given up; templates go before data after every switch; nothing waits and nothing is unbounded. All happens in the event
+loop of the transport. Called by the gateway. Must never look into a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+from samplicator.gateways.sctp.backlog import Backlog, Item
+from samplicator.gateways.sctp.backup import Backup, Do, Mode, Status, Which
+from samplicator.gateways.transport import Address, Options, Reliability, Session, Transport
+
+LEAST_FAIL_OVER_MS: Final = 10
+"""An event loop in Python cannot tell less from its own delays."""
+TICK_SECONDS: Final = 0.01
+MOST_TEMPLATES: Final = 4096
+"""Messages of stream 0 that wait for one collector."""
+MOST_AT_ONCE: Final = 512
+"""Messages that leave the queue before others get their turn."""
+
+
+class Collector(NamedTuple):
+    """place: where it listens. name: its host name as written. source: our own address."""
+
+    place: Address
+    name: str = ""
+    source: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """buffer_limit: flow records that may wait, 1..65535 as Cisco has it. streams: of the association, 2 or more;
+    stream 0 is always fully reliable. fail_over_ms: 0..3600; less than 10 is taken as 10. restore_s: 0..3600.
+    """
+
+    primary: Collector
+    backup: Collector | None = None
+    mode: Mode = Mode.FAIL_OVER
+    reliability: Reliability = Reliability.FULL
+    buffer_limit: int = 1024
+    streams: int = 2
+    fail_over_ms: int = 25
+    restore_s: float = 25.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Of one collector: "exported flows in messages". Of both: records "dropped due to lack of SCTP resources" and
+    "dropped due to primary & backup failure", with the messages that they were in; given_up: records that were sent
+    and not delivered, with partial reliability or none.
+    """
+
+    flows: int = 0
+    messages: int = 0
+    given_up: int = 0
+
+
+@dataclass(slots=True)
+class Dropped:
+    records: int = 0
+    messages: int = 0
+
+    def add(self, items: Sequence[Item]) -> None:
+        self.records += sum(item.records for item in items)
+        self.messages += len(items)
+
+
+class Shown(NamedTuple):
+    """What there is to see of one collector."""
+
+    which: Which
+    place: Address
+    status: Status
+    counters: Counters
+    last_error: str
+
+
+@dataclass(slots=True)
+class _Side:
+    """Events of one collector's session. sent: what its transport may still hold, the oldest first."""
+
+    exporter: Exporter
+    which: Which
+    collector: Collector
+    session: Session | None = None
+    open: bool = False
+    counters: Counters = field(default_factory=Counters)
+    control: deque[Item] = field(default_factory=lambda: deque(maxlen=MOST_TEMPLATES))
+    sent: deque[Item] = field(default_factory=deque)
+    sent_bytes: int = 0
+    returned: list[Item] = field(default_factory=list)
+    last_error: str = ""
+
+    def admits(self, peer: Address) -> str:
+        return "this address is only connected to"
+
+    def refused(self, peer: Address, why: str) -> None:
+        """Nobody comes in here."""
+
+    def message(self, session: Session, stream: int, message: bytes) -> None:
+        """Collectors have nothing to say (RFC 7011 section 10.2)."""
+
+    def opened(self, session: Session) -> None:
+        self.session, self.open, self.last_error = session, True, ""
+        self.exporter.side_opened(self)
+
+    def writable(self, session: Session) -> None:
+        self.exporter.pump()
+
+    def closed(self, session: Session, why: str) -> None:
+        if session is not self.session:
+            return
+        self.session, self.open = None, False
+        self.last_error = why or "closed by the peer"
+        self.exporter.side_closed(self)
+
+    def given_up(self, session: Session, message: bytes) -> None:
+        item = next((one for one in self.sent if one.message.endswith(message)), None)
+        if item is None:
+            return
+        self.sent.remove(item)
+        self.sent_bytes -= len(item.message)
+        if self.exporter.export.reliability is Reliability.FULL:
+            self.returned.append(item)
+        else:
+            self.counters.given_up += item.records
+
+    def send(self, item: Item) -> bool:
+        if self.session is None or not self.open:
+            return False
+        streams = self.session.streams
+        stream = item.stream if item.stream < streams else 1 + (item.stream - 1) % (streams - 1) if streams > 1 else 0
+        reliability = self.exporter.export.reliability if item.stream else Reliability.FULL
+        if not self.session.send(item.message, stream, reliability):
+            return False
+        self.sent.append(item)
+        self.sent_bytes += len(item.message)
+        self.counters.flows += item.records
+        self.counters.messages += 1
+        return True
+
+    def forget_delivered(self) -> None:
+        """What is older than twice what the transport still holds was acknowledged."""
+        held = self.session.unsent_bytes if self.session is not None else 0
+        while self.sent and self.sent_bytes - len(self.sent[0].message) >= 2 * held:
+            self.sent_bytes -= len(self.sent.popleft().message)
+
+
+class Exporter:
+    """templates: what a collector must know before it gets data, as messages for stream 0."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: Transport,
+        export: Export,
+        templates: Callable[[], Sequence[bytes]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.export = export
+        self.dropped_resources = Dropped()
+        self.dropped_failure = Dropped()
+        self.backlog = Backlog(export.buffer_limit)
+        self._loop = loop
+        self._transport = transport
+        self._templates = templates
+        self._clock = clock
+        fail_over_ms = max(export.fail_over_ms, LEAST_FAIL_OVER_MS)
+        self._heartbeat_ms = max(fail_over_ms // 4, 3)
+        self._tick_seconds = min(TICK_SECONDS, self._heartbeat_ms / 1000)
+        mode = export.mode if export.backup is not None else None
+        self.logic = Backup(clock(), mode, fail_over_ms / 1000, export.restore_s)
+        self._sides = {Which.PRIMARY: _Side(self, Which.PRIMARY, export.primary)}
+        if export.backup is not None:
+            self._sides[Which.BACKUP] = _Side(self, Which.BACKUP, export.backup)
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
+        self._late = False
+        self._looked = clock()
+        self._tick()
+
+    # ---- what the gateway does
+
+    def send(self, message: bytes, stream: int, records: int) -> None:
+        """stream: 0 = templates and options, which all collectors that are connected get; else data. records: flow
+        records in it.
+        """
+        item = Item(message, stream, records)
+        if not stream:
+            for side in self._sides.values():
+                if side.open:
+                    side.control.append(item)
+            self.pump()
+            return
+        if self.export.reliability is Reliability.NONE:
+            target = self._target()
+            if target is None or target.control or not target.send(item):
+                self._drop([item])
+            return
+        self._drop(self.backlog.put(item))
+        self.pump()
+
+    def shown(self) -> list[Shown]:
+        return [
+            Shown(which, side.collector.place, self.logic.status(which), replace(side.counters), side.last_error)
+            for which, side in self._sides.items()
+        ]
+
+    @property
+    def fail_overs(self) -> int:
+        return self.logic.fail_overs
+
+    def close(self, *, abort: bool = False) -> None:
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for side in self._sides.values():
+            if side.session is not None:
+                side.session.close(abort=abort)
+
+    # ---- what happens
+
+    def side_opened(self, side: _Side) -> None:
+        self.logic.opened(side.which, self._clock())
+        self._refresh(side)
+        self._act()
+
+    def side_closed(self, side: _Side) -> None:
+        side.sent.clear()
+        side.sent_bytes = 0
+        side.control.clear()
+        returned, side.returned = side.returned, []
+        side.counters.flows -= sum(item.records for item in returned)
+        side.counters.messages -= len(returned)
+        self.logic.closed(side.which, self._clock())
+        self._drop(self.backlog.put_back([item for item in returned if item.stream]))
+        self._act()
+
+    def _refresh(self, side: _Side) -> None:
+        """Templates, before all else."""
+        side.control.clear()
+        side.control.extend(Item(message, 0, 0) for message in self._templates())
+
+    def _target(self) -> _Side | None:
+        which = self.logic.target
+        return self._sides[which] if which is not None else None
+
+    def _drop(self, items: Sequence[Item]) -> None:
+        if items:
+            (self.dropped_resources if self.logic.any_well else self.dropped_failure).add(items)
+
+    def pump(self) -> None:
+        """Sends what can be sent now."""
+        for side in self._sides.values():
+            while side.control and side.send(side.control[0]):
+                side.control.popleft()
+        target = self._target()
+        if target is None:
+            return
+        for _ in range(MOST_AT_ONCE):
+            item = self.backlog.first()
+            if item is None or target.control or not target.send(item):
+                return
+            self.backlog.take()
+
+    def _act(self) -> None:
+        if self._ended:
+            return
+        for do, which in self.logic.advance(self._clock()):
+            side = self._sides[which]
+            if do is Do.OPEN:
+                self._open(side)
+            elif do is Do.USE and not side.control:
+                self._refresh(side)
+            elif side.session is not None and do in (Do.CLOSE, Do.ABORT):
+                side.session.close(abort=do is Do.ABORT)
+        self.pump()
+
+    def _open(self, side: _Side) -> None:
+        collector = side.collector
+        options = Options(
+            name=collector.name,
+            source=collector.source,
+            streams=self.export.streams,
+            heartbeat_ms=self._heartbeat_ms,
+        )
+        try:
+            side.session = self._transport.connect(collector.place, side, options)
+        except OSError as error:
+            side.last_error = error.strerror or str(error)
+            self.logic.closed(side.which, self._clock())
+
+    def _tick(self) -> None:
+        now = self._clock()
+        # After a delay of our own, what came meanwhile is read first; then silence is the peer's.
+        self._late = not self._late and now - self._looked > 4 * self._tick_seconds
+        self._looked = now
+        for side in self._sides.values() if not self._late else ():
+            if side.session is not None and side.open:
+                self.logic.looked_at(side.which, now, side.session.silent_since, side.session.transmissions)
+                side.forget_delivered()
+        self._act()
+        self._timer = self._loop.call_later(self._tick_seconds, self._tick)
