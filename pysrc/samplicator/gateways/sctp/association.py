@@ -89,7 +89,9 @@ class Association:
         self._streams = 1
         self._gone = gone
         self._parts: dict[int, bytearray | None] = {}  # by stream; None: too long, left out to its end
-        self._failed: dict[int, bytearray] = {}
+        self._held: dict[int, bytes] = {}  # what the library may still hold, by context; the oldest first
+        self._held_bytes = 0
+        self._context = 0
 
     # ---- Session
 
@@ -122,10 +124,16 @@ class Association:
         elif stream and reliability is Reliability.NONE:
             policy, value = lib.PR_RTX, 0
         try:
-            taken = self.sock.library.send(self.sock.number, self.number, message, stream, 0, policy, value)
+            taken = self.sock.library.send(
+                self.sock.number, self.number, message, stream, 0, policy, value, self._context
+            )
         except OSError:  # it has just ended: that follows
             return False
         self.waits = not taken
+        if taken:
+            self._held[self._context] = message
+            self._held_bytes += len(message)
+            self._context = (self._context + 1) & 0xFFFFFFFF
         return taken
 
     def pause(self) -> None:
@@ -198,14 +206,20 @@ class Association:
         """The library gave up a message that it had begun to hand out."""
         self._parts.clear()
 
-    def failed(self, stream: int, flags: int, data: bytes) -> None:
-        """A piece of what was sent, and will not be delivered. A message whose first pieces were delivered is told by
-        the rest of it.
-        """
-        held = self._failed.setdefault(stream, bytearray())
-        if flags & lib.FIRST_FRAGMENT:
-            held.clear()
-        held += data
-        if flags & lib.LAST_FRAGMENT:
-            del self._failed[stream]
-            self.events.given_up(self, bytes(held))
+    def failed(self, context: int) -> None:
+        """A piece of a message will not be delivered, and so the message will not."""
+        message = self._held.pop(context, None)
+        if message is not None:
+            self._held_bytes -= len(message)
+            self.events.given_up(self, message)
+
+    def forget_delivered(self) -> None:
+        """What is older than twice what the library still holds was acknowledged."""
+        if not self._held:
+            return
+        most = 2 * self.unsent_bytes
+        for context, message in list(self._held.items()):
+            if self._held_bytes <= most:
+                break
+            del self._held[context]
+            self._held_bytes -= len(message)

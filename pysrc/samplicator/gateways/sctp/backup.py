@@ -19,6 +19,8 @@ GIVE_UP_SECONDS: Final = 10.0
 """An association that does not answer for this time is aborted, and asked for anew."""
 FIRST_CHANCE_SECONDS: Final = 1.0
 """What the primary has to connect in, after the start, before the backup is used."""
+FORGIVEN_SECONDS: Final = 3.5
+"""After a silence: what was sent in it is sent again within the longest retransmission time, and acknowledged."""
 RETRY_SECONDS: Final = (0.1, 5.0)
 """After an association ended or did not come: first, doubled each time up to the last."""
 FLAP_SECONDS: Final = 60.0
@@ -64,7 +66,7 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class _Side:
-    """asked: since when an association is opening or open. well_since: it is open and answers since then."""
+    """asked: an association is opening or open. well_since, ill_since: since when it is open and answers, or not."""
 
     asked: bool = False
     open: bool = False
@@ -73,11 +75,14 @@ class _Side:
     retry_at: float = 0.0
     well_since: float | None = None
     ill_since: float | None = None
+    silent: bool = False
+    forgiven_until: float = 0.0
     aborting: bool = False
 
     def opened(self, now: float) -> None:
         self.open, self.ever, self.failures, self.aborting = True, True, 0, False
         self.well_since, self.ill_since = now, None
+        self.silent, self.forgiven_until = False, 0.0
 
     def closed(self, now: float) -> None:
         self.asked, self.open, self.aborting = False, False, False
@@ -123,10 +128,16 @@ class Backup:
 
     def looked_at(self, which: Which, now: float, silent_since: float, transmissions: int) -> None:
         """silent_since: when the first sign of life was asked for that has not come, 0.0 = all have. transmissions: of
-        the message that was sent most often without being acknowledged.
+        the message that was sent most often without being acknowledged; where there is no backup, a collector that
+        answers and does not read is waited for.
         """
         silent = silent_since > 0.0 and now - silent_since >= self.fail_over_s
-        self._sides[which].looked_at(now, not silent and transmissions < TRANSMISSIONS)
+        side = self._sides[which]
+        if side.silent and not silent:  # what was sent into the silence has been sent often
+            side.forgiven_until = now + FORGIVEN_SECONDS
+        side.silent = silent
+        stuck = transmissions >= TRANSMISSIONS and self.mode is not None and now >= side.forgiven_until
+        side.looked_at(now, not silent and not stuck)
 
     # ---- what is so
 

@@ -124,7 +124,7 @@ class _Side:
         self.exporter.side_closed(self)
 
     def given_up(self, session: Session, message: bytes) -> None:
-        item = next((one for one in self.sent if one.message.endswith(message)), None)
+        item = next((one for one in self.sent if one.message is message), None)
         if item is None:
             return
         self.sent.remove(item)

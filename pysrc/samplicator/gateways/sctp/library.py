@@ -28,8 +28,6 @@ ASSOC_CHANGE, SHUTDOWN_EVENT, PARTIAL_DELIVERY_EVENT, SEND_FAILED_EVENT = 1, 5, 
 COMM_UP, COMM_LOST, RESTART, SHUTDOWN_COMP, CANT_STR_ASSOC = 1, 2, 3, 4, 5
 HB_ENABLE, HB_DISABLE, HB_DEMAND, PMTUD_DISABLE = 1, 2, 4, 0x10
 EOF, ABORT, SACK_IMMEDIATELY = 0x100, 0x200, 0x4000
-LAST_FRAGMENT, FIRST_FRAGMENT = 1, 2
-"""Bits of snd_flags in a SEND_FAILED event; both are set when the message was not cut."""
 PR_NONE, PR_TTL, PR_RTX = 0, 1, 3
 SENDV_SPA: Final = 4
 RECV_BYTES: Final = (1 << 16) + 512
@@ -193,10 +191,20 @@ class Library:
             raise error("connect")
 
     def send(
-        self, sock: int, association: int, payload: bytes, stream: int, flags: int = 0, policy: int = 0, value: int = 0
+        self,
+        sock: int,
+        association: int,
+        payload: bytes,
+        stream: int,
+        flags: int = 0,
+        policy: int = 0,
+        value: int = 0,
+        context: int = 0,
     ) -> bool:
-        """False: there is no room now. policy, value: PR_*, with ms or a number of retransmissions. Raises OSError."""
-        spa = struct.pack("=IHHIIIHxxIHxx", 3, stream, flags, 0, 0, association, policy, value, 0)
+        """False: there is no room now. policy, value: PR_*, with ms or a number of retransmissions. context: comes back
+        in SEND_FAILED events, of which a message may have several. Raises OSError.
+        """
+        spa = struct.pack("=IHHIIIHxxIHxx", 3, stream, flags, 0, context, association, policy, value, 0)
         sent: int = self._lib.usrsctp_sendv(sock, payload, len(payload), None, 0, spa, len(spa), SENDV_SPA, 0)
         if sent >= 0:
             return True

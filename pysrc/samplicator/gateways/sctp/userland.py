@@ -232,9 +232,9 @@ class Userland:
             state, _, streams, _, number = struct.unpack_from("=HHHHI", data, 8)
             self._changed(sock, got.handle, state, number, streams)
         elif kind == lib.SEND_FAILED_EVENT and len(data) >= 32:
-            stream, flags, _, _, number = struct.unpack_from("=HHIII", data, 12)
+            context, number = struct.unpack_from("=II", data, 20)
             if (session := sock.sessions.get(number)) is not None:
-                session.failed(stream, flags, data[32:])
+                session.failed(context)
         elif kind == lib.PARTIAL_DELIVERY_EVENT and len(data) >= 24:
             number = struct.unpack_from("=I", data, 20)[0]
             if (session := sock.sessions.get(number)) is not None:
@@ -346,6 +346,7 @@ class Userland:
         for sock in [*self._ports.values(), *(session.sock for session in self._own.values())]:
             self._drain(sock)
         for session in self.sessions():
+            session.forget_delivered()
             if session.waits and session.open:
                 session.waits = False
                 session.events.writable(session)

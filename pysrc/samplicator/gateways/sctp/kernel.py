@@ -1,0 +1,411 @@
+"""SCTP by the kernel, over plain sockets: `Transport` of gateways.transport.
+
+Purpose: the better way wherever the kernel has SCTP, with multihoming on both sides. Invariants: nothing waits; a
+message longer than the receive buffer comes in pieces and is put together; the allow list is asked when an association
+is up, since the kernel has answered the INIT before anybody can ask. Signs of life: the kernel has a floor of 200 ms
+for its own heartbeats, so they are demanded one by one. Called by choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+from samplicator.gateways.sctp import linux
+from samplicator.gateways.sctp.beat import Beat
+from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session
+
+LIFETIME_MS: Final = 5000
+"""After this, what is sent with PARTIAL is given up: the peer is told by FORWARD TSN."""
+TICK_SECONDS: Final = 0.01
+CLOSE_SECONDS: Final = 5.0
+"""How long a session that was closed may take to send what it holds."""
+MOST_MESSAGES: Final = 256
+
+
+class KernelSession:
+    """See gateways.transport.Session."""
+
+    def __init__(self, wire: Wire, events: Events, peer: Address, heartbeat_ms: int) -> None:
+        self.wire = wire
+        self.events = events
+        self.number = 0
+        self.open = False
+        self.ended = False
+        self.why = ""
+        self.waits = False
+        self.closing = False
+        self.deadline: float | None = None
+        self.beat = Beat(heartbeat_ms / 1000)
+        self._peer = peer
+        self._streams = 1
+        self._context = 0
+        self._held: dict[int, bytes] = {}
+        self._held_bytes = 0
+        self._parts: dict[int, bytearray | None] = {}
+
+    @property
+    def peer(self) -> Address:
+        return self._peer
+
+    @property
+    def streams(self) -> int:
+        return self._streams
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Of the socket, which an association that we asked for has for itself."""
+        with contextlib.suppress(OSError, struct.error):
+            raw = self.wire.sock.getsockopt(socket.SOL_SOCKET, linux.SO_MEMINFO, 36)
+            queued: int = struct.unpack_from("=I", raw, 4 * linux.WMEM_QUEUED)[0]
+            return queued
+        return 0
+
+    @property
+    def silent_since(self) -> float:
+        return self.beat.silent_since
+
+    @property
+    def transmissions(self) -> int:
+        return self.beat.transmissions
+
+    def send(self, message: bytes, stream: int = 0, reliability: Reliability = Reliability.FULL) -> bool:
+        if not self.open or self.closing or self.why or stream >= self._streams or len(message) > linux.LARGEST:
+            return False
+        info = [(linux.SOL_SCTP, linux.SNDINFO, linux.SNDINFO_FORM.pack(stream, 0, 0, self._context, self.number))]
+        if stream and reliability is Reliability.PARTIAL:
+            info.append((linux.SOL_SCTP, linux.PRINFO, linux.PRINFO_FORM.pack(linux.PR_TTL, LIFETIME_MS)))
+        elif stream and reliability is Reliability.NONE:
+            info.append((linux.SOL_SCTP, linux.PRINFO, linux.PRINFO_FORM.pack(linux.PR_RTX, 0)))
+        try:
+            self.wire.sock.sendmsg([message], info, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except OSError as error:
+            self.waits = error.errno in (errno.EAGAIN, errno.ENOBUFS)
+            return False
+        self._held[self._context] = message
+        self._held_bytes += len(message)
+        self._context = (self._context + 1) & 0xFFFFFFFF
+        return True
+
+    def pause(self) -> None:
+        if not self.ended:
+            self.wire.pause(self)
+
+    def resume(self) -> None:
+        self.wire.resume(self)
+
+    def close(self, *, abort: bool = False) -> None:
+        if self.ended or (self.closing and not abort):
+            return
+        self.resume()
+        self.closing = True
+        if abort or not self.open:
+            self.abort("closed here")
+        else:
+            self.say(linux.EOF)
+
+    # ---- the wire
+
+    def say(self, flags: int) -> None:
+        """EOF or linux.ABORT."""
+        with contextlib.suppress(OSError):
+            info = [(linux.SOL_SCTP, linux.SNDINFO, linux.SNDINFO_FORM.pack(0, flags, 0, 0, self.number))]
+            self.wire.sock.sendmsg([b""], info, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+
+    def abort(self, why: str) -> None:
+        if self.ended or self.why:
+            return
+        self.why = why
+        if self.open:
+            self.say(linux.ABORT)
+        self.wire.later(lambda: self.wire.ended(self, why))
+
+    def begin(self, number: int, streams: int) -> None:
+        self.number, self._streams, self.open = number, max(streams, 1), True
+        self.wire.sessions[number] = self
+        self.events.opened(self)
+
+    def part(self, stream: int, data: bytes, last: bool) -> None:
+        held = self._parts.setdefault(stream, bytearray())
+        if held is not None and len(held) + len(data) > linux.LARGEST:
+            self._parts[stream] = held = None
+        if held is not None:
+            held += data
+        if last:
+            del self._parts[stream]
+            if held is not None and not self.closing:
+                self.events.message(self, stream, bytes(held))
+
+    def parts_are_lost(self) -> None:
+        self._parts.clear()
+
+    def failed(self, context: int) -> None:
+        message = self._held.pop(context, None)
+        if message is not None:
+            self._held_bytes -= len(message)
+            self.events.given_up(self, message)
+
+    def tick(self, now: float) -> None:
+        if not self.open:
+            return
+        if self.beat.due(now):
+            with contextlib.suppress(OSError):
+                raw = linux.PADDR.pack(
+                    self.number, linux.sockaddr(self._peer).ljust(128, b"\0"), 0, 0, 0, 0, linux.HB_DEMAND, 0
+                )
+                self.wire.sock.setsockopt(linux.SOL_SCTP, linux.PEER_ADDR_PARAMS, raw)
+                self.beat.asked(now)
+        if self.beat.seconds:
+            with contextlib.suppress(OSError, struct.error):
+                stats = self.wire.statistics(self.number)
+                self.beat.looked_at(now, *stats)
+        if self._held:
+            most = 2 * self.unsent_bytes
+            for context, message in list(self._held.items()):
+                if self._held_bytes <= most:
+                    break
+                del self._held[context]
+                self._held_bytes -= len(message)
+
+
+class Wire:
+    """A socket with its sessions. events: of those that come in; None: it is an association's own."""
+
+    def __init__(self, kernel: Kernel, sock: socket.socket, events: Events | None) -> None:
+        self.sock = sock
+        self.events = events
+        self.sessions: dict[int, KernelSession] = {}
+        self.own: KernelSession | None = None
+        self.released = False
+        self._kernel = kernel
+        self._paused: set[int] = set()
+        kernel.loop.add_reader(sock.fileno(), self.drain)
+
+    def later(self, call: Callable[[], None]) -> None:
+        self._kernel.loop.call_soon(call)
+
+    def pause(self, session: KernelSession) -> None:
+        if not self._paused and self.sock.fileno() >= 0:
+            self._kernel.loop.remove_reader(self.sock.fileno())
+        self._paused.add(id(session))
+
+    def resume(self, session: KernelSession) -> None:
+        self._paused.discard(id(session))
+        if not self._paused and self.sock.fileno() >= 0:
+            self._kernel.loop.add_reader(self.sock.fileno(), self.drain)
+
+    def statistics(self, number: int) -> tuple[int, int, int]:
+        """Packets with control chunks that came, chunks that were sent again, and chunks that wait for a SACK."""
+        raw = self.sock.getsockopt(linux.SOL_SCTP, linux.GET_ASSOC_STATS, struct.pack("=i", number).ljust(256, b"\0"))  # type: ignore[call-overload]
+        status = self.sock.getsockopt(linux.SOL_SCTP, linux.STATUS, struct.pack("=i", number).ljust(176, b"\0"))  # type: ignore[call-overload]
+        return (
+            struct.unpack_from("=Q", raw, 0xF8)[0],
+            struct.unpack_from("=Q", raw, 0xB0)[0],
+            struct.unpack_from("=H", status, 12)[0],
+        )
+
+    def drain(self) -> None:
+        for _ in range(MOST_MESSAGES):
+            if self._paused or self.sock.fileno() < 0:
+                return
+            try:
+                data, control, flags, address = self.sock.recvmsg(linux.LARGEST + 512, 256)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue
+            if flags & linux.MSG_NOTIFICATION:
+                self._notified(data)
+                continue
+            info = next((v for level, kind, v in control if (level, kind) == (linux.SOL_SCTP, linux.RCVINFO)), b"")
+            if len(info) < linux.RCVINFO_FORM.size:
+                continue
+            stream, *_, number = linux.RCVINFO_FORM.unpack_from(info)
+            session = self.sessions.get(number)
+            if session is not None:
+                session.part(stream, data, bool(flags & linux.MSG_EOR))
+            del address
+
+    def _notified(self, data: bytes) -> None:
+        if len(data) < 8:
+            return
+        kind = struct.unpack_from("=H", data)[0]
+        if kind == linux.ASSOC_CHANGE and len(data) >= 20:
+            state, error, streams, _, number = struct.unpack_from("=HHHHi", data, 8)
+            self._changed(state, error, number, streams)
+        elif kind == linux.SEND_FAILED_EVENT and len(data) >= 32:
+            context, number = struct.unpack_from("=Ii", data, 20)
+            if (session := self.sessions.get(number)) is not None:
+                session.failed(context)
+        elif kind == linux.PARTIAL_DELIVERY_EVENT and len(data) >= 16:
+            number = struct.unpack_from("=i", data, 12)[0]
+            if (session := self.sessions.get(number)) is not None:
+                session.parts_are_lost()
+
+    def _changed(self, state: int, error: int, number: int, streams: int) -> None:
+        session = self.sessions.get(number)
+        if state in (linux.COMM_UP, linux.RESTART):
+            heartbeat_s = self.own.beat.seconds if self.own is not None else 0.0
+            if session is not None:
+                self.ended(session, "restarted by the peer", keep=True)
+            self._begin(number, streams, heartbeat_s)
+            return
+        session = session or self.own
+        if session is None or state not in (linux.COMM_LOST, linux.SHUTDOWN_COMP, linux.CANT_STR_ASSOC):
+            return
+        if state == linux.SHUTDOWN_COMP:
+            self.ended(session, session.why)
+        elif error:
+            self.ended(session, session.why or "aborted by the peer")
+        else:
+            self.ended(session, session.why or "no answer")
+
+    def _begin(self, number: int, streams: int, heartbeat_s: float) -> None:
+        session = self.own
+        if session is None or session.ended:
+            peer = self.peer_of(number)
+            if peer is None:
+                return
+            events = self.events or (session.events if session is not None else None)
+            assert events is not None
+            session, own = KernelSession(self, events, peer, round(heartbeat_s * 1000)), session is not None
+            if own:
+                self.own = session
+            elif self.released or events.admits(peer):
+                self._kernel.refused += 1
+                session.number = number
+                session.say(linux.ABORT)
+                return
+        session.begin(number, streams)
+
+    def peer_of(self, number: int) -> Address | None:
+        """Its first address."""
+        request = struct.pack("=iI", number, 0).ljust(1024, b"\0")
+        try:
+            raw = self.sock.getsockopt(linux.SOL_SCTP, linux.GET_PEER_ADDRS, request)  # type: ignore[call-overload]
+        except OSError:
+            return None
+        return linux.from_sockaddr(raw[8:])
+
+    def ended(self, session: KernelSession, why: str, *, keep: bool = False) -> None:
+        if session.ended:
+            return
+        session.ended, session.open = True, False
+        session.resume()
+        if self.sessions.get(session.number) is session:
+            del self.sessions[session.number]
+        session.events.closed(session, why)
+        if not keep and ((self.own is session) or (self.released and not self.sessions)):
+            self.close()
+
+    def release(self) -> None:
+        """No new ones come in."""
+        self.released = True
+        if not self.sessions:
+            self.close()
+            return
+        with contextlib.suppress(OSError):
+            self.sock.listen(0)
+
+    def close(self) -> None:
+        if self.sock.fileno() >= 0:
+            self._kernel.loop.remove_reader(self.sock.fileno())
+            self._kernel.wires.discard(self)
+            self.sock.close()
+
+
+class KernelEar:
+    """See gateways.transport.Ear."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def close(self) -> None:
+        self._wire.release()
+
+
+class Kernel:
+    """See gateways.transport.Transport. opened: makes sockets. refused: associations of peers that may not come in."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        opened: Callable[[int, Options], socket.socket] = linux.opened,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.loop = loop
+        self._opened = opened
+        self.wires: set[Wire] = set()
+        self.refused = 0
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+
+    def listen(self, place: Address, events: Events, options: Options) -> Ear:
+        sock = self._opened(socket.AF_INET6 if len(place.address) == 16 else socket.AF_INET, options)
+        try:
+            sock.setsockopt(linux.SOL_SCTP, linux.BINDX_ADD, linux.sockaddr(place))
+            sock.listen(128)
+        except BaseException:
+            sock.close()
+            raise
+        wire = Wire(self, sock, events)
+        self.wires.add(wire)
+        self._tick_later()
+        return KernelEar(wire)
+
+    def connect(self, place: Address, events: Events, options: Options) -> Session:
+        sock = self._opened(socket.AF_INET6 if len(place.address) == 16 else socket.AF_INET, options)
+        try:
+            if options.source is not None:
+                sock.setsockopt(linux.SOL_SCTP, linux.BINDX_ADD, linux.sockaddr(options.source))
+            with contextlib.suppress(BlockingIOError):
+                sock.setsockopt(linux.SOL_SCTP, linux.CONNECTX, linux.sockaddr(place))
+        except BaseException:
+            sock.close()
+            raise
+        wire = Wire(self, sock, None)
+        wire.own = KernelSession(wire, events, place, options.heartbeat_ms)
+        self.wires.add(wire)
+        self._tick_later()
+        return wire.own
+
+    def check(self, options: Options) -> None:
+        if options.tls is not None:
+            raise OSError(errno.EPROTONOSUPPORT, "SCTP has no TLS")
+
+    def close(self) -> None:
+        for wire in list(self.wires):
+            for session in [*wire.sessions.values(), *([wire.own] if wire.own else [])]:
+                if session.open:
+                    session.say(linux.ABORT)
+                wire.ended(session, "closed here")
+            wire.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick_later(self) -> None:
+        if self._timer is None and self.wires:
+            wanted = [wire.own.beat.seconds for wire in self.wires if wire.own and wire.own.beat.seconds]
+            self._timer = self.loop.call_later(max(min([TICK_SECONDS, *wanted]), 0.002), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._clock()
+        for wire in list(self.wires):
+            for session in {*wire.sessions.values(), *([wire.own] if wire.own else [])}:
+                session.tick(now)
+                if session.closing and session.deadline is None:
+                    session.deadline = now + CLOSE_SECONDS
+                elif session.deadline is not None and now >= session.deadline:
+                    session.abort("closed here")
+                elif session.waits and session.open:
+                    session.waits = False
+                    session.events.writable(session)
+        self._tick_later()
