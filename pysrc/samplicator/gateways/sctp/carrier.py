@@ -56,7 +56,6 @@ class _Socket:
         except OSError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         if self._six:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
@@ -139,6 +138,8 @@ class UdpCarrier(_Socket):
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
             super().__init__(family, sock, 48 if family == socket.AF_INET6 else 28)
+            if self._six:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(("::" if self._six else "0.0.0.0", port))
         except BaseException:
             sock.close()

@@ -2,7 +2,8 @@
 
 Invariants: what was chosen by name is used or refused; "auto" takes the kernel's, else libusrsctp over raw IP, and
 when neither can be had, the error has all reasons; raw IP is never used beside a kernel that has SCTP, because it would
-abort our associations. Called by the service, when a configuration first names SCTP. Nothing of a backend is imported before.
+abort our associations. Called by the service, when a configuration first names SCTP; what is not chosen is not
+imported.
 """
 
 from __future__ import annotations

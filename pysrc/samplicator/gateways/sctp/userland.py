@@ -33,6 +33,8 @@ LEAST_TICK_SECONDS: Final = 0.002
 MOST_PEERS: Final = 4096
 MOST_MESSAGES: Final = 256
 """Of one socket before others get their turn."""
+MOST_OVERHEAD_BYTES: Final = 60
+"""IPv6, UDP and SCTP."""
 MOST_READS: Final = 16
 
 
@@ -70,12 +72,14 @@ class Userland:
     # ---- Transport
 
     def listen(self, place: Address, events: Events, options: Options) -> Ear:
-        carrier = self._carrier(place.address)
+        self._carrier(place.address)
         if place.port not in self._ports:
             number = self.library.open()
             sock = Socket(self.library, number, shared=True)
             try:
-                settings(self.library, number, streams=options.streams, mtu=self._room(carrier), heartbeat_ms=0)
+                settings(
+                    self.library, number, streams=options.streams, mtu=self._mtu - MOST_OVERHEAD_BYTES, heartbeat_ms=0
+                )
                 self.library.bind(number, place.port)
                 self.library.listen(number)
             except BaseException:
@@ -99,7 +103,7 @@ class Userland:
                 self.library,
                 number,
                 streams=options.streams,
-                mtu=self._room(carrier),
+                mtu=self._mtu - carrier.overhead_bytes - HEADER_BYTES,
                 heartbeat_ms=options.heartbeat_ms,
             )
             if options.source and options.source.port:
@@ -154,9 +158,6 @@ class Userland:
             carrier = self._carriers[family] = self._carry(family)
             self._loop.add_reader(carrier.fileno(), self._readable, carrier)
         return self._carriers[family]
-
-    def _room(self, carrier: Carrier) -> int:
-        return self._mtu - carrier.overhead_bytes - HEADER_BYTES
 
     def _leaves(self, peer: Peer, data: bytes) -> None:
         packet = parse(data)
