@@ -151,7 +151,7 @@ class KernelSession:
         if self.beat.due(now):
             with contextlib.suppress(OSError):
                 raw = linux.PADDR.pack(
-                    self.number, linux.sockaddr(self._peer).ljust(128, b"\0"), 0, 0, 0, 0, linux.HB_DEMAND, 0
+                    self.number, linux.sockaddr(self._peer).ljust(128, b"\0"), 0, 0, 0, 0, linux.HB_DEMAND, 0, 0
                 )
                 self.wire.sock.setsockopt(linux.SOL_SCTP, linux.PEER_ADDR_PARAMS, raw)
                 self.beat.asked(now)

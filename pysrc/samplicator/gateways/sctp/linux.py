@@ -29,7 +29,7 @@ RECEIVE_BYTES: Final = 4 << 20
 STREAMS_IN: Final = 2048
 RTO_MS: Final = (500, 250, 1000)
 
-PADDR = struct.Struct("=i128sIHIIIBxxx")  # packed, aligned to 4: 156 bytes
+PADDR = struct.Struct("=i128sIHIIIIBx")  # packed, aligned to 4: 156 bytes
 SNDINFO_FORM = struct.Struct("=HHIIi")
 PRINFO_FORM = struct.Struct("=HxxI")
 RCVINFO_FORM = struct.Struct("=HHHxxIIIIi")
@@ -88,7 +88,7 @@ def opened(family: int, options: Options) -> socket.socket:
         sock.setsockopt(
             SOL_SCTP,
             PEER_ADDR_PARAMS,
-            PADDR.pack(0, any_address, 0 if options.heartbeat_ms else 10_000, retries, 0, 0, flags, 0),
+            PADDR.pack(0, any_address, 0 if options.heartbeat_ms else 10_000, retries, 0, 0, flags, 0, 0),
         )
     except BaseException:
         sock.close()
