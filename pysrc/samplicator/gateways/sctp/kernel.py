@@ -55,8 +55,8 @@ class Wire:
 
     def statistics(self, number: int) -> tuple[int, int, int]:
         """Packets with control chunks that came, chunks that were sent again, and chunks that wait for a SACK."""
-        raw = self.sock.getsockopt(linux.SOL_SCTP, linux.GET_ASSOC_STATS, struct.pack("=i", number).ljust(256, b"\0"))  # type: ignore[call-overload]
-        status = self.sock.getsockopt(linux.SOL_SCTP, linux.STATUS, struct.pack("=i", number).ljust(176, b"\0"))  # type: ignore[call-overload]
+        raw = linux.get_option(self.sock, linux.GET_ASSOC_STATS, struct.pack("=i", number).ljust(256, b"\0"))
+        status = linux.get_option(self.sock, linux.STATUS, struct.pack("=i", number).ljust(176, b"\0"))
         return (
             struct.unpack_from("=Q", raw, 0xF8)[0],
             struct.unpack_from("=Q", raw, 0xB0)[0],
@@ -141,7 +141,7 @@ class Wire:
         """Its first address."""
         request = struct.pack("=iI", number, 0).ljust(1024, b"\0")
         try:
-            raw = self.sock.getsockopt(linux.SOL_SCTP, linux.GET_PEER_ADDRS, request)  # type: ignore[call-overload]
+            raw = linux.get_option(self.sock, linux.GET_PEER_ADDRS, request)
         except OSError:
             return None
         return linux.from_sockaddr(raw[8:])

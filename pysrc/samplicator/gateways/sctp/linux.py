@@ -6,6 +6,8 @@ that is ready to listen or to connect. Called by kernel and choice.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import socket
 import struct
 from typing import Final
@@ -29,6 +31,7 @@ RECEIVE_BYTES: Final = 4 << 20
 STREAMS_IN: Final = 2048
 RTO_MS: Final = (500, 250, 1000)
 
+_libc = ctypes.CDLL(None, use_errno=True)
 PADDR = struct.Struct("=i128sIHIIIIBx")  # packed, aligned to 4: 156 bytes
 SNDINFO_FORM = struct.Struct("=HHIIi")
 PRINFO_FORM = struct.Struct("=HxxI")
@@ -66,11 +69,22 @@ def probe() -> str:
     return ""
 
 
+def get_option(sock: socket.socket, name: int, request: bytes) -> bytes:
+    """An option that wants to be told what is asked for, which Python's getsockopt cannot. Raises OSError."""
+    buffer, length = ctypes.create_string_buffer(request, len(request)), ctypes.c_uint32(len(request))
+    if _libc.getsockopt(sock.fileno(), SOL_SCTP, name, buffer, ctypes.byref(length)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return buffer.raw[: length.value]
+
+
 def opened(family: int, options: Options) -> socket.socket:
     """Raises OSError."""
     sock = socket.socket(family, socket.SOCK_SEQPACKET, SOL_SCTP)
     try:
         sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(SOL_SCTP, INITMSG, struct.pack("=HHHH", options.streams, STREAMS_IN, 4, RTO_MS[2]))
         sock.setsockopt(SOL_SCTP, RTOINFO, struct.pack("=iIII", 0, RTO_MS[0], RTO_MS[2], RTO_MS[1]))
         for kind in (ASSOC_CHANGE, SHUTDOWN_EVENT, PARTIAL_DELIVERY_EVENT, SEND_FAILED_EVENT):
