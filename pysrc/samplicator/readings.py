@@ -311,3 +311,40 @@ def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     if len(rows) == 2:
         return tuple(map(add, *rows))
     return tuple(map(sum, zip(*rows, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSessionReading:
+    """A TCP connection or an SCTP association. gateway: tcp | tls | sctp. side: "in" from an exporter | "out" to a
+    collector. name: of the listener or receiver. exporter: whose datagrams these are, ADDRESS:PORT. peer: the other
+    end. state: initialising | connected | not connected | re-establishing. opened: how often it was connected.
+    messages, octets: what came, or was sent. queue_bytes: what waits for the peer, or for a worker.
+    """
+
+    gateway: str
+    side: str
+    name: str
+    exporter: str
+    peer: str
+    state: str
+    why: str
+    opened: int
+    messages: int
+    octets: int
+    queue_bytes: int
+    streams: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayReading:
+    """What a gateway does for one listener or receiver. place: where it listens, or sends to. why: what is wrong, "" =
+    nothing. sessions: by state. counters: events so far, by name (gateways.tally).
+    """
+
+    gateway: str
+    side: str
+    name: str
+    place: str
+    why: str
+    sessions: Mapping[str, int]
+    counters: Mapping[str, int]

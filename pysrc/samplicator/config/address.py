@@ -57,6 +57,13 @@ class ParsedSource:
         """Host bits are set outside the mask: no exporter can ever match."""
         return bool(int.from_bytes(self.address, "big") & ~int.from_bytes(self.mask, "big"))
 
+    def selects(self, address: bytes) -> bool:
+        """Whether an address of 4 or 16 bytes is one of these exporters'. Of a host name: never."""
+        if self.family not in (0, 4 if len(address) == 4 else 6) or self.host:
+            return False
+        wide = int.from_bytes(address if len(address) == 16 else MAPPED + address, "big")
+        return wide & int.from_bytes(self.mask, "big") == int.from_bytes(self.address, "big")
+
     @property
     def corrected(self) -> str:
         """The same source with its host bits cleared, as text."""
