@@ -41,8 +41,8 @@ class ListenerReading:
 
 @dataclass(slots=True)  # not frozen: there may be hundreds, and a frozen one takes three times as long to make
 class ReceiverReading:
-    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host and address
-    are the gateway's name, port is 0. port: also 0 while its number is not known. source: "own" | "spoof" |
+    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host is SCHEME://HOST:PORT,
+    and what has no address has the gateway's name, and port 0. port: also 0 while its number is not known. source: "own" | "spoof" |
     "beside" (through a door). up: reachable as far as known. gave_up: what the kernel refused it lately: segment |
     transparent | packet. link: of engine packet, the next hop, or why copies leave by the raw socket now, for
     people; else "". mtu: bytes of a packet at most: what is longer leaves in fragments, mtu_why: for people. state:
@@ -77,7 +77,7 @@ class ReceiverReading:
     def place(self) -> str:
         """Where it is, for people."""
         if self.engine == "door":
-            return f"gateway {self.address}"
+            return self.host if self.port else f"gateway {self.address}"
         port = self.port or "?"
         return f"[{self.address}]:{port}" if ":" in self.address else f"{self.address}:{port}"
 

@@ -77,7 +77,8 @@ class Endpoint:
     """`HOST:PORT` or `HOST:LO-HI`. host: address in its shortest form, without brackets and scope, or a host name.
 
     family: 4 or 6 for a literal (an IPv4-mapped one counts as IPv4), 0 for a host name. address: 4 or 16 bytes, b"" for
-    a name. ports: low and high end, equal for one port. scope: the interface after "%", "" when none.
+    a name. ports: low and high end, equal for one port. scope: the interface after "%", "" when none. scheme: the
+    transport, "" = UDP (config.transport).
     """
 
     host: str
@@ -86,6 +87,7 @@ class Endpoint:
     port: int
     last_port: int
     scope: str = field(default="")
+    scheme: str = ""
 
     @property
     def literal(self) -> bool:

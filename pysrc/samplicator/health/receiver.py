@@ -382,8 +382,10 @@ class ReceiverState:
 def _where(spec: ReceiverSpec) -> dict[str, Any]:
     """How a receiver is delivered, as the reading has it."""
     if isinstance(spec.delivery, Door):
-        name = spec.delivery.gateway
-        return {"host": name, "address": name, "port": 0, "source": "beside", "engine_why": "configured"}
+        door = spec.delivery
+        address = address_text(door.address) if door.port and not spec.unresolved else door.host or door.gateway
+        host, why = door.place if door.port else door.gateway, f"a gateway ({door.gateway}) sends"
+        return {"host": host, "address": address, "port": door.port, "source": "beside", "engine_why": why}
     udp = spec.delivery
     return {
         "host": udp.host,

@@ -10,7 +10,7 @@ compiled module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -20,7 +20,7 @@ from samplicator.config.kubernetes import ServicePort, member_name
 from samplicator.config.model.loaded import Loaded, Path
 from samplicator.config.model.receiver import Receiver
 from samplicator.errors import ConfigError, Problem
-from samplicator.plan import apart, engines
+from samplicator.plan import apart, doors, engines
 from samplicator.plan.loops import LOCAL, Delivery, loops_into
 from samplicator.plan.names import FAMILIES, source_names_of
 from samplicator.plan.pods import Pod
@@ -28,6 +28,8 @@ from samplicator.plan.rings import NEEDS, rings_of
 from samplicator.plan.rules import needed, places, pool_specs, rule_specs
 from samplicator.plan.spec import (
     Capabilities,
+    Door,
+    DoorSpec,
     HostAddress,
     ListenerSpec,
     PlanSpec,
@@ -69,6 +71,7 @@ class _Compiler:
         self.warnings: list[str] = []
         self.lacks: list[Problem] = []  # of this host, now
         self.host: tuple[HostAddress, ...] = ()
+        self.gateways: list[tuple[bytes, int, int]] = []  # where gateways listen
         self.podless: dict[int, str] = {}  # receivers whose Service has no pod, and why
         self.needed = needed(self.config)
 
@@ -79,6 +82,7 @@ class _Compiler:
         for listener in listeners:
             for socket in listener.sockets:
                 ports.setdefault(socket.port, []).append(socket)
+        self.gateways = [place for listener in listeners for door in listener.doors for place in door.places]
         receivers = tuple(self.receivers(ports))
         workers, cpus = self.workers()
         if self.problems:
@@ -148,12 +152,14 @@ class _Compiler:
 
     def listeners(self) -> tuple[ListenerSpec, ...]:
         bound: list[list[tuple[ResolvedAddress, int, str]]] = []
+        heard: list[dict[str, list[tuple[bytes, int, int]]]] = []  # of gateways, by scheme
         unresolved: list[list[str]] = []
         for index, listener in enumerate(self.config.listener):
             if listener.interface and not self.index(listener.interface):
                 why = f"there is no interface {listener.interface!r} now; until it appears the listener is down"
                 self.warn(("listener", index, "interface"), why)
             entries: list[tuple[ResolvedAddress, int, str]] = []
+            places: dict[str, list[tuple[bytes, int, int]]] = {}
             waiting: list[str] = []
             for number, endpoint in enumerate(listener.endpoints):
                 path: Path = ("listener", index, "listen", number)
@@ -167,11 +173,17 @@ class _Compiler:
                 if endpoint.scope and not address.scope_id:
                     why = f"there is no interface {endpoint.scope!r} now; until it appears nothing is received there"
                     self.warn(path, why)
-                entries.extend((address, port, endpoint.scope) for port in ports)
+                if endpoint.scheme:
+                    place = (address.address, endpoint.port, address.scope_id)
+                    places.setdefault(endpoint.scheme, []).append(place)
+                else:
+                    entries.extend((address, port, endpoint.scope) for port in ports)
             bound.append(entries)
+            heard.append(places)
             unresolved.append(waiting)
         ports_v4 = {port for entries in bound for address, port, _ in entries if address.family == 4}
         taken: dict[tuple[bytes, int, str], str] = {}
+        taken_by_gateways: dict[tuple[bytes, int, int], str] = {}
         specs = []
         for index, (listener, entries) in enumerate(zip(self.config.listener, bound, strict=True)):
             sockets: list[SocketSpec] = []
@@ -198,16 +210,30 @@ class _Compiler:
                         joins=tuple(self.joins(listener.interface, device, group) for group in groups),
                     )
                 )
+            gateways = doors.of_listener(listener, heard[index])
+            self.guard_places(index, listener.name, gateways, taken_by_gateways)
             specs.append(
                 ListenerSpec(
                     index=index,
                     name=listener.name,
-                    intakes=tuple(sockets),
+                    intakes=(*sockets, *gateways),
+                    receive="recvmmsg" if sockets or not gateways else "door",
+                    receive_why=doors.why(gateways),
                     flow=listener.flow != "off",
                     unresolved=tuple(unresolved[index]),
                 )
             )
         return tuple(specs)
+
+    def guard_places(
+        self, index: int, name: str, gateways: Sequence[DoorSpec], taken: dict[tuple[bytes, int, int], str]
+    ) -> None:
+        """Two listeners cannot have one TCP port of one address."""
+        for place in (place for door in gateways for place in door.places):
+            if taken.setdefault(place, name) != name:
+                text = endpoint_text(address_text(place[0]), place[1])
+                why = f"listener {taken[place]!r} already uses TCP {text}; remove one of the two"
+                self.problem(("listener", index, "listen"), why)
 
     def joins(self, interface: str, index: int, group: str) -> int:
         """Index of the interface that a multicast group is joined on: the configured one, or where its route leads."""
@@ -298,8 +324,12 @@ class _Compiler:
             if endpoint.scope and not address.scope_id:
                 missing = f"{NO_INTERFACE} {endpoint.scope}"
                 self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
+            elif endpoint.scheme:
+                self.guard_gateway(path, receiver, address, endpoint.port)
             else:
                 self.guard_loop(path, receiver, address, endpoint.port, ports)
+        if endpoint.scheme:
+            return self.behind(index, receiver, doors.of_receiver(receiver, address), address, missing)
         source: tuple[bytes, int] | None = None
         if receiver.own_source is not None:
             family, own, port = receiver.own_source
@@ -348,6 +378,18 @@ class _Compiler:
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
             per_session=engines.per_session(receiver, engine, report),
         )
+        return self.behind(index, receiver, delivery, address, missing, pod)
+
+    def behind(
+        self,
+        index: int,
+        receiver: Receiver,
+        delivery: Udp | Door,
+        address: ResolvedAddress,
+        missing: str,
+        pod: Pod | None = None,
+    ) -> ReceiverSpec:
+        """The spec of a receiver whose delivery is known."""
         return ReceiverSpec(
             name=receiver.name if pod is None else member_name(receiver.name, pod.number),
             delivery=delivery,
@@ -359,7 +401,7 @@ class _Compiler:
                 receiver.options_refresh_packets,
                 receiver.options_refresh_minutes * 60_000,
             ),
-            probe=self.probe(path, receiver, address),
+            probe=self.probe(("receiver", index), receiver, address),
             standby_for=receiver.standby_for,
             needed=receiver.probe != "off" and receiver.name in self.needed,
             unique=receiver.domain == "unique",
@@ -410,6 +452,16 @@ class _Compiler:
                 f"receiver {receiver.name!r} at {endpoint_text(text, port)} is listener {listener!r} of this host "
                 f"({endpoint_text(hit.address, hit.port)}), so every datagram would come back in a loop; change `to`",
             )
+
+    def guard_gateway(self, path: Path, receiver: Receiver, address: ResolvedAddress, port: int) -> None:
+        """The same for what gateways send and listen to."""
+        local = self.judge_addresses and self.capabilities.is_local(address.address)
+        for where, number, _ in self.gateways:
+            if port == number and (where == address.address or (local and not any(where))):
+                text = endpoint_text(address_text(address.address), port)
+                why = f"receiver {receiver.name!r} at {text} is a listener of this host, so every message would come "
+                self.problem((*path, "to"), why + "back in a loop; change `to`")
+                return
 
     def deliver(self, address: bytes) -> Delivery:
         local = self.judge_addresses and self.capabilities.is_local(address)
