@@ -41,9 +41,10 @@ class ListenerReading:
 
 @dataclass(slots=True)  # not frozen: there may be hundreds, and a frozen one takes three times as long to make
 class ReceiverReading:
-    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host is SCHEME://HOST:PORT,
-    and what has no address has the gateway's name, and port 0. port: also 0 while its number is not known. source: "own" | "spoof" |
-    "beside" (through a door). up: reachable as far as known. gave_up: what the kernel refused it lately: segment |
+    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host is
+    SCHEME://HOST:PORT, and what has no address has the gateway's name, and port 0. port: also 0 while its number is
+    not known. source: "own" | "spoof" | "beside" (through a door). up: reachable as far as known. gave_up: what the
+    kernel refused it lately: segment |
     transparent | packet. link: of engine packet, the next hop, or why copies leave by the raw socket now, for
     people; else "". mtu: bytes of a packet at most: what is longer leaves in fragments, mtu_why: for people. state:
     "up" | "refusing" | "unreachable" | "looping", state_why: for people, "" when up. standby_for: its primary, "" =

@@ -9,7 +9,6 @@ IDLE_SECONDS is closed. Called by hub, in the thread of the loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -21,8 +20,6 @@ from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Options, Transport
 from samplicator.plan.spec import Door as Delivery
 from samplicator.readings import TransportSessionReading
-
-log = logging.getLogger(__name__)
 
 QUEUE_BYTES: Final = 8 << 20
 MAX_LINES: Final = 1024
@@ -60,7 +57,6 @@ class Outlet:
         self._waiting = 0
         self._stopped = False
         self._ending = False
-        self._said = ""
         self._timer = loop.call_later(TIDY_SECONDS, self._tidy)
 
     @property
@@ -132,12 +128,6 @@ class Outlet:
         down = [line for line in self._lines.values() if line.why]
         connected = any(line.state == CONNECTED for line in self._lines.values())
         self.fault = f"not connected: {down[0].why}" if down and not connected else ""
-        if self.fault != self._said:
-            if self.fault:
-                log.warning("receiver %r: %s: %s", self.name, self.place, self.fault)
-            else:
-                log.info("receiver %r: connected to %s", self.name, self.place)
-            self._said = self.fault
 
     def _tidy(self) -> None:
         idle = self._loop.time() - IDLE_SECONDS

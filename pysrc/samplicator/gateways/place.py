@@ -157,6 +157,7 @@ class Place:
         inbound.octets += len(message)
         inlet.tally.messages += 1
         inlet.tally.octets += len(message)
+        before = self._teach(inbound, inlet)
         try:
             payloads = heard.take(message, stream)
         except OverflowError as error:
@@ -167,18 +168,22 @@ class Place:
         inlet.tally.malformed += heard.malformed - malformed
         inlet.tally.withdrawn += heard.withdrawn - withdrawn
         inlet.tally.split += heard.split_up - split
-        if payloads:
-            self._write(inbound, inlet, payloads)
+        if payloads or before:
+            self._write(inbound, inlet, [*before, *payloads])
+
+    def _teach(self, inbound: Inbound, inlet: Inlet) -> list[bytes]:
+        """What a door must get before the next message, if it is not the one that knows the session."""
+        writer = inlet.writer_for(inbound.session.peer)
+        if writer is inbound.writer or writer is None:
+            return []
+        known, inbound.writer = inbound.writer is not None, writer
+        return list(inbound.heard.templates()) if known else []
 
     def _write(self, inbound: Inbound, inlet: Inlet, payloads: list[bytes]) -> None:
         writer = inlet.writer_for(inbound.session.peer)
         if writer is None:
             inlet.tally.lost += len(payloads)
             return
-        if writer is not inbound.writer:
-            if inbound.writer is not None:
-                payloads = [*inbound.heard.templates(), *payloads]
-            inbound.writer = writer
         inlet.tally.datagrams += len(payloads)
         before = writer.waits
         writer.put(inbound.session, datagrams_of(inbound.session.peer, payloads))
@@ -189,9 +194,10 @@ class Place:
 
     def _repeat(self, session: Session) -> None:
         inbound = self._sessions[session]
-        payloads = list(inbound.heard.templates())
-        if payloads and self.owners:
-            self._write(inbound, self.owners[-1], payloads)
+        if self.owners:
+            self._teach(inbound, self.owners[-1])  # the same
+            if payloads := list(inbound.heard.templates()):
+                self._write(inbound, self.owners[-1], payloads)
         self._repeat_later(session)
 
     def writable(self, session: Session) -> None:

@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from samplicator.config.address import MAPPED
 from samplicator.gateways import tls as secure
@@ -102,9 +102,8 @@ class StreamSession(asyncio.BufferedProtocol):
     # -- asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=UNSENT_BYTES)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._transport.set_write_buffer_limits(high=UNSENT_BYTES)
 
     def begin(self) -> None:
         """The handshake is over, and the peer is who it is to be."""

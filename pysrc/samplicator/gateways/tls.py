@@ -117,5 +117,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ConnectionResetError | EOFError) and not getattr(error, "strerror", ""):
         return "the peer closed the connection"
     if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
+        text = os.strerror(error.errno) if error.errno else error.strerror  # event loops write texts of their own
+        return text or str(error) or type(error).__name__
     return str(error) or type(error).__name__
