@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from samplicator.config.address import parse_source
 from samplicator.gateways import line, outlet, place
-from samplicator.gateways.door import Datagram
+from samplicator.gateways.door import Datagram, Door
 from samplicator.plan.spec import Door as Delivery
 from samplicator.plan.spec import DoorSpec
 from support import flows as model
@@ -20,7 +20,7 @@ from support.flows import a_set, template
 from support.peers import LOCALHOST, Collector, Stage, connect, ended, read, tcp_port, turned_away
 from support.worker import wait_until
 
-FIELDS = [(8, 4), (12, 4)]
+FIELDS: list[tuple[int, ...]] = [(8, 4), (12, 4)]
 TEACH = model.ipfix(0, 1, a_set(2, template(256, FIELDS)))
 EXPORTER = b"\xc6\x12\0\1"
 
@@ -232,13 +232,13 @@ def test_a_place_that_is_taken_is_tried_again(stage: Stage) -> None:
 # ---- out
 
 
-def put(door: object, *payloads: bytes, port: int = 2055) -> None:
+def put(door: Door, *payloads: bytes, port: int = 2055) -> None:
     datagrams = [Datagram(EXPORTER, port, payload) for payload in payloads]
     done = 0
 
     def written() -> bool:
         nonlocal done
-        done += door.write(datagrams[done:])  # type: ignore[attr-defined]
+        done += door.write(datagrams[done:])
         return done == len(datagrams)
 
     wait_until(written, "room in the door")

@@ -16,10 +16,10 @@ from samplicator.gateways.told import Told
 from support import flows as model
 from support.flows import VARIABLE, Collector, a_set, options_template, template, withdrawal
 
-FIXED = [(8, 4), (12, 4), (1, 8)]
-STRINGS = [(8, 4), (371, VARIABLE), (12, 4), (95, VARIABLE, 9)]
-OPTIONS = [(10, 4)]
-NAMES = [(82, VARIABLE)]
+FIXED: list[tuple[int, ...]] = [(8, 4), (12, 4), (1, 8)]
+STRINGS: list[tuple[int, ...]] = [(8, 4), (371, VARIABLE), (12, 4), (95, VARIABLE, 9)]
+OPTIONS: list[tuple[int, ...]] = [(10, 4)]
+NAMES: list[tuple[int, ...]] = [(82, VARIABLE)]
 
 
 def text(length: int) -> bytes:

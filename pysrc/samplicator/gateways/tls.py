@@ -51,6 +51,12 @@ def _stamp(tls: Tls) -> _Stamp:
 
 def new_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
     """Raises OSError with a text for the operator."""
+    for path in (tls.cert_file, tls.key_file, tls.ca_file):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, f"{path}: {error.strerror}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = not server and not tls.names
@@ -61,14 +67,10 @@ def new_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise OSError(f"{tls.key_file} is not the key of {tls.cert_file}; name the two files of one pair") from None
         raise OSError(f"{tls.cert_file}, {tls.key_file}: OpenSSL cannot use them: {error.reason or error}") from None
-    except OSError as error:
-        raise OSError(error.errno, f"{tls.cert_file}, {tls.key_file}: {error.strerror}") from None
     try:
         context.load_verify_locations(tls.ca_file)
     except ssl.SSLError as error:
         raise OSError(f"{tls.ca_file}: OpenSSL finds no certificate in it: {error.reason or error}") from None
-    except OSError as error:
-        raise OSError(error.errno, f"{tls.ca_file}: {error.strerror}") from None
     return context
 
 
