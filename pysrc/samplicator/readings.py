@@ -318,7 +318,7 @@ def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
 class TransportSessionReading:
     """A TCP connection or an SCTP association. gateway: tcp | tls | sctp. side: "in" from an exporter | "out" to a
     collector. name: of the listener or receiver. exporter: whose datagrams these are, ADDRESS:PORT. peer: the other
-    end. state: initialising | connected | not connected | re-establishing. opened: how often it was connected.
+    end. state: initializing | connected | not connected | re-establishing. opened: how often it was connected.
     messages, octets: what came, or was sent. queue_bytes: what waits for the peer, or for a worker.
     """
 

@@ -23,7 +23,7 @@ LONGEST_SECONDS: Final = 30.0
 SETTLED_SECONDS: Final = 5.0
 """A session that lasted so long was a good one: the pauses begin with the shortest again."""
 
-INITIALISING: Final = "initialising"
+INITIALIZING: Final = "initializing"
 CONNECTED: Final = "connected"
 NOT_CONNECTED: Final = "not connected"
 RE_ESTABLISHING: Final = "re-establishing"
@@ -46,7 +46,7 @@ class Line:
         again: Callable[[], None],
     ) -> None:
         self.exporter = exporter
-        self.state = INITIALISING
+        self.state = INITIALIZING
         self.why = ""
         self.queue_bytes = 0
         self.opened_count = 0

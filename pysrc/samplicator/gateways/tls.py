@@ -119,6 +119,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ConnectionResetError | EOFError) and not getattr(error, "strerror", ""):
         return "the peer closed the connection"
     if isinstance(error, OSError):
-        text = os.strerror(error.errno) if error.errno else error.strerror  # event loops write texts of their own
-        return text or str(error) or type(error).__name__
+        said = os.strerror(error.errno) if error.errno else error.strerror  # event loops write texts of their own
+        return said or str(error) or type(error).__name__
     return str(error) or type(error).__name__

@@ -383,9 +383,8 @@ def _where(spec: ReceiverSpec) -> dict[str, Any]:
     """How a receiver is delivered, as the reading has it."""
     if isinstance(spec.delivery, Door):
         door = spec.delivery
-        address = address_text(door.address) if door.port and not spec.unresolved else door.host or door.gateway
-        host, why = door.place if door.port else door.gateway, f"a gateway ({door.gateway}) sends"
-        return {"host": host, "address": address, "port": door.port, "source": "beside", "engine_why": why}
+        where = {"host": door.place if door.port else door.gateway, "address": door.known_as, "port": door.port}
+        return {**where, "source": "beside", "engine_why": "configured"}
     udp = spec.delivery
     return {
         "host": udp.host,

@@ -5,9 +5,9 @@ Pure. Called by planner. Which transports there are, config.transport says; noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from samplicator.config.address import parse_source
+from samplicator.config.address import address_text, endpoint_text, parse_source
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
 from samplicator.plan.spec import Door, DoorSpec, ResolvedAddress, Tls
@@ -40,6 +40,26 @@ def of_receiver(receiver: Receiver, address: ResolvedAddress) -> Door:
         host=endpoint.host,
         tls=_tls(receiver) if endpoint.scheme == WITH_TLS else None,
     )
+
+
+def clashes(name: str, doors: Sequence[DoorSpec], taken: dict[tuple[bytes, int, int], str]) -> Iterator[str]:
+    """Two listeners cannot have one TCP port of one address. taken: by which listener; gets those of this one."""
+    for place in (place for door in doors for place in door.places):
+        if taken.setdefault(place, name) != name:
+            text = endpoint_text(address_text(place[0]), place[1])
+            yield f"listener {taken[place]!r} already uses TCP {text}; remove one of the two"
+
+
+def loop(name: str, address: bytes, port: int, places: Sequence[tuple[bytes, int, int]], *, local: bool) -> str:
+    """Why a receiver at this address would send to a listener of this host; "" = it would not. local: the address is
+    one of this host.
+    """
+    for where, number, _ in places:
+        if port == number and (where == address or (local and not any(where))):
+            text = endpoint_text(address_text(address), port)
+            why = f"receiver {name!r} at {text} is a listener of this host, so every message would come back in a loop"
+            return f"{why}; change `to`"
+    return ""
 
 
 def why(doors: Sequence[DoorSpec]) -> str:

@@ -10,7 +10,7 @@ compiled module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -29,7 +29,6 @@ from samplicator.plan.rules import needed, places, pool_specs, rule_specs
 from samplicator.plan.spec import (
     Capabilities,
     Door,
-    DoorSpec,
     HostAddress,
     ListenerSpec,
     PlanSpec,
@@ -41,6 +40,7 @@ from samplicator.plan.spec import (
     SocketSpec,
     Udp,
 )
+from samplicator.plan.workers import workers_of
 
 NAME_UNRESOLVED: Final = "the host name does not resolve"
 NO_INTERFACE: Final = "there is no interface"
@@ -84,10 +84,10 @@ class _Compiler:
                 ports.setdefault(socket.port, []).append(socket)
         self.gateways = [place for listener in listeners for door in listener.doors for place in door.places]
         receivers = tuple(self.receivers(ports))
-        workers, cpus = self.workers()
+        datapath = self.config.datapath
+        workers, cpus = workers_of(datapath, self.capabilities.cpus, self.problem, self.warnings.append)
         if self.problems:
             raise ConfigError(self.problems, self.lacks)
-        datapath = self.config.datapath
         written = places(receivers)
         pools = pool_specs(self.config, written)
         rules = rule_specs(self.loaded, self.resolved, written, pools)
@@ -211,7 +211,8 @@ class _Compiler:
                     )
                 )
             gateways = doors.of_listener(listener, heard[index])
-            self.guard_places(index, listener.name, gateways, taken_by_gateways)
+            for why in doors.clashes(listener.name, gateways, taken_by_gateways):
+                self.problem(("listener", index, "listen"), why)
             specs.append(
                 ListenerSpec(
                     index=index,
@@ -224,16 +225,6 @@ class _Compiler:
                 )
             )
         return tuple(specs)
-
-    def guard_places(
-        self, index: int, name: str, gateways: Sequence[DoorSpec], taken: dict[tuple[bytes, int, int], str]
-    ) -> None:
-        """Two listeners cannot have one TCP port of one address."""
-        for place in (place for door in gateways for place in door.places):
-            if taken.setdefault(place, name) != name:
-                text = endpoint_text(address_text(place[0]), place[1])
-                why = f"listener {taken[place]!r} already uses TCP {text}; remove one of the two"
-                self.problem(("listener", index, "listen"), why)
 
     def joins(self, interface: str, index: int, group: str) -> int:
         """Index of the interface that a multicast group is joined on: the configured one, or where its route leads."""
@@ -325,11 +316,13 @@ class _Compiler:
                 missing = f"{NO_INTERFACE} {endpoint.scope}"
                 self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
             elif endpoint.scheme:
-                self.guard_gateway(path, receiver, address, endpoint.port)
+                local = self.deliver(address.address).kind == LOCAL
+                if why := doors.loop(receiver.name, address.address, endpoint.port, self.gateways, local=local):
+                    self.problem((*path, "to"), why)
             else:
                 self.guard_loop(path, receiver, address, endpoint.port, ports)
         if endpoint.scheme:
-            return self.behind(index, receiver, doors.of_receiver(receiver, address), address, missing)
+            return self.behind(index, receiver, doors.of_receiver(receiver, address), address, missing, None)
         source: tuple[bytes, int] | None = None
         if receiver.own_source is not None:
             family, own, port = receiver.own_source
@@ -387,7 +380,7 @@ class _Compiler:
         delivery: Udp | Door,
         address: ResolvedAddress,
         missing: str,
-        pod: Pod | None = None,
+        pod: Pod | None,
     ) -> ReceiverSpec:
         """The spec of a receiver whose delivery is known."""
         return ReceiverSpec(
@@ -453,37 +446,6 @@ class _Compiler:
                 f"({endpoint_text(hit.address, hit.port)}), so every datagram would come back in a loop; change `to`",
             )
 
-    def guard_gateway(self, path: Path, receiver: Receiver, address: ResolvedAddress, port: int) -> None:
-        """The same for what gateways send and listen to."""
-        local = self.judge_addresses and self.capabilities.is_local(address.address)
-        for where, number, _ in self.gateways:
-            if port == number and (where == address.address or (local and not any(where))):
-                text = endpoint_text(address_text(address.address), port)
-                why = f"receiver {receiver.name!r} at {text} is a listener of this host, so every message would come "
-                self.problem((*path, "to"), why + "back in a loop; change `to`")
-                return
-
     def deliver(self, address: bytes) -> Delivery:
         local = self.judge_addresses and self.capabilities.is_local(address)
         return Delivery(LOCAL) if local else Delivery()
-
-    # ------------------------------------------------------------------ workers
-
-    def workers(self) -> tuple[int, tuple[int, ...]]:
-        """Number of workers and the CPUs to pin them to. A fixed number without `cpus` is left to the scheduler."""
-        datapath = self.config.datapath
-        allowed = self.capabilities.cpus
-        for number, cpu in enumerate(datapath.cpus):
-            if cpu not in allowed:
-                may = ", ".join(map(str, allowed))
-                self.problem(
-                    ("datapath", "cpus", number), f"this process may not run on CPU {cpu}; name CPUs from {may}"
-                )
-        cpus = tuple(dict.fromkeys(datapath.cpus))
-        if datapath.workers == "auto":
-            cpus = cpus or allowed
-            return len(cpus), cpus
-        if cpus and datapath.workers > len(cpus):
-            why = f"there are more workers ({datapath.workers}) than CPUs ({len(cpus)}), so workers wait for each other"
-            self.warnings.append(why)
-        return datapath.workers, cpus

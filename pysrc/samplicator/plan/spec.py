@@ -253,6 +253,11 @@ class Door:
             return f"gateway {self.gateway}"
         return f"{self.gateway}://{endpoint_text(self.host, self.port)}"
 
+    @property
+    def known_as(self) -> str:
+        """The address, else the host's name if it does not resolve now, else the gateway's."""
+        return address_text(self.address) if any(self.address) else self.host or self.gateway
+
 
 @dataclass(frozen=True, slots=True)
 class ReceiverSpec:

@@ -188,6 +188,8 @@ class Service:
             started_unix=time.time(),
             version=__version__,
             services=self._pods.services.readings,
+            gateways=self._gateways.readings,
+            sessions=self._gateways.sessions,
             ready=self._ready,
             healthy=self._healthy,
             log_messages=log_counts,
