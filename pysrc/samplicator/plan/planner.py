@@ -322,7 +322,7 @@ class _Compiler:
             else:
                 self.guard_loop(path, receiver, address, endpoint.port, ports)
         if endpoint.scheme:
-            return self.behind(index, receiver, doors.of_receiver(receiver, address), address, missing, None)
+            return self.behind(index, doors.of_receiver(receiver, address), address, missing, None)
         source: tuple[bytes, int] | None = None
         if receiver.own_source is not None:
             family, own, port = receiver.own_source
@@ -371,18 +371,13 @@ class _Compiler:
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
             per_session=engines.per_session(receiver, engine, report),
         )
-        return self.behind(index, receiver, delivery, address, missing, pod)
+        return self.behind(index, delivery, address, missing, pod)
 
     def behind(
-        self,
-        index: int,
-        receiver: Receiver,
-        delivery: Udp | Door,
-        address: ResolvedAddress,
-        missing: str,
-        pod: Pod | None,
+        self, index: int, delivery: Udp | Door, address: ResolvedAddress, missing: str, pod: Pod | None
     ) -> ReceiverSpec:
         """The spec of a receiver whose delivery is known."""
+        receiver = self.config.receiver[index]
         return ReceiverSpec(
             name=receiver.name if pod is None else member_name(receiver.name, pod.number),
             delivery=delivery,
