@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -229,6 +230,17 @@ def test_a_place_that_is_taken_is_tried_again(stage: Stage) -> None:
     read(door, 1)
 
 
+def test_both_families_come_by_one_place(stage: Stage) -> None:
+    port = tcp_port()
+    door = stage.listener("in", DoorSpec("tcp", ((bytes(16), port, 0),)))
+    stage.listening()
+    with connect(port) as four, socket.create_connection(("::1", port), 10) as six:
+        four.sendall(TEACH)
+        six.sendall(TEACH)
+        found = {(one.address, one.port) for one in read(door, 2)}
+        assert found == {(LOCALHOST, four.getsockname()[1]), (bytes(15) + b"\1", six.getsockname()[1])}
+
+
 # ---- out
 
 
@@ -334,6 +346,31 @@ def test_before_it_goes_a_receiver_sends_what_waits(stage: Stage) -> None:
     wait_until(lambda: len(collector.messages()) == 2001, "all of them")
     wait_until(lambda: collector.connections[0].over, "the end")
     wait_until(lambda: not stage.hub.readings(), "the receiver to be gone")
+    collector.close()
+
+
+def test_a_new_door_of_a_worker_waits_for_the_old_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a reload what the old door holds goes first."""
+    collector = Collector()
+    old = stage.receiver("out", to(collector.port))
+    put(old, TEACH)
+    wait_until(lambda: len(collector.messages()) == 1, "the first")
+    stop, go_on = threading.Event(), threading.Event()
+    stage.thread.call(lambda: (stop.set(), go_on.wait(10)))
+    assert stop.wait(10)
+    new = stage.receiver("out", to(collector.port))
+    put(new, data(100))
+    put(old, *(data(n) for n in range(100)))
+    go_on.set()
+    old.close()
+    wait_until(lambda: len(collector.messages()) == 102, "all of them")
+    assert collector.messages() == [TEACH, *(data(n) for n in range(101))]
+    assert len(collector.connections) == 1
+    new.close()
+    wait_until(lambda: not stage.hub.readings(), "the end")
+    again = stage.receiver("out", to(collector.port))
+    put(again, TEACH)
+    wait_until(lambda: len(collector.connections) == 2, "a session of its own")
     collector.close()
 
 

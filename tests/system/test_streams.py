@@ -1,4 +1,4 @@
-"""IPFIX over TCP and TLS between real programs: softflowd by TCP to nfcapd and nfacctd, and one relay to another by TLS.
+"""IPFIX over TCP and TLS between real programs: softflowd by TCP to nfcapd and nfacctd, and a relay to another by TLS.
 
 What collectors decode behind the relay is what they decode when softflowd sends to them directly.
 """
@@ -15,7 +15,6 @@ from support.flows import IPFIX
 from support.lab import Lab
 from support.pki import make_pair
 from support.process import command, tool, wait_for
-
 from system.test_flows import DIRECT, DIRECT_ACCT, RELAYED, RELAYED_ACCT, Collectors, capture  # noqa: F401
 
 pytestmark = pytest.mark.xdist_group("flows")  # one capture for all

@@ -11,6 +11,7 @@ import struct
 
 import pytest
 from samplicator.gateways import heard, ipfix, told
+from samplicator.gateways.budget import Budget
 from samplicator.gateways.heard import Heard
 from samplicator.gateways.told import Told
 from support import flows as model
@@ -199,11 +200,26 @@ def test_a_session_that_teaches_too_much_ends() -> None:
             model.ipfix(0, n % 8, a_set(2, template(256 + n // 8, FIXED))) for n in range(heard.MAX_TEMPLATES + 1)
         ],
         "domains": [model.ipfix(0, n) for n in range(heard.MAX_DOMAINS + 1)],
-        "bytes": [model.ipfix(0, n, a_set(2, wide)) for n in range(20)],
+        "bytes": [model.ipfix(0, n, a_set(2, wide)) for n in range(30)],
     }
     for what, messages in floods.items():
         with pytest.raises(OverflowError, match=what):
             list(map(Heard(1452).take, messages))
+
+
+def test_sessions_share_memory_for_templates() -> None:
+    budget = Budget(2000)
+    first, second = Heard(1452, budget), Heard(1452, budget)
+    for session in (first, second):
+        session.take(model.ipfix(0, 1, a_set(2, *[template(256 + n, FIXED) for n in range(2)])))
+    left = budget.left
+    assert 0 < left < 1000
+    with pytest.raises(OverflowError, match="all sessions"):
+        second.take(model.ipfix(0, 1, a_set(2, *[template(300 + n, FIXED) for n in range(3)])))
+    second.close()
+    assert budget.left == 2000 - (2000 - left) // 2
+    first.take(model.ipfix(0, 1, a_set(2, withdrawal(256), withdrawal(257))))
+    assert budget.left == 2000
 
 
 # ---- what a collector is told
@@ -293,5 +309,8 @@ def test_what_is_more_than_is_kept_passes() -> None:
     assert state.full == 10
     assert state.take(copy) == [copy]  # again, since nobody knows that it was told
     assert state.take(model.ipfix(0, 0, a_set(2, template(256, FIXED)))) == []
+    changed = model.ipfix(0, 0, a_set(2, template(257, STRINGS)))
+    (gone, sent) = state.take(changed)
+    assert (sent, model.parse(gone).sets[0].records) == (changed, [(257, False)])  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="version 9"):
         state.take(model.v9(0, 1))

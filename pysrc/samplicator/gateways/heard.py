@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from samplicator.gateways.budget import Budget, cost
 from samplicator.gateways.ipfix import (
     HEADER,
     TEMPLATE_SETS,
@@ -26,7 +27,7 @@ from samplicator.gateways.ipfix import (
 from samplicator.gateways.split import ends_of, split
 
 MAX_TEMPLATES: Final = 4096
-MAX_TEMPLATE_BYTES: Final = 1 << 20
+MAX_TEMPLATE_BYTES: Final = 4 << 20
 MAX_DOMAINS: Final = 1024
 AHEAD: Final = 1 << 31
 U32: Final = 0xFFFFFFFF
@@ -60,10 +61,21 @@ class _Domain:
 class Heard:
     """One session. messages, records: read so far. malformed: messages that were left out. withdrawn: templates."""
 
-    __slots__ = ("_domains", "_limit", "_size", "_templates", "malformed", "messages", "split_up", "withdrawn")
+    __slots__ = (
+        "_budget",
+        "_domains",
+        "_limit",
+        "_size",
+        "_templates",
+        "malformed",
+        "messages",
+        "split_up",
+        "withdrawn",
+    )
 
-    def __init__(self, limit: int) -> None:
-        """limit: bytes that a datagram is to have at most; 0 = any."""
+    def __init__(self, limit: int, budget: Budget | None = None) -> None:
+        """limit: bytes that a datagram is to have at most; 0 = any. budget: shared with other sessions."""
+        self._budget = budget or Budget()
         self.messages = 0
         self.malformed = 0
         self.withdrawn = 0
@@ -133,18 +145,29 @@ class Heard:
                 self._forget(domain, template.identity)
             else:
                 old = domain.templates.get(template.identity)
-                self._size += len(template.record) - (len(old.record) if old else 0)
+                self._use(cost(template) - (cost(old) if old else 0))
                 self._templates += old is None
                 domain.templates[template.identity] = template
         if self._templates > MAX_TEMPLATES or self._size > MAX_TEMPLATE_BYTES:
             raise OverflowError(f"more than {MAX_TEMPLATES} templates or {MAX_TEMPLATE_BYTES} bytes in one session")
+        if self._budget.left < 0:
+            raise OverflowError("the templates of all sessions need more memory than there is for them")
+
+    def _use(self, size: int) -> None:
+        self._size += size
+        self._budget.left -= size
+
+    def close(self) -> None:
+        """The session is over: gives back what it used of the budget."""
+        self._domains = {}
+        self._use(-self._size)
 
     def _forget(self, domain: _Domain, number: int) -> None:
         old = domain.templates.pop(number, None)
         if old is not None:
             self.withdrawn += 1
             self._templates -= 1
-            self._size -= len(old.record)
+            self._use(-cost(old))
 
 
 def without_withdrawals(message: bytes, sets: list[Set]) -> bytes:

@@ -28,6 +28,7 @@ from samplicator.readings import GatewayReading, TransportSessionReading
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.1
+DEAFEN_SECONDS: Final = 1.0
 REPLAY_SECONDS: Final = 5.0
 """A receiver is replayed to at most so often; each replay is for all exporters."""
 
@@ -46,6 +47,7 @@ class Hub:
         self._replay = replay
         self._inlets: dict[tuple[str, DoorSpec], Inlet] = {}
         self._outlets: dict[tuple[str, Delivery], Outlet] = {}
+        self._leaving: set[Outlet] = set()  # others have taken their places
         self._places: dict[Address, Place] = {}
         self._in_tallies: dict[str, InTally] = {}
         self._out_tallies: dict[str, OutTally] = {}
@@ -58,7 +60,7 @@ class Hub:
     def takes(self, receiver: str, worker: int, door: Door, delivery: Delivery) -> None:
         """See door.Gateway. Raises OSError for what the transport cannot use."""
         self._transport.check(Options(tls=delivery.tls, name=delivery.host))
-        self._thread.call(lambda: self._take(receiver, door, delivery))
+        self._thread.call(lambda: self._take(receiver, worker, door, delivery))
 
     def brings(self, listener: str, worker: int, door: Door, spec: DoorSpec) -> None:
         """See door.Gateway. Raises OSError for what the transport cannot use."""
@@ -77,11 +79,14 @@ class Hub:
 
     # ------------------------------------------------------------------ doors
 
-    def _take(self, receiver: str, door: Door, delivery: Delivery) -> None:
+    def _take(self, receiver: str, worker: int, door: Door, delivery: Delivery) -> None:
         if self._ended:
             door.close()
             return
         outlet = self._outlets.get((receiver, delivery))
+        if outlet is not None and outlet.ending:
+            self._leaving.add(outlet)
+            outlet = None
         if outlet is None:
             tally = self._out_tallies.setdefault(receiver, OutTally())
             outlet = self._outlets[receiver, delivery] = Outlet(
@@ -93,9 +98,10 @@ class Hub:
                 self._outlet_ended,
                 lambda: self._came_back(receiver),
             )
-        outlet.add(door)
+        outlet.add(worker, door)
 
     def _outlet_ended(self, outlet: Outlet) -> None:
+        self._leaving.discard(outlet)
         self._outlets = {key: one for key, one in self._outlets.items() if one is not outlet}
         if all(name != outlet.name for name, _ in self._outlets):
             self._out_tallies.pop(outlet.name, None)
@@ -143,8 +149,13 @@ class Hub:
             self._loop.call_later(LOOK_SECONDS, self._look)
 
     def deafen(self) -> None:
-        """Nothing more comes in: exporters see their sessions end. Before the workers stop; returns when it is so."""
+        """Nothing more comes in: exporters see their sessions end. Before the workers stop; returns when the doors have
+        what was read, or after DEAFEN_SECONDS.
+        """
         self._thread.wait(self._close_places)
+        latest = time.monotonic() + DEAFEN_SECONDS
+        while any(inlet.waiting for inlet in list(self._inlets.values())) and time.monotonic() < latest:
+            time.sleep(0.005)
 
     def _close_places(self) -> None:
         for place in self._places.values():
@@ -153,7 +164,7 @@ class Hub:
     def close(self, seconds: float) -> None:
         """After the workers have ended: waits at most so long until what came out of the doors is sent, then ends."""
         latest = time.monotonic() + seconds
-        while self._outlets and time.monotonic() < latest:
+        while (self._outlets or self._leaving) and time.monotonic() < latest:
             time.sleep(0.01)
         self._thread.wait(self._end)
 
@@ -162,7 +173,7 @@ class Hub:
         self._close_places()
         for inlet in list(self._inlets.values()):
             inlet.close()
-        for outlet in list(self._outlets.values()):
+        for outlet in [*self._outlets.values(), *self._leaving]:
             outlet.end(abort=True)
         self._transport.close()
 

@@ -132,6 +132,11 @@ class Inlet:
             return None
         return self._order[zlib.crc32(peer.address + peer.port.to_bytes(2, "big")) % len(self._order)]
 
+    @property
+    def waiting(self) -> int:
+        """Datagrams that no door has taken yet."""
+        return sum(len(writer.left) for writer in list(self.doors.values()))
+
     def admits(self, peer: Address) -> bool:
         """Whether `allow` has the address."""
         return not self.spec.allow or any(source.selects(peer.address) for source in self.spec.allow)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from samplicator.gateways.budget import Budget
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.told import Told
 from samplicator.gateways.transport import Address, Options, Session, Transport
@@ -42,6 +43,7 @@ class Line:
         place: Address,
         options: Options,
         tally: OutTally,
+        budget: Budget,
         moved: Callable[[int], None],
         again: Callable[[], None],
     ) -> None:
@@ -60,7 +62,7 @@ class Line:
         self._tally = tally
         self._moved = moved
         self._was_again = again
-        self._told = Told()
+        self._told = Told(budget)
         self._queue: deque[bytes] = deque()
         self._first: deque[bytes] = deque()  # to be sent before the queue: templates, and what was made of `_current`
         self._current = b""
@@ -205,6 +207,7 @@ class Line:
             self._session.close()
 
     def _drop(self) -> None:
+        self._told.close()
         self._tally.unsent += len(self._queue)
         self._queue.clear()
         self._grow(-self.queue_bytes)

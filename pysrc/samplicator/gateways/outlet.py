@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from samplicator.config.address import endpoint_text
+from samplicator.gateways.budget import Budget
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.ipfix import VERSION
 from samplicator.gateways.line import CONNECTED, Line
@@ -52,11 +53,12 @@ class Outlet:
         self._options = Options(tls=delivery.tls, name=delivery.host)
         self._ended = ended
         self._again = again
-        self._doors: list[Door] = []
+        self._doors: dict[int, list[Door]] = {}  # by worker; the first is read, those behind it came later
+        self._budget = Budget()
         self._lines: dict[tuple[bytes, int], Line] = {}
         self._waiting = 0
         self._stopped = False
-        self._ending = False
+        self.ending = False
         self._timer = loop.call_later(TIDY_SECONDS, self._tidy)
 
     @property
@@ -66,36 +68,46 @@ class Outlet:
 
     # -- doors
 
-    def add(self, door: Door) -> None:
-        self._doors.append(door)
-        if not self._stopped:
-            self._loop.add_reader(door.fileno(), self._read, door)
+    def add(self, worker: int, door: Door) -> None:
+        """A door of a worker. If that has one already, the old one is read to its end before."""
+        doors = self._doors.setdefault(worker, [])
+        doors.append(door)
+        if len(doors) == 1 and not self._stopped:
+            self._watch(worker)
 
-    def _read(self, door: Door) -> None:
+    def _watch(self, worker: int) -> None:
+        door = self._doors[worker][0]
+        self._loop.add_reader(door.fileno(), self._read, worker, door)
+
+    def _read(self, worker: int, door: Door) -> None:
         try:
             datagrams = door.read()
         except (EOFError, OSError):
-            self._leave(door)
+            self._leave(worker, door)
             return
         for one in datagrams:
             self._take(one)
         if self._waiting > QUEUE_BYTES and not self._stopped:
             self._stopped = True
             self.tally.waits += 1
-            for each in self._doors:
-                self._loop.remove_reader(each.fileno())
+            for doors in self._doors.values():
+                self._loop.remove_reader(doors[0].fileno())
 
     def _moved(self, count: int) -> None:
         self._waiting += count
         if self._stopped and self._waiting <= QUEUE_BYTES // 2:
             self._stopped = False
-            for door in self._doors:
-                self._loop.add_reader(door.fileno(), self._read, door)
+            for worker in self._doors:
+                self._watch(worker)
 
-    def _leave(self, door: Door) -> None:
+    def _leave(self, worker: int, door: Door) -> None:
         self._loop.remove_reader(door.fileno())
-        self._doors.remove(door)
         door.close()
+        del self._doors[worker][0]
+        if self._doors[worker]:
+            self._watch(worker)
+            return
+        del self._doors[worker]
         if not self._doors:
             self.end()
 
@@ -116,6 +128,7 @@ class Outlet:
                 self._place,
                 self._options,
                 self.tally,
+                self._budget,
                 self._moved,
                 self._again,
             )
@@ -140,13 +153,13 @@ class Outlet:
 
     def end(self, *, abort: bool = False) -> None:
         """The receiver is gone: what waits is sent for a bounded time. abort: not even that."""
-        if self._ending and not abort:
+        if self.ending and not abort:
             return
-        self._ending = True
-        for door in self._doors:
+        self.ending = True
+        for door in (door for doors in self._doors.values() for door in doors):
             self._loop.remove_reader(door.fileno())
             door.close()
-        self._doors = []
+        self._doors = {}
         for line in list(self._lines.values()):
             line.end(abort=abort)
         self._wait_for_end(self._loop.time() + (0.0 if abort else END_SECONDS))

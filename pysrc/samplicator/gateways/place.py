@@ -15,6 +15,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
+from samplicator.gateways.budget import Budget
 from samplicator.gateways.heard import Heard
 from samplicator.gateways.inlet import DoorWriter, Inlet, datagrams_of
 from samplicator.gateways.transport import Address, Ear, Options, Session, Transport
@@ -56,6 +57,7 @@ class Place:
         self._options = Options()
         self._again: asyncio.TimerHandle | None = None
         self._gate = RateGate()
+        self._budget = Budget()
 
     # -- owners
 
@@ -139,7 +141,7 @@ class Place:
             return
         inlet = self.owners[-1]
         inlet.tally.opened += 1
-        self._sessions[session] = Inbound(session, Heard(inlet.spec.message_bytes))
+        self._sessions[session] = Inbound(session, Heard(inlet.spec.message_bytes, self._budget))
         self._repeat_later(session)
 
     def refused(self, peer: Address, why: str) -> None:
@@ -212,6 +214,7 @@ class Place:
             return
         if inbound.repeat is not None:
             inbound.repeat.cancel()
+        inbound.heard.close()
         if why and self.owners:
             self.owners[-1].tally.broken += 1
             if self._gate.add((self.owners[-1].name, "closed"), 1, self._loop.time()):

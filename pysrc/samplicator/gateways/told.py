@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from samplicator.gateways.budget import Budget, cost
 from samplicator.gateways.ipfix import (
     HEADER,
     SET,
@@ -23,7 +24,7 @@ from samplicator.gateways.ipfix import (
 )
 
 MAX_TEMPLATES: Final = 4096
-MAX_TEMPLATE_BYTES: Final = 1 << 20
+MAX_TEMPLATE_BYTES: Final = 4 << 20
 
 
 class Told:
@@ -31,9 +32,11 @@ class Told:
     changed. full: templates that were not kept.
     """
 
-    __slots__ = ("_last", "_size", "_templates", "full", "unchanged", "withdrawn")
+    __slots__ = ("_budget", "_last", "_size", "_templates", "full", "unchanged", "withdrawn")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        """budget: shared with other exporters."""
+        self._budget = budget or Budget()
         self.unchanged = 0
         self.withdrawn = 0
         self.full = 0
@@ -88,19 +91,31 @@ class Told:
         if old is not None and (old.kind, old.record) == (template.kind, template.record):
             self.unchanged += 1
             return False
-        size = len(template.record) - (len(old.record) if old is not None else 0)
+        if old is not None:
+            gone.append(old)
+            del self._templates[key]
+            self._use(-cost(old))
+        size = cost(template)
         if (
             domain not in self._last
-            or (old is None and len(self._templates) >= MAX_TEMPLATES)
-            or (self._size + size > MAX_TEMPLATE_BYTES)
+            or len(self._templates) >= MAX_TEMPLATES
+            or self._size + size > MAX_TEMPLATE_BYTES
+            or size > self._budget.left
         ):
             self.full += 1
             return True
-        if old is not None:
-            gone.append(old)
         self._templates[key] = template
-        self._size += size
+        self._use(size)
         return True
+
+    def _use(self, size: int) -> None:
+        self._size += size
+        self._budget.left -= size
+
+    def close(self) -> None:
+        """Gives back what it used of the budget."""
+        self._templates, self._last = {}, {}
+        self._use(-self._size)
 
     def _withdrawals(self, export_time: int, sequence: int, domain: int, gone: list[Template]) -> bytes:
         self.withdrawn += len(gone)
