@@ -41,9 +41,10 @@ class ListenerReading:
 
 @dataclass(slots=True)  # not frozen: there may be hundreds, and a frozen one takes three times as long to make
 class ReceiverReading:
-    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host and address
-    are the gateway's name, port is 0. port: also 0 while its number is not known. source: "own" | "spoof" |
-    "beside" (through a door). up: reachable as far as known. gave_up: what the kernel refused it lately: segment |
+    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host is
+    SCHEME://HOST:PORT, and what has no address has the gateway's name, and port 0. port: also 0 while its number is
+    not known. source: "own" | "spoof" | "beside" (through a door). up: reachable as far as known. gave_up: what the
+    kernel refused it lately: segment |
     transparent | packet. link: of engine packet, the next hop, or why copies leave by the raw socket now, for
     people; else "". mtu: bytes of a packet at most: what is longer leaves in fragments, mtu_why: for people. state:
     "up" | "refusing" | "unreachable" | "looping", state_why: for people, "" when up. standby_for: its primary, "" =
@@ -77,7 +78,7 @@ class ReceiverReading:
     def place(self) -> str:
         """Where it is, for people."""
         if self.engine == "door":
-            return f"gateway {self.address}"
+            return self.host if self.port else f"gateway {self.address}"
         port = self.port or "?"
         return f"[{self.address}]:{port}" if ":" in self.address else f"{self.address}:{port}"
 
@@ -311,3 +312,40 @@ def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     if len(rows) == 2:
         return tuple(map(add, *rows))
     return tuple(map(sum, zip(*rows, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSessionReading:
+    """A TCP connection or an SCTP association. gateway: tcp | tls | sctp. side: "in" from an exporter | "out" to a
+    collector. name: of the listener or receiver. exporter: whose datagrams these are, ADDRESS:PORT. peer: the other
+    end. state: initializing | connected | not connected | re-establishing. opened: how often it was connected.
+    messages, octets: what came, or was sent. queue_bytes: what waits for the peer, or for a worker.
+    """
+
+    gateway: str
+    side: str
+    name: str
+    exporter: str
+    peer: str
+    state: str
+    why: str
+    opened: int
+    messages: int
+    octets: int
+    queue_bytes: int
+    streams: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayReading:
+    """What a gateway does for one listener or receiver. place: where it listens, or sends to. why: what is wrong, "" =
+    nothing. sessions: by state. counters: events so far, by name (gateways.tally).
+    """
+
+    gateway: str
+    side: str
+    name: str
+    place: str
+    why: str
+    sessions: Mapping[str, int]
+    counters: Mapping[str, int]

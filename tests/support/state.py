@@ -14,6 +14,7 @@ from typing import Any
 from samplicator import _fastpath
 from samplicator.config.model.loaded import Loaded
 from samplicator.config.model.whole import Config
+from samplicator.gateways.tally import InTally, OutTally, counts
 from samplicator.health.running import Running
 from samplicator.readings import (
     Activity,
@@ -22,6 +23,7 @@ from samplicator.readings import (
     FlowField,
     FlowReading,
     FlowTemplate,
+    GatewayReading,
     ListenerReading,
     MemberReading,
     PodReading,
@@ -256,6 +258,21 @@ def make_services() -> tuple[ServiceReading, ...]:
     )
 
 
+def make_gateways(*, zero: bool = False) -> list[GatewayReading]:
+    """A listener with two exporters by TCP, and a receiver of which one session of three is connected."""
+    came, went = counts(InTally()), counts(OutTally())
+    if not zero:
+        came = {name: number for number, name in enumerate(came, 100)}
+        went = {name: number for number, name in enumerate(went, 200)}
+    inside = {} if zero else {"connected": 2}
+    outside = {} if zero else {"connected": 1, "not connected": 2}
+    why = "" if zero else "not connected: Connection refused"
+    return [
+        GatewayReading("tcp", "in", "netflow", "tcp://0.0.0.0:4739", "", inside, came),
+        GatewayReading("tcp", "out", "nfdump", "tcp://192.0.2.10:4739", why, outside, went),
+    ]
+
+
 class FakeReloader:
     """Answers what it is told to, and remembers who asked."""
 
@@ -289,6 +306,7 @@ def make_state(*, zero: bool = False, **changes: Any) -> ServiceState:
         "healthy": lambda: (True, "ok"),
         "log_messages": {"warning": 3},
         "services": make_services,
+        "gateways": lambda: make_gateways(zero=zero),
         **changes,
     }
     return ServiceState(**values)

@@ -172,7 +172,11 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
     listeners = [
         {
             **{key: value for key, value in asdict(listener).items() if key != "intakes"},
-            **{kind: [asdict(intake) for intake in getattr(listener, kind)] for kind in ("sockets", "rings", "doors")},
+            **{kind: [asdict(intake) for intake in getattr(listener, kind)] for kind in ("sockets", "rings")},
+            "doors": [
+                {**asdict(door), "places": door.texts(), "allow": [source.text for source in door.allow]}
+                for door in listener.doors
+            ],
         }
         for listener in plan.listeners
     ]
@@ -185,7 +189,7 @@ def _pod_json(pod: Pod | None) -> dict[str, Any] | None:
 
 def _delivery_json(delivery: Udp | Door) -> dict[str, Any]:
     if isinstance(delivery, Door):
-        return asdict(delivery)
+        return {**asdict(delivery), "address": address_text(delivery.address) if delivery.address else ""}
     source = delivery.source
     return {
         **asdict(delivery),

@@ -101,7 +101,7 @@ class DoorPath:
                 refresh=spec.refresh,
                 alias=spec.unique,
             )
-            gateway.takes(spec.name, worker, Door(theirs))
+            gateway.takes(spec.name, worker, Door(theirs), spec.delivery)
         except BaseException:
             ours.close()
             theirs.close()
@@ -111,7 +111,12 @@ class DoorPath:
     def look(self, now: float, ways: Sequence[Way], counters: Mapping[int, TxCounters]) -> None:
         """Several times per second: whether the gateway runs and reads. Ways are in the order of the workers."""
         faults = [self._fault(now, way, counters[index]) for index, way in enumerate(list(ways)) if way.sockets]
-        self.fault = next(filter(None, faults), "") if not self.spec.missing else ""
+        if self.spec.missing:
+            self.fault = ""
+        else:
+            self.fault = (
+                next((why for why in faults if why == GONE), "") or self._told() or next(filter(None, faults), "")
+            )
         self._quiet = {id(way): self._quiet[id(way)] for way in ways if id(way) in self._quiet}
 
     def _fault(self, now: float, way: Way, counters: TxCounters) -> str:
@@ -130,6 +135,12 @@ class DoorPath:
         self._quiet[id(way)] = since, *state
         return STALLED if now - since >= STALLED_SECONDS else ""
 
+    def _told(self) -> str:
+        """What the gateway itself says."""
+        delivery = self.spec.delivery
+        assert isinstance(delivery, Delivery)
+        return self._gateways[delivery.gateway].fault(self.spec.name) if delivery.gateway in self._gateways else ""
+
     def refresh(self, ways: Sequence[Way]) -> bool:
         """False when the other end was closed and the doors must be opened again."""
         return self.fault != GONE
@@ -141,7 +152,7 @@ class DoorPath:
 class DoorIntake:
     """One door of a listener, its counters, and the worker that reads it; as intakes.Intake."""
 
-    __slots__ = ("buffer_bytes", "counters", "drops", "owner", "rx", "sock", "spec")
+    __slots__ = ("_gateway", "_listener", "buffer_bytes", "counters", "drops", "owner", "rx", "sock", "spec")
 
     def __init__(self, spec: DoorSpec, listener: str, slot: int, worker: int, queue: int, gateways: Gateways) -> None:
         """listener, worker: as the gateway sees them. slot: of the listener. queue: bytes. Raises OSError."""
@@ -149,12 +160,14 @@ class DoorIntake:
         self.spec = spec
         self.drops = 0
         self.owner: int | None = None
+        self._gateway = gateway
+        self._listener = listener
         self.counters = RxCounters()
         self.sock, theirs = pair(queue)
         try:
             self.rx = RxSocket(self.sock.fileno(), self.counters, slot, door=True)
             self.buffer_bytes = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-            gateway.brings(listener, worker, Door(theirs))
+            gateway.brings(listener, worker, Door(theirs), spec)
         except BaseException:
             self.sock.close()
             theirs.close()
@@ -165,6 +178,10 @@ class DoorIntake:
         return sockets.MemInfo(
             queue_bytes=unread_bytes(self.sock, termios.FIONREAD), buffer_bytes=self.buffer_bytes, drops=0
         )
+
+    def down_why(self) -> str:
+        """Why nothing, or not everything, comes in by it."""
+        return GONE if self.rx.shut else self._gateway.down(self._listener)
 
     def refuse_all(self) -> None:
         """Nothing more can be written into it; what is in it can be read."""

@@ -288,7 +288,8 @@ class ListenerState:
 
     def down_why(self) -> str:
         """Why sockets are missing, "" = none is: one reason, and the number of sockets."""
-        reasons = [GONE] if self.lost else []
+        reasons = [why for group in self.doors.values() if group and (why := group[0].down_why())]
+        reasons = [GONE] if self.lost else reasons
         reasons += [f"the host name does not resolve: {place}" for place in self.unresolved]
         reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
         if not reasons:
@@ -299,7 +300,7 @@ class ListenerState:
     @property
     def state(self) -> str:
         """up | partly down | down"""
-        working = [door for door, group in self.doors.items() if not any(intake.rx.shut for intake in group)]
+        working = [door for door, group in self.doors.items() if not any(intake.down_why() for intake in group)]
         if not working and not self.intakes.keys() - self.absent.keys():
             return "down"
         return "partly down" if self.down_why() else "up"

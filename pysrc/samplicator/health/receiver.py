@@ -382,8 +382,9 @@ class ReceiverState:
 def _where(spec: ReceiverSpec) -> dict[str, Any]:
     """How a receiver is delivered, as the reading has it."""
     if isinstance(spec.delivery, Door):
-        name = spec.delivery.gateway
-        return {"host": name, "address": name, "port": 0, "source": "beside", "engine_why": "configured"}
+        door = spec.delivery
+        where = {"host": door.place if door.port else door.gateway, "address": door.known_as, "port": door.port}
+        return {**where, "source": "beside", "engine_why": "configured"}
     udp = spec.delivery
     return {
         "host": udp.host,

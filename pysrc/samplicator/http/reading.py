@@ -16,6 +16,8 @@ from samplicator.http import listing, query, rows
 from samplicator.http.front import SHARED, is_control
 from samplicator.views import exporters, flow, prometheus, shares
 from samplicator.views.export import ExportSum
+from samplicator.views.gateways import gateways as gateway_rows
+from samplicator.views.gateways import sessions as session_rows
 from samplicator.views.kubernetes import services as kubernetes_rows
 from samplicator.views.ledger import LedgerSum
 from samplicator.views.listeners import listeners as listener_rows
@@ -85,6 +87,15 @@ async def pools(request: web.Request) -> web.Response:
 
 async def kubernetes(request: web.Request) -> web.Response:
     return as_json(kubernetes_rows(await asyncio.to_thread(request.app[SHARED].state.services)))
+
+
+async def gateways(request: web.Request) -> web.Response:
+    return as_json(gateway_rows(await asyncio.to_thread(request.app[SHARED].state.gateways)))
+
+
+async def session_page(request: web.Request) -> web.Response:
+    first, limit = query.number(request.query), query.limit(request.query)
+    return as_json(session_rows(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit))
 
 
 async def config(request: web.Request) -> web.Response:

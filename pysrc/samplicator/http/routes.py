@@ -31,6 +31,7 @@ from samplicator.views.activity import ActivityPage
 from samplicator.views.export import Export
 from samplicator.views.exporters import DomainPage, ExporterPage
 from samplicator.views.flow import Totals
+from samplicator.views.gateways import GatewayRow, SessionPage
 from samplicator.views.history import HistoryPage
 from samplicator.views.kubernetes import KubernetesService
 from samplicator.views.ledger import Ledger
@@ -116,6 +117,20 @@ ROUTES: Final[tuple[Route, ...]] = (
         reading.kubernetes,
         "Lists the receivers that are Kubernetes Services, with their pods.",
         list[KubernetesService],
+    ),
+    _shown(
+        "/api/v1/gateways",
+        reading.gateways,
+        "Lists the listeners and receivers whose transport is not UDP, with what their gateways count.",
+        list[GatewayRow],
+    ),
+    _shown(
+        "/api/v1/sessions",
+        reading.session_page,
+        "Lists the sessions of gateways, in pages: the connections of exporters, and those to collectors.",
+        SessionPage,
+        query.NUMBER,
+        query.LIMIT,
     ),
     _shown("/api/v1/config", reading.config, "Returns the running configuration.", Configuration),
     _shown("/api/v1/flow", reading.flow_totals, "Returns the totals of flow telemetry by protocol.", Totals),

@@ -153,6 +153,12 @@ class DoorSpec:
     message_bytes: int = 0
     tls: Tls | None = None
 
+    def texts(self) -> tuple[str, ...]:
+        """The places, for people."""
+        return tuple(
+            f"{self.gateway}://{endpoint_text(address_text(address), port)}" for address, port, _ in self.places
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ListenerSpec:
@@ -240,6 +246,18 @@ class Door:
     host: str = ""
     tls: Tls | None = None
 
+    @property
+    def place(self) -> str:
+        """For people."""
+        if not self.port:
+            return f"gateway {self.gateway}"
+        return f"{self.gateway}://{endpoint_text(self.host, self.port)}"
+
+    @property
+    def known_as(self) -> str:
+        """The address, else the host's name if it does not resolve now, else the gateway's."""
+        return address_text(self.address) if any(self.address) else self.host or self.gateway
+
 
 @dataclass(frozen=True, slots=True)
 class ReceiverSpec:
@@ -298,7 +316,7 @@ class ReceiverSpec:
     def place(self) -> str:
         """Where it is, for people."""
         if isinstance(self.delivery, Door):
-            return f"gateway {self.delivery.gateway}"
+            return self.delivery.place
         where = self.delivery.host if self.unresolved else address_text(self.delivery.address)
         return endpoint_text(where, self.delivery.port or "?")
 
@@ -310,7 +328,7 @@ class ReceiverSpec:
     @property
     def unresolved(self) -> bool:
         """Whether its address is not known now."""
-        return bool(self.missing) and isinstance(self.delivery, Udp) and not any(self.delivery.address)
+        return bool(self.missing) and not any(self.delivery.address)
 
     @property
     def deaf(self) -> bool:

@@ -471,6 +471,16 @@ class Supervisor:
             lost = [name for name, state in self._running.receivers.items() if state.lost]
             return (*lost, *(name for name, state in self._running.listeners.items() if state.lost))
 
+    def replay(self, receiver: str) -> None:
+        """Has the workers send templates and options data of all exporters to a receiver again; its gateway has a
+        new session. Nothing when there is no such receiver.
+        """
+        with self._lock:
+            state = self._running.receivers.get(receiver)
+            if state is not None and not self._ended:
+                state.replay()
+                publish.wake(self._running.workers)
+
     def follow_host(self) -> None:
         """Addresses or interfaces of this host have changed, or may have: judges again which receivers are this host,
         and which socket takes broadcasts.

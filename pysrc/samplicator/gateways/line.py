@@ -1,0 +1,213 @@
+"""One exporter's session to a collector: its queue, its templates, and its next attempt.
+
+Purpose: copies of the exporter in, whole messages to the session out. Invariants: a session begins with all templates
+that the collector had, and data come after them; what waits is sent in order, the oldest first; what the transport took
+and could not deliver is lost, as on any network; attempts come after longer and longer pauses, up to LONGEST_SECONDS,
+and the first one at once. Called by outlet and by the transport, in the thread of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from samplicator.gateways.budget import Budget
+from samplicator.gateways.tally import OutTally
+from samplicator.gateways.told import Told
+from samplicator.gateways.transport import Address, Options, Session, Transport
+
+FIRST_SECONDS: Final = 0.25
+LONGEST_SECONDS: Final = 30.0
+SETTLED_SECONDS: Final = 5.0
+"""A session that lasted so long was a good one: the pauses begin with the shortest again."""
+
+INITIALIZING: Final = "initializing"
+CONNECTED: Final = "connected"
+NOT_CONNECTED: Final = "not connected"
+RE_ESTABLISHING: Final = "re-establishing"
+
+
+class Line:
+    """See above; the Events of its session. exporter: whose copies these are. queue_bytes: what waits here. moved: told
+    how many bytes the queue grew, or shrank. again: told when a session is a new one in the place of another.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: Transport,
+        exporter: Address,
+        place: Address,
+        options: Options,
+        tally: OutTally,
+        budget: Budget,
+        moved: Callable[[int], None],
+        again: Callable[[], None],
+    ) -> None:
+        self.exporter = exporter
+        self.state = INITIALIZING
+        self.why = ""
+        self.queue_bytes = 0
+        self.opened_count = 0
+        self.messages = 0
+        self.octets = 0
+        self.used_at = loop.time()
+        self._loop = loop
+        self._transport = transport
+        self._place = place
+        self._options = options
+        self._tally = tally
+        self._moved = moved
+        self._was_again = again
+        self._told = Told(budget)
+        self._queue: deque[bytes] = deque()
+        self._first: deque[bytes] = deque()  # to be sent before the queue: templates, and what was made of `_current`
+        self._current = b""
+        self._session: Session | None = None
+        self._pause = FIRST_SECONDS
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending = False
+        self._connect()
+
+    @property
+    def streams(self) -> int:
+        return self._session.streams if self._session is not None and self.state == CONNECTED else 1
+
+    @property
+    def waiting(self) -> int:
+        """Copies that wait."""
+        return len(self._queue)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is left of it."""
+        return self._ending and self._session is None
+
+    # -- copies
+
+    def take(self, payload: bytes) -> None:
+        self.used_at = self._loop.time()
+        self._queue.append(payload)
+        self._grow(len(payload))
+        if self.state == CONNECTED:
+            self._send()
+
+    def _grow(self, count: int) -> None:
+        self.queue_bytes += count
+        self._moved(count)
+
+    def _send(self) -> None:
+        """Until the session takes no more."""
+        assert self._session is not None
+        while self._first or self._queue:
+            if not self._first and not self._prepare():
+                continue  # nothing in it must be sent
+            message = self._first[0]
+            if not self._session.send(message):
+                return
+            self._first.popleft()
+            if not self._first:
+                self._current = b""
+            self._tally.messages += 1
+            self._tally.octets += len(message)
+            self.messages += 1
+            self.octets += len(message)
+        if self._ending:
+            self._session.close()
+
+    def _prepare(self) -> bool:
+        """Takes the next copy; False: there is nothing in it that must be sent."""
+        payload = self._current = self._queue.popleft()
+        self._grow(-len(payload))
+        unchanged, withdrawn = self._told.unchanged, self._told.withdrawn
+        try:
+            self._first.extend(self._told.take(payload))
+        except ValueError:
+            self._tally.not_ipfix += 1
+        self._tally.templates_left_out += self._told.unchanged - unchanged
+        self._tally.withdrawn += self._told.withdrawn - withdrawn
+        if not self._first:
+            self._current = b""
+        return bool(self._first)
+
+    # -- Events
+
+    def admits(self, peer: Address) -> str:
+        return "nobody is to come in here"
+
+    def refused(self, peer: Address, why: str) -> None:
+        """Nobody comes in."""
+
+    def opened(self, session: Session) -> None:
+        self.state, self.why = CONNECTED, ""
+        self.opened_count += 1
+        self._tally.opened += 1
+        self._since = self._loop.time()
+        self._first = deque(self._told.begin())
+        if self.opened_count > 1:
+            self._was_again()
+        self._send()
+
+    def message(self, session: Session, stream: int, message: bytes) -> None:
+        """Collectors say nothing (RFC 7011 section 10.4.2); what they say is left out."""
+
+    def writable(self, session: Session) -> None:
+        if self.state == CONNECTED:
+            self._send()
+
+    def given_up(self, session: Session, message: bytes) -> None:
+        """Everything is to be delivered."""
+
+    def closed(self, session: Session, why: str) -> None:
+        was_open = self.state == CONNECTED
+        self._session = None
+        self._first.clear()
+        if self._current:
+            self._queue.appendleft(self._current)
+            self._grow(len(self._current))
+            self._current = b""
+        if self._ending:
+            self._drop()
+            return
+        self._tally.failed += not was_open
+        self.why = why or "the collector closed the connection"
+        self.state = RE_ESTABLISHING if self.opened_count else NOT_CONNECTED
+        if was_open and self._loop.time() - self._since >= SETTLED_SECONDS:
+            self._pause = FIRST_SECONDS
+        self._timer = self._loop.call_later(self._pause * random.uniform(0.75, 1.25), self._connect)
+        self._pause = min(2 * self._pause, LONGEST_SECONDS)
+
+    # -- life
+
+    def _connect(self) -> None:
+        self._timer = None
+        try:
+            self._session = self._transport.connect(self._place, self, self._options)
+        except OSError as error:
+            self.why = error.strerror or str(error)
+            self._tally.failed += 1
+            self._timer = self._loop.call_later(self._pause, self._connect)
+            self._pause = min(2 * self._pause, LONGEST_SECONDS)
+
+    def end(self, *, abort: bool = False) -> None:
+        """No more copies come. What waits is sent if it is connected now; abort: not even then."""
+        self._ending = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._session is None:
+            self._drop()
+        elif abort or self.state != CONNECTED:
+            self._session.close(abort=True)
+        elif not self._queue and not self._first:
+            self._session.close()
+
+    def _drop(self) -> None:
+        self._told.close()
+        self._tally.unsent += len(self._queue)
+        self._queue.clear()
+        self._grow(-self.queue_bytes)

@@ -1,0 +1,189 @@
+"""From the configuration to sessions: tcp:// listeners and receivers under the supervisor, through the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from samplicator.health.probes import UNREACHABLE, UP
+from samplicator.plan.planner import compile as make_plan
+from samplicator.readings import ListenerReading, ReceiverReading
+from samplicator.service.gateways import Gateways
+from samplicator.supervisor.refusal import BuildError
+from samplicator.supervisor.supervisor import Supervisor
+from support import flows as model
+from support.flows import a_set, template
+from support.hosts import Load, free_port, host
+from support.peers import Collector, connect, ended, tcp_port
+from support.worker import wait_until
+
+FIELDS: list[tuple[int, ...]] = [(8, 4), (12, 4)]
+TEACH = model.ipfix(0, 1, a_set(2, template(256, FIELDS)))
+
+
+def data(sequence: int, count: int = 1) -> bytes:
+    return model.ipfix(sequence, 1, a_set(256, *[(sequence + n).to_bytes(8, "big") for n in range(count)]))
+
+
+def udp_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(10)
+    return sock
+
+
+class Bench:
+    """A supervisor with the gateways of the service."""
+
+    def __init__(self, load: Load) -> None:
+        self.gateways = Gateways(asyncio.new_event_loop)
+        self.supervisor = Supervisor(gateways=self.gateways)
+        self.gateways.replay = self.supervisor.replay
+        self._load = load
+
+    def run(self, text: str) -> None:
+        self.supervisor.apply(make_plan(self._load(text), {}, host()))
+
+    def receiver(self, name: str) -> ReceiverReading:
+        return next(item for item in self.supervisor.view.readings().receivers if item.name == name)
+
+    def listener(self, name: str) -> ListenerReading:
+        return next(item for item in self.supervisor.view.readings().listeners if item.name == name)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        def looked() -> bool:
+            self.supervisor.look()
+            return condition()
+
+        wait_until(looked, what, 20)
+
+
+@pytest.fixture
+def bench(load: Load) -> Iterator[Bench]:
+    made = Bench(load)
+    yield made
+    made.gateways.deafen()
+    made.supervisor.drain_and_stop(0.5)
+    made.gateways.close(2.0)
+
+
+def text(listen: list[str], receivers: dict[str, str], more: str = "", listener: str = "", workers: int = 1) -> str:
+    made = f"[datapath]\nworkers = {workers}\n[[listener]]\nname = 'in'\nlisten = {listen}\n{listener}\n"
+    for name, to in receivers.items():
+        made += f"[[receiver]]\nname = '{name}'\nto = '{to}'\n{more if name == list(receivers)[-1] else ''}\n"
+    return (
+        made
+        + f"[[rule]]\nto = {[name for name in receivers if 'standby_for' not in more or name != list(receivers)[-1]]}\n"
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_in_by_tcp_and_out_by_tcp_and_udp(bench: Bench, workers: int) -> None:
+    port, collector, sink = tcp_port(), Collector(), udp_socket()
+    there = f"127.0.0.1:{sink.getsockname()[1]}"
+    udp = free_port()
+    bench.run(
+        text(
+            [f"127.0.0.1:{udp}", f"tcp://127.0.0.1:{port}"],
+            {"udp": there, "tcp": f"tcp://127.0.0.1:{collector.port}"},
+            workers=workers,
+        )
+    )
+    bench.until(lambda: bench.listener("in").state == "up", "the listener")
+    exporters = [connect(port) for _ in range(4)]
+    for exporter in exporters:
+        exporter.sendall(TEACH + data(0, 1000) + data(1000))
+    with udp_socket() as plain:
+        for payload in (TEACH, data(0)):
+            plain.sendto(payload, ("127.0.0.1", udp))
+    found: dict[int, model.Collector] = {}
+
+    def all_there() -> bool:
+        found.clear()
+        for number, connection in enumerate(list(collector.connections)):
+            found[number] = model.Collector()
+            for message in list(connection.messages):
+                found[number].take(0, message)
+        return sorted(one.records for one in found.values()) == [1, 1001, 1001, 1001, 1001]
+
+    bench.until(all_there, "all records by TCP")
+    assert {(one.sequence_errors, one.unknown_sets) for one in found.values()} == {(0, 0)}
+    bench.until(lambda: bench.receiver("udp").counters["sent"] == 4 * 8 + 2, "all copies by UDP")
+    sizes = [len(sink.recv(65535)) for _ in range(34)]
+    assert max(sizes) <= 1452
+    out = bench.receiver("tcp")
+    assert (out.place, out.state, out.port) == (f"tcp://127.0.0.1:{collector.port}", UP, collector.port)
+    collector.close()
+
+
+def test_a_standby_takes_over_from_a_collector_that_is_away(bench: Bench) -> None:
+    port, away, collector = tcp_port(), tcp_port(), Collector()
+    bench.run(
+        text(
+            [f"tcp://127.0.0.1:{port}"],
+            {"out": f"tcp://127.0.0.1:{away}", "spare": f"tcp://127.0.0.1:{collector.port}"},
+            "standby_for = 'out'",
+        )
+    )
+    bench.until(lambda: bench.listener("in").state == "up", "the listener")
+    exporter = connect(port)
+    exporter.sendall(TEACH + data(0))
+    bench.until(lambda: bench.receiver("out").state == UNREACHABLE, "the fault")
+    assert bench.receiver("out").state_why == "not connected: Connection refused"
+    bench.until(lambda: not bench.receiver("spare").waiting, "the standby")
+    exporter.sendall(data(1))
+    bench.until(lambda: bool(collector.messages()) and collector.messages()[-1] == data(1), "the standby's copy")
+    first = Collector(away)
+    bench.until(lambda: len(first.messages()) >= 3, "what waited")
+    assert [m for m in first.messages() if m[16:18] != b"\0\2"] == [data(0), data(1)]
+    bench.until(lambda: bench.receiver("spare").waiting, "the standby to wait again")
+    first.close()
+    collector.close()
+
+
+def test_a_reload_keeps_sessions_and_a_failed_one_too(bench: Bench) -> None:
+    port, collector = tcp_port(), Collector()
+    listen, to = [f"tcp://127.0.0.1:{port}"], {"out": f"tcp://127.0.0.1:{collector.port}"}
+    bench.run(text(listen, to))
+    bench.until(lambda: bench.listener("in").state == "up", "the listener")
+    exporter, other = connect(port), connect(port, source_address=("127.0.0.2", 0))
+    exporter.sendall(TEACH + data(0))
+    bench.until(lambda: len(collector.messages()) == 2, "the first two")
+    bad = text([*listen, f"tls://127.0.0.1:{tcp_port()}"], to)
+    bad = bad.replace("[[receiver]]", "tls_cert_file = '/n'\ntls_key_file = '/n'\ntls_ca_file = '/n'\n[[receiver]]")
+    with pytest.raises(BuildError, match="gateway 'tls': /n: No such file or directory"):
+        bench.run(bad)
+    exporter.sendall(data(1))
+    bench.until(lambda: len(collector.messages()) == 3, "one after the reload that failed")
+    bench.run(text(listen, to, "freq = 1\nprobe = 'off'", "allow = ['127.0.0.1']\nsplit_bytes = 1200"))
+    assert ended(other)
+    exporter.sendall(data(2))
+    bench.until(lambda: collector.messages()[-1] == data(2), "one after the reload")
+    assert len(collector.connections) == 1
+    bench.run(text([f"127.0.0.1:{free_port()}"], {"udp": "127.0.0.1:9"}))
+    assert ended(exporter)
+    bench.until(lambda: collector.connections[0].over, "the receiver's session to end")
+    bench.until(lambda: not bench.gateways.readings(), "nothing to be left")
+    collector.close()
+
+
+def test_a_place_that_is_not_free_is_shown(bench: Bench) -> None:
+    other = Collector()
+    bench.run(text([f"tcp://127.0.0.1:{other.port}"], {"udp": "127.0.0.1:9"}))
+    bench.until(lambda: bench.listener("in").state == "down", "the state")
+    assert bench.listener("in").state_why == f"tcp://127.0.0.1:{other.port}: Address already in use"
+    other.close()
+    bench.until(lambda: bench.listener("in").state == "up", "the place to be free")
+
+
+def test_without_such_a_transport_nothing_of_it_is_imported() -> None:
+    program = (
+        "import sys; from samplicator.service import service; from samplicator.service.gateways import Gateways;"
+        "print(sorted(m for m in sys.modules if m.startswith('samplicator.gateways.')))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "['samplicator.gateways.door']"
