@@ -136,8 +136,8 @@ class Library:
         self._lib.usrsctp_conninput(handle, packet, len(packet), 0)
 
     def advance(self, now: float) -> None:
-        """Time passes for all sockets; now: monotonic seconds."""
-        if self._time is None:
+        """Time passes for all sockets; now: monotonic seconds. A clock that goes back is another one."""
+        if self._time is None or now < self._time:
             self._time = now
         elapsed_ms = int((now - self._time) * 1000)
         if elapsed_ms > 0:
