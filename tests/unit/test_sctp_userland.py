@@ -223,6 +223,26 @@ def test_silence_is_since_the_first_heartbeat_without_an_answer(stand: Stand) ->
     assert stand.time.until(lambda: session.silent_since == 0.0) < 0.03
 
 
+def test_one_association_asks_for_all_that_go_to_the_same_place(stand: Stand) -> None:
+    first, second, third = (stand.connect(heartbeat_ms=6) for _ in range(3))
+    stand.wires.keeps = True
+    stand.time.run(1)
+    asked = [one for to, one in stand.wires.seen if to == "192.0.2.9" and one.chunks[0].kind == sctp.HEARTBEAT]
+    assert 90 < len(asked) < 180
+    assert len({one.source_port for one in asked}) == 1
+    stand.wires.dead.add("192.0.2.9")
+    stand.time.run(0.1)
+    assert first.silent_since == second.silent_since == third.silent_since > 0
+    stand.wires.dead.clear()
+    first.close(abort=True)
+    stand.time.run(0.1)
+    stand.wires.seen.clear()
+    stand.time.run(1)
+    asked = [one for to, one in stand.wires.seen if to == "192.0.2.9" and one.chunks[0].kind == sctp.HEARTBEAT]
+    assert 90 < len(asked) < 180
+    assert second.silent_since == 0.0 or stand.time.now - second.silent_since < 0.02
+
+
 def test_data_that_is_not_acknowledged_is_counted_while_heartbeats_are(soon: Stand) -> None:
     session = soon.connect(heartbeat_ms=6)
     soon.wires.loses = lambda packet: any(chunk.kind == sctp.DATA for chunk in packet.chunks)
@@ -278,6 +298,7 @@ def test_a_thousand_associations(stand: Stand) -> None:
     for n, session in enumerate(sessions):
         stand.time.until(lambda: session.send(n.to_bytes(4, "big") + bytes(100), 1))  # noqa: B023
     stand.time.until(lambda: len(stand.there.messages) == 1000)
+    stand.time.run(1)
     assert len({id(session) for session, _, _ in stand.there.messages}) == 1000
     assert len({session.peer for session, _, _ in stand.there.messages}) == 1000
 

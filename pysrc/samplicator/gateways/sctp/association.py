@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from samplicator.gateways.sctp import library as lib
-from samplicator.gateways.sctp.peers import Peer
+from samplicator.gateways.sctp.peers import Peer, Place
 from samplicator.gateways.transport import Address, Events, Reliability
 
 LARGEST: Final = 65535
@@ -69,9 +69,17 @@ class Socket:
 
 
 class Association:
-    """See gateways.transport.Session. gone: is told when it is to end. why: if it was us who ended it."""
+    """See gateways.transport.Session. gone: is told when it is to end. why: if it was us who ended
+    it. wait: is told when it waits for room. beacon: the one that asks for signs of life for it."""
 
-    def __init__(self, sock: Socket, peer: Peer, events: Events, gone: Callable[[Association], None]) -> None:
+    def __init__(
+        self,
+        sock: Socket,
+        peer: Peer,
+        events: Events,
+        gone: Callable[[Association], None],
+        wait: Callable[[Association], None],
+    ) -> None:
         self.sock = sock
         self.other = peer
         self.events = events
@@ -80,7 +88,7 @@ class Association:
         self.ended = False
         self.aborted = False
         self.why = ""
-        self.waits = False
+        self.beacon = self
         self.closing = False
         self.deadline: float | None = None
         self.heartbeat_s = 0.0
@@ -88,6 +96,7 @@ class Association:
         self.oversized = 0
         self._streams = 1
         self._gone = gone
+        self._wait = wait
         self._parts: dict[int, bytearray | None] = {}  # by stream; None: too long, left out to its end
         self._held: dict[int, bytes] = {}  # what the library may still hold, by context; the oldest first
         self._held_bytes = 0
@@ -100,6 +109,11 @@ class Association:
         return Address(self.other.first.address, self.other.port, self.other.first.scope_id)
 
     @property
+    def place(self) -> tuple[Place, int]:
+        """Where it goes to."""
+        return self.other.first, self.other.port
+
+    @property
     def streams(self) -> int:
         return self._streams
 
@@ -109,7 +123,8 @@ class Association:
 
     @property
     def silent_since(self) -> float:
-        return self.other.liveness.silent_since if self.other.liveness else 0.0
+        liveness = self.beacon.other.liveness
+        return liveness.silent_since if liveness else 0.0
 
     @property
     def transmissions(self) -> int:
@@ -129,8 +144,9 @@ class Association:
             )
         except OSError:  # it has just ended: that follows
             return False
-        self.waits = not taken
-        if taken:
+        if not taken:
+            self._wait(self)
+        else:
             self._held[self._context] = message
             self._held_bytes += len(message)
             self._context = (self._context + 1) & 0xFFFFFFFF

@@ -29,6 +29,7 @@ from samplicator.gateways.sctp.peers import Peer, Place
 from samplicator.gateways.transport import Address, Events, Options, Session
 
 TICK_SECONDS: Final = 0.01
+SWEEP_SECONDS: Final = 0.1
 LEAST_TICK_SECONDS: Final = 0.002
 MOST_PEERS: Final = 4096
 MOST_MESSAGES: Final = 256
@@ -64,6 +65,9 @@ class Userland:
         self._carriers: dict[int, Carrier] = {}
         self._ports: dict[int, Socket] = {}
         self._own: dict[int, Association] = {}  # by socket: those that we asked for
+        self._beacons: dict[tuple[Place, int], Association] = {}
+        self._waiting: set[Association] = set()  # for room
+        self._next_sweep = 0.0
         self._told: list[Association] = []  # end by our will
         self._left: list[Association] = []  # have ended, and are to be put away
         self._timer: asyncio.TimerHandle | None = None
@@ -110,7 +114,7 @@ class Userland:
                 self.library.bind(number, options.source.port)
             first = Place(place.address, self._udp_port, place.scope_id)
             peer = self.entrance.invite(first, place.port, options.source.address if options.source else b"")
-            session = Association(sock, peer, events, self._gone)
+            session = Association(sock, peer, events, self._gone, self._wait)
             session.heartbeat_s = options.heartbeat_ms / 1000
             peer.user, peer.liveness = session, Liveness() if options.heartbeat_ms else None
             self._own[number] = session
@@ -271,12 +275,17 @@ class Userland:
         if session is None or session.ended:
             if not isinstance(peer.user, Ear | Association):
                 return
-            last, session = session, Association(sock, peer, peer.user.events, self._gone)
+            last, session = session, Association(sock, peer, peer.user.events, self._gone, self._wait)
             if last is not None:  # one that we asked for
                 session.heartbeat_s = last.heartbeat_s
                 peer.liveness = Liveness() if last.heartbeat_s else None
                 self._own[sock.number] = session
         peer.user = session
+        if session.heartbeat_s:
+            beacon = self._beacons.get(session.place)
+            if beacon is None or not beacon.open:
+                beacon = self._beacons[session.place] = session
+            session.beacon = beacon
         session.begin(number, streams)
 
     # ---- time
@@ -284,6 +293,10 @@ class Userland:
     def _gone(self, session: Association) -> None:
         self._told.append(session)
         self._settle_soon()
+
+    def _wait(self, session: Association) -> None:
+        """For room to send."""
+        self._waiting.add(session)
 
     def _release(self, ear: Ear) -> None:
         ears = self.entrance.ears.get(ear.place.port, [])
@@ -319,7 +332,7 @@ class Userland:
 
     def _tick_later(self) -> None:
         if self._timer is None and (self._ports or self._own):
-            wanted = [session.heartbeat_s for session in self._own.values() if session.heartbeat_s]
+            wanted = [beacon.heartbeat_s for beacon in self._beacons.values()]
             self._timer = self._loop.call_later(max(min([TICK_SECONDS, *wanted]), LEAST_TICK_SECONDS), self._tick)
 
     def _tick(self) -> None:
@@ -336,26 +349,42 @@ class Userland:
         """Time has passed."""
         now = self._clock()
         self.library.advance(now)
-        for session in self.sessions():
-            if session.heartbeat_s and session.open and now >= session.next_heartbeat:
-                session.next_heartbeat = now + session.heartbeat_s
-                self._ask(session)
-            if session.closing and session.deadline is None:
-                session.deadline = now + CLOSE_SECONDS
-            elif session.deadline is not None and now >= session.deadline:
-                session.abort("closed here")
-        for sock in [*self._ports.values(), *(session.sock for session in self._own.values())]:
+        self._ask(now)
+        for sock in self._ports.values():
             self._drain(sock)
-        for session in self.sessions():
-            session.forget_delivered()
-            if session.waits and session.open:
-                session.waits = False
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_SECONDS
+            self._sweep(now)
+        waiting, self._waiting = self._waiting, set()
+        for session in waiting:
+            if session.open:
                 session.events.writable(session)
         self.entrance.forget_stale()
         self._settle()
 
-    def _ask(self, session: Association) -> None:
-        """For a sign of life."""
-        address = lib.conn_address(session.other.handle, session.other.port)
-        with contextlib.suppress(OSError):  # between ending and being told
-            self.library.peer_parameters(session.sock.number, lib.HB_DEMAND, address=address)
+    def _sweep(self, now: float) -> None:
+        """What need not be done at once, since it costs something for each association."""
+        for session in self.sessions():
+            if not session.sock.shared:
+                self._drain(session.sock)  # what timers raised
+            session.forget_delivered()
+            if session.closing and session.deadline is None:
+                session.deadline = now + CLOSE_SECONDS
+            elif session.deadline is not None and now >= session.deadline:
+                session.abort("closed here")
+
+    def _ask(self, now: float) -> None:
+        """For signs of life: of those that go to the same place, one asks for all."""
+        for place, beacon in list(self._beacons.items()):
+            if not beacon.open:
+                del self._beacons[place]
+                others = [one for one in self._own.values() if one.heartbeat_s and one.open and one.place == place]
+                if others:
+                    beacon = self._beacons[place] = others[0]
+                for other in others:
+                    other.beacon = beacon
+            if beacon.open and now >= beacon.next_heartbeat:
+                beacon.next_heartbeat = now + beacon.heartbeat_s
+                address = lib.conn_address(beacon.other.handle, beacon.other.port)
+                with contextlib.suppress(OSError):  # between ending and being told
+                    self.library.peer_parameters(beacon.sock.number, lib.HB_DEMAND, address=address)
