@@ -86,7 +86,10 @@ class Shown(NamedTuple):
 
 @dataclass(slots=True)
 class _Side:
-    """Events of one collector's session. sent: what its transport may still hold, the oldest first."""
+    """Events of one collector's session. sent: what its transport may still hold, the oldest first. stalled: messages
+    were given up, so the next one is sent with full reliability, and others only when it has arrived: or the newest
+    would be given up one after the other by a collector that does not read. probed: this message was sent.
+    """
 
     exporter: Exporter
     which: Which
@@ -98,6 +101,8 @@ class _Side:
     sent: deque[Item] = field(default_factory=deque)
     sent_bytes: int = 0
     returned: list[Item] = field(default_factory=list)
+    stalled: bool = False
+    probed: bool = False
     last_error: str = ""
 
     def admits(self, peer: Address) -> str:
@@ -133,6 +138,7 @@ class _Side:
             self.returned.append(item)
         else:
             self.counters.given_up += item.records
+            self.stalled = self.exporter.export.reliability is Reliability.PARTIAL
 
     def send(self, item: Item) -> bool:
         if self.session is None or not self.open:
@@ -140,8 +146,16 @@ class _Side:
         streams = self.session.streams
         stream = item.stream if item.stream < streams else 1 + (item.stream - 1) % (streams - 1) if streams > 1 else 0
         reliability = self.exporter.export.reliability if item.stream else Reliability.FULL
+        if item.stream and self.stalled:
+            if self.session.unsent_bytes:
+                return False
+            if self.probed:
+                self.stalled = self.probed = False
+            else:
+                reliability = Reliability.FULL
         if not self.session.send(item.message, stream, reliability):
             return False
+        self.probed = self.stalled and item.stream > 0
         self.sent.append(item)
         self.sent_bytes += len(item.message)
         self.counters.flows += item.records
@@ -238,6 +252,7 @@ class Exporter:
         side.sent.clear()
         side.sent_bytes = 0
         side.control.clear()
+        side.stalled = side.probed = False
         returned, side.returned = side.returned, []
         side.counters.flows -= sum(item.records for item in returned)
         side.counters.messages -= len(returned)

@@ -23,6 +23,11 @@ LIFETIME_MS: Final = 5000
 """After this, what is sent with PARTIAL is given up: the peer is told by FORWARD TSN."""
 
 
+LOOK_SECONDS: Final = 0.1
+CHUNK_BYTES: Final = 1452
+"""Of a message that is cut, at an MTU of 1500."""
+
+
 class KernelSession:
     """See gateways.transport.Session."""
 
@@ -42,6 +47,9 @@ class KernelSession:
         self._context = 0
         self._held: dict[int, bytes] = {}
         self._held_bytes = 0
+        self._next_look = 0.0
+        self._counted = 0  # chunks that were given up so far
+        self._chunks = 0  # of those, what no message was taken for yet
         self._parts: dict[int, bytearray | None] = {}
 
     @property
@@ -145,6 +153,24 @@ class KernelSession:
             self._held_bytes -= len(message)
             self.events.given_up(self, message)
 
+    def _abandoned(self) -> None:
+        """The kernel tells nobody what it gave up, but counts chunks: the oldest messages are taken for them."""
+        total = 0
+        for policy in (linux.PR_TTL, linux.PR_RTX):
+            with contextlib.suppress(OSError, struct.error):
+                raw = linux.get_option(
+                    self.wire.sock, linux.PR_ASSOC_STATUS, struct.pack("=iHHQQ", self.number, 0, policy, 0, 0)
+                )
+                total += sum(struct.unpack_from("=QQ", raw, 8))
+        self._chunks += total - self._counted
+        self._counted = total
+        for context, message in list(self._held.items()):
+            pieces = max(1, -(-len(message) // CHUNK_BYTES))
+            if self._chunks < pieces:
+                break
+            self._chunks -= pieces
+            self.failed(context)
+
     def tick(self, now: float) -> None:
         if not self.open:
             return
@@ -159,7 +185,9 @@ class KernelSession:
             with contextlib.suppress(OSError, struct.error):
                 stats = self.wire.statistics(self.number)
                 self.beat.looked_at(now, *stats)
-        if self._held:
+        if self._held and now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            self._abandoned()
             most = 2 * self.unsent_bytes
             for context, message in list(self._held.items()):
                 if self._held_bytes <= most:
