@@ -19,6 +19,7 @@ from samplicator.gateways.door import Datagram, Door, pair
 from samplicator.gateways.hub import Hub
 from samplicator.gateways.loop import LoopThread
 from samplicator.gateways.stream import StreamTransport
+from samplicator.gateways.transport import Factory
 from samplicator.plan.spec import Door as Delivery
 from samplicator.plan.spec import DoorSpec
 
@@ -38,10 +39,12 @@ def tcp_port() -> int:
 class Stage:
     """A hub in its thread, and the workers' ends of its doors. replayed: receivers that were to be replayed to."""
 
-    def __init__(self, name: str, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    def __init__(
+        self, name: str, new_loop: Callable[[], asyncio.AbstractEventLoop], factory: Factory = StreamTransport
+    ) -> None:
         self.replayed: list[str] = []
         self.thread = LoopThread(new_loop)
-        self.hub = Hub(name, StreamTransport, self.thread, self.replayed.append)
+        self.hub = Hub(name, factory, self.thread, self.replayed.append)
         self.ends: list[Door] = []
 
     def _pair(self, queue_bytes: int) -> tuple[Door, Door]:

@@ -11,6 +11,7 @@ import struct
 
 import pytest
 from samplicator.gateways import heard, ipfix, netflow9, told
+from samplicator.gateways.apart import Apart
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.heard import Heard
 from samplicator.gateways.told import Told
@@ -393,5 +394,59 @@ def test_what_is_more_than_is_kept_passes() -> None:
     changed = model.ipfix(0, 0, a_set(2, template(257, STRINGS)))
     (gone, sent) = state.take(changed)
     assert (sent, model.parse(gone).sets[0].records) == (changed, [(257, False)])  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="version 9"):
-        state.take(model.v9(0, 1))
+    with pytest.raises(ValueError, match="version 5"):
+        state.take(model.v5(0, 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_netflow_9_passes_and_begins_with_templates(seed: int) -> None:
+    """The numbers of what is sent first end where those of the copies go on."""
+    state, copies = Told(), v9_stream(seed, 25)
+    for copy in copies[:15]:
+        assert state.take(copy) == [copy]
+    collector = Collector()
+    first = state.begin()
+    for message in (*first, *(made for copy in copies[15:] for made in state.take(copy))):
+        collector.take(0, message)
+    assert len(first) == 2  # templates, options templates
+    assert (collector.sequence_errors, collector.unknown_sets) == (0, 0)
+    assert collector.records > 0
+
+
+# ---- several streams
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_stream_counts_by_itself_and_data_have_none_of_stream_0(seed: int) -> None:
+    """What the streams say together is what the copies said; a gap before us is a gap in the stream of the data."""
+    source, state, plain = Stream(seed), Told(), Collector()
+    apart = Apart(4, state.template)
+    numbers: dict[tuple[int, int], int | None] = {}
+    whole = Collector()
+    lost = {0: 0, 1: 0}
+    gaps = {0: 0, 1: 0}
+    for n in range(120):
+        copy = source.message(500)
+        if n > 40 and n % 10 == 0 and model.parse(copy).sets[0].identity > 3:  # type: ignore[union-attr]
+            lost[model.parse(copy).domain] += plain.take(0, copy) or 0  # type: ignore[union-attr]
+            continue  # it never came to us
+        plain.take(0, copy)
+        for message in state.take(copy):
+            for stream, made in apart.take(message):
+                parsed = model.parse(made)
+                assert parsed is not None
+                units = whole.take(0, made)
+                options = {key[3] for key, one in whole.templates.items() if one.options}
+                for one in parsed.sets:
+                    assert (stream == 0) == (one.identity < 256 or one.identity in options)
+                key = parsed.domain, stream
+                expected = numbers.get(key)
+                assert units is not None
+                if expected is not None:
+                    gaps[parsed.domain] += (parsed.sequence - expected) % 2**32 if stream else 0
+                    assert stream or parsed.sequence == expected
+                numbers[key] = (parsed.sequence + units) % 2**32
+    assert whole.unknown_sets == 0
+    assert whole.records + whole.options_records + sum(lost.values()) == plain.records + plain.options_records
+    assert sum(lost.values()) > 0
+    assert gaps == lost
