@@ -21,7 +21,7 @@ class ListenerReading:
     dropped by the kernel because the buffer or ring was full. sockets: (address, port) pairs, one per configured
     socket, whatever the number of workers. receive: "recvmmsg" | "ring", receive_why: one sentence; rings: interfaces.
     state: "up" | "partly down" | "down", as far as its sockets could be opened; state_why: what this host lacks for the
-    others, for people, "" when up.
+    others, for people, "" when up. places: SCHEME://ADDRESS:PORT of each place where a gateway listens for it.
     """
 
     name: str
@@ -37,6 +37,7 @@ class ListenerReading:
     rings: tuple[str, ...] = ()
     state: str = "up"
     state_why: str = ""
+    places: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)  # not frozen: there may be hundreds, and a frozen one takes three times as long to make

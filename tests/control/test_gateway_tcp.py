@@ -14,6 +14,7 @@ import uvloop
 from samplicator.config.address import parse_source
 from samplicator.gateways import line, outlet, place
 from samplicator.gateways.door import Datagram, Door
+from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session
 from samplicator.plan.spec import Door as Delivery
 from samplicator.plan.spec import DoorSpec
 from support import flows as model
@@ -383,3 +384,76 @@ def test_sessions_to_a_collector_are_bounded(stage: Stage, monkeypatch: pytest.M
     wait_until(lambda: stage.counters("out")["limit"] == 2, "the count")
     wait_until(lambda: len(collector.messages()) == 4, "four of them")
     collector.close()
+
+
+# ---- a transport with several streams
+
+
+class ManyStreams:
+    """A transport whose one session has three streams, and keeps what is sent. room: messages that it still takes."""
+
+    versions = (9, 10)
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, bytes]] = []
+        self.streams = 3
+        self.room = 1000
+        self.peer = Address(LOCALHOST, 1)
+        self.unsent_bytes, self.silent_since, self.transmissions = 0, 0.0, 0
+        self.events: list[Events] = []
+        self.closed = 0
+
+    def check(self, options: Options) -> None: ...
+
+    def connect(self, place: Address, events: Events, options: Options) -> Session:
+        self.events.append(events)
+        asyncio.get_running_loop().call_soon(events.opened, self)
+        return self
+
+    def send(self, message: bytes, stream: int = 0, reliability: Reliability = Reliability.FULL) -> bool:
+        if self.room <= 0:
+            return False
+        self.room -= 1
+        self.sent.append((stream, message))
+        return True
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+    def listen(self, place: Address, events: Events, options: Options) -> Ear:
+        raise OSError("not here")
+
+    def close(self, *, abort: bool = False) -> None:
+        self.closed += 1
+        if self.events:
+            asyncio.get_running_loop().call_soon(self.events.pop().closed, self, "")
+
+
+def test_templates_go_on_stream_0_and_data_on_another() -> None:
+    transport = ManyStreams()
+    stage = Stage("sctp", asyncio.new_event_loop, lambda loop: transport)
+    try:
+        door = stage.receiver("out", Delivery("sctp", LOCALHOST, 4739, 0, "127.0.0.1"))
+        both = model.ipfix(0, 1, a_set(2, template(256, FIELDS)), a_set(256, bytes(8)))
+        v9 = model.v9(0, 1, a_set(0, template(256, FIELDS))), model.v9(1, 1, a_set(256, bytes(8)))
+        put(door, both, data(1), *v9)
+        wait_until(lambda: len(transport.sent) == 5, "five messages")
+        assert transport.sent == [
+            (0, model.ipfix(0, 1, a_set(2, template(256, FIELDS)))),
+            (2, model.ipfix(0, 1, a_set(256, bytes(8)))),
+            (2, data(1)),
+            (0, v9[0]),
+            (2, v9[1]),
+        ]
+        transport.sent.clear()
+        transport.room = 3
+        stage.thread.call(lambda: transport.events.pop(0).closed(transport, "gone"))
+        wait_until(lambda: len(transport.sent) == 2, "both templates")
+        put(door, data(2), data(3))
+        wait_until(lambda: len(transport.sent) == 3, "one of two")
+        transport.room = 10
+        stage.thread.call(lambda: transport.events[0].writable(transport))
+        wait_until(lambda: len(transport.sent) == 4, "the other")
+        assert [(stream, message[1]) for stream, message in transport.sent] == [(0, 10), (0, 9), (2, 10), (2, 10)]
+    finally:
+        stage.close()

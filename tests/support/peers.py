@@ -40,10 +40,7 @@ class Stage:
     """A hub in its thread, and the workers' ends of its doors. replayed: receivers that were to be replayed to."""
 
     def __init__(
-        self,
-        name: str,
-        new_loop: Callable[[], asyncio.AbstractEventLoop],
-        factory: Factory = StreamTransport,
+        self, name: str, new_loop: Callable[[], asyncio.AbstractEventLoop], factory: Factory = StreamTransport
     ) -> None:
         self.replayed: list[str] = []
         self.thread = LoopThread(new_loop)

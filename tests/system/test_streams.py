@@ -5,11 +5,14 @@ What collectors decode behind the relay is what they decode when softflowd sends
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
 from pathlib import Path
 
 import pytest
 from support import decoders
+from support import flows as model
 from support.decoders import Nfacctd, Nfcapd
 from support.flows import IPFIX
 from support.lab import Lab
@@ -92,3 +95,107 @@ def test_one_relay_to_another_by_tls(lab: Lab) -> None:
     assert nfacctd.end() == (flows, 0)
     lab.settle()
     assert nfcapd.end() == (flows, 0)
+
+
+class ByTcp:
+    """An exporter that connects again when its session has ended, and begins with its template."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.sequence = 0
+        self.sock: socket.socket | None = None
+
+    def send(self, message: bytes) -> None:
+        """The session may have ended without our knowing: then the message is lost, as on any network."""
+        if self.sock is None or self.ended():
+            self.connect()
+        assert self.sock is not None
+        self.sock.sendall(message)
+
+    def ended(self) -> bool:
+        assert self.sock is not None
+        try:
+            return self.sock.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def connect(self) -> None:
+        def connected() -> bool:
+            self.sock = self.lab.exporter.socket(socket.AF_INET, socket.SOCK_STREAM)
+            try:
+                self.sock.connect((self.lab.relay4(), 4739))
+            except OSError:
+                self.sock.close()
+                return False
+            return True
+
+        wait_for(connected, "a session", 20)
+        self.sock.sendall(model.ipfix(self.sequence, 1, model.a_set(2, model.template(256, [(8, 4), (12, 4)]))))
+
+    def data(self) -> None:
+        self.send(model.ipfix(self.sequence, 1, model.a_set(256, self.sequence.to_bytes(8, "big"))))
+        self.sequence += 1
+
+
+@pytest.mark.parametrize("how", ["takeover", "restart"])
+def test_sessions_begin_again_with_the_next_process(lab: Lab, how: str) -> None:
+    """Exporters connect again, and the collector's session begins with templates; nothing is undecodable."""
+    text = (
+        f'[service]\nhttp = "127.0.0.1:9420"\ncontrol = "{lab.directory}/control.sock"\n'
+        f'state_file = "{lab.directory}/state"\n'
+        '[[listener]]\nname = "in"\nlisten = ["tcp://0.0.0.0:4739"]\n'
+        f'[[receiver]]\nname = "udp"\nto = "{lab.peer4(1)}:{decoders.PORT}"\nspoof = true\n'
+        f'[[receiver]]\nname = "tcp"\nto = "tcp://{lab.peer4(1)}:4739"\n[[rule]]\nto = ["udp", "tcp"]\n'
+    )
+    sink = lab.collector_socket(1, decoders.PORT)
+    listening = lab.collectors[0].socket(socket.AF_INET, socket.SOCK_STREAM)
+    lab.closers.append(listening.close)
+    listening.bind((lab.peer4(1), 4739))
+    listening.listen()
+    exporter, by_udp = ByTcp(lab), model.Collector()
+    first = lab.samplicator(text)
+    for _ in range(50):
+        exporter.data()
+    wait_for(lambda: first.metrics().value("send_datagrams_total", receiver="tcp") >= 51, "the first fifty", 20)
+    if how == "restart":
+        assert first.end() == 0
+        second = lab.samplicator(text)
+    else:
+        second = lab.samplicator(text, "--takeover", ready=False)
+        wait_for(lambda: first.popen.poll() is not None, "the first to end", 20)
+        assert first.popen.returncode == 0
+        second.wait_ready()
+    before = exporter.sequence
+
+    def arrives() -> bool:
+        exporter.data()
+        return any(row["counters"]["messages"] > 2 for row in second.api("gateways") if row["side"] == "out")
+
+    wait_for(arrives, "the second to send", 20, 0.05)
+    second.check_laws()
+    sink.settimeout(1)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            payload, source = sink.recvfrom(65535)
+            by_udp.take(source, payload)
+    assert by_udp.unknown_sets == 0
+    assert by_udp.records > before
+    sessions = []
+    for _ in range(2):
+        connection, _ = listening.accept()
+        connection.settimeout(1)
+        received, collector = b"", model.Collector()
+        with contextlib.suppress(TimeoutError):
+            while fresh := connection.recv(65536):
+                received += fresh
+        connection.close()
+        while received:
+            size = int.from_bytes(received[2:4], "big")
+            collector.take(0, received[:size])
+            received = received[size:]
+        assert (collector.unknown_sets, collector.sequence_errors) == (0, 0)
+        sessions.append(collector.records)
+    assert sessions[0] == before
+    assert sessions[1] > 0

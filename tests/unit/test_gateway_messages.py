@@ -10,7 +10,8 @@ import random
 import struct
 
 import pytest
-from samplicator.gateways import heard, ipfix, told
+from samplicator.gateways import heard, ipfix, netflow9, told
+from samplicator.gateways.apart import Apart
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.heard import Heard
 from samplicator.gateways.told import Told
@@ -208,18 +209,99 @@ def test_a_session_that_teaches_too_much_ends() -> None:
 
 
 def test_sessions_share_memory_for_templates() -> None:
-    budget = Budget(2000)
+    budget = Budget(4000)
     first, second = Heard(1452, budget), Heard(1452, budget)
     for session in (first, second):
         session.take(model.ipfix(0, 1, a_set(2, *[template(256 + n, FIXED) for n in range(2)])))
-    left = budget.left
-    assert 0 < left < 1000
+    alone = (4000 - budget.left) // 2
+    assert 0 < budget.left < 1500
     with pytest.raises(OverflowError, match="all sessions"):
-        second.take(model.ipfix(0, 1, a_set(2, *[template(300 + n, FIXED) for n in range(3)])))
+        second.take(model.ipfix(0, 1, a_set(2, *[template(300 + n, FIXED) for n in range(5)])))
     second.close()
-    assert budget.left == 2000 - (2000 - left) // 2
+    assert budget.left == 4000 - alone
+    before = budget.left
     first.take(model.ipfix(0, 1, a_set(2, withdrawal(256), withdrawal(257))))
-    assert budget.left == 2000
+    assert budget.left > before
+    first.close()
+    assert budget.left == 4000
+
+
+# ---- NetFlow v9, which SCTP carries
+
+
+def v9_stream(seed: int, count: int) -> list[bytes]:
+    """Numbers count messages; templates and options now and then."""
+    r = random.Random(seed)
+    sequence, made = r.choice((0, 2**32 - 20)), []
+    for n in range(count):
+        sets, records = [], 0
+        if n % 10 == 0:
+            sets.append(a_set(0, template(256, FIXED), template(257, [(8, 4), (4, 1)]), pad=4))
+            sets.append(a_set(1, options_template(model.V9, 258, [(1, 4)], [(34, 4)]), pad=4))
+            records += 3
+        for _ in range(r.randrange(1, 4)):
+            kind, size = r.choice(((256, 16), (257, 5), (258, 8)))
+            rows = r.choice((1, 4, 20, 400))
+            sets.append(a_set(kind, *[b"\1" + r.randbytes(size - 1) for _ in range(rows)], pad=4))
+            records += rows
+        made.append(model.v9(sequence + n, 7, *sets, count=records))
+    return made
+
+
+@pytest.mark.parametrize("limit", [512, 1452])
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_of_netflow_9(seed: int, limit: int) -> None:
+    session, whole, cut = Heard(limit), Collector(), Collector()
+    for n, message in enumerate(v9_stream(seed, 60)):
+        whole.take(0, message)
+        pieces = session.take(message)
+        if n % 20 == 19:
+            pieces += session.templates()
+        for piece in pieces:
+            assert len(piece) <= limit
+            cut.take(0, piece)
+            found = model.parse(piece)
+            assert found is not None
+            records = sum(len(one.records) for one in found.sets)
+            known = {key[3]: one for key, one in cut.templates.items()}
+            for one in found.sets:
+                if one.identity >= 256:
+                    records += len(model.split(model.V9, known[one.identity], one.body) or ())
+            assert found.count == records
+    assert session.split_up > 5
+    assert (cut.records, cut.options, cut.sequence_errors) == (whole.records, whole.options, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_short_messages_of_netflow_9_pass_untouched(seed: int) -> None:
+    session = Heard(65507)
+    for message in v9_stream(seed, 40):
+        assert session.take(message) == [message]
+
+
+def test_streams_of_netflow_9_become_one_count() -> None:
+    session, collector, r = Heard(1452), Collector(), random.Random(5)
+    numbers = [r.randrange(2**32) for _ in range(3)]
+    teach = model.v9(numbers[0], 7, a_set(0, template(256, FIXED)))
+    for n in range(200):
+        stream = r.randrange(3) if n else 0
+        message = model.v9(numbers[stream], 7, a_set(256, bytes(16) * r.choice((1, 200)))) if n else teach
+        numbers[stream] = (numbers[stream] + 1) % 2**32
+        for piece in session.take(message, stream):
+            collector.take(0, piece)
+    assert (collector.sequence_errors, collector.unknown_sets) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_netflow_9_is_left_out(seed: int) -> None:
+    r, session = random.Random(seed), Heard(1452)
+    for message in v9_stream(seed, 200):
+        broken = bytearray(message)
+        for _ in range(r.randrange(4)):
+            broken[r.randrange(20, min(len(broken), 120))] = r.choice((0, 1, 2, 255, r.randrange(256)))
+        for piece in session.take(bytes(broken[: r.choice((len(broken), r.randrange(len(broken))))])):
+            netflow9.sets_of(piece)
+    assert session.malformed > 20
 
 
 # ---- what a collector is told
@@ -312,5 +394,59 @@ def test_what_is_more_than_is_kept_passes() -> None:
     changed = model.ipfix(0, 0, a_set(2, template(257, STRINGS)))
     (gone, sent) = state.take(changed)
     assert (sent, model.parse(gone).sets[0].records) == (changed, [(257, False)])  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="version 9"):
-        state.take(model.v9(0, 1))
+    with pytest.raises(ValueError, match="version 5"):
+        state.take(model.v5(0, 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_netflow_9_passes_and_begins_with_templates(seed: int) -> None:
+    """The numbers of what is sent first end where those of the copies go on."""
+    state, copies = Told(), v9_stream(seed, 25)
+    for copy in copies[:15]:
+        assert state.take(copy) == [copy]
+    collector = Collector()
+    first = state.begin()
+    for message in (*first, *(made for copy in copies[15:] for made in state.take(copy))):
+        collector.take(0, message)
+    assert len(first) == 2  # templates, options templates
+    assert (collector.sequence_errors, collector.unknown_sets) == (0, 0)
+    assert collector.records > 0
+
+
+# ---- several streams
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_stream_counts_by_itself_and_data_have_none_of_stream_0(seed: int) -> None:
+    """What the streams say together is what the copies said; a gap before us is a gap in the stream of the data."""
+    source, state, plain = Stream(seed), Told(), Collector()
+    apart = Apart(4, state.template)
+    numbers: dict[tuple[int, int], int | None] = {}
+    whole = Collector()
+    lost = {0: 0, 1: 0}
+    gaps = {0: 0, 1: 0}
+    for n in range(120):
+        copy = source.message(500)
+        if n > 40 and n % 10 == 0 and model.parse(copy).sets[0].identity > 3:  # type: ignore[union-attr]
+            lost[model.parse(copy).domain] += plain.take(0, copy) or 0  # type: ignore[union-attr]
+            continue  # it never came to us
+        plain.take(0, copy)
+        for message in state.take(copy):
+            for stream, made in apart.take(message):
+                parsed = model.parse(made)
+                assert parsed is not None
+                units = whole.take(0, made)
+                options = {key[3] for key, one in whole.templates.items() if one.options}
+                for one in parsed.sets:
+                    assert (stream == 0) == (one.identity < 256 or one.identity in options)
+                key = parsed.domain, stream
+                expected = numbers.get(key)
+                assert units is not None
+                if expected is not None:
+                    gaps[parsed.domain] += (parsed.sequence - expected) % 2**32 if stream else 0
+                    assert stream or parsed.sequence == expected
+                numbers[key] = (parsed.sequence + units) % 2**32
+    assert whole.unknown_sets == 0
+    assert whole.records + whole.options_records + sum(lost.values()) == plain.records + plain.options_records
+    assert sum(lost.values()) > 0
+    assert gaps == lost

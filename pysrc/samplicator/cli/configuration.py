@@ -133,6 +133,7 @@ def summary(plan: PlanSpec) -> str:
         engines[receiver.engine] = engines.get(receiver.engine, 0) + 1
     by_engine = ", ".join(f"{number} {engine}" for engine, number in sorted(engines.items()))
     sockets = sum(len(listener.sockets) for listener in plan.listeners)
+    sockets += sum(len(door.places) for listener in plan.listeners for door in listener.doors)
     parts = (
         f"{_count(len(plan.listeners), 'listener')} ({_count(sockets, 'port')})",
         _count(len(plan.receivers), "receiver") + (f" ({by_engine})" if by_engine else ""),

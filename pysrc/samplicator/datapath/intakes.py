@@ -338,4 +338,5 @@ class ListenerState:
             receive=self.receive,
             receive_why=self.receive_why,
             rings=tuple(self.rings),
+            places=tuple(text for spec in self.doors for text in spec.texts()),
         )

@@ -1,10 +1,11 @@
 """What one exporter's session has said: its templates, and what is to become of its messages.
 
-Purpose: messages of a session in, datagrams for the workers out. Invariants: templates live as long as the session (RFC
-7011 section 8); a session without withdrawals, with one stream and short messages passes byte for byte; withdrawals do
-not go on, because they must not be sent by UDP (section 8.4); with several streams, which count apart (section 3.1),
-the datagrams have one count per domain, which leaves out as many as the streams left out. Pure; memory is bounded by
-MAX_TEMPLATES and MAX_TEMPLATE_BYTES per session, MAX_DOMAINS. Called by place.
+Purpose: messages of a session in, datagrams for the workers out; IPFIX, and NetFlow v9 where the transport carries it.
+Invariants: templates live as long as the session (RFC 7011 section 8); a session without withdrawals, with one stream
+and short messages passes byte for byte; withdrawals do not go on, because they must not be sent by UDP (section 8.4);
+with several streams, which count apart (section 3.1), the datagrams have one count per domain, which leaves out as many
+as the streams left out. Pure; memory is bounded by MAX_TEMPLATES, MAX_TEMPLATE_BYTES and MAX_DOMAINS per session, and
+by the budget for all. Called by place.
 """
 
 from __future__ import annotations
@@ -14,48 +15,51 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from samplicator.gateways.budget import Budget, cost
-from samplicator.gateways.ipfix import (
-    HEADER,
-    TEMPLATE_SETS,
-    Set,
-    Template,
-    message_of,
-    sets_of,
-    template_messages,
-    templates_of,
-)
+from samplicator.gateways.forms import Form, form_of
+from samplicator.gateways.ipfix import Set, Template
 from samplicator.gateways.split import ends_of, split
 
 MAX_TEMPLATES: Final = 4096
 MAX_TEMPLATE_BYTES: Final = 4 << 20
 MAX_DOMAINS: Final = 1024
+DOMAIN_BYTES: Final = 600
+STREAM_BYTES: Final = 120
+MAX_DATAGRAM: Final = 65507
 AHEAD: Final = 1 << 31
 U32: Final = 0xFFFFFFFF
 
 
 @dataclass(slots=True)
 class _Domain:
-    """templates: by number. expected: next sequence of each stream. sequence: next one of what goes on. export_time:
-    the last.
+    """templates: by number. expected: next sequence of each stream. sequence: next one of what goes on. more: by how
+    much it is ahead of the exporter's, who does not know of messages that were made here. head: of the last message.
     """
 
+    form: Form
+    head: bytes
+    sequence: int
     templates: dict[int, Template] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)
-    sequence: int = 0
-    export_time: int = 0
+    more: int = 0
 
-    def follow(self, own: int, records: int, stream: int) -> int:
+    def follow(self, own: int, count: int, stream: int) -> int:
         """The sequence of a message in the count of all streams: its own, as long as there is one stream."""
         if self.expected.keys() <= {stream}:
-            self.sequence = own
+            self.sequence = own + self.more
         else:
             missing = (own - self.expected.get(stream, own)) & U32
             if missing < AHEAD:  # a number that steps back is no loss
                 self.sequence += missing
         sequence = self.sequence & U32
-        self.sequence = (sequence + records) & U32
-        self.expected[stream] = (own + records) & U32
+        self.sequence = (sequence + count) & U32
+        self.expected[stream] = (own + count) & U32
         return sequence
+
+    def add(self, messages: int) -> None:
+        """So many messages more went on than came."""
+        if self.form.per_message:
+            self.more += messages
+            self.sequence = (self.sequence + messages) & U32
 
 
 class Heard:
@@ -80,8 +84,8 @@ class Heard:
         self.malformed = 0
         self.withdrawn = 0
         self.split_up = 0
-        self._limit = limit or HEADER.size + U32
-        self._domains: dict[int, _Domain] = {}
+        self._limit = limit or U32
+        self._domains: dict[tuple[int, int], _Domain] = {}  # by form and number
         self._templates = 0
         self._size = 0
 
@@ -91,49 +95,52 @@ class Heard:
         """
         self.messages += 1
         try:
-            sets = sets_of(message)
+            form = form_of(message)
+            sets = form.sets_of(message)
             taught = [
-                template
-                for found in sets
-                if found.identity in TEMPLATE_SETS
-                for template in templates_of(message, found)
+                t for found in sets if found.identity in form.template_sets for t in form.templates_of(message, found)
             ]
         except ValueError:
             self.malformed += 1
             return []
-        domain = self._domain(message)
+        own, number = form.place(message)
+        domain = self._domain(form, message, own, number)
         self._learn(domain, taught)
         if any(template.withdraws for template in taught):
-            message = without_withdrawals(message, sets)
-            sets = sets_of(message)
-        ends = [(found, ends_of(message, found, domain.templates.get)) for found in sets]
-        own = HEADER.unpack_from(message)[3]
-        sequence = domain.follow(own, sum(len(e) for _, (e, data) in ends if data), stream)
+            message = without_withdrawals(form, message, sets)
+            sets = form.sets_of(message)
+        ends = [(found, ends_of(form, message, found, domain.templates.get)) for found in sets]
+        if stream not in domain.expected:
+            self._use(STREAM_BYTES)
+        records = sum(len(each) for _, (each, data) in ends if data)
+        sequence = domain.follow(own, 1 if form.per_message else records, stream)
         if not sets:
             return []
-        if sequence != own:
-            message = message[:8] + sequence.to_bytes(4, "big") + message[12:]
         if len(message) <= self._limit:
-            return [message]
-        made = split(message, ends, self._limit)
+            return [message if sequence == own else form.numbered(message, sequence)]
+        made = split(form, message, ends, sequence, self._limit)
+        domain.add(len(made) - 1)
         self.split_up += len(made) > 1
         return made
 
     def templates(self) -> Iterator[bytes]:
         """Datagrams with all that the session has taught, as it would repeat it now."""
-        for number, domain in self._domains.items():
-            yield from template_messages(
-                domain.export_time, domain.sequence, number, list(domain.templates.values()), min(self._limit, 65507)
-            )
+        limit = min(self._limit, MAX_DATAGRAM)
+        for domain in self._domains.values():
+            for count, parts in domain.form.teaching(domain.head, list(domain.templates.values()), limit):
+                yield domain.form.make(domain.head, count, domain.sequence, parts)
+                domain.add(1)
 
-    def _domain(self, message: bytes) -> _Domain:
-        _, _, export_time, sequence, number = HEADER.unpack_from(message)
-        domain = self._domains.get(number)
+    def _domain(self, form: Form, message: bytes, sequence: int, number: int) -> _Domain:
+        head = message[: form.header_bytes]
+        key = form.header_bytes, number
+        domain = self._domains.get(key)
         if domain is None:
             if len(self._domains) >= MAX_DOMAINS:
                 raise OverflowError(f"more than {MAX_DOMAINS} observation domains in one session")
-            domain = self._domains[number] = _Domain(sequence=sequence)
-        domain.export_time = export_time
+            self._use(DOMAIN_BYTES)
+            domain = self._domains[key] = _Domain(form, head, sequence)
+        domain.head = head
         return domain
 
     def _learn(self, domain: _Domain, templates: list[Template]) -> None:
@@ -170,14 +177,13 @@ class Heard:
             self._use(-cost(old))
 
 
-def without_withdrawals(message: bytes, sets: list[Set]) -> bytes:
+def without_withdrawals(form: Form, message: bytes, sets: list[Set]) -> bytes:
     """The message without these records, and without sets that have no others."""
-    _, _, export_time, sequence, domain = HEADER.unpack_from(message)
     left = []
     for found in sets:
         records = message[found.begin : found.end]
-        if found.identity in TEMPLATE_SETS:
-            records = b"".join(one.record for one in templates_of(message, found) if not one.withdraws)
+        if found.identity in form.template_sets:
+            records = b"".join(one.record for one in form.templates_of(message, found) if not one.withdraws)
         if records:
             left.append((found.identity, records))
-    return message_of(export_time, sequence, domain, left)
+    return form.make(message, 0, form.place(message)[0], left)

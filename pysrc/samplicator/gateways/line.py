@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from samplicator.gateways.apart import CONTROL, Apart
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.told import Told
@@ -64,7 +65,9 @@ class Line:
         self._was_again = again
         self._told = Told(budget)
         self._queue: deque[bytes] = deque()
-        self._first: deque[bytes] = deque()  # to be sent before the queue: templates, and what was made of `_current`
+        self._first: deque[tuple[int, bytes]] = deque()  # streams and messages that go before the queue: templates,
+        # and what was made of `_current`
+        self._apart: Apart | None = None  # of a session with several streams
         self._current = b""
         self._session: Session | None = None
         self._pause = FIRST_SECONDS
@@ -106,8 +109,8 @@ class Line:
         while self._first or self._queue:
             if not self._first and not self._prepare():
                 continue  # nothing in it must be sent
-            message = self._first[0]
-            if not self._session.send(message):
+            stream, message = self._first[0]
+            if not self._session.send(message, stream):
                 return
             self._first.popleft()
             if not self._first:
@@ -125,7 +128,7 @@ class Line:
         self._grow(-len(payload))
         unchanged, withdrawn = self._told.unchanged, self._told.withdrawn
         try:
-            self._first.extend(self._told.take(payload))
+            self._first.extend(self._on_streams(self._told.take(payload)))
         except ValueError:
             self._tally.not_ipfix += 1
         self._tally.templates_left_out += self._told.unchanged - unchanged
@@ -133,6 +136,12 @@ class Line:
         if not self._first:
             self._current = b""
         return bool(self._first)
+
+    def _on_streams(self, messages: list[bytes]) -> list[tuple[int, bytes]]:
+        """Where each of them goes."""
+        if self._apart is None:
+            return [(CONTROL, message) for message in messages]
+        return [each for message in messages for each in self._apart.take(message)]
 
     # -- Events
 
@@ -147,7 +156,8 @@ class Line:
         self.opened_count += 1
         self._tally.opened += 1
         self._since = self._loop.time()
-        self._first = deque(self._told.begin())
+        self._apart = Apart(session.streams, self._told.template) if session.streams > 1 else None
+        self._first = deque(self._on_streams(self._told.begin()))
         if self.opened_count > 1:
             self._was_again()
         self._send()

@@ -15,7 +15,6 @@ from typing import Final
 from samplicator.config.address import endpoint_text
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.door import Datagram, Door
-from samplicator.gateways.ipfix import VERSION
 from samplicator.gateways.line import CONNECTED, Line
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Options, Transport
@@ -24,6 +23,8 @@ from samplicator.readings import TransportSessionReading
 
 QUEUE_BYTES: Final = 8 << 20
 MAX_LINES: Final = 1024
+STREAMS: Final = 2
+"""Of a session, where the transport has streams: one for templates and options, one for data."""
 IDLE_SECONDS: Final = 1800.0
 TIDY_SECONDS: Final = 5.0
 END_SECONDS: Final = 3.0
@@ -50,7 +51,7 @@ class Outlet:
         self._loop = loop
         self._transport = transport
         self._place = Address(delivery.address, delivery.port, delivery.scope_id)
-        self._options = Options(tls=delivery.tls, name=delivery.host)
+        self._options = Options(tls=delivery.tls, name=delivery.host, streams=STREAMS)
         self._ended = ended
         self._again = again
         self._doors: dict[int, list[Door]] = {}  # by worker; the first is read, those behind it came later
@@ -112,7 +113,7 @@ class Outlet:
             self.end()
 
     def _take(self, datagram: Datagram) -> None:
-        if int.from_bytes(datagram.payload[:2], "big") != VERSION:
+        if int.from_bytes(datagram.payload[:2], "big") not in self._transport.versions:
             self.tally.not_ipfix += 1
             return
         key = datagram.address, datagram.port

@@ -262,6 +262,8 @@ class StreamEar:
 class StreamTransport:
     """See transport.Transport. In the thread of its loop, but for check()."""
 
+    versions = (VERSION,)
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.contexts = secure.Contexts()

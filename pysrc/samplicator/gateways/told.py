@@ -1,30 +1,37 @@
 """What a receiver behind a gateway has been told of an exporter's templates, over a transport that loses nothing.
 
 Purpose: copies of one exporter in, messages for its session out. Over TCP and SCTP a template is sent once per session,
-and before it changes it is withdrawn (RFC 7011 section 8.1); copies come from datagrams, which repeat them again.
-So what is known to the peer is left out, what changes is withdrawn first, and a new session begins with all that is
-known. Data sets pass byte for byte. Pure; memory is bounded by MAX_TEMPLATES and MAX_TEMPLATE_BYTES: templates beyond
-that pass whenever they come, and are not known to a session that begins later. Called by outlet.
+and before it changes it is withdrawn (RFC 7011 section 8.1); copies come from datagrams, which repeat them again and
+again. So what is known to the peer is left out, what changes is withdrawn first, and a new session begins with all that
+is known. Data sets pass byte for byte. NetFlow v9 counts messages and knows no withdrawal: its copies pass as they are,
+and are only remembered. Pure; memory is bounded by MAX_TEMPLATES and MAX_TEMPLATE_BYTES, and by the budget for all:
+templates beyond that pass whenever they come, and are not known to a session that begins later. Called by line.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
 
 from samplicator.gateways.budget import Budget, cost
-from samplicator.gateways.ipfix import (
-    HEADER,
-    SET,
-    TEMPLATE_SETS,
-    Template,
-    message_of,
-    sets_of,
-    template_messages,
-    templates_of,
-)
+from samplicator.gateways.forms import Form, form_of
+from samplicator.gateways.ipfix import HEADER, MAX_MESSAGE, SET, Template
 
 MAX_TEMPLATES: Final = 4096
 MAX_TEMPLATE_BYTES: Final = 4 << 20
+MAX_DOMAINS: Final = 1024
+DOMAIN_BYTES: Final = 600
+IPFIX_BYTES: Final = HEADER.size
+
+
+@dataclass(slots=True)
+class _Domain:
+    """head, sequence: of the last copy. templates: by number."""
+
+    form: Form
+    head: bytes
+    sequence: int
+    templates: dict[int, Template] = field(default_factory=dict)
 
 
 class Told:
@@ -32,7 +39,7 @@ class Told:
     changed. full: templates that were not kept.
     """
 
-    __slots__ = ("_budget", "_last", "_size", "_templates", "full", "unchanged", "withdrawn")
+    __slots__ = ("_budget", "_domains", "_size", "_templates", "full", "unchanged", "withdrawn")
 
     def __init__(self, budget: Budget | None = None) -> None:
         """budget: shared with other exporters."""
@@ -40,30 +47,37 @@ class Told:
         self.unchanged = 0
         self.withdrawn = 0
         self.full = 0
-        self._templates: dict[tuple[int, int], Template] = {}  # by domain and number
-        self._last: dict[int, tuple[int, int]] = {}  # export time and sequence of each domain
+        self._domains: dict[tuple[int, int], _Domain] = {}  # by form and number
         self._size = 0
+        self._templates = 0
+
+    def template(self, domain: int, number: int) -> Template | None:
+        """As the collector has it; of IPFIX."""
+        found = self._domains.get((IPFIX_BYTES, domain))
+        return found.templates.get(number) if found is not None else None
 
     def begin(self) -> list[bytes]:
         """The first messages of a new session: all templates."""
-        by_domain: dict[int, list[Template]] = {}
-        for (domain, _), template in self._templates.items():
-            by_domain.setdefault(domain, []).append(template)
-        return [
-            message
-            for domain, templates in by_domain.items()
-            for message in template_messages(*self._last[domain], domain, templates)
-        ]
+        made = []
+        for domain in self._domains.values():
+            lessons = list(domain.form.teaching(domain.head, list(domain.templates.values()), MAX_MESSAGE))
+            # of what counts messages, these come just before the next one
+            first = domain.sequence + 1 - len(lessons) if domain.form.per_message else domain.sequence
+            for number, (count, parts) in enumerate(lessons):
+                sequence = (first + number * domain.form.per_message) & 0xFFFFFFFF
+                made.append(domain.form.make(domain.head, count, sequence, parts))
+        return made
 
     def take(self, message: bytes) -> list[bytes]:
         """What to send for a copy: nothing, the copy, or less and something before. Raises ValueError for what is no
-        IPFIX message.
+        message.
         """
-        sets = sets_of(message)
-        _, _, export_time, sequence, domain = HEADER.unpack_from(message)
-        if domain in self._last or len(self._last) < MAX_TEMPLATES:
-            self._last[domain] = export_time, sequence
-        taught = {found: list(templates_of(message, found)) for found in sets if found.identity in TEMPLATE_SETS}
+        form = form_of(message)
+        sets = form.sets_of(message)
+        taught = {
+            found: list(form.templates_of(message, found)) for found in sets if found.identity in form.template_sets
+        }
+        domain = self._domain(form, message)
         if not taught:
             return [message]
         left: list[tuple[int, bytes]] = []
@@ -77,34 +91,52 @@ class Told:
                 records = fresh
             if records:
                 left.append((found.identity, records))
-        made = [self._withdrawals(export_time, sequence, domain, gone)] if gone else []
+        if form.per_message:
+            return [message]
+        sequence = form.place(message)[0]
+        made = []
+        if gone:
+            self.withdrawn += len(gone)
+            sorted_out = [(kind, [t for t in gone if t.kind == kind]) for kind in form.template_sets]
+            parts = [(kind, b"".join(SET.pack(t.identity, 0) for t in each)) for kind, each in sorted_out if each]
+            made.append(form.make(message, 0, sequence, parts))
         if same:
             return [*made, message]
-        return [*made, message_of(export_time, sequence, domain, left)] if left else made
+        return [*made, form.make(message, 0, sequence, left)] if left else made
 
-    def _learn(self, domain: int, template: Template, gone: list[Template]) -> bool:
+    def _domain(self, form: Form, message: bytes) -> _Domain | None:
+        """None: there are too many."""
+        sequence, number = form.place(message)
+        key = form.header_bytes, number
+        found = self._domains.get(key)
+        if found is None:
+            if len(self._domains) >= MAX_DOMAINS or self._budget.left < DOMAIN_BYTES:
+                return None
+            self._use(DOMAIN_BYTES)
+            found = self._domains[key] = _Domain(form, b"", sequence)
+        found.head, found.sequence = message[: form.header_bytes], sequence
+        return found
+
+    def _learn(self, domain: _Domain | None, template: Template, gone: list[Template]) -> bool:
         """Whether the record must be sent. gone: gets the template that it replaces."""
-        key = domain, template.identity
-        old = self._templates.get(key)
         if template.withdraws:  # nothing that came as a datagram should have one (section 8.4)
             return False
+        old = domain.templates.get(template.identity) if domain is not None else None
         if old is not None and (old.kind, old.record) == (template.kind, template.record):
             self.unchanged += 1
             return False
-        if old is not None:
+        if old is not None and domain is not None:
             gone.append(old)
-            del self._templates[key]
+            del domain.templates[template.identity]
+            self._templates -= 1
             self._use(-cost(old))
         size = cost(template)
-        if (
-            domain not in self._last
-            or len(self._templates) >= MAX_TEMPLATES
-            or self._size + size > MAX_TEMPLATE_BYTES
-            or size > self._budget.left
-        ):
+        no_room = self._size + size > MAX_TEMPLATE_BYTES or size > self._budget.left
+        if domain is None or self._templates >= MAX_TEMPLATES or no_room:
             self.full += 1
             return True
-        self._templates[key] = template
+        domain.templates[template.identity] = template
+        self._templates += 1
         self._use(size)
         return True
 
@@ -114,13 +146,5 @@ class Told:
 
     def close(self) -> None:
         """Gives back what it used of the budget."""
-        self._templates, self._last = {}, {}
+        self._domains = {}
         self._use(-self._size)
-
-    def _withdrawals(self, export_time: int, sequence: int, domain: int, gone: list[Template]) -> bytes:
-        self.withdrawn += len(gone)
-        sets = [
-            (kind, b"".join(SET.pack(template.identity, 0) for template in gone if template.kind == kind))
-            for kind in TEMPLATE_SETS
-        ]
-        return message_of(export_time, sequence, domain, [(kind, records) for kind, records in sets if records])

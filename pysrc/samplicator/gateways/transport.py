@@ -144,7 +144,12 @@ class Ear(Protocol):
 
 
 class Transport(Protocol):
-    """One per gateway and event loop."""
+    """One per gateway and event loop. versions: of the messages that it carries: a byte stream needs a length in their
+    header, so TCP and TLS carry IPFIX (10) only; SCTP carries NetFlow v9 (9), too.
+    """
+
+    @property
+    def versions(self) -> tuple[int, ...]: ...
 
     def listen(self, place: Address, events: Events, options: Options) -> Ear:
         """Raises OSError: the address is not one of this host now, it is in use, it is not permitted."""

@@ -6,13 +6,16 @@ Pure. Called by planner. Which transports there are, config.transport says; noth
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from samplicator.config.address import address_text, endpoint_text, parse_source
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
 from samplicator.plan.spec import Door, DoorSpec, ResolvedAddress, Tls
 
-WITH_TLS = "tls"
+WITH_TLS: Final = "tls"
+WHY: Final = "a gateway has the exporters' sessions"
+"""Of a listener that is at no UDP port."""
 
 
 def of_listener(listener: Listener, places: Mapping[str, Sequence[tuple[bytes, int, int]]]) -> tuple[DoorSpec, ...]:
@@ -60,11 +63,6 @@ def loop(name: str, address: bytes, port: int, places: Sequence[tuple[bytes, int
             why = f"receiver {name!r} at {text} is a listener of this host, so every message would come back in a loop"
             return f"{why}; change `to`"
     return ""
-
-
-def why(doors: Sequence[DoorSpec]) -> str:
-    """How such a listener receives, for people."""
-    return f"sessions at {', '.join(text for door in doors for text in door.texts())}" if doors else ""
 
 
 def _tls(table: Listener | Receiver) -> Tls:

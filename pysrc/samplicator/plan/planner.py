@@ -219,7 +219,7 @@ class _Compiler:
                     name=listener.name,
                     intakes=(*sockets, *gateways),
                     receive="recvmmsg" if sockets or not gateways else "door",
-                    receive_why=doors.why(gateways),
+                    receive_why="" if sockets or not gateways else doors.WHY,
                     flow=listener.flow != "off",
                     unresolved=tuple(unresolved[index]),
                 )

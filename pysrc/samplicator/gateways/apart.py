@@ -1,0 +1,71 @@
+"""Messages of one exporter on the streams of a session that has several: SCTP.
+
+Purpose: templates, options templates and options data go on stream 0, where nothing is ever given up, and data on the
+others (RFC 7011 section 10.2, RFC 6526). Invariants: each stream counts by itself per domain (section 3.1), and a gap
+that was there before stays one, on the stream of the data; the order within a stream is that of the copies; NetFlow v9
+goes as it is, whole, on one stream. Pure; one number per domain and stream is kept, and MAX_DOMAINS bounds the domains.
+Called by line, where the session has more than one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from samplicator.gateways.forms import Form, form_of
+from samplicator.gateways.heard import AHEAD, MAX_DOMAINS, U32
+from samplicator.gateways.ipfix import Set, Template
+from samplicator.gateways.split import ends_of
+
+CONTROL: Final = 0
+
+
+class Apart:
+    """One session. streams: 2 or more. template(domain, number): as the exporter has it."""
+
+    __slots__ = ("_expected", "_next", "_streams", "_template")
+
+    def __init__(self, streams: int, template: Callable[[int, int], Template | None]) -> None:
+        self._streams = streams
+        self._template = template
+        self._expected: dict[int, int] = {}
+        self._next: dict[tuple[int, int], int] = {}
+
+    def take(self, message: bytes) -> list[tuple[int, bytes]]:
+        """(stream, message) in the order to send them. Raises ValueError for what is no message."""
+        form = form_of(message)
+        sets = form.sets_of(message)
+        sequence, domain = form.place(message)
+        control = [self._is_control(form, domain, found) for found in sets]
+        stream = 1 + domain % (self._streams - 1)
+        if form.per_message or (domain not in self._expected and len(self._expected) >= MAX_DOMAINS):
+            return [(CONTROL if any(control) else stream, message)]
+        self._follow(domain, stream, sequence)
+        counts = [self._records(form, message, domain, found) for found in sets]
+        self._expected[domain] = (sequence + sum(counts)) & U32
+        made = []
+        for number in (CONTROL, stream):
+            chosen = [n for n, each in enumerate(control) if each == (number == CONTROL)]
+            if not chosen and (sets or number == CONTROL):
+                continue
+            parts = [(sets[n].identity, message[sets[n].begin : sets[n].end]) for n in chosen]
+            own = self._next.get((domain, number), 0)
+            made.append((number, form.make(message, 0, own, parts)))
+            self._next[domain, number] = (own + sum(counts[n] for n in chosen)) & U32
+        return made
+
+    def _follow(self, domain: int, stream: int, sequence: int) -> None:
+        """What is missing is missing in the stream of the data."""
+        missing = (sequence - self._expected.get(domain, sequence)) & U32
+        if missing < AHEAD:
+            self._next[domain, stream] = (self._next.get((domain, stream), 0) + missing) & U32
+
+    def _is_control(self, form: Form, domain: int, found: Set) -> bool:
+        if found.identity in form.template_sets:
+            return True
+        known = self._template(domain, found.identity)
+        return known is not None and known.kind == form.template_sets[1]
+
+    def _records(self, form: Form, message: bytes, domain: int, found: Set) -> int:
+        ends, data = ends_of(form, message, found, lambda number: self._template(domain, number))
+        return len(ends) * data
