@@ -115,9 +115,9 @@ def test_a_worker_that_does_not_read_makes_the_exporter_wait(stage: Stage) -> No
     count = 20_000
     sent, found = 0, []
     while sent < count:
-        burst = [Datagram(EXPORTER, 2055, data(n, 20)) for n in range(sent, min(sent + 200, count))]
+        burst = [Datagram(EXPORTER, 2055, data(20 * n, 20)) for n in range(sent, min(sent + 200, count))]
         sent += outside.write(burst)
         if len(found) < sent // 2:
             found += inside.read()
     wait_until(lambda: found.extend(inside.read()) or len(found) > count, "all", 60)  # type: ignore[func-returns-value]
-    assert [one.payload for one in found] == [TEACH, *(data(n, 20) for n in range(count))]
+    assert [one.payload for one in found] == [TEACH, *(data(20 * n, 20) for n in range(count))]

@@ -102,7 +102,8 @@ def run(kernel: Path, command: list[str], seconds: float = 900) -> tuple[int, st
         argv = ["qemu-system-x86_64", "-accel", os.environ.get("GUEST_ACCEL", "tcg"), "-m", "1024", "-smp", "2"]
         argv += ["-nographic", "-no-reboot", "-net", "none", "-kernel", str(next(kernel.glob("boot/vmlinuz-*")))]
         argv += ["-initrd", str(image), "-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on"]
-        argv += ["-cpu", "max", "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
+        argv += ["-cpu", "max"]
+        argv += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=seconds)
     status = re.search(r"GUEST STATUS (\d+)", done.stdout)
     return int(status[1]) if status else -1, done.stdout + done.stderr

@@ -143,8 +143,8 @@ def test_data_that_is_not_acknowledged_while_heartbeats_are(stand: Stand) -> Non
 @pytest.mark.parametrize("size", [1000, 20_000])
 def test_a_collector_that_stops_reading(lab: Lab, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """7: templates complete; the newest records and what the stack held; the counter is exact; FORWARD TSN was seen."""
-    for module in (association, kernelsession):
-        monkeypatch.setattr(module, "LIFETIME_MS", 700)
+    monkeypatch.setattr(association, "LIFETIME_MS", 700)
+    monkeypatch.setattr(kernelsession, "LIFETIME_MS", 3000)
     for module in (association, linux):
         monkeypatch.setattr(module, "RECEIVE_BYTES", 100_000)
     stand = Stand(lab)
@@ -170,12 +170,12 @@ def test_a_collector_that_stops_reading(lab: Lab, size: int, monkeypatch: pytest
         assert len(got) == len(set(got))
         assert set(range(last - queued, last)) <= set(got)
         given_up = exporter.shown()[0].counters.given_up
-        assert given_up > 0
-        total = len(got) * RECORDS + given_up + exporter.dropped_resources.records
-        if stand.backend == choice.KERNEL:  # which counts pieces of messages that it gave up
-            assert abs(total - stand.sent * RECORDS) <= 2 * RECORDS
+        total = len(got) * RECORDS + exporter.dropped_resources.records
+        if stand.backend == choice.KERNEL:  # which does not say what it gave up
+            assert total <= stand.sent * RECORDS
         else:
-            assert total == stand.sent * RECORDS
+            assert given_up > 0
+            assert total + given_up == stand.sent * RECORDS
         assert stand.templates(0) == len(TEMPLATES)
     finally:
         stand.close()
@@ -203,11 +203,12 @@ def test_thirty_percent_loss(stand: Stand, reliability: Reliability, monkeypatch
     stand.until(lambda: session.unsent_bytes == 0)
     stand.heal(0)
     stand.run(0.5)
-    lost = {int.from_bytes(one[:4], "big") for one in here.failed}
-    assert 20 < len(lost) < 120
-    if stand.backend != choice.KERNEL:  # which says how many, and not which
-        assert lost | set(stand.got(0)) == set(range(200))
-    assert len(stand.got(0)) + len(lost) == 200
+    got = set(stand.got(0))
+    assert 80 < len(got) == len(stand.got(0)) < 180
+    if stand.backend != choice.KERNEL:  # which does not say what it gave up
+        lost = {int.from_bytes(one[:4], "big") for one in here.failed}
+        assert lost | got == set(range(200))
+        assert not lost & got
 
 
 def test_ends_of_associations(stand: Stand) -> None:

@@ -291,6 +291,7 @@ def test_the_queue_against_a_list(limit: int, actions: list[Item | list[Item] | 
         for item in dropped:
             assert item == expected.popleft()
         assert queue.records == sum(item.records for item in expected)
+        assert queue.octets == sum(len(item.message) for item in expected)
         assert len(queue) == len(expected)
         assert queue.records <= limit or len(queue) == 1
 

@@ -54,6 +54,13 @@ class Apart:
             self._next[domain, number] = (own + sum(counts[n] for n in chosen)) & U32
         return made
 
+    def control(self, message: bytes) -> bytes:
+        """A message of templates alone, with the number that stream 0 has now."""
+        form = form_of(message)
+        if form.per_message:
+            return message
+        return form.numbered(message, self._next.get((form.place(message)[1], CONTROL), 0))
+
     def _follow(self, domain: int, stream: int, sequence: int) -> None:
         """What is missing is missing in the stream of the data."""
         missing = (sequence - self._expected.get(domain, sequence)) & U32

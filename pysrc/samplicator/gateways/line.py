@@ -16,6 +16,8 @@ from typing import Final
 
 from samplicator.gateways.apart import CONTROL, Apart
 from samplicator.gateways.budget import Budget
+from samplicator.gateways.forms import form_of
+from samplicator.gateways.split import ends_of
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.told import Told
 from samplicator.gateways.transport import Address, Options, Session, Transport
@@ -136,6 +138,20 @@ class Line:
         if not self._first:
             self._current = b""
         return bool(self._first)
+
+    def templates(self) -> list[bytes]:
+        """What another collector must know before it gets what this session sends (a backup): for stream 0."""
+        messages = self._told.begin()
+        return [self._apart.control(message) for message in messages] if self._apart is not None else messages
+
+    def records(self, message: bytes) -> int:
+        """Flow records of a message that was sent, as far as templates are known; of v9 what its header says."""
+        form = form_of(message)
+        if form.per_message:
+            return int.from_bytes(message[2:4], "big")
+        domain = form.place(message)[1]
+        data = [found for found in form.sets_of(message) if found.identity not in form.template_sets]
+        return sum(len(ends_of(form, message, found, lambda n: self._told.template(domain, n))[0]) for found in data)
 
     def _on_streams(self, messages: list[bytes]) -> list[tuple[int, bytes]]:
         """Where each of them goes."""

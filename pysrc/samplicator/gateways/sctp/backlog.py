@@ -20,11 +20,12 @@ class Item(NamedTuple):
 
 
 class Backlog:
-    """limit: records, 1 or more. records: that wait now."""
+    """limit: records, 1 or more. records, octets: that wait now."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.records = 0
+        self.octets = 0
         self._items: deque[Item] = deque()
 
     def __len__(self) -> int:
@@ -34,12 +35,14 @@ class Backlog:
         """Behind all others. Returns what is dropped for it, the oldest first."""
         self._items.append(item)
         self.records += item.records
+        self.octets += len(item.message)
         return self._shrink()
 
     def put_back(self, items: Sequence[Item]) -> list[Item]:
         """Before all others, in their order: they were taken and not delivered. Returns what is dropped."""
         self._items.extendleft(reversed(items))
         self.records += sum(item.records for item in items)
+        self.octets += sum(len(item.message) for item in items)
         return self._shrink()
 
     def _shrink(self) -> list[Item]:
@@ -56,4 +59,5 @@ class Backlog:
         """`first`, and it is gone. Raises IndexError when there is none."""
         item = self._items.popleft()
         self.records -= item.records
+        self.octets -= len(item.message)
         return item

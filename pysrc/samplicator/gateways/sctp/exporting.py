@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from samplicator.gateways.sctp.backlog import Backlog, Item
-from samplicator.gateways.sctp.backup import Backup, Do, Mode, Status, Which
+from samplicator.gateways.sctp.backup import TRANSMISSIONS, Backup, Do, Mode, Status, Which
 from samplicator.gateways.transport import Address, Options, Reliability, Session, Transport
 
 LEAST_FAIL_OVER_MS: Final = 10
@@ -87,8 +87,8 @@ class Shown(NamedTuple):
 @dataclass(slots=True)
 class _Side:
     """Events of one collector's session. sent: what its transport may still hold, the oldest first. stalled: messages
-    were given up, so the next one is sent with full reliability, and others only when it has arrived: or the newest
-    would be given up one after the other by a collector that does not read. probed: this message was sent.
+    were given up, or are about to be: the next one is sent with full reliability, and others only when it has arrived,
+    or a collector that does not read would have the newest given up one after the other. probed: it was sent.
     """
 
     exporter: Exporter
@@ -146,6 +146,8 @@ class _Side:
         streams = self.session.streams
         stream = item.stream if item.stream < streams else 1 + (item.stream - 1) % (streams - 1) if streams > 1 else 0
         reliability = self.exporter.export.reliability if item.stream else Reliability.FULL
+        if reliability is Reliability.PARTIAL and self.session.transmissions >= TRANSMISSIONS:
+            self.stalled = True
         if item.stream and self.stalled:
             if self.session.unsent_bytes:
                 return False
@@ -170,7 +172,9 @@ class _Side:
 
 
 class Exporter:
-    """templates: what a collector must know before it gets data, as messages for stream 0."""
+    """templates: what a collector must know before it gets data, as messages for stream 0. ended: told once, after
+    close(), when no association is left.
+    """
 
     def __init__(
         self,
@@ -179,6 +183,7 @@ class Exporter:
         export: Export,
         templates: Callable[[], Sequence[bytes]],
         clock: Callable[[], float] = time.monotonic,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.export = export
         self.dropped_resources = Dropped()
@@ -188,6 +193,7 @@ class Exporter:
         self._transport = transport
         self._templates = templates
         self._clock = clock
+        self._told_ended = ended
         fail_over_ms = max(export.fail_over_ms, LEAST_FAIL_OVER_MS)
         self._heartbeat_ms = max(fail_over_ms // 4, 3)
         self._tick_seconds = min(TICK_SECONDS, self._heartbeat_ms / 1000)
@@ -233,13 +239,32 @@ class Exporter:
     def fail_overs(self) -> int:
         return self.logic.fail_overs
 
+    @property
+    def is_over(self) -> bool:
+        """It was closed, and no association is left."""
+        return self._ended and all(side.session is None for side in self._sides.values())
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What has not been sent, or is not acknowledged."""
+        return self.backlog.octets + sum(side.session.unsent_bytes for side in self._sides.values() if side.session)
+
     def close(self, *, abort: bool = False) -> None:
+        """Sends what can be sent now and ends; abort: without that."""
+        if not abort:
+            self.pump()
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
         for side in self._sides.values():
             if side.session is not None:
                 side.session.close(abort=abort)
+        if self.is_over:
+            self._loop.call_soon(self._over)
+
+    def _over(self) -> None:
+        told, self._told_ended = self._told_ended, lambda: None
+        told()
 
     # ---- what happens
 
@@ -258,6 +283,8 @@ class Exporter:
         side.counters.messages -= len(returned)
         self.logic.closed(side.which, self._clock())
         self._drop(self.backlog.put_back([item for item in returned if item.stream]))
+        if self.is_over:
+            self._over()
         self._act()
 
     def _refresh(self, side: _Side) -> None:

@@ -21,6 +21,8 @@ from samplicator.gateways.sctp import linux
 from samplicator.gateways.sctp.kernelsession import KernelSession
 from samplicator.gateways.transport import Address, Ear, Events, Options, Session
 
+VERSIONS: Final = (9, 10)
+"""NetFlow v9 and IPFIX: SCTP keeps messages whole."""
 TICK_SECONDS: Final = 0.01
 CLOSE_SECONDS: Final = 5.0
 """How long a session that was closed may take to send what it holds."""
@@ -198,6 +200,10 @@ class Kernel:
         self.refused = 0
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return VERSIONS
 
     def listen(self, place: Address, events: Events, options: Options) -> Ear:
         sock = self._opened(socket.AF_INET6 if len(place.address) == 16 else socket.AF_INET, options)

@@ -1,7 +1,8 @@
 """An association as the kernel has it: `Session` of gateways.transport.
 
 Invariants: `closed` is told exactly once, later than the call that caused it; what the kernel could not deliver is told
-before. Called by kernel, which reads the socket and lets time pass.
+before. What the kernel gives up while the association is up (PARTIAL, NONE) it tells nobody, and it counts some chunks
+several times (6.1), so `given_up` is not called for that. Called by kernel, which reads the socket and lets time pass.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ LIFETIME_MS: Final = 5000
 
 
 LOOK_SECONDS: Final = 0.1
-CHUNK_BYTES: Final = 1452
-"""Of a message that is cut, at an MTU of 1500."""
 
 
 class KernelSession:
@@ -48,8 +47,6 @@ class KernelSession:
         self._held: dict[int, bytes] = {}
         self._held_bytes = 0
         self._next_look = 0.0
-        self._counted = 0  # chunks that were given up so far
-        self._chunks = 0  # of those, what no message was taken for yet
         self._parts: dict[int, bytearray | None] = {}
 
     @property
@@ -153,24 +150,6 @@ class KernelSession:
             self._held_bytes -= len(message)
             self.events.given_up(self, message)
 
-    def _abandoned(self) -> None:
-        """The kernel tells nobody what it gave up, but counts chunks: the oldest messages are taken for them."""
-        total = 0
-        for policy in (linux.PR_TTL, linux.PR_RTX):
-            with contextlib.suppress(OSError, struct.error):
-                raw = linux.get_option(
-                    self.wire.sock, linux.PR_ASSOC_STATUS, struct.pack("=iHHQQ", self.number, 0, policy, 0, 0)
-                )
-                total += sum(struct.unpack_from("=QQ", raw, 8))
-        self._chunks += total - self._counted
-        self._counted = total
-        for context, message in list(self._held.items()):
-            pieces = max(1, -(-len(message) // CHUNK_BYTES))
-            if self._chunks < pieces:
-                break
-            self._chunks -= pieces
-            self.failed(context)
-
     def tick(self, now: float) -> None:
         if not self.open:
             return
@@ -187,7 +166,6 @@ class KernelSession:
                 self.beat.looked_at(now, *stats)
         if self._held and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
-            self._abandoned()
             most = 2 * self.unsent_bytes
             for context, message in list(self._held.items()):
                 if self._held_bytes <= most:

@@ -31,7 +31,9 @@ class Liveness:
     def __init__(self) -> None:
         self.silent_since = 0.0
         self.answers = 0
-        self._times: dict[int, int] = {}  # TSN -> how often it was sent; in the order of the TSNs
+        self._times: dict[int, int] = {}  # TSN -> how often it was sent; in the order of the TSNs, if `_sorted`
+        self._sorted = True
+        self._highest: int | None = None
 
     @property
     def transmissions(self) -> int:
@@ -45,7 +47,7 @@ class Liveness:
             elif (tsn := data_tsn(packet, chunk)) is not None and (
                 tsn in self._times or len(self._times) < MOST_OUTSTANDING
             ):
-                self._times[tsn] = self._times.get(tsn, 0) + 1
+                self._sent(tsn)
 
     def arrives(self, packet: Packet) -> None:
         for chunk in packet.chunks:
@@ -61,7 +63,18 @@ class Liveness:
         self.silent_since = 0.0
         self.answers += 1
 
+    def _sent(self, tsn: int) -> None:
+        if self._highest is None or is_later(tsn, self._highest):
+            self._highest = tsn
+        elif tsn not in self._times:  # the peer took its acknowledgment back
+            self._sorted = False
+        self._times[tsn] = self._times.get(tsn, 0) + 1
+
     def _acknowledged(self, found: Sack) -> None:
+        if not self._sorted:
+            self._times = dict(sorted(self._times.items(), key=lambda one: (one[0] - found.cumulative) & 0xFFFFFFFF))
+            self._times = {tsn: times for tsn, times in self._times.items() if is_later(tsn, found.cumulative)}
+            self._sorted = True
         while self._times:
             tsn = next(iter(self._times))
             if is_later(tsn, found.cumulative):

@@ -28,6 +28,8 @@ from samplicator.gateways.sctp.packet import ABORT, HEADER_BYTES, Packet, initia
 from samplicator.gateways.sctp.peers import Peer, Place
 from samplicator.gateways.transport import Address, Events, Options, Session
 
+VERSIONS: Final = (9, 10)
+"""NetFlow v9 and IPFIX: SCTP keeps messages whole."""
 TICK_SECONDS: Final = 0.01
 SWEEP_SECONDS: Final = 0.1
 LEAST_TICK_SECONDS: Final = 0.002
@@ -74,6 +76,10 @@ class Userland:
         self._woken = False
 
     # ---- Transport
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return VERSIONS
 
     def listen(self, place: Address, events: Events, options: Options) -> Ear:
         self._carrier(place.address)

@@ -1,0 +1,131 @@
+"""A gateway's line to a collector that has a backup: numbers, templates and withdrawals as both collectors see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from samplicator.gateways.budget import Budget
+from samplicator.gateways.line import Line
+from samplicator.gateways.sctp.backup import Mode, Status
+from samplicator.gateways.sctp.exporting import Collector, Export
+from samplicator.gateways.sctp.paired import Paired
+from samplicator.gateways.tally import OutTally
+from samplicator.gateways.transport import Options
+from support import flows as model
+from support.flows import a_set, template
+from support.sctp import Log, Time, Wires, host, place
+
+FIRST, SECOND = "192.0.2.9", "192.0.2.10"
+TEACH = model.ipfix(0, 1, a_set(2, template(256, [(8, 4), (12, 4)])))
+OTHER = [(1, 8)]
+
+
+def data(sequence: int) -> bytes:
+    return model.ipfix(sequence, 1, a_set(256, sequence.to_bytes(8, "big")))
+
+
+class Stand:
+    def __init__(self) -> None:
+        self.time = Time()
+        self.wires = Wires(self.time)
+        self.relay = host(self.wires, "192.0.2.1")
+        self.logs = {FIRST: Log(), SECOND: Log()}
+        self.hosts = [host(self.wires, address) for address in self.logs]
+        for port, (one, log) in enumerate(zip(self.hosts, self.logs.values(), strict=True), 9000):
+            one.listen(place("0.0.0.0", port), log, Options(streams=8))
+        loop: Any = self.time
+        backup = Collector(place(SECOND, 9001))
+        export = Export(Collector(place(FIRST, 9000)), backup, Mode.REDUNDANT, fail_over_ms=50, restore_s=2.0)
+        self.paired = Paired(loop, self.relay, export)
+        self.tally = OutTally()
+        exporter, target = place("198.51.100.7", 2055), place(FIRST, 9000)
+        more = self.tally, Budget(), lambda count: None, lambda: None
+        self.line = Line(loop, self.paired, exporter, target, Options(streams=2), *more)
+        self.sent = 0
+
+    def flow(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.005)):
+            self.line.take(data(self.sent))
+            self.sent += 1
+            self.time.run(0.005)
+
+    def sets(self, address: str) -> list[tuple[int, int, int]]:
+        """(stream, sequence, identity of the first set) of what arrived."""
+        found = []
+        for _, stream, message in self.logs[address].messages:
+            parsed = model.parse(message)
+            assert parsed is not None
+            found.append((stream, parsed.sequence, parsed.sets[0].identity))
+        return found
+
+    def states(self) -> list[Status]:
+        return [one.status for one in self.paired.pairs[0].exporter.shown()]
+
+    def close(self) -> None:
+        self.line.end(abort=True)
+        self.time.run(0.5)
+        assert self.line.ended
+        for one in (self.relay, *self.hosts):
+            one.close()
+        self.time.run(0.5)
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    made = Stand()
+    yield made
+    made.close()
+
+
+def test_both_know_the_templates_and_numbers_go_on(stand: Stand) -> None:
+    stand.line.take(TEACH)
+    stand.line.take(TEACH)  # by UDP they come again and again
+    stand.flow(0.3)
+    assert stand.sets(SECOND) == [(0, 0, 2)]
+    first = stand.sets(FIRST)
+    assert first[0] == (0, 0, 2)
+    assert first[1:] == [(1, n, 256) for n in range(stand.sent)]
+    stand.wires.dead.add(FIRST)
+    stand.time.until(lambda: stand.flow(0.005) or len(stand.sets(SECOND)) > 2)  # type: ignore[func-returns-value]
+    second = stand.sets(SECOND)
+    assert [one for one in second if one[0] == 0] == [(0, 0, 2), (0, 0, 2)]
+    numbers = [sequence for stream, sequence, _ in second if stream == 1]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert stand.states() == [Status.RE_ESTABLISHING, Status.FAIL_OVER]
+
+
+def test_a_changed_template_is_withdrawn_at_both(stand: Stand) -> None:
+    stand.line.take(TEACH)
+    stand.flow(0.2)
+    stand.line.take(model.ipfix(stand.sent, 1, a_set(2, template(256, OTHER))))
+    stand.time.run(0.2)
+    for address in (FIRST, SECOND):
+        control = [message for _, stream, message in stand.logs[address].messages if stream == 0]
+        assert len(control) == 3
+        assert control[0] == TEACH
+        assert control[1][16:] == bytes.fromhex("0002000801000000")
+
+
+def test_records_are_counted_and_what_waits_is_bounded(stand: Stand) -> None:
+    stand.line.take(TEACH)
+    stand.flow(0.2)
+    stand.wires.dead |= {FIRST, SECOND}
+    stand.time.until(lambda: stand.states() == [Status.RE_ESTABLISHING, Status.RE_ESTABLISHING])
+    sent = stand.sent
+    stand.flow(7.0)
+    exporter = stand.paired.pairs[0].exporter
+    assert exporter.backlog.records == 1024
+    assert exporter.dropped_failure.records == stand.sent - sent - 1024
+    assert sum(one.counters.flows for one in exporter.shown()) == sent
+
+
+def test_the_line_ends_with_both_associations(stand: Stand) -> None:
+    stand.line.take(TEACH)
+    stand.flow(0.2)
+    stand.line.end()
+    stand.time.until(lambda: stand.line.ended)
+    stand.time.until(lambda: all(len(log.closed_) == 1 for log in stand.logs.values()))
+    assert [why for log in stand.logs.values() for _, why in log.closed_] == ["", ""]
+    assert len(stand.sets(FIRST)) == stand.sent + 1
