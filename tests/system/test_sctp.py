@@ -187,7 +187,7 @@ def test_thirty_percent_loss(stand: Stand, reliability: Reliability, monkeypatch
     if reliability is Reliability.FULL:
         monkeypatch.setattr(association, "RTO_MS", (20, 10, 40))
     here = type(stand.logs[0])()
-    session = stand.relay.connect(place(stand.lab.peer4(1), PORT), here, Options(streams=4))
+    session = stand.relay.connect(place(stand.lab.peer4(1), PORT), here, Options(streams=4, heartbeat_ms=50))
     stand.until(lambda: bool(here.sessions))
     stand.filter(0, "meta l4proto { sctp, udp } numgen random mod 100 < 30 drop")
     for number in range(200):

@@ -172,13 +172,13 @@ def test_after_our_own_restart_exporters_know_at_once(stand: Stand) -> None:
 
 
 def test_full_under_loss_delivers_all_in_order(soon: Stand) -> None:
-    session = soon.connect()
+    session = soon.connect(heartbeat_ms=50)  # or ten losses in a row are the end
     soon.wires.loses = lambda packet: soon.wires.random.random() < 0.3
     sent = 0
     while sent < 100:
         soon.time.until(lambda: session.send(sent.to_bytes(4, "big") + bytes(500), 1 + sent % 3))  # noqa: B023
         sent += 1
-    soon.time.until(lambda: len(soon.there.messages) == 100, 3600)
+    soon.time.until(lambda: len(soon.there.messages) == 100, 120)
     for stream in (1, 2, 3):
         numbers = [int.from_bytes(message[:4], "big") for message in soon.there.payloads(stream)]
         assert numbers == [n for n in range(100) if 1 + n % 3 == stream]
