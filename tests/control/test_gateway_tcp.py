@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 from samplicator.config.address import parse_source
-from samplicator.gateways import line, outlet, place
+from samplicator.gateways import line, outlet, place, stream
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session
 from samplicator.plan.spec import Door as Delivery
@@ -216,6 +218,29 @@ def test_templates_are_repeated(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
     exporter.sendall(TEACH + data(0))
     found = read(door, 3)
     assert [one.payload for one in found] == [TEACH, data(0), model.ipfix(1, 1, a_set(2, template(256, FIELDS)))]
+
+
+def test_accepting_goes_on_after_descriptors_were_short(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = tcp_port()
+    door = stage.listener("in", at(port))
+    stage.listening()
+    monkeypatch.setattr(stream, "AGAIN_SECONDS", 0.2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    exporter = socket.socket()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (exporter.fileno() + 1, hard))
+    holes: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                holes.append(os.dup(exporter.fileno()))
+        exporter.connect(("127.0.0.1", port))
+        exporter.sendall(TEACH)
+        wait_until(lambda: stage.counters("in")["refused_handshake"] > 0, "the shortage")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for hole in holes:
+            os.close(hole)
+    assert [one.payload for one in read(door, 1)] == [TEACH]
 
 
 def test_a_place_that_is_taken_is_tried_again(stage: Stage) -> None:

@@ -27,6 +27,8 @@ BUFFER_BYTES: Final = 128 << 10
 """Room for a message that is not whole, less than 64 KiB, and as much again; a session begins with LEAST_BYTES."""
 UNSENT_BYTES: Final = 256 << 10
 BACKLOG: Final = 256
+ACCEPTS: Final = 64
+"""Connections before others get their turn."""
 MAX_HANDSHAKES: Final = 256
 HANDSHAKE_SECONDS: Final = 10.0
 SETTLE_SECONDS: Final = 0.3
@@ -207,30 +209,38 @@ class StreamEar:
         self._sock = sock
         self._events = events
         self._options = options
-        self._task = owner.spawn(self._accept())
+        self._again: asyncio.TimerHandle | None = None
+        self._listen()
 
-    async def _accept(self) -> None:
-        loop = self._owner.loop
-        while True:
+    def _listen(self) -> None:
+        self._again = None
+        self._owner.loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS):
             try:
-                sock, name = await loop.sock_accept(self._sock)
-            except OSError as error:
-                if self._sock.fileno() < 0:
-                    return
+                sock, name = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptor, no memory
                 self._events.refused(Address(b"\0\0\0\0", 0), f"accept: {error.strerror}")
-                await asyncio.sleep(AGAIN_SECONDS)  # no descriptor, no memory
-                continue
-            peer = address_of(name)
-            why = self._events.admits(peer)
-            if not why and self._owner.handshakes >= MAX_HANDSHAKES:
-                why = f"more than {MAX_HANDSHAKES} handshakes at a time"
-                self._events.refused(peer, why)
-            if why:
-                with contextlib.suppress(OSError):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-                sock.close()
-                continue
+                self._owner.loop.remove_reader(self._sock.fileno())
+                self._again = self._owner.loop.call_later(AGAIN_SECONDS, self._listen)
+                return
+            sock.setblocking(False)
+            self._judge(sock, address_of(name))
+
+    def _judge(self, sock: socket.socket, peer: Address) -> None:
+        why = self._events.admits(peer)
+        if not why and self._owner.handshakes >= MAX_HANDSHAKES:
+            why = f"more than {MAX_HANDSHAKES} handshakes at a time"
+            self._events.refused(peer, why)
+        if not why:
             self._owner.spawn(self._welcome(sock, peer))
+            return
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        sock.close()
 
     async def _welcome(self, sock: socket.socket, peer: Address) -> None:
         owner, tls = self._owner, self._options.tls
@@ -255,8 +265,11 @@ class StreamEar:
         session.begin()
 
     def close(self) -> None:
-        self._task.cancel()
-        self._sock.close()
+        if self._again is not None:
+            self._again.cancel()
+        if self._sock.fileno() >= 0:
+            self._owner.loop.remove_reader(self._sock.fileno())
+            self._sock.close()
 
 
 class StreamTransport:
