@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 from samplicator.config.address import parse_source
-from samplicator.gateways import line, outlet, place
+from samplicator.gateways import line, outlet, place, stream
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session
 from samplicator.plan.spec import Door as Delivery
@@ -165,13 +167,20 @@ def test_a_new_plan_keeps_sessions_and_a_new_door_has_templates_first(stage: Sta
     for sock in (stays, goes):
         sock.sendall(TEACH)
     read(old, 2)
-    new = stage.listener("in", at(port, allow=(parse_source("127.0.0.1"),)))
+    other = at(port, allow=(parse_source("127.0.0.1"),))
+    new = stage.listener("in", other)
+    for sock in (stays, goes):
+        sock.sendall(data(0))
+    assert [one.payload for one in read(old, 2)] == [data(0), data(0)]  # the new plan may yet fail
+    stage.hub.runs("in", other)
     assert ended(goes)
-    stays.sendall(data(0))
-    assert [one.payload for one in read(new, 2)] == [TEACH, data(0)]
-    old.close()
     stays.sendall(data(1))
-    assert [one.payload for one in read(new, 1)] == [data(1)]
+    assert [one.payload for one in read(new, 2)] == [model.ipfix(1, 1, a_set(2, template(256, FIELDS))), data(1)]
+    old.close()
+    failed = stage.listener("in", at(port, allow=(parse_source("203.0.113.1"),)))
+    failed.close()
+    stays.sendall(data(2))
+    assert [one.payload for one in read(new, 1)] == [data(2)]
     new.close()
     assert ended(stays)
     wait_until(lambda: not stage.hub.readings(), "the listener to be gone")
@@ -216,6 +225,29 @@ def test_templates_are_repeated(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
     exporter.sendall(TEACH + data(0))
     found = read(door, 3)
     assert [one.payload for one in found] == [TEACH, data(0), model.ipfix(1, 1, a_set(2, template(256, FIELDS)))]
+
+
+def test_accepting_goes_on_after_descriptors_were_short(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = tcp_port()
+    door = stage.listener("in", at(port))
+    stage.listening()
+    monkeypatch.setattr(stream, "AGAIN_SECONDS", 0.2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    exporter = socket.socket()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (exporter.fileno() + 1, hard))
+    holes: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                holes.append(os.dup(exporter.fileno()))
+        exporter.connect(("127.0.0.1", port))
+        exporter.sendall(TEACH)
+        wait_until(lambda: stage.counters("in")["refused_handshake"] > 0, "the shortage")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for hole in holes:
+            os.close(hole)
+    assert [one.payload for one in read(door, 1)] == [TEACH]
 
 
 def test_a_place_that_is_taken_is_tried_again(stage: Stage) -> None:

@@ -171,6 +171,24 @@ def test_new_certificates_hold_for_new_sessions(stage: Stage, pairs: Path, tmp_p
     read(door, 3)
 
 
+def test_a_new_plan_with_other_certificates(stage: Stage, pairs: Path) -> None:
+    """Sessions stay, and new ones are judged by the new certificates."""
+    port = tcp_port()
+    old = stage.listener("in", at(port, tls(pairs)))
+    stage.listening()
+    first = connect(port, client(pairs))
+    wait_until(lambda: len(stage.hub.sessions()) == 1, "the first session")
+    other = at(port, tls(pairs, trusts="stranger"))
+    new = stage.listener("in", other)
+    stage.hub.runs("in", other)
+    assert turned_away(port, client(pairs))
+    second = connect(port, client(pairs, "stranger"))
+    old.close()
+    for sock in (first, second):
+        sock.sendall(TEACH)
+    assert [one.payload for one in read(new, 2)] == [TEACH, TEACH]
+
+
 # ---- out
 
 

@@ -129,6 +129,9 @@ class Loopback:
     def brings(self, listener: str, worker: int, door: Door, spec: DoorSpec) -> None:
         self._add(door, worker, out=False)
 
+    def runs(self, listener: str, spec: DoorSpec) -> None:
+        """It has one door per worker, so there is nothing to choose."""
+
     def fault(self, receiver: str) -> str:
         return ""
 

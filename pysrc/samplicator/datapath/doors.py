@@ -14,7 +14,7 @@ import select
 import socket
 import struct
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath
@@ -24,7 +24,7 @@ from samplicator.datapath.ways import Way, no_way
 from samplicator.gateways.door import Door, Gateway, pair
 from samplicator.host import sockets
 from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec, ReceiverSpec
+from samplicator.plan.spec import DoorSpec, ListenerSpec, ReceiverSpec
 
 if TYPE_CHECKING:
     from samplicator.host.links import Link
@@ -42,6 +42,13 @@ def named(gateways: Gateways, name: str) -> Gateway:
     if name not in gateways:
         raise OSError(errno.ENOENT, f"there is no gateway {name!r}")
     return gateways[name]
+
+
+def begin(gateways: Gateways, listeners: Iterable[ListenerSpec]) -> None:
+    """Just before a plan is published: its doors are the ones that gateways write into."""
+    for listener in listeners:
+        for spec in listener.doors:
+            gateways[spec.gateway].runs(listener.name, spec)
 
 
 def identity(spec: ReceiverSpec) -> bytes:

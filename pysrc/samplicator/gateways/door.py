@@ -90,6 +90,11 @@ class Gateway(Protocol):
         order only within a door. Raises OSError as takes().
         """
 
+    def runs(self, listener: str, spec: DoorSpec) -> None:
+        """The plan that this door was brought for is about to be published, and nothing can fail any more: what comes
+        in from now on goes into its doors. Returns when it is so; then the workers read older doors to their end.
+        """
+
     def fault(self, receiver: str) -> str:
         """Why nothing gets through to a receiver now, for people; "" = it does, or it is not known."""
 

@@ -52,6 +52,7 @@ class Hub:
         self._in_tallies: dict[str, InTally] = {}
         self._out_tallies: dict[str, OutTally] = {}
         self._replayed: dict[str, float] = {}
+        self._runs: dict[str, DoorSpec] = {}  # of each listener; the supervisor's
         self._ended = False
         thread.call(self._look)
 
@@ -67,6 +68,14 @@ class Hub:
         self._transport.check(Options(tls=spec.tls))
         self._thread.call(lambda: self._bring(listener, worker, door, spec))
 
+    def runs(self, listener: str, spec: DoorSpec) -> None:
+        """See door.Gateway."""
+        if self._runs.get(listener) == spec:
+            return
+        if not self._thread.wait(lambda: self._begin(listener, spec)):
+            log.error("listener %r: the gateways' thread does not answer", listener)
+        self._runs[listener] = spec
+
     def fault(self, receiver: str) -> str:
         """Why nothing gets through to a receiver now, "" = it does, or it is not known."""
         return next((one.fault for (name, _), one in list(self._outlets.items()) if name == receiver), "")
@@ -74,7 +83,7 @@ class Hub:
     def down(self, listener: str) -> str:
         """Why a place of a listener cannot be listened at now, "" = all can."""
         places = list(self._places.values())
-        owned = (place for place in places if place.owners and place.owners[-1].name == listener)
+        owned = (place for place in places if place.owners and place.owners[0].name == listener)
         return next((place.why for place in owned if place.why), "")
 
     # ------------------------------------------------------------------ doors
@@ -131,6 +140,12 @@ class Hub:
                 place.give(inlet)
         else:
             inlet.add(worker, door, self._inlet_ended)
+
+    def _begin(self, listener: str, spec: DoorSpec) -> None:
+        inlet = self._inlets.get((listener, spec))
+        if inlet is not None:
+            for where in map(Address._make, spec.places):
+                self._places[where].runs(inlet)
 
     def _inlet_ended(self, inlet: Inlet) -> None:
         del self._inlets[inlet.name, inlet.spec]
@@ -200,7 +215,7 @@ class Hub:
         found = []
         for (name, spec), inlet in self._inlets.items():
             places = [self._places[where] for where in map(Address._make, spec.places)]
-            if any(place.owners[-1] is not inlet for place in places):
+            if any(place.owners[0] is not inlet for place in places):
                 continue
             found.append(
                 GatewayReading(

@@ -144,24 +144,3 @@ def message_of(export_time: int, sequence: int, domain: int, sets: Sequence[tupl
     for identity, records in sets:
         parts += [SET.pack(identity, SET.size + len(records)), records]
     return b"".join(parts)
-
-
-def template_messages(
-    export_time: int, sequence: int, domain: int, templates: Sequence[Template], limit: int = MAX_MESSAGE
-) -> list[bytes]:
-    """Messages of at most `limit` bytes, as far as one record fits, with these templates."""
-    made: list[bytes] = []
-    for kind in (TEMPLATE_SET, OPTIONS_SET):
-        records: list[bytes] = []
-        used = HEADER.size + SET.size
-        for template in templates:
-            if template.kind != kind:
-                continue
-            if records and used + len(template.record) > limit:
-                made.append(message_of(export_time, sequence, domain, [(kind, b"".join(records))]))
-                records, used = [], HEADER.size + SET.size
-            records.append(template.record)
-            used += len(template.record)
-        if records:
-            made.append(message_of(export_time, sequence, domain, [(kind, b"".join(records))]))
-    return made

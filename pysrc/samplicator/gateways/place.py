@@ -1,11 +1,11 @@
 """A place that is listened at, and the sessions that came in there.
 
 Purpose: events of a transport in, datagrams into the doors of the listener that has the place. Invariants: a place
-outlives a reload in which its listener stays, and so do its sessions; of two plans that both have it, the newer one's
-doors get what comes; a session that comes to another worker teaches it its templates first, and teaches them again
-every REPEAT_SECONDS, because receivers that get UDP may have lost them (RFC 7011 section 8.4) and the workers forget
-what is not repeated; a place that cannot be listened at is tried again every second. Called by hub and by the
-transport, in the thread of the loop.
+outlives a reload in which its listener stays, and so do its sessions; of two plans that both have it, the one that runs
+gets what comes, so a plan that fails changes nothing; a session that comes to another worker teaches it its templates
+first, and teaches them again every REPEAT_SECONDS, because receivers that get UDP may have lost them (RFC 7011 section
+8.4) and the workers forget what is not repeated; a place that cannot be listened at is tried again every second. Called
+by hub and by the transport, in the thread of the loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Inbound:
 
 
 class Place:
-    """See above; the Events of its sessions. owners: listeners that have it, the newest last."""
+    """See above; the Events of its sessions. owners: listeners that have it, the one that runs first."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: Transport, gateway: str, address: Address) -> None:
         self.address = address
@@ -62,21 +62,30 @@ class Place:
     # -- owners
 
     def give(self, inlet: Inlet) -> None:
-        """From now on it belongs to this one. Sessions that this one does not admit end."""
+        """It is this one's too, at once if nobody else has it."""
         self.owners.append(inlet)
-        self._follow()
+        if len(self.owners) == 1:
+            self._follow()
+
+    def runs(self, inlet: Inlet) -> None:
+        """From now on what comes is this one's. Sessions that this one does not admit end."""
+        if self.owners[0] is not inlet:
+            self.owners.remove(inlet)
+            self.owners.insert(0, inlet)
+            self._follow()
 
     def take_back(self, inlet: Inlet) -> bool:
         """It is not this one's any more; False: nobody has it, so it is closed."""
+        had = self.owners[0] is inlet
         self.owners.remove(inlet)
-        if self.owners:
+        if self.owners and had:
             self._follow()
-            return True
-        self.close()
-        return False
+        elif not self.owners:
+            self.close()
+        return bool(self.owners)
 
     def _follow(self) -> None:
-        inlet = self.owners[-1]
+        inlet = self.owners[0]
         for session in [one for one in self._sessions if not inlet.admits(one.peer)]:
             session.close(abort=True)
         options = Options(tls=inlet.spec.tls)
@@ -97,12 +106,12 @@ class Place:
         except OSError as error:
             why = f"{self._gateway}://{self.address.text}: {error.strerror or error}"
             if why != self.why:
-                log.warning("listener %r: %s; samplicator tries again", self.owners[-1].name, why)
+                log.warning("listener %r: %s; samplicator tries again", self.owners[0].name, why)
             self.why = why
             self._again = self._loop.call_later(AGAIN_SECONDS, self._listen)
             return
         if self.why:
-            log.info("listener %r: listens at %s://%s", self.owners[-1].name, self._gateway, self.address.text)
+            log.info("listener %r: listens at %s://%s", self.owners[0].name, self._gateway, self.address.text)
         self.why = ""
 
     def close(self) -> None:
@@ -118,7 +127,7 @@ class Place:
     # -- Events
 
     def admits(self, peer: Address) -> str:
-        inlet = self.owners[-1] if self.owners else None
+        inlet = self.owners[0] if self.owners else None
         if inlet is None:
             return "nobody listens any more"
         if not inlet.admits(peer):
@@ -130,7 +139,7 @@ class Place:
         return ""
 
     def _say(self, peer: Address, why: str) -> str:
-        name = self.owners[-1].name if self.owners else ""
+        name = self.owners[0].name if self.owners else ""
         if self._gate.add((name, why[:20]), 1, self._loop.time()):
             log.warning("listener %r: exporter %s is refused: %s", name, peer.text, why)
         return why
@@ -139,21 +148,21 @@ class Place:
         if not self.owners:
             session.close(abort=True)
             return
-        inlet = self.owners[-1]
+        inlet = self.owners[0]
         inlet.tally.opened += 1
         self._sessions[session] = Inbound(session, Heard(inlet.spec.message_bytes, self._budget))
         self._repeat_later(session)
 
     def refused(self, peer: Address, why: str) -> None:
         if self.owners:
-            self.owners[-1].tally.refused_handshake += 1
+            self.owners[0].tally.refused_handshake += 1
         self._say(peer, why)
 
     def message(self, session: Session, stream: int, message: bytes) -> None:
         inbound = self._sessions.get(session)
         if inbound is None or not self.owners:
             return
-        inlet, heard = self.owners[-1], inbound.heard
+        inlet, heard = self.owners[0], inbound.heard
         malformed, withdrawn, split = heard.malformed, heard.withdrawn, heard.split_up
         inbound.messages += 1
         inbound.octets += len(message)
@@ -197,9 +206,9 @@ class Place:
     def _repeat(self, session: Session) -> None:
         inbound = self._sessions[session]
         if self.owners:
-            self._teach(inbound, self.owners[-1])  # the same
+            self._teach(inbound, self.owners[0])  # the same
             if payloads := list(inbound.heard.templates()):
-                self._write(inbound, self.owners[-1], payloads)
+                self._write(inbound, self.owners[0], payloads)
         self._repeat_later(session)
 
     def writable(self, session: Session) -> None:
@@ -216,9 +225,9 @@ class Place:
             inbound.repeat.cancel()
         inbound.heard.close()
         if why and self.owners:
-            self.owners[-1].tally.broken += 1
-            if self._gate.add((self.owners[-1].name, "closed"), 1, self._loop.time()):
-                log.warning("listener %r: the session of %s ended: %s", self.owners[-1].name, session.peer.text, why)
+            self.owners[0].tally.broken += 1
+            if self._gate.add((self.owners[0].name, "closed"), 1, self._loop.time()):
+                log.warning("listener %r: the session of %s ended: %s", self.owners[0].name, session.peer.text, why)
 
     # -- what is shown
 
@@ -229,7 +238,7 @@ class Place:
             TransportSessionReading(
                 gateway=self._gateway,
                 side="in",
-                name=self.owners[-1].name,
+                name=self.owners[0].name,
                 exporter=session.peer.text,
                 peer=session.peer.text,
                 state="connected",

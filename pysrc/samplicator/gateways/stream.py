@@ -16,8 +16,8 @@ import struct
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
-from samplicator.config.address import MAPPED
 from samplicator.gateways import tls as secure
+from samplicator.gateways.tcp import address_of, bound, family_of, set_keepalive, sockaddr
 from samplicator.gateways.transport import Address, Events, Options, Reliability
 
 VERSION: Final = 10
@@ -27,6 +27,8 @@ BUFFER_BYTES: Final = 128 << 10
 """Room for a message that is not whole, less than 64 KiB, and as much again; a session begins with LEAST_BYTES."""
 UNSENT_BYTES: Final = 256 << 10
 BACKLOG: Final = 256
+ACCEPTS: Final = 64
+"""Connections before others get their turn."""
 MAX_HANDSHAKES: Final = 256
 HANDSHAKE_SECONDS: Final = 10.0
 SETTLE_SECONDS: Final = 0.3
@@ -35,13 +37,6 @@ lost.
 """
 CLOSE_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 1.0
-KEEPALIVE: Final = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),  # ms that written data may wait for an acknowledgment
-)
 _HEAD: Final = struct.Struct(">HH")
 _ABORT: Final = struct.pack("ii", 1, 0)
 
@@ -207,30 +202,38 @@ class StreamEar:
         self._sock = sock
         self._events = events
         self._options = options
-        self._task = owner.spawn(self._accept())
+        self._again: asyncio.TimerHandle | None = None
+        self._listen()
 
-    async def _accept(self) -> None:
-        loop = self._owner.loop
-        while True:
+    def _listen(self) -> None:
+        self._again = None
+        self._owner.loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS):
             try:
-                sock, name = await loop.sock_accept(self._sock)
-            except OSError as error:
-                if self._sock.fileno() < 0:
-                    return
+                sock, name = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptor, no memory
                 self._events.refused(Address(b"\0\0\0\0", 0), f"accept: {error.strerror}")
-                await asyncio.sleep(AGAIN_SECONDS)  # no descriptor, no memory
-                continue
-            peer = address_of(name)
-            why = self._events.admits(peer)
-            if not why and self._owner.handshakes >= MAX_HANDSHAKES:
-                why = f"more than {MAX_HANDSHAKES} handshakes at a time"
-                self._events.refused(peer, why)
-            if why:
-                with contextlib.suppress(OSError):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-                sock.close()
-                continue
+                self._owner.loop.remove_reader(self._sock.fileno())
+                self._again = self._owner.loop.call_later(AGAIN_SECONDS, self._listen)
+                return
+            sock.setblocking(False)
+            self._judge(sock, address_of(name))
+
+    def _judge(self, sock: socket.socket, peer: Address) -> None:
+        why = self._events.admits(peer)
+        if not why and self._owner.handshakes >= MAX_HANDSHAKES:
+            why = f"more than {MAX_HANDSHAKES} handshakes at a time"
+            self._events.refused(peer, why)
+        if not why:
             self._owner.spawn(self._welcome(sock, peer))
+            return
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        sock.close()
 
     async def _welcome(self, sock: socket.socket, peer: Address) -> None:
         owner, tls = self._owner, self._options.tls
@@ -255,8 +258,11 @@ class StreamEar:
         session.begin()
 
     def close(self) -> None:
-        self._task.cancel()
-        self._sock.close()
+        if self._again is not None:
+            self._again.cancel()
+        if self._sock.fileno() >= 0:
+            self._owner.loop.remove_reader(self._sock.fileno())
+            self._sock.close()
 
 
 class StreamTransport:
@@ -342,50 +348,3 @@ class StreamTransport:
             session.close(abort=True)
         for task in list(self._tasks):
             task.cancel()
-
-
-def bound(place: Address) -> socket.socket:
-    """A TCP socket at a place; the unspecified IPv6 address takes IPv4 too, unless somebody has that. Raises
-    OSError.
-    """
-    tries = (0, 1) if len(place.address) == 16 and not any(place.address) else (1,)
-    for only_six in tries:
-        sock = socket.socket(family_of(place), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if sock.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_six)
-            sock.bind(sockaddr(place))
-        except OSError:
-            sock.close()
-            if only_six == tries[-1]:
-                raise
-        else:
-            return sock
-    raise AssertionError("unreachable")
-
-
-def family_of(place: Address) -> socket.AddressFamily:
-    return socket.AF_INET if len(place.address) == 4 else socket.AF_INET6
-
-
-def sockaddr(place: Address) -> tuple[Any, ...]:
-    text = socket.inet_ntop(family_of(place), place.address)
-    return (text, place.port) if len(place.address) == 4 else (text, place.port, 0, place.scope_id)
-
-
-def address_of(name: Any) -> Address:
-    """Of what accept() returns; IPv4 in its IPv6 form becomes IPv4."""
-    host = str(name[0]).partition("%")[0]
-    if ":" not in host:
-        return Address(socket.inet_pton(socket.AF_INET, host), name[1])
-    packed = socket.inet_pton(socket.AF_INET6, host)
-    if packed.startswith(MAPPED):
-        return Address(packed[12:], name[1])
-    return Address(packed, name[1], name[3] if packed[:2] == b"\xfe\x80" else 0)
-
-
-def set_keepalive(sock: socket.socket) -> None:
-    for level, option, value in KEEPALIVE:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(level, option, value)

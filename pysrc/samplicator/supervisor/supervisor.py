@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from samplicator._fastpath import Plan
-from samplicator.datapath.doors import Gateways
+from samplicator.datapath import doors
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import Stir, WorkerThread
 from samplicator.health.accounts import Accounts
@@ -75,7 +75,7 @@ class Supervisor:
         descriptor_limit: int = 1 << 30,
         strict: bool = False,
         source: Source | None = None,
-        gateways: Gateways | None = None,
+        gateways: doors.Gateways | None = None,
         state_file: str = "",
         state: bytes = b"",
     ) -> None:
@@ -165,6 +165,7 @@ class Supervisor:
         for state in joined:
             state.replay()
         build.incoming.turn_away()
+        doors.begin(self._gateways, spec.listeners)
         publish.hand_out(self._running, build.workers, steps[0].plans)
         for worker in leaving:
             worker.worker.publish(Plan(self._running.number, [], [], []))
