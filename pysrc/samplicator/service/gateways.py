@@ -82,4 +82,8 @@ def _factory(name: str) -> Factory:
         from samplicator.gateways.stream import StreamTransport
 
         return StreamTransport
+    if name == "sctp":
+        from samplicator.gateways.sctp.choice import transport
+
+        return transport
     raise KeyError(name)

@@ -346,9 +346,12 @@ class Exporter:
         # After a delay of our own, what came meanwhile is read first; then silence is the peer's.
         self._late = not self._late and now - self._looked > 4 * self._tick_seconds
         self._looked = now
-        for side in self._sides.values() if not self._late else ():
-            if side.session is not None and side.open:
-                self.logic.looked_at(side.which, now, side.session.silent_since, side.session.transmissions)
-                side.forget_delivered()
-        self._act()
-        self._timer = self._loop.call_later(self._tick_seconds, self._tick)
+        try:
+            for side in self._sides.values() if not self._late else ():
+                if side.session is not None and side.open:
+                    self.logic.looked_at(side.which, now, side.session.silent_since, side.session.transmissions)
+                    side.forget_delivered()
+            self._act()
+        finally:  # whatever the user's templates do, time goes on
+            if not self._ended:
+                self._timer = self._loop.call_later(self._tick_seconds, self._tick)

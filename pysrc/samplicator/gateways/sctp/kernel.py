@@ -256,7 +256,12 @@ class Kernel:
 
     def _tick(self) -> None:
         self._timer = None
-        now = self._clock()
+        try:
+            self._look(self._clock())
+        finally:  # whatever a user of a session does, time goes on
+            self._tick_later()
+
+    def _look(self, now: float) -> None:
         for wire in list(self.wires):
             for session in {*wire.sessions.values(), *([wire.own] if wire.own else [])}:
                 session.tick(now)
@@ -267,4 +272,3 @@ class Kernel:
                 elif session.waits and session.open:
                     session.waits = False
                     session.events.writable(session)
-        self._tick_later()

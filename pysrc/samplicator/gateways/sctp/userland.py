@@ -343,13 +343,15 @@ class Userland:
 
     def _tick(self) -> None:
         self._timer = None
-        for carrier in list(self._carriers.values()):
-            for _ in range(MOST_READS):
-                if not (packets := carrier.receive()):
-                    break
-                self.arrived(packets)
-        self.tick()
-        self._tick_later()
+        try:
+            for carrier in list(self._carriers.values()):
+                for _ in range(MOST_READS):
+                    if not (packets := carrier.receive()):
+                        break
+                    self.arrived(packets)
+            self.tick()
+        finally:  # whatever a user of a session does, time goes on
+            self._tick_later()
 
     def tick(self) -> None:
         """Time has passed."""
