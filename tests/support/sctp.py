@@ -110,7 +110,8 @@ class MemoryCarrier:
 
 class Wires:
     """dead: addresses that nothing reaches or leaves. loses: whether a packet is lost. seen: all packets, with the
-    address that they went to. via: from which address a packet leaves in the place of the one it has.
+    address that they went to. via: from which address a packet leaves in the place of the one it has. edits:
+    what becomes of a packet.
     """
 
     def __init__(self, time: Time, latency: float = 0.0005) -> None:
@@ -120,6 +121,7 @@ class Wires:
         self.dead: set[str] = set()
         self.loses: Callable[[Packet], bool] = lambda packet: False
         self.via: dict[str, str] = {}
+        self.edits: Callable[[bytes], bytes] = lambda data: data
         self.seen: list[tuple[str, Packet]] = []
         self.keeps = False
         self.random = random.Random(7)
@@ -130,6 +132,7 @@ class Wires:
         return carrier
 
     def carry(self, data: bytes, source: bytes, to: bytes) -> None:
+        data = self.edits(data)
         packet = parse(data)
         assert packet is not None
         here, there = socket.inet_ntoa(source), socket.inet_ntoa(to)

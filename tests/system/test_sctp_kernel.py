@@ -35,12 +35,13 @@ def test_softflowd(stand: Stand, version: int) -> None:
     paths = ("-p", str(stand.lab.directory / "pid"), "-c", str(stand.lab.directory / "control"))
     argv = ("softflowd", "-d", "-r", str(capture), "-n", to, "-P", "sctp", "-v", str(version), *paths)
     exporter = stand.lab.start(argv, stand.lab.exporter, "softflowd")
-    stand.until(lambda: bool(log.messages and log.closed_))
+    assert exporter.wait(60) == 0, exporter.tail()
+    assert not exporter.said("error"), exporter.tail()
+    stand.until(lambda: bool(log.messages and log.closed_), 20)
     assert {int.from_bytes(message[:2], "big") for _, _, message in log.messages} == {version}
     assert {stream for _, stream, _ in log.messages} == {0}
     assert [why for _, why in log.closed_] == [""]
     assert log.sessions[0].peer.address == place(stand.lab.peer4(0), 1).address
-    assert exporter.wait() == 0
 
 
 def test_libusrsctp_and_the_kernel_understand_each_other(stand: Stand) -> None:
@@ -60,5 +61,5 @@ def test_libusrsctp_and_the_kernel_understand_each_other(stand: Stand) -> None:
         stand.until(lambda: receiver.payloads() == sent)  # noqa: B023
         stand.until(lambda: session.transmissions == 0)  # noqa: B023
         assert sender.closed_ == receiver.closed_ == []
-        assert not [one for one in sender.failed]
+        assert sender.failed == []
     library.close()
