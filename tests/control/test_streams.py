@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -203,6 +204,49 @@ def test_without_such_a_transport_nothing_of_it_is_imported() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "['samplicator.gateways.door']"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reloads_lose_nothing_and_keep_the_order(bench: Bench, workers: int) -> None:
+    """Each reload gives the listener new doors and the receiver, too, while exporters go on sending."""
+    port, collector = tcp_port(), Collector()
+    listen, to = [f"tcp://127.0.0.1:{port}"], {"out": f"tcp://127.0.0.1:{collector.port}"}
+    bench.run(text(listen, to, workers=workers))
+    bench.until(lambda: bench.listener("in").state == "up", "the listener")
+    exporters = [connect(port) for _ in range(4)]
+    stop, sent = threading.Event(), [0] * 4
+
+    def send() -> None:
+        for exporter in exporters:
+            exporter.sendall(TEACH)
+        while not stop.is_set():
+            for number, exporter in enumerate(exporters):
+                exporter.sendall(data(sent[number], 10))
+                sent[number] += 10
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    for n in range(12):
+        allow = f"allow = ['127.0.0.1', '198.18.{n}.0/24']"
+        bench.run(text(listen, to, f"template_refresh_packets = {100_000 + n}", allow, workers=workers))
+    stop.set()
+    sending.join()
+    found: list[model.Collector] = []
+
+    def all_there() -> bool:
+        return sum(len(connection.messages) for connection in list(collector.connections)) >= sum(sent) // 10 + 4
+
+    bench.until(all_there, "all messages")
+    for connection in collector.connections:
+        one = model.Collector()
+        for message in connection.messages:
+            one.take(0, message)
+        found.append(one)
+    assert sorted(one.records for one in found) == sorted(sent)
+    assert {(one.sequence_errors, one.unknown_sets) for one in found} == {(0, 0)}
+    assert bench.listener("in").counters["truncated"] == 0
+    assert {row.counters["lost"] for row in bench.gateways.readings() if row.side == "in"} == {0}
+    collector.close()
 
 
 # ---- the plan

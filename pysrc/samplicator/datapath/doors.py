@@ -7,6 +7,7 @@ again. Called by supervisor. It must never publish, never wait for a gateway, an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,6 +15,7 @@ import select
 import socket
 import struct
 import termios
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +35,7 @@ Gateways = Mapping[str, Gateway]
 """By the name that specs know them by."""
 STALLED_SECONDS: Final = 1.0
 """A door that is more than a quarter full and does not change for this time has no reader."""
+PASS_SECONDS: Final = 1.0
 GONE: Final = "the gateway has ended"
 STALLED: Final = "the gateway does not read its copies"
 
@@ -44,11 +47,21 @@ def named(gateways: Gateways, name: str) -> Gateway:
     return gateways[name]
 
 
-def begin(gateways: Gateways, listeners: Iterable[ListenerSpec]) -> None:
-    """Just before a plan is published: its doors are the ones that gateways write into."""
-    for listener in listeners:
-        for spec in listener.doors:
-            gateways[spec.gateway].runs(listener.name, spec)
+def begin(gateways: Gateways, listeners: Iterable[ListenerSpec], before: Iterable[DoorIntake]) -> None:
+    """Just before a plan is published: its doors are the ones that gateways write into from now on. before: all doors
+    of the plan that runs; those that leave are read out by it, for PASS_SECONDS at most.
+    """
+    wanted = {(listener.name, spec) for listener in listeners for spec in listener.doors}
+    for name, spec in wanted:
+        gateways[spec.gateway].runs(name, spec)
+    deadline = time.monotonic() + PASS_SECONDS
+    for intake in before:
+        while (intake.listener, intake.spec) not in wanted and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if unread_bytes(intake.sock, termios.FIONREAD):
+                    time.sleep(0.001)
+                    continue
+            break
 
 
 def identity(spec: ReceiverSpec) -> bytes:
@@ -159,7 +172,7 @@ class DoorPath:
 class DoorIntake:
     """One door of a listener, its counters, and the worker that reads it; as intakes.Intake."""
 
-    __slots__ = ("_gateway", "_listener", "buffer_bytes", "counters", "drops", "owner", "rx", "sock", "spec")
+    __slots__ = ("_gateway", "buffer_bytes", "counters", "drops", "listener", "owner", "rx", "sock", "spec")
 
     def __init__(self, spec: DoorSpec, listener: str, slot: int, worker: int, queue: int, gateways: Gateways) -> None:
         """listener, worker: as the gateway sees them. slot: of the listener. queue: bytes. Raises OSError."""
@@ -168,7 +181,7 @@ class DoorIntake:
         self.drops = 0
         self.owner: int | None = None
         self._gateway = gateway
-        self._listener = listener
+        self.listener = listener
         self.counters = RxCounters()
         self.sock, theirs = pair(queue)
         try:
@@ -188,7 +201,7 @@ class DoorIntake:
 
     def down_why(self) -> str:
         """Why nothing, or not everything, comes in by it."""
-        return GONE if self.rx.shut else self._gateway.down(self._listener)
+        return GONE if self.rx.shut else self._gateway.down(self.listener)
 
     def refuse_all(self) -> None:
         """Nothing more can be written into it; what is in it can be read."""

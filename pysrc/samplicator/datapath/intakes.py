@@ -276,10 +276,13 @@ class ListenerState:
     def sockets(self) -> list[Intake]:
         return [intake for group in self.intakes.values() for intake in group]
 
+    def all_doors(self) -> list[DoorIntake]:
+        return [intake for group in self.doors.values() for intake in group]
+
     def open(self) -> list[AnyIntake]:
         """Sockets, rings and doors."""
         rings = (intake for group in self.rings.values() for intake in group.intakes)
-        return [*self.sockets(), *rings, *(intake for group in self.doors.values() for intake in group)]
+        return [*self.sockets(), *rings, *self.all_doors()]
 
     @property
     def lost(self) -> bool:

@@ -43,6 +43,14 @@ class DoorWriter:
     def queue_bytes(self) -> int:
         return self._bytes
 
+    def add(self, datagram: Datagram) -> None:
+        """One that another door had no room for."""
+        self.left.append(datagram)
+        self._bytes += len(datagram.payload)
+        if not self._asked:
+            self._asked = True
+            self._loop.call_soon(self._flush)
+
     def put(self, session: Session, datagrams: Sequence[Datagram]) -> None:
         self.left.extend(datagrams)
         self._bytes += sum(len(one.payload) for one in datagrams)
@@ -72,6 +80,15 @@ class DoorWriter:
         for session in waiting:
             session.resume()
         return None
+
+    def drain(self) -> list[Datagram]:
+        """What the door does not take now, and does not get any more."""
+        if self.left and self._door.fileno() >= 0:
+            self._flush()
+        rest = list(self.left)
+        self.left.clear()
+        self._bytes = 0
+        return rest
 
     def _read(self) -> None:
         try:
@@ -131,6 +148,14 @@ class Inlet:
         if not self._order:
             return None
         return self._order[zlib.crc32(peer.address + peer.port.to_bytes(2, "big")) % len(self._order)]
+
+    def go_on_from(self, other: Inlet) -> None:
+        """This one's doors get what comes from now on, and before that what the other's had no room for."""
+        for writer in list(other.doors.values()):
+            for datagram in writer.drain():
+                found = self.writer_for(Address(datagram.address, datagram.port))
+                if found is not None:
+                    found.add(datagram)
 
     @property
     def waiting(self) -> int:

@@ -70,6 +70,7 @@ class Place:
     def runs(self, inlet: Inlet) -> None:
         """From now on what comes is this one's. Sessions that this one does not admit end."""
         if self.owners[0] is not inlet:
+            inlet.go_on_from(self.owners[0])
             self.owners.remove(inlet)
             self.owners.insert(0, inlet)
             self._follow()

@@ -165,7 +165,9 @@ class Supervisor:
         for state in joined:
             state.replay()
         build.incoming.turn_away()
-        doors.begin(self._gateways, spec.listeners)
+        doors.begin(
+            self._gateways, spec.listeners, [d for s in self._running.listeners.values() for d in s.all_doors()]
+        )
         publish.hand_out(self._running, build.workers, steps[0].plans)
         for worker in leaving:
             worker.worker.publish(Plan(self._running.number, [], [], []))
