@@ -27,8 +27,8 @@ def stand(lab: Lab) -> Iterator[Stand]:
 
 @pytest.mark.parametrize("version", [9, 10])
 def test_softflowd(stand: Stand, version: int) -> None:
-    """It sends templates and data on stream 0, and ends with a SHUTDOWN. Over loopback: over a link of the laboratory its
-    connect() does not return, for a reason that is not known.
+    """It sends templates and data on stream 0, and ends with a SHUTDOWN. Over loopback: over a link of the laboratory
+    its connect() does not return, for a reason that is not known.
     """
     log = Log()
     stand.relay.listen(place("0.0.0.0", 4739), log, Options(streams=8))
