@@ -30,8 +30,9 @@ class Relay:
     `spoof` lists the modes it can do. For samplicator, `receiver`, `listener` and `datapath` are extra TOML settings of
     those tables; for the C tools `options` are extra arguments, with {next_hop} for the collector's link address and
     `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own). `rules`: how many, of
-    which only the last fires. `processes`: so many of a C tool, one a CPU, share the listener's port. `like` is the
-    bare loop of the same kind, the limit it is held against.
+    which only the last fires. `processes`: so many of a C tool, one a CPU, share the listener's port. `tap`: arguments
+    of a `samplicator tap` that looks on, on the other CPU. `like` is the bare loop of the same kind, the limit it is
+    held against.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Relay:
     datapath: dict[str, object] = field(default_factory=dict)
     rules: int = 1
     processes: int = 1
+    tap: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,9 @@ RELAYS = {
         ),
         Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}, like="bare-segment-2"),
         Relay("bare-segment-2", "bare", options=("--send", "segment", "--share-port"), processes=2),
+        Relay("auto-tap", "samplicator", tap=(), like="bare-segment"),
+        Relay("auto-tap-receiver", "samplicator", tap=("--receiver", "r0"), like="bare-segment"),
+        Relay("auto-tap-drops", "samplicator", tap=("--drops",), like="bare-segment"),
         Relay("pmacct", "pmacct"),
         Relay("nfcapd", "nfcapd", (False,)),
     )
@@ -212,6 +217,12 @@ TABLES: dict[str, tuple[Case, ...]] = {
     # the warm-up), against 500, which are all known. 10^9 / (copies per CPU-second) is ns a datagram, all included: the
     # miss, the rules, the flow stage's new entry, the pages touched for the first time.
     "miss": tuple(Case("fresh", False, 1, ("udp", "udp-10000-rules"), 100000, exporters=n) for n in (500, 100000)),
+    # With a tap open, of each kind, against none.
+    "tap": (
+        Case("bursts", True, 4, ("classic", "auto", "auto-tap", "auto-tap-receiver", "auto-tap-drops"), 80000),
+        Case("bursts", False, 4, ("classic", "auto", "auto-tap"), 80000),
+        Case("worst", True, 4, ("classic", "auto", "auto-tap"), 80000),
+    ),
     # The memory promise: 64 receivers, 10,000 rules, 10,000 exporters (rss_kib in the result).
     "memory": (
         Case("bursts", True, 64, ("auto-10000-rules", "packet-10000-rules"), 12000, exporters=10000),

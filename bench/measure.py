@@ -117,6 +117,8 @@ def wait_listening(lab: Lab, relay: Relay, process: Process) -> None:
         time.sleep(2)  # its tee process is not ready when the socket is
     if relay.kind == "samplicator":
         wait_started(lab, process)
+        if relay.tap is not None:
+            start_tap(lab, relay)
 
 
 def wait_started(lab: Lab, process: Process) -> None:
@@ -135,6 +137,17 @@ def wait_started(lab: Lab, process: Process) -> None:
             raise LabError(f"{process.name} does not get ready: {done.stdout[-500:]} {done.stderr[-500:]}")
         time.sleep(0.05)
     time.sleep(SETTLE_S)
+
+
+def start_tap(lab: Lab, relay: Relay) -> None:
+    """Looks on until the relay ends."""
+    argv = [str(REPO / ".venv" / "bin" / "samplicator"), "tap", "--control", str(lab.directory / "control.sock")]
+    tap = lab.start(lab.relay, lab.other_cpu, [*argv, *relay.tap], "tap")
+    end = time.monotonic() + 20
+    while "events per second" not in tap.errors():
+        if not tap.alive() or time.monotonic() > end:
+            raise LabError(f"the tap does not open: {tap.errors()}")
+        time.sleep(0.05)
 
 
 # -- traffic --

@@ -15,14 +15,14 @@ from base.atomics cimport (
     atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release,
     atomic_store64, atomic_store64_release, atomics_add,
 )
-from base.batch cimport BATCH_LIMIT, batch_t, exporter_t
+from base.batch cimport BATCH_LIMIT, batch_note_cut, batch_t, exporter_t
 from base.door cimport (
     DOOR_BROKEN, DOOR_HEADER, DOOR_MESSAGE, DOOR_MESSAGES, DOOR_RECORDS, DOOR_SOUND, DOOR_STRANGE, door_exporter, door_read,
     door_record_t, door_write,
 )
 from base.counters cimport (
-    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, RX_FIELD_COUNT, TX_FIELD_COUNT,
-    WORKER_FIELD_COUNT,
+    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, REASON_REFUSED, RX_FIELD_COUNT,
+    TX_FIELD_COUNT, WORKER_FIELD_COUNT,
     counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from base.hash cimport hash_address, hash_mix
@@ -79,8 +79,9 @@ from tx.engine cimport (
     TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_DOOR, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
     TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
     TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_give_up, tx_link_t, tx_port_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel,
-    tx_settle, tx_t, tx_read_reports, tx_try_again,
+    tx_read_reports, tx_settle, tx_t, tx_try_again,
 )
+from tx.lost cimport lost_note, tx_lost_t
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, BPF_RET_K, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR,
     CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRINUSE, EAFNOSUPPORT, EAGAIN, ECONNRESET,
@@ -106,9 +107,6 @@ from base.wire cimport (
 
 from os import urandom
 
-cdef extern from "Python.h":
-    void PyErr_Print() noexcept
-
 include "rx/recvmmsg.pxi"
 include "rx/ring.pxi"
 include "rx/door.pxi"
@@ -122,6 +120,7 @@ include "tx/lane.pxi"
 include "tx/door.pxi"
 include "worker/work.pxi"
 include "worker/state.pxi"
+include "worker/tap.pxi"
 include "worker/send.pxi"
 include "worker/flow.pxi"
 include "worker/lane.pxi"

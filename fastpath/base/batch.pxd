@@ -9,6 +9,7 @@ from uapi.net cimport u8, u16, u32, u64
 
 cdef enum:
     BATCH_LIMIT = 512              # datagrams a receive call at most
+    BATCH_CUT = 8                  # datagrams left out of it that are noted
 
 ctypedef struct exporter_t:
     u8 address[16]
@@ -29,3 +30,16 @@ ctypedef struct batch_t:
     u8 sum_known[BATCH_LIMIT]
     u32 groups                     # exporter sessions in this batch
     u16 group[BATCH_LIMIT]         # number of each datagram's session in this batch, 0..groups-1, in order of first arrival
+    u32 cut                        # datagrams longer than max_datagram that came with it, as far as they are noted here
+    u32 cut_length[BATCH_CUT]
+    u64 cut_ns[BATCH_CUT]          # as arrival_ns
+    exporter_t cut_exporter[BATCH_CUT]
+
+
+cdef inline void batch_note_cut(batch_t *batch, const exporter_t *exporter, u32 length, u64 arrival_ns) noexcept nogil:
+    """Notes a datagram that is left out because it is too long."""
+    if batch.cut < BATCH_CUT:
+        batch.cut_exporter[batch.cut] = exporter[0]
+        batch.cut_length[batch.cut] = length
+        batch.cut_ns[batch.cut] = arrival_ns
+        batch.cut += 1

@@ -1,6 +1,14 @@
-# needs: uapi: net; base: atomics, batch, counters, door; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx:
-#        engine, lane, port; worker: flow, loop, state; handles: flow, memory, plan, snapshot
+# needs: uapi: net; base: atomics, batch, counters, door, wire; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx:
+#        engine, lane, port; worker: flow, loop, state, tap; handles: flow, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
+
+TAPS = TAP_LIMIT
+TAP_LISTENERS = TAP_ANY
+TAP_EVENTS = {
+    TAP_CAME: ("in", ""), TAP_SENT: ("sent", ""), TAP_SKIPPED: ("skipped", "freq"), TAP_UNMATCHED: ("dropped", "no_route_rule"),
+    TAP_DENIED: ("dropped", "acl"), TAP_TRUNCATED: ("dropped", "truncated"),
+    **{TAP_FAILED + number: ("failed", reason) for number, reason in enumerate(REASONS)},
+}
 
 
 cdef worker_port_set(port_set_t *ports, numbers):
@@ -30,38 +38,10 @@ cdef void worker_slice() noexcept nogil:
         thread_schedule_set(&schedule)
 
 
-ctypedef int (*worker_tell_t)(worker_t *w, u32 active) noexcept    # so that the error indicator, not the caller, carries the exception
-
-
-cdef void worker_trace(worker_t *w, u32 active) noexcept with gil:
-    """Tells the trace callback about every datagram of the batch; an exception in it is printed, not raised."""
-    if (<worker_tell_t>worker_tell)(w, active) < 0:
-        PyErr_Print()
-
-
-cdef int worker_tell(worker_t *w, u32 active) except -1:
-    cdef u32 d, a, k, way
-    cdef exporter_t *exporter
-    callback = (<Worker>w.trace).callback
-    if callback is None:
-        return 0
-    ways = [[] for _ in range(w.batch.n)]
-    for a in range(active):
-        way = w.work.active[a]
-        for k in range(w.work.selected[way]):
-            ways[w.work.selections[<size_t>way * BATCH_LIMIT + k]].append(w.work.owner[way])
-    for d in range(w.batch.n):
-        exporter = &w.batch.exporter[d]
-        address = (<char *>exporter.address)[12:16] if exporter.family == 4 else (<char *>exporter.address)[0:16]
-        callback(address, ntohs(exporter.port_be), w.batch.length[d], w.batch.listener, tuple(ways[d]))
-    return 0
-
-
 @cython.final
 cdef class Worker:
     cdef worker_t *w
     cdef list plans                    # published ones, oldest first; those before the running one are released
-    cdef object callback
     cdef bint running
     cdef void *arena
     cdef Flow flow                     # owns the memory that w.flow points to
@@ -83,7 +63,6 @@ cdef class Worker:
         self.plans = []
         self.w = <worker_t *>memory_arena(&self.arena, 1, sizeof(worker_t))
         self.w.epoll = self.w.wake = -1
-        self.w.tell = worker_trace
         self.w.max_delay_ns = <u64>max_delay_us * 1000
         self.w.generation = <u64>-1
         self.w.counters = <worker_counters_t *>memory_arena(&self.arena, 1, sizeof(worker_counters_t))
@@ -285,6 +264,69 @@ cdef class Worker:
     def latency(self):
         return snapshot_u64(self.w.counters.latency, LATENCY_BUCKETS), atomic_load64(&self.w.counters.latency_sum_ns)
 
-    def trace(self, callback):
-        self.callback = callback
-        atomic_exchange(&self.w.trace, NULL if callback is None else <void *>self)
+    def tap_open(self, int fd, *, double rate, bint drops=False, u32 receiver=0, u32 listener=TAP_ANY, bytes exporter=b"", int prefix=0):
+        cdef u32 asked = self.w.taps.asked
+        cdef u32 t = 0
+        cdef tap_t *tap
+        while t < TAP_LIMIT and (asked | atomic_load32_acquire(&self.w.taps.served)) >> t & 1:
+            t += 1
+        if t == TAP_LIMIT:
+            raise RuntimeError(f"{TAP_LIMIT} taps are open")
+        if self.running and atomic_load32_acquire(&self.w.taps.served) != asked:
+            raise BlockingIOError("the worker has not done yet what it was asked for before")
+        if not 1 <= rate <= 1e6:
+            raise ValueError(f"rate {rate} is not 1..1000000")
+        if len(exporter) not in (0, 4, 16) or not 0 <= prefix <= 8 * len(exporter):
+            raise ValueError(f"an exporter of {len(exporter)} bytes with a prefix of {prefix}")
+        tap = &self.w.taps.tap[t]
+        if tap.message == NULL:
+            tap.message = <u8 *>memory_arena(&self.arena, 1, DOOR_MESSAGE)
+        tap.fd = fd
+        tap.drops = drops
+        tap.receiver = receiver
+        tap.listener = listener
+        self._tap_exporters(tap, exporter, prefix)
+        tap.interval_ns = <u64>(1e9 / rate)
+        tap.due_ns = tap.shown = tap.unshown = 0
+        tap.used = tap.records = 0
+        self._tap_ask(asked | <u32>1 << t)
+        return t
+
+    cdef _tap_ask(self, u32 taps):
+        """Has the worker use these. Each change has another number, so that one is not taken for one before it."""
+        atomic_store32_release(&self.w.taps.asked, (self.w.taps.asked & ~<u32>TAP_BITS) + TAP_BITS + 1 | taps & TAP_BITS)
+        self._wake()
+
+    cdef _tap_exporters(self, tap_t *tap, bytes exporter, int prefix):
+        """The addresses that are asked for, and the bits that count, both as in exporter_t."""
+        cdef u8 address[16]
+        cdef u8 mask[16]
+        cdef const u8 *given = exporter
+        cdef u32 bits = prefix + (96 if len(exporter) == 4 else 0) if exporter else 0
+        cdef u32 i
+        tap.family = 4 if len(exporter) == 4 else 6 if exporter else 0
+        memset(address, 0, 16)
+        if len(exporter) == 4:
+            wire_map_ipv4(address, given)
+        elif exporter:
+            memcpy(address, given, 16)
+        for i in range(16):
+            mask[i] = <u8>(0xFF00 >> min(8, max(0, <int>bits - 8 * <int>i)) & 0xFF)
+            address[i] &= mask[i]
+        memcpy(tap.address, address, 16)
+        memcpy(tap.mask, mask, 16)
+
+    def tap_close(self, u32 tap):
+        self._tap_ask(self.w.taps.asked & ~(<u32>1 << tap))
+
+    def tap_is_open(self, u32 tap):
+        return self.running and bool(atomic_load32_acquire(&self.w.taps.served) >> tap & 1)
+
+    def tap_is_used(self, u32 tap):
+        cdef u32 served = atomic_load32_acquire(&self.w.taps.served)
+        return self.running and (served != self.w.taps.asked or bool(served >> tap & 1))
+
+    def tap_read(self, u32 tap):
+        if tap >= TAP_LIMIT:
+            raise ValueError(f"tap {tap} is not 0..{TAP_LIMIT - 1}")
+        return atomic_load64(&self.w.taps.tap[tap].shown), atomic_load64(&self.w.taps.tap[tap].unshown)

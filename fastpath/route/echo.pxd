@@ -70,6 +70,7 @@ ctypedef struct echo_innocent_t:   # tested in vain
 
 ctypedef struct echo_source_t:
     exporter_t exporter
+    u32 listener                   # by which it came last
     u32 came                       # during this hold
 
 ctypedef struct echo_held_t:

@@ -52,6 +52,7 @@ cdef inline int door_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *ba
     cdef u64 octets = 0
     cdef u64 cut_octets = 0
     batch.n = 0
+    batch.cut = 0
     batch.listener = socket.listener
     if not rx_pending(arena) and not door_fetch(socket, arena):
         return 0
@@ -66,6 +67,9 @@ cdef inline int door_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *ba
             strange += found != DOOR_SOUND
             cut += 1
             cut_octets += length
+            if found == DOOR_SOUND:
+                door_exporter(&record, &batch.exporter[n])
+                batch_note_cut(batch, &batch.exporter[n], length, record.arrival_ns)
         else:
             batch.data[n] = arena.payload + DOOR_HEADER
             batch.length[n] = length

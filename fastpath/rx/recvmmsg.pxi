@@ -114,6 +114,7 @@ cdef inline int rx_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *batc
     cdef u64 cut_octets = 0
     cdef int got
     batch.n = 0
+    batch.cut = 0
     batch.listener = socket.listener
     if not rx_pending(arena):
         rx_prepare(arena, arena.got)
@@ -136,6 +137,7 @@ cdef inline int rx_receive(rx_socket_t *socket, rx_arena_t *arena, batch_t *batc
         if unlikely(length > arena.max_datagram):
             cut += 1
             cut_octets += length
+            batch_note_cut(batch, &arena.exporter, length, arena.arrival_ns)
         else:
             batch.data[n] = arena.payload
             batch.length[n] = length

@@ -309,6 +309,7 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
     cdef u32 cut = 0
     cdef u64 octets = 0
     cdef u64 cut_octets = 0
+    batch.cut = 0
     batch.listener = socket.listener
     while n + cut < capacity and ring_advance(socket, ring):
         ring_take(ring, batch, n)
@@ -316,6 +317,7 @@ cdef inline int ring_receive(rx_socket_t *socket, u32 capacity, u32 max_datagram
         if unlikely(batch.length[n] > max_datagram):
             cut += 1
             cut_octets += batch.length[n]
+            batch_note_cut(batch, &batch.exporter[n], batch.length[n], batch.arrival_ns[n])
         else:
             n += 1
     batch.n = n

@@ -21,6 +21,7 @@ from base.counters cimport (
     REASON_COUNT, REASON_MESSAGE_TOO_LONG, REASON_NO_BUFFER_SPACE, REASON_NO_NEIGHBOR, REASON_NO_ROUTE, REASON_OTHER,
     REASON_PERMISSION, REASON_REFUSED, tx_counters_t,
 )
+from tx.lost cimport lost_note, lost_note_message, tx_lost_t
 from uapi.net cimport (
     CLOCK_MONOTONIC, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, CMSG_SPACE, EACCES, EAGAIN, ECONNREFUSED, EDESTADDRREQ, EHOSTDOWN,
     EHOSTUNREACH, EINTR,
@@ -72,6 +73,7 @@ ctypedef struct tx_copy_t:         # what a message of the ring stands for
 
 ctypedef struct tx_ring_t:
     u32 n
+    tx_lost_t *lost                # noted here; NULL = nobody asks
     u64 stalls                     # waits for a full queue, for the worker's counters
     u32 waited_us                  # of the flush under way, at most
     mmsghdr *messages
@@ -264,6 +266,8 @@ cdef inline u32 tx_drop(tx_t *tx, tx_ring_t *ring, u32 i, u32 reason) noexcept n
     """Gives up the copy that message i belongs to; returns the first message of the next copy."""
     cdef u32 last = i + ring.copies[i].rest
     atomics_add(&tx.counters.failed[reason], ring.copies[last].copies)
+    if unlikely(ring.lost != NULL):
+        lost_note_message(ring.lost, &ring.messages[i].msg_hdr, tx.engine != TX_ENGINE_UDP, reason)
     return last + 1
 
 
@@ -358,6 +362,7 @@ cdef inline void tx_flush_plain(tx_t *tx, tx_port_t *port, tx_ring_t *ring, u32 
             if not tx_again(tx, port, ring, -got, tries):
                 reason = tx_reason(-got)
                 atomics_add(&tx.counters.failed[reason], 1)
+                lost_note(ring.lost, run.msg_iov[k].iov_base, reason)
                 break
             atomics_add(&tx.counters.retries, 1)
 

@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics, batch, counters, wire; tx: engine
+# needs: uapi: net; base: atomics, batch, counters, wire; tx: engine, lost
 # Engine `raw`: sends copies through a raw socket, with the IP and UDP header written here, so with any source: the exporter's, or one fixed
 # by the configuration. One payload sum per datagram serves all copies. The kernel refuses packets over the MTU, so fragments are cut here.
 # Called by worker/send.pxi for receivers and exporters of one family. Never fails: it counts copies that fail.
@@ -102,6 +102,7 @@ cdef inline void tx_raw_emit(tx_t *tx, batch_t *batch, const u16 *selection, u32
         udp_length = batch.length[d] + WIRE_UDP_HEADER
         if udp_length + (WIRE_IPV4_HEADER if tx.family == 4 else 0) > 65535:
             atomics_add(&tx.counters.failed[REASON_MESSAGE_TOO_LONG], 1)
+            lost_note(ring.lost, batch.data[d], REASON_MESSAGE_TOO_LONG)
         elif header + udp_length > mtu:
             tx_raw_fragments(tx, batch, d, udp_length, mtu, ring)
         else:

@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, batch, counters; flow: observe; route: echo, match, plan, session; tx: engine; worker: echo, flow, lane,
-#        pool, send, state, work
+#        pool, send, state, tap, work
 # Which ways the datagrams of a batch take: their routes, the results of the flow stage, and the selections that worker/send.pxi sends. Called
 # by worker/loop.pxi once per batch, and by worker/echo.pxi. It must never look at a payload itself.
 
@@ -36,6 +36,8 @@ cdef inline u32 worker_enter(worker_t *w, u32 d, u32 way, u32 active, bint seein
     if tx.freq > 1 and not worker_keeps(w, tx, d):
         atomics_add(&tx.counters.offered, 1)
         atomics_add(&tx.counters.skipped, 1)
+        if unlikely(w.taps.open):
+            taps_skipped(w, tx, d)
         return active
     n = work.selected[way]
     if n == 0:
@@ -112,8 +114,12 @@ cdef inline u32 worker_choose(worker_t *w, rx_counters_t *c, bint seeing) noexce
                 w.news = w.owing = False
         elif route == PLAN_ROUTE_DENIED:
             denied += 1
+            if unlikely(w.taps.open):
+                taps_refused(w, d, TAP_DENIED)
         else:
             unmatched += 1
+            if unlikely(w.taps.open):
+                taps_refused(w, d, TAP_UNMATCHED)
             if seeing:
                 worker_observe(w, d, False)
     atomics_add(&c.unmatched, unmatched)

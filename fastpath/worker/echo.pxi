@@ -27,6 +27,7 @@ cdef void worker_let_go(worker_t *w, u32 way, u32 most) noexcept nogil:
             held.copies -= to.n
             e.copies -= to.n
             to.groups = 1
+            to.listener = e.sources[held.source].listener
             for k in range(to.n):
                 to.exporter[k] = e.sources[held.source].exporter
                 to.data[k] = e.payload
@@ -144,6 +145,7 @@ cdef u32 worker_hold(worker_t *w, u32 d, u32 route, u32 active) noexcept nogil:
     if source == ECHO_SOURCES:
         w.echo.full = True
         return worker_select(w, d, route, active, w.seeing)
+    w.echo.sources[source].listener = w.batch.listener
     echo_came(&w.echo, source)
     for k in range(r.count):
         way = work.routing.route_table[r.first + k]

@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; flow: alias, keep, observe, renumber, replay, scan, state; route: match, plan,
-#        pool, session, walk; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state
+#        pool, session, walk; shape: sample; rx: socket; tx: engine, lane; worker: lane, pool, send, state, tap
 # The flow stage in the worker: its result for each datagram decides which copies a sampling receiver gets and with which sequence number, and
 # it provides the templates that are replayed. Bytes are only changed in copies of our own (`rewritten`). The order matters: a datagram is
 # observed, then selected for every receiver, before the next datagram is observed; replays run between batches. Called by worker/choose.pxi,
@@ -67,6 +67,8 @@ cdef void worker_send_own(worker_t *w, tx_t *tx, batch_t *batch) noexcept nogil:
     """Sends a batch of our own making whole, by the receiver's own socket."""
     if unlikely(atomic_load32(&tx.looped)):
         atomics_add(&tx.counters.failed[REASON_LOOP], batch.n)
+        if unlikely(w.taps.open):
+            taps_copies(w, tx, batch, w.identity, 0, batch.n, TAP_FAILED + REASON_LOOP)
         return
     worker_send_one(w, tx, batch, w.identity, batch.n)
 
@@ -98,7 +100,9 @@ cdef void worker_send_rewritten(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept 
     to.n = n
     to.groups = received.groups
     to.listener = received.listener
+    w.taps.origin = &w.work.selections[<size_t>way * BATCH_LIMIT]
     worker_send_own(w, tx, to)
+    w.taps.origin = NULL
 
 
 cdef tx_t *worker_route_has(worker_t *w, const flow_domain_t *domain, u32 way, const pool_t **through) noexcept nogil:

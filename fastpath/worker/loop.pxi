@@ -1,8 +1,8 @@
 # needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, overlap, recvmmsg, ring, socket;
-#        tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, work
+#        tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, tap, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
-# Python once, Worker.run(), which does not hold the GIL (except for the debugging trace).
+# Python once, Worker.run(), which does not hold the GIL.
 
 
 cdef inline void worker_latency(worker_t *w) noexcept nogil:
@@ -26,6 +26,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     w.batch.groups = 0
     w.echo.now_ns = worker_clock(CLOCK_MONOTONIC)
     w.seeing = atomic_load32(&socket.flow) and w.flow != NULL
+    if unlikely(w.taps.open):
+        taps_came(w)
     if unlikely(w.work.aliases != NULL):
         lanes_tick(&w.lanes, worker_clock(CLOCK_MONOTONIC))
     if unlikely(w.work.routing.pool_count):
@@ -37,8 +39,6 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         active = worker_choose(w, socket.counters, False)
     worker_send(w, active)
     worker_latency(w)
-    if unlikely(w.trace != NULL):
-        w.tell(w, active)
     worker_clear(w, active)
     if unlikely(w.due_count):
         worker_replay_due(w)
@@ -46,6 +46,8 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         worker_lanes_due(w)
     if unlikely(w.echo.state):
         worker_echo_step(w)
+    if unlikely(w.taps.open):
+        taps_flush(w)
 
 
 cdef inline int worker_waits_on(const rx_socket_t *socket) noexcept nogil:
@@ -350,6 +352,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
     cdef int n, timeout_ms
     while True:
         worker_adopt(w)
+        if unlikely(taps_wanted(w)):
+            taps_look(w)
         if unlikely(w.resting):
             worker_rest(w)
         deadline = atomic_load64(&w.stop_deadline_ns)
@@ -359,6 +363,7 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
                 if w.echo.state:
                     worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
+            taps_flush(w)
             return
         timeout_ms = 1 if w.replaying or w.again or w.echo.state else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
         if w.again == RING_NOW or w.resting:
@@ -380,6 +385,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             worker_echo_step(w)
         worker_flow(w, start)
         worker_ports(w, start)
+        if unlikely(w.taps.open):
+            taps_flush(w)
         end = worker_clock(CLOCK_MONOTONIC)
         worker_beat(w, end)
         atomics_add(&w.counters.busy_ns, end - start)

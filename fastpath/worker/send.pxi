@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: door, engine, packet, raw, transparent, udp; worker: flow, lane,
-#        state, work
+#        state, tap, work
 # From selections to copies given to the kernel: which way sends each receiver's copies, with one emit and one flush each. Runs of the whole
 # batch are cut once and shared by all receivers. Called by worker/loop.pxi once per batch. Never fails: engines count copies that fail.
 
@@ -50,18 +50,19 @@ cdef inline void worker_send_one(worker_t *w, tx_t *tx, batch_t *batch, const u1
     cdef runs_t *runs
     if unlikely(tx.per_session):
         worker_send_lanes(w, tx, batch, selection, n)
-        return
-    if unlikely(tx.cutter != NULL) and atomic_load32_acquire(&tx.cuts):
+    elif unlikely(tx.cutter != NULL) and atomic_load32_acquire(&tx.cuts):
         worker_send_cut(w, tx, batch, selection, n)
-        return
-    if tx.engine == TX_ENGINE_UDP:
-        runs = worker_runs(w, tx, batch, selection, n, False)
-        tx_udp_emit(tx, batch, runs, 0, runs.n, &w.ring)
-    elif tx.engine == TX_ENGINE_DOOR:
-        tx_door_emit(tx, batch, selection, n, &w.ring)
-    else:                                  # raw, and what is left to the raw sockets of the engines that share one
-        tx_raw_emit(tx, batch, selection, n, &w.ring)
-    tx_flush(tx, &tx.port, &w.ring)
+    else:
+        if tx.engine == TX_ENGINE_UDP:
+            runs = worker_runs(w, tx, batch, selection, n, False)
+            tx_udp_emit(tx, batch, runs, 0, runs.n, &w.ring)
+        elif tx.engine == TX_ENGINE_DOOR:
+            tx_door_emit(tx, batch, selection, n, &w.ring)
+        else:                              # raw, and what is left to the raw sockets of the engines that share one
+            tx_raw_emit(tx, batch, selection, n, &w.ring)
+        tx_flush(tx, &tx.port, &w.ring)
+    if unlikely(w.taps.open):
+        taps_sent(w, tx, batch, selection, n)
 
 
 cdef inline void worker_send_left(worker_t *w, const u32 *ways, u32 n) noexcept nogil:
@@ -88,6 +89,8 @@ cdef void worker_send_unresolved(worker_t *w, tx_t *tx, u32 way, u32 n) noexcept
         else:
             worker_send_one(w, tx, w.batch, &w.work.selections[<size_t>way * BATCH_LIMIT], 1)
     atomics_add(&tx.counters.failed[REASON_NO_NEIGHBOR], n - sent)
+    if unlikely(w.taps.open):
+        taps_copies(w, tx, w.batch, &w.work.selections[<size_t>way * BATCH_LIMIT], sent, n, TAP_FAILED + REASON_NO_NEIGHBOR)
 
 
 cdef inline bint worker_is_whole(const worker_t *w, const tx_t *tx, u32 n) noexcept nogil:
@@ -115,6 +118,8 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
             tx_try_again(tx)
         if unlikely(atomic_load32(&tx.looped)):
             atomics_add(&tx.counters.failed[REASON_LOOP], n)
+            if unlikely(w.taps.open):
+                taps_copies(w, tx, w.batch, &work.selections[<size_t>way * BATCH_LIMIT], 0, n, TAP_FAILED + REASON_LOOP)
         elif unlikely(atomic_load32(&tx.unresolved)):
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:
@@ -132,7 +137,11 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
         runs = worker_runs(w, work.ways[way], w.batch, &work.selections[<size_t>way * BATCH_LIMIT], w.batch.n, True)
     if ported:
         transparent_send(&work.shared, &w.ports, w.batch, runs, w.sessions.now, work.ported, ported, &w.ring)
+        if unlikely(w.taps.open):
+            taps_shared(w, work.ported, ported, TX_ENGINE_TRANSPARENT)
         worker_send_left(w, work.ported, ported)
     if framed:
         packet_send(&work.shared, &w.packet, w.batch, runs, work.framed, framed, &w.ring)
+        if unlikely(w.taps.open):
+            taps_shared(w, work.framed, framed, TX_ENGINE_PACKET)
         worker_send_left(w, work.framed, framed)

@@ -1,5 +1,5 @@
-# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: engine, lane, port;
-#        worker: work
+# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: engine, lane, lost,
+#        port; worker: work
 # What a worker owns: its state, and how it reads a clock.
 
 cdef enum:
@@ -13,6 +13,7 @@ cdef enum:
     WORKER_RING_DELAY_NS = 250000      # wait for more datagrams of a ring before it is read, unless it was idle or has a backlog
     WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
     WORKER_STEP_NS = 100000000         # the wall clock against the monotonic one: more than this at once is a step ...
+    TAP_LIMIT = 4                      # taps open at a time
     WORKER_SLEW = 1000                 # ... unless that much in so many as went by: adjtimex(2) slews by 1/2000 at most
 
 ctypedef struct due_t:                 # templates or options data that a receiver's refresh asks for
@@ -25,9 +26,38 @@ ctypedef struct wall_t:                # the wall clock against CLOCK_MONOTONIC,
     u64 compared_ns                    # CLOCK_MONOTONIC
     u64 since_ns                       # CLOCK_REALTIME right behind its last step: older stamps say nothing
 
-ctypedef struct worker_t
+ctypedef struct tap_t:
+    # Set while it is closed.
+    int fd                             # of the worker's end of its door
+    bint drops                         # only what is not forwarded
+    u32 receiver                       # id of the receiver's counters, 0 = all
+    u32 listener                       # slot, TAP_ANY = all
+    u8 family                          # of exporters, 0 = all
+    u64 address[2]                     # as in exporter_t, masked
+    u64 mask[2]
+    u64 interval_ns                    # 1 s / rate
+    u8 *message                        # DOOR_MESSAGE bytes
+    # The worker's.
+    u64 due_ns                         # CLOCK_MONOTONIC from which one more may be shown
+    u32 used
+    u32 records
+    u64 shown                          # these two: read by others
+    u64 unshown
 
-ctypedef void (*worker_trace_t)(worker_t *w, u32 active) noexcept nogil
+ctypedef struct taps_t:
+    u32 asked                          # bits of the taps that are to be open, and a number of the change; the control plane writes it ...
+    u32 served                         # ... and the worker this, when it uses those and no others
+    u32 open                           # bits of those, for the worker alone
+    u64 now_ns                         # CLOCK_MONOTONIC of the batch or pass
+    u32 number                         # of the batch's first datagram
+    const u16 *origin                  # of a batch of our own making: the datagrams that it was made of; NULL = none
+    u8 choosing                        # bits of the taps that chose one
+    u8 chosen[BATCH_LIMIT]             # bits of the taps that show a datagram of the batch with all its copies
+    u8 verdict[BATCH_LIMIT]            # of the copies of a selection
+    tx_lost_t lost
+    tap_t tap[TAP_LIMIT]
+
+ctypedef struct worker_t
 
 ctypedef struct worker_t:
     int epoll
@@ -43,8 +73,6 @@ ctypedef struct worker_t:
     u64 woken_ns                       # CLOCK_MONOTONIC of the last receive
     u64 ring_ns                        # the same, of the last look into rings that found something
     u32 again                          # the most urgent of its rings' (rx_ring_t.again)
-    void *trace                        # borrowed reference to the Worker when tracing, NULL = off
-    worker_trace_t tell                # tells it about a batch that was sent
     worker_counters_t *counters
     rx_arena_t arena
     batch_t *batch
@@ -77,6 +105,7 @@ ctypedef struct worker_t:
     due_t *due
     echo_t echo
     batch_t *returned                  # what a test for echoes held back
+    taps_t taps
     u32 due_count
     epoll_event events[WORKER_EVENTS]
 

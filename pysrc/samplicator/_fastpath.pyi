@@ -4,7 +4,7 @@ Field tuples name the values of each `read()` in order. Addresses are network-or
 """
 
 import builtins
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, final
 
 from typing_extensions import Buffer
@@ -14,6 +14,11 @@ CYTHON_VERSION: Final[str]
 REASONS: Final[tuple[str, ...]]
 """Why a copy was not sent: no_route, no_neighbor, message_too_long, no_buffer_space, refused, permission, other,
 loop."""
+TAPS: Final[int]
+"""Taps of a worker that can be open at a time."""
+TAP_LISTENERS: Final[int]
+TAP_EVENTS: Final[dict[int, tuple[str, str]]]
+"""(in | sent | skipped | dropped | failed, reason or "") of what a tap shows: see Worker.tap_open."""
 RX_FIELDS: Final[tuple[str, ...]]
 """datagrams, bytes, truncated, truncated_bytes, unmatched, denied, matched, errors_again, errors_intr, errors_nomem,
 errors_other."""
@@ -549,8 +554,34 @@ class Worker:
         """(counts per bound of LATENCY_BOUNDS_NS and +Inf last, not cumulative; sum in ns): kernel arrival to handed
         back."""
 
-    def trace(self, callback: Callable[[bytes, int, int, int, tuple[int, ...]], None] | None) -> None:
-        """Debugging (`samplicate -d`): called with the GIL for every datagram after its copies were handed over:
-        (exporter address 4|16 bytes, exporter port, payload bytes, listener index, Tx indexes of the running plan
-        that
-        got a copy). Costs what Python costs. None = off."""
+    def tap_open(
+        self,
+        fd: int,
+        *,
+        rate: float,
+        drops: bool = False,
+        receiver: int = 0,
+        listener: int = ...,
+        exporter: bytes = b"",
+        prefix: int = 0,
+    ) -> int:
+        """A sample of what happens, into a door: `fd` is the worker's end, to be kept open while `tap_is_used`.
+        Payloads of its records begin with 12 bytes in host order: number of the datagram (4; the same for its copies,
+        0 = none), length of the datagram (4), key of TAP_EVENTS (1), engine of a copy (1), nothing (2). rate: 1..10^6
+        events a second. drops: only what is not forwarded. receiver: TxCounters.id, 0 = all. listener: slot,
+        TAP_LISTENERS = all. exporter: 4 or 16 bytes of which `prefix` bits count, b"" = all. Without receiver and
+        drops, datagrams are chosen and shown with all their copies. Returns the number of the tap. Raises RuntimeError
+        when TAPS are open, BlockingIOError when the worker has not done yet what it was asked for
+        before, ValueError."""
+
+    def tap_close(self, tap: int) -> None:
+        """The worker stops writing into it; see tap_is_used. By one thread at a time, and so is tap_open()."""
+
+    def tap_is_open(self, tap: int) -> bool:
+        """Whether the worker shows what happens. False right after tap_open(), and from some time after tap_close()."""
+
+    def tap_is_used(self, tap: int) -> bool:
+        """Whether the worker may still write into it, so that its descriptor must stay."""
+
+    def tap_read(self, tap: int) -> tuple[int, int]:
+        """Events shown, and events that were asked for and not shown: over the rate, or the door was full."""

@@ -182,10 +182,10 @@ def test_stop_under_load_leaves_nothing(load: Load, collector: Collector, caplog
 def test_what_is_left_is_told_with_the_time_it_took(
     load: Load, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that is held up (by the debugging callback) leaves something; the time is the one it took."""
-    supervisor = Supervisor(trace=lambda *_: time.sleep(0.3))
+    """A worker that is held up (by pauses) leaves something; the time is the one it took."""
+    supervisor = Supervisor()
     port = free_port()
-    supervisor.apply(replace(spec(load, port, collector.port), batch=1))
+    supervisor.apply(replace(spec(load, port, collector.port, receiver="pause_us = 300000"), batch=1))
     Exporters(1, port).send(50)
     supervisor.drain_and_stop(0.5)
     (line,) = [r for r in caplog.records if "were not forwarded" in r.message]

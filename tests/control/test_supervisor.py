@@ -22,6 +22,7 @@ from samplicator.supervisor import publish
 from samplicator.supervisor.publish import WorkerStuck
 from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.supervisor import Supervisor
+from support.freeze import held, thread_named
 from support.hosts import Load, free_port
 from support.numbered import CAPABILITIES, Collector, Exporters, descriptors, in_order, spec, text, until
 from support.process import wait_for
@@ -351,21 +352,20 @@ def test_buffers_are_reported_and_change_live(load: Load, supervisor: Supervisor
 def test_a_worker_that_hangs_is_reported_and_nothing_it_uses_is_closed(
     load: Load, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The debugging callback holds the worker here, as a hanging system call would."""
+    """The worker's thread is held here, as a hanging system call would."""
     monkeypatch.setattr(publish, "ADOPT_SECONDS", 0.3)
-    release = threading.Event()
-    supervisor = Supervisor(trace=lambda *_: release.wait(10) and None)
+    supervisor = Supervisor()
     port = free_port()
     supervisor.apply(spec(load, port, collector.port))
     exporters = Exporters(1, port)
     exporters.send(1)
-    time.sleep(0.1)
     gc.collect()  # workers of other tests, which close their descriptors when they go
-    opened = descriptors()
-    with pytest.raises(WorkerStuck, match="worker 0"):
-        supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
-    assert descriptors() == opened + 1  # the new way, and the old one still
-    release.set()
+    with held(thread_named(os.getpid(), "sampl-worker-0")):
+        opened = descriptors()
+        with pytest.raises(WorkerStuck, match="worker 0"):
+            supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
+        assert descriptors() == opened + 1  # the new way, and the old one still
+        opened -= 2  # pipes to the other process
     monkeypatch.setattr(publish, "ADOPT_SECONDS", 10.0)
     supervisor.apply(spec(load, port, collector.port, receiver="ttl = 9"))
     assert descriptors() == opened

@@ -1,6 +1,4 @@
-"""A worker's life: plans adopted under traffic, sockets handed over and drained, stop with a drain, forged exporters,
-the debugging trace.
-"""
+"""A worker's life: plans adopted under traffic, sockets handed over and drained, stop with a drain, many exporters."""
 
 from __future__ import annotations
 
@@ -11,11 +9,11 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from samplicator import _fastpath
-from support.worker import ANY, Relay, Sink, Way, in_namespace, packed, wait_until
+from support.freeze import held
+from support.worker import Relay, Sink, in_namespace, packed, wait_until
 
 HOME = "127.0.0.1"
 
@@ -154,21 +152,13 @@ def test_removed_socket_is_drained_under_the_old_plan() -> None:
     with Relay(batch=1) as relay:
         leaves, stays, sink = relay.listen(), relay.listen(), relay.sink()
         way = relay.udp(HOME, sink.port)
-        held, release = threading.Event(), threading.Event()
-
-        def hold(*_: object) -> None:
-            held.set()
-            release.wait(10)
-
-        relay.workers[0].trace(hold)
         relay.go()
         exporter = relay.exporter()
-        exporter.sendto(b"\0\0", (HOME, leaves.port))
-        assert held.wait(10)
-        for n in range(1, 100):  # they wait in the kernel while the worker is held
-            exporter.sendto(n.to_bytes(2, "big"), (HOME, leaves.port))
-        relay.publish(relay.plan([stays], [way], rules=[]), wait=False)
-        release.set()
+        with held(relay.native_id()):
+            for n in range(100):  # they wait in the kernel while the worker is held
+                exporter.sendto(n.to_bytes(2, "big"), (HOME, leaves.port))
+            relay.publish(relay.plan([stays], [way], rules=[]), wait=False)
+            assert relay.workers[0].generation == 1
         wait_until(lambda: relay.workers[0].generation == 2, "the new plan")
         sink.expect(100)
         assert sink.payloads == [n.to_bytes(2, "big") for n in range(100)]
@@ -347,56 +337,3 @@ def test_right_route_after_eviction() -> None:
         high.expect(5 * 40)
         relay.stop()
         assert relay.worker()["session_evictions"] > 0
-
-
-# ---- the debugging trace
-
-
-def trace_relay(relay: Relay, callback: Callable[..., None]) -> tuple[int, list[Way]]:
-    listener, sink = relay.listen(), relay.sink()
-    ways = [relay.udp(HOME, sink.port), relay.udp(HOME, sink.port, freq=2)]
-    relay.workers[0].trace(callback)
-    relay.go()
-    return listener.port, ways
-
-
-def test_trace_tells_every_datagram() -> None:
-    rows: list[tuple[object, ...]] = []
-    with Relay() as relay:
-        port, _ = trace_relay(relay, lambda *row: rows.append(row))
-        exporter = relay.exporter("127.0.0.9")
-        for size in (5, 0, 9):
-            exporter.sendto(bytes(size), (HOME, port))
-        wait_until(lambda: len(rows) == 3, "the trace")
-        source = (packed("127.0.0.9"), exporter.getsockname()[1])
-        assert rows == [(*source, 5, 0, (0, 1)), (*source, 0, 0, (0,)), (*source, 9, 0, (0, 1))]
-        relay.workers[0].trace(None)
-        exporter.sendto(b"x", (HOME, port))
-        wait_until(lambda: relay.received() == 4, "a datagram")
-        assert len(rows) == 3
-
-
-def test_exception_in_the_trace_is_printed_and_nothing_stops(capfd: pytest.CaptureFixture[str]) -> None:
-    def callback(*_: object) -> None:
-        raise ZeroDivisionError("from the trace")
-
-    with Relay() as relay:
-        port, ways = trace_relay(relay, callback)
-        exporter = relay.exporter()
-        for n in range(20):
-            exporter.sendto(bytes([n]), (HOME, port))
-        wait_until(lambda: relay.received() == 20, "all datagrams")
-        relay.stop(1000)
-        assert ways[0].values()["sent"] == 20
-    assert "from the trace" in capfd.readouterr().err
-
-
-def test_trace_names_nobody_for_a_denied_datagram() -> None:
-    rows: list[tuple[object, ...]] = []
-    with Relay() as relay:
-        listener = relay.listen()
-        relay.workers[0].trace(lambda *row: rows.append(row))
-        relay.go(rules=[([ANY], None, [], True)])
-        relay.exporter().sendto(b"x", (HOME, listener.port))
-        wait_until(lambda: rows, "the trace")
-        assert rows[0][2:] == (1, 0, ())

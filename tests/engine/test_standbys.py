@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import socket
-import threading
 
 import pytest
 from samplicator._fastpath import Plan
+from support.freeze import held
 from support.pools import ROWS, Stand, domain_of, new_relay, stand
 from support.worker import ANY, Relay, wait_until
 
@@ -86,7 +86,7 @@ def test_a_receiver_is_told_of_exporters_that_are_new_to_it() -> None:
 
 
 def test_a_plan_that_is_overtaken_does_not_take_the_one_before_it_along() -> None:
-    """Two plans are published while the worker is busy: the first never runs, the second asks the routes of the running
+    """Two plans are published while the worker is held: the first never runs, the second asks the routes of the running
     one, which must be there until then (ASan would tell).
     """
     with new_relay() as relay:
@@ -95,21 +95,11 @@ def test_a_plan_that_is_overtaken_does_not_take_the_one_before_it_along() -> Non
         relay.publish(Plan(1, handles, txs, [([ANY], None, [1], False)]))
         relay.start()
         s.teach()
-        held, go_on = threading.Event(), threading.Event()
-
-        def hold(*_: object) -> None:
-            held.set()
-            go_on.wait(10)
-
-        relay.workers[0].trace(hold)
-        s.send(s.exporters[0], s.exporters[0].message(s.exporters[0].data(), records=ROWS))
-        assert held.wait(10)
-        for generation in (2, 3):
-            relay.workers[0].publish(Plan(generation, handles, txs, [([ANY], None, [0, 1], False)], replay_to=[0]))
-        gc.collect()
-        assert relay.workers[0].generation == 1
-        relay.workers[0].trace(None)
-        go_on.set()
+        with held(relay.native_id()):
+            for generation in (2, 3):
+                relay.workers[0].publish(Plan(generation, handles, txs, [([ANY], None, [0, 1], False)], replay_to=[0]))
+            gc.collect()
+            assert relay.workers[0].generation == 1
         for _ in range(1000):  # as often as the supervisor asks, while the replay goes on
             if relay.workers[0].generation == 3:
                 break

@@ -107,6 +107,9 @@ def session_epoch(Worker worker not None, u32 epoch):
     return worker.w.sessions.epoch
 
 
+cdef extern from "Python.h":
+    void PyErr_Print() noexcept
+
 cdef enum:
     SCRIPT_RAISED = -9999
 

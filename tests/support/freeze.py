@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,9 +36,29 @@ def thread_named(pid: int, name: str) -> int:
 
 
 @contextlib.contextmanager
+def held(thread: int) -> Iterator[None]:
+    """A thread of this process, by its native id, does nothing within: another process sees to that."""
+    holder = subprocess.Popen([sys.executable, __file__, str(thread)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        yield
+    finally:
+        holder.stdin.close()
+        holder.wait(20)
+        holder.stdout.close()
+
+
+@contextlib.contextmanager
 def frozen(pid: int, name: str) -> Iterator[None]:
     """The thread does nothing within."""
-    thread = thread_named(pid, name)
+    with _stopped(thread_named(pid, name)):
+        yield
+
+
+@contextlib.contextmanager
+def _stopped(thread: int) -> Iterator[None]:
     _ptrace(SEIZE, thread)
     _ptrace(INTERRUPT, thread)
     os.waitpid(thread, WALL)
@@ -45,3 +67,9 @@ def frozen(pid: int, name: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # the process has ended
             _ptrace(DETACH, thread)
+
+
+if __name__ == "__main__":
+    with _stopped(int(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()

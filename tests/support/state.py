@@ -14,6 +14,7 @@ from typing import Any
 from samplicator import _fastpath
 from samplicator.config.model.loaded import Loaded
 from samplicator.config.model.whole import Config
+from samplicator.health.running import Running
 from samplicator.readings import (
     Activity,
     AliasReading,
@@ -33,6 +34,7 @@ from samplicator.readings import (
     WorkerReading,
 )
 from samplicator.supervisor.reload import ReloadResult
+from samplicator.supervisor.taps import Taps
 from samplicator.views.service import ServiceState
 
 
@@ -278,6 +280,7 @@ class FakeReloader:
 def make_state(*, zero: bool = False, **changes: Any) -> ServiceState:
     values: dict[str, Any] = {
         "view": FakeView(make_readings(zero=zero)),
+        "taps": Taps(Running()),
         "reloader": FakeReloader(),
         "loaded": Loaded(Config(), (), files=("a.toml",), text_hash="ab" * 32),
         "started_unix": time.time() - 60,

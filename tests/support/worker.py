@@ -11,21 +11,22 @@ import contextlib
 import ctypes
 import os
 import socket
+import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from samplicator import _fastpath
-from samplicator._fastpath import Plan, RxCounters, RxSocket, Tx, TxCounters, Worker
+from samplicator._fastpath import DoorEnd, Plan, RxCounters, RxSocket, Tx, TxCounters, Worker
 
 T = TypeVar("T")
 ANY = (0, bytes(16), bytes(16))
 IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS = 10, 11, 12, 13
 IPV6_MTU_DISCOVER, IPV6_RECVERR, IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS = 23, 25, 51, 66
-SO_TIMESTAMPNS, SO_RCVBUFFORCE = 35, 33
+SO_TIMESTAMPNS, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 35, 32, 33
 CLONE_NEWNET = 0x40000000
 Endpoint = tuple[str, int]
 
@@ -170,6 +171,46 @@ def raw_socket(address: str) -> socket.socket:
     return sock
 
 
+class Told(NamedTuple):
+    """What a tap says of a datagram or a copy."""
+
+    event: str
+    reason: str
+    number: int
+    length: int
+    engine: int
+    exporter: bytes
+    port: int
+    listener: int
+    receiver: int
+    payload: bytes
+
+
+class WorkerTap:
+    """The reader's end of a tap. told: what has come so far."""
+
+    def __init__(self, worker: Worker, number: int, sock: socket.socket) -> None:
+        self.worker = worker
+        self.number = number
+        self.sock = sock
+        self._end = DoorEnd(sock.fileno())
+        self.told: list[Told] = []
+
+    def read(self) -> list[Told]:
+        """All so far."""
+        while datagrams := self._end.read():
+            for address, port, payload, _, _, _, listener, receiver in datagrams:
+                number, length, verdict, engine, _ = struct.unpack_from("=IIBBH", payload)
+                event, reason = _fastpath.TAP_EVENTS[verdict]
+                self.told.append(
+                    Told(event, reason, number, length, engine, address, port, listener, receiver, payload[12:])
+                )
+        return self.told
+
+    def counts(self) -> tuple[int, int]:
+        return self.worker.tap_read(self.number)
+
+
 class Relay:
     """Workers, their plans and what they name. Listener indexes are given in order of creation."""
 
@@ -253,6 +294,28 @@ class Relay:
         for worker in self.workers:
             self.threads.append(threading.Thread(target=worker.run))
             self.threads[-1].start()
+
+    def native_id(self, worker: int = 0) -> int:
+        """Of its thread."""
+        found = self.threads[worker].native_id
+        assert found is not None
+        return found
+
+    @contextlib.contextmanager
+    def tap(self, worker: int = 0, *, queue: int = 1 << 20, **asked: Any) -> Iterator[WorkerTap]:
+        """A tap of a worker that runs; it is closed at the end, and the worker has let go of it then."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        handle = self.workers[worker]
+        with ours, theirs:
+            ours.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, queue)
+            number = handle.tap_open(ours.fileno(), **{"rate": 1e6, **asked})
+            tap = WorkerTap(handle, number, theirs)
+            wait_until(lambda: handle.tap_is_open(tap.number), "the tap")
+            try:
+                yield tap
+            finally:
+                handle.tap_close(tap.number)
+                wait_until(lambda: not handle.tap_is_used(tap.number), "the tap to be closed")
 
     def go(self, **options: Any) -> None:
         """One worker, one plan, everything to every way."""

@@ -50,6 +50,10 @@ to = ["far six"]
 """
 
 
+ALIKE = (("v5", 24), ("v5", 24), ("v5", 7), ("v9", 5), ("v9", 5), ("ipfix", 17), ("ipfix", 3))
+"""Exporters that begin to count at the same time, and are not told apart by what they write."""
+
+
 class Scene:
     """A lab, its relay, its collector and its exporters."""
 
@@ -92,6 +96,17 @@ class Scene:
         finally:
             stop.set()
             thread.join()
+
+
+def near(value: dict[str, Any], stage: str, wanted: dict[str, int]) -> None:
+    """Exactly this, but for drops that the witness itself says it has told apart by their order alone: on a host that
+    has no time for it they are some, and may be another exporter's.
+    """
+    unsure = sum(int(note.split()[0]) for note in value["notes"] if "told apart by their order" in note)
+    found = rows(value, stage)
+    wrong = {name: found.get(name, 0) - count for name, count in wanted.items() if found.get(name, 0) != count}
+    assert sum(map(abs, wrong.values())) <= 2 * unsure, (stage, wrong, unsure)
+    assert sum(wrong.values()) == 0, (stage, wrong)
 
 
 @pytest.fixture
@@ -165,8 +180,9 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     here.send(10)
     value = watching.result(1)
     taken = {name: here.collector.read[name] - read[name] for name in names}
-    only(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
-    assert rows(value, "taken") == taken
+    assert {stage: rows(value, stage) for stage in STAGES[:4]} == {stage: {} for stage in STAGES[:4]}
+    near(value, "dropped_by_collector", {name: 210 - taken[name] for name in names})
+    near(value, "taken", taken)
 
 
 def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
@@ -191,9 +207,9 @@ def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
     assert rows(value, "lost_before") == removed_before
     assert rows(value, "lost_on_way") == removed_way
     taken = {name: here.collector.read[name] - read[name] for name in names}
-    assert rows(value, "taken") == taken
+    near(value, "taken", taken)
     came = {name: 402 - removed_before[name] - removed_way[name] for name in names}
-    assert rows(value, "dropped_by_collector") == {name: came[name] - taken[name] for name in names}
+    near(value, "dropped_by_collector", {name: came[name] - taken[name] for name in names})
     assert value["sums"] == []
 
 
@@ -240,6 +256,32 @@ def test_copies_from_our_own_address(scene: Callable[..., Scene]) -> None:
     value = watching.result(1)
     only(value, "lost_before", removed)
     assert rows(value, "taken") == {name: 203 - count for name, count in removed.items()}
+
+
+def test_exporters_that_cannot_be_told_apart(scene: Callable[..., Scene]) -> None:
+    """The same numbers in the same domain, and copies from the relay's own address: of what is lost on the way only the
+    sum is known, and nothing is made up when nothing is lost.
+    """
+    kinds = {f"198.18.64.{last}": (kind, (rows,)) for last, (kind, rows) in enumerate(ALIKE, 30)}
+    here = scene(configuration(spoof=False), kinds=kinds)
+    for count in (40, 100):
+        watching = here.watch("--receiver", "far")
+        here.send(count)
+        value = watching.result(0)
+        assert rows(value, "taken") == dict.fromkeys(here.addresses, count)
+        assert value["sums"] == []
+    watching = here.watch("--receiver", "far")
+    remover = Remover(here.lab, 2, "prerouting", PORT, [Lab.relay4(2)], 11)
+    here.send(60)
+    removed = sum(remover.end().values())
+    here.send(3)
+    value = watching.result(1)
+    print(json.dumps(value, indent=1))
+    summed = sum(item["datagrams"] for item in value["sums"] if item["stages"] == ["lost_on_way"])
+    assert summed > 0
+    assert summed + value["total"]["lost_on_way"] == removed
+    assert {name for name in here.addresses[:5] if rows(value, "lost_on_way").get(name)} == set()
+    assert sum(value["total"].values()) + summed == 63 * len(here.devices)
 
 
 def test_without_sequence_numbers(scene: Callable[..., Scene]) -> None:

@@ -18,7 +18,7 @@ import re
 import ssl
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -92,7 +92,7 @@ class Api:
             self.close()
             raise Unreachable(f"{self.name}: the answer to {page} is not JSON") from error
 
-    def stream(self, page: str) -> Iterator[bytes]:
+    def stream(self, page: str) -> Generator[bytes, None, None]:
         """The lines of an answer that goes on, without their ends, over a connection of its own; ends where the daemon
         ends the answer. Raises Unreachable, also when no line comes for SILENT_SECONDS.
         """

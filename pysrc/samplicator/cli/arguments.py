@@ -87,24 +87,13 @@ def delay(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds, 0.2..3600")
 
 
-def number_of(what: str) -> Callable[[str], int]:
-    """A type: 1..1e9. what: in the error."""
-
-    def number(text: str) -> int:
-        if text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000_000:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of {what}, 1 or more")
-
-    return number
-
-
-def rate(most: int) -> Callable[[str], int]:
-    """A type: datagrams per second, 1..most."""
+def number_of(what: str, most: int) -> Callable[[str], int]:
+    """A type: 1..most. what: in the error."""
 
     def number(text: str) -> int:
         if text.isascii() and text.isdigit() and 1 <= int(text) <= most:
             return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of datagrams per second, 1..{most}")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of {what}, 1..{most}")
 
     return number
 

@@ -10,7 +10,7 @@ import textwrap
 from typing import Final
 
 from samplicator import __version__
-from samplicator.cli.arguments import at_url, config, control, delay, network, number_of, port, positive, rate
+from samplicator.cli.arguments import at_url, config, control, delay, network, number_of, port, positive
 
 ABOUT: Final = """\
 Receives NetFlow, IPFIX, sFlow, syslog or any other UDP telemetry and sends a copy of every datagram to each receiver,
@@ -236,7 +236,12 @@ def make_parser() -> argparse.ArgumentParser:
         "-d", "--delay", type=delay, metavar="S", default=1.0, help="seconds between refreshes (default 1)"
     )
     top.add_argument(
-        "-n", "--iterations", type=number_of("refreshes"), metavar="N", default=0, help="end after N refreshes"
+        "-n",
+        "--iterations",
+        type=number_of("refreshes", 1_000_000_000),
+        metavar="N",
+        default=0,
+        help="end after N refreshes",
     )
     top.add_argument("-b", "--batch", action="store_true", help="print lines, also to a terminal")
     top.add_argument("--json", action="store_true", help="print one line of JSON per refresh")
@@ -246,7 +251,7 @@ def make_parser() -> argparse.ArgumentParser:
             "tap",
             "show datagrams as they come in and leave",
             "Shows a live sample of what comes in, what leaves and, with --drops, what was not forwarded and why: one "
-            "decoded line per datagram and copy, or a pcapng file for Wireshark. Asks over the control socket, or with "
+            "decoded line per event, or a pcapng file for Wireshark. Asks over the control socket, or with "
             "--url over the network. Ctrl-C ends it. Exit status 0, 1 when the daemon cannot be reached or ends the "
             "stream, 2 for wrong arguments, 128 + N after signal N.",
             "  samplicator tap\n"
@@ -286,7 +291,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--forever", action="store_true", help="send until Ctrl-C")
     demo.add_argument(
-        "--rate", type=rate(1_000_000), default=2000, metavar="N", help="datagrams per second (default 2000)"
+        "--rate",
+        type=number_of("datagrams per second", 1_000_000),
+        default=2000,
+        metavar="N",
+        help="datagrams per second (default 2000)",
     )
     demo.add_argument(
         "--http",
@@ -306,19 +315,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _tap(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exporter", type=network, metavar="ADDR[/LEN]", default="", help="show these exporters only")
+    parser.add_argument("--exporter", type=network, metavar="ADDR[/LEN]", help="show these exporters only")
     parser.add_argument("--receiver", metavar="NAME", default="", help="show copies for this receiver only")
     parser.add_argument("--listener", metavar="NAME", default="", help="show datagrams of this listener only")
     parser.add_argument("--drops", action="store_true", help="show only what was not forwarded, and why")
     parser.add_argument(
         "--rate",
-        type=rate(10_000),
+        type=number_of("events per second", 10_000),
         metavar="N",
         default=1000,
-        help="show N datagrams per second at most (default 1000, at most 10000)",
+        help="show N events per second and worker at most (default 1000, at most 10000)",
     )
     parser.add_argument(
-        "-c", "--count", type=number_of("lines"), metavar="N", default=0, help="end after N datagrams and copies"
+        "-c", "--count", type=number_of("events", 1_000_000), metavar="N", default=0, help="end after N events"
     )
     parser.add_argument(
         "--write", metavar="FILE", default="", help="write a pcapng file; - writes to standard output, for Wireshark"

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from samplicator._fastpath import Plan, Worker
 from samplicator.datapath.counters import HEARTBEAT, WAKEUPS, WORKER_FIELDS
@@ -16,9 +16,6 @@ from samplicator.host import abilities
 from samplicator.readings import WorkerReading, wall_ns
 
 log = logging.getLogger(__name__)
-
-TraceCallback = Callable[[bytes, int, int, int, tuple[int, ...]], None]
-"""See _fastpath.Worker.trace."""
 
 
 class Stir:

@@ -20,6 +20,7 @@ from samplicator.http.openapi import Handler
 from samplicator.http.reading import HEADERS, as_json
 from samplicator.http.routes import ROUTES
 from samplicator.http.security import SAFE, Security
+from samplicator.http.tapping import Tapping
 from samplicator.views import prometheus
 
 if TYPE_CHECKING:
@@ -29,17 +30,20 @@ log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 64 << 10  # bytes of a request's body; nothing here needs one
 ANSWER_SECONDS: Final = 15.0
-LIMITS: Final[dict[str, float | None]] = {"/-/reload": 120.0, "/api/v1/events": None}
+LIMITS: Final[dict[str, float | None]] = {"/-/reload": 120.0, "/api/v1/events": None, "/api/v1/tap": None}
 """A reload may wait for name servers; a stream has limits of its own."""
 
 
 _LOCAL: Final = frozenset(route.path for route in ROUTES if route.local)
+_GUARDED: Final = frozenset(route.path for route in ROUTES if route.guarded and "GET" in route.methods)
 
 
 def make_app(state: ServiceState) -> web.Application:
     """The application over a state; serve it with Front (or aiohttp's test client)."""
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
-    app[SHARED] = Shared(state, prometheus.Page(state), asyncio.Semaphore(2), Events(state), Security(state))
+    app[SHARED] = Shared(
+        state, prometheus.Page(state), asyncio.Semaphore(2), Events(state), Tapping(state), Security(state)
+    )
     for route in ROUTES:
         for method in route.methods:
             app.router.add_route(method, route.path, route.handler)
@@ -48,11 +52,12 @@ def make_app(state: ServiceState) -> web.Application:
 
 
 async def _refusal(request: web.Request) -> web.Response | None:
-    """Everything that may come by TCP and changes something is guarded, whoever writes the next one."""
+    """Everything that may come by TCP and changes something is guarded, whoever writes the next one; a tap, too."""
     if is_control(request):
         return None
     changes = request.method not in SAFE and request.match_info.http_exception is None
-    return await request.app[SHARED].security.refusal(request, guarded=changes and request.path not in _LOCAL)
+    guarded = (changes and request.path not in _LOCAL) or request.path in _GUARDED
+    return await request.app[SHARED].security.refusal(request, guarded=guarded)
 
 
 async def _finish(request: web.Request, response: web.StreamResponse) -> None:

@@ -19,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from samplicator.http.endpoints import BACKLOG
 from samplicator.http.events import Events
 from samplicator.http.security import Security
+from samplicator.http.tapping import Tapping
 from samplicator.logs import RateGate
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Shared:
     registry: Any
     scrapes: asyncio.Semaphore
     events: Events
+    tapping: Tapping
     security: Security
     listings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     touch: Callable[[object, int], None] = lambda protocol, change: None
@@ -119,6 +121,7 @@ class Front:
     async def stop(self) -> None:
         """Closes the sockets, ends what is under way within seconds."""
         self._app[SHARED].events.end()
+        self._app[SHARED].tapping.end()
         if self._sweeper is not None:
             self._sweeper.cancel()
         tasks = [*self._accepting.values(), *self._greetings]
@@ -136,6 +139,7 @@ class Front:
         next request: it goes to whoever answers now. Streams end too.
         """
         self._app[SHARED].events.end()
+        self._app[SHARED].tapping.end()
         for sock in sockets:
             self._accepting.pop(sock).cancel()
         for protocol, (busy, _) in list(self._open.items()):

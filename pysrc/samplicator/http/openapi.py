@@ -20,6 +20,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
 EVENTS: Final = "text/event-stream"
+LINES: Final = "application/x-ndjson"
 BEARER: Final = "bearerToken"
 PASSWORD: Final = "password"
 MEDIA: Final[Mapping[str, Schema]] = {
@@ -43,7 +44,7 @@ class Answer:
     text: str
     shape: Any = None
     media: tuple[str, ...] = (TEXT,)
-    stream: bool = False
+    stream: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path, who answers, and what the answers are. guarded: over TCP only with a bearer token.
+    """A path, who answers, and what the answers are. guarded: over TCP only with a bearer token, whatever the method.
     local: not over TCP.
     """
 
@@ -164,7 +165,7 @@ def _response(answer: Answer, without_body: bool, schemas: Schemas) -> dict[str,
     described: dict[str, Any] = {"description": answer.text}
     if answer.stream and not without_body:
         data = {"type": "string", "contentMediaType": JSON, "contentSchema": schemas.of(answer.shape)}
-        described["content"] = {EVENTS: {"schema": data}}
+        described["content"] = {answer.stream: {"schema": data}}
     elif not without_body:
         described["content"] = (
             {JSON: {"schema": schemas.of(answer.shape)}}

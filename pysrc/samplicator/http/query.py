@@ -14,6 +14,8 @@ from typing import Final
 from aiohttp import web
 
 from samplicator.http.openapi import Query
+from samplicator.supervisor.taps import RATE as DEFAULT_RATE
+from samplicator.supervisor.taps import RATE_LIMIT, Ask, Network
 from samplicator.views.history import KINDS, SECONDS, Kind
 
 PAGE: Final = 1000
@@ -42,6 +44,19 @@ LAST: Final = Query(
 )
 COUNT: Final = Query(
     "count", "The stream ends after this number of events.", {"type": "integer", "minimum": 1, "maximum": 1_000_000}
+)
+EXPORTERS: Final = Query(
+    "exporter",
+    "Show only this exporter, or those of this network (ADDRESS/PREFIX).",
+    {"type": "string", "minLength": 1},
+)
+ONE_RECEIVER: Final = Query("receiver", "Show only copies for this receiver.", {"type": "string", "minLength": 1})
+ONE_LISTENER: Final = Query("listener", "Show only datagrams of this listener.", {"type": "string", "minLength": 1})
+DROPS: Final = Query("drops", "true: show only what is not forwarded.", {"type": "string", "enum": ["true", "false"]})
+RATE: Final = Query(
+    "rate",
+    "Events that each worker shows per second at most.",
+    {"type": "integer", "minimum": 1, "maximum": RATE_LIMIT, "default": DEFAULT_RATE},
 )
 SERIES: Final = Query(
     "name[]", "Show only the series with these full names.", {"type": "array", "items": {"type": "string"}}
@@ -127,6 +142,41 @@ def count(values: Values) -> int:
     if found > 1_000_000:
         raise web.HTTPBadRequest(reason=why)
     return found
+
+
+def ask(values: Values) -> Ask:
+    """What a tap is to show."""
+    why = f"rate must be a number of events, 1 to {RATE_LIMIT}"
+    rate = _whole(values, RATE.name, DEFAULT_RATE, why)
+    if rate > RATE_LIMIT:
+        raise web.HTTPBadRequest(reason=why)
+    if values.get(DROPS.name, "false") not in ("true", "false"):
+        raise web.HTTPBadRequest(reason="drops must be true or false")
+    for key in (EXPORTERS.name, ONE_RECEIVER.name, ONE_LISTENER.name):
+        if values.get(key) == "":
+            raise web.HTTPBadRequest(reason=f"{key} must not be empty; remove {key} to show all")
+    return Ask(
+        exporters=_network(values.get(EXPORTERS.name)),
+        receiver=values.get(ONE_RECEIVER.name, ""),
+        listener=values.get(ONE_LISTENER.name, ""),
+        drops=values.get(DROPS.name) == "true",
+        rate=rate,
+    )
+
+
+def _network(text: str | None) -> Network | None:
+    if text is None:
+        return None
+    try:
+        if "%" in text:
+            raise ValueError
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise web.HTTPBadRequest(reason="exporter must be an IPv4 or IPv6 address, or ADDRESS/PREFIX") from None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is not None and network.prefixlen >= 96:
+        return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def _whole(values: Values, key: str, default: int, why: str) -> int:

@@ -167,3 +167,8 @@ async def history_page(request: web.Request) -> web.StreamResponse:
 async def events(request: web.Request) -> web.StreamResponse:
     count = query.count(request.query)
     return await request.app[SHARED].events.serve(request, HEADERS, count, by_tcp=not is_control(request))
+
+
+async def tap(request: web.Request) -> web.StreamResponse:
+    asked, count = query.ask(request.query), query.count(request.query)
+    return await request.app[SHARED].tapping.serve(request, HEADERS, asked, count, local=is_control(request))

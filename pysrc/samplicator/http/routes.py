@@ -14,7 +14,19 @@ from aiohttp import web
 
 from samplicator import __version__
 from samplicator.http import changing, page, query, reading
-from samplicator.http.openapi import BAD_QUERY, FAILED, TOO_LATE, Answer, Error, Handler, Query, Route, document
+from samplicator.http.openapi import (
+    BAD_QUERY,
+    EVENTS,
+    FAILED,
+    LINES,
+    TOO_LATE,
+    Answer,
+    Error,
+    Handler,
+    Query,
+    Route,
+    document,
+)
 from samplicator.views.activity import ActivityPage
 from samplicator.views.export import Export
 from samplicator.views.exporters import DomainPage, ExporterPage
@@ -27,6 +39,7 @@ from samplicator.views.live import LiveEvent
 from samplicator.views.receivers import Pool, Receiver
 from samplicator.views.shares import SharePage
 from samplicator.views.status import Configuration, Reloaded, Status
+from samplicator.views.tap import TapLine
 from samplicator.views.templates import TemplatePage
 
 
@@ -171,12 +184,26 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Sends what happens as server-sent events, one per second, each of at most 200 kB: exporters, listeners, "
         "receivers, their rates, drops and states. The data of an event is JSON.",
         {
-            200: Answer("A stream of events of the type `live`.", LiveEvent, stream=True),
+            200: Answer("A stream of events of the type `live`.", LiveEvent, stream=EVENTS),
             400: BAD_QUERY,
             500: FAILED,
             503: Answer("Too many clients watch already.", Error),
         },
         (query.COUNT,),
+    ),
+    Route(
+        "/api/v1/tap",
+        reading.tap,
+        "Shows a sample of the datagrams that come in, of the copies that leave, or of what is not forwarded and why, "
+        "as lines of JSON. It ends when the client leaves. Payloads are shown, so over TCP it needs a bearer token.",
+        {
+            200: Answer("A stream of lines.", TapLine, stream=LINES),
+            400: BAD_QUERY,
+            500: FAILED,
+            503: Answer("Too many taps are open.", Error),
+        },
+        (query.EXPORTERS, query.ONE_RECEIVER, query.ONE_LISTENER, query.DROPS, query.RATE, query.COUNT),
+        guarded=True,
     ),
     Route(
         "/api/v1/openapi.json",

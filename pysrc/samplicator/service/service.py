@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from typing import Any, Final
 import uvloop
 
 from samplicator import __version__, logs
-from samplicator.config.address import address_text, endpoint_text
 from samplicator.config.compact import load_compact
 from samplicator.config.files import read_tokens
 from samplicator.config.model.loaded import Loaded
@@ -43,6 +41,7 @@ from samplicator.host.systemd import Notifier
 from samplicator.host.watch import Watcher
 from samplicator.logs import RateGate
 from samplicator.service import keeping, startup
+from samplicator.service.debug import DebugLines
 from samplicator.service.handover import Handover
 from samplicator.service.pages import Pages
 from samplicator.service.pods import PodWatch
@@ -140,7 +139,6 @@ class Service:
         state = keeping.state_path(loaded.config.service)
         self._supervisor = Supervisor(
             descriptor_limit=raise_descriptor_limit(),
-            trace=self._trace if options.debug else None,
             strict=options.legacy,
             source=self._kept.source,
             state_file=state,
@@ -174,11 +172,13 @@ class Service:
         self._short: set[str] = set()
         self._neighbors = neighbors.open_events()
         self._neighbor_news = True
+        self._debug: DebugLines | None = None
         self._handover = Handover(
             self._supervisor, self._reloader, self._pages, managed=self._notifier.is_managed, ended=self._stop.set
         )
         self.state = ServiceState(
             view=self._supervisor.view,
+            taps=self._supervisor.taps,
             reloader=self._reloader,
             loaded=loaded,
             started_unix=time.time(),
@@ -226,6 +226,8 @@ class Service:
         await self._reloader.start(loaded, first=partial(self._handover.follow, loaded.config.service))
         await asyncio.to_thread(self._kept.store, self._supervisor)
         self._running = True
+        if self._options.debug:
+            self._debug = await asyncio.to_thread(DebugLines, self._supervisor)
         await self._handover.done()
         self._take_tokens(loaded)
         if self._options.pid_file:
@@ -271,6 +273,8 @@ class Service:
             timeout = self.state.loaded.config.service.drain_timeout
             await asyncio.to_thread(self._kept.leave, self._supervisor, timeout)
             await asyncio.to_thread(keeping.save, self._supervisor, self.state.state_file)
+        if self._debug is not None:
+            await asyncio.to_thread(self._debug.end)
         if self._options.pid_file:
             remove_pid_file(self._options.pid_file)
         if self._handover.given and self._options.linger:
@@ -516,23 +520,3 @@ class Service:
     def _healthy(self) -> tuple[bool, str]:
         why = self._supervisor.view.stuck()
         return not why, why or "ok"
-
-    def _trace(self, address: bytes, port: int, size: int, slot: int, ways: tuple[int, ...]) -> None:
-        """samplicate -d: writes the text of the original samplicate, per datagram. Called on a worker's thread."""
-        spec = self._supervisor.view.spec
-        if spec is None:
-            return
-        lines = [f"received {size} bytes from {endpoint_text(address_text(address), port)}"]
-        matched: set[int] = set()
-        with contextlib.suppress(RuntimeError, KeyError):
-            route = self._supervisor.view.route(address, listener=self._supervisor.view.listener_name(slot))
-            matched = set(route.rule_indexes)
-        for index, rule in enumerate(spec.rules):
-            if index not in matched:
-                lines += [f"Not matching {source.text or 'everything'}" for source in rule.sources]
-        for way in ways:
-            if way < len(spec.receivers):
-                receiver = spec.receivers[way]
-                lines.append(f"  sent to {receiver.place}")
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write("\n".join(lines) + "\n")

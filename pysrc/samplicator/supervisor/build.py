@@ -19,7 +19,7 @@ from samplicator.datapath import aliases
 from samplicator.datapath.doors import DoorIntake, Gateways
 from samplicator.datapath.intakes import AnyIntake, Intake, ListenerState, RingGroup, RingIntake
 from samplicator.datapath.rules import FastRules, fast_pools
-from samplicator.datapath.thread import TraceCallback, WorkerThread
+from samplicator.datapath.thread import WorkerThread
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import abilities, listening, ring, sockets
@@ -67,7 +67,6 @@ class Build:
         source: Source,
         *,
         generation: int,
-        trace: TraceCallback | None,
         gateways: Gateways,
     ) -> None:
         """source: where listeners' sockets come from. gateways: what doors can lead to."""
@@ -87,7 +86,6 @@ class Build:
         self.doors: dict[str, dict[DoorSpec, list[DoorIntake]]] = {}
         self.incoming = Incoming(spec, running, source, self.casts, self.tolerated)
         self.outgoing = Outgoing(spec, running, gateways, generation, self.tolerated)
-        self._trace = trace
         self._intakes: list[AnyIntake] = []
         self._threads: list[WorkerThread] = []
         self._rings_take_runs = abilities.rings_take_runs()
@@ -348,8 +346,6 @@ class Build:
                 if packet is not None:
                     packet.close()
                 raise
-            if self._trace is not None:
-                worker.trace(self._trace)
             thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
             thread.choose_from(ports)
             thread.start()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from samplicator._fastpath import Plan
 from samplicator.datapath.doors import Gateways
 from samplicator.datapath.intakes import ListenerState
-from samplicator.datapath.thread import Stir, TraceCallback, WorkerThread
+from samplicator.datapath.thread import Stir, WorkerThread
 from samplicator.health.accounts import Accounts
 from samplicator.health.failover import Failover
 from samplicator.health.reach import Host
@@ -42,6 +42,7 @@ from samplicator.supervisor.incoming import contested_ports
 from samplicator.supervisor.ports import withhold_ports
 from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.retry import RETRIES, could_open, could_send
+from samplicator.supervisor.taps import Taps
 from samplicator.supervisor.view import View
 
 if TYPE_CHECKING:
@@ -72,7 +73,6 @@ class Supervisor:
         self,
         *,
         descriptor_limit: int = 1 << 30,
-        trace: TraceCallback | None = None,
         strict: bool = False,
         source: Source | None = None,
         gateways: Gateways | None = None,
@@ -87,7 +87,6 @@ class Supervisor:
         self._source = source or Opened()
         self._lock = threading.Lock()
         self._descriptor_limit = descriptor_limit
-        self._trace = trace
         self._running = Running(strict=strict)
         self._state_file = state_file
         self._state = state
@@ -100,6 +99,7 @@ class Supervisor:
         self._accounts = Accounts()
         self._failover = Failover(self._running)
         self.view = View(self._running, self._failover, self._accounts)
+        self.taps = Taps(self._running)
         self._gate = RateGate()
         self._ended = False
         self._stirs = Stir(), Stir()  # of look() and watch_neighbors()
@@ -133,7 +133,7 @@ class Supervisor:
             rings.to_sockets(self._running)
         held = publish.hold(self._running, self._build, ports)
         number = self._running.number + 1
-        build = Build(spec, self._running, self._source, generation=number, trace=self._trace, gateways=self._gateways)
+        build = Build(spec, self._running, self._source, generation=number, gateways=self._gateways)
         if self._begun is not None:
             build.go_on_from(self._begun)
             self._begun = None
@@ -369,7 +369,7 @@ class Supervisor:
     def prepare(self, spec: PlanSpec) -> None:
         """Before follow(): opens what takes long for the first plan and disturbs nobody: rings. Raises BuildError."""
         with self._lock:
-            build = Build(spec, self._running, Opened(), generation=1, trace=None, gateways=self._gateways)
+            build = Build(spec, self._running, Opened(), generation=1, gateways=self._gateways)
             try:
                 build.open_states()
             except BaseException:
@@ -453,6 +453,7 @@ class Supervisor:
                 return ()
             now = time.monotonic()
             self._follow(self._those(list(self._running.receivers.values()), lambda state: state.refresh(now)))
+            self.taps.tidy()
             ports = abilities.source_ports()
             for worker in self._running.workers:
                 worker.choose_from(ports)

@@ -14,6 +14,7 @@ from typing import Final
 from samplicator.config.model.loaded import Loaded
 from samplicator.readings import ServiceReading
 from samplicator.supervisor.reload import Reloader
+from samplicator.supervisor.taps import Taps
 from samplicator.supervisor.view import View
 from samplicator.views.history import History
 
@@ -75,6 +76,7 @@ class ServiceState:
     """
 
     view: View
+    taps: Taps
     reloader: Reloader
     loaded: Loaded
     started_unix: float

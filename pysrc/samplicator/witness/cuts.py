@@ -13,7 +13,8 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from samplicator.witness.relay import Snapshot
 from samplicator.witness.streams import Stream, Streams, domain_of
@@ -21,9 +22,23 @@ from samplicator.witness.units import M32, SAMPLE, Sizes, ahead, sequence_of
 
 DATAGRAM_UNITS: Final = ("packets", "datagrams")
 OWN: Final = "own"
+ALIKE: Final = "*"
+"""In place of an exporter: one of several that cannot be told apart."""
 
 Group = tuple[str, int, str, bytes]
 """As streams.Key; source and port empty where copies have the relay's own address."""
+
+
+class _Span(NamedTuple):
+    """The sequence numbers of a row since the cut before, and how many copies it gave."""
+
+    place: str
+    last: int
+    width: int
+    given: int
+
+    def has(self, number: int) -> bool:
+        return (self.last - number) & M32 < self.width
 
 
 @dataclass(slots=True)
@@ -50,8 +65,9 @@ class Step:
 class Cuts:
     """All rows. exporters: of each stream that rows belong to. unnumbered: those that write no sequence numbers, whose
     datagrams cannot be told apart. given: copies of the rows since the first cut; pooled: those through a pool; partly:
-    some copies of an exporter come through a pool, and others do not; surplus: datagrams that came and that no exporter
-    sent, such as templates that are replayed.
+    some copies of an exporter come through a pool, and others do not; alike: exporters that cannot be told apart on the
+    wire, because copies have the relay's address and their numbers overlap; surplus: datagrams that came and that no
+    exporter sent, such as templates that are replayed.
     """
 
     def __init__(self, streams: Streams, source: str) -> None:
@@ -62,6 +78,7 @@ class Cuts:
         self._began = False
         self.given = self.pooled = self.surplus = 0
         self.partly = False
+        self.alike: set[Group] = set()
         self.unnumbered: set[str] = set()
         self.exporters: dict[Stream, set[str]] = {}
 
@@ -128,9 +145,9 @@ class Cuts:
             if len(places) == 1 and len(streams) <= 1:
                 came = {places[0]: self._alone(snapshot.rows[places[0]], streams, rest)}
             else:
-                came = self._shared({place: snapshot.rows[place] for place in places}, streams, rest)
+                came = self._shared(key, {place: snapshot.rows[place] for place in places}, streams, rest)
             for place, headers in came.items():
-                self._account(step, place, snapshot.rows[place], headers)
+                self._account(step, place, snapshot.rows[place], headers, alike=key in self.alike)
         for key, streams in groups.items():
             if key not in rows:  # not of a row: nothing will cut it off
                 for stream in streams:
@@ -158,36 +175,57 @@ class Cuts:
         behind = (i for i, other in enumerate(backwards) if not ahead(sequence_of(kind, other), last))
         return self._take(stream, len(backwards) - next(behind, len(backwards)))
 
-    def _shared(self, rows: dict[str, dict[str, Any]], streams: Iterable[Stream], rest: bool) -> dict[str, list[bytes]]:
-        """Rows that the wire shows as one: each datagram belongs to the row that its number is between two cuts of."""
+    def _shared(
+        self, key: Group, rows: dict[str, dict[str, Any]], streams: Iterable[Stream], rest: bool
+    ) -> dict[str, list[bytes]]:
+        """Rows that the wire shows as one: each datagram belongs to a row that its number is between two cuts of. Where
+        that are several, each row gets as many as it gave; then which of them lost some cannot be told.
+        """
         came: dict[str, list[bytes]] = {place: [] for place in rows}
-        spans = []
-        for place, row in rows.items():
-            last = sequence_of(row["protocol"], bytes.fromhex(row["header"]))
-            known = self._known(place, row)
-            if known is not None:
-                first = sequence_of(row["protocol"], bytes.fromhex(known.row["header"]))
-            else:
-                first = last - row["units"] - row["missing"] - 1
-            spans.append((place, last, (last - first) & M32))
+        spans = [self._span(place, row) for place, row in rows.items()]
+        left = {span.place: span.given for span in spans}
+        several = len({row["exporter"] for row in rows.values()}) > 1
         for stream in streams:
-            kept = []
-            kind = stream.key[2]
+            kept, number_of = [], partial(sequence_of, stream.key[2])
+            doubtful: list[bytes] = []
             for header in self._take(stream, len(stream.log)):
-                number = sequence_of(kind, header)
-                for place, last, width in spans:
-                    if (last - number) & M32 < width:
-                        came[place].append(header)
-                        break
+                number = number_of(header)
+                fitting = [span for span in spans if span.has(number)]
+                if len(fitting) == 1:
+                    came[fitting[0].place].append(header)
+                    left[fitting[0].place] -= 1
+                elif fitting:
+                    doubtful.append(header)
+                elif not rest and any(ahead(number, span.last) for span in spans):
+                    kept.append(header)
+            if doubtful and several:
+                self.alike.add(key)
+            for header in sorted(doubtful, key=number_of):
+                number = number_of(header)
+                fitting = sorted((span for span in spans if span.has(number)), key=lambda s: (s.last - number) & M32)
+                free = [span for span in fitting if left[span.place] > 0]
+                if free or rest or not any(ahead(number, span.last) for span in spans):
+                    came[(free or fitting)[0].place].append(header)
+                    left[(free or fitting)[0].place] -= 1
                 else:
-                    if not rest and any(ahead(number, last) for _, last, _ in spans):
-                        kept.append(header)
+                    kept.append(header)
             stream.log[:0] = kept
             self._streams.logged += len(kept)
         return came
 
-    def _account(self, step: Step, place: str, row: dict[str, Any], headers: list[bytes]) -> None:
-        """Enters what happened to a row since the cut before."""
+    def _span(self, place: str, row: dict[str, Any]) -> _Span:
+        last = sequence_of(row["protocol"], bytes.fromhex(row["header"]))
+        known = self._known(place, row)
+        if known is None:
+            return _Span(place, last, (row["units"] + row["missing"] + 1) & M32, row["datagrams"] * row["copies"])
+        first = sequence_of(row["protocol"], bytes.fromhex(known.row["header"]))
+        given = (row["datagrams"] - known.row["datagrams"]) * row["copies"]
+        return _Span(place, last, (last - first) & M32, given)
+
+    def _account(
+        self, step: Step, place: str, row: dict[str, Any], headers: list[bytes], *, alike: bool = False
+    ) -> None:
+        """Enters what happened to a row since the cut before. alike: datagrams of others may be among them."""
         known = self._known(place, row)
         kind, exporter = row["protocol"], row["exporter"]
         if not row["numbered"] or not row["header"]:
@@ -222,7 +260,7 @@ class Cuts:
         self.partly = self.partly or (bool(row["pool"]) and row["copies"] > 1)
         self.surplus += max(0, len(headers) - given)
         if given != len(headers):
-            step.after[exporter] += given - len(headers)
+            step.after[ALIKE if alike else exporter] += given - len(headers)
         if headers:
             step.wire[exporter] += len(headers)
 

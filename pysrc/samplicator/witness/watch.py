@@ -17,7 +17,7 @@ from typing import Final
 from samplicator.config.address import address_bytes, address_text
 from samplicator.errors import Unreachable
 from samplicator.witness.balance import Account, Balance, Socket, balance, difference
-from samplicator.witness.cuts import Cuts, Step
+from samplicator.witness.cuts import ALIKE, Cuts, Step
 from samplicator.witness.drops import Drops
 from samplicator.witness.relay import Relay, Snapshot
 from samplicator.witness.sockets import Queues
@@ -42,6 +42,7 @@ BEYOND: Final = "dropped at the relay's socket, from exporters whose sequence nu
 MIXED_AFTER: Final = "several exporters lost copies here and on the way at the same time"
 BEYOND_FAILED: Final = "copies that failed and are of no exporter with sequence numbers"
 IN_PARTS: Final = "the receiver gets a part of each exporter's datagrams (freq or a pool), so that only sums are known"
+SAME_SOURCE: Final = "copies have the relay's address, and the numbers of several exporters are alike"
 LOOSE: Final = "copies of exporters without sequence numbers"
 UNSEEN: Final = "missing on the wire, and the witness had no room for some packets, so that these may have come"
 MIXED_DROPS: Final = "datagrams of several exporters came while the collector's socket dropped some of them"
@@ -94,11 +95,13 @@ class Witness:
         self.queues.close()
 
     def _name(self, stream: Stream) -> str:
-        """The exporter of a stream; of a stream of several the source address; "" = not of these receivers."""
+        """The exporter of a stream; ALIKE = it has several; "" = not of these receivers."""
         if stream is self.streams.other:
             return ""
         names = self._cuts.exporters.get(stream, set())
-        return next(iter(names)) if len(names) == 1 else address_text(stream.key[0])
+        if len(names) > 1:
+            return ALIKE
+        return next(iter(names), "") or address_text(stream.key[0])
 
     # ---- reading
 
@@ -245,6 +248,8 @@ class Witness:
             if not (self._rested and self._rests):
                 for name in self._cuts.unnumbered:
                     found.lost_on_way.pop(name, 0)
+            _add(sums, ("failed",), found.failed.pop(ALIKE, 0), SAME_SOURCE)
+            _add(sums, ("lost_on_way",), found.lost_on_way.pop(ALIKE, 0), SAME_SOURCE)
             _add(sums, ("failed", "lost_on_way"), self._after.mixed, MIXED_AFTER)
             _add(sums, ("failed",), self._after.beyond, BEYOND_FAILED)
         if found.unseen:
@@ -254,6 +259,7 @@ class Witness:
         drops = self._drops.split
         found.dropped_by_collector += drops.first
         found.dropped_by_collector.pop("", 0)
+        _add(sums, ("dropped_by_collector",), found.dropped_by_collector.pop(ALIKE, 0), SAME_SOURCE)
         _add(sums, ("dropped_by_collector",), drops.mixed_first, MIXED_DROPS)
         _add(sums, ("dropped_by_collector",), drops.beyond, BEYOND_DROPS)
         self._loose_ends(found)

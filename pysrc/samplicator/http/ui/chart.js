@@ -21,7 +21,14 @@ export class Chart {
     this.data = [history.times_unix, ...this.lines.map((line) => sum(line.measures.map((measure) => rates[measure] ?? [])))];
     if (!this.plot) this.make();
     else this.plot.setData(this.data);
+    this.latest();
     this.describe();
+  }
+
+  // Below the picture, where nobody points into it: the last values.
+  latest() {
+    const idx = this.data[0].length - 1;
+    if (idx >= 0 && !(this.plot.cursor.left >= 0)) this.plot.setLegend({ idx }, false);
   }
 
   // What a screen reader says in place of the picture.
@@ -54,6 +61,7 @@ export class Chart {
           value: (_, value) => (value === null || value === undefined ? "" : rate(value)),
         })),
       ],
+      hooks: { setCursor: [() => this.plot && this.latest()] },
     }, this.data, this.node);
   }
 
@@ -61,6 +69,7 @@ export class Chart {
   again() {
     if (this.plot) {
       this.make();
+      this.latest();
       this.describe();
     }
   }

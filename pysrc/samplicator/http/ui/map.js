@@ -2,16 +2,20 @@
 
 import { rate, svg } from "./dom.js";
 
-const WIDTH = 1000;
+const WIDE = { width: 1000, exporters: [8, 214], listeners: [376, 200], receivers: [738, 254], mark: 12, text: 22 };
+const NARROW = { width: 368, exporters: [1, 108], listeners: [130, 108], receivers: [259, 108], mark: 9, text: 16 }; // of a phone
+const COLUMNS = ["exporters", "listeners", "receivers"];
+const phone = matchMedia("(max-width: 34em)");
+let layout = WIDE;
 const ROW = 44;
 const HIGH = 34;
 const TOP = 26;
-const COLUMNS = { exporters: [8, 214], listeners: [376, 200], receivers: [738, 254] };
 const EXPORTERS = 12; // with a box of their own; all others share one
 const RECEIVERS = 40;
 const THICK = 26;
 
 export function drawMap(live) {
+  layout = phone.matches ? NARROW : WIDE;
   const exporters = busiest(live);
   const receivers = inPools(live);
   const rows = Math.max(exporters.length, live.listeners.length, receivers.length, 1);
@@ -35,8 +39,8 @@ export function drawMap(live) {
       { ...one, link: "#/listeners", note: one.state === "up" ? `${rate(one.rate)}/s${one.drops ? `, dropped ${rate(one.drops)}/s` : ""}` : one.state })),
     receivers.map((one, place) => box("receivers", at.receivers[place], one)),
   ];
-  const heads = Object.entries(COLUMNS).map(([name, [x]]) => svg("text", { x, y: 14, class: "quiet" }, name[0].toUpperCase() + name.slice(1)));
-  return svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "group", "aria-label": "Exporters, listeners and receivers, with their rates" }, heads, ...lines, ...boxes);
+  const heads = COLUMNS.map((name) => svg("text", { x: left(name), y: 14, class: "quiet" }, name[0].toUpperCase() + name.slice(1)));
+  return svg("svg", { viewBox: `0 0 ${layout.width} ${height}`, role: "group", "aria-label": "Exporters, listeners and receivers, with their rates" }, heads, ...lines, ...boxes);
 }
 
 function busiest(live) {
@@ -84,11 +88,11 @@ function spread(rows, height) {
 }
 
 function left(column) {
-  return COLUMNS[column][0];
+  return layout[column][0];
 }
 
 function right(column) {
-  return COLUMNS[column][0] + COLUMNS[column][1];
+  return layout[column][0] + layout[column][1];
 }
 
 function path(x1, y1, x2, y2, width, kind) {
@@ -97,14 +101,16 @@ function path(x1, y1, x2, y2, width, kind) {
 }
 
 function box(column, y, { name, note, kind, link, inside = false }) {
-  const [start, full] = COLUMNS[column];
-  const x = inside ? start + 14 : start;
-  const width = inside ? full - 14 : full;
+  const [start, full] = layout[column];
+  const step = inside ? layout.width / 72 : 0;
+  const x = start + step;
+  const width = full - step;
+  const room = width - layout.text - 6;
   return svg("a", { href: link, "aria-label": `${name}: ${note}` },
     svg("rect", { x, y: y - HIGH / 2, width, height: HIGH, rx: 5 }),
-    svg("circle", { cx: x + 12, cy: y - 5, r: 4.5, class: `mark ${kind}` }),
-    svg("text", { x: x + 22, y: y - 1 }, clipped(name, Math.floor((width - 30) / 7))),
-    svg("text", { x: x + 22, y: y + 12, class: "quiet" }, clipped(note, Math.floor((width - 30) / 5.6))),
+    svg("circle", { cx: x + layout.mark, cy: y - 5, r: 4.5, class: `mark ${kind}` }),
+    svg("text", { x: x + layout.text, y: y - 1 }, clipped(name, Math.floor(room / 6.8))),
+    svg("text", { x: x + layout.text, y: y + 12, class: "quiet" }, clipped(note, Math.floor(room / 5.8))),
     svg("title", {}, `${name}: ${note}`));
 }
 
