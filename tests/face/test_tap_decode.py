@@ -302,7 +302,7 @@ def shown(payload: bytes, known: Known) -> tuple[Facts, str]:
     return facts, line(event, facts, Open({}, {}))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(BYTES, max_size=4))
 def test_no_bytes_are_an_error(some: Sequence[bytes]) -> None:
     """One after the other, so that templates of any bytes meet data of any bytes."""
