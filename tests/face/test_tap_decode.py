@@ -344,7 +344,7 @@ def worst() -> dict[str, list[bytes]]:
 
 @pytest.mark.parametrize("name", worst())
 def test_work_is_bounded_by_the_bytes(name: str) -> None:
-    """Two microseconds of CPU time per byte at most; what is measured is 0.5 at most, and 0.03 for a real datagram."""
+    """Five microseconds of CPU time per byte at most; what is measured is 0.5 at most, and 0.03 for a real datagram."""
     known, some = session(), worst()[name]
     begun = time.process_time()
     for payload in some:
@@ -352,7 +352,7 @@ def test_work_is_bounded_by_the_bytes(name: str) -> None:
         facts, shown_line = shown(payload, known)
         assert len(shown_line) <= WIDTH
         assert len(repr(facts)) < 2_000_000
-    assert time.process_time() - begun < 2e-6 * sum(map(len, some))
+    assert time.process_time() - begun < 5e-6 * sum(map(len, some))
 
 
 def test_templates_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
