@@ -188,7 +188,7 @@ def test_a_number_of_refreshes(stage: Stage, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_exporters_cost_little(tmp_path: Path) -> None:
-    """With a filter and a cursor too; every exporter is there. Measured: 2 to 3.5 % of a CPU; slower ones may take more."""
+    """With a filter and a cursor too; every exporter is there. 2 to 3.5 % of a CPU here; slower ones may take more."""
     play = Play()
     play.exporters = {f"10.0.{n >> 8}.{n & 255}": float(n % 97) for n in range(10_000)}
     words = ("--page", "exporters", "-d", "1")
