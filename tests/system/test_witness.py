@@ -290,6 +290,7 @@ def test_without_sequence_numbers(scene: Callable[..., Scene]) -> None:
     plain = here.lab.exporter_socket("198.18.64.99", 50000)
     plain.sendto(b"<13>hello", (here.lab.relay4(), 2055))
     syslog, six = "198.18.64.99", "2001:db8:8000::6"
+    wait_for(lambda: here.collector.read.get(syslog), "the first datagram to be through", 20)
     remover = Remover(here.lab, 2, "forward", PORT, [syslog, six], 5)
     for receiver, name in (("far", syslog), ("far six", six)):
         before = remover.removed()[name]
