@@ -125,7 +125,7 @@ FOUR = {address: facts for address, facts in KINDS.items() if ":" not in address
 
 
 def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
-    here = scene(configuration("32KiB"), kinds=FOUR)
+    here = scene(configuration(), kinds=FOUR)
     names = here.addresses
 
     watching = here.watch("--receiver", "far")
@@ -159,6 +159,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     only(value, "failed", failed)
     assert value["failed_by_reason"] == {"permission": sum(failed.values())}
 
+    here.relay.hangup(here.lab.with_service(configuration("32KiB")))
     before = {row["exporter"]: row["datagrams"] for row in here.relay.api("exporters")["exporters"]}
     watching = here.watch()
     here.relay.send_signal(signal.SIGSTOP)
@@ -170,6 +171,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     after = {row["exporter"]: row["datagrams"] for row in here.relay.api("exporters")["exporters"]}
     only(value, "lost_at_socket", {name: 205 - (after[name] - before[name]) for name in names})
 
+    here.relay.hangup(here.lab.with_service(configuration()))
     watching = here.watch()
     read = dict(here.collector.read)
     here.collector.shrink(60_000)
