@@ -186,7 +186,7 @@ def test_a_number_of_refreshes(stage: Stage, tmp_path: Path) -> None:
         top.wait("status 0")
 
 
-@pytest.mark.slow
+@pytest.mark.deploy_heavy
 def test_ten_thousand_exporters_cost_little(tmp_path: Path) -> None:
     """With a filter and a cursor too; every exporter is there. 2 to 3.5 % of a CPU here; slower ones may take more."""
     play = Play()

@@ -187,6 +187,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     near(value, "taken", taken)
 
 
+@pytest.mark.deploy_heavy
 def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
     """Before the relay, on the way and at the collector at once, with flows in varying numbers."""
     kinds = {**FOUR, "198.18.64.5": ("v5", (30, 30, 4, 30, 11))}
@@ -334,6 +335,7 @@ def test_a_witness_that_stays_on(scene: Callable[..., Scene]) -> None:
     assert not any(each["total"][stage] for each in rounds for stage in STAGES)
 
 
+@pytest.mark.deploy_heavy
 def test_a_pool_and_two_receivers_at_one_address(lab: Lab) -> None:
     """Nothing is lost, and nothing is said to be: of a pool each member gets a part."""
     for balance in ("round-robin", "exporter-hash"):
