@@ -188,7 +188,7 @@ def test_a_number_of_refreshes(stage: Stage, tmp_path: Path) -> None:
 
 @pytest.mark.deploy_heavy
 def test_ten_thousand_exporters_cost_little(tmp_path: Path) -> None:
-    """With a filter and a cursor too; every exporter is there. 2 to 3.5 % of a CPU here; slower ones may take more."""
+    """With a filter and a cursor too; every exporter is there. Less than 5 % of a CPU; 2 to 3.5 measured."""
     play = Play()
     play.exporters = {f"10.0.{n >> 8}.{n & 255}": float(n % 97) for n in range(10_000)}
     words = ("--page", "exporters", "-d", "1")
@@ -202,7 +202,7 @@ def test_ten_thousand_exporters_cost_little(tmp_path: Path) -> None:
         begin, before = time.monotonic(), cpu_seconds(process)
         time.sleep(8.0)  # no condition to wait for: this is what it costs while nothing happens
         used = (cpu_seconds(process) - before) / (time.monotonic() - begin)
-        assert used < 0.15, f"{used:.1%}\n{text}"
+        assert used < 0.05, f"{used:.1%}\n{text}"
 
 
 def cpu_seconds(process: int) -> float:
