@@ -74,7 +74,8 @@ def index_readme() -> str:
         return f"{picture}[{text}]({base}/{target})"
 
     readme = (TOP / "README.md").read_text(encoding="utf-8")
-    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)", absolute, readme)
+    readme = re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)", absolute, readme)
+    return re.sub(r'((?:src|srcset)=")(?![a-z]+:)([^"]+")', rf"\g<1>{raw}/{tag}/\g<2>", readme)
 
 
 extensions = [extension("samplicator._fastpath", "fastpath/_fastpath.pyx")]

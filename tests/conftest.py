@@ -8,6 +8,7 @@ As root no test sees the machine's network: every process that runs tests has on
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -15,6 +16,11 @@ from pathlib import Path
 import pytest
 from support.network import enter_own
 from support.turns import turn
+
+# A shell that starts this in the background has SIGINT ignored, and so would all programs under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent

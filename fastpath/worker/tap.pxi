@@ -122,6 +122,7 @@ cdef void taps_told(worker_t *w, const exporter_t *exporter, u64 arrival_ns, u32
     cdef tap_head_t head
     cdef tap_t *tap
     cdef u32 t
+    cdef u32 octets = length if data != NULL else 0
     head.number = number
     head.length = length
     head.verdict = <u8>verdict
@@ -141,7 +142,7 @@ cdef void taps_told(worker_t *w, const exporter_t *exporter, u64 arrival_ns, u32
                 continue
         elif not chosen >> t & 1:
             continue
-        tap_write(tap, exporter, arrival_ns, listener, 0, &head, data, length if data != NULL else 0)
+        tap_write(tap, exporter, arrival_ns, listener, 0, &head, data, octets)
 
 
 cdef inline bint tap_is_spent(tap_t *tap, u64 now_ns, u32 n) noexcept nogil:
@@ -282,12 +283,13 @@ cdef void taps_sent(worker_t *w, const tx_t *tx, const batch_t *batch, const u16
     cdef bint refusing = atomic_load32(&tx.refusing) != 0
     cdef bint known = False
     cdef u32 engine = tx.engine if tx.engine < TX_ENGINE_TRANSPARENT else <u32>TX_ENGINE_RAW
-    cdef u32 t, k
+    cdef u32 t, k, count
     for t in range(<u32>TAP_LIMIT):
         tap = &w.taps.tap[t]
         if not tap_looks(w, t, tx, lost.n or refusing):
             continue
-        if (tap.receiver or tap.drops) and tap_is_spent(tap, w.taps.now_ns, lost.n if tap.drops and not refusing else n):
+        count = lost.n if tap.drops and not refusing else n
+        if (tap.receiver or tap.drops) and tap_is_spent(tap, w.taps.now_ns, count):
             continue
         if not known:
             taps_verdicts(w, batch, selection, n, refusing)

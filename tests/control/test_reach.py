@@ -352,10 +352,10 @@ def test_no_route_is_unreachable() -> None:
 
 
 @contextlib.contextmanager
-def tcp(port: int = 0) -> Iterator[socket.socket]:
+def tcp(port: int | None = None) -> Iterator[socket.socket]:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", port))
+        sock.bind(("127.0.0.1", free_port() if port is None else port))
         sock.listen(50)
         yield sock
 

@@ -118,7 +118,8 @@ def happened(api: str, name: str) -> list[dict[str, Any]]:
 def test_a_reload_and_a_change_of_state_are_marked(api: str, relays: Fleet) -> None:
     relay = relays.relays[0]
     text = relay.config.read_text()
-    assert eventually(lambda: query(api, "samplicator_config_reloads_total"))
+    for name in ("config_reloads_total", "receiver_state"):
+        assert eventually(lambda name=name: query(api, f'samplicator_{name}{{instance="{relay.http}"}}'))
     relay.reload(text.replace("freq = 4", "freq = 8"))
     marked = eventually(lambda: happened(api, "Reloads"))
     assert {each["metric"]["instance"] for each in marked} == {relay.http}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from samplicator.cli.parser import make_parser
 from support.linters import DEPLOY, ROOT
 
 README = DEPLOY / "README.md"
@@ -59,6 +61,15 @@ def test_commands_are_real() -> None:
     used = set(re.findall(r"(?:`|^    # )samplicator ([a-z]+)", README.read_text(), re.MULTILINE))
     assert len(used) > 5
     assert used <= known
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", README], ids=["README.md", "deploy/README.md"])
+def test_command_lines_are_understood(page: Path) -> None:
+    """Those that stand for themselves, with the options that they have."""
+    lines = re.findall(r"^    (?:# |sudo )?samplicator ((?:[a-z]+)(?: .*)?)$", page.read_text(), re.MULTILINE)
+    assert lines
+    for line in lines:
+        make_parser().parse_args(shlex.split(line, comments=True))
 
 
 def test_metrics_are_real() -> None:

@@ -10,6 +10,7 @@ import socket
 import time
 
 import pytest
+from support.hosts import free_port
 from support.worker import Relay, in_namespace, wait_until
 
 VETH = (
@@ -19,14 +20,6 @@ VETH = (
     "addr add 198.18.5.1/24 dev a0",
     "addr add 198.18.0.1/32 dev lo",
 )
-
-
-def closed_port(address: str) -> int:
-    """A port that nobody listens at."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind((address, 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def pump(relay: Relay, count: int, address: str, port: int, *, size: int = 60) -> list[bytes]:
@@ -47,7 +40,7 @@ def test_refused_port_is_counted_and_hurts_nobody(address: str) -> None:
     """ICMP port unreachable comes back about copies that were accepted: they move from sent to refused."""
     with Relay() as relay:
         listener, sink = relay.listen(address), relay.sink(address)
-        dead = relay.udp(address, closed_port(address))
+        dead = relay.udp(address, free_port(socket.AF_INET6 if ":" in address else socket.AF_INET))
         relay.udp(address, sink.port)
         relay.go()
         sent = pump(relay, 2000, address, listener.port)
@@ -66,7 +59,7 @@ def test_one_by_one_every_refused_copy_but_the_last_is_known() -> None:
     """A copy in its own batch: its report is there before the next one leaves."""
     with Relay() as relay:
         listener = relay.listen()
-        dead = relay.udp("127.0.0.1", closed_port("127.0.0.1"))
+        dead = relay.udp("127.0.0.1", free_port())
         relay.go()
         exporter = relay.exporter()
         for n in range(50):
@@ -83,7 +76,7 @@ def test_one_by_one_every_refused_copy_but_the_last_is_known() -> None:
 def test_receiver_that_comes_back_gets_everything_from_then_on() -> None:
     with Relay() as relay:
         listener = relay.listen()
-        port = closed_port("127.0.0.1")
+        port = free_port()
         way = relay.udp("127.0.0.1", port)
         relay.go()
         pump(relay, 100, "127.0.0.1", listener.port)

@@ -254,7 +254,7 @@ def test_taps_come_and_go_under_traffic() -> None:
         finally:
             ended.set()
             sender.join()
-        wait_until(lambda: way.values()["sent"] == listener.values()["datagrams"] > 0, "all copies")
+        wait_until(lambda: way.values()["offered"] == listener.values()["datagrams"] > 0, "all copies")
 
 
 def test_what_a_tap_refuses() -> None:

@@ -86,7 +86,7 @@ def test_a_domain_in_short_is_cheap() -> None:
     one = Activity(9, bytes((192, 0, 2, 9)), "netflow9", "packets", NOW, 21, 2100, 2, 1, NOW, 2055)
     begin = time.thread_time()
     size = sum(len(orjson.dumps(active(one, 1, {}, NOW))) for _ in range(10_000))
-    assert time.thread_time() - begin < 0.5
+    assert time.thread_time() - begin < 2  # a tenth of a second here
     assert size < 10_000 * 500
 
 

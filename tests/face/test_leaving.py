@@ -14,21 +14,16 @@ from samplicator.config.model.service import Service
 from samplicator.http import app, endpoints, front
 from samplicator.service.pages import Pages
 from samplicator.supervisor.refusal import BuildError
+from support.hosts import free_port
 from support.state import make_state
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def free_tcp_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @pytest.fixture
 def listening() -> Iterator[tuple[socket.socket, socket.socket]]:
     """One socket, as two processes have it."""
-    one = endpoints.open_tcp(f"127.0.0.1:{free_tcp_port()}")
+    one = endpoints.open_tcp(f"127.0.0.1:{free_port()}")
     other = one.dup()
     yield one, other
     for each in (one, other):
@@ -101,7 +96,7 @@ def test_pages_of_two_processes(tmp_path: Path) -> None:
     """What fits is taken, what does not is closed and replaced; own_control stays with its process; files of sockets
     that were handed over stay, too.
     """
-    port = free_tcp_port()
+    port = free_port()
     control, own = str(tmp_path / "control"), str(tmp_path / "own")
 
     async def go() -> None:
@@ -110,7 +105,7 @@ def test_pages_of_two_processes(tmp_path: Path) -> None:
         await old.start(make_state())
         given = {key: sock.dup() for key, sock in old.shared().items()}
         assert set(given) == {"http", "control"}
-        elsewhere = free_tcp_port()
+        elsewhere = free_port()
         new.open(service(http=f"127.0.0.1:{elsewhere}", control=control), given)
         assert given["http"].fileno() == -1
         assert new.shared()["control"] is given["control"]
@@ -151,7 +146,7 @@ def test_two_processes_with_the_same_path(tmp_path: Path) -> None:
     [("127.0.0.1", "127.0.0.1", True), ("127.0.0.1", "0.0.0.0", False), ("0.0.0.0", "0.0.0.0", True)],
 )
 def test_what_fits(bound: str, wanted: str, fits: bool) -> None:
-    sock = endpoints.open_tcp(f"{bound}:{free_tcp_port()}")
+    sock = endpoints.open_tcp(f"{bound}:{free_port()}")
     port = sock.getsockname()[1]
     assert endpoints.listens_on(sock, f"{wanted}:{port}") is fits
     assert not endpoints.listens_on(sock, f"{wanted}:{port % 65535 + 1}")

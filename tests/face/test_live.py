@@ -417,7 +417,7 @@ def test_streams_end_with_the_server(tmp_path: Path) -> None:
         await reader.readuntil(b"event: live")
         begun = time.monotonic()
         await server.stop()
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < 10
         writer.close()
 
     asyncio.run(go())

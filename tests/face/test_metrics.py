@@ -6,7 +6,7 @@ import gzip
 import math
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -245,22 +245,37 @@ def test_text_is_what_the_library_would_write() -> None:
     assert lines(scrape()) == lines(generate_openmetrics(registry).decode())
 
 
-def test_twenty_thousand_samples_cost_ten_milliseconds() -> None:
-    """Of CPU, with compression, as Prometheus asks for it; the first scrape after a change of the receivers more."""
+def test_twenty_thousand_samples_cost_a_fraction_of_what_the_library_takes() -> None:
+    """Of CPU, in one run, with compression, as Prometheus asks for it; the first scrape after a change of the receivers
+    costs more. (In milliseconds: 3.5 to 7 here, and 130 to 180 by the library.)
+    """
     readings = make_readings()
     many = tuple(replace(readings.receivers[0], name=f"receiver-{number}") for number in range(710))
     state = make_state()
     state.view.readings = lambda: replace(readings, receivers=many)  # type: ignore[method-assign]
     page = Page(state)
-
-    def cost() -> float:
-        started = time.thread_time()
-        render(page, accept=OPENMETRICS, accept_encoding="gzip")
-        return time.thread_time() - started
-
     body, _ = render(page, accept=OPENMETRICS)
     assert sum(not line.startswith(b"#") for line in body.splitlines()) >= 20_000
-    assert min(cost() for _ in range(20)) <= 0.010
+    families = list(parse_openmetrics(body.decode()))
+
+    class Library(Collector):
+        def describe(self) -> list[Family]:
+            return []
+
+        def collect(self) -> list[Family]:
+            return families
+
+    registry = CollectorRegistry()
+    registry.register(Library())
+
+    def cost(make: Callable[[], object]) -> float:
+        started = time.thread_time()
+        make()
+        return time.thread_time() - started
+
+    ours = min(cost(lambda: render(page, accept=OPENMETRICS, accept_encoding="gzip")) for _ in range(10))
+    library = min(cost(lambda: gzip.compress(generate_openmetrics(registry))) for _ in range(3))
+    assert ours <= library / 5
 
 
 def test_text_follows_a_change_of_receivers() -> None:

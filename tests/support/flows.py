@@ -324,11 +324,11 @@ CAPTURES = Path(__file__).resolve().parents[2] / "pysrc" / "samplicator" / "capt
 
 
 def without_times(value: Any) -> Any:
-    """Without the times between the headers in samples of sFlow: frames all have one time here."""
+    """Without the times between the headers in samples of sFlow, and the numbers of streams that tshark has found."""
     if isinstance(value, dict):
         return {
             key: without_times(item)
             for key, item in value.items()
-            if not re.match(r"(?!cflow|sflow).*[._](time|delta)", key)
+            if not re.match(r"(?!cflow|sflow).*[._](time|delta|stream)", key)
         }
     return [without_times(item) for item in value] if isinstance(value, list) else value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +40,18 @@ def host(*local: str, net_raw: bool = True, cpus: tuple[int, ...] = (0, 1)) -> C
     )
 
 
+# Below the ports that the kernel gives away by itself (32768 and up), so that no other socket takes one between
+# its choice and its use; each is told once only, and every process of the tests begins elsewhere.
+_PORTS = range(10_000, 32_000)
+_ports = itertools.count(random.SystemRandom().randrange(len(_PORTS)))
+
+
 def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    """A UDP port that nobody has right now."""
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody has right now, for UDP and TCP, and that was not told before."""
+    for number in itertools.islice(_ports, len(_PORTS)):
+        port = _PORTS[number % len(_PORTS)]
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                opened.enter_context(socket.socket(family, kind)).bind(("" if family == socket.AF_INET else "::", port))
+            return port
+    raise AssertionError("no port is free")

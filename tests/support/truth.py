@@ -131,27 +131,25 @@ class Remover:
         """where: 0 = relay, 1 or 2 = collector."""
         self.namespace = lab.relay if where == 0 else lab.collectors[where - 1]
         self.addresses = addresses
-        rules = []
-        for number, address in enumerate(addresses):
-            family = "ip6" if ":" in address else "ip"
-            rules.append(
-                f"{family} saddr {address} udp dport {port} numgen inc mod {every + number} 0 counter drop comment "
-                f'"{address}"'
-            )
-        text = "table inet truth {\n chain c {\n  type filter hook " + hook + " priority -300;\n  "
-        self.namespace.run("nft", text + "\n  ".join(rules) + "\n }\n}")
+        counters = [f"counter c{number} {{}}" for number in range(len(addresses))]
+        rules = [
+            f"{'ip6' if ':' in address else 'ip'} saddr {address} udp dport {port} numgen inc mod {every + number} 0 "
+            f"counter name c{number} drop"
+            for number, address in enumerate(addresses)
+        ]
+        chain = "chain c {\n  type filter hook " + hook + " priority -300;\n  " + "\n  ".join(rules) + "\n }"
+        self.namespace.run("nft", "table inet truth {\n " + "\n ".join(counters) + "\n " + chain + "\n}")
 
     def removed(self) -> dict[str, int]:
-        listed = json.loads(self.namespace.run("nft", "-j", "list", "table", "inet", "truth"))
-        found = {}
-        for item in listed["nftables"]:
-            rule = item.get("rule")
-            if rule:
-                counts = [each["counter"]["packets"] for each in rule["expr"] if "counter" in each]
-                found[rule["comment"]] = counts[0]
-        return found
+        listed = json.loads(self.namespace.run("nft", "-j", "list", "counters", "table", "inet", "truth"))
+        counts = {
+            item["counter"]["name"]: item["counter"]["packets"] for item in listed["nftables"] if "counter" in item
+        }
+        return {address: counts[f"c{number}"] for number, address in enumerate(self.addresses)}
 
     def end(self) -> dict[str, int]:
+        """Nothing is taken away any more, and then it is read how many were."""
+        self.namespace.run("nft", "flush", "chain", "inet", "truth", "c")
         found = self.removed()
         self.namespace.run("nft", "delete", "table", "inet", "truth")
         return found

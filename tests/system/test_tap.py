@@ -22,6 +22,7 @@ from support.taps import tap
 EXPORTERS = ("198.18.70.1", "198.18.70.2")
 DENIED, UNMATCHED = "198.18.71.1", "198.18.72.1"
 ENGINES = ("auto", "raw", "packet", "transparent")
+HEAVY = pytest.mark.deploy_heavy
 
 
 def configuration(engine: str, receive: str = "recvmmsg", workers: int = 2) -> str:
@@ -95,8 +96,14 @@ def key(event: dict[str, Any]) -> tuple[bytes, str]:
     return event["payload"], event["exporter"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("receive", ["recvmmsg", "ring"])
+@pytest.mark.parametrize(
+    ("engine", "receive"),
+    [
+        *((engine, "recvmmsg") for engine in ENGINES),
+        ("auto", "ring"),
+        *(pytest.param(engine, "ring", marks=HEAVY) for engine in ENGINES[1:]),
+    ],
+)
 def test_all_that_happens_is_shown(lab: Lab, engine: str, receive: str) -> None:
     scene = Scene(lab, configuration(engine, receive))
     control = scene.relay.control_path

@@ -125,7 +125,7 @@ FOUR = {address: facts for address, facts in KINDS.items() if ":" not in address
 
 
 def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
-    here = scene(configuration("32KiB"), kinds=FOUR)
+    here = scene(configuration(), kinds=FOUR)
     names = here.addresses
 
     watching = here.watch("--receiver", "far")
@@ -159,6 +159,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     only(value, "failed", failed)
     assert value["failed_by_reason"] == {"permission": sum(failed.values())}
 
+    here.relay.hangup(here.lab.with_service(configuration("32KiB")))
     before = {row["exporter"]: row["datagrams"] for row in here.relay.api("exporters")["exporters"]}
     watching = here.watch()
     here.relay.send_signal(signal.SIGSTOP)
@@ -170,6 +171,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     after = {row["exporter"]: row["datagrams"] for row in here.relay.api("exporters")["exporters"]}
     only(value, "lost_at_socket", {name: 205 - (after[name] - before[name]) for name in names})
 
+    here.relay.hangup(here.lab.with_service(configuration()))
     watching = here.watch()
     read = dict(here.collector.read)
     here.collector.shrink(60_000)
@@ -185,6 +187,7 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     near(value, "taken", taken)
 
 
+@pytest.mark.deploy_heavy
 def test_stages_at_the_same_time(scene: Callable[..., Scene]) -> None:
     """Before the relay, on the way and at the collector at once, with flows in varying numbers."""
     kinds = {**FOUR, "198.18.64.5": ("v5", (30, 30, 4, 30, 11))}
@@ -290,6 +293,7 @@ def test_without_sequence_numbers(scene: Callable[..., Scene]) -> None:
     plain = here.lab.exporter_socket("198.18.64.99", 50000)
     plain.sendto(b"<13>hello", (here.lab.relay4(), 2055))
     syslog, six = "198.18.64.99", "2001:db8:8000::6"
+    wait_for(lambda: here.collector.read.get(syslog), "the first datagram to be through", 20)
     remover = Remover(here.lab, 2, "forward", PORT, [syslog, six], 5)
     for receiver, name in (("far", syslog), ("far six", six)):
         before = remover.removed()[name]
@@ -331,6 +335,7 @@ def test_a_witness_that_stays_on(scene: Callable[..., Scene]) -> None:
     assert not any(each["total"][stage] for each in rounds for stage in STAGES)
 
 
+@pytest.mark.deploy_heavy
 def test_a_pool_and_two_receivers_at_one_address(lab: Lab) -> None:
     """Nothing is lost, and nothing is said to be: of a pool each member gets a part."""
     for balance in ("round-robin", "exporter-hash"):

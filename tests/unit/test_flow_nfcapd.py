@@ -16,6 +16,7 @@ import pytest
 from samplicator import _inside_flow as probe
 from support import flows as model
 from support.flows import IPFIX, V9
+from support.hosts import free_port
 from support.sampled import ADDRESS, PORT, Receiver, new, run
 
 pytestmark = pytest.mark.skipif(shutil.which("nfcapd") is None, reason="no nfcapd here")
@@ -45,9 +46,7 @@ def stream(kind: int, n: int = 120, every: int = 20, rows: int = 20) -> list[byt
 
 def nfcapd(payloads: list[bytes], directory: Path) -> tuple[int, int]:
     """(flows decoded, sequence errors) as nfcapd says when it ends."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        port = probe_socket.getsockname()[1]
+    port = free_port()
     command = ["nfcapd", "-w", str(directory), "-b", "127.0.0.1", "-p", str(port), "-t", "3600"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

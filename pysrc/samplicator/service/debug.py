@@ -27,12 +27,11 @@ FOLLOW_SECONDS: Final = 1.0
 
 
 class DebugLines:
-    """See above. The tap is open when this is made. Raises OSError."""
+    """See above. Made before the first plan runs, so that nothing is missed. Raises OSError."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._view = supervisor.view
-        self._tap = supervisor.taps.open(Ask(rate=RATE_LIMIT))
-        self._tap.wait()
+        self._tap = supervisor.taps.open(Ask(rate=RATE_LIMIT), early=True)
         self._ended = False
         self._unshown = 0
         self._open: dict[int, list[str]] = {}  # lines of datagrams that may get more, by number

@@ -229,11 +229,11 @@ class Service:
         else:
             self._pages.open(loaded.config.service)
         self._host.start()  # before the plan is made, so that changes meanwhile are seen
+        if self._options.debug:
+            self._debug = DebugLines(self._supervisor)
         await self._reloader.start(loaded, first=partial(self._handover.follow, loaded.config.service))
         await asyncio.to_thread(self._kept.store, self._supervisor)
         self._running = True
-        if self._options.debug:
-            self._debug = await asyncio.to_thread(DebugLines, self._supervisor)
         await self._handover.done()
         self._take_tokens(loaded)
         if self._options.pid_file:

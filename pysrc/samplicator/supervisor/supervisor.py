@@ -139,6 +139,7 @@ class Supervisor:
             self._begun = None
         try:
             build.open(self._descriptor_limit)
+            self.taps.meet(build.workers)
             replay_to = widened(routes(self._running.spec), spec) if self._running.spec is not None else set()
             steps = build.steps(number, replay_to)
         except BaseException:

@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -109,6 +110,7 @@ class Tap:
         self._poll = select.epoll()
         self._ends: dict[int, _End] = {}  # by descriptor of the door
         self._gone = [0, 0]  # shown, unshown of ends that are closed
+        self._lock = threading.Lock()
         self._names: dict[int, dict[int, str]] = {}  # receivers by the index of a worker
         self._slots: dict[int, str] = {}
         self._generation = -1
@@ -120,16 +122,22 @@ class Tap:
         """Follows what runs now: workers, names that are asked for; False: no change. Raises OSError, TooMany."""
         workers = list(self._running.workers)
         gone = [fd for fd, end in self._ends.items() if end.thread not in workers or end.asked != self._ids(end.thread)]
-        for fd in gone:
-            self._close(fd)
-        new = [thread for thread in workers if all(end.thread is not thread for end in self._ends.values())]
-        for thread in new:
-            self._open(thread)
-        return bool(gone or new)
+        with self._lock:
+            for fd in gone:
+                self._close(fd)
+        return self.meet(workers) or bool(gone)
+
+    def meet(self, workers: Sequence[WorkerThread]) -> bool:
+        """Shows what these do, too; False: it does already. Raises OSError, TooMany."""
+        with self._lock:
+            new = [thread for thread in workers if all(end.thread is not thread for end in self._ends.values())]
+            for thread in new:
+                self._open(thread)
+        return bool(new)
 
     def is_open(self) -> bool:
         """Whether all workers show their datagrams by now."""
-        return all(end.thread.worker.tap_is_open(end.number) for end in self._ends.values())
+        return all(end.thread.worker.tap_is_open(end.number) for end in list(self._ends.values()))
 
     def wait(self, seconds: float = OPEN_SECONDS) -> None:
         """Until it is open."""
@@ -182,12 +190,13 @@ class Tap:
 
     def counts(self) -> tuple[int, int]:
         """Events shown so far, and those that were asked for and not shown."""
-        rows = [self._gone, *(end.thread.worker.tap_read(end.number) for end in self._ends.values())]
+        rows = [self._gone, *(end.thread.worker.tap_read(end.number) for end in list(self._ends.values()))]
         return sum(row[0] for row in rows), sum(row[1] for row in rows)
 
     def close(self) -> None:
-        for fd in list(self._ends):
-            self._close(fd)
+        with self._lock:
+            for fd in list(self._ends):
+                self._close(fd)
         self._poll.close()
         self._taps.closed(self)
 
@@ -238,10 +247,13 @@ class Taps:
         self._running = running
         self._lock = threading.RLock()
         self._open: list[Tap] = []
+        self._early: list[Tap] = []
         self._leaving: list[_End] = []
 
-    def open(self, ask: Ask) -> Tap:
-        """Raises TooMany, OSError; KeyError when there is no receiver or listener of the name."""
+    def open(self, ask: Ask, *, early: bool = False) -> Tap:
+        """early: it meets workers before they read their first datagram. Raises TooMany, OSError; KeyError when there
+        is no receiver or listener of the name.
+        """
         if ask.receiver and ask.receiver not in self._running.receivers:
             raise KeyError(ask.receiver)
         if ask.listener and ask.listener not in self._running.listeners:
@@ -252,12 +264,20 @@ class Taps:
                 raise TooMany
             tap = Tap(self, self._running, ask)
             self._open.append(tap)
+            self._early += [tap] * early
         try:
             tap.follow()
         except BaseException:
             tap.close()
             raise
         return tap
+
+    def meet(self, workers: Sequence[WorkerThread]) -> None:
+        """Workers that run and have no plan with sockets yet. Taps that wait for them are open when this returns."""
+        for tap in list(self._early):
+            with contextlib.suppress(OSError, TooMany):
+                tap.meet(workers)
+                tap.wait()
 
     def asks(self, thread: WorkerThread, descriptor: int, ask: Ask, ids: tuple[int, int]) -> int:
         """Opens one at a worker. Raises TooMany."""
@@ -283,6 +303,7 @@ class Taps:
         """Of a tap that its reader closes."""
         with self._lock:
             self._open.remove(tap)
+            self._early = [other for other in self._early if other is not tap]
             self.tidy()
 
     def leaves(self, end: _End) -> None:

@@ -2,8 +2,8 @@
 
 import { rate, svg } from "./dom.js";
 
-const WIDE = { width: 1000, exporters: [8, 214], listeners: [376, 200], receivers: [738, 254], mark: 12, text: 22 };
-const NARROW = { width: 368, exporters: [1, 108], listeners: [130, 108], receivers: [259, 108], mark: 9, text: 16 }; // of a phone
+const WIDE = { width: 1000, exporters: [8, 214], listeners: [376, 200], receivers: [738, 254], mark: 12, text: 22, thick: 26 };
+const NARROW = { width: 368, exporters: [1, 108], listeners: [130, 108], receivers: [259, 108], mark: 9, text: 16, thick: 9 }; // of a phone
 const COLUMNS = ["exporters", "listeners", "receivers"];
 const phone = matchMedia("(max-width: 34em)");
 let layout = WIDE;
@@ -12,7 +12,6 @@ const HIGH = 34;
 const TOP = 26;
 const EXPORTERS = 12; // with a box of their own; all others share one
 const RECEIVERS = 40;
-const THICK = 26;
 
 export function drawMap(live) {
   layout = phone.matches ? NARROW : WIDE;
@@ -24,7 +23,7 @@ export function drawMap(live) {
   const listener = new Map(live.listeners.map((one, place) => [one.name, at.listeners[place]]));
   const receiver = new Map(receivers.map((one, place) => [one.key, { y: at.receivers[place], kind: one.kind }]));
   const most = Math.max(1, ...live.listeners.map((one) => one.rate ?? 0), ...receivers.map((one) => one.rate ?? 0));
-  const line = (x1, y1, x2, y2, value, kind = "") => path(x1, y1, x2, y2, value ? Math.max(1, THICK * (value / most)) : 0.8, value || kind ? kind : "idle");
+  const line = (x1, y1, x2, y2, value, kind = "") => path(x1, y1, x2, y2, value ? Math.max(1, layout.thick * (value / most)) : 0.8, value || kind ? kind : "idle");
   const lines = [
     exporters.flatMap((one, place) => one.listeners.filter((heard) => listener.has(heard.name)).map((heard) =>
       line(right("exporters"), at.exporters[place], left("listeners"), listener.get(heard.name), heard.rate))),
