@@ -316,10 +316,50 @@ def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectorReading:
+    """One of the two collectors of an SCTP receiver. role: primary | backup. state: initialising | connected | not
+    connected | re-establishing | fail-over (a backup that gets the data). why: its last error, "" = none. flows: flow
+    records exported to it in so many messages; given_up: flow records of these that were not delivered.
+    """
+
+    role: str
+    place: str
+    state: str
+    why: str
+    flows: int
+    messages: int
+    given_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class AssociationReading:
+    """How messages go out by SCTP. reliability: full | partial | none. mode: redundant | fail-over, "" = there is no
+    backup. buffer_limit, waiting_flows: flow records that may wait, and that do. fail_overs: switches to the backup.
+    dropped_resources, dropped_failure: messages that were dropped because the queue was full, while a collector was
+    connected and while none was.
+    """
+
+    reliability: str
+    mode: str
+    buffer_limit: int
+    fail_over_ms: int
+    restore_s: int
+    fail_overs: int
+    waiting_flows: int
+    dropped_resources: int
+    dropped_failure: int
+    collectors: tuple[CollectorReading, ...]
+
+    @property
+    def connected(self) -> bool:
+        return any(one.state in ("connected", "fail-over") for one in self.collectors)
+
+
+@dataclass(frozen=True, slots=True)
 class TransportSessionReading:
     """A TCP connection or an SCTP association. gateway: tcp | tls | sctp. side: "in" from an exporter | "out" to a
     collector. name: of the listener or receiver. exporter: whose datagrams these are, ADDRESS:PORT. peer: the other
-    end. state: initializing | connected | not connected | re-establishing. opened: how often it was connected.
+    end. state: initialising | connected | not connected | re-establishing. opened: how often it was connected.
     messages, octets: what came, or was sent. queue_bytes: what waits for the peer, or for a worker.
     """
 
@@ -335,6 +375,7 @@ class TransportSessionReading:
     octets: int
     queue_bytes: int
     streams: int = 1
+    association: AssociationReading | None = None
 
 
 @dataclass(frozen=True, slots=True)

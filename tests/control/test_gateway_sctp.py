@@ -14,8 +14,9 @@ import uvloop
 from samplicator.config.address import parse_source
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.sctp import choice
+from samplicator.gateways.sctp.gateway import Gateway
 from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec
+from samplicator.plan.spec import DoorSpec, Sctp
 from support import flows as model
 from support.flows import a_set, template
 from support.peers import LOCALHOST, Stage, read
@@ -27,6 +28,7 @@ FIELDS: list[tuple[int, ...]] = [(8, 4), (12, 4)]
 TEACH = model.ipfix(0, 1, a_set(2, template(256, FIELDS)))
 EXPORTER = b"\xc6\x12\0\1"
 PORT = 4740
+HOW = Sctp(os.environ.get("SCTP_BACKEND") or choice.AUTO, buffer_limit=65535)
 
 
 def data(sequence: int, count: int = 1) -> bytes:
@@ -39,18 +41,17 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         "uvloop": uvloop.new_event_loop,
         "asyncio": asyncio.new_event_loop,
     }
-    name = os.environ.get("SCTP_BACKEND") or choice.AUTO
-    made = Stage("sctp", loops[request.param], lambda loop: choice.transport(loop, name))
+    made = Stage("sctp", loops[request.param], Gateway)
     yield made
     made.close()
 
 
 def at(port: int, **settings: object) -> DoorSpec:
-    return DoorSpec("sctp", ((LOCALHOST, port, 0),), message_bytes=1452, **settings)  # type: ignore[arg-type]
+    return DoorSpec("sctp", ((LOCALHOST, port, 0),), message_bytes=1452, sctp=HOW, **settings)  # type: ignore[arg-type]
 
 
 def to(port: int) -> Delivery:
-    return Delivery("sctp", LOCALHOST, port, 0, "127.0.0.1")
+    return Delivery("sctp", LOCALHOST, port, 0, "127.0.0.1", sctp=HOW)
 
 
 def put(door: Door, *payloads: bytes, port: int = 2055) -> None:

@@ -434,6 +434,7 @@ class ManyStreams:
         self.unsent_bytes, self.silent_since, self.transmissions = 0, 0.0, 0
         self.events: list[Events] = []
         self.closed = 0
+        self.association = None
 
     def check(self, options: Options) -> None: ...
 

@@ -115,7 +115,7 @@ def test_both_down(stand: Stand) -> None:
     stand.until(lambda: states(exporter)[0] is Status.RE_ESTABLISHING, 10)
     before = stand.sent
     stand.until(lambda: stand.sent >= before + 200, 10, exporter)
-    assert states(exporter) == [Status.RE_ESTABLISHING, Status.INITIALIZING]
+    assert states(exporter) == [Status.RE_ESTABLISHING, Status.INITIALISING]
     assert exporter.dropped_failure.records == (stand.sent - before) * RECORDS - 200
     assert exporter.dropped_resources.records == 0
     balance(stand, exporter)

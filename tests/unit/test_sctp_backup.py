@@ -55,7 +55,7 @@ def silence(logic: Backup, since: float, until: float, which: Which = PRIMARY) -
 def test_redundant_connects_both_and_uses_the_primary() -> None:
     logic = made(Mode.REDUNDANT)
     assert logic.advance(100.0) == [Step(Do.OPEN, PRIMARY), Step(Do.OPEN, BACKUP)]
-    assert logic.status(PRIMARY) is logic.status(BACKUP) is Status.INITIALIZING
+    assert logic.status(PRIMARY) is logic.status(BACKUP) is Status.INITIALISING
     logic.opened(BACKUP, 100.01)
     assert logic.advance(100.01) == []
     assert logic.target is None
@@ -80,7 +80,7 @@ def test_fail_over_mode_connects_the_backup_when_the_primary_fails() -> None:
     assert logic.status(BACKUP) is Status.NOT_CONNECTED
     assert silence(logic, 101.0, 101.2) == [(101.05, Step(Do.OPEN, BACKUP))]
     assert logic.target is None
-    assert logic.status(BACKUP) is Status.INITIALIZING
+    assert logic.status(BACKUP) is Status.INITIALISING
     logic.opened(BACKUP, 101.21)
     assert logic.advance(101.21) == [Step(Do.USE, BACKUP)]
     assert logic.status(BACKUP) is Status.FAIL_OVER
@@ -134,7 +134,7 @@ def test_both_down() -> None:
     assert (logic.target, logic.any_well) == (None, False)
     logic.closed(BACKUP, 101.2)
     assert logic.status(PRIMARY) is Status.RE_ESTABLISHING
-    assert logic.status(BACKUP) is Status.INITIALIZING
+    assert logic.status(BACKUP) is Status.INITIALISING
     assert logic.advance(101.2 + RETRY_SECONDS[0]) == [Step(Do.OPEN, BACKUP)]
 
 
@@ -152,7 +152,7 @@ def test_a_primary_that_is_not_there_at_the_start_has_one_chance() -> None:
     logic.opened(BACKUP, 100.1)
     assert logic.advance(100.9) == []
     assert logic.advance(101.0) == [Step(Do.USE, BACKUP)]
-    assert logic.status(PRIMARY) is Status.INITIALIZING
+    assert logic.status(PRIMARY) is Status.INITIALISING
     refused = made(Mode.FAIL_OVER)
     refused.advance(100.0)
     refused.closed(PRIMARY, 100.1)

@@ -164,7 +164,7 @@ def test_both_down(stand: Stand, reliability: Reliability) -> None:
     stand.time.until(lambda: states(exporter)[0] is Status.RE_ESTABLISHING)
     before, at_first = stand.sent, exporter.dropped_failure.records
     stand.flow(exporter, 1.0)
-    assert states(exporter) == [Status.RE_ESTABLISHING, Status.INITIALIZING]
+    assert states(exporter) == [Status.RE_ESTABLISHING, Status.INITIALISING]
     lost = (stand.sent - before) * RECORDS
     queued = 0 if reliability is Reliability.NONE else 100
     assert exporter.dropped_failure.records - at_first == lost - queued

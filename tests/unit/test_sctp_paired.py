@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.line import Line
-from samplicator.gateways.sctp.backup import Mode, Status
-from samplicator.gateways.sctp.exporting import Collector, Export
-from samplicator.gateways.sctp.paired import Paired
+from samplicator.gateways.sctp.backup import Status
+from samplicator.gateways.sctp.gateway import Gateway
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Options
+from samplicator.plan.spec import Backup, Sctp
+from samplicator.readings import AssociationReading
 from support import flows as model
 from support.flows import a_set, template
 from support.sctp import Log, Time, Wires, host, place
@@ -36,13 +37,12 @@ class Stand:
         for port, (one, log) in enumerate(zip(self.hosts, self.logs.values(), strict=True), 9000):
             one.listen(place("0.0.0.0", port), log, Options(streams=8))
         loop: Any = self.time
-        backup = Collector(place(SECOND, 9001))
-        export = Export(Collector(place(FIRST, 9000)), backup, Mode.REDUNDANT, fail_over_ms=50, restore_s=2.0)
-        self.paired = Paired(loop, self.relay, export)
+        backup = Backup(place(SECOND, 9001).address, 9001, 0, SECOND, "redundant", 50, 2)
+        self.gateway = Gateway(loop, lambda loop, wanted: self.relay)
         self.tally = OutTally()
         exporter, target = place("198.51.100.7", 2055), place(FIRST, 9000)
         more = self.tally, Budget(), lambda count: None, lambda: None
-        self.line = Line(loop, self.paired, exporter, target, Options(streams=2), *more)
+        self.line = Line(loop, self.gateway, exporter, target, Options(sctp=Sctp(backup=backup)), *more)
         self.sent = 0
 
     def flow(self, seconds: float) -> None:
@@ -60,8 +60,13 @@ class Stand:
             found.append((stream, parsed.sequence, parsed.sets[0].identity))
         return found
 
+    def association(self) -> AssociationReading:
+        found = self.line.association
+        assert found is not None
+        return found
+
     def states(self) -> list[Status]:
-        return [one.status for one in self.paired.pairs[0].exporter.shown()]
+        return [Status(one.state) for one in self.association().collectors]
 
     def close(self) -> None:
         self.line.end(abort=True)
@@ -94,6 +99,9 @@ def test_both_know_the_templates_and_numbers_go_on(stand: Stand) -> None:
     numbers = [sequence for stream, sequence, _ in second if stream == 1]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     assert stand.states() == [Status.RE_ESTABLISHING, Status.FAIL_OVER]
+    assert stand.association().fail_overs == stand.tally.fail_overs == 1
+    assert stand.line.seen.connected
+    assert stand.tally.opened == 2
 
 
 def test_a_changed_template_is_withdrawn_at_both(stand: Stand) -> None:
@@ -115,10 +123,12 @@ def test_records_are_counted_and_what_waits_is_bounded(stand: Stand) -> None:
     stand.time.until(lambda: stand.states() == [Status.RE_ESTABLISHING, Status.RE_ESTABLISHING])
     sent = stand.sent
     stand.flow(7.0)
-    exporter = stand.paired.pairs[0].exporter
-    assert exporter.backlog.records == 1024
-    assert exporter.dropped_failure.records == stand.sent - sent - 1024
-    assert sum(one.counters.flows for one in exporter.shown()) == sent
+    found = stand.association()
+    assert found.waiting_flows == 1024
+    assert found.dropped_failure == stand.tally.no_collector == stand.sent - sent - 1024
+    assert stand.tally.no_collector_flows == found.dropped_failure  # one record in each
+    assert found.dropped_resources == stand.tally.no_resources == 0
+    assert sum(one.flows for one in found.collectors) == sent
 
 
 def test_the_line_ends_with_both_associations(stand: Stand) -> None:

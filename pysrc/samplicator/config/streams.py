@@ -13,6 +13,7 @@ from samplicator.config.draft import Draft, Finding
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.table import Table
+from samplicator.config.transport import SCTP
 
 TLS_FILES: Final = ("tls_cert_file", "tls_key_file", "tls_ca_file")
 TLS_KEYS: Final = (*TLS_FILES, "tls_names")
@@ -30,6 +31,14 @@ UDP_ONLY: Final = (
 """Keys of a receiver that say how datagrams are sent."""
 SOCKET_ONLY: Final = ("interface", "multicast", "receive")
 """Keys of a listener that say how datagrams are received."""
+SCTP_ONLY: Final = ("reliability", "buffer_limit", "streams", "backup")
+"""Keys of a receiver that say how associations are used."""
+REFRESH: Final = (
+    "template_refresh_packets",
+    "template_refresh_minutes",
+    "options_refresh_packets",
+    "options_refresh_minutes",
+)
 
 
 def check_streams(draft: Draft) -> Iterator[Finding]:
@@ -52,8 +61,11 @@ def _listener(index: int, listener: Listener) -> Iterator[Finding]:
     for key in ("allow", "split_bytes"):
         if schemes == {""} and _written(listener, key):
             extra = "; a rule's `from` selects exporters" if key == "allow" else ""
-            why = f"`{key}` has no effect without a tcp:// or tls:// entry in `listen`; remove `{key}`{extra}"
+            why = f"`{key}` has no effect without a tcp://, tls:// or sctp:// entry in `listen`; remove `{key}`{extra}"
             yield Finding(("listener", index, key), why)
+    if SCTP not in schemes and _written(listener, "streams"):
+        why = "`streams` has no effect without an sctp:// entry in `listen`; remove `streams`"
+        yield Finding(("listener", index, "streams"), why)
     for entry, text in enumerate(listener.allow):
         source = parse_source(text)
         if source.host:
@@ -62,10 +74,11 @@ def _listener(index: int, listener: Listener) -> Iterator[Finding]:
         elif source.never:
             why = f"{source.text} has bits outside its mask and would never match; write {source.corrected}"
             yield Finding(("listener", index, "allow", entry), why)
-    places: dict[tuple[bytes, str, int], int] = {}
+    places: dict[tuple[bool, bytes, str, int], int] = {}
     for entry, endpoint in enumerate(listener.endpoints):
         if endpoint.scheme:  # tcp and tls are both TCP ports
-            place = (endpoint.address or endpoint.host.encode(), endpoint.scope, endpoint.port)
+            name = endpoint.address or endpoint.host.encode()
+            place = (endpoint.scheme == SCTP, name, endpoint.scope, endpoint.port)
             other = places.setdefault(place, entry)
             if other != entry:
                 why = f"{endpoint.host} port {endpoint.port} is already in listen[{other}]; remove one of the two"
@@ -75,6 +88,7 @@ def _listener(index: int, listener: Listener) -> Iterator[Finding]:
 def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
     scheme = receiver.endpoint.scheme
     yield from _tls("receiver", index, receiver, scheme == "tls", "to")
+    yield from _sctp(index, receiver)
     if not scheme:
         return
     for key in UDP_ONLY:
@@ -84,6 +98,25 @@ def _receiver(index: int, receiver: Receiver) -> Iterator[Finding]:
     if receiver.probe in ("udp", "ipfix"):
         why = f"`to` is {scheme}://, which shows by itself whether the receiver is there; remove `probe`"
         yield Finding(("receiver", index, "probe"), why)
+
+
+def _sctp(index: int, receiver: Receiver) -> Iterator[Finding]:
+    if receiver.endpoint.scheme != SCTP:
+        for key in SCTP_ONLY:
+            if _written(receiver, key):
+                why = f"`{key}` has no effect without sctp:// in `to`; remove `{key}`"
+                yield Finding(("receiver", index, key), why)
+        return
+    for key in REFRESH:
+        if _written(receiver, key):
+            why = f"`to` is sctp://, which loses no template, so that nothing is to be sent again; remove `{key}`"
+            yield Finding(("receiver", index, key), why)
+    backup, own = receiver.backup, receiver.endpoint
+    if backup is not None and (backup.endpoint.host, backup.endpoint.port) == (own.host, own.port):
+        yield Finding(("receiver", index, "backup", "to"), "the backup is the receiver itself; write another place")
+    if receiver.reliability == "none" and _written(receiver, "buffer_limit"):
+        why = 'reliability = "none" sends at once and keeps nothing; remove `buffer_limit`'
+        yield Finding(("receiver", index, "buffer_limit"), why)
 
 
 def _written(table: Table, key: str) -> bool:

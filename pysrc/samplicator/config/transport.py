@@ -1,4 +1,4 @@
-"""Texts that name a transport other than UDP, read strictly: tcp://HOST:PORT, tls://HOST:PORT.
+"""Texts that name a transport other than UDP, read strictly: tcp://HOST:PORT, tls://HOST:PORT, sctp://HOST:PORT.
 
 Pure: text in, frozen value out; every refusal is a ValueError that says what to write instead. A text without a scheme
 is UDP. Called by config.fields, config.model and config.validate. Never resolves a name.
@@ -14,8 +14,9 @@ from typing import Final
 
 from samplicator.config.address import Endpoint, parse_bind, parse_listen, parse_target
 
-SCHEMES: Final = ("tcp", "tls")
+SCHEMES: Final = ("tcp", "tls", "sctp")
 """Each is the name of a gateway."""
+SCTP: Final = "sctp"
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def split_scheme(text: str) -> tuple[str, str]:
             raise ValueError(f"{text!r}: UDP is written without udp://; write {url[2]}")
         near = difflib.get_close_matches(url[1].lower(), SCHEMES, 1)
         hint = f"; did you mean {near[0]}://?" if near else ""
-        raise ValueError(f"{text!r} must be HOST:PORT (UDP), tcp://HOST:PORT or tls://HOST:PORT{hint}")
+        raise ValueError(f"{text!r} must be HOST:PORT (UDP), or tcp://, tls:// or sctp://HOST:PORT{hint}")
     if "/" in url[2]:
         raise ValueError(f"{text!r}: there is no path here; write {url[1]}://{url[2].partition('/')[0]}")
     return url[1], url[2]

@@ -60,12 +60,12 @@ class Hub:
 
     def takes(self, receiver: str, worker: int, door: Door, delivery: Delivery) -> None:
         """See door.Gateway. Raises OSError for what the transport cannot use."""
-        self._transport.check(Options(tls=delivery.tls, name=delivery.host))
+        self._transport.check(Options(tls=delivery.tls, name=delivery.host, sctp=delivery.sctp))
         self._thread.call(lambda: self._take(receiver, worker, door, delivery))
 
     def brings(self, listener: str, worker: int, door: Door, spec: DoorSpec) -> None:
         """See door.Gateway. Raises OSError for what the transport cannot use."""
-        self._transport.check(Options(tls=spec.tls))
+        self._transport.check(Options(tls=spec.tls, sctp=spec.sctp))
         self._thread.call(lambda: self._bring(listener, worker, door, spec))
 
     def runs(self, listener: str, spec: DoorSpec) -> None:
@@ -118,11 +118,15 @@ class Hub:
 
     def _came_back(self, receiver: str) -> None:
         now = self._loop.time()
-        last = self._replayed.get(receiver)
-        if self._ended or (last is not None and now - last < REPLAY_SECONDS):
+        at = max(now, self._replayed.get(receiver, -REPLAY_SECONDS) + REPLAY_SECONDS)
+        if self._ended or self._replayed.get(receiver, now) > now:  # one is to come
             return
-        self._replayed[receiver] = now
-        self._loop.run_in_executor(None, self._replay, receiver)
+        self._replayed[receiver] = at
+        self._loop.call_later(at - now, self._replay_now, receiver)
+
+    def _replay_now(self, receiver: str) -> None:
+        if not self._ended and receiver in self._replayed:
+            self._loop.run_in_executor(None, self._replay, receiver)
 
     def _bring(self, listener: str, worker: int, door: Door, spec: DoorSpec) -> None:
         if self._ended:

@@ -12,7 +12,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from samplicator.gateways.apart import CONTROL, Apart
 from samplicator.gateways.budget import Budget
@@ -21,16 +21,25 @@ from samplicator.gateways.split import ends_of
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.told import Told
 from samplicator.gateways.transport import Address, Options, Session, Transport
+from samplicator.readings import AssociationReading
 
 FIRST_SECONDS: Final = 0.25
 LONGEST_SECONDS: Final = 30.0
 SETTLED_SECONDS: Final = 5.0
 """A session that lasted so long was a good one: the pauses begin with the shortest again."""
 
-INITIALIZING: Final = "initializing"
+INITIALISING: Final = "initialising"
 CONNECTED: Final = "connected"
 NOT_CONNECTED: Final = "not connected"
 RE_ESTABLISHING: Final = "re-establishing"
+
+
+class Seen(NamedTuple):
+    """What there is to see of a session. connected: what is sent arrives somewhere, at a collector or its backup."""
+
+    state: str
+    why: str
+    connected: bool
 
 
 class Line:
@@ -51,7 +60,7 @@ class Line:
         again: Callable[[], None],
     ) -> None:
         self.exporter = exporter
-        self.state = INITIALIZING
+        self.state = INITIALISING
         self.why = ""
         self.queue_bytes = 0
         self.opened_count = 0
@@ -62,7 +71,7 @@ class Line:
         self._transport = transport
         self._place = place
         self._options = options
-        self._tally = tally
+        self.tally = tally
         self._moved = moved
         self._was_again = again
         self._told = Told(budget)
@@ -81,6 +90,18 @@ class Line:
     @property
     def streams(self) -> int:
         return self._session.streams if self._session is not None and self.state == CONNECTED else 1
+
+    @property
+    def seen(self) -> Seen:
+        association = self.association
+        if association is None:
+            return Seen(self.state, self.why, self.state == CONNECTED)
+        primary = association.collectors[0]
+        return Seen(primary.state, primary.why if primary.state != CONNECTED else "", association.connected)
+
+    @property
+    def association(self) -> AssociationReading | None:
+        return self._session.association if self._session is not None else None
 
     @property
     def waiting(self) -> int:
@@ -117,8 +138,8 @@ class Line:
             self._first.popleft()
             if not self._first:
                 self._current = b""
-            self._tally.messages += 1
-            self._tally.octets += len(message)
+            self.tally.messages += 1
+            self.tally.octets += len(message)
             self.messages += 1
             self.octets += len(message)
         if self._ending:
@@ -132,9 +153,9 @@ class Line:
         try:
             self._first.extend(self._on_streams(self._told.take(payload)))
         except ValueError:
-            self._tally.not_ipfix += 1
-        self._tally.templates_left_out += self._told.unchanged - unchanged
-        self._tally.withdrawn += self._told.withdrawn - withdrawn
+            self.tally.not_ipfix += 1
+        self.tally.templates_left_out += self._told.unchanged - unchanged
+        self.tally.withdrawn += self._told.withdrawn - withdrawn
         if not self._first:
             self._current = b""
         return bool(self._first)
@@ -153,6 +174,10 @@ class Line:
         data = [found for found in form.sets_of(message) if found.identity not in form.template_sets]
         return sum(len(ends_of(form, message, found, lambda n: self._told.template(domain, n))[0]) for found in data)
 
+    def again(self) -> None:
+        """A collector of the session has all templates, and no options data."""
+        self._was_again()
+
     def _on_streams(self, messages: list[bytes]) -> list[tuple[int, bytes]]:
         """Where each of them goes."""
         if self._apart is None:
@@ -170,7 +195,7 @@ class Line:
     def opened(self, session: Session) -> None:
         self.state, self.why = CONNECTED, ""
         self.opened_count += 1
-        self._tally.opened += 1
+        self.tally.opened += session.association is None  # else the association counts
         self._since = self._loop.time()
         self._apart = Apart(session.streams, self._told.template) if session.streams > 1 else None
         self._first = deque(self._on_streams(self._told.begin()))
@@ -199,7 +224,7 @@ class Line:
         if self._ending:
             self._drop()
             return
-        self._tally.failed += not was_open
+        self.tally.failed += not was_open
         self.why = why or "the collector closed the connection"
         self.state = RE_ESTABLISHING if self.opened_count else NOT_CONNECTED
         if was_open and self._loop.time() - self._since >= SETTLED_SECONDS:
@@ -215,7 +240,7 @@ class Line:
             self._session = self._transport.connect(self._place, self, self._options)
         except OSError as error:
             self.why = error.strerror or str(error)
-            self._tally.failed += 1
+            self.tally.failed += 1
             self._timer = self._loop.call_later(self._pause, self._connect)
             self._pause = min(2 * self._pause, LONGEST_SECONDS)
 
@@ -234,6 +259,6 @@ class Line:
 
     def _drop(self) -> None:
         self._told.close()
-        self._tally.unsent += len(self._queue)
+        self.tally.unsent += len(self._queue)
         self._queue.clear()
         self._grow(-self.queue_bytes)

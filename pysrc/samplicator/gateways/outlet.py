@@ -15,7 +15,7 @@ from typing import Final
 from samplicator.config.address import endpoint_text
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.door import Datagram, Door
-from samplicator.gateways.line import CONNECTED, Line
+from samplicator.gateways.line import Line
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Options, Transport
 from samplicator.plan.spec import Door as Delivery
@@ -23,8 +23,6 @@ from samplicator.readings import TransportSessionReading
 
 QUEUE_BYTES: Final = 8 << 20
 MAX_LINES: Final = 1024
-STREAMS: Final = 2
-"""Of a session, where the transport has streams: one for templates and options, one for data."""
 IDLE_SECONDS: Final = 1800.0
 TIDY_SECONDS: Final = 5.0
 END_SECONDS: Final = 3.0
@@ -51,7 +49,7 @@ class Outlet:
         self._loop = loop
         self._transport = transport
         self._place = Address(delivery.address, delivery.port, delivery.scope_id)
-        self._options = Options(tls=delivery.tls, name=delivery.host, streams=STREAMS)
+        self._options = Options(tls=delivery.tls, name=delivery.host, sctp=delivery.sctp)
         self._ended = ended
         self._again = again
         self._doors: dict[int, list[Door]] = {}  # by worker; the first is read, those behind it came later
@@ -139,9 +137,9 @@ class Outlet:
 
     def look(self) -> None:
         """Several times per second: whether the collector is there."""
-        down = [line for line in self._lines.values() if line.why]
-        connected = any(line.state == CONNECTED for line in self._lines.values())
-        self.fault = f"not connected: {down[0].why}" if down and not connected else ""
+        seen = [line.seen for line in self._lines.values()]
+        down = [one.why for one in seen if one.why]
+        self.fault = f"not connected: {down[0]}" if down and not any(one.connected for one in seen) else ""
 
     def _tidy(self) -> None:
         idle = self._loop.time() - IDLE_SECONDS
@@ -179,6 +177,7 @@ class Outlet:
     # -- what is shown
 
     def readings(self) -> list[TransportSessionReading]:
+        lines = list(self._lines.values())
         return [
             TransportSessionReading(
                 gateway=self.delivery.gateway,
@@ -186,13 +185,14 @@ class Outlet:
                 name=self.name,
                 exporter=line.exporter.text,
                 peer=self._place.text,
-                state=line.state,
-                why=line.why,
+                state=seen.state,
+                why=seen.why,
                 opened=line.opened_count,
                 messages=line.messages,
                 octets=line.octets,
                 queue_bytes=line.queue_bytes,
                 streams=line.streams,
+                association=line.association,
             )
-            for line in list(self._lines.values())
+            for line, seen in ((line, line.seen) for line in lines)
         ]

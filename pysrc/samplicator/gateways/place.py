@@ -89,7 +89,8 @@ class Place:
         inlet = self.owners[0]
         for session in [one for one in self._sessions if not inlet.admits(one.peer)]:
             session.close(abort=True)
-        options = Options(tls=inlet.spec.tls)
+        how = inlet.spec.sctp
+        options = Options(tls=inlet.spec.tls, sctp=how, streams=how.streams if how is not None else 1)
         if self._ear is not None and options == self._options:
             return
         self._options = options

@@ -49,6 +49,7 @@ class StreamSession(asyncio.BufferedProtocol):
         self.streams = 1
         self.silent_since = 0.0
         self.transmissions = 0
+        self.association = None
         self._owner = owner
         self._events = events
         self._transport: asyncio.Transport | None = None

@@ -37,8 +37,11 @@ class OutTally:
     """opened, failed: sessions that came to open, and attempts that did not. messages, octets: sent.
     templates_left_out: records that the collector had; withdrawn: templates that had changed. waits: times that the
     door was not read because too much was waiting (then the worker counts no_buffer_space). not_ipfix: copies that are
-    no IPFIX; limit: copies of exporters beyond the number of sessions; unsent: copies that waited when the receiver was
-    removed or samplicator ended.
+    no IPFIX (by SCTP: nor NetFlow v9); limit: copies of exporters beyond the number of sessions; unsent: copies that
+    waited when the receiver was removed or samplicator ended. By SCTP only: fail_overs: switches to a backup;
+    no_resources, no_collector: messages that were dropped because the queue was full, while a collector was connected
+    and while none was; their flow records likewise; given_up_flows: flow records that were sent and not delivered, with
+    reliability partial or none.
     """
 
     opened: int = 0
@@ -51,6 +54,12 @@ class OutTally:
     not_ipfix: int = 0
     limit: int = 0
     unsent: int = 0
+    fail_overs: int = 0
+    no_resources: int = 0
+    no_collector: int = 0
+    no_resources_flows: int = 0
+    no_collector_flows: int = 0
+    given_up_flows: int = 0
 
 
 def counts(tally: InTally | OutTally) -> dict[str, int]:

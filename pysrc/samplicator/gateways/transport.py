@@ -26,7 +26,8 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from samplicator.config.address import address_text, endpoint_text
-from samplicator.plan.spec import Tls
+from samplicator.plan.spec import Sctp, Tls
+from samplicator.readings import AssociationReading
 
 
 class Address(NamedTuple):
@@ -58,7 +59,7 @@ class Options(NamedTuple):
     """Of one place to listen at, or one peer to connect to. tls: None = without TLS. name: the peer's host name as the
     operator wrote it, which its certificate must have. source: our own (address, port 0 = any); None = the kernel
     chooses. streams: outgoing ones that are asked for, 1..65535. heartbeat_ms: how often the peer is asked for a sign
-    of life, 0 = never; only where the transport has such a thing.
+    of life, 0 = never; only where the transport has such a thing. sctp: how, None = as by default.
     """
 
     tls: Tls | None = None
@@ -66,6 +67,7 @@ class Options(NamedTuple):
     source: Address | None = None
     streams: int = 1
     heartbeat_ms: int = 0
+    sctp: Sctp | None = None
 
 
 class Session(Protocol):
@@ -92,6 +94,10 @@ class Session(Protocol):
     @property
     def transmissions(self) -> int:
         """How often the message that was tried most was sent without being acknowledged; 0 = not known."""
+
+    @property
+    def association(self) -> AssociationReading | None:
+        """Of a session that is to one of two collectors, or has a queue of its own: what there is to see of it."""
 
     def send(self, message: bytes, stream: int = 0, reliability: Reliability = Reliability.FULL) -> bool:
         """False: nothing was taken, because what is not sent yet is too much, or the session is not open; `writable`

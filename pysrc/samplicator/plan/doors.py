@@ -11,14 +11,18 @@ from typing import Final
 from samplicator.config.address import address_text, endpoint_text, parse_source
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
-from samplicator.plan.spec import Door, DoorSpec, ResolvedAddress, Tls
+from samplicator.config.model.sctp import Sctp as Host
+from samplicator.config.transport import SCTP
+from samplicator.plan.spec import Backup, Door, DoorSpec, ResolvedAddress, Sctp, Tls
 
 WITH_TLS: Final = "tls"
 WHY: Final = "a gateway has the exporters' sessions"
 """Of a listener that is at no UDP port."""
 
 
-def of_listener(listener: Listener, places: Mapping[str, Sequence[tuple[bytes, int, int]]]) -> tuple[DoorSpec, ...]:
+def of_listener(
+    listener: Listener, places: Mapping[str, Sequence[tuple[bytes, int, int]]], host: Host
+) -> tuple[DoorSpec, ...]:
     """A door of each transport. places: by scheme; IPv4 comes first, so that an IPv6 socket leaves IPv4 to it."""
     return tuple(
         DoorSpec(
@@ -27,13 +31,14 @@ def of_listener(listener: Listener, places: Mapping[str, Sequence[tuple[bytes, i
             allow=tuple(map(parse_source, listener.allow)),
             message_bytes=listener.split_bytes,
             tls=_tls(listener) if scheme == WITH_TLS else None,
+            sctp=Sctp(host.backend, host.udp_port, host.mtu, listener.streams) if scheme == SCTP else None,
         )
         for scheme, found in sorted(places.items())
     )
 
 
-def of_receiver(receiver: Receiver, address: ResolvedAddress) -> Door:
-    """How it is delivered."""
+def of_receiver(receiver: Receiver, address: ResolvedAddress, host: Host, backup: ResolvedAddress | None) -> Door:
+    """How it is delivered. backup: where that is; None: its name does not resolve now, or there is none."""
     endpoint = receiver.endpoint
     return Door(
         gateway=endpoint.scheme,
@@ -42,27 +47,58 @@ def of_receiver(receiver: Receiver, address: ResolvedAddress) -> Door:
         scope_id=address.scope_id,
         host=endpoint.host,
         tls=_tls(receiver) if endpoint.scheme == WITH_TLS else None,
+        sctp=_sctp(receiver, host, backup) if endpoint.scheme == SCTP else None,
     )
 
 
-def clashes(name: str, doors: Sequence[DoorSpec], taken: dict[tuple[bytes, int, int], str]) -> Iterator[str]:
-    """Two listeners cannot have one TCP port of one address. taken: by which listener; gets those of this one."""
-    for place in (place for door in doors for place in door.places):
-        if taken.setdefault(place, name) != name:
-            text = endpoint_text(address_text(place[0]), place[1])
-            yield f"listener {taken[place]!r} already uses TCP {text}; remove one of the two"
+def _sctp(receiver: Receiver, host: Host, address: ResolvedAddress | None) -> Sctp:
+    wanted, backup = receiver.backup, None
+    if wanted is not None:
+        backup = Backup(
+            address=address.address if address is not None else b"",
+            port=wanted.endpoint.port,
+            scope_id=address.scope_id if address is not None else 0,
+            host=wanted.endpoint.host,
+            mode=wanted.mode,
+            fail_over_ms=wanted.fail_over_ms,
+            restore_s=wanted.restore_s,
+        )
+    return Sctp(
+        host.backend, host.udp_port, host.mtu, receiver.streams, receiver.reliability, receiver.buffer_limit, backup
+    )
 
 
-def loop(name: str, address: bytes, port: int, places: Sequence[tuple[bytes, int, int]], *, local: bool) -> str:
+Taken = dict[tuple[str, tuple[bytes, int, int]], str]
+"""Which listener has a port of an address, by protocol."""
+
+
+def clashes(name: str, doors: Sequence[DoorSpec], taken: Taken) -> Iterator[str]:
+    """Two listeners cannot have one port of one address. taken: gets those of this one."""
+    for door in doors:
+        protocol = _protocol(door.gateway)
+        for place in door.places:
+            other = taken.setdefault((protocol, place), name)
+            if other != name:
+                text = endpoint_text(address_text(place[0]), place[1])
+                yield f"listener {other!r} already uses {protocol} {text}; remove one of the two"
+
+
+def loop(name: str, scheme: str, address: bytes, port: int, doors: Sequence[DoorSpec], *, local: bool) -> str:
     """Why a receiver at this address would send to a listener of this host; "" = it would not. local: the address is
     one of this host.
     """
-    for where, number, _ in places:
+    heard = (place for door in doors if _protocol(door.gateway) == _protocol(scheme) for place in door.places)
+    for where, number, _ in heard:
         if port == number and (where == address or (local and not any(where))):
             text = endpoint_text(address_text(address), port)
             why = f"receiver {name!r} at {text} is a listener of this host, so every message would come back in a loop"
             return f"{why}; change `to`"
     return ""
+
+
+def _protocol(scheme: str) -> str:
+    """Whose ports it uses."""
+    return "SCTP" if scheme == SCTP else "TCP"
 
 
 def _tls(table: Listener | Receiver) -> Tls:

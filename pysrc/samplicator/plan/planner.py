@@ -29,6 +29,7 @@ from samplicator.plan.rules import needed, places, pool_specs, rule_specs
 from samplicator.plan.spec import (
     Capabilities,
     Door,
+    DoorSpec,
     HostAddress,
     ListenerSpec,
     PlanSpec,
@@ -71,7 +72,7 @@ class _Compiler:
         self.warnings: list[str] = []
         self.lacks: list[Problem] = []  # of this host, now
         self.host: tuple[HostAddress, ...] = ()
-        self.gateways: list[tuple[bytes, int, int]] = []  # where gateways listen
+        self.doors: list[DoorSpec] = []  # where gateways listen
         self.podless: dict[int, str] = {}  # receivers whose Service has no pod, and why
         self.needed = needed(self.config)
 
@@ -82,7 +83,7 @@ class _Compiler:
         for listener in listeners:
             for socket in listener.sockets:
                 ports.setdefault(socket.port, []).append(socket)
-        self.gateways = [place for listener in listeners for door in listener.doors for place in door.places]
+        self.doors = [door for listener in listeners for door in listener.doors]
         receivers = tuple(self.receivers(ports))
         datapath = self.config.datapath
         workers, cpus = workers_of(datapath, self.capabilities.cpus, self.problem, self.warnings.append)
@@ -183,7 +184,7 @@ class _Compiler:
             unresolved.append(waiting)
         ports_v4 = {port for entries in bound for address, port, _ in entries if address.family == 4}
         taken: dict[tuple[bytes, int, str], str] = {}
-        taken_by_gateways: dict[tuple[bytes, int, int], str] = {}
+        taken_by_gateways: doors.Taken = {}
         specs = []
         for index, (listener, entries) in enumerate(zip(self.config.listener, bound, strict=True)):
             sockets: list[SocketSpec] = []
@@ -210,7 +211,7 @@ class _Compiler:
                         joins=tuple(self.joins(listener.interface, device, group) for group in groups),
                     )
                 )
-            gateways = doors.of_listener(listener, heard[index])
+            gateways = doors.of_listener(listener, heard[index], self.config.sctp)
             for why in doors.clashes(listener.name, gateways, taken_by_gateways):
                 self.problem(("listener", index, "listen"), why)
             specs.append(
@@ -316,13 +317,12 @@ class _Compiler:
                 missing = f"{NO_INTERFACE} {endpoint.scope}"
                 self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
             elif endpoint.scheme:
-                local = self.deliver(address.address).kind == LOCAL
-                if why := doors.loop(receiver.name, address.address, endpoint.port, self.gateways, local=local):
-                    self.problem((*path, "to"), why)
+                self.guard_door((*path, "to"), receiver, endpoint, address)
             else:
                 self.guard_loop(path, receiver, address, endpoint.port, ports)
         if endpoint.scheme:
-            return self.behind(index, doors.of_receiver(receiver, address), address, missing, None)
+            door = doors.of_receiver(receiver, address, self.config.sctp, self.backup(index, receiver))
+            return self.behind(index, door, address, missing, None)
         source: tuple[bytes, int] | None = None
         if receiver.own_source is not None:
             family, own, port = receiver.own_source
@@ -372,6 +372,26 @@ class _Compiler:
             per_session=engines.per_session(receiver, engine, report),
         )
         return self.behind(index, delivery, address, missing, pod)
+
+    def backup(self, index: int, receiver: Receiver) -> ResolvedAddress | None:
+        """Where the backup of a receiver is; None: there is none, or its name does not resolve now."""
+        if receiver.backup is None:
+            return None
+        path: Path = ("receiver", index, "backup", "to")
+        endpoint = receiver.backup.endpoint
+        found = self.lookup(endpoint, receiver.family)
+        if found is None:
+            self.warn(path, f"the host name {endpoint.host!r} does not resolve now; until then there is no backup")
+            return None
+        self.guard_door(path, receiver, endpoint, found)
+        return found
+
+    def guard_door(self, path: Path, receiver: Receiver, endpoint: Endpoint, address: ResolvedAddress) -> None:
+        """As guard_loop, of a place that a gateway sends to."""
+        local = self.deliver(address.address).kind == LOCAL
+        why = doors.loop(receiver.name, endpoint.scheme, address.address, endpoint.port, self.doors, local=local)
+        if why:
+            self.problem(path, why)
 
     def behind(
         self, index: int, delivery: Udp | Door, address: ResolvedAddress, missing: str, pod: Pod | None

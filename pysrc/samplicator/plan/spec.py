@@ -141,6 +141,38 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class Backup:
+    """The collector beside another one. address, port, scope_id, host: as of Udp; address b"": its name does not
+    resolve now. mode: redundant | fail-over. fail_over_ms: 0..3600. restore_s: 0..3600.
+    """
+
+    address: bytes
+    port: int
+    scope_id: int
+    host: str
+    mode: str
+    fail_over_ms: int
+    restore_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sctp:
+    """How SCTP is done. backend: auto | kernel | usrsctp | usrsctp-udp. udp_port: ours and the peers', with the last.
+    mtu: of the way to peers in bytes, where the kernel does not find it out. streams: of an association. Where we
+    connect to: reliability: full | partial | none; buffer_limit: flow records that may wait; backup: None = there is
+    none.
+    """
+
+    backend: str = "auto"
+    udp_port: int = 9899
+    mtu: int = 1500
+    streams: int = 2
+    reliability: str = "full"
+    buffer_limit: int = 1024
+    backup: Backup | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DoorSpec:
     """A door of a listener (each worker opens one). gateway: name of the transport that brings its datagrams. places:
     (address of 4 or 16 bytes, port, scope id) to listen at. allow: who may open sessions, () = everybody.
@@ -152,6 +184,7 @@ class DoorSpec:
     allow: tuple[ParsedSource, ...] = ()
     message_bytes: int = 0
     tls: Tls | None = None
+    sctp: Sctp | None = None
 
     def texts(self) -> tuple[str, ...]:
         """The places, for people."""
@@ -245,6 +278,7 @@ class Door:
     scope_id: int = 0
     host: str = ""
     tls: Tls | None = None
+    sctp: Sctp | None = None
 
     @property
     def place(self) -> str:

@@ -83,7 +83,7 @@ def _factory(name: str) -> Factory:
 
         return StreamTransport
     if name == "sctp":
-        from samplicator.gateways.sctp.choice import transport
+        from samplicator.gateways.sctp.gateway import Gateway
 
-        return transport
+        return Gateway
     raise KeyError(name)

@@ -10,7 +10,7 @@ from typing import Final
 
 from samplicator.views.metric import Metric
 
-SESSION_STATES: Final = ("initializing", "connected", "not connected", "re-establishing")
+SESSION_STATES: Final = ("initialising", "connected", "not connected", "re-establishing")
 
 _I = ("gateway", "listener")
 _O = ("gateway", "receiver")

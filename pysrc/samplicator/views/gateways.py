@@ -31,7 +31,7 @@ class SessionRow(TypedDict):
     name: str
     exporter: Annotated[str, "Address and port of the exporter."]
     peer: Annotated[str, "Address and port of the other end."]
-    state: Annotated[str, "initializing, connected, not connected or re-establishing."]
+    state: Annotated[str, "initialising, connected, not connected or re-establishing."]
     why: Annotated[str, "Why it is not connected; empty if it is."]
     opened: Annotated[int, "Times that it was connected."]
     messages: Annotated[int, "Messages that came, or were sent."]

@@ -27,7 +27,7 @@ class Listener(Table):
     listen: list[ListenText] = Field(
         min_length=1,
         description="ADDR:PORT, ADDR:LO-HI or [v6]:PORT; one UDP socket per entry (a range: one per port). "
-        "tcp://ADDR:PORT or tls://ADDR:PORT = IPFIX over TCP or TLS.",
+        "tcp://ADDR:PORT or tls://ADDR:PORT = IPFIX over TCP or TLS; sctp://ADDR:PORT = IPFIX or NetFlow v9 over SCTP.",
         json_schema_extra=LIVE,
     )
     interface: Annotated[str, AfterValidator(check_interface)] = Field(
@@ -50,15 +50,22 @@ class Listener(Table):
     family: Family = Field("any", description="Address family of host names in `listen`.", json_schema_extra=LIVE)
     allow: list[SourceText] = Field(
         default=[],
-        description="Addresses and prefixes of exporters that may connect by tcp:// or tls://; empty = all.",
+        description="Addresses and prefixes of exporters that may connect by tcp://, tls:// or sctp://; empty = all.",
         json_schema_extra=LIVE,
     )
     split_bytes: int = Field(
         1452,
         ge=512,
         le=65507,
-        description="IPFIX messages that come by tcp:// or tls:// become datagrams of at most this many bytes, "
+        description="Messages that come by tcp://, tls:// or sctp:// become datagrams of at most this many bytes, "
         "512..65507, at the borders of sets and records; 1452 fits an Ethernet frame with IPv6.",
+        json_schema_extra=LIVE,
+    )
+    streams: int = Field(
+        16,
+        ge=1,
+        le=65535,
+        description="Streams that an exporter may use by sctp://, 1..65535.",
         json_schema_extra=LIVE,
     )
     tls_cert_file: Annotated[str, AfterValidator(check_file)] = Field(

@@ -24,6 +24,7 @@ from samplicator.config.fields import (
     check_file,
 )
 from samplicator.config.kubernetes import ServicePort, names_service, parse_service_port
+from samplicator.config.model.sctp import Backup
 from samplicator.config.model.table import LIVE, Table
 from samplicator.config.probe import Probe, parse_probe
 from samplicator.config.transport import parse_peer
@@ -36,7 +37,8 @@ class Receiver(Table):
     to: TargetText = Field(
         description="HOST:PORT or [v6]:PORT; host names are resolved again regularly. k8s://NAMESPACE/SERVICE:PORT = "
         "the ready pods of a Kubernetes Service, which share the exporters as the members of a pool do. "
-        "tcp://HOST:PORT or tls://HOST:PORT = IPFIX over TCP or TLS, one connection per exporter.",
+        "tcp://HOST:PORT or tls://HOST:PORT = IPFIX over TCP or TLS, sctp://HOST:PORT = IPFIX and NetFlow v9 over "
+        "SCTP, one connection per exporter.",
         json_schema_extra=LIVE,
     )
     spoof: bool = Field(
@@ -133,6 +135,32 @@ class Receiver(Table):
     family: Family = Field(
         "any",
         description="Address family of a host name in `to` (samplicate -4, -6).",
+        json_schema_extra=LIVE,
+    )
+    reliability: Literal["full", "partial", "none"] = Field(
+        "full",
+        description="How hard data is tried to be delivered by sctp://: full = until it is acknowledged; partial = "
+        "until buffer_limit needs the room; none = sent once. Templates are always sent in full.",
+        json_schema_extra=LIVE,
+    )
+    buffer_limit: int = Field(
+        1024,
+        ge=1,
+        le=65535,
+        description="Flow records of an exporter that may wait for an sctp:// receiver, 1..65535; then the oldest are "
+        "dropped.",
+        json_schema_extra=LIVE,
+    )
+    streams: int = Field(
+        2,
+        ge=2,
+        le=65535,
+        description="Streams of an association, 2..65535: 0 for templates and options, the others for data.",
+        json_schema_extra=LIVE,
+    )
+    backup: Backup | None = Field(
+        None,
+        description="The collector that gets the messages while an sctp:// receiver does not answer.",
         json_schema_extra=LIVE,
     )
     tls_cert_file: Annotated[str, AfterValidator(check_file)] = Field(

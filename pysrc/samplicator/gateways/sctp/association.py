@@ -90,6 +90,7 @@ class Association:
         self.why = ""
         self.beacon = self
         self.closing = False
+        self.association = None
         self.deadline: float | None = None
         self.heartbeat_s = 0.0
         self.next_heartbeat = 0.0

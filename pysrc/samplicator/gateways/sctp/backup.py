@@ -41,7 +41,7 @@ class Mode(enum.Enum):
 class Status(enum.Enum):
     """As `show ip flow export sctp` has them. FAIL_OVER: of a backup that gets the data."""
 
-    INITIALIZING = "initializing"
+    INITIALISING = "initialising"
     CONNECTED = "connected"
     NOT_CONNECTED = "not connected"
     RE_ESTABLISHING = "re-establishing"
@@ -163,7 +163,7 @@ class Backup:
             return Status.FAIL_OVER if in_use else Status.CONNECTED
         if not side.asked and not self._wanted(which):
             return Status.NOT_CONNECTED
-        return Status.RE_ESTABLISHING if side.ever else Status.INITIALIZING
+        return Status.RE_ESTABLISHING if side.ever else Status.INITIALISING
 
     def _well(self, which: Which) -> bool:
         return self._sides[which].well_since is not None

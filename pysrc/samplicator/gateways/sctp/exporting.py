@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from samplicator.gateways.sctp.backlog import Backlog, Item
 from samplicator.gateways.sctp.backup import TRANSMISSIONS, Backup, Do, Mode, Status, Which
+from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Options, Reliability, Session, Transport
 
 LEAST_FAIL_OVER_MS: Final = 10
@@ -124,6 +125,8 @@ class _Side:
     def closed(self, session: Session, why: str) -> None:
         if session is not self.session:
             return
+        if not self.open:
+            self.exporter.failed()
         self.session, self.open = None, False
         self.last_error = why or "closed by the peer"
         self.exporter.side_closed(self)
@@ -138,6 +141,7 @@ class _Side:
             self.returned.append(item)
         else:
             self.counters.given_up += item.records
+            self.exporter.gave_up(item.records)
             self.stalled = self.exporter.export.reliability is Reliability.PARTIAL
 
     def send(self, item: Item) -> bool:
@@ -173,7 +177,8 @@ class _Side:
 
 class Exporter:
     """templates: what a collector must know before it gets data, as messages for stream 0. ended: told once, after
-    close(), when no association is left.
+    close(), when no association is left. again: told when a collector has opened a session, but for the first time that
+    one does.
     """
 
     def __init__(
@@ -184,6 +189,8 @@ class Exporter:
         templates: Callable[[], Sequence[bytes]],
         clock: Callable[[], float] = time.monotonic,
         ended: Callable[[], None] = lambda: None,
+        again: Callable[[], None] = lambda: None,
+        tally: OutTally | None = None,
     ) -> None:
         self.export = export
         self.dropped_resources = Dropped()
@@ -194,6 +201,9 @@ class Exporter:
         self._templates = templates
         self._clock = clock
         self._told_ended = ended
+        self._again = again
+        self._tally = tally or OutTally()
+        self._was_open = False
         fail_over_ms = max(export.fail_over_ms, LEAST_FAIL_OVER_MS)
         self._heartbeat_ms = max(fail_over_ms // 4, 3)
         self._tick_seconds = min(TICK_SECONDS, self._heartbeat_ms / 1000)
@@ -270,8 +280,12 @@ class Exporter:
 
     def side_opened(self, side: _Side) -> None:
         self.logic.opened(side.which, self._clock())
+        self._tally.opened += 1
         self._refresh(side)
         self._act()
+        if self._was_open:
+            self._again()
+        self._was_open = True
 
     def side_closed(self, side: _Side) -> None:
         side.sent.clear()
@@ -287,6 +301,14 @@ class Exporter:
             self._over()
         self._act()
 
+    def failed(self) -> None:
+        """An association did not come to open."""
+        self._tally.failed += 1
+
+    def gave_up(self, records: int) -> None:
+        """Flow records will not be delivered."""
+        self._tally.given_up_flows += records
+
     def _refresh(self, side: _Side) -> None:
         """Templates, before all else."""
         side.control.clear()
@@ -297,8 +319,17 @@ class Exporter:
         return self._sides[which] if which is not None else None
 
     def _drop(self, items: Sequence[Item]) -> None:
-        if items:
-            (self.dropped_resources if self.logic.any_well else self.dropped_failure).add(items)
+        if not items:
+            return
+        records = sum(item.records for item in items)
+        if self.logic.any_well:
+            self.dropped_resources.add(items)
+            self._tally.no_resources += len(items)
+            self._tally.no_resources_flows += records
+        else:
+            self.dropped_failure.add(items)
+            self._tally.no_collector += len(items)
+            self._tally.no_collector_flows += records
 
     def pump(self) -> None:
         """Sends what can be sent now."""
@@ -317,7 +348,10 @@ class Exporter:
     def _act(self) -> None:
         if self._ended:
             return
-        for do, which in self.logic.advance(self._clock()):
+        before = self.logic.fail_overs
+        steps = self.logic.advance(self._clock())
+        self._tally.fail_overs += self.logic.fail_overs - before
+        for do, which in steps:
             side = self._sides[which]
             if do is Do.OPEN:
                 self._open(side)

@@ -39,6 +39,7 @@ class KernelSession:
         self.why = ""
         self.waits = False
         self.closing = False
+        self.association = None
         self.deadline: float | None = None
         self.beat = Beat(heartbeat_ms / 1000)
         self._peer = peer

@@ -1,20 +1,21 @@
-"""A collector and its backup as if they were one: a `Transport` over another one, for who sends messages.
+"""A collector and its backup as if they were one: a `Session`, for who sends messages.
 
 Purpose: a user that knows one session to one place (gateways.line) exports to a primary and a backup without knowing of
 the two. Invariants: the session opens at once and takes everything; what waits is bounded by the export's buffer limit
 and counted by its exporter; whenever another collector gets the data, it gets first what the user says that a collector
-must know. Called by the gateway. Must never look into a message.
+must know. Made by gateway. Must never look into a message.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
-from samplicator.gateways.sctp.exporting import Collector, Export, Exporter
-from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session, Transport
+from samplicator.gateways.sctp.exporting import Export, Exporter
+from samplicator.gateways.tally import OutTally
+from samplicator.gateways.transport import Address, Events, Reliability, Transport
+from samplicator.readings import AssociationReading, CollectorReading
 
 
 @runtime_checkable
@@ -27,6 +28,13 @@ class Teller(Events, Protocol):
     def records(self, message: bytes) -> int:
         """Flow records of a message."""
 
+    @property
+    def tally(self) -> OutTally:
+        """Of the receiver; gets what its exporters' collectors did."""
+
+    def again(self) -> None:
+        """A collector has opened a session and has templates only: options data are to be sent again."""
+
 
 class Pair:
     """See gateways.transport.Session. exporter: for what is shown."""
@@ -37,7 +45,16 @@ class Pair:
         self._loop = loop
         self._open = False
         self._closed = False
-        self.exporter = Exporter(loop, transport, export, teller.templates, ended=self._ended, clock=loop.time)
+        self.exporter = Exporter(
+            loop,
+            transport,
+            export,
+            teller.templates,
+            clock=loop.time,
+            ended=self._ended,
+            again=teller.again,
+            tally=teller.tally,
+        )
         loop.call_soon(self._begin)
 
     def _begin(self) -> None:
@@ -59,6 +76,33 @@ class Pair:
     @property
     def unsent_bytes(self) -> int:
         return self.exporter.waiting_bytes
+
+    @property
+    def association(self) -> AssociationReading:
+        export, exporter = self._export, self.exporter
+        return AssociationReading(
+            reliability=export.reliability.value,
+            mode=export.mode.value if export.backup is not None else "",
+            buffer_limit=export.buffer_limit,
+            fail_over_ms=export.fail_over_ms,
+            restore_s=round(export.restore_s),
+            fail_overs=exporter.fail_overs,
+            waiting_flows=exporter.backlog.records,
+            dropped_resources=exporter.dropped_resources.messages,
+            dropped_failure=exporter.dropped_failure.messages,
+            collectors=tuple(
+                CollectorReading(
+                    role=one.which.value,
+                    place=one.place.text,
+                    state=one.status.value,
+                    why=one.last_error,
+                    flows=one.counters.flows,
+                    messages=one.counters.messages,
+                    given_up=one.counters.given_up,
+                )
+                for one in exporter.shown()
+            ),
+        )
 
     @property
     def silent_since(self) -> float:
@@ -84,37 +128,3 @@ class Pair:
         if not self._closed or abort:
             self._closed = True
             self.exporter.close(abort=abort)
-
-
-class Paired:
-    """See gateways.transport.Transport. export: but for its primary, which is where `connect` goes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Transport, export: Export) -> None:
-        self._loop = loop
-        self._transport = transport
-        self._export = export
-        self.pairs: list[Pair] = []
-
-    @property
-    def versions(self) -> tuple[int, ...]:
-        return self._transport.versions
-
-    def listen(self, place: Address, events: Events, options: Options) -> Ear:
-        return self._transport.listen(place, events, options)
-
-    def connect(self, place: Address, events: Events, options: Options) -> Session:
-        """events: a Teller, else TypeError."""
-        if not isinstance(events, Teller):
-            raise TypeError("who uses a pair must tell templates and records")
-        primary = Collector(place, options.name, options.source)
-        self.pairs = [pair for pair in self.pairs if not pair.exporter.is_over]
-        pair = Pair(self._loop, self._transport, replace(self._export, primary=primary), events)
-        self.pairs.append(pair)
-        return pair
-
-    def check(self, options: Options) -> None:
-        self._transport.check(options)
-
-    def close(self) -> None:
-        for pair in self.pairs:
-            pair.close(abort=True)
