@@ -139,3 +139,85 @@ def test_the_line_ends_with_both_associations(stand: Stand) -> None:
     stand.time.until(lambda: all(len(log.closed_) == 1 for log in stand.logs.values()))
     assert [why for log in stand.logs.values() for _, why in log.closed_] == ["", ""]
     assert len(stand.sets(FIRST)) == stand.sent + 1
+
+
+def changes(stand: Stand, rounds: int) -> None:
+    """Data by one template, then by another with the same number, and so on. Records are 8 or 16 bytes long."""
+    for n in range(rounds):
+        long = n % 2
+        fields = [(1, 8), (2, 8)] if long else [(8, 4), (12, 4)]
+        stand.line.take(model.ipfix(stand.sent, 1, a_set(2, template(256, list(fields)))))
+        for _ in range(10):
+            stand.line.take(model.ipfix(stand.sent, 1, a_set(256, stand.sent.to_bytes(8, "big") + bytes(8 * long))))
+            stand.sent += 1
+
+
+def whole(log: Log, sizes: dict[int, int]) -> list[int]:
+    """Numbers of the data that came; each has the size that its template says."""
+    known, found = 0, []
+    for _, stream, message in log.messages:
+        if stream == 0:
+            body = message[16:]
+            known = {a_set(2, template(256, [(1, 8), (2, 8)])): 16, a_set(2, template(256, [(8, 4), (12, 4)])): 8}.get(
+                body, known
+            )
+        else:
+            number = int.from_bytes(message[20:28], "big")
+            assert known == sizes[number // 10 % 2], number
+            found.append(number)
+    return found
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.2])
+def test_data_goes_by_the_template_that_it_was_made_with(stand: Stand, lost: float) -> None:
+    """Streams keep no order among each other, and what waits is older than what a collector is told at first."""
+    stand.wires.loses = lambda packet: stand.wires.random.random() < lost
+    stand.time.real = True
+    changes(stand, 6)
+    stand.time.until(lambda: len(whole(stand.logs[FIRST], {0: 8, 1: 16})) == 60, 120)
+    assert whole(stand.logs[FIRST], {0: 8, 1: 16}) == list(range(60))
+
+
+def test_what_waits_while_nobody_is_there_goes_by_its_templates(stand: Stand) -> None:
+    stand.line.take(TEACH)
+    stand.flow(0.1)
+    stand.wires.dead |= {FIRST, SECOND}
+    stand.time.until(lambda: stand.states() == [Status.RE_ESTABLISHING, Status.RE_ESTABLISHING])
+    stand.sent = 1000
+    changes(stand, 6)
+    stand.time.run(15.0)  # the associations are given up
+    for log in stand.logs.values():
+        log.messages.clear()
+    stand.wires.dead.clear()
+    found: list[int] = []
+
+    def all_there() -> bool:
+        nonlocal found
+        found = [n for log in stand.logs.values() for n in whole(log, {0: 8, 1: 16}) if n >= 1000]
+        return len(found) == 60
+
+    stand.time.until(all_there, 60)
+    assert sorted(found) == list(range(1000, 1060))
+
+
+def test_templates_that_change_without_end_cost_a_bounded_memory(stand: Stand) -> None:
+    """Then the associations begin anew, with what is valid now; what waited is counted as dropped."""
+    stand.line.take(TEACH)
+    stand.flow(0.1)
+    stand.wires.dead |= {FIRST, SECOND}
+    stand.time.until(lambda: stand.states() == [Status.RE_ESTABLISHING, Status.RE_ESTABLISHING])
+    before = stand.sent
+    stand.sent = 1000
+    changes(stand, 71)
+    found = stand.association()
+    assert found.dropped_failure + found.waiting_flows == 710
+    assert found.dropped_failure >= 300
+    stand.time.run(1.0)
+    for log in stand.logs.values():
+        log.messages.clear()
+    stand.wires.dead.clear()
+    stand.time.until(lambda: stand.association().waiting_flows == 0, 60)
+    stand.time.run(1.0)
+    arrived = [n for log in stand.logs.values() for n in whole(log, {0: 8, 1: 16}) if n >= 1000]
+    assert len(arrived) == 710 - found.dropped_failure
+    assert before > 0

@@ -203,9 +203,18 @@ def make_parser() -> argparse.ArgumentParser:
         "Exit status 0, or 1 when the daemon cannot be reached.",
         "  samplicator export\n",
     )
+    sctp = command(
+        "sctp",
+        "show SCTP associations in the words of a router",
+        "Shows the SCTP associations of exporters, and those to collectors and their backups with state, counters and "
+        "fail-overs, in the words of `show ip flow export sctp verbose`. Exit status 0, or 1 when the daemon cannot be "
+        "reached.",
+        "  samplicator sctp --verbose\n",
+    )
+    sctp.add_argument("--verbose", action="store_true", help="show all that is known of each association")
     for each in (exporters, templates, domains):
         each.add_argument("--exporter", metavar="ADDR", default="", help="show this exporter only")
-    for each in (exporters, templates, domains, ledger, export):
+    for each in (exporters, templates, domains, ledger, export, sctp):
         control(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 

@@ -4,8 +4,8 @@ Purpose: messages of a session in, datagrams for the workers out; IPFIX, and Net
 Invariants: templates live as long as the session (RFC 7011 section 8); a session without withdrawals, with one stream
 and short messages passes byte for byte; withdrawals do not go on, because they must not be sent by UDP (section 8.4);
 with several streams, which count apart (section 3.1), the datagrams have one count per domain, which leaves out as many
-as the streams left out. Pure; memory is bounded by MAX_TEMPLATES, MAX_TEMPLATE_BYTES and MAX_DOMAINS per session, and
-by the budget for all. Called by place.
+as the streams left out; a session in the place of one that ended goes on with its numbers. Pure; memory is bounded by
+MAX_TEMPLATES, MAX_TEMPLATE_BYTES and MAX_DOMAINS per session, and by the budget for all. Called by place.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 from samplicator.gateways.budget import Budget, cost
 from samplicator.gateways.forms import Form, form_of
 from samplicator.gateways.ipfix import Set, Template
+from samplicator.gateways.order import Shared
 from samplicator.gateways.split import ends_of, split
 
 MAX_TEMPLATES: Final = 4096
@@ -24,6 +25,8 @@ MAX_TEMPLATE_BYTES: Final = 4 << 20
 MAX_DOMAINS: Final = 1024
 DOMAIN_BYTES: Final = 600
 STREAM_BYTES: Final = 120
+MAX_NUMBERS: Final = 65536
+"""Domains of sessions that have ended, at one place."""
 MAX_DATAGRAM: Final = 65507
 AHEAD: Final = 1 << 31
 U32: Final = 0xFFFFFFFF
@@ -33,6 +36,7 @@ U32: Final = 0xFFFFFFFF
 class _Domain:
     """templates: by number. expected: next sequence of each stream. sequence: next one of what goes on. more: by how
     much it is ahead of the exporter's, who does not know of messages that were made here. head: of the last message.
+    shared: the count of all streams, None = each counts by itself.
     """
 
     form: Form
@@ -41,11 +45,20 @@ class _Domain:
     templates: dict[int, Template] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)
     more: int = 0
+    shared: Shared | None = None
 
     def follow(self, own: int, count: int, stream: int) -> int:
         """The sequence of a message in the count of all streams: its own, as long as there is one stream."""
+        if self.shared is not None and stream not in self.expected:
+            if not self.shared.fits(own):
+                self.shared = None
+            elif len(self.expected) == 1:  # until now gaps went on as they were
+                self.shared.forget()
+        lost = self.shared.take(own) if self.shared is not None else 0
         if self.expected.keys() <= {stream}:
             self.sequence = own + self.more
+        elif self.shared is not None:
+            self.sequence += lost
         else:
             missing = (own - self.expected.get(stream, own)) & U32
             if missing < AHEAD:  # a number that steps back is no loss
@@ -62,13 +75,37 @@ class _Domain:
             self.sequence = (self.sequence + messages) & U32
 
 
+class Numbers:
+    """Where the numbers of exporters' domains are when their sessions end, so that those of the next ones do not step
+    back: collectors that get UDP know nothing of sessions. The oldest are forgotten. Called by heard and place.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left: dict[tuple[bytes, int, int], int] = {}
+
+    def keep(self, exporter: bytes, form: int, domain: int, sequence: int) -> None:
+        key = exporter, form, domain
+        self._left.pop(key, None)
+        self._left[key] = sequence
+        if len(self._left) > MAX_NUMBERS:
+            del self._left[next(iter(self._left))]
+
+    def take(self, exporter: bytes, form: int, domain: int) -> int | None:
+        """The next number; None: no session has ended. A second session gets none."""
+        return self._left.pop((exporter, form, domain), None)
+
+
 class Heard:
     """One session. messages, records: read so far. malformed: messages that were left out. withdrawn: templates."""
 
     __slots__ = (
         "_budget",
         "_domains",
+        "_exporter",
         "_limit",
+        "_numbers",
         "_size",
         "_templates",
         "malformed",
@@ -77,8 +114,14 @@ class Heard:
         "withdrawn",
     )
 
-    def __init__(self, limit: int, budget: Budget | None = None) -> None:
-        """limit: bytes that a datagram is to have at most; 0 = any. budget: shared with other sessions."""
+    def __init__(
+        self, limit: int, budget: Budget | None = None, exporter: bytes = b"", numbers: Numbers | None = None
+    ) -> None:
+        """limit: bytes that a datagram is to have at most; 0 = any. budget, numbers: shared with other sessions.
+        exporter: its address.
+        """
+        self._exporter = exporter
+        self._numbers = numbers or Numbers()
         self._budget = budget or Budget()
         self.messages = 0
         self.malformed = 0
@@ -139,7 +182,12 @@ class Heard:
             if len(self._domains) >= MAX_DOMAINS:
                 raise OverflowError(f"more than {MAX_DOMAINS} observation domains in one session")
             self._use(DOMAIN_BYTES)
-            domain = self._domains[key] = _Domain(form, head, sequence)
+            shared = Shared(sequence) if form.per_message else None
+            domain = self._domains[key] = _Domain(form, head, sequence, shared=shared)
+            before = self._numbers.take(self._exporter, *key)
+            if before is not None:
+                domain.more = (before - sequence) & U32
+                domain.sequence = before
         domain.head = head
         return domain
 
@@ -166,6 +214,8 @@ class Heard:
 
     def close(self) -> None:
         """The session is over: gives back what it used of the budget."""
+        for (form, number), domain in self._domains.items():
+            self._numbers.keep(self._exporter, form, number, domain.sequence)
         self._domains = {}
         self._use(-self._size)
 

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from samplicator.gateways.apart import CONTROL, Apart
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.forms import form_of
+from samplicator.gateways.ipfix import Template
 from samplicator.gateways.split import ends_of
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.told import Told
@@ -165,6 +166,17 @@ class Line:
         messages = self._told.begin()
         return [self._apart.control(message) for message in messages] if self._apart is not None else messages
 
+    def teaches(self) -> bool:
+        """Whether the copy that is being sent has templates."""
+        return self._told.taught
+
+    def replaced(self) -> list[bytes] | None:
+        """What templates() was before the copy that is being sent, if that replaces one."""
+        before = self._told.before
+        if before is None or self._apart is None:
+            return before
+        return [self._apart.control(message) for message in before]
+
     def records(self, message: bytes) -> int:
         """Flow records of a message that was sent, as far as templates are known; of v9 what its header says."""
         form = form_of(message)
@@ -172,7 +184,11 @@ class Line:
             return int.from_bytes(message[2:4], "big")
         domain = form.place(message)[1]
         data = [found for found in form.sets_of(message) if found.identity not in form.template_sets]
-        return sum(len(ends_of(form, message, found, lambda n: self._told.template(domain, n))[0]) for found in data)
+
+        def known(number: int) -> Template | None:
+            return self._told.template(form, domain, number)
+
+        return sum(len(ends_of(form, message, found, known)[0]) for found in data)
 
     def again(self) -> None:
         """A collector of the session has all templates, and no options data."""

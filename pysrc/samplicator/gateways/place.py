@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from samplicator.gateways.budget import Budget
-from samplicator.gateways.heard import Heard
+from samplicator.gateways.heard import Heard, Numbers
 from samplicator.gateways.inlet import DoorWriter, Inlet, datagrams_of
 from samplicator.gateways.transport import Address, Ear, Options, Session, Transport
 from samplicator.logs import RateGate
@@ -58,6 +58,7 @@ class Place:
         self._again: asyncio.TimerHandle | None = None
         self._gate = RateGate()
         self._budget = Budget()
+        self._numbers = Numbers()
 
     # -- owners
 
@@ -152,7 +153,9 @@ class Place:
             return
         inlet = self.owners[0]
         inlet.tally.opened += 1
-        self._sessions[session] = Inbound(session, Heard(inlet.spec.message_bytes, self._budget))
+        self._sessions[session] = Inbound(
+            session, Heard(inlet.spec.message_bytes, self._budget, session.peer.address, self._numbers)
+        )
         self._repeat_later(session)
 
     def refused(self, peer: Address, why: str) -> None:

@@ -3,9 +3,10 @@
 Purpose: copies of one exporter in, messages for its session out. Over TCP and SCTP a template is sent once per session,
 and before it changes it is withdrawn (RFC 7011 section 8.1); copies come from datagrams, which repeat them again and
 again. So what is known to the peer is left out, what changes is withdrawn first, and a new session begins with all that
-is known. Data sets pass byte for byte. NetFlow v9 counts messages and knows no withdrawal: its copies pass as they are,
-and are only remembered. Pure; memory is bounded by MAX_TEMPLATES and MAX_TEMPLATE_BYTES, and by the budget for all:
-templates beyond that pass whenever they come, and are not known to a session that begins later. Called by line.
+is known. Data sets pass byte for byte. NetFlow v9 counts messages and knows no withdrawal: of its copies those that
+have nothing but what is known are left out, and the others are counted without them. Pure; memory is bounded by
+MAX_TEMPLATES and MAX_TEMPLATE_BYTES, and by the budget for all: templates beyond that pass whenever they come, and are
+not known to a session that begins later. Called by line.
 """
 
 from __future__ import annotations
@@ -15,31 +16,35 @@ from typing import Final
 
 from samplicator.gateways.budget import Budget, cost
 from samplicator.gateways.forms import Form, form_of
-from samplicator.gateways.ipfix import HEADER, MAX_MESSAGE, SET, Template
+from samplicator.gateways.ipfix import MAX_MESSAGE, SET, Template
 
 MAX_TEMPLATES: Final = 4096
 MAX_TEMPLATE_BYTES: Final = 4 << 20
 MAX_DOMAINS: Final = 1024
 DOMAIN_BYTES: Final = 600
-IPFIX_BYTES: Final = HEADER.size
+U32: Final = 0xFFFFFFFF
 
 
 @dataclass(slots=True)
 class _Domain:
-    """head, sequence: of the last copy. templates: by number."""
+    """head, sequence: of the last copy, without what was left out before. templates: by number. left: copies that were
+    left out, where copies are counted.
+    """
 
     form: Form
     head: bytes
     sequence: int
     templates: dict[int, Template] = field(default_factory=dict)
+    left: int = 0
 
 
 class Told:
     """One exporter. unchanged: template records left out so far; withdrawn: templates that were withdrawn because they
-    changed. full: templates that were not kept.
+    changed. full: templates that were not kept. before: what begin() would have been before the last copy, if that has
+    replaced a template. taught: whether it had templates.
     """
 
-    __slots__ = ("_budget", "_domains", "_size", "_templates", "full", "unchanged", "withdrawn")
+    __slots__ = ("_budget", "_domains", "_size", "_templates", "before", "full", "taught", "unchanged", "withdrawn")
 
     def __init__(self, budget: Budget | None = None) -> None:
         """budget: shared with other exporters."""
@@ -47,13 +52,15 @@ class Told:
         self.unchanged = 0
         self.withdrawn = 0
         self.full = 0
+        self.before: list[bytes] | None = None
+        self.taught = False
         self._domains: dict[tuple[int, int], _Domain] = {}  # by form and number
         self._size = 0
         self._templates = 0
 
-    def template(self, domain: int, number: int) -> Template | None:
-        """As the collector has it; of IPFIX."""
-        found = self._domains.get((IPFIX_BYTES, domain))
+    def template(self, form: Form, domain: int, number: int) -> Template | None:
+        """As the collector has it."""
+        found = self._domains.get((form.header_bytes, domain))
         return found.templates.get(number) if found is not None else None
 
     def begin(self) -> list[bytes]:
@@ -78,8 +85,11 @@ class Told:
             found: list(form.templates_of(message, found)) for found in sets if found.identity in form.template_sets
         }
         domain = self._domain(form, message)
+        self.before, self.taught = None, bool(taught)
         if not taught:
-            return [message]
+            return [self._counted(form, domain, message)]
+        if domain is not None and any(self._replaces(domain, t) for each in taught.values() for t in each):
+            self.before = self.begin()
         left: list[tuple[int, bytes]] = []
         gone: list[Template] = []
         same = True
@@ -92,7 +102,11 @@ class Told:
             if records:
                 left.append((found.identity, records))
         if form.per_message:
-            return [message]
+            if not left and domain is not None:
+                domain.left += 1
+                domain.sequence = (domain.sequence - 1) & U32
+                return []
+            return [self._counted(form, domain, message)]
         sequence = form.place(message)[0]
         made = []
         if gone:
@@ -114,8 +128,13 @@ class Told:
                 return None
             self._use(DOMAIN_BYTES)
             found = self._domains[key] = _Domain(form, b"", sequence)
-        found.head, found.sequence = message[: form.header_bytes], sequence
+        found.head, found.sequence = message[: form.header_bytes], (sequence - found.left) & U32
         return found
+
+    @staticmethod
+    def _counted(form: Form, domain: _Domain | None, message: bytes) -> bytes:
+        """With its number among those that were not left out."""
+        return message if domain is None or not domain.left else form.numbered(message, domain.sequence)
 
     def _learn(self, domain: _Domain | None, template: Template, gone: list[Template]) -> bool:
         """Whether the record must be sent. gone: gets the template that it replaces."""
@@ -139,6 +158,12 @@ class Told:
         self._templates += 1
         self._use(size)
         return True
+
+    @staticmethod
+    def _replaces(domain: _Domain, template: Template) -> bool:
+        old = domain.templates.get(template.identity)
+        changed = old is not None and (old.kind, old.record) != (template.kind, template.record)
+        return changed and not template.withdraws
 
     def _use(self, size: int) -> None:
         self._size += size

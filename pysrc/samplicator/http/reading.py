@@ -23,6 +23,7 @@ from samplicator.views.ledger import LedgerSum
 from samplicator.views.listeners import listeners as listener_rows
 from samplicator.views.receivers import pools as pool_rows
 from samplicator.views.receivers import receivers as receiver_rows
+from samplicator.views.sctp import page as sctp_page
 from samplicator.views.status import configuration
 from samplicator.views.status import status as status_of
 
@@ -96,6 +97,11 @@ async def gateways(request: web.Request) -> web.Response:
 async def session_page(request: web.Request) -> web.Response:
     first, limit = query.number(request.query), query.limit(request.query)
     return as_json(session_rows(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit))
+
+
+async def sctp(request: web.Request) -> web.Response:
+    first, limit = query.number(request.query), query.limit(request.query)
+    return as_json(sctp_page(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit))
 
 
 async def config(request: web.Request) -> web.Response:

@@ -38,6 +38,7 @@ from samplicator.views.ledger import Ledger
 from samplicator.views.listeners import Listener
 from samplicator.views.live import LiveEvent
 from samplicator.views.receivers import Pool, Receiver
+from samplicator.views.sctp import SctpPage
 from samplicator.views.shares import SharePage
 from samplicator.views.status import Configuration, Reloaded, Status
 from samplicator.views.tap import TapLine
@@ -129,6 +130,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         reading.session_page,
         "Lists the sessions of gateways, in pages: the connections of exporters, and those to collectors.",
         SessionPage,
+        query.NUMBER,
+        query.LIMIT,
+    ),
+    _shown(
+        "/api/v1/sctp",
+        reading.sctp,
+        "Lists the SCTP associations, in pages: those of exporters, and those to collectors and their backups, in the "
+        "words of a router.",
+        SctpPage,
         query.NUMBER,
         query.LIMIT,
     ),

@@ -1,4 +1,4 @@
-"""The metrics of gateways: sessions by TCP and TLS, by listener and by receiver.
+"""The metrics of gateways: sessions by TCP, TLS and SCTP, by listener and by receiver.
 
 Pure data, a part of the catalogue. `inward.FIELD` and `outward.FIELD` are counters of GatewayReading (gateways.tally).
 Without such a transport in the configuration the families are empty.
@@ -78,9 +78,36 @@ GATEWAY_METRICS: Final[tuple[Metric, ...]] = (
         "receiver_session_dropped_datagrams_total",
         "counter",
         (*_O, "reason"),
-        "Copies that a gateway took and did not send: no IPFIX, too many exporters, or still waiting at the end.",
+        "Copies that a gateway took and did not send: no IPFIX, too many exporters, still waiting at the end, or an "
+        "SCTP queue that was full.",
         "outward",
-        split=(("not_ipfix", "not_ipfix"), ("limit", "limit"), ("unsent", "unsent")),
+        split=(
+            ("not_ipfix", "not_ipfix"),
+            ("limit", "limit"),
+            ("unsent", "unsent"),
+            ("sctp_resources", "no_resources"),
+            ("primary_and_backup_failure", "no_collector"),
+        ),
+    ),
+    Metric(
+        "receiver_sctp_fail_overs_total",
+        "counter",
+        _O,
+        "Switches from a collector to its backup.",
+        "outward.fail_overs",
+    ),
+    Metric(
+        "receiver_sctp_dropped_flows_total",
+        "counter",
+        (*_O, "reason"),
+        "Flow records that an SCTP receiver did not get: its queue was full while a collector was connected, or while "
+        "none was, or they were given up.",
+        "outward",
+        split=(
+            ("sctp_resources", "no_resources_flows"),
+            ("primary_and_backup_failure", "no_collector_flows"),
+            ("given_up", "given_up_flows"),
+        ),
     ),
     Metric(
         "receiver_session_waits_total",

@@ -1,4 +1,4 @@
-"""Gateways and their sessions, as they are shown: IPFIX over TCP and TLS, in and out.
+"""Gateways and their sessions, as they are shown: TCP, TLS and SCTP, in and out.
 
 Pure: readings in, plain values out. Called by http.
 """
@@ -14,7 +14,7 @@ from samplicator.readings import GatewayReading, TransportSessionReading
 class GatewayRow(TypedDict):
     """What a gateway does for one listener or receiver."""
 
-    gateway: Annotated[str, "The transport: tcp or tls."]
+    gateway: Annotated[str, "The transport: tcp, tls or sctp."]
     side: Annotated[str, "in = from exporters, out = to a collector."]
     name: Annotated[str, "Name of the listener or receiver."]
     place: Annotated[str, "Where it listens, or where it sends to."]

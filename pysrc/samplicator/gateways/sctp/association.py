@@ -141,7 +141,14 @@ class Association:
             policy, value = lib.PR_RTX, 0
         try:
             taken = self.sock.library.send(
-                self.sock.number, self.number, message, stream, 0, policy, value, self._context
+                self.sock.number,
+                self.number,
+                message,
+                stream,
+                0 if stream else lib.SACK_IMMEDIATELY,  # others may wait for it
+                policy,
+                value,
+                self._context,
             )
         except OSError:  # it has just ended: that follows
             return False

@@ -25,6 +25,9 @@ LEAST_FAIL_OVER_MS: Final = 10
 TICK_SECONDS: Final = 0.01
 MOST_TEMPLATES: Final = 4096
 """Messages of stream 0 that wait for one collector."""
+MOST_TURNS: Final = 64
+MOST_TURN_BYTES: Final = 8 << 20
+"""Messages that wait for their turn because a template was replaced before; beyond that all begins anew."""
 MOST_AT_ONCE: Final = 512
 """Messages that leave the queue before others get their turn."""
 
@@ -89,7 +92,8 @@ class Shown(NamedTuple):
 class _Side:
     """Events of one collector's session. sent: what its transport may still hold, the oldest first. stalled: messages
     were given up, or are about to be: the next one is sent with full reliability, and others only when it has arrived,
-    or a collector that does not read would have the newest given up one after the other. probed: it was sent.
+    or a collector that does not read would have the newest given up one after the other. probed: it was sent. settling:
+    templates were sent, and data waits until the collector has acknowledged them: streams keep no order.
     """
 
     exporter: Exporter
@@ -104,6 +108,7 @@ class _Side:
     returned: list[Item] = field(default_factory=list)
     stalled: bool = False
     probed: bool = False
+    settling: bool = False
     last_error: str = ""
 
     def admits(self, peer: Address) -> str:
@@ -152,6 +157,10 @@ class _Side:
         reliability = self.exporter.export.reliability if item.stream else Reliability.FULL
         if reliability is Reliability.PARTIAL and self.session.transmissions >= TRANSMISSIONS:
             self.stalled = True
+        if item.stream and self.settling:
+            if self.session.unsent_bytes:
+                return False
+            self.settling = False
         if item.stream and self.stalled:
             if self.session.unsent_bytes:
                 return False
@@ -162,6 +171,7 @@ class _Side:
         if not self.session.send(item.message, stream, reliability):
             return False
         self.probed = self.stalled and item.stream > 0
+        self.settling = self.settling or item.teaches
         self.sent.append(item)
         self.sent_bytes += len(item.message)
         self.counters.flows += item.records
@@ -220,18 +230,31 @@ class Exporter:
 
     # ---- what the gateway does
 
-    def send(self, message: bytes, stream: int, records: int) -> None:
+    def send(
+        self,
+        message: bytes,
+        stream: int,
+        records: int,
+        before: Sequence[bytes] | None = None,
+        teaches: bool = False,
+    ) -> None:
         """stream: 0 = templates and options, which all collectors that are connected get; else data. records: flow
-        records in it.
+        records in it. before, teaches: see Item.
         """
-        item = Item(message, stream, records)
+        item = Item(message, stream, records, before, teaches)
         if not stream:
+            if before is not None or self.backlog.turns:  # data of the old template goes first
+                self.backlog.put(item)
+                if self.backlog.turns > MOST_TURNS or self.backlog.control_octets > MOST_TURN_BYTES:
+                    self._begin_anew()
+                self.pump()
+                return
             for side in self._sides.values():
                 if side.open:
                     side.control.append(item)
             self.pump()
             return
-        if self.export.reliability is Reliability.NONE:
+        if self.export.reliability is Reliability.NONE and not self.backlog.turns:
             target = self._target()
             if target is None or target.control or not target.send(item):
                 self._drop([item])
@@ -291,7 +314,7 @@ class Exporter:
         side.sent.clear()
         side.sent_bytes = 0
         side.control.clear()
-        side.stalled = side.probed = False
+        side.stalled = side.probed = side.settling = False
         returned, side.returned = side.returned, []
         side.counters.flows -= sum(item.records for item in returned)
         side.counters.messages -= len(returned)
@@ -311,8 +334,18 @@ class Exporter:
 
     def _refresh(self, side: _Side) -> None:
         """Templates, before all else."""
+        before = self.backlog.before
         side.control.clear()
-        side.control.extend(Item(message, 0, 0) for message in self._templates())
+        side.control.extend(
+            Item(message, 0, 0, teaches=True) for message in (self._templates() if before is None else before)
+        )
+
+    def _begin_anew(self) -> None:
+        """What waits is dropped, and collectors that do not know what they missed are connected anew."""
+        self._drop(self.backlog.clear())
+        for side in self._sides.values():
+            if side.session is not None and side.open:
+                side.session.close(abort=True)
 
     def _target(self) -> _Side | None:
         which = self.logic.target
@@ -333,17 +366,31 @@ class Exporter:
 
     def pump(self) -> None:
         """Sends what can be sent now."""
-        for side in self._sides.values():
-            while side.control and side.send(side.control[0]):
-                side.control.popleft()
+        self._send_control()
         target = self._target()
         if target is None:
             return
         for _ in range(MOST_AT_ONCE):
             item = self.backlog.first()
-            if item is None or target.control or not target.send(item):
+            if item is None or target.control or (item.stream and not target.send(item)):
                 return
+            if not item.stream:
+                if item.before is not None and target.session is not None and target.session.unsent_bytes:
+                    return  # data of the old template has to be there
+                self._turn(item)
             self.backlog.take()
+
+    def _send_control(self) -> None:
+        for side in self._sides.values():
+            while side.control and side.send(side.control[0]):
+                side.control.popleft()
+
+    def _turn(self, item: Item) -> None:
+        """A message for stream 0 that has waited for what is before it."""
+        for side in self._sides.values():
+            if side.open:
+                side.control.append(item)
+        self._send_control()
 
     def _act(self) -> None:
         if self._ended:

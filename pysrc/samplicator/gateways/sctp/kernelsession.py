@@ -78,7 +78,8 @@ class KernelSession:
     def send(self, message: bytes, stream: int = 0, reliability: Reliability = Reliability.FULL) -> bool:
         if not self.open or self.closing or self.why or stream >= self._streams or len(message) > linux.LARGEST:
             return False
-        info = [(linux.SOL_SCTP, linux.SNDINFO, linux.SNDINFO_FORM.pack(stream, 0, 0, self._context, self.number))]
+        flags = 0 if stream else linux.SACK_IMMEDIATELY  # others may wait for it
+        info = [(linux.SOL_SCTP, linux.SNDINFO, linux.SNDINFO_FORM.pack(stream, flags, 0, self._context, self.number))]
         if stream and reliability is Reliability.PARTIAL:
             info.append((linux.SOL_SCTP, linux.PRINFO, linux.PRINFO_FORM.pack(linux.PR_TTL, LIFETIME_MS)))
         elif stream and reliability is Reliability.NONE:

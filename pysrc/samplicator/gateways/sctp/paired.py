@@ -28,6 +28,12 @@ class Teller(Events, Protocol):
     def records(self, message: bytes) -> int:
         """Flow records of a message."""
 
+    def teaches(self) -> bool:
+        """Asked while a message for stream 0 is sent: whether it has templates."""
+
+    def replaced(self) -> Sequence[bytes] | None:
+        """Asked while a message for stream 0 is sent: if it replaces templates, those before, as templates()."""
+
     @property
     def tally(self) -> OutTally:
         """Of the receiver; gets what its exporters' collectors did."""
@@ -115,7 +121,10 @@ class Pair:
     def send(self, message: bytes, stream: int = 0, reliability: Reliability = Reliability.FULL) -> bool:
         if not self._open or self._closed:
             return False
-        self.exporter.send(message, stream, self._teller.records(message) if stream else 0)
+        if stream:
+            self.exporter.send(message, stream, self._teller.records(message))
+        else:
+            self.exporter.send(message, stream, 0, self._teller.replaced(), self._teller.teaches())
         return True
 
     def pause(self) -> None:
