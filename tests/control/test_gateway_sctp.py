@@ -15,8 +15,8 @@ from samplicator.config.address import parse_source
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.sctp import choice
 from samplicator.gateways.sctp.gateway import Gateway
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec, Sctp
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec, Sctp
 from support import flows as model
 from support.flows import a_set, template
 from support.peers import LOCALHOST, Stage, read

@@ -17,8 +17,8 @@ from samplicator.config.address import parse_source
 from samplicator.gateways import line, outlet, place, stream
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
 from support import flows as model
 from support.flows import a_set, template
 from support.peers import LOCALHOST, Collector, Stage, connect, ended, read, tcp_port, turned_away

@@ -14,8 +14,8 @@ import pytest
 import uvloop
 from samplicator.gateways import line, stream
 from samplicator.gateways.door import Datagram
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec, Tls
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec, Tls
 from support import flows as model
 from support.flows import a_set, template
 from support.peers import LOCALHOST, Collector, Stage, connect, ended, read, tcp_port, turned_away

@@ -11,7 +11,7 @@ import time
 import pytest
 from samplicator._fastpath import POOL_EXPORTER_HASH, POOL_ROUND_ROBIN, Flow
 from samplicator.gateways.door import Datagram
-from samplicator.plan.spec import Door, DoorSpec
+from samplicator.plan.sessions import Door, DoorSpec
 from support import flows as model
 from support.gateway import DoorListener, DoorSink, DoorStand, Loopback, door_listener, door_sink, door_way
 from support.pools import ROWS, domain_of, new_relay, parsed

@@ -16,7 +16,8 @@ from typing import Any
 
 from samplicator.gateways.sctp import choice
 from samplicator.gateways.sctp.backup import Status
-from samplicator.gateways.sctp.exporting import Collector, Export, Exporter
+from samplicator.gateways.sctp.export import Collector, Export
+from samplicator.gateways.sctp.exporting import Exporter
 from samplicator.gateways.transport import Address, Options, Transport
 
 from support.lab import Lab

@@ -18,8 +18,8 @@ from typing import Any
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket, Tx, TxCounters
 from samplicator.gateways.door import Datagram, Door, pair
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
 
 from support.flows import Collector
 from support.pools import Exporter, Stand

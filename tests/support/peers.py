@@ -20,8 +20,8 @@ from samplicator.gateways.hub import Hub
 from samplicator.gateways.loop import LoopThread
 from samplicator.gateways.stream import StreamTransport
 from samplicator.gateways.transport import Factory
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
 
 from support.worker import wait_until
 

@@ -9,7 +9,8 @@ import pytest
 from samplicator.gateways.sctp import association
 from samplicator.gateways.sctp import packet as sctp
 from samplicator.gateways.sctp.backup import Mode, Status, Which
-from samplicator.gateways.sctp.exporting import Collector, Export, Exporter
+from samplicator.gateways.sctp.export import Collector, Export
+from samplicator.gateways.sctp.exporting import Exporter
 from samplicator.gateways.transport import Options, Reliability
 from support.sctp import Log, Time, Wires, host, place
 

@@ -12,7 +12,7 @@ from samplicator.gateways.sctp.backup import Status
 from samplicator.gateways.sctp.gateway import Gateway
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Options
-from samplicator.plan.spec import Backup, Sctp
+from samplicator.plan.sessions import Backup, Sctp
 from samplicator.readings import AssociationReading
 from support import flows as model
 from support.flows import a_set, template

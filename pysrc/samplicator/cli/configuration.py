@@ -21,7 +21,8 @@ from samplicator.errors import ConfigError, Problem
 from samplicator.host import abilities
 from samplicator.plan.planner import compile
 from samplicator.plan.pods import Pod
-from samplicator.plan.spec import Door, PlanSpec, Udp
+from samplicator.plan.sessions import Door
+from samplicator.plan.spec import PlanSpec, Udp
 
 
 @dataclass(frozen=True)

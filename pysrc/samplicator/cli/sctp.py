@@ -82,11 +82,10 @@ def verbose_lines(value: SctpPage) -> list[str]:
 def _export(export: SctpExport) -> Iterator[str]:
     primary, *backup = export["collectors"]
     how = export["reliability"]
-    if how != "none":
+    if how in ("full", "partial"):
         how += f", buffer-limit: {export['buffer_limit']}"
-    yield (
-        f"receiver {plain(export['receiver'])}, exporter {export['exporter']}: exporting to {primary['place']}, {how}"
-    )
+    name = f"receiver {plain(export['receiver'])}, exporter {export['exporter']}"
+    yield f"{name}: exporting to {primary['place']}{f', {how}' if how else ''}"
     yield from (f"  {line}" for line in _status(primary))
     if backup:
         yield f"  backup mode: {export['mode']}"

@@ -25,8 +25,9 @@ from samplicator.datapath.counters import SENT
 from samplicator.datapath.ways import Way, no_way
 from samplicator.gateways.door import Door, Gateway, pair
 from samplicator.host import sockets
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec, ListenerSpec, ReceiverSpec
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
+from samplicator.plan.spec import ListenerSpec, ReceiverSpec
 
 if TYPE_CHECKING:
     from samplicator.host.links import Link

@@ -17,7 +17,8 @@ from samplicator._fastpath import RxCounters, RxSocket
 from samplicator.datapath.doors import GONE, DoorIntake
 from samplicator.host import bpf, listening, ring, sockets
 from samplicator.host.ingress import Ingress
-from samplicator.plan.spec import DoorSpec, RingSpec, SocketSpec
+from samplicator.plan.sessions import DoorSpec
+from samplicator.plan.spec import RingSpec, SocketSpec
 from samplicator.readings import ListenerReading, add_up
 
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from samplicator._fastpath import DoorEnd
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
 
 LEAST_BYTES: Final = 1 << 18
 """Of a queue: a few messages of the largest size."""

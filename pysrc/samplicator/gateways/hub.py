@@ -21,8 +21,8 @@ from samplicator.gateways.outlet import Outlet
 from samplicator.gateways.place import Place
 from samplicator.gateways.tally import InTally, OutTally, counts
 from samplicator.gateways.transport import Address, Factory, Options, Transport
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
 from samplicator.readings import GatewayReading, TransportSessionReading
 
 log = logging.getLogger(__name__)

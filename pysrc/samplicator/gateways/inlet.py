@@ -18,7 +18,7 @@ from typing import Final
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.tally import InTally
 from samplicator.gateways.transport import Address, Session
-from samplicator.plan.spec import DoorSpec
+from samplicator.plan.sessions import DoorSpec
 
 QUEUE_BYTES: Final = 256 << 10
 BURST: Final = 512

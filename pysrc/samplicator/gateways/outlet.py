@@ -18,7 +18,7 @@ from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.line import Line
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Options, Transport
-from samplicator.plan.spec import Door as Delivery
+from samplicator.plan.sessions import Door as Delivery
 from samplicator.readings import TransportSessionReading
 
 QUEUE_BYTES: Final = 8 << 20

@@ -12,7 +12,7 @@ import os
 import ssl
 from typing import Final
 
-from samplicator.plan.spec import Tls
+from samplicator.plan.sessions import Tls
 
 _Stamp = tuple[tuple[int, int, int], ...]
 NO_PASSWORD: Final = b""

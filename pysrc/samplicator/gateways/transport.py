@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from samplicator.config.address import address_text, endpoint_text
-from samplicator.plan.spec import Sctp, Tls
+from samplicator.plan.sessions import Sctp, Tls
 from samplicator.readings import AssociationReading
 
 

@@ -19,7 +19,8 @@ from samplicator.datapath.doors import DoorPath
 from samplicator.datapath.ways import Path, Way
 from samplicator.health.probes import LOOPING, MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.health.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
-from samplicator.plan.spec import Door, ReceiverSpec
+from samplicator.plan.sessions import Door
+from samplicator.plan.spec import ReceiverSpec
 from samplicator.readings import ReceiverReading, add_up, wall_ns
 
 if TYPE_CHECKING:
@@ -383,8 +384,8 @@ def _where(spec: ReceiverSpec) -> dict[str, Any]:
     """How a receiver is delivered, as the reading has it."""
     if isinstance(spec.delivery, Door):
         door = spec.delivery
-        where = {"host": door.place if door.port else door.gateway, "address": door.known_as, "port": door.port}
-        return {**where, "source": "beside", "engine_why": "configured"}
+        host = door.place if door.port else door.gateway
+        return dict(host=host, address=door.known_as, port=door.port, source="beside", engine_why="configured")
     udp = spec.delivery
     return {
         "host": udp.host,

@@ -13,7 +13,8 @@ from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.sctp import Sctp as Host
 from samplicator.config.transport import SCTP
-from samplicator.plan.spec import Backup, Door, DoorSpec, ResolvedAddress, Sctp, Tls
+from samplicator.plan.sessions import Backup, Door, DoorSpec, Sctp, Tls
+from samplicator.plan.spec import ResolvedAddress
 
 WITH_TLS: Final = "tls"
 WHY: Final = "a gateway has the exporters' sessions"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from samplicator.config.address import MAPPED, ParsedSource, address_text, endpoint_text
 from samplicator.plan.apart import REMEDY
-from samplicator.plan.spec import Door, DoorSpec, PlanSpec, ReceiverSpec, RuleSpec, SocketSpec, Udp
+from samplicator.plan.sessions import Door, DoorSpec
+from samplicator.plan.spec import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec, Udp
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -26,10 +26,9 @@ from samplicator.plan.names import FAMILIES, source_names_of
 from samplicator.plan.pods import Pod
 from samplicator.plan.rings import NEEDS, rings_of
 from samplicator.plan.rules import needed, places, pool_specs, rule_specs
+from samplicator.plan.sessions import Door, DoorSpec
 from samplicator.plan.spec import (
     Capabilities,
-    Door,
-    DoorSpec,
     HostAddress,
     ListenerSpec,
     PlanSpec,

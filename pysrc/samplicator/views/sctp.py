@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, TypedDict
 
-from samplicator.readings import AssociationReading, TransportSessionReading
+from samplicator.readings import AssociationReading, CollectorReading, TransportSessionReading
 
 GATEWAY = "sctp"
 
@@ -31,7 +31,7 @@ class SctpExport(TypedDict):
 
     receiver: Annotated[str, "Name of the receiver."]
     exporter: Annotated[str, "Address and port of the exporter."]
-    reliability: Annotated[str, "full, partial or none."]
+    reliability: Annotated[str, "full, partial or none; empty if this host cannot do SCTP now."]
     buffer_limit: Annotated[int, "Flow records that may wait."]
     waiting: Annotated[int, "Flow records that wait."]
     streams: Annotated[int, "Streams that are asked for."]
@@ -88,8 +88,14 @@ def page(readings: Sequence[TransportSessionReading], first: int, limit: int) ->
 
 def _exports(readings: Sequence[TransportSessionReading]) -> Iterator[SctpExport]:
     for item in readings:
-        if item.association is not None:
-            yield _export(item, item.association)
+        if item.side == "out":
+            yield _export(item, item.association or _not_begun(item))
+
+
+def _not_begun(item: TransportSessionReading) -> AssociationReading:
+    """Of a session that this host cannot even begin to open; why says it."""
+    primary = CollectorReading("primary", item.peer, item.state, item.why, 0, 0, 0)
+    return AssociationReading("", "", 0, 0, 0, 0, 0, 0, 0, (primary,))
 
 
 def _export(item: TransportSessionReading, association: AssociationReading) -> SctpExport:

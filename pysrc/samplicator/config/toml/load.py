@@ -294,7 +294,7 @@ class _Reader:
             return str(context["error"])
         if kind == "literal_error":
             got = item["input"]
-            hint = self.suggest(got, re.findall(r"'(\w+)'", context["expected"])) if isinstance(got, str) else ""
+            hint = self.suggest(got, re.findall(r"'([\w-]+)'", context["expected"])) if isinstance(got, str) else ""
             return f"must be {context['expected']}{hint}"
         if kind in ("greater_than_equal", "less_than_equal"):
             low, high = _bounds(model, where) if len(where) == 1 else (None, None)

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from samplicator.gateways.sctp import choice
 from samplicator.gateways.sctp.backup import Mode
-from samplicator.gateways.sctp.exporting import Collector, Export
+from samplicator.gateways.sctp.export import Collector, Export
 from samplicator.gateways.sctp.paired import Pair, Teller
 from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session, Transport
-from samplicator.plan.spec import Sctp
+from samplicator.plan.sessions import Sctp
 
 Make = Callable[[asyncio.AbstractEventLoop, Sctp], Transport]
 

@@ -12,7 +12,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from samplicator.gateways.sctp.exporting import Export, Exporter
+from samplicator.gateways.sctp.export import Export
+from samplicator.gateways.sctp.exporting import Exporter
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Events, Reliability, Transport
 from samplicator.readings import AssociationReading, CollectorReading
