@@ -382,10 +382,9 @@ class ReceiverState:
 
 def _where(spec: ReceiverSpec) -> dict[str, Any]:
     """How a receiver is delivered, as the reading has it."""
-    if isinstance(spec.delivery, Door):
-        door = spec.delivery
-        host = door.place if door.port else door.gateway
-        return dict(host=host, address=door.known_as, port=door.port, source="beside", engine_why="configured")
+    if isinstance(door := spec.delivery, Door):
+        host, address = door.place if door.port else door.gateway, door.known_as
+        return {"host": host, "address": address, "port": door.port, "source": "beside", "engine_why": "configured"}
     udp = spec.delivery
     return {
         "host": udp.host,
