@@ -385,7 +385,7 @@ def _where(spec: ReceiverSpec) -> dict[str, Any]:
     if isinstance(door := spec.delivery, Door):
         host, address = door.place if door.port else door.gateway, door.known_as
         return {"host": host, "address": address, "port": door.port, "source": "beside", "engine_why": "configured"}
-    udp = spec.delivery
+    udp = spec.udp
     return {
         "host": udp.host,
         "address": udp.host if spec.unresolved else address_text(udp.address),
