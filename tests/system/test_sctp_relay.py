@@ -395,3 +395,82 @@ def test_what_is_shown(lab: Lab, peers: Peers) -> None:
         ["core", exporter, f"{lab.peer4(1)}:{PORT}", "connected", "1", "2", "0", "0"],
         ["core", exporter, f"{lab.peer4(2)}:{PORT + 1}", "(backup)", "not", "connected", "0", "0", "0", "0"],
     ]
+
+
+class Persistent:
+    """An exporter that connects again when its association has ended, and begins with its template."""
+
+    def __init__(self, peers: Peers) -> None:
+        self.peers = peers
+        self.sequence = 0
+        self._log = Log()
+        self._session: Session | None = None
+        self._own = -1  # its template is not sent yet
+
+    def data(self) -> None:
+        """One record, if it is connected; lost when the association has ended without our knowing."""
+        if self._session is None or self._log.closed_:
+            self._log, self._own = Log(), -1
+            where = place(self.peers.lab.relay4(), 4739)
+            self._session = self.peers.exporter.connect(where, self._log, Options(streams=2))
+        if self._own < 0 and self._log.sessions:
+            self._own += self._session.send(model.ipfix(0, 1, a_set(2, template(256, FIELDS))))
+        elif self._own >= 0:
+            one = model.ipfix(self._own, 1, a_set(256, self.sequence.to_bytes(8, "big")))
+            if self._session.send(one, 1):
+                self.sequence += 1
+                self._own += 1
+
+
+@pytest.mark.parametrize("how", ["takeover", "restart"])
+def test_associations_begin_again_with_the_next_process(lab: Lab, peers: Peers, how: str) -> None:
+    """Exporters connect again and collectors get templates first: nothing is undecodable, and what is lost is told."""
+    peers.collectors()
+    text = (
+        f'[service]\nhttp = "127.0.0.1:9420"\ncontrol = "{lab.directory}/control.sock"\n'
+        f'state_file = "{lab.directory}/state"\n[sctp]\nbackend = "{backend()}"\n'
+        '[[listener]]\nname = "in"\nlisten = ["sctp://0.0.0.0:4739"]\n'
+        f'[[receiver]]\nname = "udp"\nto = "{lab.peer4(1)}:{decoders.PORT}"\nspoof = true\n'
+        f'[[receiver]]\nname = "core"\nto = "sctp://{lab.peer4(1)}:{PORT}"\n'
+        f'backup = {{ to = "sctp://{lab.peer4(2)}:{PORT + 1}", fail_over_ms = 1000 }}\n'
+        '[[rule]]\nto = ["udp", "core"]\n'
+    )
+    sink = lab.collector_socket(1, decoders.PORT)
+    exporter = Persistent(peers)
+    first = lab.samplicator(text)
+
+    def sends(condition: Callable[[], bool]) -> None:
+        def step() -> bool:
+            exporter.data()
+            return condition()
+
+        peers.until(step, 60)
+
+    sends(lambda: exporter.sequence >= 50)
+    peers.until(lambda: len(records(peers.logs[0])) == exporter.sequence)
+    assert len(peers.logs[0].sessions) == 1
+    if how == "restart":  # a process that another thread starts ends with it: so not `beside`
+        assert peers.beside(first.end) == 0
+        second = lab.samplicator(text)
+    else:
+        second = lab.samplicator(text, "--takeover", ready=False)
+        peers.until(lambda: first.popen.poll() is not None)
+        assert first.popen.returncode == 0
+        peers.beside(second.wait_ready)
+    before = len(records(peers.logs[0]))
+    sends(lambda: len(records(peers.logs[0])) > before + 50)
+    for log in peers.logs:
+        for session in log.sessions:  # templates came first
+            assert next(stream for one, stream, _ in log.messages if one is session) == 0
+    assert len(peers.logs[0].sessions) >= 2
+    got = records(peers.logs[0])
+    assert got == sorted(set(got))
+    by_udp = model.Collector()
+    sink.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        while True:
+            payload, source = sink.recvfrom(65535)
+            by_udp.take(source, payload)
+    assert (by_udp.unknown_sets, by_udp.undecodable) == (0, 0)
+    assert by_udp.records > before
+    second.check_laws()
