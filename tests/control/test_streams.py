@@ -14,6 +14,7 @@ from samplicator.errors import ConfigError
 from samplicator.health.probes import UNREACHABLE, UP
 from samplicator.plan.explain import explain, parse_exporter
 from samplicator.plan.planner import compile as make_plan
+from samplicator.plan.sessions import Backup, Door, Sctp
 from samplicator.plan.spec import ResolvedAddress
 from samplicator.readings import ListenerReading, ReceiverReading
 from samplicator.service.gateways import Gateways
@@ -303,3 +304,69 @@ def test_a_name_that_does_not_resolve_leaves_the_rest_running(bench: Bench) -> N
     )
     assert lost.counters["failed_no_route"] == 1
     collector.close()
+
+
+def test_what_the_plan_says_of_sctp(load: Load) -> None:
+    """The backup's name resolves as other names do, and a short MTU of a receiver makes short datagrams."""
+    text = (
+        '[sctp]\nbackend = "usrsctp-udp"\nudp_port = 9900\nmtu = 1400\n'
+        '[[listener]]\nname = "in"\nlisten = ["sctp://0.0.0.0:4739"]\nstreams = 5\n'
+        '[[receiver]]\nname = "one"\nto = "sctp://192.0.2.9:9000"\nreliability = "partial"\n'
+        "buffer_limit = 77\nstreams = 3\n"
+        'backup = { to = "sctp://backup.example:9001", mode = "fail-over", fail_over_ms = 50, restore_s = 6 }\n'
+        '[[receiver]]\nname = "two"\nto = "192.0.2.10:9995"\nmtu = 1280\n[[rule]]\nto = ["one", "two"]\n'
+    )
+    where = ResolvedAddress(bytes([192, 0, 2, 77]))
+    plan = make_plan(load(text), {("backup.example", 0): (where,)}, host())
+    (door,) = plan.listeners[0].doors
+    assert (door.message_bytes, door.sctp) == (1252, Sctp("usrsctp-udp", 9900, 1400, 5))
+    delivery = plan.receivers[0].delivery
+    assert isinstance(delivery, Door)
+    backup = Backup(where.address, 9001, 0, "backup.example", "fail-over", 50, 6)
+    assert delivery.sctp == Sctp("usrsctp-udp", 9900, 1400, 3, "partial", 77, backup)
+    plan = make_plan(load(text), {}, host())
+    assert isinstance(plan.receivers[0].delivery, Door)
+    assert plan.receivers[0].delivery.sctp.backup.address == b""  # type: ignore[union-attr]
+    assert not plan.receivers[0].missing
+    assert "until then there is no backup" in plan.warnings[0]
+
+
+def test_ports_of_sctp_are_not_those_of_tcp(load: Load) -> None:
+    """A receiver by SCTP at a port of this host where a listener has TCP is no loop; nor are two listeners one."""
+    listeners = "".join(
+        f'[[listener]]\nname = "{scheme}"\nlisten = ["{scheme}://127.0.0.1:4739"]\n' for scheme in ("tcp", "sctp")
+    )
+    rule = '[[rule]]\nto = ["out"]\n'
+    make_plan(load(f'{listeners}[[receiver]]\nname = "out"\nto = "sctp://127.0.0.1:4740"\n{rule}'), {}, host())
+    alone = '[[listener]]\nname = "in"\nlisten = ["tcp://127.0.0.1:4739"]\n'
+    make_plan(load(f'{alone}[[receiver]]\nname = "out"\nto = "sctp://127.0.0.1:4739"\n{rule}'), {}, host())
+    with pytest.raises(ConfigError, match="every message would come back in a loop"):
+        make_plan(load(f'{listeners}[[receiver]]\nname = "out"\nto = "sctp://127.0.0.1:4739"\n{rule}'), {}, host())
+    backup = '{ to = "sctp://127.0.0.1:4739" }'
+    text = f'{listeners}[[receiver]]\nname = "out"\nto = "sctp://192.0.2.9:4739"\nbackup = {backup}\n{rule}'
+    with pytest.raises(ConfigError, match="every message would come back in a loop"):
+        make_plan(load(text), {}, host())
+
+
+def test_a_host_without_sctp_runs_all_the_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the host lacks is a state with all reasons, and is tried again; UDP goes on."""
+    from samplicator.gateways.sctp import choice
+
+    lacks = ["no SCTP in this kernel"]
+    monkeypatch.setattr(choice, "kernel_fault", lambda: lacks[0])
+    monkeypatch.setattr(choice, "library_fault", lambda: "no libusrsctp")
+    port, sink = free_port(), udp_socket()
+    bench.run(
+        f'[[listener]]\nname = "in"\nlisten = ["127.0.0.1:{port}", "sctp://127.0.0.1:4739"]\n'
+        '[[receiver]]\nname = "out"\nto = "sctp://127.0.0.2:9000"\n'
+        f'[[receiver]]\nname = "udp"\nto = "127.0.0.1:{sink.getsockname()[1]}"\n[[rule]]\nto = ["out", "udp"]\n'
+    )
+    bench.until(
+        lambda: "no SCTP in this kernel; no libusrsctp" in bench.listener("in").state_why, "the listener's reason"
+    )
+    exporter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    exporter.sendto(TEACH, ("127.0.0.1", port))
+    assert sink.recv(2048) == TEACH
+    bench.until(lambda: "no SCTP in this kernel" in bench.receiver("out").state_why, "the receiver's reason")
+    exporter.close()
+    sink.close()

@@ -7,6 +7,7 @@ kernel's SCTP where there is one (`SCTP_BACKEND`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import socket
@@ -467,10 +468,40 @@ def test_associations_begin_again_with_the_next_process(lab: Lab, peers: Peers, 
     assert got == sorted(set(got))
     by_udp = model.Collector()
     sink.settimeout(0.5)
-    with pytest.raises(TimeoutError):
+    with contextlib.suppress(TimeoutError):
         while True:
             payload, source = sink.recvfrom(65535)
             by_udp.take(source, payload)
     assert (by_udp.unknown_sets, by_udp.undecodable) == (0, 0)
     assert by_udp.records > before
     second.check_laws()
+
+
+def test_a_thousand_associations(lab: Lab, peers: Peers) -> None:
+    """12: memory is bounded, each exporter is known, and all is given back when they have ended."""
+    sink = lab.collector_socket(1, decoders.PORT)
+    relay = to_udp(lab)
+    before = relay.rss()
+    sessions = []
+    for n in range(1000):
+        log = Log()
+        sessions.append(peers.exporter.connect(place(lab.relay4(), 4739), log, Options(streams=2)))
+        if n % 50 == 49:
+            peers.until(lambda: counters(relay, "in")["opened"] == len(sessions))
+    for session in sessions:
+        peers.send(session, model.ipfix(0, 1, a_set(2, template(256, FIELDS))))
+        peers.send(session, model.ipfix(0, 1, a_set(256, bytes(8))), 1)
+    peers.until(lambda: counters(relay, "in")["messages"] == 2000)
+    assert len(relay.api("sctp?limit=2000")["exporters"]) >= 1000
+    each = (relay.rss() - before) / 1000 / 1024
+    assert each < 100
+    collector = model.Collector()
+    sink.settimeout(10)
+    for _ in range(2000):
+        payload, source = sink.recvfrom(65535)
+        collector.take(source, payload)
+    assert (collector.records, collector.sequence_errors, collector.unknown_sets) == (1000, 0, 0)
+    for session in sessions:
+        session.close(abort=True)
+    peers.until(lambda: relay.api("sctp")["exporters"] == [])
+    relay.check_laws()

@@ -12,6 +12,7 @@ from samplicator.config.address import address_text, endpoint_text, parse_source
 from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.sctp import Sctp as Host
+from samplicator.config.model.whole import Config
 from samplicator.config.transport import SCTP
 from samplicator.plan.sessions import Backup, Door, DoorSpec, Sctp, Tls
 from samplicator.plan.spec import ResolvedAddress
@@ -19,10 +20,15 @@ from samplicator.plan.spec import ResolvedAddress
 WITH_TLS: Final = "tls"
 WHY: Final = "a gateway has the exporters' sessions"
 """Of a listener that is at no UDP port."""
+HEADER_BYTES: Final = {4: 28, 6: 48, 0: 48}
+"""IP and UDP, by family; of a name, which may have either, the longer."""
+LONGEST: Final = 65507
+LEAST: Final = 512
+"""Shorter ones would hardly hold a record."""
 
 
 def of_listener(
-    listener: Listener, places: Mapping[str, Sequence[tuple[bytes, int, int]]], host: Host
+    listener: Listener, places: Mapping[str, Sequence[tuple[bytes, int, int]]], config: Config
 ) -> tuple[DoorSpec, ...]:
     """A door of each transport. places: by scheme; IPv4 comes first, so that an IPv6 socket leaves IPv4 to it."""
     return tuple(
@@ -30,12 +36,24 @@ def of_listener(
             gateway=scheme,
             places=tuple(sorted(set(found), key=lambda place: (len(place[0]), place))),
             allow=tuple(map(parse_source, listener.allow)),
-            message_bytes=listener.split_bytes,
+            message_bytes=min(listener.split_bytes, shortest(config)),
             tls=_tls(listener) if scheme == WITH_TLS else None,
-            sctp=Sctp(host.backend, host.udp_port, host.mtu, listener.streams) if scheme == SCTP else None,
+            sctp=Sctp(config.sctp.backend, config.sctp.udp_port, config.sctp.mtu, listener.streams)
+            if scheme == SCTP
+            else None,
         )
         for scheme, found in sorted(places.items())
     )
+
+
+def shortest(config: Config) -> int:
+    """The longest datagram in bytes that no receiver gets in fragments, as far as the configuration says it."""
+    found = [
+        receiver.mtu - HEADER_BYTES[receiver.endpoint.family]
+        for receiver in config.receiver
+        if isinstance(receiver.mtu, int) and not receiver.endpoint.scheme
+    ]
+    return max(min(found, default=LONGEST), LEAST)
 
 
 def of_receiver(receiver: Receiver, address: ResolvedAddress, host: Host, backup: ResolvedAddress | None) -> Door:

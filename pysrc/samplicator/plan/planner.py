@@ -210,7 +210,7 @@ class _Compiler:
                         joins=tuple(self.joins(listener.interface, device, group) for group in groups),
                     )
                 )
-            gateways = doors.of_listener(listener, heard[index], self.config.sctp)
+            gateways = doors.of_listener(listener, heard[index], self.config)
             for why in doors.clashes(listener.name, gateways, taken_by_gateways):
                 self.problem(("listener", index, "listen"), why)
             specs.append(
