@@ -30,7 +30,7 @@ def stand(lab: Lab) -> Iterator[Stand]:
 
 @pytest.mark.parametrize("version", ["9", "10"])
 def test_softflowd_to_nfcapd_and_nfacctd(lab: Lab, capture: Path, version: str) -> None:  # noqa: F811
-    """1: softflowd by SCTP to the relay, and by UDP to collectors directly: those behind the relay have the same flows."""
+    """1: softflowd by SCTP to the relay, by UDP to collectors directly: those behind the relay have the same flows."""
     collectors = Collectors(lab)
     relay = lab.samplicator(
         '[sctp]\nbackend = "kernel"\n[[listener]]\nname = "in"\nlisten = ["sctp://0.0.0.0:4739"]\n'
