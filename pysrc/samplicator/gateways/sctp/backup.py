@@ -146,6 +146,10 @@ class Backup:
         """Where data goes now; None: nowhere."""
         return self.active if self._used and self._well(self.active) else None
 
+    def well(self, which: Which) -> bool:
+        """Whether it is open and answers."""
+        return self._well(which)
+
     @property
     def any_well(self) -> bool:
         return self._well(Which.PRIMARY) or self._well(Which.BACKUP)

@@ -18,6 +18,7 @@ from typing import Final
 from samplicator.gateways.sctp.backlog import Backlog, Item
 from samplicator.gateways.sctp.backup import TRANSMISSIONS, Backup, Do, Which
 from samplicator.gateways.sctp.export import Collector, Counters, Dropped, Export, Shown
+from samplicator.gateways.sctp.rounds import Rounds
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Options, Reliability, Session, Transport
 
@@ -146,6 +147,7 @@ class Exporter:
         ended: Callable[[], None] = lambda: None,
         again: Callable[[], None] = lambda: None,
         tally: OutTally | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
         self.export = export
         self.dropped_resources = Dropped()
@@ -171,6 +173,9 @@ class Exporter:
         self._ended = False
         self._late = False
         self._looked = clock()
+        self._pause = self._tick_seconds
+        self._rounds = rounds or Rounds()
+        self._rounds.join(self.look, tuple(side.collector.place for side in self._sides.values()))
         self._tick()
 
     # ---- what the gateway does
@@ -229,9 +234,12 @@ class Exporter:
 
     def close(self, *, abort: bool = False) -> None:
         """Sends what can be sent now and ends; abort: without that."""
-        if not abort:
+        before = -1
+        while not abort and len(self.backlog) != before:
+            before = len(self.backlog)
             self.pump()
         self._ended = True
+        self._rounds.leave(self.look)
         if self._timer is not None:
             self._timer.cancel()
         for side in self._sides.values():
@@ -241,6 +249,7 @@ class Exporter:
             self._loop.call_soon(self._over)
 
     def _over(self) -> None:
+        self._tally.unsent += len(self.backlog.clear())
         told, self._told_ended = self._told_ended, lambda: None
         told()
 
@@ -370,14 +379,31 @@ class Exporter:
     def _tick(self) -> None:
         now = self._clock()
         # After a delay of our own, what came meanwhile is read first; then silence is the peer's.
-        self._late = not self._late and now - self._looked > 4 * self._tick_seconds
+        self._late = not self._late and now - self._looked > self._pause + 3 * self._tick_seconds
         self._looked = now
         try:
-            for side in self._sides.values() if not self._late else ():
-                if side.session is not None and side.open:
-                    self.logic.looked_at(side.which, now, side.session.silent_since, side.session.transmissions)
-                    side.forget_delivered()
+            if not self._late:
+                self.look()
             self._act()
         finally:  # whatever the user's templates do, time goes on
             if not self._ended:
-                self._timer = self._loop.call_later(self._tick_seconds, self._tick)
+                self._pause = max(self._tick_seconds, self._rounds.least_seconds)
+                self._timer = self._loop.call_later(self._pause, self._tick)
+
+    def look(self) -> None:
+        """At the collectors; others that have the same one look at once when it does not answer any more."""
+        now, failed = self._clock(), []
+        for side in self._sides.values():
+            if side.session is None or not side.open or self._ended:
+                continue
+            before = self.logic.well(side.which)
+            self.logic.looked_at(side.which, now, side.session.silent_since, side.session.transmissions)
+            side.forget_delivered()
+            if before and not self.logic.well(side.which):
+                failed.append(side.collector.place)
+        if not failed:
+            return
+        self._act()
+        for place in failed:
+            for other in self._rounds.others(self.look, place):
+                self._loop.call_soon(other)

@@ -18,6 +18,7 @@ from samplicator.gateways.sctp import choice
 from samplicator.gateways.sctp.backup import Mode
 from samplicator.gateways.sctp.export import Collector, Export
 from samplicator.gateways.sctp.paired import Pair, Teller
+from samplicator.gateways.sctp.rounds import Rounds
 from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session, Transport
 from samplicator.plan.sessions import Sctp
 
@@ -59,6 +60,7 @@ class Gateway:
         self._make = make
         self._made: dict[tuple[str, int, int], Transport] = {}
         self._pairs: set[Pair] = set()
+        self._rounds = Rounds()
 
     def _backend(self, wanted: Sctp) -> Transport:
         key = wanted.backend, wanted.udp_port, wanted.mtu
@@ -77,7 +79,7 @@ class Gateway:
         wanted = options.sctp or Sctp()
         export = export_of(place, options, wanted)
         self._pairs = {pair for pair in self._pairs if not pair.exporter.is_over}
-        pair = Pair(self._loop, self._backend(wanted), export, events)
+        pair = Pair(self._loop, self._backend(wanted), export, events, self._rounds)
         self._pairs.add(pair)
         return pair
 

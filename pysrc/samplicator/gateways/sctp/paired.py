@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from samplicator.gateways.sctp.export import Export
 from samplicator.gateways.sctp.exporting import Exporter
+from samplicator.gateways.sctp.rounds import Rounds
 from samplicator.gateways.tally import OutTally
 from samplicator.gateways.transport import Address, Events, Reliability, Transport
 from samplicator.readings import AssociationReading, CollectorReading
@@ -46,7 +47,14 @@ class Teller(Events, Protocol):
 class Pair:
     """See gateways.transport.Session. exporter: for what is shown."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Transport, export: Export, teller: Teller) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: Transport,
+        export: Export,
+        teller: Teller,
+        rounds: Rounds,
+    ) -> None:
         self._export = export
         self._teller = teller
         self._loop = loop
@@ -61,6 +69,7 @@ class Pair:
             ended=self._ended,
             again=teller.again,
             tally=teller.tally,
+            rounds=rounds,
         )
         loop.call_soon(self._begin)
 
