@@ -39,7 +39,8 @@ class Apart:
         sequence, domain = form.place(message)
         control = [self._is_control(form, domain, found) for found in sets]
         stream = 1 + domain % (self._streams - 1)
-        if domain not in self._expected and len(self._expected) + len(self._more) >= MAX_DOMAINS:
+        known = self._more if form.per_message else self._expected
+        if domain not in known and len(self._expected) + len(self._more) >= MAX_DOMAINS:
             return [(CONTROL if any(control) else stream, message)]
         if form.per_message:
             return self._counted(form, message, stream, list(zip(sets, control, strict=True)))
@@ -62,7 +63,7 @@ class Apart:
     ) -> list[tuple[int, bytes]]:
         """Of NetFlow v9: one with both kinds of sets becomes two, and later ones count on."""
         sequence, domain = form.place(message)
-        more = self._more.get(domain, 0)
+        more = self._more.setdefault(domain, 0)
         first = (sequence + more) & U32
         made = [found for found, is_control in sets if is_control]
         if not made or len(made) == len(sets):

@@ -19,6 +19,10 @@ def cost(template: Template) -> int:
     return OBJECT_BYTES + len(template.record) + 8 * len(template.lengths)
 
 
+QUEUE_BYTES: Final = 256 << 20
+"""Of all that waits for the collectors of a gateway that never says no (SCTP)."""
+
+
 class Budget:
     """left: bytes that are free."""
 

@@ -161,7 +161,11 @@ class Heard:
             return []
         if len(message) <= self._limit:
             return [message if sequence == own else form.numbered(message, sequence)]
-        made = split(form, message, ends, sequence, self._limit)
+        try:
+            made = split(form, message, ends, sequence, self._limit)
+        except ValueError:  # a set of one byte is longer with its padding
+            self.malformed += 1
+            return []
         domain.add(len(made) - 1)
         self.split_up += len(made) > 1
         return made

@@ -232,7 +232,8 @@ class Hub:
                     counters=counts(inlet.tally),
                 )
             )
-        for (name, _), outlet in self._outlets.items():
+        latest = {name: outlet for (name, _), outlet in self._outlets.items()}  # one that ends has the same tally
+        for name, outlet in latest.items():
             found.append(
                 GatewayReading(
                     gateway=self.name,

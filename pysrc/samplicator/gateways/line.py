@@ -36,11 +36,10 @@ RE_ESTABLISHING: Final = "re-establishing"
 
 
 class Seen(NamedTuple):
-    """What there is to see of a session. connected: what is sent arrives somewhere, at a collector or its backup."""
+    """What there is to see of a session, of two collectors the first."""
 
     state: str
     why: str
-    connected: bool
 
 
 class Line:
@@ -93,12 +92,17 @@ class Line:
         return self._session.streams if self._session is not None and self.state == CONNECTED else 1
 
     @property
+    def delivers(self) -> bool:
+        """Whether copies get somewhere now, as far as is known."""
+        return self.state == CONNECTED and self._session is not None and self._session.delivers
+
+    @property
     def seen(self) -> Seen:
         association = self.association
         if association is None:
-            return Seen(self.state, self.why, self.state == CONNECTED)
+            return Seen(self.state, self.why)
         primary = association.collectors[0]
-        return Seen(primary.state, primary.why if primary.state != CONNECTED else "", association.connected)
+        return Seen(primary.state, primary.why if primary.state != CONNECTED else "")
 
     @property
     def association(self) -> AssociationReading | None:
@@ -108,6 +112,11 @@ class Line:
     def waiting(self) -> int:
         """Copies that wait."""
         return len(self._queue)
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything is not sent, or not acknowledged."""
+        return bool(self._queue) or (self._session is not None and self._session.unsent_bytes > 0)
 
     @property
     def ended(self) -> bool:
@@ -163,19 +172,21 @@ class Line:
 
     def templates(self) -> list[bytes]:
         """What another collector must know before it gets what this session sends (a backup): for stream 0."""
-        messages = self._told.begin()
+        return self._on_stream_0(self._told.begin())
+
+    def _on_stream_0(self, messages: list[bytes]) -> list[bytes]:
         return [self._apart.control(message) for message in messages] if self._apart is not None else messages
 
     def teaches(self) -> bool:
         """Whether the copy that is being sent has templates."""
         return self._told.taught
 
-    def replaced(self) -> list[bytes] | None:
-        """What templates() was before the copy that is being sent, if that replaces one."""
-        before = self._told.before
-        if before is None or self._apart is None:
-            return before
-        return [self._apart.control(message) for message in before]
+    def replaced(self) -> Callable[[], list[bytes]] | None:
+        """Makes what templates() was before the copy that is being sent, if that replaces one; once for each copy."""
+        before, self._told.before = self._told.before, None
+        if before is None:
+            return None
+        return lambda: self._on_stream_0(before())
 
     def records(self, message: bytes) -> int:
         """Flow records of a message that was sent, as far as templates are known; of v9 what its header says."""

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from samplicator.gateways.ipfix import LEAST_DATA_SET, SET, Set, Template
+from samplicator.gateways.ipfix import LEAST_DATA_SET, MAX_MESSAGE, SET, Set, Template
 
 VERSION: Final = 9
 HEADER: Final = struct.Struct(">HHIIII")
@@ -66,10 +66,15 @@ def templates_of(message: bytes, found: Set) -> Iterator[Template]:
 
 
 def message_of(like: bytes, count: int, sequence: int, sets: Sequence[tuple[int, bytes]]) -> bytes:
-    """A message of (identity, records) with the times and the source id of `like`, each set padded to four bytes."""
+    """A message of (identity, records) with the times and the source id of `like`, each set padded to four bytes.
+    Raises ValueError for one that is too long.
+    """
     _, _, uptime, seconds, _, source = HEADER.unpack_from(like)
     parts = [HEADER.pack(VERSION, count & 0xFFFF, uptime, seconds, sequence & 0xFFFFFFFF, source)]
     for identity, records in sets:
         padding = bytes(-len(records) % 4)
         parts += [SET.pack(identity, SET.size + len(records) + len(padding)), records, padding]
-    return b"".join(parts)
+    made = b"".join(parts)
+    if len(made) > MAX_MESSAGE:
+        raise ValueError(f"a message of {len(made)} bytes is too long")
+    return made

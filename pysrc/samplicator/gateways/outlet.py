@@ -137,16 +137,17 @@ class Outlet:
 
     def look(self) -> None:
         """Several times per second: whether the collector is there."""
-        seen = [line.seen for line in self._lines.values()]
-        down = [one.why for one in seen if one.why]
-        self.fault = f"not connected: {down[0]}" if down and not any(one.connected for one in seen) else ""
+        why = ""
+        if not any(line.delivers for line in self._lines.values()):
+            why = next((why for why in (line.seen.why for line in self._lines.values()) if why), "")
+        self.fault = f"not connected: {why}" if why else ""
 
     def _tidy(self) -> None:
         idle = self._loop.time() - IDLE_SECONDS
         for key, line in list(self._lines.items()):
             if line.ended:
                 del self._lines[key]
-            elif line.used_at < idle and not line.waiting:
+            elif line.used_at < idle and not line.waits:
                 line.end()
         self._timer = self._loop.call_later(TIDY_SECONDS, self._tidy)
 

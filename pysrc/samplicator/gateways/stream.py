@@ -65,6 +65,10 @@ class StreamSession(asyncio.BufferedProtocol):
     # -- Session
 
     @property
+    def delivers(self) -> bool:
+        return self._transport is not None
+
+    @property
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 

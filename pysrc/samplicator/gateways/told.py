@@ -11,6 +11,7 @@ not known to a session that begins later. Called by line.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,8 +41,8 @@ class _Domain:
 
 class Told:
     """One exporter. unchanged: template records left out so far; withdrawn: templates that were withdrawn because they
-    changed. full: templates that were not kept. before: what begin() would have been before the last copy, if that has
-    replaced a template. taught: whether it had templates.
+    changed. full: templates that were not kept. before: makes what begin() was before the last copy, if that has
+    replaced a template. taught: whether it had new ones.
     """
 
     __slots__ = ("_budget", "_domains", "_size", "_templates", "before", "full", "taught", "unchanged", "withdrawn")
@@ -52,7 +53,7 @@ class Told:
         self.unchanged = 0
         self.withdrawn = 0
         self.full = 0
-        self.before: list[bytes] | None = None
+        self.before: Callable[[], list[bytes]] | None = None
         self.taught = False
         self._domains: dict[tuple[int, int], _Domain] = {}  # by form and number
         self._size = 0
@@ -65,15 +66,12 @@ class Told:
 
     def begin(self) -> list[bytes]:
         """The first messages of a new session: all templates."""
-        made = []
-        for domain in self._domains.values():
-            lessons = list(domain.form.teaching(domain.head, list(domain.templates.values()), MAX_MESSAGE))
-            # of what counts messages, these come just before the next one
-            first = domain.sequence + 1 - len(lessons) if domain.form.per_message else domain.sequence
-            for number, (count, parts) in enumerate(lessons):
-                sequence = (first + number * domain.form.per_message) & 0xFFFFFFFF
-                made.append(domain.form.make(domain.head, count, sequence, parts))
-        return made
+        return self._remembered()()
+
+    def _remembered(self) -> Callable[[], list[bytes]]:
+        """What makes these messages later as they would be now."""
+        known = [(d.form, d.head, d.sequence, tuple(d.templates.values())) for d in self._domains.values()]
+        return lambda: _lessons(known)
 
     def take(self, message: bytes) -> list[bytes]:
         """What to send for a copy: nothing, the copy, or less and something before. Raises ValueError for what is no
@@ -85,11 +83,11 @@ class Told:
             found: list(form.templates_of(message, found)) for found in sets if found.identity in form.template_sets
         }
         domain = self._domain(form, message)
-        self.before, self.taught = None, bool(taught)
+        self.before, self.taught = None, False
         if not taught:
             return [self._counted(form, domain, message)]
         if domain is not None and any(self._replaces(domain, t) for each in taught.values() for t in each):
-            self.before = self.begin()
+            self.before = self._remembered()
         left: list[tuple[int, bytes]] = []
         gone: list[Template] = []
         same = True
@@ -153,10 +151,12 @@ class Told:
         no_room = self._size + size > MAX_TEMPLATE_BYTES or size > self._budget.left
         if domain is None or self._templates >= MAX_TEMPLATES or no_room:
             self.full += 1
+            self.taught = True
             return True
         domain.templates[template.identity] = template
         self._templates += 1
         self._use(size)
+        self.taught = True
         return True
 
     @staticmethod
@@ -173,3 +173,15 @@ class Told:
         """Gives back what it used of the budget."""
         self._domains = {}
         self._use(-self._size)
+
+
+def _lessons(known: Sequence[tuple[Form, bytes, int, tuple[Template, ...]]]) -> list[bytes]:
+    """known: form, header of the last copy, its sequence, templates, of each domain."""
+    made = []
+    for form, head, sequence, templates in known:
+        lessons = list(form.teaching(head, templates, MAX_MESSAGE))
+        # of what counts messages, these come just before the next one
+        first = sequence + 1 - len(lessons) if form.per_message else sequence
+        for number, (count, parts) in enumerate(lessons):
+            made.append(form.make(head, count, (first + number * form.per_message) & U32, parts))
+    return made

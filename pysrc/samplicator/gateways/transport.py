@@ -59,7 +59,8 @@ class Options(NamedTuple):
     """Of one place to listen at, or one peer to connect to. tls: None = without TLS. name: the peer's host name as the
     operator wrote it, which its certificate must have. source: our own (address, port 0 = any); None = the kernel
     chooses. streams: outgoing ones that are asked for, 1..65535. heartbeat_ms: how often the peer is asked for a sign
-    of life, 0 = never; only where the transport has such a thing. sctp: how, None = as by default.
+    of life, 0 = never; only where the transport has such a thing. sctp: how, None = as by default. mtu: of the way in
+    bytes, where the transport does not find it out.
     """
 
     tls: Tls | None = None
@@ -68,6 +69,7 @@ class Options(NamedTuple):
     streams: int = 1
     heartbeat_ms: int = 0
     sctp: Sctp | None = None
+    mtu: int = 1500
 
 
 class Session(Protocol):
@@ -94,6 +96,10 @@ class Session(Protocol):
     @property
     def transmissions(self) -> int:
         """How often the message that was tried most was sent without being acknowledged; 0 = not known."""
+
+    @property
+    def delivers(self) -> bool:
+        """Whether what is sent gets somewhere now, as far as is known."""
 
     @property
     def association(self) -> AssociationReading | None:

@@ -119,6 +119,10 @@ class Association:
         return self._streams
 
     @property
+    def delivers(self) -> bool:
+        return self.open
+
+    @property
     def unsent_bytes(self) -> int:
         return self.sock.library.unsent_bytes(self.sock.number, self.number) if self.open else 0
 

@@ -1,41 +1,51 @@
-"""What waits to be sent: bounded in flow records, the oldest goes first when there is no room.
+"""What waits to be sent: bounded in flow records and bytes, the oldest goes first when there is no room.
 
-Invariants: pure; every message that is put in comes out once, by `take` or as dropped; the newest message stays, even
-if it alone has more records than the limit. Called by exporting. Must never count: who called knows why.
+Invariants: pure; every message that is put in comes out once, by `take` or as dropped; the newest message with data
+stays, even if it alone has more records than the limit, and messages for stream 0 stay; a message counts as one record
+at least, whatever it says of itself. Called by exporting. Must never count what is dropped: who called knows why.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from samplicator.gateways.budget import Budget
+
+Before = Callable[[], Sequence[bytes]]
+MOST_BYTES: Final = 8 << 20
+"""Of one exporter."""
 
 
 class Item(NamedTuple):
     """A message. stream: 0 = templates and options. records: flow records in it. before: of one that replaces
-    templates: what a collector has to know for the data before it, as messages; None: it replaces nothing. teaches: it
-    has templates.
+    templates: makes the messages that a collector needs for the data before it; None: it replaces nothing. teaches: it
+    has templates. epoch: of data: how many messages before it replaced templates.
     """
 
     message: bytes
     stream: int
     records: int
-    before: Sequence[bytes] | None = None
+    before: Before | None = None
     teaches: bool = False
+    epoch: int = 0
 
     @property
-    def control_octets(self) -> int:
-        """What it takes, of a message for stream 0."""
-        return 0 if self.stream else len(self.message) + sum(map(len, self.before or ()))
+    def weight(self) -> int:
+        """Of the limit."""
+        return max(self.records, 1) if self.stream else 0
 
 
 class Backlog:
-    """limit: records, 1 or more. records, octets: that wait now. turns: messages for stream 0 among them, which keep
-    their place in the order, and control_octets what they take.
+    """limit: records, 1 or more. budget: bytes, shared with others. records, octets: that wait now. turns: messages for
+    stream 0 among them, which keep their place in the order, and control_octets what they take.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, budget: Budget | None = None) -> None:
         self.limit = limit
+        self._budget = budget or Budget(MOST_BYTES)
+        self._weight = 0
         self.records = 0
         self.octets = 0
         self.turns = 0
@@ -59,16 +69,22 @@ class Backlog:
         return self._shrink()
 
     def _count(self, item: Item, sign: int) -> None:
+        size = len(item.message)
         self.records += sign * item.records
-        self.octets += sign * len(item.message)
+        self.octets += sign * size
         self.turns += sign * (item.stream == 0)
-        self.control_octets += sign * item.control_octets
+        self.control_octets += sign * size * (item.stream == 0)
+        self._weight += sign * item.weight
+        self._budget.left -= sign * size
+
+    @property
+    def _is_full(self) -> bool:
+        return self._weight > self.limit or self.octets > MOST_BYTES or self._budget.left < 0
 
     def _shrink(self) -> list[Item]:
-        """Messages for stream 0 stay."""
         dropped: list[Item] = []
         kept: list[Item] = []
-        while self.records > self.limit and len(self._items) > 1:
+        while self._is_full and len(self._items) - self.turns > 1:
             item = self.take()
             (dropped if item.stream else kept).append(item)
         self._items.extendleft(reversed(kept))
@@ -78,13 +94,11 @@ class Backlog:
 
     def clear(self) -> list[Item]:
         """Everything is dropped; returns the data."""
-        dropped = [item for item in self._items if item.stream]
-        self._items.clear()
-        self.records = self.octets = self.turns = self.control_octets = 0
-        return dropped
+        every = [self.take() for _ in range(len(self._items))]
+        return [item for item in every if item.stream]
 
     @property
-    def before(self) -> Sequence[bytes] | None:
+    def before(self) -> Before | None:
         """What a collector must know for the first message; None: nothing that waits replaces a template."""
         if not self.turns:
             return None

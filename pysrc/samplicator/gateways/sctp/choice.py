@@ -83,12 +83,8 @@ def choose(backend: str) -> tuple[str, str]:
     raise OSError(errno.EPROTONOSUPPORT, f"SCTP is not possible on this host: {reasons}{advice}")
 
 
-def transport(
-    loop: asyncio.AbstractEventLoop, backend: str = AUTO, *, udp_port: int = 9899, mtu: int = 1500
-) -> Transport:
-    """udp_port: ours and the peers', with UDP. mtu: of the way to peers, in bytes, with libusrsctp. Raises as `choose`
-    does.
-    """
+def transport(loop: asyncio.AbstractEventLoop, backend: str = AUTO, *, udp_port: int = 9899) -> Transport:
+    """udp_port: ours and the peers', with UDP. Raises as `choose` does."""
     chosen, _ = choose(backend)
     if chosen == KERNEL:
         from samplicator.gateways.sctp.kernel import Kernel
@@ -98,5 +94,5 @@ def transport(
     from samplicator.gateways.sctp.userland import Userland
 
     if chosen == UDP:
-        return Userland(loop, lambda family: UdpCarrier(family, udp_port), udp_port=udp_port, mtu=mtu)
-    return Userland(loop, RawCarrier, mtu=mtu)
+        return Userland(loop, lambda family: UdpCarrier(family, udp_port), udp_port=udp_port)
+    return Userland(loop, RawCarrier)

@@ -36,6 +36,7 @@ class Export:
     streams: int = 2
     fail_over_ms: int = 25
     restore_s: float = 25.0
+    mtu: int = 1500
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from samplicator.gateways.sctp.backlog import Backlog, Item
+from samplicator.gateways.budget import Budget
+from samplicator.gateways.sctp.backlog import Backlog, Before, Item
 from samplicator.gateways.sctp.backup import TRANSMISSIONS, Backup, Do, Which
 from samplicator.gateways.sctp.export import Collector, Counters, Dropped, Export, Shown
 from samplicator.gateways.sctp.rounds import Rounds
@@ -25,8 +26,8 @@ from samplicator.gateways.transport import Address, Options, Reliability, Sessio
 LEAST_FAIL_OVER_MS: Final = 10
 """An event loop in Python cannot tell less from its own delays."""
 TICK_SECONDS: Final = 0.01
-MOST_TEMPLATES: Final = 4096
-"""Messages of stream 0 that wait for one collector."""
+MOST_CONTROL: Final = 4096
+"""Messages of stream 0 that wait for one collector; with more it is connected anew."""
 MOST_TURNS: Final = 64
 MOST_TURN_BYTES: Final = 8 << 20
 """Messages that wait for their turn because a template was replaced before; beyond that all begins anew."""
@@ -48,7 +49,7 @@ class _Side:
     session: Session | None = None
     open: bool = False
     counters: Counters = field(default_factory=Counters)
-    control: deque[Item] = field(default_factory=lambda: deque(maxlen=MOST_TEMPLATES))
+    control: deque[Item] = field(default_factory=deque)
     sent: deque[Item] = field(default_factory=deque)
     sent_bytes: int = 0
     returned: list[Item] = field(default_factory=list)
@@ -103,10 +104,12 @@ class _Side:
         reliability = self.exporter.export.reliability if item.stream else Reliability.FULL
         if reliability is Reliability.PARTIAL and self.session.transmissions >= TRANSMISSIONS:
             self.stalled = True
-        if item.stream and self.settling:
+        if self.settling and not item.teaches:
             if self.session.unsent_bytes:
                 return False
             self.settling = False
+        if item.before is not None and self.session.unsent_bytes:
+            return False  # data of the old template has to be there
         if item.stream and self.stalled:
             if self.session.unsent_bytes:
                 return False
@@ -148,11 +151,12 @@ class Exporter:
         again: Callable[[], None] = lambda: None,
         tally: OutTally | None = None,
         rounds: Rounds | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.export = export
         self.dropped_resources = Dropped()
         self.dropped_failure = Dropped()
-        self.backlog = Backlog(export.buffer_limit)
+        self.backlog = Backlog(export.buffer_limit, budget)
         self._loop = loop
         self._transport = transport
         self._templates = templates
@@ -161,6 +165,10 @@ class Exporter:
         self._again = again
         self._tally = tally or OutTally()
         self._was_open = False
+        self._missed = False  # stream 0 had something when a collector was not connected
+        self._epoch = 0
+        self._passed = 0  # the epoch of the last turn
+        self._anew = False
         fail_over_ms = max(export.fail_over_ms, LEAST_FAIL_OVER_MS)
         self._heartbeat_ms = max(fail_over_ms // 4, 3)
         self._tick_seconds = min(TICK_SECONDS, self._heartbeat_ms / 1000)
@@ -185,26 +193,26 @@ class Exporter:
         message: bytes,
         stream: int,
         records: int,
-        before: Sequence[bytes] | None = None,
+        before: Before | None = None,
         teaches: bool = False,
     ) -> None:
         """stream: 0 = templates and options, which all collectors that are connected get; else data. records: flow
         records in it. before, teaches: see Item.
         """
-        item = Item(message, stream, records, before, teaches)
+        self._epoch += before is not None
+        item = Item(message, stream, records, before, teaches, self._epoch)
         if not stream:
+            self._missed = self._missed or not all(side.open for side in self._sides.values())
             if before is not None or self.backlog.turns:  # data of the old template goes first
-                self.backlog.put(item)
+                self._drop(self.backlog.put(item))
                 if self.backlog.turns > MOST_TURNS or self.backlog.control_octets > MOST_TURN_BYTES:
                     self._begin_anew()
                 self.pump()
                 return
-            for side in self._sides.values():
-                if side.open:
-                    side.control.append(item)
+            self._to_all(item)
             self.pump()
             return
-        if self.export.reliability is Reliability.NONE and not self.backlog.turns:
+        if self.export.reliability is Reliability.NONE and not len(self.backlog):
             target = self._target()
             if target is None or target.control or not target.send(item):
                 self._drop([item])
@@ -260,9 +268,11 @@ class Exporter:
         self._tally.opened += 1
         self._refresh(side)
         self._act()
-        if self._was_open:
+        if (self._was_open or self._missed) and not self._anew:
             self._again()
         self._was_open = True
+        self._missed = False
+        self._anew = self._anew and not all(one.open for one in self._sides.values())
 
     def side_closed(self, side: _Side) -> None:
         side.sent.clear()
@@ -273,7 +283,10 @@ class Exporter:
         side.counters.flows -= sum(item.records for item in returned)
         side.counters.messages -= len(returned)
         self.logic.closed(side.which, self._clock())
-        self._drop(self.backlog.put_back([item for item in returned if item.stream]))
+        # What was made with a template that has been replaced since cannot be decoded any more.
+        data = [item for item in returned if item.stream]
+        self._drop([item for item in data if item.epoch < self._passed])
+        self._drop(self.backlog.put_back([item for item in data if item.epoch >= self._passed]))
         if self.is_over:
             self._over()
         self._act()
@@ -291,12 +304,13 @@ class Exporter:
         before = self.backlog.before
         side.control.clear()
         side.control.extend(
-            Item(message, 0, 0, teaches=True) for message in (self._templates() if before is None else before)
+            Item(message, 0, 0, teaches=True) for message in (self._templates() if before is None else before())
         )
 
     def _begin_anew(self) -> None:
         """What waits is dropped, and collectors that do not know what they missed are connected anew."""
         self._drop(self.backlog.clear())
+        self._passed, self._anew = self._epoch, True
         for side in self._sides.values():
             if side.session is not None and side.open:
                 side.session.close(abort=True)
@@ -328,23 +342,27 @@ class Exporter:
             item = self.backlog.first()
             if item is None or target.control or (item.stream and not target.send(item)):
                 return
-            if not item.stream:
-                if item.before is not None and target.session is not None and target.session.unsent_bytes:
-                    return  # data of the old template has to be there
-                self._turn(item)
+            if item.before is not None and target.session is not None and target.session.unsent_bytes:
+                return  # if this collector fails now, another one can still get what is before it
             self.backlog.take()
+            if not item.stream:
+                self._passed = max(self._passed, item.epoch)
+                self._to_all(item)
+                self._send_control()
 
     def _send_control(self) -> None:
         for side in self._sides.values():
             while side.control and side.send(side.control[0]):
                 side.control.popleft()
 
-    def _turn(self, item: Item) -> None:
-        """A message for stream 0 that has waited for what is before it."""
+    def _to_all(self, item: Item) -> None:
+        """A message for stream 0, to those that are connected."""
         for side in self._sides.values():
-            if side.open:
-                side.control.append(item)
-        self._send_control()
+            if not side.open:
+                continue
+            side.control.append(item)
+            if len(side.control) > MOST_CONTROL and side.session is not None:
+                side.session.close(abort=True)
 
     def _act(self) -> None:
         if self._ended:
@@ -369,6 +387,7 @@ class Exporter:
             source=collector.source,
             streams=self.export.streams,
             heartbeat_ms=self._heartbeat_ms,
+            mtu=self.export.mtu,
         )
         try:
             side.session = self._transport.connect(collector.place, side, options)
@@ -390,8 +409,8 @@ class Exporter:
                 self._pause = max(self._tick_seconds, self._rounds.least_seconds)
                 self._timer = self._loop.call_later(self._pause, self._tick)
 
-    def look(self) -> None:
-        """At the collectors; others that have the same one look at once when it does not answer any more."""
+    def look(self, alarm: bool = True) -> None:
+        """At the collectors; alarm: others that have the same one look at once when it does not answer any more."""
         now, failed = self._clock(), []
         for side in self._sides.values():
             if side.session is None or not side.open or self._ended:
@@ -401,9 +420,8 @@ class Exporter:
             side.forget_delivered()
             if before and not self.logic.well(side.which):
                 failed.append(side.collector.place)
-        if not failed:
-            return
-        self._act()
-        for place in failed:
+        if failed:
+            self._act()
+        for place in failed if alarm else ():
             for other in self._rounds.others(self.look, place):
-                self._loop.call_soon(other)
+                self._loop.call_soon(other, False)

@@ -14,6 +14,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import replace
 
+from samplicator.gateways.budget import QUEUE_BYTES, Budget
 from samplicator.gateways.sctp import choice
 from samplicator.gateways.sctp.backup import Mode
 from samplicator.gateways.sctp.export import Collector, Export
@@ -27,7 +28,7 @@ Make = Callable[[asyncio.AbstractEventLoop, Sctp], Transport]
 
 def make(loop: asyncio.AbstractEventLoop, wanted: Sctp) -> Transport:
     """The backend. Raises OSError with the reasons when it cannot be had."""
-    return choice.transport(loop, wanted.backend, udp_port=wanted.udp_port, mtu=wanted.mtu)
+    return choice.transport(loop, wanted.backend, udp_port=wanted.udp_port)
 
 
 def export_of(place: Address, options: Options, wanted: Sctp) -> Export:
@@ -37,6 +38,7 @@ def export_of(place: Address, options: Options, wanted: Sctp) -> Export:
         reliability=Reliability(wanted.reliability),
         buffer_limit=wanted.buffer_limit,
         streams=wanted.streams,
+        mtu=wanted.mtu,
     )
     backup = wanted.backup
     if backup is None or not backup.address:
@@ -58,19 +60,21 @@ class Gateway:
     def __init__(self, loop: asyncio.AbstractEventLoop, make: Make = make) -> None:
         self._loop = loop
         self._make = make
-        self._made: dict[tuple[str, int, int], Transport] = {}
+        self._made: dict[tuple[str, int], Transport] = {}
         self._pairs: set[Pair] = set()
         self._rounds = Rounds()
+        self._budget = Budget(QUEUE_BYTES)
 
     def _backend(self, wanted: Sctp) -> Transport:
-        key = wanted.backend, wanted.udp_port, wanted.mtu
+        key = wanted.backend, wanted.udp_port if wanted.backend == choice.UDP else 0
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = self._make(self._loop, wanted)
         return found
 
     def listen(self, place: Address, events: Events, options: Options) -> Ear:
-        return self._backend(options.sctp or Sctp()).listen(place, events, options)
+        wanted = options.sctp or Sctp()
+        return self._backend(wanted).listen(place, events, options._replace(mtu=wanted.mtu))
 
     def connect(self, place: Address, events: Events, options: Options) -> Session:
         """events: a Teller, else TypeError."""
@@ -79,7 +83,7 @@ class Gateway:
         wanted = options.sctp or Sctp()
         export = export_of(place, options, wanted)
         self._pairs = {pair for pair in self._pairs if not pair.exporter.is_over}
-        pair = Pair(self._loop, self._backend(wanted), export, events, self._rounds)
+        pair = Pair(self._loop, self._backend(wanted), export, events, self._rounds, self._budget)
         self._pairs.add(pair)
         return pair
 

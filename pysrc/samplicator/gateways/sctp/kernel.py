@@ -27,6 +27,8 @@ TICK_SECONDS: Final = 0.01
 CLOSE_SECONDS: Final = 5.0
 """How long a session that was closed may take to send what it holds."""
 MOST_MESSAGES: Final = 256
+PEER_BYTES: Final = 64 << 10
+"""For the addresses of a peer."""
 
 
 class Wire:
@@ -125,7 +127,9 @@ class Wire:
         session = self.own
         if session is None or session.ended:
             peer = self.peer_of(number)
-            if peer is None:
+            if peer is None:  # nobody knows who it is
+                self._kernel.refused += 1
+                self._abort(number)
                 return
             events = self.events or (session.events if session is not None else None)
             assert events is not None
@@ -134,14 +138,19 @@ class Wire:
                 self.own = session
             elif self.released or events.admits(peer):
                 self._kernel.refused += 1
-                session.number = number
-                session.say(linux.ABORT)
+                self._abort(number)
                 return
         session.begin(number, streams)
 
+    def _abort(self, number: int) -> None:
+        """An association that nobody has."""
+        with contextlib.suppress(OSError):
+            info = [(linux.SOL_SCTP, linux.SNDINFO, linux.SNDINFO_FORM.pack(0, linux.ABORT, 0, 0, number))]
+            self.sock.sendmsg([b""], info, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+
     def peer_of(self, number: int) -> Address | None:
         """Its first address."""
-        request = struct.pack("=iI", number, 0).ljust(1024, b"\0")
+        request = struct.pack("=iI", number, 0).ljust(PEER_BYTES, b"\0")
         try:
             raw = linux.get_option(self.sock, linux.GET_PEER_ADDRS, request)
         except OSError:
@@ -208,6 +217,8 @@ class Kernel:
     def listen(self, place: Address, events: Events, options: Options) -> Ear:
         sock = self._opened(socket.AF_INET6 if len(place.address) == 16 else socket.AF_INET, options)
         try:
+            # One that is left, and has associations yet, keeps the port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(linux.SOL_SCTP, linux.BINDX_ADD, linux.sockaddr(place))
             sock.listen(128)
         except BaseException:

@@ -59,6 +59,10 @@ class KernelSession:
         return self._streams
 
     @property
+    def delivers(self) -> bool:
+        return self.open
+
+    @property
     def unsent_bytes(self) -> int:
         """Of the socket, which an association that we asked for has for itself."""
         with contextlib.suppress(OSError, struct.error):

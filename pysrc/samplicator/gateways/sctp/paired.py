@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from samplicator.gateways.budget import Budget
+from samplicator.gateways.sctp.backlog import Before
 from samplicator.gateways.sctp.export import Export
 from samplicator.gateways.sctp.exporting import Exporter
 from samplicator.gateways.sctp.rounds import Rounds
@@ -33,8 +35,8 @@ class Teller(Events, Protocol):
     def teaches(self) -> bool:
         """Asked while a message for stream 0 is sent: whether it has templates."""
 
-    def replaced(self) -> Sequence[bytes] | None:
-        """Asked while a message for stream 0 is sent: if it replaces templates, those before, as templates()."""
+    def replaced(self) -> Before | None:
+        """Asked while a message for stream 0 is sent: if it is the first that replaces templates, those before."""
 
     @property
     def tally(self) -> OutTally:
@@ -54,6 +56,7 @@ class Pair:
         export: Export,
         teller: Teller,
         rounds: Rounds,
+        budget: Budget,
     ) -> None:
         self._export = export
         self._teller = teller
@@ -70,6 +73,7 @@ class Pair:
             again=teller.again,
             tally=teller.tally,
             rounds=rounds,
+            budget=budget,
         )
         loop.call_soon(self._begin)
 
@@ -92,6 +96,10 @@ class Pair:
     @property
     def unsent_bytes(self) -> int:
         return self.exporter.waiting_bytes
+
+    @property
+    def delivers(self) -> bool:
+        return self.exporter.logic.any_well
 
     @property
     def association(self) -> AssociationReading:

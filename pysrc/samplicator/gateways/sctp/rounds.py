@@ -14,19 +14,21 @@ from typing import Final
 from samplicator.gateways.transport import Address
 
 MOST_PER_SECOND: Final = 2000
+Look = Callable[[bool], None]
+"""Of an exporter; whether others are to look, too, if it finds a failure."""
 
 
 class Rounds:
     """Of all exporters of a gateway."""
 
     def __init__(self) -> None:
-        self._lookers: dict[Callable[[], None], tuple[Address, ...]] = {}
+        self._lookers: dict[Look, tuple[Address, ...]] = {}
 
-    def join(self, look: Callable[[], None], places: tuple[Address, ...]) -> None:
+    def join(self, look: Look, places: tuple[Address, ...]) -> None:
         """look: of an exporter with collectors at these places."""
         self._lookers[look] = places
 
-    def leave(self, look: Callable[[], None]) -> None:
+    def leave(self, look: Look) -> None:
         self._lookers.pop(look, None)
 
     @property
@@ -34,6 +36,6 @@ class Rounds:
         """Between two looks of an exporter."""
         return len(self._lookers) / MOST_PER_SECOND
 
-    def others(self, look: Callable[[], None], place: Address) -> list[Callable[[], None]]:
+    def others(self, look: Look, place: Address) -> list[Look]:
         """Those of other exporters to this place."""
         return [one for one, places in self._lookers.items() if place in places and one != look]

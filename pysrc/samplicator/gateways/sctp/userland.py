@@ -43,7 +43,7 @@ MOST_READS: Final = 16
 
 class Userland:
     """See gateways.transport.Transport. carry: opens the carrier of an address family. udp_port: of peers, 0 = raw IP.
-    mtu: of the way to all peers, in bytes. most: peers at the same time.
+    most: peers at the same time.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class Userland:
         carry: Callable[[int], Carrier],
         *,
         udp_port: int = 0,
-        mtu: int = 1500,
         most: int = MOST_PEERS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,7 +61,6 @@ class Userland:
         self._loop = loop
         self._carry = carry
         self._udp_port = udp_port
-        self._mtu = mtu
         self._clock = clock
         self._carriers: dict[int, Carrier] = {}
         self._ports: dict[int, Socket] = {}
@@ -83,13 +81,14 @@ class Userland:
 
     def listen(self, place: Address, events: Events, options: Options) -> Ear:
         self._carrier(place.address)
-        if place.port not in self._ports:
+        mtu = options.mtu - MOST_OVERHEAD_BYTES
+        if (known := self._ports.get(place.port)) is not None:  # for associations from now on
+            settings(self.library, known.number, streams=options.streams, mtu=mtu, heartbeat_ms=0)
+        else:
             number = self.library.open()
             sock = Socket(self.library, number, shared=True)
             try:
-                settings(
-                    self.library, number, streams=options.streams, mtu=self._mtu - MOST_OVERHEAD_BYTES, heartbeat_ms=0
-                )
+                settings(self.library, number, streams=options.streams, mtu=mtu, heartbeat_ms=0)
                 self.library.bind(number, place.port)
                 self.library.listen(number)
             except BaseException:
@@ -113,7 +112,7 @@ class Userland:
                 self.library,
                 number,
                 streams=options.streams,
-                mtu=self._mtu - carrier.overhead_bytes - HEADER_BYTES,
+                mtu=options.mtu - carrier.overhead_bytes - HEADER_BYTES,
                 heartbeat_ms=options.heartbeat_ms,
             )
             if options.source and options.source.port:
