@@ -245,7 +245,7 @@ def to_sctp(lab: Lab, mode: str, more: str = "") -> Relay:
     return lab.samplicator(
         f'[sctp]\nbackend = "{backend()}"\n'
         f'[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
-        f'[[receiver]]\nname = "core"\nto = "sctp://{lab.peer4(1)}:{PORT}"\nbuffer_limit = 5000\n{more}'
+        f'[[receiver]]\nname = "core"\nto = "sctp://{lab.peer4(1)}:{PORT}"\nbuffer_limit = 500\n{more}'
         f'backup = {{ to = "sctp://{lab.peer4(2)}:{PORT + 1}", mode = "{mode}", fail_over_ms = 100, restore_s = 2 }}\n'
         '[[rule]]\nto = ["core"]\n'
     )
@@ -300,7 +300,7 @@ def test_a_collector_and_its_backup(lab: Lab, peers: Peers) -> None:
         peers.cut(number, "meta l4proto { sctp, udp } drop")
     flows(lambda: states(relay) == ["re-establishing", "re-establishing"])
     before = flow.sequence
-    flows(lambda: flow.sequence > before + 6000, 60)
+    flows(lambda: flow.sequence > before + 800, 60)
     peers.until(lambda: exports(relay)["dropped_failure"] > 0)
     assert exports(relay)["dropped_resources"] == 0
     peers.until(lambda: relay.api("receivers")[0]["state"] != "up")
@@ -386,7 +386,7 @@ def test_what_is_shown(lab: Lab, peers: Peers) -> None:
     text = peers.beside(lambda: shown(lab, relay, "--verbose"))
     assert text.startswith(
         f"receiver core, exporter {decoders.EXPORTER}:50001: exporting to {lab.peer4(1)}:{PORT}, full, "
-        "buffer-limit: 5000\n  status: connected\n  backup mode: fail-over\n"
+        "buffer-limit: 500\n  status: connected\n  backup mode: fail-over\n"
     )
     assert re.search(r"^  1 flows exported in 2 sctp messages$", text, re.MULTILINE), text
     assert f"  backup: {lab.peer4(2)}:{PORT + 1}\n    status: not connected\n    fail-overs: 0\n" in text
