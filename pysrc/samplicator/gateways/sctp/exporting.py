@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from samplicator.gateways.budget import Budget
 from samplicator.gateways.sctp.backlog import Backlog, Before, Item
-from samplicator.gateways.sctp.backup import TRANSMISSIONS, Backup, Do, Which
-from samplicator.gateways.sctp.export import Collector, Counters, Dropped, Export, Shown
+from samplicator.gateways.sctp.backup import Backup, Do, Which
+from samplicator.gateways.sctp.export import Dropped, Export, Shown
 from samplicator.gateways.sctp.rounds import Rounds
+from samplicator.gateways.sctp.side import Side
 from samplicator.gateways.tally import OutTally
-from samplicator.gateways.transport import Address, Options, Reliability, Session, Transport
+from samplicator.gateways.transport import Options, Reliability, Transport
 
 LEAST_FAIL_OVER_MS: Final = 10
 """An event loop in Python cannot tell less from its own delays."""
@@ -33,105 +33,6 @@ MOST_TURN_BYTES: Final = 8 << 20
 """Messages that wait for their turn because a template was replaced before; beyond that all begins anew."""
 MOST_AT_ONCE: Final = 512
 """Messages that leave the queue before others get their turn."""
-
-
-@dataclass(slots=True)
-class _Side:
-    """Events of one collector's session. sent: what its transport may still hold, the oldest first. stalled: messages
-    were given up, or are about to be: the next one is sent with full reliability, and others only when it has arrived,
-    or a collector that does not read would have the newest given up one after the other. probed: it was sent. settling:
-    templates were sent, and data waits until the collector has acknowledged them: streams keep no order.
-    """
-
-    exporter: Exporter
-    which: Which
-    collector: Collector
-    session: Session | None = None
-    open: bool = False
-    counters: Counters = field(default_factory=Counters)
-    control: deque[Item] = field(default_factory=deque)
-    sent: deque[Item] = field(default_factory=deque)
-    sent_bytes: int = 0
-    returned: list[Item] = field(default_factory=list)
-    stalled: bool = False
-    probed: bool = False
-    settling: bool = False
-    last_error: str = ""
-
-    def admits(self, peer: Address) -> str:
-        return "this address is only connected to"
-
-    def refused(self, peer: Address, why: str) -> None:
-        """Nobody comes in here."""
-
-    def message(self, session: Session, stream: int, message: bytes) -> None:
-        """Collectors have nothing to say (RFC 7011 section 10.2)."""
-
-    def opened(self, session: Session) -> None:
-        self.session, self.open, self.last_error = session, True, ""
-        self.exporter.side_opened(self)
-
-    def writable(self, session: Session) -> None:
-        self.exporter.pump()
-
-    def closed(self, session: Session, why: str) -> None:
-        if session is not self.session:
-            return
-        if not self.open:
-            self.exporter.failed()
-        self.session, self.open = None, False
-        self.last_error = why or "closed by the peer"
-        self.exporter.side_closed(self)
-
-    def given_up(self, session: Session, message: bytes) -> None:
-        item = next((one for one in self.sent if one.message is message), None)
-        if item is None:
-            return
-        self.sent.remove(item)
-        self.sent_bytes -= len(item.message)
-        if self.exporter.export.reliability is Reliability.FULL:
-            self.returned.append(item)
-        else:
-            self.counters.given_up += item.records
-            self.exporter.gave_up(item.records)
-            self.stalled = self.exporter.export.reliability is Reliability.PARTIAL
-
-    def send(self, item: Item) -> bool:
-        if self.session is None or not self.open:
-            return False
-        streams = self.session.streams
-        stream = item.stream if item.stream < streams else 1 + (item.stream - 1) % (streams - 1) if streams > 1 else 0
-        reliability = self.exporter.export.reliability if item.stream else Reliability.FULL
-        if reliability is Reliability.PARTIAL and self.session.transmissions >= TRANSMISSIONS:
-            self.stalled = True
-        if self.settling and not item.teaches:
-            if self.session.unsent_bytes:
-                return False
-            self.settling = False
-        if item.before is not None and self.session.unsent_bytes:
-            return False  # data of the old template has to be there
-        if item.stream and self.stalled:
-            if self.session.unsent_bytes:
-                return False
-            if self.probed:
-                self.stalled = self.probed = False
-            else:
-                reliability = Reliability.FULL
-        if not self.session.send(item.message, stream, reliability):
-            return False
-        self.probed = self.stalled and item.stream > 0
-        self.settling = self.settling or item.teaches
-        self.sent.append(item)
-        self.sent_bytes += len(item.message)
-        self.counters.flows += item.records
-        self.counters.messages += 1
-        return True
-
-    def forget_delivered(self) -> None:
-        """What is older than twice what the transport still holds was acknowledged."""
-        held = self.session.unsent_bytes if self.session is not None else 0
-        while self.sent and self.sent_bytes - len(self.sent[0].message) >= 2 * held:
-            self.sent_bytes -= len(self.sent.popleft().message)
 
 
 class Exporter:
@@ -174,9 +75,9 @@ class Exporter:
         self._tick_seconds = min(TICK_SECONDS, self._heartbeat_ms / 1000)
         mode = export.mode if export.backup is not None else None
         self.logic = Backup(clock(), mode, fail_over_ms / 1000, export.restore_s)
-        self._sides = {Which.PRIMARY: _Side(self, Which.PRIMARY, export.primary)}
+        self._sides = {Which.PRIMARY: Side(self, Which.PRIMARY, export.primary)}
         if export.backup is not None:
-            self._sides[Which.BACKUP] = _Side(self, Which.BACKUP, export.backup)
+            self._sides[Which.BACKUP] = Side(self, Which.BACKUP, export.backup)
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
         self._late = False
@@ -263,7 +164,7 @@ class Exporter:
 
     # ---- what happens
 
-    def side_opened(self, side: _Side) -> None:
+    def side_opened(self, side: Side) -> None:
         self.logic.opened(side.which, self._clock())
         self._tally.opened += 1
         self._refresh(side)
@@ -274,7 +175,7 @@ class Exporter:
         self._missed = False
         self._anew = self._anew and not all(one.open for one in self._sides.values())
 
-    def side_closed(self, side: _Side) -> None:
+    def side_closed(self, side: Side) -> None:
         side.sent.clear()
         side.sent_bytes = 0
         side.control.clear()
@@ -299,7 +200,7 @@ class Exporter:
         """Flow records will not be delivered."""
         self._tally.given_up_flows += records
 
-    def _refresh(self, side: _Side) -> None:
+    def _refresh(self, side: Side) -> None:
         """Templates, before all else."""
         before = self.backlog.before
         side.control.clear()
@@ -315,7 +216,7 @@ class Exporter:
             if side.session is not None and side.open:
                 side.session.close(abort=True)
 
-    def _target(self) -> _Side | None:
+    def _target(self) -> Side | None:
         which = self.logic.target
         return self._sides[which] if which is not None else None
 
@@ -380,7 +281,7 @@ class Exporter:
                 side.session.close(abort=do is Do.ABORT)
         self.pump()
 
-    def _open(self, side: _Side) -> None:
+    def _open(self, side: Side) -> None:
         collector = side.collector
         options = Options(
             name=collector.name,
