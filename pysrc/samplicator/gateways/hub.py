@@ -233,6 +233,7 @@ class Hub:
                 )
             )
         for (name, _), outlet in self._outlets.items():
+            sessions = outlet.readings()
             found.append(
                 GatewayReading(
                     gateway=self.name,
@@ -240,8 +241,9 @@ class Hub:
                     name=name,
                     place=outlet.place,
                     why=outlet.fault,
-                    sessions=dict(Counter(one.state for one in outlet.readings())),
+                    sessions=dict(Counter(one.state for one in sessions)),
                     counters=counts(outlet.tally),
+                    backups_in_use=sum(one.backup_in_use for one in sessions),
                 )
             )
         return found
