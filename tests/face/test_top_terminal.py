@@ -18,6 +18,7 @@ from samplicator.cli.drawing import plain
 from support.pane import Pane, pane
 from support.process import wait_for
 from support.stage import Play, Stage
+from support.state import make_sessions
 
 HOSTILE = "\x1b[31m[red]x[/]\u202eevil\x07\r\n\x1b]0;title\x07"
 
@@ -92,6 +93,14 @@ def test_sort_filter_pause_help_pages_and_quit(stage: Stage, tmp_path: Path) -> 
         top.wait("listener▲", "netflow", "recvmmsg")
         top.press("4")
         top.wait("options data", "unknown/s")
+        top.press("5")
+        top.wait("there is no session by TCP, TLS or SCTP")
+        stage.play.sessions = dict.fromkeys(make_sessions(), 1.0)
+        top.wait("state▲", "BACKUP IN USE", "six uses its backup for 1 of 2 sessions", "4 of 4")
+        top.press("Down", "Enter")
+        top.wait("backup in use: True", "why: the network lost it")
+        top.press("4")
+        top.wait("options data")
         top.press("+")
         top.wait("every 0.2s")
 
