@@ -329,6 +329,7 @@ def test_no_page_of_sessions_without_a_gateway(relay: Relay, browser: Browser) -
     before = browser.run(ASKED)
     wait_for(lambda: browser.run(ASKED) >= before + 2, "the page to ask for gateways twice", 20)
     assert "SCTP" not in browser.text()
+    assert browser.run("document.querySelectorAll('main li').length") == 1, "a state is listed once"
 
 
 def test_a_daemon_that_ends_is_told(lab: Lab, relay: Relay, browser: Browser) -> None:

@@ -120,7 +120,8 @@ export class ReceiverPage extends DetailPage {
 
   seen(row) {
     const word = row.waiting ? "waiting" : row.state;
-    if (this.states[0]?.word !== word || this.states[0]?.since !== row.state_since_unix) {
+    const [latest] = this.states; // the time of the same change differs a little from answer to answer
+    if (latest?.word !== word || Math.abs(latest.since - row.state_since_unix) > 0.5) {
       this.states.unshift({ word, why: row.state_why, kind: kindOf(row.state, row.waiting), since: row.state_since_unix });
       this.states.length = Math.min(this.states.length, 50);
     }
