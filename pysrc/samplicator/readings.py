@@ -377,11 +377,16 @@ class TransportSessionReading:
     streams: int = 1
     association: AssociationReading | None = None
 
+    @property
+    def backup_in_use(self) -> bool:
+        return self.association is not None and any(one.state == "fail-over" for one in self.association.collectors)
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayReading:
     """What a gateway does for one listener or receiver. place: where it listens, or sends to. why: what is wrong, "" =
-    nothing. sessions: by state. counters: events so far, by name (gateways.tally).
+    nothing. sessions: by state. counters: events so far, by name (gateways.tally). backups_in_use: sessions whose
+    messages a backup gets.
     """
 
     gateway: str
@@ -391,3 +396,4 @@ class GatewayReading:
     why: str
     sessions: Mapping[str, int]
     counters: Mapping[str, int]
+    backups_in_use: int = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from samplicator.cli import sctp
 from samplicator.readings import AssociationReading, CollectorReading, TransportSessionReading
+from samplicator.views.gateways import sessions
 from samplicator.views.sctp import page
 
 GOLDEN = Path(__file__).with_name("golden") / "sctp.txt"
@@ -113,6 +114,21 @@ def test_pages_follow_each_other() -> None:
         after = part["after"]
     assert found == [*whole["exporters"], *whole["exports"]]
     assert len(found) == len(READINGS) - 1
+
+
+def test_associations_to_one_receiver() -> None:
+    """Whatever its name is, and not those of a listener that has the same name."""
+    for name in ("b-connected", "g\x1b[31m"):
+        found = page(READINGS, 0, 1000, name)
+        assert [one["receiver"] for one in found["exports"]] == [name]
+        assert found["exporters"] == []
+    assert page(READINGS, 0, 1000, "in") == {"exporters": [], "exports": [], "after": None}
+
+
+def test_sessions_whose_messages_a_backup_gets() -> None:
+    rows = sessions(READINGS, 0, 1000)["sessions"]
+    assert [row["name"] for row in rows if row["backup_in_use"]] == ["c-re-establishing"]
+    assert {row["gateway"] for row in rows} == {"sctp", "tcp"}  # one without an association, too
 
 
 if __name__ == "__main__":  # writes the text anew; read the difference before it is committed

@@ -19,6 +19,8 @@ from samplicator.health.running import Running
 from samplicator.readings import (
     Activity,
     AliasReading,
+    AssociationReading,
+    CollectorReading,
     Domain,
     FlowField,
     FlowReading,
@@ -32,6 +34,7 @@ from samplicator.readings import (
     ReceiverReading,
     Route,
     ServiceReading,
+    TransportSessionReading,
     Unmatched,
     WorkerReading,
 )
@@ -270,6 +273,37 @@ def make_gateways(*, zero: bool = False) -> list[GatewayReading]:
     return [
         GatewayReading("tcp", "in", "netflow", "tcp://0.0.0.0:4739", "", inside, came),
         GatewayReading("tcp", "out", "nfdump", "tcp://192.0.2.10:4739", why, outside, went),
+    ]
+
+
+def make_sessions() -> list[TransportSessionReading]:
+    """An exporter by TCP; to collectors: one by TLS that refuses, two by SCTP, of which one uses the backup."""
+
+    def association(first: CollectorReading, second: CollectorReading) -> AssociationReading:
+        return AssociationReading("full", "redundant", 1024, 25, 25, 2, 7, 3, 5, (first, second))
+
+    primary, backup = "192.0.2.11:9000", "192.0.2.12:9000"
+    lost = "the network lost it"
+    broken = association(
+        CollectorReading("primary", primary, "re-establishing", lost, 104, 84, 0),
+        CollectorReading("backup", backup, "fail-over", "", 50, 40, 0),
+    )
+    well = association(
+        CollectorReading("primary", primary, "connected", "", 1040, 840, 0),
+        CollectorReading("backup", backup, "connected", "", 0, 2, 0),
+    )
+    refused = "Connection refused"
+    return [
+        TransportSessionReading(
+            "tcp", "in", "netflow", "192.0.2.1:50001", "192.0.2.1:50001", "connected", "", 1, 0, 0, 0
+        ),
+        TransportSessionReading(
+            "tls", "out", "nfdump", "192.0.2.1:2055", "192.0.2.10:4740", "not connected", refused, 0, 0, 0, 4096
+        ),
+        TransportSessionReading(
+            "sctp", "out", "six", "192.0.2.2:2055", primary, "re-establishing", lost, 3, 0, 0, 0, 4, broken
+        ),
+        TransportSessionReading("sctp", "out", "six", "192.0.2.3:2055", primary, "connected", "", 1, 0, 0, 0, 4, well),
     ]
 
 

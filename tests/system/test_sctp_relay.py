@@ -291,9 +291,12 @@ def test_a_collector_and_its_backup(lab: Lab, peers: Peers) -> None:
     peers.cut(0, "meta l4proto { sctp, udp } drop")
     flows(lambda: bool(records(peers.logs[1])))
     assert states(relay) == ["re-establishing", "fail-over"]
+    assert relay.api("gateways")[0]["backups_in_use"] == 1
+    assert [one["backup_in_use"] for one in relay.api("sessions")["sessions"]] == [True]
     peers.cut(0)
     flows(lambda: states(relay) == ["connected", "connected"] and len(records(peers.logs[0])) > 100)
     peers.until(lambda: len({*records(peers.logs[0]), *records(peers.logs[1])}) == flow.sequence)
+    assert relay.api("gateways")[0]["backups_in_use"] == 0
     assert exports(relay)["fail_overs"] == counters(relay, "core")["fail_overs"] == 1
     assert relay.metrics().value("receiver_sctp_fail_overs_total", gateway="sctp", receiver="core") == 1
     for number in (0, 1):

@@ -80,7 +80,7 @@ complete -c samplicator -n '__fish_seen_subcommand_from top' -s c -l config -r -
 complete -c samplicator -n '__fish_seen_subcommand_from top' -l url -x -d 'ask service.http at http(s)://HOST:PORT instead'
 complete -c samplicator -n '__fish_seen_subcommand_from top' -l auth-file -r -F -d 'file with USER:PASSWORD or a bearer token for --url'
 complete -c samplicator -n '__fish_seen_subcommand_from top' -l ca-file -r -F -d 'trust the certificates in FILE only, for --url'
-complete -c samplicator -n '__fish_seen_subcommand_from top' -l page -x -d 'what to show: exporters, receivers'
+complete -c samplicator -n '__fish_seen_subcommand_from top' -l page -x -d 'what to show: exporters, receivers, listeners, templates or sessions'
 complete -c samplicator -n '__fish_seen_subcommand_from top' -l sort -x -d 'sort by this column of the page'
 complete -c samplicator -n '__fish_seen_subcommand_from top' -l reverse -d 'sort the other way round'
 complete -c samplicator -n '__fish_seen_subcommand_from top' -l filter -x -d 'show only rows with this text in them'

@@ -221,10 +221,10 @@ def make_parser() -> argparse.ArgumentParser:
     top = command(
         "top",
         "watch the running daemon in a terminal",
-        "Shows rates, drops, states and curves of exporters, receivers, listeners and templates, and refreshes them. "
-        "Press ? for the keys. Asks over the control socket, or with --url over the network. Without a terminal, it "
-        "prints lines. Exit status 0, 1 when the daemon cannot be reached, 2 for wrong arguments, 128 + N after "
-        "signal N.",
+        "Shows rates, drops, states and curves of exporters, receivers, listeners, templates and sessions, and "
+        "refreshes them. Press ? for the keys. Asks over the control socket, or with --url over the network. Without a "
+        "terminal, it prints lines. Exit status 0, 1 when the daemon cannot be reached, 2 for wrong arguments, 128 + N "
+        "after signal N.",
         "  samplicator top\n"
         "  samplicator top --page exporters --sort lost/s\n"
         "  samplicator top --url https://relay.example.net:9420 --auth-file relay.auth\n"
@@ -234,9 +234,9 @@ def make_parser() -> argparse.ArgumentParser:
     at_url(top)
     top.add_argument(
         "--page",
-        choices=("exporters", "receivers", "listeners", "templates"),
+        choices=("exporters", "receivers", "listeners", "templates", "sessions"),
         metavar="PAGE",
-        help="what to show: exporters, receivers (the default), listeners or templates",
+        help="what to show: exporters, receivers, listeners, templates or sessions (default receivers)",
     )
     top.add_argument("--sort", metavar="COLUMN", default="", help="sort by this column of the page")
     top.add_argument("--reverse", action="store_true", help="sort the other way round")

@@ -234,6 +234,7 @@ class Hub:
             )
         latest = {name: outlet for (name, _), outlet in self._outlets.items()}  # one that ends has the same tally
         for name, outlet in latest.items():
+            sessions = outlet.readings()
             found.append(
                 GatewayReading(
                     gateway=self.name,
@@ -241,8 +242,9 @@ class Hub:
                     name=name,
                     place=outlet.place,
                     why=outlet.fault,
-                    sessions=dict(Counter(one.state for one in outlet.readings())),
+                    sessions=dict(Counter(one.state for one in sessions)),
                     counters=counts(outlet.tally),
+                    backups_in_use=sum(one.backup_in_use for one in sessions),
                 )
             )
         return found

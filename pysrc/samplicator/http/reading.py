@@ -101,7 +101,8 @@ async def session_page(request: web.Request) -> web.Response:
 
 async def sctp(request: web.Request) -> web.Response:
     first, limit = query.number(request.query), query.limit(request.query)
-    return as_json(sctp_page(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit))
+    receiver = query.associated(request.query)
+    return as_json(sctp_page(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit, receiver))
 
 
 async def config(request: web.Request) -> web.Response:

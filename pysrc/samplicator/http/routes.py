@@ -141,6 +141,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         SctpPage,
         query.NUMBER,
         query.LIMIT,
+        query.ASSOCIATED,
     ),
     _shown("/api/v1/config", reading.config, "Returns the running configuration.", Configuration),
     _shown("/api/v1/flow", reading.flow_totals, "Returns the totals of flow telemetry by protocol.", Totals),

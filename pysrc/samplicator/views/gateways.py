@@ -20,6 +20,7 @@ class GatewayRow(TypedDict):
     place: Annotated[str, "Where it listens, or where it sends to."]
     why: Annotated[str, "What is wrong; empty if nothing is."]
     sessions: Annotated[dict[str, int], "Number of sessions by state."]
+    backups_in_use: Annotated[int, "Sessions whose messages a backup gets (SCTP)."]
     counters: Annotated[dict[str, int], "Events since the listener or receiver was configured, by name."]
 
 
@@ -33,6 +34,7 @@ class SessionRow(TypedDict):
     peer: Annotated[str, "Address and port of the other end."]
     state: Annotated[str, "initialising, connected, not connected or re-establishing."]
     why: Annotated[str, "Why it is not connected; empty if it is."]
+    backup_in_use: Annotated[bool, "true while a backup gets the messages; `state` is that of the primary (SCTP)."]
     opened: Annotated[int, "Times that it was connected."]
     messages: Annotated[int, "Messages that came, or were sent."]
     octets: Annotated[int, "Bytes of these messages."]
@@ -57,6 +59,7 @@ def gateways(readings: Sequence[GatewayReading]) -> list[GatewayRow]:
             "place": item.place,
             "why": item.why,
             "sessions": dict(item.sessions),
+            "backups_in_use": item.backups_in_use,
             "counters": dict(item.counters),
         }
         for item in readings
@@ -75,6 +78,7 @@ def sessions(readings: Sequence[TransportSessionReading], first: int, limit: int
             "peer": item.peer,
             "state": item.state,
             "why": item.why,
+            "backup_in_use": item.backup_in_use,
             "opened": item.opened,
             "messages": item.messages,
             "octets": item.octets,

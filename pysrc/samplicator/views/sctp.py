@@ -63,9 +63,11 @@ class SctpPage(TypedDict):
     after: Annotated[int | None, "Where the next page begins; null on the last page."]
 
 
-def page(readings: Sequence[TransportSessionReading], first: int, limit: int) -> SctpPage:
-    """So many from this number on; those of exporters come first."""
+def page(readings: Sequence[TransportSessionReading], first: int, limit: int, receiver: str = "") -> SctpPage:
+    """So many from this number on; those of exporters come first. receiver: only those to it, "" = all."""
     mine = [item for item in readings if item.gateway == GATEWAY]
+    if receiver:
+        mine = [item for item in mine if item.side == "out" and item.name == receiver]
     ordered = sorted(mine, key=lambda item: (item.side, item.name, item.exporter))
     chosen = ordered[first : first + limit]
     return {
