@@ -36,7 +36,7 @@ mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
 for m in $(cat /m/order); do insmod /m/$m.ko || echo "no $m"; done
 ip link set lo up
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 host /host || poweroff -f
-for t in run tmp var/tmp root; do mount -t tmpfs t /host/$t; done
+for t in run tmp var/tmp; do mount -t tmpfs t /host/$t; done
 mkdir -p /host/run/netns
 mount -t proc p /host/proc; mount -t sysfs s /host/sys; mount -t devtmpfs d /host/dev
 mkdir -p /host/dev/shm /host/dev/pts; mount -t tmpfs t /host/dev/shm; mount -t devpts p /host/dev/pts
@@ -84,7 +84,7 @@ def initramfs(kernel: Path, command: list[str], out: Path) -> None:
         wanted = {name: value for name, value in os.environ.items() if name.startswith(("SCTP_", "PYTEST_"))}
         words = [f"export {name}={shlex.quote(value)}" for name, value in wanted.items()]
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        words += [f"export PATH={path} HOME=/root PYTHONDONTWRITEBYTECODE=1", f"cd {shlex.quote(str(Path.cwd()))}"]
+        words += [f"export PATH={path} HOME=/tmp PYTHONDONTWRITEBYTECODE=1", f"cd {shlex.quote(str(Path.cwd()))}"]
         (root / "command").write_text("\n".join([*words, shlex.join(command)]) + "\n")
         (root / "init").write_text(INIT)
         (root / "init").chmod(0o755)
