@@ -17,9 +17,12 @@ import pytest
 from support.network import enter_own
 from support.turns import turn
 
-# A shell that starts this in the background has SIGINT ignored, and so would all programs under test.
+# Who starts this in the background, or by nohup, has signals ignored, and so would all programs under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 TESTS = Path(__file__).resolve().parent

@@ -130,11 +130,15 @@ class Kernel:
         return self.counters.read()[_inside.RX_FIELDS.index(name)]
 
 
-@pytest.fixture
-def kernel() -> Kernel:
+def begun() -> Kernel:
     made = Kernel()
     made.begin()
     return made
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return begun()
 
 
 def number(i: int, size: int = 40) -> bytes:
@@ -240,25 +244,36 @@ def test_without_a_doorbell_it_is_not() -> None:
     assert kernel.read() == [b"1"]
 
 
+PATIENCE_SECONDS = 0.001
+"""RING_PATIENCE_NS: how long a slot is waited for."""
+
+
 @needs_open
-def test_what_is_on_its_way_is_waited_for(kernel: Kernel) -> None:
+def test_what_is_on_its_way_is_waited_for() -> None:
     """The status is cleared before, and stored before the rest of the header, which may be that of another packet."""
-    for _ in range(kernel.blocks):
-        kernel.put(frame(b"old old old old"))
-        kernel.put(frame(b"another"))
-        kernel.close()
-        assert len(kernel.read()) == 2
-    data = frame(b"new")
-    slot = kernel.reserve(data)
-    assert (kernel.read(), _inside.ring_wait(kernel.rx)) == ([], LATER)
-    kernel.fill(slot, data, header=False)
-    assert kernel.read() == []
-    kernel.set(slot, length=len(data), snaplen=len(data))
-    kernel.set(slot, mac=0)
-    assert kernel.read() == []
-    kernel.set(slot, mac=LINK)
-    assert kernel.read() == [b"new"]
-    assert _inside.ring_wait(kernel.rx) == NOTHING
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        kernel = begun()
+        for _ in range(kernel.blocks):
+            kernel.put(frame(b"old old old old"))
+            kernel.put(frame(b"another"))
+            kernel.close()
+            assert len(kernel.read()) == 2
+        data = frame(b"new")
+        slot = kernel.reserve(data)
+        begin = time.monotonic()
+        found = [(kernel.read(), _inside.ring_wait(kernel.rx))]
+        kernel.fill(slot, data, header=False)
+        found.append((kernel.read(), _inside.ring_wait(kernel.rx)))
+        kernel.set(slot, length=len(data), snaplen=len(data))
+        kernel.set(slot, mac=0)
+        found.append((kernel.read(), _inside.ring_wait(kernel.rx)))
+        kernel.set(slot, mac=LINK)
+        found.append((kernel.read(), _inside.ring_wait(kernel.rx)))
+        if time.monotonic() - begin < PATIENCE_SECONDS:  # else the CPU was with others, and the slot is passed over
+            assert found == [([], LATER), ([], LATER), ([], LATER), ([b"new"], NOTHING)]
+            return
+    pytest.fail("this machine never gives a millisecond in a row")
 
 
 @needs_open
