@@ -25,11 +25,13 @@ PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.
 
 TEST_PACKAGES = openssl softflowd nfdump pmacct tshark tcpreplay prometheus nftables ethtool iproute2 conntrack tcpdump procps curl \
 	systemd man-db groff mandoc libcap2-bin util-linux clang bird2 \
-	systemd-container mmdebstrap zsh fish tmux openssl $(DEB_PACKAGES)
+	systemd-container mmdebstrap zsh fish tmux openssl libusrsctp2 $(DEB_PACKAGES)
 # Those that only `make verify-deploy` needs.
 VERIFY_PACKAGES := lintian buildah podman runc chromium fonts-dejavu-core
+# And `make verify-sctp`: a guest, whose kernel has SCTP.
+GUEST_PACKAGES := qemu-system-x86 busybox-static cpio
 
-.PHONY: all run build install install-shared uninstall deb image dist test verify-deploy lint asan fuzz tools bench clean build-needs test-needs announce
+.PHONY: all run build install install-shared uninstall deb image dist test verify-deploy verify-sctp lint asan fuzz tools bench clean build-needs test-needs announce
 .DELETE_ON_ERROR:
 
 all: build
@@ -283,6 +285,21 @@ $(STAMPS)/browser-tools: $(STAMPS)/test-tools
 verify-deploy: test-needs $(EXT) $(STAMPS)/browser-tools tools
 	@$(call find_packages,$(VERIFY_PACKAGES)); $(install_missing)
 	$(BIN)/python -m pytest -m deploy_heavy tests/deploy tests/system $(PYTEST_ARGS)
+
+# The tests of SCTP with the kernel's, in a guest that runs Debian's kernel: this host's may have none. Nothing of the host changes.
+GUEST := build/guest
+GUEST_TESTS ?= tests/system/test_sctp.py tests/system/test_sctp_kernel.py tests/system/test_sctp_relay.py tests/control/test_gateway_sctp.py
+
+$(GUEST)/boot:
+	@$(call find_packages,$(GUEST_PACKAGES)); $(install_missing)
+	@rm -rf $(GUEST) && mkdir -p $(GUEST)/deb
+	@name=$$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1); \
+	echo "Getting $$name for the guest (log: $(GUEST)/log)"; \
+	cd $(GUEST)/deb && apt-get download "$$name" >../log 2>&1 && dpkg-deb -x *.deb .. || { cat ../log; exit 1; }
+
+verify-sctp: test-needs $(EXT) $(STAMPS)/test-tools tools $(GUEST)/boot
+	@cd tests && SCTP_BACKEND=kernel $(BIN)/python -m support.guest $(CURDIR)/$(GUEST) -- \
+		$(BIN)/python -m pytest --rootdir $(CURDIR) -c $(CURDIR)/pyproject.toml -p no:cacheprovider $(addprefix $(CURDIR)/,$(GUEST_TESTS)) $(PYTEST_ARGS)
 
 lint: $(EXT) $(STAMPS)/test-tools
 	@status=0; \

@@ -12,6 +12,7 @@ STATE = " + ".join(
 )
 """One number for the state; the word comes back by WORDS."""
 WORDS = (("0", "up", "green"), ("1", "refusing", "red"), ("2", "unreachable", "orange"), ("3", "looping", "purple"))
+FAIL_OVERS = "samplicator_receiver_sctp_fail_overs_total"
 FAILED = "samplicator_send_failed_datagrams_total"
 PLACE = "receiver, address, port, source, engine"
 POOL = f'{SELECT},receiver=~"$receiver"'
@@ -173,11 +174,70 @@ POOLS = (
     ),
 )
 
+SESSIONS = (
+    lines(
+        "Sessions, by state",
+        "none",
+        [
+            (
+                f"sum by (receiver, gateway, state) (samplicator_receiver_sessions{{{RECEIVER}}})",
+                "{{receiver}} {{state}}",
+            )
+        ],
+        "Connections by TCP and TLS and associations by SCTP, one per exporter. Of SCTP the state of the primary.",
+    ),
+    lines(
+        "Messages sent",
+        "pps",
+        [(rate("samplicator_receiver_messages_total", RECEIVER, "receiver, gateway"), "{{receiver}} {{gateway}}")],
+        "IPFIX and NetFlow v9 messages in sessions.",
+    ),
+    lines(
+        "Copies that a gateway dropped",
+        "pps",
+        [
+            (
+                rate("samplicator_receiver_session_dropped_datagrams_total", RECEIVER, "receiver, reason"),
+                "{{receiver}} {{reason}}",
+            )
+        ],
+        "not_ipfix: the transport does not carry it. sctp_resources: the collector is too slow.",
+    ),
+    lines(
+        "Flow records dropped by SCTP",
+        "none",
+        [
+            (
+                rate("samplicator_receiver_sctp_dropped_flows_total", RECEIVER, "receiver, reason"),
+                "{{receiver}} {{reason}}",
+            )
+        ],
+        "Flow records per second that neither the collector nor its backup got.",
+    ),
+    lines(
+        "Fail-overs",
+        "none",
+        [
+            (
+                f"sum by (receiver) (increase({FAIL_OVERS}{{{RECEIVER}}}[$__rate_interval]))",
+                "{{receiver}}",
+            )
+        ],
+        "Switches from an SCTP collector to its backup.",
+    ),
+)
+
 
 def made() -> Dashboard:
     return dashboard(
         "receiver",
         "The state of each receiver, what it was offered, and why copies failed.",
         [BY_RECEIVER],
-        [("At a glance", GLANCE), ("Now", NOW), ("Copies", COPIES), ("Templates, features, pools", POOLS)],
+        [
+            ("At a glance", GLANCE),
+            ("Now", NOW),
+            ("Copies", COPIES),
+            ("Templates, features, pools", POOLS),
+            ("TCP, TLS, SCTP", SESSIONS),
+        ],
     )

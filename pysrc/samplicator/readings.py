@@ -21,7 +21,7 @@ class ListenerReading:
     dropped by the kernel because the buffer or ring was full. sockets: (address, port) pairs, one per configured
     socket, whatever the number of workers. receive: "recvmmsg" | "ring", receive_why: one sentence; rings: interfaces.
     state: "up" | "partly down" | "down", as far as its sockets could be opened; state_why: what this host lacks for the
-    others, for people, "" when up.
+    others, for people, "" when up. places: SCHEME://ADDRESS:PORT of each place where a gateway listens for it.
     """
 
     name: str
@@ -37,13 +37,15 @@ class ListenerReading:
     rings: tuple[str, ...] = ()
     state: str = "up"
     state_why: str = ""
+    places: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)  # not frozen: there may be hundreds, and a frozen one takes three times as long to make
 class ReceiverReading:
-    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host and address
-    are the gateway's name, port is 0. port: also 0 while its number is not known. source: "own" | "spoof" |
-    "beside" (through a door). up: reachable as far as known. gave_up: what the kernel refused it lately: segment |
+    """One receiver. counters: keyed by _fastpath.TX_FIELDS. address: text; of one behind a door, host is
+    SCHEME://HOST:PORT, and what has no address has the gateway's name, and port 0. port: also 0 while its number is
+    not known. source: "own" | "spoof" | "beside" (through a door). up: reachable as far as known. gave_up: what the
+    kernel refused it lately: segment |
     transparent | packet. link: of engine packet, the next hop, or why copies leave by the raw socket now, for
     people; else "". mtu: bytes of a packet at most: what is longer leaves in fragments, mtu_why: for people. state:
     "up" | "refusing" | "unreachable" | "looping", state_why: for people, "" when up. standby_for: its primary, "" =
@@ -77,7 +79,7 @@ class ReceiverReading:
     def place(self) -> str:
         """Where it is, for people."""
         if self.engine == "door":
-            return f"gateway {self.address}"
+            return self.host if self.port else f"gateway {self.address}"
         port = self.port or "?"
         return f"[{self.address}]:{port}" if ":" in self.address else f"{self.address}:{port}"
 
@@ -311,3 +313,87 @@ def add_up(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     if len(rows) == 2:
         return tuple(map(add, *rows))
     return tuple(map(sum, zip(*rows, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorReading:
+    """One of the two collectors of an SCTP receiver. role: primary | backup. state: initialising | connected | not
+    connected | re-establishing | fail-over (a backup that gets the data). why: its last error, "" = none. flows: flow
+    records exported to it in so many messages; given_up: flow records of these that were not delivered.
+    """
+
+    role: str
+    place: str
+    state: str
+    why: str
+    flows: int
+    messages: int
+    given_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class AssociationReading:
+    """How messages go out by SCTP. reliability: full | partial | none. mode: redundant | fail-over, "" = there is no
+    backup. buffer_limit, waiting_flows: flow records that may wait, and that do. fail_overs: switches to the backup.
+    dropped_resources, dropped_failure: messages that were dropped because the queue was full, while a collector was
+    connected and while none was.
+    """
+
+    reliability: str
+    mode: str
+    buffer_limit: int
+    fail_over_ms: int
+    restore_s: int
+    fail_overs: int
+    waiting_flows: int
+    dropped_resources: int
+    dropped_failure: int
+    collectors: tuple[CollectorReading, ...]
+
+    @property
+    def connected(self) -> bool:
+        return any(one.state in ("connected", "fail-over") for one in self.collectors)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSessionReading:
+    """A TCP connection or an SCTP association. gateway: tcp | tls | sctp. side: "in" from an exporter | "out" to a
+    collector. name: of the listener or receiver. exporter: whose datagrams these are, ADDRESS:PORT. peer: the other
+    end. state: initialising | connected | not connected | re-establishing. opened: how often it was connected.
+    messages, octets: what came, or was sent. queue_bytes: what waits for the peer, or for a worker.
+    """
+
+    gateway: str
+    side: str
+    name: str
+    exporter: str
+    peer: str
+    state: str
+    why: str
+    opened: int
+    messages: int
+    octets: int
+    queue_bytes: int
+    streams: int = 1
+    association: AssociationReading | None = None
+
+    @property
+    def backup_in_use(self) -> bool:
+        return self.association is not None and any(one.state == "fail-over" for one in self.association.collectors)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayReading:
+    """What a gateway does for one listener or receiver. place: where it listens, or sends to. why: what is wrong, "" =
+    nothing. sessions: by state. counters: events so far, by name (gateways.tally). backups_in_use: sessions whose
+    messages a backup gets.
+    """
+
+    gateway: str
+    side: str
+    name: str
+    place: str
+    why: str
+    sessions: Mapping[str, int]
+    counters: Mapping[str, int]
+    backups_in_use: int = 0

@@ -113,7 +113,7 @@ ERRORS: list[dict[str, Any]] = [
         "description": "an unknown balance",
         "in": HEAD + pool(MEMBERS, 'balance = "round_robin"'),
         "expected": [
-            "13: pool[0].balance: must be 'exporter-hash' or 'round-robin'",
+            "13: pool[0].balance: must be 'exporter-hash' or 'round-robin'; did you mean 'round-robin'?",
         ],
     },
     {

@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 from samplicator.datapath.doors import GONE, STALLED
 from samplicator.health.probes import UNREACHABLE, UP
-from samplicator.plan.spec import Door, DoorSpec, ListenerSpec, PlanSpec, PoolSpec, ProbeSpec, ReceiverSpec
+from samplicator.plan.sessions import Door, DoorSpec
+from samplicator.plan.spec import ListenerSpec, PlanSpec, PoolSpec, ProbeSpec, ReceiverSpec
 from samplicator.readings import ListenerReading, ReceiverReading
 from samplicator.supervisor.refusal import BuildError
 from samplicator.supervisor.supervisor import Supervisor

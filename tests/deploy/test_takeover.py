@@ -73,7 +73,7 @@ def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
     assert abs(sampled.records - records / 3) <= 2 * ROWS * len(flows.exporters)
 
 
-@pytest.mark.parametrize("receive", ["recvmmsg", "ring"])
+@pytest.mark.parametrize("receive", ["recvmmsg", pytest.param("ring", marks=pytest.mark.deploy_heavy)])
 def test_three_times_in_a_row(lab: Lab, receive: str) -> None:
     chain(lab, receive, 3, 3000)
 

@@ -11,6 +11,7 @@ import time
 import pytest
 from samplicator._fastpath import POOL_EXPORTER_HASH, POOL_ROUND_ROBIN, Flow
 from samplicator.gateways.door import Datagram
+from samplicator.plan.sessions import Door, DoorSpec
 from support import flows as model
 from support.gateway import DoorListener, DoorSink, DoorStand, Loopback, door_listener, door_sink, door_way
 from support.pools import ROWS, domain_of, new_relay, parsed
@@ -136,8 +137,8 @@ def loop(relay: Relay, queue_bytes: int) -> tuple[Loopback, DoorListener, DoorSi
     door_way(relay, out)
     door_way(relay, sink)
     relay.go(rules=[([ANY], [0], [0], False), ([ANY], [1], [1], False)])
-    gateway.takes("out", 0, out.door)
-    gateway.brings("back", 0, back.door)
+    gateway.takes("out", 0, out.door, Door("loop"))
+    gateway.brings("back", 0, back.door, DoorSpec("loop"))
     relay.stack.callback(gateway.close)  # before the doors
     return gateway, listener, sink
 

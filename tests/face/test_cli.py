@@ -83,7 +83,7 @@ def write(tmp_path: Path) -> Iterator[Path]:
 
 
 COMMANDS = (
-    *("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "top", "tap", "witness"),
+    *("run", "check", "explain", "convert", "reload", "status", "ready", "domains", "sctp", "top", "tap", "witness"),
     *("demo", "schema"),
 )
 
@@ -279,7 +279,7 @@ def test_convert_refuses(write: Path, words: list[str], text: str) -> None:
 def test_schema() -> None:
     schema = json.loads(run("schema").stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(schema["properties"]) == {"service", "datapath", "listener", "receiver", "pool", "rule"}
+    assert set(schema["properties"]) == {"service", "datapath", "sctp", "listener", "receiver", "pool", "rule"}
 
 
 # ---------------------------------------------------------------------------------------------------- status, reload

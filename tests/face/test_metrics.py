@@ -22,7 +22,7 @@ from samplicator.views.catalogue import CATALOGUE
 from samplicator.views.metric import FOREIGN, PREFIX
 from samplicator.views.prometheus import Page, render
 from samplicator.views.service import HTTP_REFUSALS
-from support.state import make_readings, make_state
+from support.state import make_gateways, make_readings, make_state
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8,text/plain;version=0.0.4;q=0.5"
 
@@ -70,7 +70,7 @@ def test_fixed_label_values_are_all_there_as_zero() -> None:
     found = samples(scrape(zero=True))
     for metric in CATALOGUE:
         for cause, _ in metric.split:
-            names = {"listener": "netflow", "receiver": "nfdump"}
+            names = {"listener": "netflow", "receiver": "nfdump", "gateway": "tcp"}
             labels = {label: names[label] for label in metric.labels[:-1]} | {metric.labels[-1]: cause}
             assert value(found, metric.name, **labels) == (cause == "up"), metric.name
 
@@ -111,6 +111,19 @@ def test_values_come_from_their_fields() -> None:
     assert value(found, "pool_exporters", pool="both", receiver="nfdump") == 301
     assert value(found, "pool_member_up", pool="both", receiver="nfdump") == 1
     assert value(found, "pool_member_up", pool="both", receiver="six") == 0
+    inside, outside = make_gateways()
+    by = {"gateway": "tcp", "listener": "netflow"}
+    assert value(found, "listener_sessions", **by) == 2
+    assert value(found, "listener_messages_total", **by) == inside.counters["messages"]
+    assert value(found, "listener_sessions_refused_total", reason="prefix", **by) == inside.counters["refused_prefix"]
+    by = {"gateway": "tcp", "receiver": "nfdump"}
+    for state, count in {"connected": 1, "not_connected": 2, "re_establishing": 0}.items():
+        assert value(found, "receiver_sessions", state=state, **by) == count
+    assert value(found, "receiver_messages_total", **by) == outside.counters["messages"]
+    dropped = {"not_ipfix", "limit", "unsent"}
+    assert {value(found, "receiver_session_dropped_datagrams_total", reason=reason, **by) for reason in dropped} == {
+        outside.counters[reason] for reason in dropped
+    }
     assert value(found, "listener_info", listener="netflow", address="::", port="2055") == 1
     build = [labels for (name, labels) in found if name == "samplicator_build_info"]
     assert {name for name, _ in build[0]} == {"version", "revision", "python", "cython"}

@@ -22,6 +22,7 @@ from samplicator.http.routes import described
 from samplicator.http.schema import Schemas
 from support import flows
 from support.hosts import free_port
+from support.peers import tcp_port
 from support.process import Process, command, wait_for
 from support.state import make_state
 
@@ -75,6 +76,7 @@ class Daemon:
 
     def __init__(self, place: Path) -> None:
         self.http, self.port = free_port(), free_port(socket.AF_INET)
+        self.tcp = tcp_port()
         (place / "token").write_text(TOKEN)
         (place / "token").chmod(0o600)
         receivers = [
@@ -91,7 +93,7 @@ control = ""
 reload_token_file = "{place / "token"}"
 [[listener]]
 name = "in"
-listen = ["127.0.0.1:{self.port}"]
+listen = ["127.0.0.1:{self.port}", "tcp://127.0.0.1:{self.tcp}"]
 [[pool]]
 name = "both"
 members = ["two", "four"]
@@ -133,6 +135,7 @@ to = ["one", "both"]
         exporter.send(flows.v5(1, 1))
         exporter.send(flows.sflow(1))
         exporter.close()
+        self.session = socket.create_connection(("127.0.0.1", self.tcp), 30)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         daemon.feed()
         wait_for(lambda: len(daemon.get("/api/v1/exporters")["exporters"]) == 3, "its exporters", 30)
         wait_for(lambda: daemon.get("/api/v1/history")["times_unix"], "two samples", 30)
+        wait_for(lambda: daemon.get("/api/v1/sessions")["sessions"], "its session", 30)
         yield daemon
+        daemon.session.close()
     finally:
         daemon.process.end()
         for sink in daemon.sinks:
@@ -183,6 +188,7 @@ def test_rows_are_there(daemon: Daemon) -> None:
     assert found["/api/v1/ledger"]["before"].keys() == {"ipfix", "netflow5", "sflow5"}
     assert {row["pool"] for row in found["/api/v1/shares"]["shares"]} == {"both"}
     assert len(found["/api/v1/export"]["receivers"]) == 5
+    assert [row["sessions"] for row in found["/api/v1/gateways"]] == [{"connected": 1}]
     for kind in ("listeners", "receivers", "exporters"):
         page = daemon.get(f"/api/v1/history?kind={kind}")
         check("/api/v1/history", page)

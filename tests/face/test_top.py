@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from samplicator.cli.api import at_control
 from samplicator.cli.drawing import plain
 from samplicator.cli.main import main
-from samplicator.cli.top.pages import EXPORTERS, PAGES, RECEIVERS, age, amount, arranged, count, curve, span
+from samplicator.cli.top.pages import EXPORTERS, PAGES, RECEIVERS, SESSIONS, age, amount, arranged, count, curve, span
 from samplicator.cli.top.screen import State, compose, listing
 from samplicator.cli.top.terminal import keys
 from samplicator.cli.top.view import HELP, View
@@ -26,6 +26,7 @@ from samplicator.cli.top.watch import EXPORTER_RATES, Meter, Snapshot, Watch
 from samplicator.errors import Unreachable
 from support.process import wait_for
 from support.stage import Stage
+from support.state import make_sessions
 
 HOSTILE = "\x1b[31m[red]x[/]\u202eevil\u2066\x07\r\n<img src=x onerror=alert(1)>"
 
@@ -102,13 +103,15 @@ def test_the_daemon_knows_best_how_much_time_has_passed() -> None:
     assert rates == {"x": {"a": 10.0}, "y": {"a": 21 / 2.5}}  # y has begun again
 
 
-def looked(stage: Stage, exporters: bool = True, trends: Sequence[str] = ()) -> Snapshot:
+TABLES = ("exporters", "sessions")
+
+
+def looked(stage: Stage, trends: Sequence[str] = ()) -> Snapshot:
     """The second look, half a second after the first."""
-    asking = watch(stage)
-    asking.look(exporters)
-    asking._table.due = 0.0
+    asking = Watch(at_control(str(stage.where)), patient=False)
+    asking.look(TABLES)
     time.sleep(0.5)
-    return asking.look(exporters, trends)
+    return asking.look(TABLES, trends)
 
 
 def test_rates_are_those_of_the_daemon(stage: Stage) -> None:
@@ -133,27 +136,47 @@ def test_rates_are_those_of_the_daemon(stage: Stage) -> None:
 
 def test_a_daemon_that_restarts_begins_anew(stage: Stage) -> None:
     asking = watch(stage)
-    asking.look(True)
+    asking.look({"exporters"})
     stage.stop()
     with pytest.raises(Unreachable, match="the socket does not exist"):
-        asking.look(True)
+        asking.look({"exporters"})
     stage.play.restart()
     stage.start()
-    assert asking.look(True).rates["sent"] is None  # a rate over the time when nobody knows would be wrong
+    assert asking.look({"exporters"}).rates["sent"] is None  # a rate over the time when nobody knows would be wrong
 
 
 def test_many_exporters_are_not_asked_for_at_every_look(stage: Stage) -> None:
     asking = watch(stage)
     for _ in range(20):
-        asking.look(True)
+        asking.look({"exporters"})
     assert 1 <= stage.play.asked < 10
     before = stage.play.asked
-    asking.look(False)
+    asking.look(())
     assert stage.play.asked == before
     impatient = Watch(at_control(str(stage.where)), patient=False)
-    impatient.look(True)
-    impatient.look(True)
+    impatient.look({"exporters"})
+    impatient.look({"exporters"})
     assert stage.play.asked == before + 2
+
+
+def test_sessions_are_asked_for_where_they_are_shown(stage: Stage) -> None:
+    stage.play.sessions = dict.fromkeys(make_sessions(), 40.0)
+    assert "sessions" not in watch(stage).look({"exporters"}).rows
+    rows = looked(stage).rows["sessions"]
+    assert {(row["gateway"], row["exporter"]) for row in rows} == {
+        (item.gateway, item.exporter) for item in stage.play.sessions
+    }
+    for row in rows:
+        assert row["rates"]["messages"] == pytest.approx(40, rel=0.2)
+        assert row["rates"]["octets"] == pytest.approx(4000, rel=0.2)
+
+
+def test_sessions_come_in_pages(stage: Stage) -> None:
+    begin = make_sessions()[0]
+    stage.play.sessions = {replace(begin, exporter=f"192.0.2.1:{port}"): 1.0 for port in range(1, 2501)}
+    rows = watch(stage).look({"sessions"}).rows["sessions"]
+    assert {row["exporter"] for row in rows} == {item.exporter for item in stage.play.sessions}
+    assert len(rows) == 2500
 
 
 def test_templates_of_one_domain(stage: Stage) -> None:
@@ -200,6 +223,9 @@ def crowded(stage: Stage) -> Snapshot:
     stage.play.receivers |= {HOSTILE: 7.0, "収集器" * 9: 1.0, "n" * 64: 1.0}
     stage.play.down = {HOSTILE: f"why {HOSTILE}", "six": "x" * 300, "nfdump": "no"}
     stage.play.lost["192.0.2.1"] = 3.0
+    first, *others = make_sessions()
+    said = replace(first, name=HOSTILE, why=HOSTILE, exporter=HOSTILE, peer=HOSTILE, state=HOSTILE)
+    stage.play.sessions = dict.fromkeys([said, *others], 2.0)
     return looked(stage, trends=("receivers", "exporters"))
 
 
@@ -220,8 +246,11 @@ def test_every_size_fits(stage: Stage) -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 132, 180])
 def test_what_matters_most_stays_where_there_is_little_room(stage: Stage, width: int) -> None:
     stage.play.lost["192.0.2.1"] = 3.0
+    stage.play.sessions = dict.fromkeys(make_sessions(), 2.0)
     snapshot = looked(stage)
-    for name, wanted in (("receivers", "sent/s"), ("exporters", "datagrams/s"), ("listeners", "datagrams/s")):
+    for name, wanted in (
+        ("receivers", "sent/s"), ("exporters", "datagrams/s"), ("sessions", "messages/s"), ("listeners", "datagrams/s"),
+    ):  # fmt: skip
         lines = [line.plain for line in compose(View(PAGES[name], 1.0), snapshot, State("x"), width, 24)]
         assert sum(wanted in line for line in lines) == 1, lines
     head = next(line for line in lines if "datagrams/s" in line)
@@ -229,11 +258,15 @@ def test_what_matters_most_stays_where_there_is_little_room(stage: Stage, width:
 
 
 def test_markup_and_control_characters_are_text(stage: Stage) -> None:
-    text = "\n".join(line.plain for line in compose(View(RECEIVERS, 1.0), crowded(stage), State("x"), 240, 40))
-    assert plain(HOSTILE) in text
-    assert f"{plain(HOSTILE)} is refusing for" in text
-    assert "\x1b" not in text
-    assert "\u202e" not in text
+    snapshot = crowded(stage)
+    for page in (RECEIVERS, SESSIONS):
+        text = "\n".join(line.plain for line in compose(View(page, 1.0), snapshot, State("x"), 1000, 40))
+        assert plain(HOSTILE) in text
+        assert f"{plain(HOSTILE)} is refusing for" in text
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    row = next(line for line in text.split("\n") if line.startswith(plain(HOSTILE)) and "refusing" not in line)
+    assert row.count(plain(HOSTILE)) == 4  # name, exporter, peer, why; and the state, in capitals
 
 
 def test_columns_stand_below_each_other(stage: Stage) -> None:
@@ -256,6 +289,40 @@ def test_what_needs_attention_is_said(stage: Stage) -> None:
     assert any("and 16 more that need attention" in line for line in lines)
     lines = [line.plain for line in compose(View(EXPORTERS, 1.0), looked(stage), State("x"), 100, 8)]
     assert any(line.startswith("192.0.2.7:2055") for line in lines)  # the table has room in a low terminal, too
+
+
+def test_backups_and_missing_collectors_need_attention(stage: Stage) -> None:
+    """One that is down is named with its reason, and once."""
+    incoming, refused, on_backup, well = make_sessions()
+    stage.play.sessions = dict.fromkeys((incoming, refused, on_backup, well), 1.0)
+    assert looked(stage).notes == [
+        "nfdump has no collector connected; sessions: 1 not connected",
+        "six uses its backup for 1 of 2 sessions",
+    ]
+    stage.play.down["nfdump"] = "not connected: Connection refused"
+    del stage.play.sessions[on_backup]
+    (note,) = looked(stage).notes
+    assert note.startswith("nfdump is refusing for 1m")
+    stage.play.down.clear()
+    stage.play.sessions = dict.fromkeys((incoming, well, replace(well, state="initialising")), 1.0)
+    assert looked(stage).notes == []  # somebody has it
+    stage.play.sessions = {replace(incoming, state="re-establishing"): 1.0}
+    assert looked(stage).notes == []  # whoever sends to us is no collector of ours
+
+
+def test_sessions_that_need_attention_come_first(stage: Stage) -> None:
+    stage.play.sessions = dict.fromkeys(make_sessions(), 1.0)
+    lines = [line.plain for line in compose(View(SESSIONS, 1.0), looked(stage), State("x"), 240, 40)]
+    begin = next(number for number, line in enumerate(lines) if line.startswith("name"))
+    rows = [" ".join(line.split()) for line in lines[begin + 1 : begin + 5]]
+    assert rows[0].startswith("six sctp out 192.0.2.2:2055 BACKUP IN USE")
+    assert rows[0].endswith("192.0.2.11:9000 the network lost it")
+    assert rows[1].startswith("nfdump tls out 192.0.2.1:2055 NOT CONNECTED")
+    assert rows[1].endswith("4.1k 192.0.2.10:4740 Connection refused")
+    assert [row.split()[4] for row in rows[2:]] == ["connected", "connected"]
+    stage.play.sessions = {}
+    lines = [line.plain for line in compose(View(SESSIONS, 1.0), looked(stage), State("x"), 80, 24)]
+    assert SESSIONS.empty in lines
 
 
 def test_trouble_is_said_on_every_screen(stage: Stage) -> None:
@@ -309,10 +376,12 @@ def test_sort_filter_and_pages(stage: Stage) -> None:
     assert names(view, snapshot) == []
     press(view, snapshot, "down", "enter", "end", "esc")
     assert names(view, snapshot) == list("1234567")
-    press(view, snapshot, "tab", "tab", "tab", "tab")
+    press(view, snapshot, *["tab"] * len(PAGES))
     assert view.page is EXPORTERS
     press(view, snapshot, "backtab")
-    assert view.page is PAGES["templates"]
+    assert view.page is SESSIONS
+    press(view, snapshot, "4", "5", "6", "0")
+    assert view.page is SESSIONS
     assert not view.quit
     press(view, snapshot, "/", "q", "p", "esc")
     assert (view.quit, view.paused, view.wanted) == (False, False, "")
@@ -327,7 +396,8 @@ def test_the_cursor_stays_at_its_exporter(stage: Stage) -> None:
     assert row is not None
     assert row["exporter"] == "192.0.2.5"
     press(view, snapshot, "/", *"192", "enter")
-    changed = replace(snapshot, unix=snapshot.unix + 1, looked=snapshot.looked + 1,
+    table = snapshot.tables["exporters"]
+    changed = replace(snapshot, unix=snapshot.unix + 1, tables={"exporters": replace(table, number=table.number + 1)},
                       rows=snapshot.rows | {"exporters": snapshot.rows["exporters"][::-1][:4]})  # fmt: skip
     row = view.selected(changed)
     assert row is not None
@@ -377,6 +447,7 @@ def top(stage: Stage, *words: str) -> list[str]:
 
 def test_json_lines(stage: Stage) -> None:
     stage.play.receivers[HOSTILE] = 7.0
+    stage.play.sessions = dict.fromkeys(make_sessions(), 20.0)
     rows = [json.loads(line) for line in top(stage, "--json", "-n", "2", "-d", "0.5")]
     assert len(rows) == 2
     for row in rows:
@@ -387,6 +458,8 @@ def test_json_lines(stage: Stage) -> None:
         assert {each["exporter"] for each in row["exporters"]} == set(stage.play.exporters)
         assert set(row["exporters"][0]["rates"]) == set(EXPORTER_RATES)
         assert row["latency_seconds"]["p99"] == 1e-4
+        assert {each["exporter"] for each in row["sessions"]} == {item.exporter for item in make_sessions()}
+        assert "six uses its backup for 1 of 2 sessions" in row["attention"]
     (only,) = [json.loads(line) for line in top(stage, "--json", "-n", "1", "-d", "0.2", "--page", "listeners")]
     assert "receivers" not in only
     assert [each["name"] for each in only["listeners"]] == ["netflow"]
@@ -404,9 +477,14 @@ def test_lines_for_a_pipe(stage: Stage) -> None:
     assert [line[8] for line in lines if line.startswith("192.0.2.")] == list("7654321")
     lines = top(stage, "-b", "-n", "1", "-d", "0.2", "--page", "exporters", "--filter", "2.3:")
     assert [line.split()[0] for line in lines if line.startswith("192.")] == ["192.0.2.3:2055"]
+    stage.play.sessions = dict.fromkeys(make_sessions(), 20.0)
+    lines = top(stage, "-b", "-n", "1", "-d", "0.2", "--page", "sessions", "--sort", "exporter", "--filter", "SCTP")
+    assert [line.split()[3] for line in lines if " sctp " in line] == ["192.0.2.2:2055", "192.0.2.3:2055"]
+    assert not any(line.startswith(("netflow", "nfdump  ")) for line in lines)
 
 
 def test_wide_listing_has_all_columns(stage: Stage) -> None:
+    stage.play.sessions = dict.fromkeys(make_sessions(), 20.0)
     for page in PAGES.values():
         lines = listing(page, looked(stage), State("x"), page.sort, False, "")
         head = next(line for line in lines if line.startswith(page.columns[0].title))
@@ -432,6 +510,13 @@ def test_wrong_arguments(words: list[str], why: str, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert why in error
     assert "secret" not in error
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_can_be_named(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--page", page, "--sort", "nothing"]) == 2
+    names = ", ".join(column.name for column in PAGES[page].columns)
+    assert f"--sort must be a column of the page {page}: {names}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["-d", "0"], ["-d", "x"], ["-n", "0"], ["--page", "all"], ["-d", "nan"]])

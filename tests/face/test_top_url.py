@@ -22,6 +22,7 @@ from samplicator.cli.top.watch import Watch
 from samplicator.errors import Unreachable
 from support.process import tool
 from support.stage import Stage
+from support.state import make_sessions
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -82,6 +83,11 @@ def test_over_the_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         url = f"http://{stage.where[0]}:{stage.where[1]}/"  # type: ignore[index]
         assert main(["top", "--url", url, "--json", "-n", "1", "-d", "0.5"]) == 0
         assert json.loads(capsys.readouterr().out)["rates"]["sent"] == pytest.approx(500, rel=0.3)
+        stage.play.sessions = dict.fromkeys(make_sessions(), 40.0)
+        assert main(["top", "--url", url, "--page", "sessions", "-b", "-n", "1", "-d", "0.5"]) == 0
+        text = capsys.readouterr().out
+        assert "six uses its backup for 1 of 2 sessions" in text
+        assert "NOT CONNECTED" in text
         stage.stop()
         assert main(["top", "--url", url, "--json", "-n", "1"]) == 1
         assert "connection refused" in capsys.readouterr().err
@@ -203,7 +209,7 @@ def test_answers_that_are_none(server: Server, body: bytes, why: str) -> None:
 def test_json_of_another_program(server: Server, value: object) -> None:
     server.answer = lambda handler: send(handler, 200, json.dumps(value).encode())
     with pytest.raises(Unreachable, match="unexpected form"):
-        Watch(at_url(server.url)).look(True)
+        Watch(at_url(server.url)).look({"exporters"})
 
 
 def test_a_list_that_never_ends(server: Server) -> None:
@@ -218,7 +224,7 @@ def test_a_list_that_never_ends(server: Server) -> None:
             send(handler, 200, json.dumps(page).encode())
 
         server.answer = answer
-        Watch(at_url(server.url)).look(True)
+        Watch(at_url(server.url)).look({"exporters"})
     assert len(server.seen) < 300
 
 

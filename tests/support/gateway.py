@@ -18,6 +18,8 @@ from typing import Any
 from samplicator import _fastpath
 from samplicator._fastpath import RxCounters, RxSocket, Tx, TxCounters
 from samplicator.gateways.door import Datagram, Door, pair
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
 
 from support.flows import Collector
 from support.pools import Exporter, Stand
@@ -121,11 +123,20 @@ class Loopback:
 
     # -- Gateway
 
-    def takes(self, receiver: str, worker: int, door: Door) -> None:
+    def takes(self, receiver: str, worker: int, door: Door, delivery: Delivery) -> None:
         self._add(door, worker, out=True)
 
-    def brings(self, listener: str, worker: int, door: Door) -> None:
+    def brings(self, listener: str, worker: int, door: Door, spec: DoorSpec) -> None:
         self._add(door, worker, out=False)
+
+    def runs(self, listener: str, spec: DoorSpec) -> None:
+        """It has one door per worker, so there is nothing to choose."""
+
+    def fault(self, receiver: str) -> str:
+        return ""
+
+    def down(self, listener: str) -> str:
+        return ""
 
     def _add(self, door: Door, worker: int, *, out: bool) -> None:
         with self._lock:

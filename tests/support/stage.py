@@ -10,16 +10,18 @@ import asyncio
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from samplicator import _fastpath
+from samplicator.gateways.tally import OutTally, counts
 from samplicator.http.app import make_app
 from samplicator.http.endpoints import open_control
 from samplicator.http.front import Front
-from samplicator.readings import Activity, FlowTemplate, Readings
+from samplicator.readings import Activity, FlowTemplate, GatewayReading, Readings, TransportSessionReading
 from samplicator.views.history import History
 
 from support.state import FakeView, make_readings, make_state, make_templates
@@ -30,7 +32,7 @@ BASE = make_readings(zero=True)
 class Play(FakeView):
     """receivers, listeners, exporters: datagrams per second, by name or address. down: receivers that are, and why.
     hangs: while it is not set, nothing is answered.
-    lost: units per second that exporters lose.
+    lost: units per second that exporters lose. sessions: messages per second of sessions of gateways.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,7 @@ class Play(FakeView):
         self.exporters: dict[str, float] = {f"192.0.2.{n}": 10.0 * n for n in range(1, 8)}
         self.lost: dict[str, float] = {}
         self.down: dict[str, str] = {}
+        self.sessions: dict[TransportSessionReading, float] = {}
         self.failing: dict[str, float] = {}
         self.begin_ns = time.monotonic_ns()
         self.asked = 0
@@ -85,6 +88,29 @@ class Play(FakeView):
             {"up": False, "state": "refusing", "state_why": why, "state_since_unix": time.time() - 61} if why else {}
         )
         return replace(item, counters=counters, **state)
+
+    def session_readings(self) -> list[TransportSessionReading]:
+        return [
+            replace(item, messages=self._grown(rate), octets=100 * self._grown(rate))
+            for item, rate in self.sessions.items()
+        ]
+
+    def gateways(self) -> list[GatewayReading]:
+        """As gateways.hub makes them of their sessions."""
+        found: dict[tuple[str, str, str], list[TransportSessionReading]] = {}
+        for item in self.sessions:
+            found.setdefault((item.gateway, item.side, item.name), []).append(item)
+        return [
+            GatewayReading(
+                *key,
+                place=items[0].peer,
+                why="",
+                sessions=Counter(item.state for item in items),
+                counters=counts(OutTally()),
+                backups_in_use=sum(item.backup_in_use for item in items),
+            )
+            for key, items in found.items()
+        ]
 
     def flow_extent(self) -> dict[int, int]:
         return {0: len(self.exporters)}
@@ -144,7 +170,7 @@ class Stage:
 
     async def _run(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        state = make_state(view=self.play)
+        state = make_state(view=self.play, gateways=self.play.gateways, sessions=self.play.session_readings)
         front = Front(make_app(state))
         if isinstance(self.where, Path):
             sock = open_control(str(self.where))

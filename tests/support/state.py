@@ -14,14 +14,18 @@ from typing import Any
 from samplicator import _fastpath
 from samplicator.config.model.loaded import Loaded
 from samplicator.config.model.whole import Config
+from samplicator.gateways.tally import InTally, OutTally, counts
 from samplicator.health.running import Running
 from samplicator.readings import (
     Activity,
     AliasReading,
+    AssociationReading,
+    CollectorReading,
     Domain,
     FlowField,
     FlowReading,
     FlowTemplate,
+    GatewayReading,
     ListenerReading,
     MemberReading,
     PodReading,
@@ -30,6 +34,7 @@ from samplicator.readings import (
     ReceiverReading,
     Route,
     ServiceReading,
+    TransportSessionReading,
     Unmatched,
     WorkerReading,
 )
@@ -256,6 +261,52 @@ def make_services() -> tuple[ServiceReading, ...]:
     )
 
 
+def make_gateways(*, zero: bool = False) -> list[GatewayReading]:
+    """A listener with two exporters by TCP, and a receiver of which one session of three is connected."""
+    came, went = counts(InTally()), counts(OutTally())
+    if not zero:
+        came = {name: number for number, name in enumerate(came, 100)}
+        went = {name: number for number, name in enumerate(went, 200)}
+    inside = {} if zero else {"connected": 2}
+    outside = {} if zero else {"connected": 1, "not connected": 2}
+    why = "" if zero else "not connected: Connection refused"
+    return [
+        GatewayReading("tcp", "in", "netflow", "tcp://0.0.0.0:4739", "", inside, came),
+        GatewayReading("tcp", "out", "nfdump", "tcp://192.0.2.10:4739", why, outside, went),
+    ]
+
+
+def make_sessions() -> list[TransportSessionReading]:
+    """An exporter by TCP; to collectors: one by TLS that refuses, two by SCTP, of which one uses the backup."""
+
+    def association(first: CollectorReading, second: CollectorReading) -> AssociationReading:
+        return AssociationReading("full", "redundant", 1024, 25, 25, 2, 7, 3, 5, (first, second))
+
+    primary, backup = "192.0.2.11:9000", "192.0.2.12:9000"
+    lost = "the network lost it"
+    broken = association(
+        CollectorReading("primary", primary, "re-establishing", lost, 104, 84, 0),
+        CollectorReading("backup", backup, "fail-over", "", 50, 40, 0),
+    )
+    well = association(
+        CollectorReading("primary", primary, "connected", "", 1040, 840, 0),
+        CollectorReading("backup", backup, "connected", "", 0, 2, 0),
+    )
+    refused = "Connection refused"
+    return [
+        TransportSessionReading(
+            "tcp", "in", "netflow", "192.0.2.1:50001", "192.0.2.1:50001", "connected", "", 1, 0, 0, 0
+        ),
+        TransportSessionReading(
+            "tls", "out", "nfdump", "192.0.2.1:2055", "192.0.2.10:4740", "not connected", refused, 0, 0, 0, 4096
+        ),
+        TransportSessionReading(
+            "sctp", "out", "six", "192.0.2.2:2055", primary, "re-establishing", lost, 3, 0, 0, 0, 4, broken
+        ),
+        TransportSessionReading("sctp", "out", "six", "192.0.2.3:2055", primary, "connected", "", 1, 0, 0, 0, 4, well),
+    ]
+
+
 class FakeReloader:
     """Answers what it is told to, and remembers who asked."""
 
@@ -289,6 +340,7 @@ def make_state(*, zero: bool = False, **changes: Any) -> ServiceState:
         "healthy": lambda: (True, "ok"),
         "log_messages": {"warning": 3},
         "services": make_services,
+        "gateways": lambda: make_gateways(zero=zero),
         **changes,
     }
     return ServiceState(**values)

@@ -67,6 +67,7 @@ CASES = ((100, "raw", 1), (100, "udp", 1), (5000, "raw", 1), (500, "transparent"
 
 
 @pytest.mark.slow
+@pytest.mark.deploy_heavy
 def test_a_closed_port_stays_closed(make_lab: Callable[..., Lab]) -> None:
     """All cases at once, each in a laboratory of its own: each takes half a minute in which little happens."""
     started = []

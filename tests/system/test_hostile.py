@@ -137,6 +137,7 @@ def forge(lab: Lab, relay: Relay, first: int) -> int:
     return int(result["sent"])
 
 
+@pytest.mark.deploy_heavy
 @pytest.mark.parametrize("count", [FORGED])
 def test_a_million_forged_exporters(lab: Lab, count: int) -> None:
     sink = lab.collector_socket(1, GOOD)

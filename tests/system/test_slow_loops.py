@@ -71,7 +71,7 @@ def looping(relay: Relay) -> set[str]:
     return {one["name"] for one in relay.api("receivers") if one["state"] == "looping"}
 
 
-@pytest.mark.parametrize("delay", [0.1, 0.5])
+@pytest.mark.parametrize("delay", [0.1, pytest.param(0.5, marks=pytest.mark.deploy_heavy)])
 def test_copies_that_come_back_late_are_found(lab: Lab, delay: float) -> None:
     relay = relay_to(lab)
     with Mirror(lab, delay), lab.exporter.socket(socket.AF_INET) as sock:

@@ -21,7 +21,8 @@ from samplicator.errors import ConfigError, Problem
 from samplicator.host import abilities
 from samplicator.plan.planner import compile
 from samplicator.plan.pods import Pod
-from samplicator.plan.spec import Door, PlanSpec, Udp
+from samplicator.plan.sessions import Door
+from samplicator.plan.spec import PlanSpec, Udp
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def summary(plan: PlanSpec) -> str:
         engines[receiver.engine] = engines.get(receiver.engine, 0) + 1
     by_engine = ", ".join(f"{number} {engine}" for engine, number in sorted(engines.items()))
     sockets = sum(len(listener.sockets) for listener in plan.listeners)
+    sockets += sum(len(door.places) for listener in plan.listeners for door in listener.doors)
     parts = (
         f"{_count(len(plan.listeners), 'listener')} ({_count(sockets, 'port')})",
         _count(len(plan.receivers), "receiver") + (f" ({by_engine})" if by_engine else ""),
@@ -172,7 +174,11 @@ def plan_json(plan: PlanSpec) -> dict[str, Any]:
     listeners = [
         {
             **{key: value for key, value in asdict(listener).items() if key != "intakes"},
-            **{kind: [asdict(intake) for intake in getattr(listener, kind)] for kind in ("sockets", "rings", "doors")},
+            **{kind: [asdict(intake) for intake in getattr(listener, kind)] for kind in ("sockets", "rings")},
+            "doors": [
+                {**asdict(door), "places": door.texts(), "allow": [source.text for source in door.allow]}
+                for door in listener.doors
+            ],
         }
         for listener in plan.listeners
     ]
@@ -185,7 +191,7 @@ def _pod_json(pod: Pod | None) -> dict[str, Any] | None:
 
 def _delivery_json(delivery: Udp | Door) -> dict[str, Any]:
     if isinstance(delivery, Door):
-        return asdict(delivery)
+        return {**asdict(delivery), "address": address_text(delivery.address) if delivery.address else ""}
     source = delivery.source
     return {
         **asdict(delivery),

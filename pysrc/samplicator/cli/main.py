@@ -48,6 +48,7 @@ def _command(name: str) -> Callable[[Namespace], int]:
         **dict.fromkeys(("run", "reload", "status", "ready", "demo"), "running"),
         **dict.fromkeys(("exporters", "templates", "domains"), "exporters"),
         **dict.fromkeys(("ledger", "export"), "ledger"),
+        "sctp": "sctp",
         "tap": "tap.command",
         "top": "top.command",
         "witness": "witness",

@@ -203,19 +203,28 @@ def make_parser() -> argparse.ArgumentParser:
         "Exit status 0, or 1 when the daemon cannot be reached.",
         "  samplicator export\n",
     )
+    sctp = command(
+        "sctp",
+        "show SCTP associations in the words of a router",
+        "Shows the SCTP associations of exporters, and those to collectors and their backups with state, counters and "
+        "fail-overs, in the words of `show ip flow export sctp verbose`. Exit status 0, or 1 when the daemon cannot be "
+        "reached.",
+        "  samplicator sctp --verbose\n",
+    )
+    sctp.add_argument("--verbose", action="store_true", help="show all that is known of each association")
     for each in (exporters, templates, domains):
         each.add_argument("--exporter", metavar="ADDR", default="", help="show this exporter only")
-    for each in (exporters, templates, domains, ledger, export):
+    for each in (exporters, templates, domains, ledger, export, sctp):
         control(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
     top = command(
         "top",
         "watch the running daemon in a terminal",
-        "Shows rates, drops, states and curves of exporters, receivers, listeners and templates, and refreshes them. "
-        "Press ? for the keys. Asks over the control socket, or with --url over the network. Without a terminal, it "
-        "prints lines. Exit status 0, 1 when the daemon cannot be reached, 2 for wrong arguments, 128 + N after "
-        "signal N.",
+        "Shows rates, drops, states and curves of exporters, receivers, listeners, templates and sessions, and "
+        "refreshes them. Press ? for the keys. Asks over the control socket, or with --url over the network. Without a "
+        "terminal, it prints lines. Exit status 0, 1 when the daemon cannot be reached, 2 for wrong arguments, 128 + N "
+        "after signal N.",
         "  samplicator top\n"
         "  samplicator top --page exporters --sort lost/s\n"
         "  samplicator top --url https://relay.example.net:9420 --auth-file relay.auth\n"
@@ -225,9 +234,9 @@ def make_parser() -> argparse.ArgumentParser:
     at_url(top)
     top.add_argument(
         "--page",
-        choices=("exporters", "receivers", "listeners", "templates"),
+        choices=("exporters", "receivers", "listeners", "templates", "sessions"),
         metavar="PAGE",
-        help="what to show: exporters, receivers (the default), listeners or templates",
+        help="what to show: exporters, receivers, listeners, templates or sessions (default receivers)",
     )
     top.add_argument("--sort", metavar="COLUMN", default="", help="sort by this column of the page")
     top.add_argument("--reverse", action="store_true", help="sort the other way round")

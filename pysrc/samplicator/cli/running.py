@@ -243,7 +243,7 @@ def kubernetes_lines(services: Sequence[KubernetesService]) -> list[str]:
 def place_text(item: Mapping[str, Any]) -> str:
     """Where it is; "?" in place of a port whose number is not known."""
     if item["engine"] == "door":
-        return f"gateway {item['address']}"
+        return str(item["host"]) if item["port"] else f"gateway {item['address']}"
     port = item["port"] or "?"
     return f"[{item['address']}]:{port}" if ":" in item["address"] else f"{item['address']}:{port}"
 

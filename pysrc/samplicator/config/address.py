@@ -57,6 +57,13 @@ class ParsedSource:
         """Host bits are set outside the mask: no exporter can ever match."""
         return bool(int.from_bytes(self.address, "big") & ~int.from_bytes(self.mask, "big"))
 
+    def selects(self, address: bytes) -> bool:
+        """Whether an address of 4 or 16 bytes is one of these exporters'. Of a host name: never."""
+        if self.family not in (0, 4 if len(address) == 4 else 6) or self.host:
+            return False
+        wide = int.from_bytes(address if len(address) == 16 else MAPPED + address, "big")
+        return wide & int.from_bytes(self.mask, "big") == int.from_bytes(self.address, "big")
+
     @property
     def corrected(self) -> str:
         """The same source with its host bits cleared, as text."""
@@ -70,7 +77,8 @@ class Endpoint:
     """`HOST:PORT` or `HOST:LO-HI`. host: address in its shortest form, without brackets and scope, or a host name.
 
     family: 4 or 6 for a literal (an IPv4-mapped one counts as IPv4), 0 for a host name. address: 4 or 16 bytes, b"" for
-    a name. ports: low and high end, equal for one port. scope: the interface after "%", "" when none.
+    a name. ports: low and high end, equal for one port. scope: the interface after "%", "" when none. scheme: the
+    transport, "" = UDP (config.transport).
     """
 
     host: str
@@ -79,6 +87,7 @@ class Endpoint:
     port: int
     last_port: int
     scope: str = field(default="")
+    scheme: str = ""
 
     @property
     def literal(self) -> bool:

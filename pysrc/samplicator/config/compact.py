@@ -11,7 +11,7 @@ import gc
 import pickle
 from collections.abc import Callable
 
-from samplicator.config import address, kubernetes, probe
+from samplicator.config import address, kubernetes, probe, transport
 from samplicator.config.model.loaded import Loaded
 
 
@@ -24,6 +24,8 @@ def load_compact(load: Callable[[], Loaded]) -> Loaded:
         address.parse_source,
         kubernetes.parse_service_port,
         probe.parse_probe,
+        transport.parse_place,
+        transport.parse_peer,
     ):
         parse.cache_clear()
     gc.collect()

@@ -44,7 +44,7 @@ def to_toml(loaded: Loaded, *, rules_only: bool = False) -> str:
     if loaded.origin == "legacy" and not (service.http or service.control):
         lines += ["", *SERVICE]
         service = service.model_copy(update={"http": Service().http, "control": Service().control})
-    for name, table in (("service", service), ("datapath", config.datapath)):
+    for name, table in (("service", service), ("datapath", config.datapath), ("sctp", config.sctp)):
         changed = list(_changed(table))
         if changed:
             lines += ["", f"[{name}]", *changed]
@@ -89,6 +89,8 @@ def _value(value: object) -> str:
         return _text(value)
     if isinstance(value, list):
         return _list([_value(item) for item in value])
+    if isinstance(value, Table):
+        return "{ " + ", ".join(_changed(value)) + " }"
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_text(key)} = {_value(item)}" for key, item in value.items()) + " }"
     return repr(value)

@@ -77,7 +77,7 @@ def diff(old: Config, new: Config) -> Diff:
     restart = set(restart_settings())
     live: list[str] = []
     restarts: list[str] = []
-    for table in ("service", "datapath"):
+    for table in ("service", "datapath", "sctp"):
         before, after = getattr(old, table), getattr(new, table)
         for key in type(after).model_fields:
             if getattr(before, key) != getattr(after, key):

@@ -15,14 +15,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from samplicator.config.address import (
     parse_bind,
     parse_ip,
-    parse_listen,
     parse_own_source,
     parse_size,
     parse_source,
-    parse_target,
 )
 from samplicator.config.kubernetes import check_scheme, names_service, parse_service_port
 from samplicator.config.probe import parse_probe
+from samplicator.config.transport import SCTP, parse_peer, parse_place
 
 MAX_SOCKET_BUFFER = 2**31 - 1
 MAX_WEIGHT = 1000
@@ -45,7 +44,13 @@ def _name(value: str) -> str:
 
 def _target(value: str) -> str:
     check_scheme(value)
-    (parse_service_port if names_service(value) else parse_target)(value)
+    (parse_service_port if names_service(value) else parse_peer)(value)
+    return value
+
+
+def _backup(value: str) -> str:
+    if parse_peer(value).scheme != SCTP:
+        raise ValueError(f"{value!r}: a backup is reached as the receiver is; write sctp://HOST:PORT")
     return value
 
 
@@ -150,8 +155,9 @@ Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers), _either(1,
 Ttl = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 1, 255)), _either(1, 255, "keep")]
 Tos = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 0, 255)), _either(0, 255, "keep")]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_number_or("auto", 68, 65535)), _either(68, 65535, "auto")]
-ListenText = Annotated[str, AfterValidator(_checked(parse_listen))]
+ListenText = Annotated[str, AfterValidator(_checked(parse_place))]
 TargetText = Annotated[str, AfterValidator(_target)]
+BackupText = Annotated[str, AfterValidator(_backup)]
 SourceText = Annotated[str, AfterValidator(_checked(parse_source))]
 OwnSourceText = Annotated[str, AfterValidator(lambda text: _checked(parse_own_source)(text) if text else text)]
 Family = Literal["any", "ipv4", "ipv6"]

@@ -17,6 +17,7 @@ from samplicator.config.model.listener import Listener
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.rule import Rule
 from samplicator.config.model.service import Service
+from samplicator.config.streams import check_streams
 from samplicator.config.web.model import WebConfig
 
 IPFIX_PORTS = (4739, 4740)
@@ -45,6 +46,7 @@ def check(draft: Draft, suggest: Suggest | None = None) -> list[Finding]:
     findings += check_standbys(draft, suggest)
     findings += check_pools(draft, suggest)
     findings += check_services(draft)
+    findings += check_streams(draft)
     findings += _flow(draft)
     findings += _host_bits(draft)
     findings += _references(draft, suggest)
@@ -137,6 +139,8 @@ def check_listeners(listeners: Sequence[Listener | None]) -> Iterator[Finding]:
         if listener is None:
             continue
         for entry, endpoint in enumerate(listener.endpoints):
+            if endpoint.scheme:
+                continue
             interface = listener.interface or endpoint.scope
             clash: tuple[int, int, int] | None = None
             for port in range(endpoint.port, endpoint.last_port + 1):
@@ -152,7 +156,7 @@ def check_listeners(listeners: Sequence[Listener | None]) -> Iterator[Finding]:
                     f"the address is on {endpoint.scope!r} but `interface` is {listener.interface!r}; name the same one"
                 )
                 yield Finding(("listener", index, "listen", entry), why)
-        families = {endpoint.family for endpoint in listener.endpoints}
+        families = {endpoint.family for endpoint in listener.endpoints if not endpoint.scheme}
         for entry, group in enumerate(listener.multicast):
             literal = parse_ip(group)
             if literal and 0 not in families and literal[0] not in families:
@@ -336,17 +340,17 @@ def never_fires(draft: Draft) -> Iterator[Finding]:
 
 def check_loops(listeners: Sequence[Listener | None], receivers: Sequence[Receiver | None]) -> Iterator[Finding]:
     """Receivers whose copies come back to a listener."""
-    ears: dict[int, list[tuple[range, bytes, int]]] = {}
+    ears: dict[tuple[int, bool], list[tuple[range, bytes, int]]] = {}  # by family, and whether it is UDP
     for index, listener in enumerate(listeners):
         for endpoint in listener.endpoints if listener else ():
             ports = range(endpoint.port, endpoint.last_port + 1)
-            ears.setdefault(endpoint.family, []).append((ports, endpoint.address, index))
+            ears.setdefault((endpoint.family, not endpoint.scheme), []).append((ports, endpoint.address, index))
     for number, receiver in enumerate(receivers):
         if receiver is None:
             continue
         target = receiver.endpoint
         loopback = target.address[:1] == b"\x7f" if target.family == 4 else target.address == bytes(15) + b"\1"
-        for ports, address, index in ears.get(target.family, []) if target.literal else ():
+        for ports, address, index in ears.get((target.family, not target.scheme), []) if target.literal else ():
             if target.port in ports and (address == target.address or (loopback and not any(address))):
                 why = f"listener[{index}] listens at {receiver.to}: copies would come back in a loop; change `to`"
                 yield Finding(("receiver", number, "to"), why, error=False)
@@ -355,7 +359,8 @@ def check_loops(listeners: Sequence[Listener | None], receivers: Sequence[Receiv
 
 def check_ipfix(listeners: Sequence[Listener | None], receivers: Sequence[Receiver | None]) -> Iterator[Finding]:
     """IPFIX with zero checksums."""
-    ports = {e.port for listener in listeners if listener for e in listener.endpoints if e.port == e.last_port}
+    places = [e for listener in listeners if listener for e in listener.endpoints if not e.scheme]
+    ports = {e.port for e in places if e.port == e.last_port}
     ipfix = bool(ports) and all(port in IPFIX_PORTS for port in ports)
     for index, receiver in enumerate(receivers):
         if receiver and not receiver.checksum and (ipfix or receiver.endpoint.port in IPFIX_PORTS):

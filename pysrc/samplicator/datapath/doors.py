@@ -7,6 +7,7 @@ again. Called by supervisor. It must never publish, never wait for a gateway, an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,7 +15,8 @@ import select
 import socket
 import struct
 import termios
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from samplicator import _fastpath
@@ -23,8 +25,9 @@ from samplicator.datapath.counters import SENT
 from samplicator.datapath.ways import Way, no_way
 from samplicator.gateways.door import Door, Gateway, pair
 from samplicator.host import sockets
-from samplicator.plan.spec import Door as Delivery
-from samplicator.plan.spec import DoorSpec, ReceiverSpec
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
+from samplicator.plan.spec import ListenerSpec, ReceiverSpec
 
 if TYPE_CHECKING:
     from samplicator.host.links import Link
@@ -33,6 +36,7 @@ Gateways = Mapping[str, Gateway]
 """By the name that specs know them by."""
 STALLED_SECONDS: Final = 1.0
 """A door that is more than a quarter full and does not change for this time has no reader."""
+PASS_SECONDS: Final = 1.0
 GONE: Final = "the gateway has ended"
 STALLED: Final = "the gateway does not read its copies"
 
@@ -42,6 +46,23 @@ def named(gateways: Gateways, name: str) -> Gateway:
     if name not in gateways:
         raise OSError(errno.ENOENT, f"there is no gateway {name!r}")
     return gateways[name]
+
+
+def begin(gateways: Gateways, listeners: Iterable[ListenerSpec], before: Iterable[DoorIntake]) -> None:
+    """Just before a plan is published: its doors are the ones that gateways write into from now on. before: all doors
+    of the plan that runs; those that leave are read out by it, for PASS_SECONDS at most.
+    """
+    wanted = {(listener.name, spec) for listener in listeners for spec in listener.doors}
+    for name, spec in wanted:
+        gateways[spec.gateway].runs(name, spec)
+    deadline = time.monotonic() + PASS_SECONDS
+    for intake in before:
+        while (intake.listener, intake.spec) not in wanted and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if unread_bytes(intake.sock, termios.FIONREAD):
+                    time.sleep(0.001)
+                    continue
+            break
 
 
 def identity(spec: ReceiverSpec) -> bytes:
@@ -101,7 +122,7 @@ class DoorPath:
                 refresh=spec.refresh,
                 alias=spec.unique,
             )
-            gateway.takes(spec.name, worker, Door(theirs))
+            gateway.takes(spec.name, worker, Door(theirs), spec.delivery)
         except BaseException:
             ours.close()
             theirs.close()
@@ -111,7 +132,12 @@ class DoorPath:
     def look(self, now: float, ways: Sequence[Way], counters: Mapping[int, TxCounters]) -> None:
         """Several times per second: whether the gateway runs and reads. Ways are in the order of the workers."""
         faults = [self._fault(now, way, counters[index]) for index, way in enumerate(list(ways)) if way.sockets]
-        self.fault = next(filter(None, faults), "") if not self.spec.missing else ""
+        if self.spec.missing:
+            self.fault = ""
+        else:
+            self.fault = (
+                next((why for why in faults if why == GONE), "") or self._told() or next(filter(None, faults), "")
+            )
         self._quiet = {id(way): self._quiet[id(way)] for way in ways if id(way) in self._quiet}
 
     def _fault(self, now: float, way: Way, counters: TxCounters) -> str:
@@ -130,6 +156,12 @@ class DoorPath:
         self._quiet[id(way)] = since, *state
         return STALLED if now - since >= STALLED_SECONDS else ""
 
+    def _told(self) -> str:
+        """What the gateway itself says."""
+        delivery = self.spec.delivery
+        assert isinstance(delivery, Delivery)
+        return self._gateways[delivery.gateway].fault(self.spec.name) if delivery.gateway in self._gateways else ""
+
     def refresh(self, ways: Sequence[Way]) -> bool:
         """False when the other end was closed and the doors must be opened again."""
         return self.fault != GONE
@@ -141,7 +173,7 @@ class DoorPath:
 class DoorIntake:
     """One door of a listener, its counters, and the worker that reads it; as intakes.Intake."""
 
-    __slots__ = ("buffer_bytes", "counters", "drops", "owner", "rx", "sock", "spec")
+    __slots__ = ("_gateway", "buffer_bytes", "counters", "drops", "listener", "owner", "rx", "sock", "spec")
 
     def __init__(self, spec: DoorSpec, listener: str, slot: int, worker: int, queue: int, gateways: Gateways) -> None:
         """listener, worker: as the gateway sees them. slot: of the listener. queue: bytes. Raises OSError."""
@@ -149,12 +181,14 @@ class DoorIntake:
         self.spec = spec
         self.drops = 0
         self.owner: int | None = None
+        self._gateway = gateway
+        self.listener = listener
         self.counters = RxCounters()
         self.sock, theirs = pair(queue)
         try:
             self.rx = RxSocket(self.sock.fileno(), self.counters, slot, door=True)
             self.buffer_bytes = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-            gateway.brings(listener, worker, Door(theirs))
+            gateway.brings(listener, worker, Door(theirs), spec)
         except BaseException:
             self.sock.close()
             theirs.close()
@@ -165,6 +199,10 @@ class DoorIntake:
         return sockets.MemInfo(
             queue_bytes=unread_bytes(self.sock, termios.FIONREAD), buffer_bytes=self.buffer_bytes, drops=0
         )
+
+    def down_why(self) -> str:
+        """Why nothing, or not everything, comes in by it."""
+        return GONE if self.rx.shut else self._gateway.down(self.listener)
 
     def refuse_all(self) -> None:
         """Nothing more can be written into it; what is in it can be read."""

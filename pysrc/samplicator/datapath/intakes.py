@@ -17,7 +17,8 @@ from samplicator._fastpath import RxCounters, RxSocket
 from samplicator.datapath.doors import GONE, DoorIntake
 from samplicator.host import bpf, listening, ring, sockets
 from samplicator.host.ingress import Ingress
-from samplicator.plan.spec import DoorSpec, RingSpec, SocketSpec
+from samplicator.plan.sessions import DoorSpec
+from samplicator.plan.spec import RingSpec, SocketSpec
 from samplicator.readings import ListenerReading, add_up
 
 
@@ -276,10 +277,13 @@ class ListenerState:
     def sockets(self) -> list[Intake]:
         return [intake for group in self.intakes.values() for intake in group]
 
+    def all_doors(self) -> list[DoorIntake]:
+        return [intake for group in self.doors.values() for intake in group]
+
     def open(self) -> list[AnyIntake]:
         """Sockets, rings and doors."""
         rings = (intake for group in self.rings.values() for intake in group.intakes)
-        return [*self.sockets(), *rings, *(intake for group in self.doors.values() for intake in group)]
+        return [*self.sockets(), *rings, *self.all_doors()]
 
     @property
     def lost(self) -> bool:
@@ -288,7 +292,8 @@ class ListenerState:
 
     def down_why(self) -> str:
         """Why sockets are missing, "" = none is: one reason, and the number of sockets."""
-        reasons = [GONE] if self.lost else []
+        reasons = [why for group in self.doors.values() if group and (why := group[0].down_why())]
+        reasons = [GONE] if self.lost else reasons
         reasons += [f"the host name does not resolve: {place}" for place in self.unresolved]
         reasons += [*self.missing.values(), *(why for key, why in self.absent.items() if key in self.intakes)]
         if not reasons:
@@ -299,7 +304,7 @@ class ListenerState:
     @property
     def state(self) -> str:
         """up | partly down | down"""
-        working = [door for door, group in self.doors.items() if not any(intake.rx.shut for intake in group)]
+        working = [door for door, group in self.doors.items() if not any(intake.down_why() for intake in group)]
         if not working and not self.intakes.keys() - self.absent.keys():
             return "down"
         return "partly down" if self.down_why() else "up"
@@ -337,4 +342,5 @@ class ListenerState:
             receive=self.receive,
             receive_why=self.receive_why,
             rings=tuple(self.rings),
+            places=tuple(text for spec in self.doors for text in spec.texts()),
         )

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from samplicator._fastpath import DoorEnd
+from samplicator.plan.sessions import Door as Delivery
+from samplicator.plan.sessions import DoorSpec
 
 LEAST_BYTES: Final = 1 << 18
 """Of a queue: a few messages of the largest size."""
@@ -78,13 +80,26 @@ class Gateway(Protocol):
     `call_soon_threadsafe`. A door is the gateway's to close. A plan that does not come to run closes its end at once.
     """
 
-    def takes(self, receiver: str, worker: int, door: Door) -> None:
-        """The copies of a receiver by one worker come out of this door."""
-
-    def brings(self, listener: str, worker: int, door: Door) -> None:
-        """What is written into this door comes in by the listener, at one worker. Datagrams of one exporter keep their
-        order only within a door.
+    def takes(self, receiver: str, worker: int, door: Door, delivery: Delivery) -> None:
+        """The copies of a receiver by one worker come out of this door. Raises OSError when the gateway cannot do what
+        the delivery says; then the door is not its.
         """
+
+    def brings(self, listener: str, worker: int, door: Door, spec: DoorSpec) -> None:
+        """What is written into this door comes in by the listener, at one worker. Datagrams of one exporter keep their
+        order only within a door. Raises OSError as takes().
+        """
+
+    def runs(self, listener: str, spec: DoorSpec) -> None:
+        """The plan that this door was brought for is about to be published, and nothing can fail any more: what comes
+        in from now on goes into its doors. Returns when it is so; then the workers read older doors to their end.
+        """
+
+    def fault(self, receiver: str) -> str:
+        """Why nothing gets through to a receiver now, for people; "" = it does, or it is not known."""
+
+    def down(self, listener: str) -> str:
+        """Why nothing, or not everything, can come in by a listener now, for people; "" = it can."""
 
 
 def pair(queue_bytes: int) -> tuple[socket.socket, socket.socket]:

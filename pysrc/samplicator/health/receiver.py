@@ -19,7 +19,8 @@ from samplicator.datapath.doors import DoorPath
 from samplicator.datapath.ways import Path, Way
 from samplicator.health.probes import LOOPING, MAKERS, REFUSING, UNREACHABLE, UP
 from samplicator.health.reach import HOLD_LIMIT_SECONDS, RELAPSE_SECONDS, Reach
-from samplicator.plan.spec import Door, ReceiverSpec
+from samplicator.plan.sessions import Door
+from samplicator.plan.spec import ReceiverSpec
 from samplicator.readings import ReceiverReading, add_up, wall_ns
 
 if TYPE_CHECKING:
@@ -381,10 +382,10 @@ class ReceiverState:
 
 def _where(spec: ReceiverSpec) -> dict[str, Any]:
     """How a receiver is delivered, as the reading has it."""
-    if isinstance(spec.delivery, Door):
-        name = spec.delivery.gateway
-        return {"host": name, "address": name, "port": 0, "source": "beside", "engine_why": "configured"}
-    udp = spec.delivery
+    if isinstance(door := spec.delivery, Door):
+        host, address = door.place if door.port else door.gateway, door.known_as
+        return {"host": host, "address": address, "port": door.port, "source": "beside", "engine_why": "configured"}
+    udp = spec.udp
     return {
         "host": udp.host,
         "address": udp.host if spec.unresolved else address_text(udp.address),

@@ -51,6 +51,7 @@ EXPORTERS: Final = Query(
     {"type": "string", "minLength": 1},
 )
 ONE_RECEIVER: Final = Query("receiver", "Show only copies for this receiver.", {"type": "string", "minLength": 1})
+ASSOCIATED: Final = Query("receiver", "Show only associations to this receiver.", {"type": "string", "minLength": 1})
 ONE_LISTENER: Final = Query("listener", "Show only datagrams of this listener.", {"type": "string", "minLength": 1})
 DROPS: Final = Query("drops", "true: show only what is not forwarded.", {"type": "string", "enum": ["true", "false"]})
 RATE: Final = Query(
@@ -124,6 +125,14 @@ def receiver(values: Values) -> str:
     if not text:
         raise web.HTTPBadRequest(reason="receiver must be the name of a receiver; /api/v1/receivers lists them")
     return text
+
+
+def associated(values: Values) -> str:
+    """Name of the receiver whose associations to show; "" = all."""
+    text = values.get(ASSOCIATED.name)
+    if text == "":
+        raise web.HTTPBadRequest(reason="receiver must not be empty; remove receiver to show all")
+    return text or ""
 
 
 def last(values: Values) -> int:

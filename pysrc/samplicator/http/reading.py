@@ -16,11 +16,14 @@ from samplicator.http import listing, query, rows
 from samplicator.http.front import SHARED, is_control
 from samplicator.views import exporters, flow, prometheus, shares
 from samplicator.views.export import ExportSum
+from samplicator.views.gateways import gateways as gateway_rows
+from samplicator.views.gateways import sessions as session_rows
 from samplicator.views.kubernetes import services as kubernetes_rows
 from samplicator.views.ledger import LedgerSum
 from samplicator.views.listeners import listeners as listener_rows
 from samplicator.views.receivers import pools as pool_rows
 from samplicator.views.receivers import receivers as receiver_rows
+from samplicator.views.sctp import page as sctp_page
 from samplicator.views.status import configuration
 from samplicator.views.status import status as status_of
 
@@ -85,6 +88,21 @@ async def pools(request: web.Request) -> web.Response:
 
 async def kubernetes(request: web.Request) -> web.Response:
     return as_json(kubernetes_rows(await asyncio.to_thread(request.app[SHARED].state.services)))
+
+
+async def gateways(request: web.Request) -> web.Response:
+    return as_json(gateway_rows(await asyncio.to_thread(request.app[SHARED].state.gateways)))
+
+
+async def session_page(request: web.Request) -> web.Response:
+    first, limit = query.number(request.query), query.limit(request.query)
+    return as_json(session_rows(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit))
+
+
+async def sctp(request: web.Request) -> web.Response:
+    first, limit = query.number(request.query), query.limit(request.query)
+    receiver = query.associated(request.query)
+    return as_json(sctp_page(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit, receiver))
 
 
 async def config(request: web.Request) -> web.Response:

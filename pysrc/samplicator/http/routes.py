@@ -31,12 +31,14 @@ from samplicator.views.activity import ActivityPage
 from samplicator.views.export import Export
 from samplicator.views.exporters import DomainPage, ExporterPage
 from samplicator.views.flow import Totals
+from samplicator.views.gateways import GatewayRow, SessionPage
 from samplicator.views.history import HistoryPage
 from samplicator.views.kubernetes import KubernetesService
 from samplicator.views.ledger import Ledger
 from samplicator.views.listeners import Listener
 from samplicator.views.live import LiveEvent
 from samplicator.views.receivers import Pool, Receiver
+from samplicator.views.sctp import SctpPage
 from samplicator.views.shares import SharePage
 from samplicator.views.status import Configuration, Reloaded, Status
 from samplicator.views.tap import TapLine
@@ -116,6 +118,30 @@ ROUTES: Final[tuple[Route, ...]] = (
         reading.kubernetes,
         "Lists the receivers that are Kubernetes Services, with their pods.",
         list[KubernetesService],
+    ),
+    _shown(
+        "/api/v1/gateways",
+        reading.gateways,
+        "Lists the listeners and receivers whose transport is not UDP, with what their gateways count.",
+        list[GatewayRow],
+    ),
+    _shown(
+        "/api/v1/sessions",
+        reading.session_page,
+        "Lists the sessions of gateways, in pages: the connections of exporters, and those to collectors.",
+        SessionPage,
+        query.NUMBER,
+        query.LIMIT,
+    ),
+    _shown(
+        "/api/v1/sctp",
+        reading.sctp,
+        "Lists the SCTP associations, in pages: those of exporters, and those to collectors and their backups, in the "
+        "words of a router.",
+        SctpPage,
+        query.NUMBER,
+        query.LIMIT,
+        query.ASSOCIATED,
     ),
     _shown("/api/v1/config", reading.config, "Returns the running configuration.", Configuration),
     _shown("/api/v1/flow", reading.flow_totals, "Returns the totals of flow telemetry by protocol.", Totals),

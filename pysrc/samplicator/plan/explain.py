@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from samplicator.config.address import MAPPED, ParsedSource, address_text, endpoint_text
 from samplicator.plan.apart import REMEDY
-from samplicator.plan.spec import Door, PlanSpec, ReceiverSpec, RuleSpec, SocketSpec, Udp
+from samplicator.plan.sessions import Door, DoorSpec
+from samplicator.plan.spec import PlanSpec, ReceiverSpec, RuleSpec, SocketSpec, Udp
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -101,13 +102,29 @@ def explain(
 
     places: file:line of each rule, when known.
     """
-    sockets = [
-        socket
+    found = [
+        (listener.index, endpoint_text(socket.address, socket.port))
         for listener in spec.listeners
         for socket in listener.sockets
         if socket.port == to_port and _takes(socket, exporter)
     ]
-    return tuple(_explain_socket(spec, socket, exporter, exporter_port, places) for socket in sockets)
+    found += [
+        (listener.index, text)
+        for listener in spec.listeners
+        for door in listener.doors
+        for place, text in zip(door.places, door.texts(), strict=True)
+        if place[1] == to_port and _reaches(place[0], exporter) and _allowed(door, exporter)
+    ]
+    return tuple(_explain(spec, listener, text, exporter, exporter_port, places) for listener, text in found)
+
+
+def _reaches(address: bytes, exporter: Address) -> bool:
+    """Whether an exporter can connect to this address of a gateway: of its family, or [::], which takes both."""
+    return (len(address) == 4) == (exporter.version == 4) or not any(address)
+
+
+def _allowed(door: DoorSpec, exporter: Address) -> bool:
+    return not door.allow or any(source.selects(exporter.packed) for source in door.allow)
 
 
 def _takes(socket: SocketSpec, exporter: Address) -> bool:
@@ -118,9 +135,10 @@ def _takes(socket: SocketSpec, exporter: Address) -> bool:
     return socket.family == 6 and exporter.version == 4 and not socket.v6only and unspecified
 
 
-def _explain_socket(
-    spec: PlanSpec, socket: SocketSpec, exporter: Address, exporter_port: int | None, places: Sequence[str]
+def _explain(
+    spec: PlanSpec, listener: int, socket: str, exporter: Address, exporter_port: int | None, places: Sequence[str]
 ) -> Explanation:
+    """socket: where the listener hears the exporter, for people."""
     verdicts: list[Verdict] = []
     chosen: dict[int, None] = {}
     pooled: dict[int, None] = {}
@@ -132,13 +150,13 @@ def _explain_socket(
                 Verdict(number, rule.text, where, False, f"rule {stopped} matches and has stop = true", False)
             )
             continue
-        matches, why = _match(spec, rule, socket.listener, exporter)
+        matches, why = _match(spec, rule, listener, exporter)
         verdicts.append(Verdict(number, rule.text, where, matches, why))
         if matches:
             chosen.update(dict.fromkeys(rule.receivers))
             pooled.update(dict.fromkeys(rule.pools))
             stopped = number if rule.stop else 0
-    flow = spec.listeners[socket.listener].flow
+    flow = spec.listeners[listener].flow
     copies = tuple(_copy(spec.receivers[index], exporter, exporter_port, flow) for index in sorted(chosen))
     pools = tuple(
         PoolCopy(
@@ -150,8 +168,8 @@ def _explain_socket(
         for pool in (spec.pools[index] for index in sorted(pooled))
     )
     return Explanation(
-        listener=spec.listeners[socket.listener].name,
-        socket=endpoint_text(socket.address, socket.port),
+        listener=spec.listeners[listener].name,
+        socket=socket,
         rules=tuple(verdicts),
         copies=copies,
         denied=bool(stopped) and not copies and not pools,

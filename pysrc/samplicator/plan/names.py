@@ -24,6 +24,9 @@ def names_of(config: Config) -> dict[NameKey, Path]:
     for index, receiver in enumerate(config.receiver):
         if not receiver.endpoint.literal and receiver.service_port is None:
             found.setdefault((receiver.endpoint.host, FAMILIES[receiver.family]), ("receiver", index, "to"))
+        if receiver.backup is not None and not receiver.backup.endpoint.literal:
+            key = (receiver.backup.endpoint.host, FAMILIES[receiver.family])
+            found.setdefault(key, ("receiver", index, "backup", "to"))
         asked = receiver.probing.endpoint
         if asked is not None and not asked.literal:
             found.setdefault((asked.host, FAMILIES[receiver.family]), ("receiver", index, "probe"))

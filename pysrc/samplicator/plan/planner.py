@@ -20,12 +20,13 @@ from samplicator.config.kubernetes import ServicePort, member_name
 from samplicator.config.model.loaded import Loaded, Path
 from samplicator.config.model.receiver import Receiver
 from samplicator.errors import ConfigError, Problem
-from samplicator.plan import apart, engines
+from samplicator.plan import apart, doors, engines
 from samplicator.plan.loops import LOCAL, Delivery, loops_into
 from samplicator.plan.names import FAMILIES, source_names_of
 from samplicator.plan.pods import Pod
 from samplicator.plan.rings import NEEDS, rings_of
 from samplicator.plan.rules import needed, places, pool_specs, rule_specs
+from samplicator.plan.sessions import Door, DoorSpec
 from samplicator.plan.spec import (
     Capabilities,
     HostAddress,
@@ -39,6 +40,7 @@ from samplicator.plan.spec import (
     SocketSpec,
     Udp,
 )
+from samplicator.plan.workers import workers_of
 
 NAME_UNRESOLVED: Final = "the host name does not resolve"
 NO_INTERFACE: Final = "there is no interface"
@@ -69,6 +71,7 @@ class _Compiler:
         self.warnings: list[str] = []
         self.lacks: list[Problem] = []  # of this host, now
         self.host: tuple[HostAddress, ...] = ()
+        self.doors: list[DoorSpec] = []  # where gateways listen
         self.podless: dict[int, str] = {}  # receivers whose Service has no pod, and why
         self.needed = needed(self.config)
 
@@ -79,11 +82,12 @@ class _Compiler:
         for listener in listeners:
             for socket in listener.sockets:
                 ports.setdefault(socket.port, []).append(socket)
+        self.doors = [door for listener in listeners for door in listener.doors]
         receivers = tuple(self.receivers(ports))
-        workers, cpus = self.workers()
+        datapath = self.config.datapath
+        workers, cpus = workers_of(datapath, self.capabilities.cpus, self.problem, self.warnings.append)
         if self.problems:
             raise ConfigError(self.problems, self.lacks)
-        datapath = self.config.datapath
         written = places(receivers)
         pools = pool_specs(self.config, written)
         rules = rule_specs(self.loaded, self.resolved, written, pools)
@@ -148,12 +152,14 @@ class _Compiler:
 
     def listeners(self) -> tuple[ListenerSpec, ...]:
         bound: list[list[tuple[ResolvedAddress, int, str]]] = []
+        heard: list[dict[str, list[tuple[bytes, int, int]]]] = []  # of gateways, by scheme
         unresolved: list[list[str]] = []
         for index, listener in enumerate(self.config.listener):
             if listener.interface and not self.index(listener.interface):
                 why = f"there is no interface {listener.interface!r} now; until it appears the listener is down"
                 self.warn(("listener", index, "interface"), why)
             entries: list[tuple[ResolvedAddress, int, str]] = []
+            places: dict[str, list[tuple[bytes, int, int]]] = {}
             waiting: list[str] = []
             for number, endpoint in enumerate(listener.endpoints):
                 path: Path = ("listener", index, "listen", number)
@@ -167,11 +173,17 @@ class _Compiler:
                 if endpoint.scope and not address.scope_id:
                     why = f"there is no interface {endpoint.scope!r} now; until it appears nothing is received there"
                     self.warn(path, why)
-                entries.extend((address, port, endpoint.scope) for port in ports)
+                if endpoint.scheme:
+                    place = (address.address, endpoint.port, address.scope_id)
+                    places.setdefault(endpoint.scheme, []).append(place)
+                else:
+                    entries.extend((address, port, endpoint.scope) for port in ports)
             bound.append(entries)
+            heard.append(places)
             unresolved.append(waiting)
         ports_v4 = {port for entries in bound for address, port, _ in entries if address.family == 4}
         taken: dict[tuple[bytes, int, str], str] = {}
+        taken_by_gateways: doors.Taken = {}
         specs = []
         for index, (listener, entries) in enumerate(zip(self.config.listener, bound, strict=True)):
             sockets: list[SocketSpec] = []
@@ -198,11 +210,16 @@ class _Compiler:
                         joins=tuple(self.joins(listener.interface, device, group) for group in groups),
                     )
                 )
+            gateways = doors.of_listener(listener, heard[index], self.config)
+            for why in doors.clashes(listener.name, gateways, taken_by_gateways):
+                self.problem(("listener", index, "listen"), why)
             specs.append(
                 ListenerSpec(
                     index=index,
                     name=listener.name,
-                    intakes=tuple(sockets),
+                    intakes=(*sockets, *gateways),
+                    receive="recvmmsg" if sockets or not gateways else "door",
+                    receive_why="" if sockets or not gateways else doors.WHY,
                     flow=listener.flow != "off",
                     unresolved=tuple(unresolved[index]),
                 )
@@ -298,8 +315,13 @@ class _Compiler:
             if endpoint.scope and not address.scope_id:
                 missing = f"{NO_INTERFACE} {endpoint.scope}"
                 self.warn((*path, "to"), f"there is no interface {endpoint.scope!r} now; {UNTIL_THEN}")
+            elif endpoint.scheme:
+                self.guard_door((*path, "to"), receiver, endpoint, address)
             else:
                 self.guard_loop(path, receiver, address, endpoint.port, ports)
+        if endpoint.scheme:
+            door = doors.of_receiver(receiver, address, self.config.sctp, self.backup(index, receiver))
+            return self.behind(index, door, address, missing, None)
         source: tuple[bytes, int] | None = None
         if receiver.own_source is not None:
             family, own, port = receiver.own_source
@@ -348,6 +370,33 @@ class _Compiler:
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
             per_session=engines.per_session(receiver, engine, report),
         )
+        return self.behind(index, delivery, address, missing, pod)
+
+    def backup(self, index: int, receiver: Receiver) -> ResolvedAddress | None:
+        """Where the backup of a receiver is; None: there is none, or its name does not resolve now."""
+        if receiver.backup is None:
+            return None
+        path: Path = ("receiver", index, "backup", "to")
+        endpoint = receiver.backup.endpoint
+        found = self.lookup(endpoint, receiver.family)
+        if found is None:
+            self.warn(path, f"the host name {endpoint.host!r} does not resolve now; until then there is no backup")
+            return None
+        self.guard_door(path, receiver, endpoint, found)
+        return found
+
+    def guard_door(self, path: Path, receiver: Receiver, endpoint: Endpoint, address: ResolvedAddress) -> None:
+        """As guard_loop, of a place that a gateway sends to."""
+        local = self.deliver(address.address).kind == LOCAL
+        why = doors.loop(receiver.name, endpoint.scheme, address.address, endpoint.port, self.doors, local=local)
+        if why:
+            self.problem(path, why)
+
+    def behind(
+        self, index: int, delivery: Udp | Door, address: ResolvedAddress, missing: str, pod: Pod | None
+    ) -> ReceiverSpec:
+        """The spec of a receiver whose delivery is known."""
+        receiver = self.config.receiver[index]
         return ReceiverSpec(
             name=receiver.name if pod is None else member_name(receiver.name, pod.number),
             delivery=delivery,
@@ -359,7 +408,7 @@ class _Compiler:
                 receiver.options_refresh_packets,
                 receiver.options_refresh_minutes * 60_000,
             ),
-            probe=self.probe(path, receiver, address),
+            probe=self.probe(("receiver", index), receiver, address),
             standby_for=receiver.standby_for,
             needed=receiver.probe != "off" and receiver.name in self.needed,
             unique=receiver.domain == "unique",
@@ -414,24 +463,3 @@ class _Compiler:
     def deliver(self, address: bytes) -> Delivery:
         local = self.judge_addresses and self.capabilities.is_local(address)
         return Delivery(LOCAL) if local else Delivery()
-
-    # ------------------------------------------------------------------ workers
-
-    def workers(self) -> tuple[int, tuple[int, ...]]:
-        """Number of workers and the CPUs to pin them to. A fixed number without `cpus` is left to the scheduler."""
-        datapath = self.config.datapath
-        allowed = self.capabilities.cpus
-        for number, cpu in enumerate(datapath.cpus):
-            if cpu not in allowed:
-                may = ", ".join(map(str, allowed))
-                self.problem(
-                    ("datapath", "cpus", number), f"this process may not run on CPU {cpu}; name CPUs from {may}"
-                )
-        cpus = tuple(dict.fromkeys(datapath.cpus))
-        if datapath.workers == "auto":
-            cpus = cpus or allowed
-            return len(cpus), cpus
-        if cpus and datapath.workers > len(cpus):
-            why = f"there are more workers ({datapath.workers}) than CPUs ({len(cpus)}), so workers wait for each other"
-            self.warnings.append(why)
-        return datapath.workers, cpus

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from samplicator.config.address import ParsedSource, address_text, endpoint_text
 from samplicator.config.model.rule import Rule
 from samplicator.plan.pods import Pod, PodsOf, no_pods
+from samplicator.plan.sessions import Door, DoorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +129,6 @@ class RingSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class DoorSpec:
-    """A door of a listener (each worker opens one). gateway: name of the transport that brings its datagrams."""
-
-    gateway: str
-
-
-@dataclass(frozen=True, slots=True)
 class ListenerSpec:
     """A listener: its index in the plan, its name (the metric label) and its intakes: the sockets, rings (one per
     interface) and doors that its datagrams come in by. receive: how, "recvmmsg" | "ring" | "door", receive_why: one
@@ -208,13 +202,6 @@ class Udp:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Copies go to a gateway, the transport of this name, and with them who sent them, when, their TTL and TOS."""
-
-    gateway: str
-
-
-@dataclass(frozen=True, slots=True)
 class ReceiverSpec:
     """A receiver: what it gets and when, and how that is delivered, which no other part of it depends on.
 
@@ -271,7 +258,7 @@ class ReceiverSpec:
     def place(self) -> str:
         """Where it is, for people."""
         if isinstance(self.delivery, Door):
-            return f"gateway {self.delivery.gateway}"
+            return self.delivery.place
         where = self.delivery.host if self.unresolved else address_text(self.delivery.address)
         return endpoint_text(where, self.delivery.port or "?")
 
@@ -283,7 +270,7 @@ class ReceiverSpec:
     @property
     def unresolved(self) -> bool:
         """Whether its address is not known now."""
-        return bool(self.missing) and isinstance(self.delivery, Udp) and not any(self.delivery.address)
+        return bool(self.missing) and not any(self.delivery.address)
 
     @property
     def deaf(self) -> bool:

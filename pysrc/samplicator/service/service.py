@@ -42,6 +42,7 @@ from samplicator.host.watch import Watcher
 from samplicator.logs import RateGate
 from samplicator.service import keeping, startup
 from samplicator.service.debug import DebugLines
+from samplicator.service.gateways import Gateways
 from samplicator.service.handover import Handover
 from samplicator.service.pages import Pages
 from samplicator.service.pods import PodWatch
@@ -137,12 +138,15 @@ class Service:
         self._resolver = Resolver(max_age=loaded.config.service.resolve_interval)
         self._kept = keeping.Kept(self._notifier)
         state = keeping.state_path(loaded.config.service)
+        self._gateways = Gateways(uvloop.new_event_loop)
         self._supervisor = Supervisor(
             descriptor_limit=raise_descriptor_limit(),
             strict=options.legacy,
             source=self._kept.source,
+            gateways=self._gateways,
             state_file=state,
         )
+        self._gateways.replay = self._supervisor.replay
         self._pods = PodWatch(lambda trigger: self._reloader.follow(trigger))
         self._reloader = Reloader(
             load,
@@ -184,6 +188,8 @@ class Service:
             started_unix=time.time(),
             version=__version__,
             services=self._pods.services.readings,
+            gateways=self._gateways.readings,
+            sessions=self._gateways.sessions,
             ready=self._ready,
             healthy=self._healthy,
             log_messages=log_counts,
@@ -266,6 +272,7 @@ class Service:
         self._resolver.close()
         self._pods.services.close()
         self._reloader.close()
+        await asyncio.to_thread(self._gateways.deafen)
         if leave:
             await asyncio.to_thread(self._supervisor.leave)
             await self._pages.finish(FINISH_SECONDS)
@@ -273,6 +280,7 @@ class Service:
             timeout = self.state.loaded.config.service.drain_timeout
             await asyncio.to_thread(self._kept.leave, self._supervisor, timeout)
             await asyncio.to_thread(keeping.save, self._supervisor, self.state.state_file)
+        await asyncio.to_thread(self._gateways.close, self.state.loaded.config.service.drain_timeout)
         if self._debug is not None:
             await asyncio.to_thread(self._debug.end)
         if self._options.pid_file:

@@ -53,14 +53,15 @@ def _listeners(spec: PlanSpec, readings: Readings, grants: Mapping[str, tuple[in
     how = {reading.name: reading for reading in readings.listeners}
     for listener in spec.listeners[:SHOWN]:
         places = [*(endpoint_text(s.address, s.port) for s in listener.sockets), *listener.unresolved]
+        places += [text for door in listener.doors for text in door.texts()]
         more = f" and {len(places) - 4} more" if len(places) > 4 else ""
         asked, got = grants.get(listener.name, (0, 0))
-        buffer = f"receive buffer {size_text(got)} of {size_text(asked)}"
+        buffer = f"; receive buffer {size_text(got)} of {size_text(asked)}" if listener.sockets else ""
         now = how.get(listener.name)
         received = f"; {now.receive} ({now.receive_why})" if now is not None and now.receive_why else ""
         if now is not None and now.state_why:
             received += f"; {now.state.upper()} now ({now.state_why}), samplicator keeps trying"
-        lines.append(f"listener {listener.name}: {', '.join(places[:4])}{more}; {buffer}{received}")
+        lines.append(f"listener {listener.name}: {', '.join(places[:4])}{more}{buffer}{received}")
     if len(spec.listeners) > SHOWN:
         lines.append(f"and {len(spec.listeners) - SHOWN} more listeners")
     return lines

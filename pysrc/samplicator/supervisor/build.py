@@ -25,7 +25,8 @@ from samplicator.health.running import Running
 from samplicator.host import abilities, listening, ring, sockets
 from samplicator.host.ingress import Ingress
 from samplicator.host.sources import Source
-from samplicator.plan.spec import DoorSpec, ListenerSpec, PlanSpec, RingSpec
+from samplicator.plan.sessions import DoorSpec
+from samplicator.plan.spec import ListenerSpec, PlanSpec, RingSpec
 from samplicator.supervisor.incoming import Incoming
 from samplicator.supervisor.outgoing import Outgoing
 from samplicator.supervisor.ports import casts_of

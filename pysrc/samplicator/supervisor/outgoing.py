@@ -142,7 +142,7 @@ def why_not_sending(wanted: ReceiverSpec, error: OSError) -> str:
         return f"another program uses the source port {source[1]}"
     if lacks_net_raw(wanted, error):
         return "this process lacks CAP_NET_RAW, which a raw socket needs"
-    return f"the sending socket cannot be opened: {error.strerror}"
+    return f"the sending socket cannot be opened: {error.strerror or error}"
 
 
 def new_path(wanted: ReceiverSpec, before: Path | DoorPath | None, gateways: Gateways) -> Path | DoorPath:

@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from samplicator._fastpath import Plan
-from samplicator.datapath.doors import Gateways
+from samplicator.datapath import doors
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import Stir, WorkerThread
 from samplicator.health.accounts import Accounts
@@ -75,7 +75,7 @@ class Supervisor:
         descriptor_limit: int = 1 << 30,
         strict: bool = False,
         source: Source | None = None,
-        gateways: Gateways | None = None,
+        gateways: doors.Gateways | None = None,
         state_file: str = "",
         state: bytes = b"",
     ) -> None:
@@ -166,6 +166,9 @@ class Supervisor:
         for state in joined:
             state.replay()
         build.incoming.turn_away()
+        doors.begin(
+            self._gateways, spec.listeners, [d for s in self._running.listeners.values() for d in s.all_doors()]
+        )
         publish.hand_out(self._running, build.workers, steps[0].plans)
         for worker in leaving:
             worker.worker.publish(Plan(self._running.number, [], [], []))
@@ -471,6 +474,16 @@ class Supervisor:
                 self._failover.mark_templates(self._running.plan, self._running.spec)
             lost = [name for name, state in self._running.receivers.items() if state.lost]
             return (*lost, *(name for name, state in self._running.listeners.items() if state.lost))
+
+    def replay(self, receiver: str) -> None:
+        """Has the workers send templates and options data of all exporters to a receiver again; its gateway has a
+        new session. Nothing when there is no such receiver.
+        """
+        with self._lock:
+            state = self._running.receivers.get(receiver)
+            if state is not None and not self._ended:
+                state.replay()
+                publish.wake(self._running.workers)
 
     def follow_host(self) -> None:
         """Addresses or interfaces of this host have changed, or may have: judges again which receivers are this host,

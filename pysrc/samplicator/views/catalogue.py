@@ -10,7 +10,8 @@ that history follows). Called by metrics, http and the tests. It must never hold
 (RX_FIELDS, TX_FIELDS, WORKER_FIELDS); `flow.FIELD` of the flow stage (FLOW_COUNTER_FIELDS); `protocols.ATTR` of
 FlowReading, by protocol; `listener.ATTR`, `receiver.ATTR`, `member.ATTR`, `reader.ATTR`, `plan.ATTR` are attributes of
 the supervisor's readings (ListenerReading, ReceiverReading, MemberReading, WorkerReading, Readings); `tally.ATTR` of
-Tally, by exporter; `reload.ATTR` of the Reloader; `state.ATTR` of ServiceState; `here` = made while collecting.
+Tally, by exporter; `inward.FIELD`, `outward.FIELD` of gateways (gateway_metrics); `reload.ATTR` of the Reloader;
+`state.ATTR` of ServiceState; `here` = made while collecting.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from samplicator.views.flow_metrics import FLOW_METRICS
+from samplicator.views.gateway_metrics import GATEWAY_METRICS
 from samplicator.views.metric import Metric
 
 SEND_REASONS: Final = (
@@ -345,6 +347,8 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "First 48 bits of the SHA-256 of the running configuration's text; equal where the texts are equal.",
         "reload.config_hash",
     ),
+    # ---- transports other than UDP
+    *GATEWAY_METRICS,
     # ---- the process
     Metric("control_loop_lag_seconds", "histogram", (), "How late the control loop's timer runs.", "state.loop_lag"),
     Metric("log_messages_total", "counter", ("level",), "Log lines, by level.", "state.log_messages"),

@@ -16,14 +16,17 @@ class Listener(TypedDict):
     """A listener as it runs now."""
 
     name: str
-    sockets: Annotated[list[str], "ADDRESS:PORT of each configured socket, once for all workers."]
+    sockets: Annotated[
+        list[str],
+        "ADDRESS:PORT of each configured socket, once for all workers; tcp://ADDRESS:PORT where a gateway listens.",
+    ]
     counters: Annotated[Mapping[str, int], "Totals; datagrams = truncated + unmatched + denied + matched."]
     batch_counts: Annotated[list[int], "Receive calls by the number of datagrams; the bounds are those of the metric."]
     buffer_bytes: Annotated[int, "Receive buffer that the kernel grants, for all sockets."]
     queue_bytes: Annotated[int, "Kernel memory used by datagrams that wait to be read."]
     kernel_drops: Annotated[int, "Datagrams that the kernel dropped because the buffer or ring was full."]
     up: bool
-    receive: Annotated[str, "How datagrams are received: recvmmsg or ring."]
+    receive: Annotated[str, "How datagrams are received: recvmmsg, ring, or door (by a gateway only)."]
     receive_why: str
     rings: Annotated[list[str], "Interfaces with a packet ring."]
     state: Annotated[str, "up, partly down or down."]
@@ -35,7 +38,7 @@ def listeners(readings: Readings) -> list[Listener]:
     return [
         {
             "name": item.name,
-            "sockets": [endpoint_text(address, port) for address, port in item.sockets],
+            "sockets": [*(endpoint_text(address, port) for address, port in item.sockets), *item.places],
             "counters": item.counters,
             "batch_counts": list(item.batch_counts),
             "buffer_bytes": item.buffer_bytes,

@@ -60,7 +60,7 @@ class LiveListener(TypedDict):
     sockets: Annotated[list[str], "ADDRESS:PORT, at most 32."]
     state: Annotated[str, "up, partly down or down."]
     state_why: str
-    receive: Annotated[str, "How datagrams are received: recvmmsg or ring."]
+    receive: Annotated[str, "How datagrams are received: recvmmsg, ring, or door (by a gateway only)."]
     queue_bytes: Annotated[int, "Kernel memory used by datagrams that wait to be read."]
     buffer_bytes: int
     counts: Annotated[
@@ -270,7 +270,7 @@ class Live:
     def _listener(self, item: ListenerReading) -> LiveListener:
         return {
             "name": item.name,
-            "sockets": [endpoint_text(address, port) for address, port in item.sockets[:NAMES]],
+            "sockets": [*(endpoint_text(address, port) for address, port in item.sockets), *item.places][:NAMES],
             "state": item.state,
             "state_why": item.state_why[:WORDS],
             "receive": item.receive,

@@ -28,7 +28,7 @@ from samplicator.views.metric import Metric
 from samplicator.views.service import LOOP_LAG_BOUNDS
 
 if TYPE_CHECKING:
-    from samplicator.readings import Readings
+    from samplicator.readings import GatewayReading, Readings
     from samplicator.views.service import ServiceState
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -66,13 +66,14 @@ class Page:
         """The text of each family now, or of the series with these names only, () = all."""
         started = time.perf_counter()
         readings = self._state.view.readings()
+        gateways = self._state.gateways()
         for metric in CATALOGUE:
             if names and not set(metric.series).intersection(names):
                 continue
             if metric.name == "collector_duration_seconds":  # the last row
                 body = f"{metric.full_name} {time.perf_counter() - started}\n"
             else:
-                owners, values = self._values(metric, readings)
+                owners, values = self._values(metric, readings, gateways)
                 body = self._body(metric, owners) % tuple(values)
             if names and metric.kind == "histogram":
                 body = "".join(line for line in body.splitlines(keepends=True) if line.split("{", 1)[0] in names)
@@ -97,7 +98,7 @@ class Page:
 
     # ------------------------------------------------------------------ values of one family
 
-    def _values(self, metric: Metric, readings: Readings) -> tuple[Owners, Values]:
+    def _values(self, metric: Metric, readings: Readings, gateways: Sequence[GatewayReading]) -> tuple[Owners, Values]:
         owner, _, name = metric.origin.partition(".")
         if metric.kind == "histogram":
             return self._distribution(metric, readings)
@@ -114,6 +115,8 @@ class Page:
         if metric.name == "http_refused_requests_total":
             refused = dict(self._state.http_refused)
             return self._same(metric.name, [(reason,) for reason in refused]), list(refused.values())
+        if owner in ("inward", "outward"):
+            return self._gateway_values(metric, gateways)
         items, owners = self._items(owner, readings)
         if metric.name == "exporter_lost_total":
             owners = self._same(metric.name, [(item.exporter, item.unit) for item in items])
@@ -146,6 +149,14 @@ class Page:
             services = list(self._state.services())
             return services, self._same("kubernetes", [(item.receiver,) for item in services])
         raise LookupError(f"nothing fills a metric of origin {owner}")  # pragma: no cover - the tests fail on it
+
+    def _gateway_values(self, metric: Metric, gateways: Sequence[GatewayReading]) -> tuple[Owners, Values]:
+        owner, _, name = metric.origin.partition(".")
+        items = [item for item in gateways if (item.side == "in") == (owner == "inward")]
+        owners = self._same(owner, [(item.gateway, item.name) for item in items])
+        fields = [field for _, field in metric.split] or [name if name != "sessions" else "connected"]
+        counts = [item.sessions if name == "sessions" else item.counters for item in items]
+        return owners, [each.get(field, 0) for each in counts for field in fields]
 
     def _named(self, metric: Metric, readings: Readings) -> Owners:
         """The label values of an info family."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from samplicator.config.model.loaded import Loaded
-from samplicator.readings import ServiceReading
+from samplicator.readings import GatewayReading, ServiceReading, TransportSessionReading
 from samplicator.supervisor.reload import Reloader
 from samplicator.supervisor.taps import Taps
 from samplicator.supervisor.view import View
@@ -70,7 +70,8 @@ class ServiceState:
 
     started_unix, started: when, by the wall clock for display, and by the monotonic clock for the uptime. ready,
     healthy: (state, one line of why). log_messages: level name in lower case -> lines written. history: the service has
-    it take a sample every few seconds. services: of Kubernetes, that receivers are. tokens: each of them allows changes
+    it take a sample every few seconds. services: of Kubernetes, that receivers are. gateways, sessions: of transports
+    other than UDP. tokens: each of them allows changes
     over TCP, empty = nothing does. hand_over: begins a take-over on a connection, which then belongs to the service,
     and returns 101, or another HTTP status and why not.
     """
@@ -85,6 +86,8 @@ class ServiceState:
     healthy: Callable[[], tuple[bool, str]]
     log_messages: dict[str, int]
     services: Callable[[], tuple[ServiceReading, ...]] = tuple
+    gateways: Callable[[], Sequence[GatewayReading]] = tuple
+    sessions: Callable[[], Sequence[TransportSessionReading]] = tuple
     loop_lag: LoopLag = field(default_factory=LoopLag)
     started: float = field(init=False)
     history: History = field(init=False)

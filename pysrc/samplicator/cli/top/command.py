@@ -28,6 +28,8 @@ from samplicator.cli.top.watch import Snapshot, Watch
 from samplicator.errors import Unreachable
 
 DEFAULT_PAGE: Final = "receivers"
+EVERY: Final = ("receivers", "listeners", "exporters", "sessions")
+"""Pages that are in JSON if none is named; that of templates has the rows of exporters."""
 LATE_SECONDS: Final = 2.0
 """An answer that takes so long is said to be missing."""
 UNEXPECTED: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
@@ -92,17 +94,17 @@ def _unicode() -> bool:
 
 def _batch(watch: Watch, options: Namespace, page: Page, sort: str) -> int:
     """Lines, every `delay` seconds. The first ones come after `delay` seconds too: a rate needs two looks."""
-    exporters = page.table == "exporters" or (options.json and not options.page)
+    tables = {PAGES[name].table for name in (EVERY if options.json and not options.page else [page.name])}
     trends = [page.table] if page.trend and not options.json else []
     state = State(watch.name, unicode=_unicode())
-    watch.look(exporters)
+    watch.look(tables)
     number, trouble, due = 0, False, time.monotonic()
     while not options.iterations or number < options.iterations:
         due = max(due + options.delay, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
         number += 1
         try:
-            snapshot = watch.look(exporters, trends)
+            snapshot = watch.look(tables, trends)
             if trouble and snapshot.seconds is None and number != options.iterations:
                 trouble = False
                 continue  # it is back: rates come with the next look
@@ -120,9 +122,9 @@ def _batch(watch: Watch, options: Namespace, page: Page, sort: str) -> int:
 
 
 def _as_json(snapshot: Snapshot, options: Namespace, page: Page, sort: str) -> dict[str, Any]:
-    """One line. Rows are those of the API, with `rates`. The page that is named, or receivers, listeners, exporters."""
+    """One line. Rows are those of the API, with `rates`. The page that is named, or EVERY."""
     status = snapshot.status
-    names = [page.name] if options.page else ["receivers", "listeners", "exporters"]
+    names = [page.name] if options.page else EVERY
 
     def rows(name: str) -> list[Any]:
         shown = PAGES[name]
@@ -159,7 +161,7 @@ def _interactive(watch: Watch, options: Namespace, page: Page, sort: str, source
     """The screen. Raises Unreachable when the daemon cannot be reached at the start."""
     view = View(page, options.delay, wanted=options.filter)
     view.sort[page.name], view.reverse[page.name] = sort, options.reverse
-    first = watch.look(page.table == "exporters", [page.table] if page.trend else [])
+    first = watch.look({page.table}, [page.table] if page.trend else [])
     state = State(watch.name, unicode=_unicode())
     with Terminal(source, target) as terminal:
         fetcher = Fetcher(watch, terminal.wake, first, page.name, options.delay)

@@ -73,9 +73,7 @@ class Fetcher(threading.Thread):
         page, place = self._page, self._detail_of
         shown = PAGES[page]
         try:
-            self.snapshot = self._watch.look(
-                shown.table == "exporters", [shown.table] if shown.trend else [], self.delay / 2
-            )
+            self.snapshot = self._watch.look({shown.table}, [shown.table] if shown.trend else [], self.delay / 2)
             if place:
                 self.detail = (place, self._watch.templates(place))
             self.count += 1

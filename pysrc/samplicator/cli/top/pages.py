@@ -159,6 +159,13 @@ def _listener_state(row: Row) -> str:
     return str(row["state"]) if row["state"] == "up" else str(row["state"]).upper()
 
 
+def session_state(row: Row) -> str:
+    """connected, initialising, NOT CONNECTED, RE-ESTABLISHING or BACKUP IN USE."""
+    if row["backup_in_use"]:
+        return "BACKUP IN USE"
+    return str(row["state"]) if row["state"] in ("connected", "initialising") else str(row["state"]).upper()
+
+
 RECEIVERS: Final = Page(
     "receivers",
     "receivers",
@@ -252,7 +259,29 @@ TEMPLATES: Final = Page(
     EXPORTERS.key,
     "no exporter of flow telemetry was seen",
 )
-PAGES: Final = {page.name: page for page in (EXPORTERS, RECEIVERS, LISTENERS, TEMPLATES)}
+SESSIONS: Final = Page(
+    "sessions",
+    "sessions",
+    (
+        _word("name", lambda row: row["name"], 0),
+        _word("transport", lambda row: row["gateway"], 4),
+        _word("side", lambda row: row["side"], 6),
+        _word("exporter", lambda row: row["exporter"], 2),
+        _word("state", session_state, 1, _loud),
+        _rate("messages/s", "messages", 0),
+        _rate("bytes/s", "octets", 8),
+        _count("messages", lambda row: row["messages"], 9),
+        Column("bytes", lambda row: row["octets"], amount, 10),
+        Column("waiting bytes", lambda row: row["queue_bytes"], amount, 7),
+        _word("peer", lambda row: row["peer"], 5),
+        _word("why", lambda row: row["why"], 3),
+    ),
+    "state",
+    False,
+    lambda row: f"{row['side']} {row['gateway']} {row['name']} {row['exporter']} {row['peer']}",
+    "there is no session by TCP, TLS or SCTP",
+)
+PAGES: Final = {page.name: page for page in (EXPORTERS, RECEIVERS, LISTENERS, TEMPLATES, SESSIONS)}
 
 
 # ---------------------------------------------------------------------------------------------------- order

@@ -32,14 +32,14 @@ from samplicator.cli.top.pages import (
     span,
 )
 from samplicator.cli.top.view import HELP, View
-from samplicator.cli.top.watch import Snapshot
+from samplicator.cli.top.watch import Snapshot, Table
 
 GAP: Final = "  "
 TREND: Final = "trend"
 LEAST_TREND, MOST_TREND = 8, 24
 BAD: Final = "bold red"
 DIM: Final = "dim"
-KEYS: Final = "q quit  ? help  1-4 page  s sort  r reverse  / filter  p pause  +/- delay  Enter details"
+KEYS: Final = "q quit  ? help  1-5 page  s sort  r reverse  / filter  p pause  +/- delay  Enter details"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +155,12 @@ def _tabs(view: View, snapshot: Snapshot, width: int) -> Text:
         line.append(words, style="bold reverse" if page is view.page else DIM)
     rows, shown = snapshot.rows.get(view.page.table), view.rows(snapshot)
     if rows is not None:
-        every = f", read every {snapshot.table_seconds:.0f}s" if _slow(view, snapshot) else ""
-        line.append(f"  {len(shown)} of {len(rows)}{' and more' if snapshot.cut else ''}{every}", style=DIM)
+        table = snapshot.tables.get(view.page.table, Table())
+        every = f", read every {table.period:.0f}s" if table.period > 1.5 * view.delay else ""
+        line.append(f"  {len(shown)} of {len(rows)}{' and more' if table.cut else ''}{every}", style=DIM)
     if view.wanted and view.typing is None:
         line.append(f"  filter: {plain(view.wanted)}", style="bold yellow")
     return line
-
-
-def _slow(view: View, snapshot: Snapshot) -> bool:
-    return view.page.table == "exporters" and snapshot.table_seconds > 1.5 * view.delay
 
 
 def _foot(view: View, width: int) -> Text:

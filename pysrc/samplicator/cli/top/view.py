@@ -13,8 +13,9 @@ from samplicator.cli.top.watch import Snapshot
 
 MOST_LETTERS: Final = 200
 DELAYS: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+KEYS: Final = {str(number): name for number, name in enumerate(PAGES, 1)}
 HELP: Final = (
-    ("1 2 3 4, Tab", "exporters, receivers, listeners, templates"),
+    ("1 2 3 4 5, Tab", "exporters, receivers, listeners, templates, sessions"),
     ("s, S", "sort by the next column, by the column before"),
     ("r", "sort the other way round"),
     ("/", "show only rows with this text in them; Enter keeps it, Esc removes it"),
@@ -58,9 +59,9 @@ class View:
         name = self.page.name
         wanted = self.wanted if self.typing is None else self.typing
         rows = snapshot.rows.get(self.page.table, [])
-        made_of = (id(rows), snapshot.unix, name, self.sort[name], self.reverse[name], wanted)
-        if self.page.table == "exporters":  # they stay for many looks
-            made_of = (id(rows), snapshot.looked, *made_of[2:])
+        table = snapshot.tables.get(self.page.table)  # its rows stay for many looks
+        looked = snapshot.unix if table is None else table.number
+        made_of = (id(rows), looked, name, self.sort[name], self.reverse[name], wanted)
         if made_of != self._made_of:
             self._rows = arranged(self.page, rows, self.sort[name], self.reverse[name], wanted)
             self._made_of, self._places = made_of, None
@@ -100,8 +101,8 @@ class View:
             self.delay = max((d for d in DELAYS if d < self.delay), default=self.delay)
         elif key in ("-", "_"):
             self.delay = min((d for d in DELAYS if d > self.delay), default=self.delay)
-        elif key in ("1", "2", "3", "4"):
-            self._turn(list(PAGES)[int(key) - 1])
+        elif key in KEYS:
+            self._turn(KEYS[key])
         elif key in ("tab", "backtab"):
             names = list(PAGES)
             self._turn(names[(names.index(self.page.name) + (1 if key == "tab" else -1)) % len(names)])

@@ -1,16 +1,16 @@
 """What `top` knows: answers of the API, and rates between two looks at them.
 
 Purpose: `Watch.look` asks the daemon and returns a Snapshot. Invariants: the counters are the API's, a rate is their
-growth between two looks of ours (views.growth), a curve is the API's history; a table of many exporters is asked for so
-rarely that it costs a small part of one CPU; what has an unexpected form is reported as such. Called by command and
-fetcher. It must never change anything in the daemon.
+growth between two looks of ours (views.growth), a curve is the API's history; a table of many exporters or sessions is
+asked for so rarely that it costs a small part of one CPU; what has an unexpected form is reported as such. Called by
+command and fetcher. It must never change anything in the daemon.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from samplicator.cli.api import Api
@@ -25,10 +25,11 @@ Rates = Mapping[str, float | None]
 LISTENER_RATES: Final = ("datagrams", "bytes", "matched", "rejected", "truncated", "kernel_drops")
 RECEIVER_RATES: Final = ("offered", "sent", "bytes", "skipped", "failed")
 EXPORTER_RATES: Final = ("datagrams", "bytes", "lost", "unknown", "templates_added")
+SESSION_RATES: Final = ("messages", "octets")
 TOTALS: Final = (*LISTENER_RATES, "offered", "sent", "sent_bytes", "skipped", "failed")
 """The measures have the names that they have in the API's history. The first of each never falls while it counts."""
 OWN_SHARE: Final = 30
-"""Asking for all exporters takes one part in so many of this process's time at most,"""
+"""Asking for all exporters or sessions takes one part in so many of this process's time at most,"""
 SHARE: Final = 8
 """and the daemon, which has other things to do, works or waits on it for one part in so many;"""
 LONGEST_SECONDS: Final = 60.0
@@ -37,6 +38,51 @@ MOST_ROWS: Final = 100_000
 TREND_SECONDS: Final = 5.0
 TREND_STEPS: Final = 24
 TREND_OF: Final = {"listeners": "datagrams", "receivers": "sent", "exporters": "datagrams"}
+
+
+@dataclass(frozen=True, slots=True)
+class Paged:
+    """A table that comes in pages. name: in the path and in the answer. begin: of the first page. rates: of which
+    counters. key: what a row is. age: the field with the seconds since a row's counters began, "" = it has none.
+    """
+
+    name: str
+    begin: str
+    rates: Sequence[str]
+    key: Callable[[Row], Hashable]
+    age: str = ""
+
+
+PAGED: Final = {
+    "exporters": Paged(
+        "activity",
+        "0.0",
+        EXPORTER_RATES,
+        lambda row: (row["place"], row["exporter"], row["port"], row["domain"]),
+        "known_seconds",
+    ),
+    "sessions": Paged(
+        "sessions",
+        "0",
+        SESSION_RATES,
+        lambda row: (row["side"], row["gateway"], row["name"], row["exporter"], row["peer"]),
+    ),
+}
+"""By the table of a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows of a table that comes in pages, as they were last seen. due: when to look again. period: how old the
+    rows may become. looks: since the rates began anew; number: all of them. cut: there are more rows than these.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    due: float = 0.0
+    period: float = 0.0
+    looks: int = 0
+    number: int = 0
+    cut: bool = False
 
 
 class Meter:
@@ -87,8 +133,7 @@ class Meter:
 class Snapshot:
     """What was seen at one look. seconds: that rates are made of, None = this is the first look. notes: what needs
     attention, in sentences. rates: of all together. latency: mean, and what 99 % are below, in seconds. rows: by table;
-    each has `rates`, and `trend` where there is a history of it. table_seconds: how old the rows of exporters may
-    become; looked: how often they were asked for. cut: there are more of them than are shown.
+    each has `rates`, and `trend` where there is a history of it. tables: those that come in pages.
     """
 
     unix: float
@@ -99,21 +144,7 @@ class Snapshot:
     latency: tuple[float, float] | None
     rows: dict[str, list[Row]]
     trends: Mapping[str, Sequence[float | None]]
-    table_seconds: float = 0.0
-    cut: bool = False
-    looked: int = 0
-
-
-@dataclass(slots=True)
-class Table:
-    """The rows of all exporters, as they were last seen. due: when to look again. looks: since the rates began anew."""
-
-    rows: list[Row] = field(default_factory=list)
-    due: float = 0.0
-    period: float = 0.0
-    looks: int = 0
-    number: int = 0
-    cut: bool = False
+    tables: Mapping[str, Table]
 
 
 class Watch:
@@ -125,13 +156,13 @@ class Watch:
         self._meters = {
             "listeners": Meter(LISTENER_RATES),
             "receivers": Meter(RECEIVER_RATES),
-            "exporters": Meter(EXPORTER_RATES),
+            **{kind: Meter(paged.rates) for kind, paged in PAGED.items()},
         }
         self._latency: tuple[list[int], float] | None = None
         self._latency_shown: tuple[float, float] | None = None
         self._when: float | None = None
         self._seconds: float | None = None
-        self._table = Table()
+        self._tables: dict[str, Table] = {}
         self._trends: dict[str, dict[str, list[float | None]]] = {}
         self._trends_due: dict[str, float] = {}
 
@@ -140,12 +171,12 @@ class Watch:
         """Of the daemon."""
         return self._api.name
 
-    def look(self, exporters: bool, trends: Iterable[str] = (), least: float = 0.0) -> Snapshot:
-        """Asks now. exporters: for the table of exporters, too. trends: kinds of history that are shown. least: seconds
-        that a rate is made of. Raises Unreachable, and then the rates begin anew.
+    def look(self, tables: Collection[str], trends: Iterable[str] = (), least: float = 0.0) -> Snapshot:
+        """Asks now. tables: that are shown; those that come in pages are asked for only then. trends: kinds of history
+        that are shown. least: seconds that a rate is made of. Raises Unreachable, and then the rates begin anew.
         """
         try:
-            return self._look(exporters, trends, least)
+            return self._look(tables, trends, least)
         except Unreachable:
             self._forget()
             raise
@@ -178,24 +209,24 @@ class Watch:
         for meter in self._meters.values():
             meter.forget()
         self._latency = self._when = None
-        self._table.due = 0.0
-        self._table.looks = 0
+        self._tables = {kind: replace(table, due=0.0, looks=0) for kind, table in self._tables.items()}
         self._trends_due.clear()
 
-    def _look(self, exporters: bool, trends: Iterable[str], least: float) -> Snapshot:
+    def _look(self, tables: Collection[str], trends: Iterable[str], least: float) -> Snapshot:
         when, unix = time.monotonic(), time.time()
         status = self._api.get("/api/v1/status")
         if self._when is None or when - self._when >= least:
             self._seconds = when - self._when if self._when is not None else None
             self._latency_shown = self._take_latency(status["latency"])
             self._when = when
+        gateways = self._api.get("/api/v1/gateways")
         rows = {
             "listeners": self._take("listeners", _listener, least),
             "receivers": self._take("receivers", _receiver, least),
         }
-        if exporters:
-            self._take_exporters(time.monotonic())
-            rows["exporters"] = self._table.rows
+        for kind in PAGED.keys() & tables:
+            self._take_paged(kind, time.monotonic())
+            rows[kind] = self._tables[kind].rows
         self._take_trends({"totals", *trends}, time.monotonic())
         for kind in trends:
             known = self._trends.get(kind, {})
@@ -205,14 +236,12 @@ class Watch:
             unix,
             self._seconds,
             status,
-            notes(status, rows["listeners"], rows["receivers"]),
+            notes(status, rows["listeners"], rows["receivers"], gateways),
             _totals(rows["listeners"], rows["receivers"]),
             self._latency_shown,
             rows,
             self._trends.get("totals", {}),
-            self._table.period,
-            self._table.cut,
-            self._table.number,
+            dict(self._tables),
         )
 
     def _take(self, kind: str, counts: Callable[[Row], Sequence[int]], least: float) -> list[Row]:
@@ -224,33 +253,31 @@ class Watch:
             row["rates"] = rates[row["name"]]
         return rows
 
-    def _take_exporters(self, now: float) -> None:
-        """Asks for all observation domains, if it is time."""
-        table, begin = self._table, time.thread_time()
+    def _take_paged(self, kind: str, now: float) -> None:
+        """Asks for all rows of a table, if it is time."""
+        paged, table, begin = PAGED[kind], self._tables.get(kind, Table()), time.thread_time()
         if self._patient and now < table.due:
             return
         rows: list[Row] = []
-        after: str | None = "0.0"
+        after: str | int | None = paged.begin
         for _ in range(2 * MOST_ROWS // 1000):
-            page = self._api.get(f"/api/v1/activity?after={after}")
-            rows += page["activity"]
+            page = self._api.get(f"/api/v1/{paged.name}?after={after}")
+            rows += page[paged.name]
             after = page["after"]
-            if not after or len(rows) >= MOST_ROWS or not page["activity"]:
+            if not after or len(rows) >= MOST_ROWS or not page[paged.name]:
                 break
         end = time.monotonic()
-        keys = [(row["place"], row["exporter"], row["port"], row["domain"]) for row in rows]
-        counts = {key: [row[name] for name in EXPORTER_RATES] for key, row in zip(keys, rows, strict=True)}
-        ages = {key: row["known_seconds"] for key, row in zip(keys, rows, strict=True)}
-        rates = self._meters["exporters"].take((now + end) / 2, counts, ages)
+        keys = [paged.key(row) for row in rows]
+        counts = {key: [row[name] for name in paged.rates] for key, row in zip(keys, rows, strict=True)}
+        ages = {key: row[paged.age] for key, row in zip(keys, rows, strict=True)} if paged.age else {}
+        rates = self._meters[kind].take((now + end) / 2, counts, ages)
         for key, row in zip(keys, rows, strict=True):
             row["rates"] = rates[key]
-        table.rows, table.cut = rows, bool(after)
         cost = time.monotonic() - now
-        table.period = min(LONGEST_SECONDS, max(SHARE * cost, OWN_SHARE * (time.thread_time() - begin)))
+        period = min(LONGEST_SECONDS, max(SHARE * cost, OWN_SHARE * (time.thread_time() - begin)))
         # the second look comes soon, because there are no rates before it
-        table.due = now + (max(1.0, 2 * cost) if not table.looks else table.period)
-        table.looks += 1
-        table.number += 1
+        due = now + (max(1.0, 2 * cost) if not table.looks else period)
+        self._tables[kind] = Table(rows, due, period, table.looks + 1, table.number + 1, bool(after))
 
     def _take_latency(self, value: Mapping[str, Any]) -> tuple[float, float] | None:
         """Of what was forwarded since the last look."""

@@ -6,18 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from samplicator.config.address import (
-    Endpoint,
-    parse_listen,
-)
+from samplicator.config.address import Endpoint
 from samplicator.config.fields import (
     Family,
     ListenText,
     Name,
+    SourceText,
+    check_file,
     check_group,
     check_interface,
 )
 from samplicator.config.model.table import LIVE, Table
+from samplicator.config.transport import parse_place
 
 
 class Listener(Table):
@@ -26,7 +26,8 @@ class Listener(Table):
     name: Name = Field(description="Name used by rules, metrics and logs; unique.", json_schema_extra=LIVE)
     listen: list[ListenText] = Field(
         min_length=1,
-        description="ADDR:PORT, ADDR:LO-HI or [v6]:PORT; one UDP socket per entry (a range: one per port).",
+        description="ADDR:PORT, ADDR:LO-HI or [v6]:PORT; one UDP socket per entry (a range: one per port). "
+        "tcp://ADDR:PORT or tls://ADDR:PORT = IPFIX over TCP or TLS; sctp://ADDR:PORT = IPFIX or NetFlow v9 over SCTP.",
         json_schema_extra=LIVE,
     )
     interface: Annotated[str, AfterValidator(check_interface)] = Field(
@@ -47,8 +48,44 @@ class Listener(Table):
         json_schema_extra=LIVE,
     )
     family: Family = Field("any", description="Address family of host names in `listen`.", json_schema_extra=LIVE)
+    allow: list[SourceText] = Field(
+        default=[],
+        description="Addresses and prefixes of exporters that may connect by tcp://, tls:// or sctp://; empty = all.",
+        json_schema_extra=LIVE,
+    )
+    split_bytes: int = Field(
+        1452,
+        ge=512,
+        le=65507,
+        description="Messages that come by tcp://, tls:// or sctp:// become datagrams of at most this many bytes, "
+        "512..65507, at the borders of sets and records; 1452 fits an Ethernet frame with IPv6.",
+        json_schema_extra=LIVE,
+    )
+    streams: int = Field(
+        16,
+        ge=1,
+        le=65535,
+        description="Streams that an exporter may use by sctp://, 1..65535.",
+        json_schema_extra=LIVE,
+    )
+    tls_cert_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "", description="PEM file with the certificate that is shown to exporters (tls://).", json_schema_extra=LIVE
+    )
+    tls_key_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "", description="PEM file with the key of `tls_cert_file`.", json_schema_extra=LIVE
+    )
+    tls_ca_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "",
+        description="PEM file with the authorities that have signed the exporters' certificates (tls://).",
+        json_schema_extra=LIVE,
+    )
+    tls_names: list[str] = Field(
+        default=[],
+        description="DNS names of which an exporter's certificate must have one; empty = any name.",
+        json_schema_extra=LIVE,
+    )
 
     @property
     def endpoints(self) -> list[Endpoint]:
         """`listen`, parsed, in order."""
-        return [parse_listen(text) for text in self.listen]
+        return [parse_place(text) for text in self.listen]

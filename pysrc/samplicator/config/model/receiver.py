@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from samplicator.config.address import (
     Endpoint,
     parse_own_source,
-    parse_target,
 )
 from samplicator.config.fields import (
     Family,
@@ -22,10 +21,13 @@ from samplicator.config.fields import (
     TargetText,
     Tos,
     Ttl,
+    check_file,
 )
 from samplicator.config.kubernetes import ServicePort, names_service, parse_service_port
+from samplicator.config.model.sctp import Backup
 from samplicator.config.model.table import LIVE, Table
 from samplicator.config.probe import Probe, parse_probe
+from samplicator.config.transport import parse_peer
 
 
 class Receiver(Table):
@@ -34,7 +36,9 @@ class Receiver(Table):
     name: Name = Field(description="Name used by rules, metrics and logs; unique.", json_schema_extra=LIVE)
     to: TargetText = Field(
         description="HOST:PORT or [v6]:PORT; host names are resolved again regularly. k8s://NAMESPACE/SERVICE:PORT = "
-        "the ready pods of a Kubernetes Service, which share the exporters as the members of a pool do.",
+        "the ready pods of a Kubernetes Service, which share the exporters as the members of a pool do. "
+        "tcp://HOST:PORT or tls://HOST:PORT = IPFIX over TCP or TLS, sctp://HOST:PORT = IPFIX and NetFlow v9 over "
+        "SCTP, one connection per exporter.",
         json_schema_extra=LIVE,
     )
     spoof: bool = Field(
@@ -133,6 +137,48 @@ class Receiver(Table):
         description="Address family of a host name in `to` (samplicate -4, -6).",
         json_schema_extra=LIVE,
     )
+    reliability: Literal["full", "partial", "none"] = Field(
+        "full",
+        description="How hard data is tried to be delivered by sctp://: full = until it is acknowledged; partial = "
+        "until buffer_limit needs the room; none = sent once. Templates are always sent in full.",
+        json_schema_extra=LIVE,
+    )
+    buffer_limit: int = Field(
+        1024,
+        ge=1,
+        le=65535,
+        description="Flow records of an exporter that may wait for an sctp:// receiver, 1..65535; then the oldest are "
+        "dropped.",
+        json_schema_extra=LIVE,
+    )
+    streams: int = Field(
+        2,
+        ge=2,
+        le=65535,
+        description="Streams of an association, 2..65535: 0 for templates and options, the others for data.",
+        json_schema_extra=LIVE,
+    )
+    backup: Backup | None = Field(
+        None,
+        description="The collector that gets the messages while an sctp:// receiver does not answer.",
+        json_schema_extra=LIVE,
+    )
+    tls_cert_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "", description="PEM file with the certificate that is shown to the receiver (tls://).", json_schema_extra=LIVE
+    )
+    tls_key_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "", description="PEM file with the key of `tls_cert_file`.", json_schema_extra=LIVE
+    )
+    tls_ca_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "",
+        description="PEM file with the authorities that have signed the receiver's certificate (tls://).",
+        json_schema_extra=LIVE,
+    )
+    tls_names: list[str] = Field(
+        default=[],
+        description="DNS names of which the receiver's certificate must have one; empty = the host in `to`.",
+        json_schema_extra=LIVE,
+    )
 
     @property
     def service_port(self) -> ServicePort | None:
@@ -144,7 +190,7 @@ class Receiver(Table):
         """`to`, parsed. Of a Service: its name, which nobody resolves, and its port, 0 if that has a name."""
         if (wanted := self.service_port) is not None:
             return Endpoint(wanted.host, 0, b"", wanted.port, wanted.port)
-        return parse_target(self.to)
+        return parse_peer(self.to)
 
     @property
     def own_source(self) -> tuple[int, bytes, int] | None:

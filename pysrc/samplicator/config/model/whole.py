@@ -11,6 +11,7 @@ from samplicator.config.model.listener import Listener
 from samplicator.config.model.pool import Pool
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.rule import Rule
+from samplicator.config.model.sctp import Sctp
 from samplicator.config.model.service import Service
 from samplicator.config.model.table import RESTART, Table
 
@@ -22,6 +23,7 @@ class Config(Table):
         default_factory=Service, description="The control plane: HTTP, control socket, log, timers."
     )
     datapath: Datapath = Field(default_factory=Datapath, description="The worker threads, buffers and memory.")
+    sctp: Sctp = Field(default_factory=Sctp, description="How this host does SCTP, for sctp:// places.")
     listener: list[Listener] = Field(default=[], description="Addresses that exporters send to.")
     receiver: list[Receiver] = Field(default=[], description="Destinations of copies.")
     pool: list[Pool] = Field(default=[], description="Receivers that share the exporters.")
@@ -30,7 +32,7 @@ class Config(Table):
 
 def restart_settings() -> list[tuple[str, str]]:
     """(table, key) of every setting that only a restart changes."""
-    tables: dict[str, type[Table]] = {"service": Service, "datapath": Datapath}
+    tables: dict[str, type[Table]] = {"service": Service, "datapath": Datapath, "sctp": Sctp}
     return [
         (table, key)
         for table, model in tables.items()

@@ -26,6 +26,7 @@ from samplicator.config.model.loaded import Loaded, Path, dotted
 from samplicator.config.model.pool import Pool
 from samplicator.config.model.receiver import Receiver
 from samplicator.config.model.rule import Rule, SharedValues, sources_of
+from samplicator.config.model.sctp import Backup, Sctp
 from samplicator.config.model.service import Service
 from samplicator.config.model.table import Table
 from samplicator.config.model.whole import Config
@@ -34,8 +35,10 @@ from samplicator.config.validate import check, check_web
 from samplicator.config.web.model import WebConfig
 from samplicator.errors import ConfigError, Problem
 
-_TABLES: dict[str, type[Table]] = {"service": Service, "datapath": Datapath}
+_TABLES: dict[str, type[Table]] = {"service": Service, "datapath": Datapath, "sctp": Sctp}
 _LISTS: dict[str, type[Table]] = {"listener": Listener, "receiver": Receiver, "pool": Pool, "rule": Rule}
+_INNER: dict[str, type[Table]] = {"backup": Backup}
+"""Tables in tables."""
 _AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _MUST_BE = {
     "string_type": "must be text in quotes",
@@ -124,6 +127,7 @@ class _Reader:
         self.suggest = Suggest()
         self.kept: dict[Path, list[int]] = {}  # lists without their broken entries: where the entries left stood
         self.service = Service()
+        self.sctp = Sctp()
         self.draft = Draft(Datapath(), [], [], [], [], [])
         self.web: WebConfig | None = None
         self.web_errors: list[Problem] = []
@@ -137,6 +141,7 @@ class _Reader:
         self.service = self._table(self.raw.get("service", {}), Service, ("service",)) or self.service
         self._read_web()
         datapath = self._table(self.raw.get("datapath", {}), Datapath, ("datapath",)) or Datapath()
+        self.sctp = self._table(self.raw.get("sctp", {}), Sctp, ("sctp",)) or self.sctp
         listeners = self._list("listener", Listener)
         receivers = self._list("receiver", Receiver)
         pools = self._list("pool", Pool)
@@ -161,6 +166,7 @@ class _Reader:
         return Config(
             service=self.service,
             datapath=draft.datapath,
+            sctp=self.sctp,
             listener=[item for item in draft.listener if item is not None],
             receiver=[item for item in draft.receiver if item is not None],
             pool=[item for item in draft.pool if item is not None],
@@ -274,9 +280,10 @@ class _Reader:
 
     def _why(self, item: Mapping[str, Any], model: type[Table]) -> str:
         kind, context = str(item["type"]), item.get("ctx", {})
+        model, where = _within(model, item["loc"])
         if kind == "extra_forbidden":
             known = [info.alias or key for key, info in model.model_fields.items()]
-            key = str(item["loc"][-1])
+            key = str(where[-1])
             near = self.suggest(key, known)
             if not near:
                 elsewhere = {name: table for table, other in _TABLES.items() for name in other.model_fields}
@@ -287,14 +294,22 @@ class _Reader:
             return str(context["error"])
         if kind == "literal_error":
             got = item["input"]
-            hint = self.suggest(got, re.findall(r"'(\w+)'", context["expected"])) if isinstance(got, str) else ""
+            hint = self.suggest(got, re.findall(r"'([\w-]+)'", context["expected"])) if isinstance(got, str) else ""
             return f"must be {context['expected']}{hint}"
         if kind in ("greater_than_equal", "less_than_equal"):
-            low, high = _bounds(model, item["loc"]) if len(item["loc"]) == 1 else (None, None)
+            low, high = _bounds(model, where) if len(where) == 1 else (None, None)
             if low is None:
                 return f"must be at least {context['ge']}" if "ge" in context else f"must be at most {context['le']}"
             return f"must be a number {low}..{high}"
         return _MUST_BE.get(kind, str(item["msg"]))
+
+
+def _within(model: type[Table], where: tuple[str | int, ...]) -> tuple[type[Table], tuple[str | int, ...]]:
+    """The table in a table that a place is in, and where in that."""
+    for key, inner in _INNER.items():
+        if len(where) > 1 and where[0] == key and key in model.model_fields:
+            return inner, where[1:]
+    return model, where
 
 
 def _bounds(model: type[Table], where: Sequence[str | int]) -> tuple[object, object]:

@@ -1,6 +1,7 @@
 // One exporter, one receiver, the configuration.
 
 import { get, pages } from "./api.js";
+import { Associations } from "./associations.js";
 import { Chart } from "./chart.js";
 import { bytes, count, duration, el, facts, moment, state } from "./dom.js";
 import { falls } from "./ledger.js";
@@ -89,12 +90,15 @@ export class ReceiverPage extends DetailPage {
     ]);
     this.name = name;
     this.states = []; // what this page has seen, newest first
+    this.associations = new Associations(name);
+    this.node.append(this.associations.node);
   }
 
   async refresh() {
     const row = (await get("/api/v1/receivers")).find((one) => one.name === this.name);
     if (!row) {
       this.parts.replaceChildren(el("p", {}, "There is no receiver of this name now."));
+      this.associations.node.hidden = true;
       return;
     }
     const failed = Object.entries(row.counters).filter(([name]) => name.startsWith("failed_"))
@@ -111,11 +115,13 @@ export class ReceiverPage extends DetailPage {
       el("h2", {}, "Copies"), falls("offered", row.counters.offered, [["skipped by freq", row.counters.skipped, "idle"], ...failed], "sent"),
       el("h2", {}, "States seen while this page is open"), this.seen(row),
     ]);
+    await this.associations.refresh();
   }
 
   seen(row) {
     const word = row.waiting ? "waiting" : row.state;
-    if (this.states[0]?.word !== word || this.states[0]?.since !== row.state_since_unix) {
+    const [latest] = this.states; // the time of the same change differs a little from answer to answer
+    if (latest?.word !== word || Math.abs(latest.since - row.state_since_unix) > 0.5) {
       this.states.unshift({ word, why: row.state_why, kind: kindOf(row.state, row.waiting), since: row.state_since_unix });
       this.states.length = Math.min(this.states.length, 50);
     }

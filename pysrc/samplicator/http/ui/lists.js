@@ -1,7 +1,9 @@
-// The tables: exporters, receivers, listeners.
+// The tables: exporters, receivers, listeners, sessions.
 
-import { count, el, rate, state } from "./dom.js";
+import { get, pages } from "./api.js";
+import { bytes, count, el, rate, state } from "./dom.js";
 import { Table } from "./table.js";
+import { kindOf } from "./words.js";
 
 function number(name, value, show = (row) => rate(value(row))) {
   return { name, value, show, number: true };
@@ -83,4 +85,39 @@ export class ListenersPage extends ListPage {
   live(live) {
     this.table.update(live.listeners);
   }
+}
+
+export class SessionsPage extends ListPage {
+  constructor() {
+    super("Sessions", "Connections by TCP, TLS and SCTP: in from exporters, and out to collectors, where each exporter has its own.", new Table({
+      caption: "Sessions", key: (row) => `${row.side} ${row.gateway} ${row.name} ${row.exporter} ${row.peer}`, search: "Search sessions",
+      columns: [
+        { name: "Listener or receiver", value: (row) => row.name, show: (row) => (row.side === "out" ? link("receiver", row.name) : row.name) },
+        { name: "Transport", value: (row) => `${row.gateway} ${row.side}`, whole: true },
+        { name: "Exporter", value: (row) => row.exporter, whole: true },
+        { name: "Peer", value: (row) => row.peer, whole: true },
+        { name: "State", value: word, whole: true, show: (row) => state(word(row), row.backup_in_use ? "warn" : kindOf(row.state), row.why) },
+        number("Messages", (row) => row.messages, (row) => count(row.messages)),
+        number("Bytes", (row) => row.octets, (row) => bytes(row.octets)),
+        number("Waiting", (row) => row.queue_bytes, (row) => bytes(row.queue_bytes)),
+        { name: "Why", value: (row) => row.why },
+      ],
+    }));
+    this.every = 5;
+    this.more = el("p", { class: "quiet", role: "status" });
+    this.node.append(this.more);
+  }
+
+  async refresh() {
+    const gateways = await get("/api/v1/gateways");
+    const { rows, more } = await pages("/api/v1/sessions", "sessions");
+    this.table.node.hidden = !gateways.length;
+    this.table.update(rows);
+    const rest = more ? "There are more sessions than are listed here." : "";
+    this.more.textContent = gateways.length ? rest : "No listener and no receiver uses TCP, TLS or SCTP.";
+  }
+}
+
+function word(row) {
+  return row.backup_in_use ? "backup in use" : row.state;
 }

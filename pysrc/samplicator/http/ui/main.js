@@ -4,13 +4,14 @@ import { follow, get } from "./api.js";
 import { ConfigurationPage, ExporterPage, ReceiverPage } from "./details.js";
 import { el, state } from "./dom.js";
 import { LedgerPage } from "./ledger.js";
-import { ExportersPage, ListenersPage, ReceiversPage } from "./lists.js";
+import { ExportersPage, ListenersPage, ReceiversPage, SessionsPage } from "./lists.js";
 import { model } from "./model.js";
 import { OverviewPage } from "./overview.js";
 
 const PAGES = [
   ["", "Overview", OverviewPage], ["exporters", "Exporters", ExportersPage], ["receivers", "Receivers", ReceiversPage],
-  ["listeners", "Listeners", ListenersPage], ["ledger", "Ledger", LedgerPage], ["configuration", "Configuration", ConfigurationPage],
+  ["listeners", "Listeners", ListenersPage], ["sessions", "Sessions", SessionsPage], ["ledger", "Ledger", LedgerPage],
+  ["configuration", "Configuration", ConfigurationPage],
 ];
 const DETAILS = { exporter: [ExporterPage, "exporters"], receiver: [ReceiverPage, "receivers"] };
 const THEMES = ["auto", "light", "dark"];
@@ -21,6 +22,7 @@ let last = null;
 let timer = 0;
 let silent = false;
 let failed = "";
+let plan = ""; // whose gateways are known
 
 function go() {
   const [kind, name] = location.hash.replace(/^#\//, "").split("/");
@@ -61,6 +63,15 @@ function heard(event) {
   if (place("state").textContent !== text) place("state").replaceChildren(state(text, last.ready ? "good" : "bad"));
   page?.live?.(last);
   trouble();
+  gateways(`${event.started_unix} ${event.config.generation}`);
+}
+
+// The page of sessions is offered where there is a gateway: where something uses TCP, TLS or SCTP.
+function gateways(now) {
+  if (plan === now) return;
+  plan = now;
+  const link = place("pages").querySelector('[href="#/sessions"]');
+  get("/api/v1/gateways").then((rows) => (link.hidden = !rows.length), () => (plan = ""));
 }
 
 function trouble() {
@@ -81,7 +92,7 @@ function theme(next) {
 let themed = 0;
 place("theme").addEventListener("click", () => theme(THEMES[(themed = (themed + 1) % THEMES.length)]));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.again?.());
-place("pages").append(...PAGES.map(([key, name]) => el("a", { href: `#/${key}` }, name)));
+place("pages").append(...PAGES.map(([key, name]) => el("a", { href: `#/${key}`, hidden: key === "sessions" }, name)));
 addEventListener("hashchange", () => {
   go();
   place("main").focus({ preventScroll: true });

@@ -4,7 +4,7 @@ import { count, el } from "./dom.js";
 
 const MOST = 200; // rows on the page; the search finds those beyond
 
-// columns: {name, value(row) for sorting, show(row) -> node or text, number: bool, first: down}; key(row): what a row is, as text.
+// columns: {name, value(row) for sorting, show(row) -> node or text, number: bool, whole: no line breaks in it}; key(row): what a row is, as text.
 export class Table {
   constructor({ caption, columns, key, sort = 0, down = false, search = "Search" }) {
     Object.assign(this, { columns, key, sort, down, rows: [], bodies: new Map() });
@@ -69,7 +69,8 @@ export class Table {
     const text = shown instanceof Node ? shown.outerHTML : String(shown);
     if (line.texts[place] === text) return;
     line.texts[place] = text;
-    const cell = place === 0 ? el("th", { scope: "row" }, shown) : el("td", { class: column.number ? "number" : null }, shown);
+    const kind = column.number ? "number" : column.whole ? "whole" : null;
+    const cell = place === 0 ? el("th", { scope: "row", class: kind }, shown) : el("td", { class: kind }, shown);
     const before = line.node.children[place];
     if (before) before.replaceWith(cell);
     else line.node.append(cell);

@@ -4,8 +4,13 @@ export function reasonText(reason) {
   return reason.replaceAll("_", " ");
 }
 
+const KINDS = {
+  up: "good", refusing: "bad", unreachable: "bad", looping: "bad", down: "bad",
+  connected: "good", "not connected": "bad", "re-establishing": "bad",
+};
+
 // The kind of a state: its color and its shape.
 export function kindOf(state, waiting = false) {
   if (waiting) return "idle";
-  return { up: "good", refusing: "bad", unreachable: "bad", looping: "bad", down: "bad", "partly down": "warn" }[state] ?? "warn";
+  return KINDS[state] ?? "warn";
 }
