@@ -18,6 +18,9 @@ from support.associations import PORT, RECORDS, TEMPLATES, Stand, backend, place
 from support.lab import Lab
 
 
+pytestmark = pytest.mark.deploy_heavy  # by `make verify-sctp`; tests/unit has the same scenarios without a network
+
+
 @pytest.fixture
 def stand(lab: Lab) -> Iterator[Stand]:
     made = Stand(lab)
