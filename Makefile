@@ -286,7 +286,7 @@ verify-deploy: test-needs $(EXT) $(STAMPS)/browser-tools tools
 	@$(call find_packages,$(VERIFY_PACKAGES)); $(install_missing)
 	$(BIN)/python -m pytest -m deploy_heavy tests/deploy tests/system $(PYTEST_ARGS)
 
-# The tests of SCTP with the kernel's, in a guest that runs Debian's kernel: this host's may have none. Nothing of the host changes.
+# The scenarios of SCTP, here and with the kernel's SCTP, in a guest that runs Debian's kernel: this host's may have none. Nothing of the host changes.
 GUEST := build/guest
 GUEST_TESTS ?= tests/system/test_sctp.py tests/system/test_sctp_kernel.py tests/system/test_sctp_relay.py tests/control/test_gateway_sctp.py
 
@@ -298,8 +298,9 @@ $(GUEST)/boot:
 	cd $(GUEST)/deb && apt-get download "$$name" >../log 2>&1 && dpkg-deb -x *.deb .. || { cat ../log; exit 1; }
 
 verify-sctp: test-needs $(EXT) $(STAMPS)/test-tools tools $(GUEST)/boot
+	$(BIN)/python -m pytest -m "" tests/system/test_sctp.py $(PYTEST_ARGS)
 	@cd tests && SCTP_BACKEND=kernel $(BIN)/python -m support.guest $(CURDIR)/$(GUEST) -- \
-		$(BIN)/python -m pytest --rootdir $(CURDIR) -c $(CURDIR)/pyproject.toml -p no:cacheprovider $(addprefix $(CURDIR)/,$(GUEST_TESTS)) $(PYTEST_ARGS)
+		$(BIN)/python -m pytest --rootdir $(CURDIR) -c $(CURDIR)/pyproject.toml -p no:cacheprovider -m "" $(addprefix $(CURDIR)/,$(GUEST_TESTS)) $(PYTEST_ARGS)
 
 lint: $(EXT) $(STAMPS)/test-tools
 	@status=0; \

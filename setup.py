@@ -102,6 +102,7 @@ class Build(build_ext):
         )
         for given, made in zip(self.extensions, translated, strict=True):
             given.sources = made.sources
+        self.parallel = self.parallel or len(os.sched_getaffinity(0))
         super().build_extensions()
 
 

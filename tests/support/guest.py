@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 MODULES = (
@@ -94,8 +95,10 @@ def initramfs(kernel: Path, command: list[str], out: Path) -> None:
         out.write_bytes(packed.stdout)
 
 
-def run(kernel: Path, command: list[str], seconds: float = 900) -> tuple[int, str]:
-    """Exit status of the command in the guest, -1: it did not get so far; and what the guest said."""
+def run(kernel: Path, command: list[str], seconds: float = 900) -> int:
+    """Exit status of the command in the guest, -1: it did not get so far, or took too long. What the guest says is
+    printed as it comes.
+    """
     with tempfile.TemporaryDirectory() as made:
         image = Path(made) / "initramfs"
         initramfs(kernel, command, image)
@@ -104,13 +107,24 @@ def run(kernel: Path, command: list[str], seconds: float = 900) -> tuple[int, st
         argv += ["-initrd", str(image), "-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on"]
         argv += ["-cpu", "max"]
         argv += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=seconds)
-    status = re.search(r"GUEST STATUS (\d+)", done.stdout)
-    return int(status[1]) if status else -1, done.stdout + done.stderr
+        guest = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        assert guest.stdout is not None
+        limit = threading.Timer(seconds, guest.kill)
+        limit.start()
+        status = -1
+        try:
+            for line in guest.stdout:
+                print(line, end="", flush=True)
+                if (found := re.search(r"GUEST STATUS (\d+)", line)) is not None:
+                    status = int(found[1])
+        finally:
+            limit.cancel()
+            guest.kill()
+            guest.wait()
+    return status
 
 
 if __name__ == "__main__":
     split = sys.argv.index("--")
-    status, said = run(Path(sys.argv[1]), sys.argv[split + 1 :])
-    print(said)
+    status = run(Path(sys.argv[1]), sys.argv[split + 1 :])
     sys.exit(status if status >= 0 else 1)

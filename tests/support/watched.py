@@ -28,6 +28,7 @@ import yaml
 from samplicator.demo.traffic import Feeder, make_exporters
 
 from support.linters import DEPLOY, tool
+from support.peers import Collector
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60
@@ -118,6 +119,9 @@ to = "127.0.0.4:{closed}"
 name = "spare"
 to = "127.0.0.5:{open[5]}"
 standby_for = "closed"
+[[receiver]]
+name = "ipfix"
+to = "tcp://127.0.0.1:{tcp}"
 [[receiver]]
 name = "siem-1"
 to = "127.0.0.6:{open[6]}"
@@ -217,11 +221,18 @@ def fleet(
         stack.callback(halt.set)
         closed = free_port(socket.SOCK_DGRAM)
         made = Fleet(folder, [], closed, taken, stack=stack)
+        by_tcp = Collector()
+        stack.callback(by_tcp.close)
         for name in names:
-            to = ("nfdump", "sampled", "closed", "siem") if name == "a" else ("nfdump", "closed", "siem")
+            to = (
+                ("nfdump", "sampled", "closed", "siem", "ipfix")
+                if name == "a"
+                else ("nfdump", "closed", "siem", "ipfix")
+            )
             http, listen = free_port(), free_port(socket.SOCK_DGRAM)
             config = folder / f"{name}.toml"
             values = {"http": http, "listen": listen, "open": ports[name], "closed": closed, "security": security}
+            values["tcp"] = by_tcp.port
             values["spoof"] = "true" if os.geteuid() == 0 else "false"
             config.write_text(
                 CONFIG.format(folder=folder, name=name, to=", ".join(f'"{each}"' for each in to), **values)

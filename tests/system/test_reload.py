@@ -121,6 +121,7 @@ def settings(metrics: Metrics) -> list[tuple[str, object]]:
 
 
 @pytest.mark.slow
+@pytest.mark.deploy_heavy
 def test_200_reloads_do_not_touch_who_stays(lab: Lab) -> None:
     for port in range(9100, 9105):
         lab.collector_socket(2, port)

@@ -17,6 +17,8 @@ from samplicator.gateways.transport import Options, Reliability
 from support.associations import PORT, RECORDS, TEMPLATES, Stand, backend, place, states, transport_in
 from support.lab import Lab
 
+pytestmark = pytest.mark.deploy_heavy  # by `make verify-sctp`; tests/unit has the same scenarios without a network
+
 
 @pytest.fixture
 def stand(lab: Lab) -> Iterator[Stand]:

@@ -58,10 +58,14 @@ def test_softflowd_to_nfcapd_and_nfacctd(lab: Lab, capture: Path, version: str) 
     # without begin, end and duration: softflowd counts them from its own start, and it ran twice
     assert sorted(row[3:] for row in relayed) == sorted(row[3:] for row in direct)
     assert collectors.nfacct(RELAYED_ACCT) == collectors.nfacct(DIRECT_ACCT)
-    for process in collectors.started:
-        if "nfcapd" in process.label:
-            text = process.stdout() + process.stderr()
-            assert re.findall(r"Sequence Errors: (\d+)", text) == ["0"], text
+    errors = {
+        process.label: int(re.findall(r"Sequence Errors: (\d+)", process.stdout() + process.stderr())[-1])
+        for process in collectors.started
+        if "nfcapd" in process.label
+    }
+    # softflowd 1.1.0 miscounts IPFIX: nfcapd counts errors in what comes from it directly, too
+    most = errors[f"nfcapd-{DIRECT}"] if version == "10" else 0
+    assert errors[f"nfcapd-{RELAYED}"] <= most, errors
 
 
 def test_libusrsctp_and_the_kernel_understand_each_other(stand: Stand) -> None:

@@ -42,6 +42,7 @@ class Wire:
         self.released = False
         self._kernel = kernel
         self._paused: set[int] = set()
+        self._ending: list[tuple[KernelSession, str]] = []  # with the reason
         kernel.loop.add_reader(sock.fileno(), self.drain)
 
     def later(self, call: Callable[[], None]) -> None:
@@ -74,6 +75,7 @@ class Wire:
             try:
                 data, control, flags, address = self.sock.recvmsg(linux.LARGEST + 512, 256)
             except BlockingIOError:
+                self._end()
                 return
             except OSError:
                 continue
@@ -117,11 +119,23 @@ class Wire:
         if session is None or state not in (linux.COMM_LOST, linux.SHUTDOWN_COMP, linux.CANT_STR_ASSOC):
             return
         if state == linux.SHUTDOWN_COMP:
-            self.ended(session, session.why)
+            self._ending.append((session, session.why))
         elif error:
-            self.ended(session, session.why or "aborted by the peer")
+            self._ending.append((session, session.why or "aborted by the peer"))
         else:
-            self.ended(session, session.why or "no answer")
+            self._ending.append((session, session.why or "no answer"))
+
+    def finish(self, session: KernelSession, why: str) -> None:
+        """It was aborted here."""
+        self._ending.append((session, why))
+        self.drain()
+        self._end()
+
+    def _end(self) -> None:
+        """What the kernel could not deliver it tells after the end of an association; now that has been read."""
+        ending, self._ending = self._ending, []
+        for session, why in ending:
+            self.ended(session, why)
 
     def _begin(self, number: int, streams: int, heartbeat_s: float) -> None:
         session = self.own

@@ -129,7 +129,7 @@ class KernelSession:
         self.why = why
         if self.open:
             self.say(linux.ABORT)
-        self.wire.later(lambda: self.wire.ended(self, why))
+        self.wire.later(lambda: self.wire.finish(self, why))
 
     def begin(self, number: int, streams: int) -> None:
         self.number, self._streams, self.open = number, max(streams, 1), True
