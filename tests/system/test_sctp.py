@@ -239,7 +239,7 @@ def test_ends_of_associations(stand: Stand) -> None:
 
 def test_the_relay_that_restarts_is_known_again_at_once(stand: Stand) -> None:
     """10: the exporter is told by an ABORT, and comes again with templates first."""
-    exporter = stand.export(backup=None)
+    exporter = stand.export(backup=None, buffer_limit=65535)
     stand.run(0.3, exporter)
     stand.cut(0)
     stand.hosts[0].close()

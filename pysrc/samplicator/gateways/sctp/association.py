@@ -124,7 +124,8 @@ class Association:
 
     @property
     def unsent_bytes(self) -> int:
-        return self.sock.library.unsent_bytes(self.sock.number, self.number) if self.open else 0
+        held = self.sock.library.unsent_bytes(self.sock.number, self.number) if self.open else None
+        return held if held is not None else self._held_bytes
 
     @property
     def silent_since(self) -> float:

@@ -234,12 +234,14 @@ class Library:
             stream, association = struct.unpack_from("=H22xI", self._info.raw)
         return Received(ctypes.string_at(self._buffer, got), flags, handle, association, stream)
 
-    def unsent_bytes(self, sock: int, association: int) -> int:
-        """What the association holds that is not acknowledged."""
+    def unsent_bytes(self, sock: int, association: int) -> int | None:
+        """What the association holds that is not acknowledged; None: it has ended, and what comes back is yet to be
+        read.
+        """
         value = ctypes.create_string_buffer(struct.pack("=III", association, 0, 0), 12)
         length = ctypes.c_uint32(12)
         if self._lib.usrsctp_getsockopt(sock, IPPROTO_SCTP, SNDBUF_USE, value, ctypes.addressof(length)):
-            return 0
+            return None
         held: int = struct.unpack_from("=4xI", value.raw)[0]
         return held
 
