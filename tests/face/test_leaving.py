@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from samplicator.config.model.service import Service
 from samplicator.http import app, endpoints, front
 from samplicator.service.pages import Pages
@@ -70,6 +71,35 @@ def test_everybody_gets_an_answer(listening: tuple[socket.socket, socket.socket]
         await new.stop()
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("turns", range(8))
+def test_a_connection_that_is_accepted_just_then(
+    listening: tuple[socket.socket, socket.socket], new_loop: Callable[[], asyncio.AbstractEventLoop], turns: int
+) -> None:
+    """However many turns of the loop lie between its coming and our leaving, one of the two answers."""
+    ours, theirs = listening
+
+    async def go() -> None:
+        old, new = front.Front(app.make_app(make_state())), front.Front(app.make_app(make_state()))
+        await old.start([ours])
+        await asyncio.sleep(0.05)  # it waits for connections
+        with socket.create_connection(theirs.getsockname()) as client:
+            client.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            old.leave([ours])
+            await new.start([theirs])
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(client, REQUEST)
+            await old.finish(10)
+            assert b"200 OK" in await asyncio.wait_for(loop.sock_recv(client, 4096), 10)
+        await old.stop()
+        await new.stop()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(go())
 
 
 def test_it_does_not_wait_for_ever(listening: tuple[socket.socket, socket.socket]) -> None:

@@ -71,6 +71,17 @@ def is_control(request: web.Request) -> bool:
     return sock is not None and sock.family == socket.AF_UNIX
 
 
+async def _readable(sock: socket.socket) -> None:
+    """Waits until there is a connection to accept; another process may be quicker."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
 def _close(sock: socket.socket, task: asyncio.Task[None]) -> None:
     sock.close()
 
@@ -113,6 +124,7 @@ class Front:
         self._app[SHARED].touch = self._touch
         await self._runner.setup()
         for sock in sockets:
+            sock.setblocking(False)
             sock.listen(BACKLOG)
             task = self._accepting[sock] = asyncio.create_task(self._accept(sock))
             task.add_done_callback(partial(_close, sock))
@@ -157,12 +169,18 @@ class Front:
             await asyncio.sleep(0.02)
 
     async def _accept(self, sock: socket.socket) -> None:
-        """Takes connections. By TCP each one gets the TLS of the configuration that runs now."""
+        """Takes connections. By TCP each one gets the TLS of the configuration that runs now. Nothing is taken that
+        `leave` could cancel before it is in `_greetings`: loop.sock_accept loses a connection that way.
+        """
         loop, by_tcp = asyncio.get_running_loop(), sock.family != socket.AF_UNIX
         most = self._limit * CROWDED
         while True:
             try:
-                connection, _ = await loop.sock_accept(sock)
+                connection, _ = sock.accept()
+                connection.setblocking(False)
+            except BlockingIOError:
+                await _readable(sock)
+                continue
             except OSError as error:
                 if self._gate.add(("accept",), 1, time.monotonic()):
                     log.warning("a connection could not be accepted: %s; samplicator tries again", error)
