@@ -139,7 +139,9 @@ def make_corpus() -> None:
 def run(runs: int, seconds: int, jobs_corpus: Path) -> int:
     """libFuzzer for so many runs or seconds (0 = no bound); new inputs go to jobs_corpus, findings to build/fuzz."""
     jobs_corpus.mkdir(parents=True, exist_ok=True)
+    # A process begins with the peak memory of its parent, which libFuzzer would take for its own: a small one between.
     command = [
+        *("sh", "-c", '"$@"; exit $?', "sh"),
         str(build()),
         str(jobs_corpus),
         str(CORPUS),

@@ -242,11 +242,12 @@ class Flow:
 
 
 def to_sctp(lab: Lab, mode: str, more: str = "") -> Relay:
+    """fail_over_ms: longer than the collectors, which are in this process, may be kept from answering."""
     return lab.samplicator(
         f'[sctp]\nbackend = "{backend()}"\n'
         f'[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
-        f'[[receiver]]\nname = "core"\nto = "sctp://{lab.peer4(1)}:{PORT}"\nbuffer_limit = 500\n{more}'
-        f'backup = {{ to = "sctp://{lab.peer4(2)}:{PORT + 1}", mode = "{mode}", fail_over_ms = 100, restore_s = 2 }}\n'
+        f'[[receiver]]\nname = "core"\nto = "sctp://{lab.peer4(1)}:{PORT}"\nbuffer_limit = 2000\n{more}'
+        f'backup = {{ to = "sctp://{lab.peer4(2)}:{PORT + 1}", mode = "{mode}", fail_over_ms = 1500, restore_s = 2 }}\n'
         '[[rule]]\nto = ["core"]\n'
     )
 
@@ -302,18 +303,22 @@ def test_a_collector_and_its_backup(lab: Lab, peers: Peers) -> None:
     for number in (0, 1):
         peers.cut(number, "meta l4proto { sctp, udp } drop")
     flows(lambda: states(relay) == ["re-establishing", "re-establishing"])
-    before = flow.sequence
-    flows(lambda: flow.sequence > before + 800, 60)
+    for _ in range(300):
+        for _ in range(10):
+            flow.data()
+        peers.run(0.005)
     peers.until(lambda: exports(relay)["dropped_failure"] > 0)
     assert exports(relay)["dropped_resources"] == 0
     peers.until(lambda: relay.api("receivers")[0]["state"] != "up")
     for number in (0, 1):
         peers.cut(number)
     last = flow.sequence
-    flows(lambda: last in records(peers.logs[0]), 60)
 
     def arrived() -> int:
         return len({*records(peers.logs[0]), *records(peers.logs[1])})
+
+    # whichever collector is there again first
+    flows(lambda: any(last in records(log) for log in peers.logs), 60)
 
     def dropped() -> int:  # some may not fit when what was not delivered comes back, and a collector is there again
         found = exports(relay)
@@ -389,7 +394,7 @@ def test_what_is_shown(lab: Lab, peers: Peers) -> None:
     text = peers.beside(lambda: shown(lab, relay, "--verbose"))
     assert text.startswith(
         f"receiver core, exporter {decoders.EXPORTER}:50001: exporting to {lab.peer4(1)}:{PORT}, full, "
-        "buffer-limit: 500\n  status: connected\n  backup mode: fail-over\n"
+        "buffer-limit: 2000\n  status: connected\n  backup mode: fail-over\n"
     )
     assert re.search(r"^  1 flows exported in 2 sctp messages$", text, re.MULTILINE), text
     assert f"  backup: {lab.peer4(2)}:{PORT + 1}\n    status: not connected\n    fail-overs: 0\n" in text
