@@ -356,7 +356,7 @@ def test_an_error_of_our_own_gives_the_terminal_back(stage: Stage, shell: Shell,
     os.kill(shell.start([sys.executable, str(script), *argv(stage)[3:]]), signal.SIGUSR1)
     wait_for(lambda: (shell.top.press("s"), shell.top.fact("alternate_on") == "0")[1], "the end", 30, 0.2)
     # a key that came too late stands anywhere between
-    wait_for(lambda: "RuntimeError: made up" in shell.top.text().replace("s", ""), "the error", 30)
+    wait_for(lambda: "RuntimeError: made up" in shell.top.text.replace("s", ""), "the error", 30)
     shell.top.press("C-u")
     shell.has_its_terminal()
 

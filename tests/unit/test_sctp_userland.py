@@ -78,16 +78,18 @@ def test_a_shutdown_delivers_first_and_is_told_on_both_sides(stand: Stand) -> No
     assert len(stand.collector.entrance.peers) == len(stand.exporter.entrance.peers) == 0
 
 
-def test_an_abort_is_told_with_what_was_not_delivered(stand: Stand) -> None:
+@pytest.mark.parametrize(("count", "size"), [(20, 3000), (1000, 100)])
+def test_an_abort_is_told_with_what_was_not_delivered(stand: Stand, count: int, size: int) -> None:
     session = stand.connect()
     stand.wires.dead.add("192.0.2.9")
-    for n in range(20):
-        assert session.send(bytes([n]) * 3000, 1)
+    messages = [n.to_bytes(2, "big") * (size // 2) for n in range(count)]
+    for one in messages:
+        assert session.send(one, 1)
     stand.time.run(0.1)
     session.close(abort=True)
     assert stand.here.closed_ == []
     stand.time.until(lambda: bool(stand.here.closed_))
-    assert stand.here.failed == [bytes([n]) * 3000 for n in range(20)]
+    assert stand.here.failed == messages
     assert [why for _, why in stand.here.closed_] == ["closed here"]
 
 

@@ -27,6 +27,8 @@ TICK_SECONDS: Final = 0.01
 CLOSE_SECONDS: Final = 5.0
 """How long a session that was closed may take to send what it holds."""
 MOST_MESSAGES: Final = 256
+MOST_LAST_READS: Final = 64
+"""Times MOST_MESSAGES: more than the messages that a send buffer holds, of which an ended association tells each."""
 PEER_BYTES: Final = 64 << 10
 """For the addresses of a peer."""
 
@@ -68,15 +70,16 @@ class Wire:
             struct.unpack_from("=H", status, 12)[0],
         )
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
+        """Reads some; False: there is no more now."""
         for _ in range(MOST_MESSAGES):
             if self._paused or self.sock.fileno() < 0:
-                return
+                return False
             try:
                 data, control, flags, address = self.sock.recvmsg(linux.LARGEST + 512, 256)
             except BlockingIOError:
                 self._end()
-                return
+                return False
             except OSError:
                 continue
             if flags & linux.MSG_NOTIFICATION:
@@ -90,6 +93,7 @@ class Wire:
             if session is not None:
                 session.part(stream, data, bool(flags & linux.MSG_EOR))
             del address
+        return True
 
     def _notified(self, data: bytes) -> None:
         if len(data) < 8:
@@ -128,7 +132,9 @@ class Wire:
     def finish(self, session: KernelSession, why: str) -> None:
         """It was aborted here."""
         self._ending.append((session, why))
-        self.drain()
+        for _ in range(MOST_LAST_READS):  # others may send on meanwhile
+            if not self.drain():
+                break
         self._end()
 
     def _end(self) -> None:

@@ -218,20 +218,22 @@ class Userland:
             peer.towards = before
         return session.sock if session is not None and not session.sock.shared else self._ports.get(peer.local_port)
 
-    def _drain(self, sock: Socket) -> None:
+    def _drain(self, sock: Socket) -> bool:
+        """Reads some; False: there is no more now."""
         for _ in range(MOST_MESSAGES):
             if sock.paused:
-                return
+                return False
             try:
                 got = self.library.receive(sock.number)
             except OSError:
-                return
+                return False
             if got is None:
-                return
+                return False
             if got.flags & lib.MSG_NOTIFICATION:
                 self._notified(sock, got)
             elif (session := sock.sessions.get(got.association)) is not None:
                 session.part(got.stream, got.payload, bool(got.flags & lib.MSG_EOR))
+        return True
 
     def _notified(self, sock: Socket, got: lib.Received) -> None:
         data = got.payload
@@ -319,7 +321,8 @@ class Userland:
         self._woken = False
         while self._told:
             session = self._told.pop(0)
-            self._drain(session.sock)  # what it could not deliver
+            while self._drain(session.sock):  # all that it could not deliver; nothing comes from outside meanwhile
+                pass
             self._ended(session, session.why)
         while self._left:
             session = self._left.pop()
