@@ -423,7 +423,7 @@ def test_a_look_at_many_receivers_is_quick(load: Load) -> None:
     names = [f"r{number}" for number in range(256)]
     for number, name in enumerate(names):
         probe = "auto" if number % 4 == 0 else "off"
-        text += f'[[receiver]]\nname = "{name}"\nto = "127.0.0.1:{20000 + number}"\nprobe = "{probe}"\n'
+        text += f'[[receiver]]\nname = "{name}"\nto = "127.0.0.1:{9000 + number}"\nprobe = "{probe}"\n'
     listed = ", ".join(f'"{name}"' for name in names[::4])
     every = ", ".join(f'"{name}"' for name in names)
     text += f'[[pool]]\nname = "p"\nmembers = [{listed}]\n[[rule]]\nto = [{every}, "p"]\n'

@@ -42,6 +42,7 @@ def host(*local: str, net_raw: bool = True, cpus: tuple[int, ...] = (0, 1)) -> C
 
 # Below the ports that the kernel gives away by itself (32768 and up), so that no other socket takes one between
 # its choice and its use; each is told once only, and every process of the tests begins elsewhere.
+# Above 9999: a test that writes ports itself beside these uses lower ones.
 _PORTS = range(10_000, 32_000)
 _ports = itertools.count(random.SystemRandom().randrange(len(_PORTS)))
 
