@@ -65,9 +65,10 @@ def test_neighboring_addresses_share_evenly(step: int) -> None:
 
 def test_weights() -> None:
     worker, which, counters = new(3, (1, 2, 5))
-    loads = Counter(give(worker, which, exporters(4000)).values())
+    # 4,000 come within 9.8 percent in the worst of 300 pools of other addresses, 30,000 within 4
+    loads = Counter(give(worker, which, exporters(30_000)).values())
     for weight, one in zip((1, 2, 5), counters, strict=True):
-        assert loads[one.id] == pytest.approx(500 * weight, rel=0.1)
+        assert loads[one.id] == pytest.approx(3750 * weight, rel=0.1)
 
 
 def test_the_answer_stays() -> None:
