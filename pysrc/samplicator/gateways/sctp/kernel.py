@@ -70,6 +70,13 @@ class Wire:
             struct.unpack_from("=H", status, 12)[0],
         )
 
+    def abandoned(self, number: int) -> int:
+        """Messages with a lifetime that the kernel gave up after it had sent them (struct sctp_prstatus)."""
+        request = struct.pack("=iHHQQ", number, 0, linux.PR_TTL, 0, 0)
+        raw = linux.get_option(self.sock, linux.PR_ASSOC_STATUS, request)
+        sent: int = struct.unpack_from("=Q", raw, 16)[0]
+        return sent
+
     def drain(self) -> bool:
         """Reads some; False: there is no more now."""
         for _ in range(MOST_MESSAGES):

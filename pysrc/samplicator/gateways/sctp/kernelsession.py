@@ -1,14 +1,17 @@
 """An association as the kernel has it: `Session` of gateways.transport.
 
 Invariants: `closed` is told exactly once, later than the call that caused it; what the kernel could not deliver is told
-before. What the kernel gives up while the association is up (PARTIAL, NONE) it tells nobody, and it counts some chunks
-several times (6.1), so `given_up` is not called for that. Called by kernel, which reads the socket and lets time pass.
+before. The kernel tells which messages expired before they were sent (SEND_FAILED), but only how many did afterwards
+(SCTP_PR_ASSOC_STATUS): `given_up` is called for as many of the oldest. What it gives up of NONE is not told: it counts
+what a peer has behind a gap, too (sctp_retransmit_mark of net/sctp/outqueue.c), so with loss the figure would be wrong.
+Called by kernel, which reads the socket and lets time pass.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
@@ -38,6 +41,7 @@ class KernelSession:
         self.ended = False
         self.why = ""
         self.waits = False
+        self._refused = False
         self.closing = False
         self.association = None
         self.deadline: float | None = None
@@ -46,6 +50,8 @@ class KernelSession:
         self._streams = 1
         self._context = 0
         self._held: dict[int, bytes] = {}
+        self._expiring: dict[int, None] = {}  # of these, what may be given up
+        self._abandoned = 0
         self._held_bytes = 0
         self._next_look = 0.0
         self._parts: dict[int, bytearray | None] = {}
@@ -82,18 +88,25 @@ class KernelSession:
     def send(self, message: bytes, stream: int = 0, reliability: Reliability = Reliability.FULL) -> bool:
         if not self.open or self.closing or self.why or stream >= self._streams or len(message) > linux.LARGEST:
             return False
+        may_expire = stream > 0 and reliability is Reliability.PARTIAL
+        if may_expire and self._refused and self.tell_abandoned():
+            self.waits = True
+            return False
         flags = 0 if stream else linux.SACK_IMMEDIATELY  # others may wait for it
         info = [(linux.SOL_SCTP, linux.SNDINFO, linux.SNDINFO_FORM.pack(stream, flags, 0, self._context, self.number))]
-        if stream and reliability is Reliability.PARTIAL:
+        if may_expire:
             info.append((linux.SOL_SCTP, linux.PRINFO, linux.PRINFO_FORM.pack(linux.PR_TTL, LIFETIME_MS)))
         elif stream and reliability is Reliability.NONE:
             info.append((linux.SOL_SCTP, linux.PRINFO, linux.PRINFO_FORM.pack(linux.PR_RTX, 0)))
         try:
             self.wire.sock.sendmsg([message], info, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError as error:
-            self.waits = error.errno in (errno.EAGAIN, errno.ENOBUFS)
+            self.waits = self._refused = error.errno in (errno.EAGAIN, errno.ENOBUFS)
             return False
+        self._refused = False
         self._held[self._context] = message
+        if may_expire:
+            self._expiring[self._context] = None
         self._held_bytes += len(message)
         self._context = (self._context + 1) & 0xFFFFFFFF
         return True
@@ -150,7 +163,20 @@ class KernelSession:
     def parts_are_lost(self) -> None:
         self._parts.clear()
 
+    def tell_abandoned(self) -> bool:
+        """What the kernel has given up after it had sent it; whether there was any."""
+        if not self._expiring:
+            return False
+        with contextlib.suppress(OSError, struct.error):
+            before, self._abandoned = self._abandoned, self.wire.abandoned(self.number)
+            news = list(itertools.islice(self._expiring, max(self._abandoned - before, 0)))
+            for context in news:
+                self.failed(context)
+            return bool(news)
+        return False
+
     def failed(self, context: int) -> None:
+        self._expiring.pop(context, None)
         message = self._held.pop(context, None)
         if message is not None:
             self._held_bytes -= len(message)
@@ -170,11 +196,15 @@ class KernelSession:
             with contextlib.suppress(OSError, struct.error):
                 stats = self.wire.statistics(self.number)
                 self.beat.looked_at(now, *stats)
+        if self._refused:  # before somebody sends what would be given up in its turn
+            self.tell_abandoned()
         if self._held and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
+            self.tell_abandoned()
             most = 2 * self.unsent_bytes
             for context, message in list(self._held.items()):
                 if self._held_bytes <= most:
                     break
                 del self._held[context]
+                self._expiring.pop(context, None)
                 self._held_bytes -= len(message)
