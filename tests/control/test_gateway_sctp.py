@@ -19,6 +19,7 @@ from samplicator.plan.sessions import Door as Delivery
 from samplicator.plan.sessions import DoorSpec, Sctp
 from support import flows as model
 from support.flows import a_set, template
+from support.namespace import alone
 from support.peers import LOCALHOST, Stage, read
 from support.worker import wait_until
 
@@ -42,6 +43,17 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         "asyncio": asyncio.new_event_loop,
     }
     made = Stage("sctp", loops[request.param], Gateway)
+    failed: list[OSError] = []
+
+    def own_network() -> None:
+        """A stack that is not the kernel's gets what is for another one of this host, too, and aborts it."""
+        try:
+            alone()
+        except OSError as error:
+            failed.append(error)
+
+    assert made.thread.wait(own_network)
+    assert failed == []
     yield made
     made.close()
 

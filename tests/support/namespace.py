@@ -6,7 +6,9 @@ Made and deleted by lab.py only. Must never leave a thread behind in a namespace
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from support.process import tool
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -25,6 +28,16 @@ def run(*argv: str, stdin: str | None = None) -> str:
     done = subprocess.run([tool(argv[0]), *argv[1:]], input=stdin, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr or done.stdout}\n{stdin or ''}"
     return done.stdout
+
+
+def alone() -> None:
+    """The calling thread has a network namespace of its own from now on, with a loopback and nothing else. It goes
+    with the thread and its sockets. Raises OSError.
+    """
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
 
 
 class Namespace:
