@@ -132,5 +132,5 @@ def test_a_worker_that_does_not_read_makes_the_exporter_wait(stage: Stage) -> No
         sent += outside.write(burst)
         if len(found) < sent // 2:
             found += inside.read()
-    wait_until(lambda: found.extend(inside.read()) or len(found) > count, "all", 60)  # type: ignore[func-returns-value]
+    wait_until(lambda: found.extend(inside.read()) or len(found) > count, "all", 200)  # type: ignore[func-returns-value]
     assert [one.payload for one in found] == [TEACH, *(data(20 * n, 20) for n in range(count))]
