@@ -31,8 +31,8 @@ class Relay:
     those tables; for the C tools `options` are extra arguments, with {next_hop} for the collector's link address and
     `ring_drop` for the ingress drop that a ring of theirs needs (samplicator installs its own). `rules`: how many, of
     which only the last fires. `processes`: so many of a C tool, one a CPU, share the listener's port. `tap`: arguments
-    of a `samplicator tap` that looks on, on the other CPU. `like` is the bare loop of the same kind, the limit it is
-    held against.
+    of a `samplicator tap` that looks on, on the other CPU. `frames`: its copies reach the collector as frames of XDP's.
+    `like` is the bare loop of the same kind, the limit it is held against.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Relay:
     rules: int = 1
     processes: int = 1
     tap: tuple[str, ...] | None = None
+    frames: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ TRAFFICS = {
         Traffic("bursts", "16 exporters, runs of 16, 1400 bytes", 16, 16),
         Traffic("bursts46", "4 exporters, runs of 46, 1400 bytes", 4, 46),
         Traffic("worst", "500 exporters one by one, sizes 60-1468 at random", 500, 1, "60-1468"),
+        Traffic("small", "500 exporters one by one, 200 bytes", 500, 1, "200"),
         Traffic("ports", "as bursts, every exporter from a port of its own", 16, 16, own_ports=True),
         Traffic("fresh", "every datagram from a new exporter, 200 bytes", 100000, 1, "200", cold=True),
         Traffic("mix", "the repo's captures from 50 exporters", 50, 8, pcap="pysrc/samplicator/captures/*.pcap"),
@@ -127,6 +129,7 @@ RELAYS = {
         Relay("raw", "samplicator", (True,), receiver={"engine": "raw"}, like="bare-plain"),
         Relay("auto", "samplicator", like="bare-segment"),
         Relay("packet", "samplicator", (True,), receiver={"engine": "packet"}, like="bare-packet"),
+        Relay("transparent", "samplicator", (True,), receiver={"engine": "transparent"}, like="bare-segment"),
         Relay("ring", "samplicator", listener={"receive": "ring"}, datapath=_RING_BUFFER, like="bare-ring-segment"),
         Relay(
             "ring-packet",
@@ -160,6 +163,8 @@ _WORST = (
     Case("worst", True, 4, ("classic", "auto", "packet", "ring-packet", "bare-plain", "bare-packet"), 80000),
     Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
+
+_ALL_CPU = ("classic", "auto", "transparent", "ring")
 
 _SCALE = (
     "classic",
@@ -205,6 +210,13 @@ TABLES: dict[str, tuple[Case, ...]] = {
     ),
     "fan-out": tuple(
         Case("bursts", True, n, ("classic", "auto"), max(4000, 240000 // n)) for n in (1, 2, 4, 8, 16, 32, 64, 128)
+    ),
+    # For the modes total and steady: what all of it costs, and the same in other circumstances.
+    "all-cpu": tuple(Case(traffic, True, 4, _ALL_CPU, 40000) for traffic in ("worst", "mix", "bursts")),
+    "all-cpu-more": (
+        *(Case(traffic, True, 16, _ALL_CPU, 20000) for traffic in ("worst", "mix", "bursts")),
+        *(Case(traffic, True, 4, _ALL_CPU, 40000, offload=False) for traffic in ("mix", "bursts")),
+        Case("small", True, 4, _ALL_CPU, 40000),
     ),
     # 10,000 rules against one, 100,000 exporters (10,000 with a port each) against 16: the rules' cost is the ratio of
     # two relays of one case, the exporters' that of one relay in two cases.

@@ -122,7 +122,7 @@ def wait_listening(lab: Lab, relay: Relay, process: Process) -> None:
 
 
 def wait_started(lab: Lab, process: Process) -> None:
-    """Until the daemon has done all that belongs to its start: ready, and the next hops of engine packet known (until
+    """Until the daemon has done all that belongs to its start: ready, and the next hops of frames known (until
     then copies leave by raw sockets, and the control plane competes with the datapath for its CPU).
     """
     argv = [str(REPO / ".venv" / "bin" / "samplicator"), "status", "--control", str(lab.directory / "control.sock")]
@@ -131,7 +131,7 @@ def wait_started(lab: Lab, process: Process) -> None:
         done = subprocess.run([*argv, "--json"], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             receivers = json.loads(done.stdout)["receivers"]
-            if all(r["engine"] != "packet" or r["link"].startswith("r1") for r in receivers):
+            if all(not r["link"] or r["link"].startswith("r1") for r in receivers):
                 break
         if not process.alive() or time.monotonic() > end:
             raise LabError(f"{process.name} does not get ready: {done.stdout[-500:]} {done.stderr[-500:]}")

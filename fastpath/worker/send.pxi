@@ -99,6 +99,11 @@ cdef inline bint worker_is_whole(const worker_t *w, const tx_t *tx, u32 n) noexc
     return n == w.batch.n and tx.ttl != 0 and not tx.pause_us
 
 
+cdef inline bint worker_frames(const worker_t *w, const tx_t *tx) noexcept nogil:
+    """Whether a receiver of engine `transparent` gets frames: only the choice of "auto" has a link, while it bypasses nothing."""
+    return atomic_load32(&tx.link.usable) and w.packet.fd >= 0 and not tx.gave_up & TX_GAVE_UP_PACKET
+
+
 cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
     """One emit and one flush for each active way; ways that share the exporters' sockets or the packet socket together."""
     cdef work_t *work = w.work
@@ -124,12 +129,13 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
             worker_send_unresolved(w, tx, way, n)
         elif work.rewrites[way]:
             worker_send_rewritten(w, tx, way, n)
-        elif tx.engine == TX_ENGINE_TRANSPARENT and not split and worker_is_whole(w, tx, n):
-            work.ported[ported] = way
-            ported += 1
-        elif tx.engine == TX_ENGINE_PACKET and not split and worker_is_whole(w, tx, n):
-            work.framed[framed] = way
-            framed += 1
+        elif tx.engine >= TX_ENGINE_TRANSPARENT and not split and worker_is_whole(w, tx, n):
+            if tx.engine == TX_ENGINE_PACKET or worker_frames(w, tx):
+                work.framed[framed] = way
+                framed += 1
+            else:
+                work.ported[ported] = way
+                ported += 1
         else:
             worker_send_one(w, tx, w.batch, &work.selections[<size_t>way * BATCH_LIMIT], n)
     if ported or framed:

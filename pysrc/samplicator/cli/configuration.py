@@ -212,7 +212,7 @@ def _source_json(source: ParsedSource) -> dict[str, Any]:
 
 def explain(options: Namespace) -> int:
     """Which rules match, which copies leave."""
-    from samplicator.host import masquerade
+    from samplicator.host import bypass, masquerade
     from samplicator.plan import explain as explaining
 
     try:
@@ -234,6 +234,9 @@ def explain(options: Namespace) -> int:
     else:
         rewriting = masquerade.rules()
         note = ["", f"note: {masquerade.sentence(rewriting)}"] if rewriting else []
+        if any(receiver.framed and receiver.engine != "packet" for receiver in judged.plan.receivers):
+            bypassed = bypass.reason()
+            note += ["", f"note: no link frames now: they would bypass {bypassed}"] if bypassed else []
         print("\n".join([*explaining.lines(answers, exporter, port, options.to_port), *note]))
     return 0
 

@@ -74,7 +74,7 @@ class Way:
         return self.tx.gave_up | (self.fallback.gave_up if self.fallback is not None else 0)
 
     def set_link(self, link: Link | None) -> None:
-        """The next hop of engine `packet`; None: unknown, copies leave by the raw socket. One thread at a time."""
+        """The next hop of frames; None: unknown, copies leave by the other sockets. One thread at a time."""
         if link is None:
             self.tx.link()
         else:
@@ -117,8 +117,8 @@ class Way:
 class Path:
     """What all workers' ways to one receiver share: the probed path, and the reserved own source of unspoofed raw
     copies. mtu: bytes that a packet has at most, of the route, the configuration and what routers on the way say,
-    mtu_why: which of them it is, for people. link: the next hop of engine `packet`, link_words: that, or why there is
-    none, for people.
+    mtu_why: which of them it is, for people. link: the next hop of frames, link_words: that, or why there is none, for
+    people.
     """
 
     __slots__ = ("_beyond", "_route_mtu", "link", "link_words", "mtu", "mtu_why", "reservation", "routed", "source",
@@ -128,7 +128,7 @@ class Path:
         """before: the one of the same receiver in the plan before, from which stays what is known of the way there."""
         self.spec = spec
         self.link: Link | None = None
-        self.link_words = "not known yet" if spec.engine == "packet" else ""
+        self.link_words = "not known yet" if spec.framed else ""
         self.mtu = DEFAULT_MTU
         self.routed = False
         self.reservation: socket.socket | None = None
@@ -223,7 +223,7 @@ class Path:
                 fallback=fallback.tx if fallback else None,
                 alias=spec.unique and not spec.udp.spoof,  # a spoofed copy tells its exporter by its address
             )
-            if spec.engine == "packet" and self.link is not None:
+            if spec.framed and self.link is not None:
                 tx.link(self.link.interface, self.link.header, self.link.mtu)
             way = Way(tx, None, [sock], [] if sockets.connect(sock, spec.udp) else [sock])
             if fallback is not None:

@@ -1,13 +1,14 @@
 """Links: the next hop of frames for a receiver: egress interface, link addresses, MTU; and the addresses of this host.
 
-Purpose: follows route, neighbor and interface of every receiver of engine `packet` through rtnetlink(7), in its own
-thread. Events of the kernel wake the thread, and a slow poll finds what events missed. A packet socket does not tell
-the kernel that a neighbor is used, so this thread does so every few seconds (NTF_USE, include/uapi/linux/neighbor.h):
-the kernel then probes and resolves as it does for traffic of its own; where that is not permitted (CAP_NET_ADMIN) a
-stale neighbor counts as unknown until copies by the raw socket have made the kernel probe it. Invariants: a receiver
-has a link only while a frame for it can be expected to arrive; what cannot be followed (this host itself, multicast,
-tunnels, devices without link addresses) has none. Called by supervisor and sockets. The only importer of pyroute2. It
-must never send a datagram, and never change a route.
+Purpose: follows route, neighbor and interface of every receiver that gets frames (engine `packet`, or the choice of
+"auto") through rtnetlink(7), in its own thread. Where "auto" chose, there is a link only while frames bypass nothing.
+Events of the kernel wake the thread, and a slow poll finds what events missed. A packet socket does not tell the kernel
+that a neighbor is used, so this thread does so every few seconds (NTF_USE, include/uapi/linux/neighbor.h): the kernel
+then probes and resolves as it does for traffic of its own; where that is not permitted (CAP_NET_ADMIN) a stale neighbor
+counts as unknown until copies by the raw socket have made the kernel probe it. Invariants: a receiver has a link only
+while a frame for it can be expected to arrive; what cannot be followed (this host itself, multicast, tunnels, devices
+without link addresses) has none. Called by supervisor and sockets. The only importer of pyroute2. It must never send a
+datagram, and never change a route.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any, Final
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from samplicator.host import bypass
+from samplicator.host.netlink import events
 from samplicator.plan.spec import HostAddress
 
 log = logging.getLogger(__name__)
@@ -71,11 +74,14 @@ class NoLink(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A receiver to follow. sink(link, words): called from the thread when its link has changed; None: none now."""
+    """A receiver to follow. sink(link, words): called from the thread when its link has changed; None: none now.
+    careful: only while a frame bypasses nothing that this host does to packets.
+    """
 
     address: bytes
     scope_id: int
     sink: Callable[[Link | None, str], None]
+    careful: bool = False
 
 
 class Links:
@@ -90,6 +96,7 @@ class Links:
         self._known: dict[str, Link | str] = {}
         self._hops: set[tuple[int, bytes]] = set()
         self._may_probe = True
+        self._bypassed = ""
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
 
@@ -117,38 +124,52 @@ class Links:
     def _run(self) -> None:
         while not self._ended:
             try:
-                with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as events:
-                    events.bind((0, GROUPS))
-                    with IPRoute() as netlink:
-                        self._loop(netlink, events)
+                with contextlib.ExitStack() as stack:
+                    told = [stack.enter_context(sock) for sock in (events(GROUPS), *bypass.watch())]
+                    self._loop(stack.enter_context(IPRoute()), told)
             except Exception:
                 log.exception("link tracking restarted; engine packet keeps the last known next hops")
                 time.sleep(1.0)
 
-    def _loop(self, netlink: IPRoute, events: socket.socket) -> None:
+    def _loop(self, netlink: IPRoute, told: list[socket.socket]) -> None:
         poll = select.poll()
-        poll.register(events, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
+        for source in told:
+            poll.register(source, select.POLLIN)
         due = 0.0
         while not self._ended:
             ready = poll.poll(max(0.0, due - time.monotonic()) * 1000)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
-            if ready and not self._fresh and not self._concerns(events) and time.monotonic() < due:
+            if ready and not self._fresh and not self._concern(told) and time.monotonic() < due:
                 continue
             time.sleep(SETTLE_SECONDS)
-            self._concerns(events)  # what came with it is looked at now
+            self._concern(told)  # what came with it is looked at now
             begun = time.monotonic()
             self._look(netlink)
             time.sleep((time.monotonic() - begun) * (REST - 1))
             due = time.monotonic() + POLL_SECONDS
 
-    def _concerns(self, events: socket.socket) -> bool:
+    def _concern(self, told: list[socket.socket]) -> bool:
+        """Whether anything that the kernel told may have changed a link."""
+        found = self._concerns(told[0])
+        for other in told[1:]:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    try:
+                        other.recv(65536)
+                    except OSError as error:
+                        if error.errno != errno.ENOBUFS:
+                            raise
+                    found = True
+        return found
+
+    def _concerns(self, told: socket.socket) -> bool:
         """Empties the event socket; whether anything in it may have changed a link."""
         found = False
         while True:
             try:
-                data = events.recv(65536)
+                data = told.recv(65536)
             except BlockingIOError:
                 return found
             except OSError as error:
@@ -169,9 +190,13 @@ class Links:
         with self._lock:
             targets, fresh, self._fresh = self._targets, self._fresh, False
         self._hops = set()
+        if any(target.careful for target in targets.values()):
+            self._bypassed = bypass.reason()
         known: dict[str, Link | str] = {}
         for name, target in targets.items():
             try:
+                if target.careful and self._bypassed:
+                    raise NoLink(f"frames would bypass {self._bypassed}")
                 known[name] = self._link(netlink, target)
             except NoLink as why:
                 known[name] = str(why)
@@ -196,6 +221,11 @@ class Links:
         if route.get("encap") or route.get("oif") is None:
             raise NoLink("the route leads into a tunnel")
         device = self._device(netlink, route.get("oif"))
+        if target.careful:
+            if bypass.several_hops(target.address, target.scope_id):
+                raise NoLink("the route has several next hops")
+            if why := bypass.queueing(route.get("oif")):
+                raise NoLink(why)
         via = route.get("via") or {}
         hop = str(route.get("gateway") or via.get("addr") or text)
         address = self._neighbor(netlink, route.get("oif"), hop)

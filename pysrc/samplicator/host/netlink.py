@@ -1,8 +1,8 @@
 """Netlink: the one parser of the kernel's messages (netlink(7), rtnetlink(7)) and one conversation over it.
 
 Plain questions about routes and neighbors, and the sockets on which the kernel tells of changes. Called by neighbors,
-delivery, changes and ingress. Invariants: a length in a message is limited to the size of the message. It must never
-change anything in the kernel: ingress writes its own messages.
+delivery, changes, bypass and ingress. Invariants: a length in a message is limited to the size of the message. It must
+never change anything in the kernel: ingress writes its own messages.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self
 
+NETLINK_ROUTE, NETLINK_XFRM, NETLINK_NETFILTER = 0, 6, 12
 SOL_NETLINK: Final = 270
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 1, 2
 NETLINK_GET_STRICT_CHK: Final = 12
@@ -58,10 +59,10 @@ def attribute(kind: int, data: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
-def events(groups: int) -> socket.socket:
+def events(groups: int, protocol: int = NETLINK_ROUTE) -> socket.socket:
     """A socket that becomes readable when the kernel tells the groups (RTMGRP_*) something. Raises OSError."""
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    sock = socket.socket(socket.AF_NETLINK, kind, 0)
+    sock = socket.socket(socket.AF_NETLINK, kind, protocol)
     try:
         sock.bind((0, groups))
     except BaseException:
@@ -71,11 +72,14 @@ def events(groups: int) -> socket.socket:
 
 
 class Conversation:
-    """Questions to rtnetlink, one at a time; a context manager. Raises OSError when the kernel cannot be asked."""
+    """Questions to rtnetlink or to another part of the kernel (protocol), one at a time; a context manager. Raises
+    OSError when the kernel cannot be asked. refused: what was wrong with the last question (errno), 0 = nothing.
+    """
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
+        self.refused = 0
         try:
             self._socket.settimeout(1.0)
             self._socket.bind((0, 0))
@@ -98,6 +102,7 @@ class Conversation:
         unread is passed over.
         """
         self._sequence += 1
+        self.refused = 0
         self._socket.send(message(kind, flags | NLM_F_REQUEST, self._sequence, body))
         while True:
             mine = False
@@ -105,6 +110,7 @@ class Conversation:
                 if sequence != self._sequence:
                     continue
                 if answer in (NLMSG_ERROR, NLMSG_DONE):
+                    self.refused = -int.from_bytes(payload[:4], sys.byteorder, signed=True)
                     return
                 mine = True
                 yield answer, payload

@@ -19,6 +19,10 @@ NEEDS_NET_RAW: Final = (
     "needs CAP_NET_RAW; run as root, or grant it (systemd: AmbientCapabilities=CAP_NET_RAW; Kubernetes: "
     'securityContext.capabilities.add: ["NET_RAW"]; else: setcap cap_net_raw+ep on the program)'
 )
+FRAMES_WHY: Final = (
+    "link frames of a packet socket while the next hop's link address is known and frames bypass nothing of this host "
+    "(IPsec, firewall, routing by rules); else "
+)
 TRANSPARENT_WHY: Final = "runs are sent in one call by sockets bound to exporters' ports, the rest by a raw socket"
 
 
@@ -44,7 +48,7 @@ def choose(
     elif wanted == "raw":
         engine, reason = "raw", "configured: one raw socket per receiver; samplicator writes the headers"
     elif receiver.spoof:
-        engine, reason = spoofing_choice(receiver, address)
+        engine, reason = spoofing_choice(receiver, address, host)
     elif foreign and source is not None:
         engine = "raw"
         reason = f"{address_text(source[0])} is not an address of this host, so samplicator writes the headers"
@@ -108,7 +112,14 @@ def per_session(receiver: Receiver, engine: str, problem: Report) -> bool:
     return engine == "udp"
 
 
-def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, str]:
+def frames(receiver: Receiver, engine: str, host: Capabilities) -> bool:
+    """Whether copies of the engine that "auto" chose leave as frames while that is safe: what frames bypass is seen
+    only with CAP_NET_ADMIN.
+    """
+    return receiver.engine == "auto" and engine == "transparent" and host.net_admin
+
+
+def spoofing_choice(receiver: Receiver, address: ResolvedAddress, host: Capabilities) -> tuple[str, str]:
     """Engine "auto" of a spoofed receiver, and why."""
     if address.family == 4 and address.address[0] >= 224:  # net/ipv4/route.c, ip_route_output_key_hash_rcu
         return "raw", "spoofed, to a multicast group: UDP sockets can send to a group only from addresses of this host"
@@ -116,7 +127,9 @@ def spoofing_choice(receiver: Receiver, address: ResolvedAddress) -> tuple[str, 
         return "raw", "spoofed with UDP checksum 0, for which samplicator writes the headers"
     if receiver.pause_us:
         return "raw", "spoofed with a pause after each copy, so copies are sent one by one by a raw socket"
-    return "transparent", f"spoofed: {TRANSPARENT_WHY}{_mostly_raw(receiver)}"
+    engine = "transparent"
+    why = f"spoofed: {FRAMES_WHY if frames(receiver, engine, host) else ''}{TRANSPARENT_WHY}"
+    return engine, why + _mostly_raw(receiver)
 
 
 def _mostly_raw(receiver: Receiver) -> str:

@@ -369,6 +369,7 @@ class _Compiler:
             pause_us=receiver.pause_us,
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
             per_session=engines.per_session(receiver, engine, report),
+            frames=engines.frames(receiver, engine, self.capabilities),
         )
         return self.behind(index, delivery, address, missing, pod)
 

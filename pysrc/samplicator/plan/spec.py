@@ -181,7 +181,8 @@ class Udp:
     (then ReceiverSpec.missing says why). host: as the operator wrote it. engine_why: one sentence
     for people. source: a fixed (address, port) instead of our own, port 0 = one the kernel picks. ttl 0 and tos -1 =
     kept from the datagram. mtu: bytes that packets may have at most, 0 = as the path takes. per_session: each exporter
-    session has a source port of its own.
+    session has a source port of its own. frames: the engine was chosen here, and its copies leave as frames of a packet
+    socket while the next hop is known and that bypasses nothing.
     """
 
     address: bytes
@@ -199,6 +200,7 @@ class Udp:
     pause_us: int
     mtu: int = 0
     per_session: bool = False
+    frames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +245,11 @@ class ReceiverSpec:
     @property
     def engine(self) -> str:
         return self.delivery.engine if isinstance(self.delivery, Udp) else "door"
+
+    @property
+    def framed(self) -> bool:
+        """Whether copies may leave as frames of a packet socket."""
+        return isinstance(self.delivery, Udp) and (self.delivery.engine == "packet" or self.delivery.frames)
 
     @property
     def spoof(self) -> bool:

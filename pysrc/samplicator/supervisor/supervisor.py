@@ -298,9 +298,9 @@ class Supervisor:
         return True
 
     def _follow_links(self) -> None:
-        """Has the next hops of packet receivers followed, from the first such receiver on."""
+        """Has the next hops of receivers that get frames followed, from the first such receiver on."""
         receivers = self._running.receivers
-        states = {n: s for n, s in receivers.items() if s.spec.engine == "packet" and not s.spec.missing}
+        states = {n: s for n, s in receivers.items() if s.spec.framed and not s.spec.missing}
         if not states and self._links is None:
             return
         from samplicator.host import links  # heavy, and most plans have no such receiver
@@ -309,7 +309,9 @@ class Supervisor:
             self._links = links.Links()
         self._links.follow(
             {
-                name: links.Target(state.spec.udp.address, state.spec.udp.scope_id, state.set_link)
+                name: links.Target(
+                    state.spec.udp.address, state.spec.udp.scope_id, state.set_link, careful=state.spec.udp.frames
+                )
                 for name, state in states.items()
             }
         )

@@ -1,0 +1,260 @@
+"""Bypass: what this host does to UDP packets that leave, and what a frame of the packet socket would not meet.
+
+Purpose: the engine that is chosen for the operator ("auto") may send frames only where nothing is lost by that: no
+IPsec policy, no rule at the hooks `output` and `postrouting`, no program of the cgroup, no routing by more than the
+address. (The queueing discipline, filters of tc and the hook `egress` of nftables are met by frames, too, see
+net/core/dev.c, __dev_queue_xmit; what a discipline decides by the socket is not.) Invariants: what cannot be seen
+counts as there; nothing here changes anything, and no kernel module is loaded by a question. Called by links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Final
+
+from samplicator.host.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    NETLINK_XFRM,
+    NLM_F_DUMP,
+    RTA_DST,
+    RTA_OIF,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTMSG_BYTES,
+    Conversation,
+    attribute,
+    attributes,
+    events,
+)
+
+RTMGRP_TC, RTMGRP_IPV6_RULE = 0x8, 1 << 18
+XFRMGRP_POLICY, NFTABLES_GROUP = 8, 1 << 6
+XFRM_MSG_GETPOLICY, XFRM_MSG_NEWPOLICY, XFRM_POLICY_OUT = 0x15, 0x13, 1
+POLICY_DIRECTION: Final = 160
+"""Where struct xfrm_userpolicy_info (include/uapi/linux/xfrm.h) has `dir`."""
+RTM_NEWRULE, RTM_GETRULE, FRA_PRIORITY = 32, 34, 6
+USUAL_RULES: Final = (0, 32766, 32767)
+"""Priorities of the rules that every host has: local, main, default."""
+RTM_F_FIB_MATCH, RTA_MULTIPATH = 0x2000, 9
+RTM_NEWQDISC, RTM_GETQDISC, TCA_KIND, ROOT = 36, 38, 1, 0xFFFFFFFF
+CLASSLESS: Final = ("noqueue", "mq", "pfifo_fast", "pfifo", "bfifo", "fq_codel", "fq", "codel", "sfq", "cake", "fq_pie")
+"""Queueing disciplines that do not sort by what only a packet of a UDP socket says (its mark, priority, cgroup)."""
+NFT_GETCHAIN, NFT_NEWCHAIN, NFT_GETRULE, NFT_NEWRULE = 0xA04, 0xA03, 0xA07, 0xA06
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_HOOK_HOOKNUM = 1, 3, 4, 5, 1
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN = 1, 2
+FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
+LOCAL_OUT, POST_ROUTING = 3, 4
+HOOKS: Final = {LOCAL_OUT: "output", POST_ROUTING: "postrouting"}
+ACCEPT: Final = 1
+XT_INFO: Final = struct.Struct("=32sI5I5III")
+"""struct ipt_getinfo: name, valid hooks, first rule and policy of each hook, rules, bytes."""
+XT_ENTRY: Final[dict[int, int]] = {socket.AF_INET: 112, socket.AF_INET6: 168}
+"""Bytes of a rule before its target."""
+SO_GET_INFO, SO_GET_ENTRIES = 64, 65
+BPF_PROG_QUERY, INET_EGRESS, EFFECTIVE = 16, 1, 1
+BPF_CALL: Final = {"x86_64": 321, "aarch64": 280}
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def watch() -> list[socket.socket]:
+    """Sockets that become readable when one of these may have changed, as far as the kernel permits."""
+    found = []
+    for groups, protocol in (
+        (RTMGRP_TC | RTMGRP_IPV6_RULE, NETLINK_ROUTE),
+        (XFRMGRP_POLICY, NETLINK_XFRM),
+        (NFTABLES_GROUP, NETLINK_NETFILTER),
+    ):
+        with contextlib.suppress(OSError):
+            found.append(events(groups, protocol))
+    return found
+
+
+def reason() -> str:
+    """What a frame would not meet on this host, for people; "" = nothing."""
+    try:
+        return _policies() or _nftables() or _xtables() or _routing() or _cgroup()
+    except OSError as error:
+        return f"what frames would bypass cannot be seen: {error.strerror or error}"
+
+
+def queueing(device: int) -> str:
+    """The same of an interface's queueing discipline."""
+    with Conversation() as kernel:
+        for kind, body in kernel.ask(RTM_GETQDISC, NLM_F_DUMP, struct.pack("=BxHiIII", 0, 0, device, 0, 0, 0)):
+            if kind != RTM_NEWQDISC or len(body) < 20:
+                continue
+            index, _, parent = struct.unpack_from("=iII", body, 4)
+            name = dict(attributes(body, 20)).get(TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
+            if index == device and parent == ROOT and name not in CLASSLESS:
+                return f"the queueing discipline {name} may sort by the socket"
+    return ""
+
+
+def several_hops(address: bytes, scope_id: int) -> bool:
+    """Whether the route to an address (4 or 16 bytes) has several next hops, of which the kernel takes one a flow."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, 8 * len(address), 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    body += attribute(RTA_DST, address) + (attribute(RTA_OIF, struct.pack("=I", scope_id)) if scope_id else b"")
+    with Conversation() as kernel:
+        for kind, answer in kernel.ask(RTM_GETROUTE, 0, body):
+            if kind == RTM_NEWROUTE and RTA_MULTIPATH in dict(attributes(answer, RTMSG_BYTES)):
+                return True
+    return False
+
+
+def _seen(kernel: Conversation, what: str) -> None:
+    if kernel.refused == errno.EPERM:
+        raise OSError(errno.EPERM, f"CAP_NET_ADMIN is needed to see {what}")
+
+
+def _policies() -> str:
+    try:
+        with Conversation(NETLINK_XFRM) as kernel:
+            for kind, body in kernel.ask(XFRM_MSG_GETPOLICY, NLM_F_DUMP, bytes(64)):
+                if kind == XFRM_MSG_NEWPOLICY and body[POLICY_DIRECTION : POLICY_DIRECTION + 1] == b"\1":
+                    return "an IPsec policy for packets that leave"
+            _seen(kernel, "IPsec policies")
+    except OSError as error:
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED):  # a kernel without IPsec
+            raise
+    return ""
+
+
+def _nftables() -> str:
+    try:
+        with Conversation(NETLINK_NETFILTER) as kernel:
+            chains = []
+            for kind, body in kernel.ask(NFT_GETCHAIN, NLM_F_DUMP, bytes(4)):
+                family = FAMILIES.get(body[0]) if kind == NFT_NEWCHAIN and len(body) >= 4 else None
+                found = dict(attributes(body, 4))
+                if family is None or NFTA_CHAIN_HOOK not in found:
+                    continue
+                where = dict(attributes(found[NFTA_CHAIN_HOOK], 0)).get(NFTA_HOOK_HOOKNUM, b"")
+                hook = HOOKS.get(int.from_bytes(where, "big"))
+                if hook is not None:
+                    chains.append((body[0], family, hook, found))
+            _seen(kernel, "rules of nftables")
+            for number, family, hook, found in chains:
+                table, chain = found.get(NFTA_CHAIN_TABLE, b""), found.get(NFTA_CHAIN_NAME, b"")
+                name = f"{family} {_text(table)} {_text(chain)} of nftables (hook {hook})"
+                if int.from_bytes(found.get(NFTA_CHAIN_POLICY, b"\0\0\0\1"), "big") != ACCEPT:
+                    return f"the policy of chain {name}"
+                wanted = attribute(NFTA_RULE_TABLE, table) + attribute(NFTA_RULE_CHAIN, chain)
+                rules = kernel.ask(NFT_GETRULE, NLM_F_DUMP, struct.pack("=BBH", number, 0, 0) + wanted)
+                if any(kind == NFT_NEWRULE for kind, _ in rules):
+                    return f"chain {name}"
+    except OSError as error:
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED):
+            raise
+    return ""
+
+
+def _text(name: bytes) -> str:
+    return name.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _xtables() -> str:
+    """iptables-legacy. A table that is named there exists: the question loads no module."""
+    for family, names, level in (
+        (socket.AF_INET, "/proc/self/net/ip_tables_names", socket.IPPROTO_IP),
+        (socket.AF_INET6, "/proc/self/net/ip6_tables_names", socket.IPPROTO_IPV6),
+    ):
+        try:
+            tables = Path(names).read_text(encoding="ascii").split()
+        except FileNotFoundError:
+            continue
+        if not tables:
+            continue
+        with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+            for table in tables:
+                for hook, name in HOOKS.items():
+                    if _xt_acts(sock, level, family, table.encode(), hook):
+                        tool = "iptables" if family == socket.AF_INET else "ip6tables"
+                        return f"chain {name.upper()} of table {table} ({tool}-legacy)"
+    return ""
+
+
+def _xt_acts(sock: socket.socket, level: int, family: int, table: bytes, hook: int) -> bool:
+    """Whether a chain has a rule, or another policy than ACCEPT. Raises OSError."""
+    asked = ctypes.create_string_buffer(table.ljust(32, b"\0") + bytes(XT_INFO.size - 32), XT_INFO.size)
+    _ask(sock, level, SO_GET_INFO, asked)
+    _, valid, *offsets, _, size = XT_INFO.unpack(asked.raw)
+    first, policy = offsets[hook], offsets[5 + hook]
+    if not valid >> hook & 1:
+        return False
+    if first != policy:
+        return True
+    head = table.ljust(32, b"\0") + struct.pack("=I4x", size)
+    whole = ctypes.create_string_buffer(head + bytes(size), len(head) + size)
+    _ask(sock, level, SO_GET_ENTRIES, whole)
+    verdict: int = struct.unpack_from("=i", whole.raw, len(head) + policy + XT_ENTRY[family] + 32)[0]
+    return verdict != -ACCEPT - 1
+
+
+def _ask(sock: socket.socket, level: int, option: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
+    """getsockopt whose question is in the buffer."""
+    length = ctypes.c_uint32(len(buffer))
+    if _libc.getsockopt(sock.fileno(), level, option, buffer, ctypes.byref(length)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"rules of iptables: {os.strerror(number)}")
+
+
+def _routing() -> str:
+    with Conversation() as kernel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for kind, body in kernel.ask(RTM_GETRULE, NLM_F_DUMP, struct.pack("=BBBBBBBBI", family, *bytes(7), 0)):
+                if kind != RTM_NEWRULE or len(body) < 12:
+                    continue
+                priority = int.from_bytes(dict(attributes(body, 12)).get(FRA_PRIORITY, bytes(4)), sys.byteorder)
+                if priority not in USUAL_RULES:
+                    return f"routing by rules (ip{'-6' * (family == socket.AF_INET6)} rule, priority {priority})"
+    return ""
+
+
+class _Query(ctypes.Structure):
+    """union bpf_attr of BPF_PROG_QUERY."""
+
+    _fields_ = (
+        ("target", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("how", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("programs", ctypes.c_uint64),
+        ("many", ctypes.c_uint32),
+        ("rest", ctypes.c_uint32 * 7),
+    )
+
+
+def _cgroup() -> str:
+    """Programs that see packets of this process's sockets when they leave (systemd: IPAddressDeny=; Cilium)."""
+    number = BPF_CALL.get(platform.machine())
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:  # a kernel without cgroups
+        return ""
+    path = next((line[3:] for line in lines if line.startswith("0::")), None)
+    folder = Path("/sys/fs/cgroup") / (path or "/").lstrip("/")
+    if path is None or not (folder / "cgroup.controllers").exists():
+        return ""  # no cgroup of the second version, or of another namespace's: then its root is asked nothing
+    if number is None:
+        return "programs of the cgroup cannot be seen on this machine"
+    target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        query = _Query(target=target, kind=INET_EGRESS, how=EFFECTIVE)
+        if _libc.syscall(number, BPF_PROG_QUERY, ctypes.byref(query), ctypes.sizeof(query)) != 0:
+            error = ctypes.get_errno()
+            if error in (errno.ENOSYS, errno.EINVAL):  # a kernel without such programs
+                return ""
+            raise OSError(error, f"programs of the cgroup: {os.strerror(error)}")
+        return "a program of the cgroup that sees packets which leave" if query.many else ""
+    finally:
+        os.close(target)
