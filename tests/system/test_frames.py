@@ -1,0 +1,157 @@
+"""Engine "auto": spoofed copies leave as link frames where that bypasses nothing of this host, and only there.
+
+What a frame would bypass is made in the relay's namespace with the host's own tools; frames are told from other copies
+at the relay's output hook, which they do not pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+
+import pytest
+from samplicator.host import bypass
+from support.lab import Lab, Namespace
+from support.process import wait_for
+from support.runs import acquaint, config, held, in_order, link, wait_link
+
+
+def nft(text: str) -> Callable[[Namespace], object]:
+    return lambda host: host.run("nft", text)
+
+
+def iptables(tool: str, *words: str) -> Callable[[Namespace], object]:
+    def make(host: Namespace) -> object:
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed")
+        return host.run(tool, *words)
+
+    return make
+
+
+def ipsec(direction: str) -> Callable[[Namespace], object]:
+    def make(host: Namespace) -> object:
+        words = "dir", direction, "tmpl", "proto", "esp", "mode", "transport"
+        try:
+            return host.ip("xfrm", "policy", "add", "src", "198.18.0.0/24", "dst", "198.18.200.0/24", *words)
+        except AssertionError as error:
+            pytest.skip(f"this kernel has no IPsec: {error}")
+
+    return make
+
+
+CHAIN = "add table {0} t; add chain {0} t c {{ type filter hook {1} priority 0; {2} }};"
+BYPASSED: dict[str, tuple[Callable[[Namespace], object], str]] = {
+    "output rule": (nft(CHAIN.format("ip", "output", "") + "add rule ip t c counter"), "chain ip t c of nftables"),
+    "postrouting": (nft(CHAIN.format("inet", "postrouting", "") + "add rule inet t c udp dport 9 drop"), "postrouting"),
+    "IPv6": (nft(CHAIN.format("ip6", "output", "") + "add rule ip6 t c accept"), "ip6 t c"),
+    "policy": (nft(CHAIN.format("ip", "output", "policy drop;")), "the policy of chain ip t c"),
+    "IPsec": (ipsec("out"), "IPsec policy"),
+    "rule": (lambda host: host.ip("rule", "add", "fwmark", "7", "lookup", "main"), "routing by rules"),
+    "rule of IPv6": (lambda host: host.ip("-6", "rule", "add", "fwmark", "7", "lookup", "main"), "ip -6 rule"),
+    "legacy": (iptables("iptables-legacy", "-A", "OUTPUT", "-p", "udp"), "chain OUTPUT of table filter"),
+    "legacy policy": (iptables("ip6tables-legacy", "-P", "OUTPUT", "DROP"), "chain OUTPUT of table filter"),
+}
+NOT_BYPASSED: dict[str, Callable[[Namespace], object]] = {
+    "nothing": lambda host: None,
+    "input": nft(CHAIN.format("inet", "input", "policy drop;") + "add rule inet t c accept"),
+    "no rule": nft(CHAIN.format("ip", "output", "")),
+    "egress": nft(
+        "add table netdev t; add chain netdev t c { type filter hook egress device r1 priority 0; }; "
+        "add rule netdev t c counter"
+    ),
+    "IPsec that comes in": ipsec("in"),
+}
+
+
+@pytest.mark.parametrize("what", BYPASSED)
+def test_what_a_frame_would_bypass(lab: Lab, what: str) -> None:
+    make, words = BYPASSED[what]
+    assert lab.relay.call(bypass.reason) == ""
+    make(lab.relay)
+    assert words in lab.relay.call(bypass.reason)
+
+
+@pytest.mark.parametrize("what", NOT_BYPASSED)
+def test_what_a_frame_would_meet(lab: Lab, what: str) -> None:
+    NOT_BYPASSED[what](lab.relay)
+    assert lab.relay.call(bypass.reason) == ""
+
+
+def test_a_queueing_discipline_that_sorts_by_the_socket(lab: Lab) -> None:
+    def why() -> str:
+        return lab.relay.call(lambda: bypass.queueing(socket.if_nametoindex("r1")))
+
+    assert why() == ""
+    try:
+        lab.relay.run("tc", "qdisc", "add", "dev", "r1", "root", "prio")
+    except AssertionError as error:
+        pytest.skip(f"this kernel has no prio: {error}")
+    assert "prio" in why()
+    assert lab.relay.call(lambda: bypass.queueing(socket.if_nametoindex("r2"))) == ""
+
+
+def test_what_cannot_be_seen_counts_as_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> str:
+        raise OSError(1, "CAP_NET_ADMIN is needed to see IPsec policies")
+
+    monkeypatch.setattr(bypass, "_policies", refused)
+    assert bypass.reason() == ("what frames would bypass cannot be seen: CAP_NET_ADMIN is needed to see IPsec policies")
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_auto_sends_frames_until_a_rule_stands_and_after_it_has_gone(lab: Lab, six: bool) -> None:
+    """In order, complete, each way; and while a rule stands, every copy meets it."""
+    to = (lab.relay6() if six else lab.relay4(), 2055)
+    place = f"[{lab.peer6(1)}]:9001" if six else f"{lab.peer4(1)}:9001"
+    relay = lab.samplicator(config("auto", place))
+    tap = lab.tap(1, lambda seen: seen.port == 9001)
+    exporters = [lab.exporter_socket(f"{'2001:db8:8000::' if six else '198.18.64.'}{n + 1}", 5000 + n) for n in (0, 1)]
+    acquaint(lab, to[0])
+    wait_link(relay, "^r1, ")
+    family = "ip6" if six else "ip"
+    start = 0
+
+    def batch() -> None:
+        nonlocal start
+        held(relay, exporters, to, start, 20)
+        start += 20
+        wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 2 * start, "them")
+
+    for _ in range(3):
+        batch()
+        lab.relay.run(
+            "nft",
+            f"add table {family} t; add chain {family} t c {{ type filter hook output priority 0; }}; "
+            f"add rule {family} t c udp dport 9001 counter",
+        )
+        wait_link(relay, f"would bypass chain {family} t c of nftables", timeout=30)
+        batch()
+        text = lab.relay.run("nft", "list", "table", family, "t")
+        assert int(text.split("packets ")[1].split()[0]) > 0  # runs count as one
+        lab.relay.run("nft", f"delete table {family} t")
+        wait_link(relay, "^r1, ", timeout=30)
+    batch()
+    in_order(tap.collect(2 * start), exporters, start)
+    relay.check_laws()
+
+
+def test_a_route_with_several_next_hops(lab: Lab) -> None:
+    for collector in lab.collectors:
+        collector.ip("addr", "add", "203.0.113.1/32", "dev", "lo")
+    lab.relay.ip("route", "add", "203.0.113.0/24", "via", lab.peer4(1))
+    relay = lab.samplicator(config("auto", "203.0.113.1:9001"))
+    wait_link(relay, "^r1, ")
+    hops = "nexthop", "via", lab.peer4(1), "nexthop", "via", lab.peer4(2)
+    lab.relay.ip("route", "replace", "203.0.113.0/24", *hops)
+    wait_link(relay, "several next hops")
+    lab.relay.ip("route", "replace", "203.0.113.0/24", "via", lab.peer4(2))
+    wait_link(relay, "^r2, ")
+
+
+def test_a_configured_packet_engine_bypasses_what_it_is_told_to(lab: Lab) -> None:
+    relay = lab.samplicator(config("packet", f"{lab.peer4(1)}:9001"))
+    lab.relay.run("nft", CHAIN.format("ip", "output", "policy drop;"))
+    wait_link(relay, "^r1, ")
+    assert link(relay).startswith("r1, ")
