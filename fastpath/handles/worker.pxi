@@ -58,12 +58,14 @@ cdef class Worker:
             raise ValueError(f"sessions {sessions} is not 1..16777216")
         if send_buffer < 1:
             raise ValueError(f"send_buffer {send_buffer} is not positive")
-        if max_delay_us > 100000:
-            raise ValueError(f"max_delay_us {max_delay_us} is not 0..100000")
+        if max_delay_us > 100000 and max_delay_us != WORKER_DELAY_AUTO:
+            raise ValueError(f"max_delay_us {max_delay_us} is not 0..100000, and not DELAY_AUTO")
         self.plans = []
         self.w = <worker_t *>memory_arena(&self.arena, 1, sizeof(worker_t))
         self.w.epoll = self.w.wake = -1
-        self.w.max_delay_ns = <u64>max_delay_us * 1000
+        self.w.auto_delay = max_delay_us == WORKER_DELAY_AUTO
+        self.w.max_delay_ns = 0 if self.w.auto_delay else <u64>max_delay_us * 1000
+        self.w.apart_ns = WORKER_AUTO_FAR_NS
         self.w.generation = <u64>-1
         self.w.counters = <worker_counters_t *>memory_arena(&self.arena, 1, sizeof(worker_counters_t))
         self.w.batch = <batch_t *>memory_arena(&self.arena, 1, sizeof(batch_t))

@@ -73,6 +73,7 @@ cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
     else:
         got = rx_receive(socket, &w.arena, w.batch)
     if got:
+        w.taken += <u32>got
         worker_batch(w, socket)
     if socket.kind == RX_RING:
         ring_release(socket)
@@ -338,6 +339,25 @@ cdef inline u64 worker_gather(u64 *last_ns, u64 delay_ns, u64 now_ns) noexcept n
     return now_ns
 
 
+cdef inline u64 worker_gather_auto(worker_t *w, u64 now_ns) noexcept nogil:
+    """Waits for more datagrams when they come so close together that several will have come (a wake-up costs more than the copies of a
+    datagram), and not when each wake-up finds many anyway; returns the time after it."""
+    cdef u64 apart = (now_ns - w.woken_ns) // (w.taken if w.taken else 1)
+    cdef bint few = w.taken < WORKER_AUTO_ENOUGH
+    cdef timespec nap
+    if apart > WORKER_AUTO_FAR_NS:
+        apart = WORKER_AUTO_FAR_NS
+    w.apart_ns += (<i64>apart - w.apart_ns) // WORKER_AUTO_OF
+    w.taken = 0
+    w.woken_ns = now_ns
+    if few and w.apart_ns * WORKER_AUTO_MORE <= WORKER_AUTO_DELAY_NS:
+        nap.tv_sec = 0
+        nap.tv_nsec = WORKER_AUTO_DELAY_NS
+        nanosleep(&nap, NULL)
+        return worker_clock(CLOCK_MONOTONIC)
+    return now_ns
+
+
 cdef inline void worker_ports(worker_t *w, u64 now_ns) noexcept nogil:
     """Gives back the ports that listeners are to have, and those that are not used."""
     cdef u32 asked = atomic_load32_acquire(&w.ports.asked)
@@ -372,7 +392,9 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         start = worker_clock(CLOCK_MONOTONIC)
         if unlikely(w.unpolled):
             worker_look(w)
-        if n > 0 and w.max_delay_ns:
+        if n > 0 and w.auto_delay:
+            start = worker_gather_auto(w, start)
+        elif n > 0 and w.max_delay_ns:
             start = worker_gather(&w.woken_ns, w.max_delay_ns, start)
         if n > 0:
             atomics_add(&w.counters.wakeups, 1)

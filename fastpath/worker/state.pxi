@@ -9,6 +9,12 @@ cdef enum:
     WORKER_UNPOLLED_MS = 1             # the same while some socket has to be looked at
     WORKER_CPU_CLOCK_NS = 10000000     # how often the thread's CPU clock is read
     WORKER_SLICE_NS = 100000           # the shortest time slice that the kernel gives
+    WORKER_DELAY_AUTO = 0x7FFFFFFF     # in place of microseconds
+    WORKER_AUTO_DELAY_NS = 100000      # max_delay = "auto": the wait, while ...
+    WORKER_AUTO_MORE = 2               # ... so many datagrams are likely to come meanwhile, and ...
+    WORKER_AUTO_ENOUGH = 64            # ... the last wake-up did not find so many
+    WORKER_AUTO_FAR_NS = 1000000       # datagrams further apart than this count as so far apart
+    WORKER_AUTO_OF = 8                 # the mean is taken over about so many wake-ups
     WORKER_GATHER_IDLE = 8             # times max_delay without a datagram: the next is not made to wait
     WORKER_RING_DELAY_NS = 250000      # wait for more datagrams of a ring before it is read, unless it was idle or has a backlog
     WORKER_LEAVE_NS = 1000000000       # longest drain of a socket that leaves the plan
@@ -70,6 +76,9 @@ ctypedef struct worker_t:
     u64 stop_deadline_ns               # CLOCK_MONOTONIC; 0 = run on
     u64 cpu_read_ns
     u64 max_delay_ns                   # wait for more datagrams before a receive, 0 = none
+    bint auto_delay                    # wait only while that is worth it
+    u32 taken                          # datagrams since the last wake-up
+    i64 apart_ns                       # mean time from one datagram to the next
     u64 woken_ns                       # CLOCK_MONOTONIC of the last receive
     u64 ring_ns                        # the same, of the last look into rings that found something
     u32 again                          # the most urgent of its rings' (rx_ring_t.again)

@@ -55,6 +55,7 @@ GAVE_UP_TRANSPARENT: Final[int]
 GAVE_UP_PACKET: Final[int]
 """Bit of Tx.gave_up: sending by the worker's packet socket (the same errors)."""
 BATCH_MAX: Final[int]
+DELAY_AUTO: Final[int]
 """Most datagrams of one receive call, 512."""
 FLOW_KIND_NAMES: Final[dict[int, str]]
 """Kinds of datagrams by number: other, netflow1, netflow5, netflow7, netflow8, netflow9, ipfix, sflow5."""
@@ -492,7 +493,8 @@ class Worker:
     send_buffer: bytes, 1 or more, of each socket of ENGINE_TRANSPARENT (one an exporters' port, 16384 at most).
     packet_fd: the AF_PACKET socket of ENGINE_PACKET (SOCK_RAW, protocol 0, PACKET_VNET_HDR, non-blocking), owned by
     the caller and kept open as long as the worker runs; -1 = none: copies of that engine leave by their raw sockets.
-    max_delay_us: microseconds a worker that is not idle waits for more datagrams before it receives, 0..100000.
+    max_delay_us: microseconds a worker that is not idle waits for more datagrams before it receives, 0..100000, or
+    DELAY_AUTO: 100 while several are likely to come meanwhile.
     Raises ValueError, MemoryError, OSError (epoll, eventfd)."""
 
     def __new__(

@@ -155,6 +155,7 @@ Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers), _either(1,
 Ttl = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 1, 255)), _either(1, 255, "keep")]
 Tos = Annotated[int | Literal["keep"], BeforeValidator(_number_or("keep", 0, 255)), _either(0, 255, "keep")]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_number_or("auto", 68, 65535)), _either(68, 65535, "auto")]
+Delay = Annotated[int | Literal["auto"], BeforeValidator(_number_or("auto", 0, 100_000)), _either(0, 100_000, "auto")]
 ListenText = Annotated[str, AfterValidator(_checked(parse_place))]
 TargetText = Annotated[str, AfterValidator(_target)]
 BackupText = Annotated[str, AfterValidator(_backup)]

@@ -28,6 +28,7 @@ from samplicator.plan.rings import NEEDS, rings_of
 from samplicator.plan.rules import needed, places, pool_specs, rule_specs
 from samplicator.plan.sessions import Door, DoorSpec
 from samplicator.plan.spec import (
+    DELAY_AUTO,
     Capabilities,
     HostAddress,
     ListenerSpec,
@@ -105,7 +106,7 @@ class _Compiler:
             max_datagram=datapath.max_datagram,
             batch=datapath.batch,
             ring_buffer=datapath.ring_buffer,
-            max_delay_us=datapath.max_delay,
+            max_delay_us=DELAY_AUTO if datapath.max_delay == "auto" else datapath.max_delay,
             flow_memory=datapath.flow_memory,
             template_life_minutes=datapath.template_life_minutes,
             host_addresses=self.host,

@@ -14,6 +14,9 @@ from samplicator.config.model.rule import Rule
 from samplicator.plan.pods import Pod, PodsOf, no_pods
 from samplicator.plan.sessions import Door, DoorSpec
 
+DELAY_AUTO: Final = 0x7FFFFFFF
+"""PlanSpec.max_delay_us for "auto"; the datapath has the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedAddress:
@@ -332,7 +335,7 @@ class PlanSpec:
     max_datagram: int
     batch: int
     ring_buffer: int = 64 << 20
-    max_delay_us: int = 0
+    max_delay_us: int = 0  # DELAY_AUTO: as the worker finds
     flow_memory: int = 64 << 20
     template_life_minutes: int = 120
     warnings: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from samplicator.config.fields import (
+    Delay,
     Minutes,
     Size,
     Workers,
@@ -67,11 +68,9 @@ class Datapath(Table):
         description="Largest number of datagrams per receive call, 1..512.",
         json_schema_extra=RESTART,
     )
-    max_delay: int = Field(
+    max_delay: Delay = Field(
         0,
-        ge=0,
-        le=100_000,
         description="Microseconds that a busy worker waits for more datagrams before it receives, 0..100000: larger "
-        "batches, more latency; 0 = no wait, but 250 for rings.",
+        'batches, more latency; 0 = no wait, but 250 for rings; "auto" = 100 while several are likely to come meanwhile.',
         json_schema_extra=RESTART,
     )
