@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from samplicator.config.address import ParsedSource, address_text, endpoint_text
 from samplicator.config.model.rule import Rule

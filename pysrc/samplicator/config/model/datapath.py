@@ -71,6 +71,6 @@ class Datapath(Table):
     max_delay: Delay = Field(
         0,
         description="Microseconds that a busy worker waits for more datagrams before it receives, 0..100000: larger "
-        'batches, more latency; 0 = no wait, but 250 for rings; "auto" = 100 while several are likely to come meanwhile.',
+        'batches, more latency; 0 = no wait, but 250 for rings; "auto" = 100 while several are likely to come.',
         json_schema_extra=RESTART,
     )
