@@ -10,6 +10,8 @@ SOURCE_DATE_EPOCH is set.
 
 import os
 import re
+import shutil
+import subprocess
 import tomllib
 from glob import glob
 from pathlib import Path
@@ -102,8 +104,23 @@ class Build(build_ext):
         )
         for given, made in zip(self.extensions, translated, strict=True):
             given.sources = made.sources
+        self.compile_bpf()
         self.parallel = self.parallel or len(os.sched_getaffinity(0))
         super().build_extensions()
+
+    def compile_bpf(self) -> None:
+        """The programs for the kernel, where there is a compiler for them; without, samplicator says so when asked."""
+        if not shutil.which("clang"):
+            print("no clang here: built without BPF programs")
+            return
+        library = Path("pysrc") if self.inplace else Path(self.build_lib)
+        machine = subprocess.run(["cc", "-dumpmachine"], capture_output=True, text=True, check=True).stdout.strip()
+        for source in glob("fastpath/bpf/*.bpf.c"):
+            out = library / "samplicator" / "bpf" / Path(source).with_suffix(".o").name
+            out.parent.mkdir(parents=True, exist_ok=True)
+            words = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"]
+            words += [f"-ffile-prefix-map={TOP}=.", "-fdebug-compilation-dir=.", f"-I/usr/include/{machine}"]
+            subprocess.run([*words, "-c", source, "-o", str(out)], check=True)
 
 
 setup(

@@ -140,6 +140,8 @@ RELAYS = {
             datapath=_RING_BUFFER,
             like="bare-ring-packet",
         ),
+        Relay("copier", "samplicator", (True,), datapath={"replicate": "copier"}),
+        Relay("auto-delay", "samplicator", datapath={"max_delay": "auto"}, like="bare-segment"),
         Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}, like="bare-segment-2"),
         Relay("bare-segment-2", "bare", options=("--send", "segment", "--share-port"), processes=2),
         Relay("auto-tap", "samplicator", tap=(), like="bare-segment"),
@@ -164,7 +166,7 @@ _WORST = (
     Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
 
-_ALL_CPU = ("classic", "auto", "transparent", "ring")
+_ALL_CPU = ("classic", "auto", "transparent", "copier")
 
 _SCALE = (
     "classic",

@@ -149,6 +149,25 @@ cdef class Worker:
             raise MemoryError(f"{self.own_octets} bytes for copies of our own")
         self.w.flow = &flow.flow
 
+    def copy_in_kernel(self, int receivers, int counters, int number, int device):
+        cdef size_t octets
+        cdef int i
+        if self.running or self.w.copier.on:
+            raise RuntimeError("said once, before the worker runs")
+        if not 0 <= number < <int>COPIES_WORKERS:
+            raise ValueError(f"number {number} is not 0..{COPIES_WORKERS - 1}")
+        for i, octets in enumerate((COPIES_SLOTS * sizeof(copies_receiver_t), COPIES_SLOTS * sizeof(copies_counters_t))):
+            self.w.copier.mapped[i] = mmap(NULL, octets, PROT_READ | PROT_WRITE, MAP_SHARED, receivers if i == 0 else counters, 0)
+            if self.w.copier.mapped[i] == MAP_FAILED:
+                self.w.copier.mapped[i] = NULL
+                raise OSError(get_errno(), "memory of a BPF map")
+        self.w.copier.number = number
+        self.w.copier.receivers = <copies_receiver_t *>self.w.copier.mapped[0] + <size_t>number * COPIES_OF_CALL
+        self.w.copier.counters = <copies_counters_t *>self.w.copier.mapped[1] + <size_t>number * COPIES_OF_CALL
+        self.w.copier.name.sll_family = AF_PACKET
+        self.w.copier.name.sll_ifindex = device
+        self.w.copier.on = True
+
     cdef _make_epoll(self):
         cdef epoll_event event
         self.w.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -169,6 +188,10 @@ cdef class Worker:
         lanes_end(&self.w.lanes)
         if self.w.arena.bytes != NULL:
             munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
+        if self.w.copier.mapped[0] != NULL:
+            munmap(self.w.copier.mapped[0], COPIES_SLOTS * sizeof(copies_receiver_t))
+        if self.w.copier.mapped[1] != NULL:
+            munmap(self.w.copier.mapped[1], COPIES_SLOTS * sizeof(copies_counters_t))
         if self.w.own_bytes != NULL:
             munmap(self.w.own_bytes, self.own_octets)
         memory_free(self.arena)

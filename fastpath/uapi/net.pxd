@@ -110,7 +110,7 @@ cdef extern from "uapi/compat.h" nogil:
     int SO_ATTACH_FILTER, SO_BROADCAST, SO_NO_CHECK
     int BPF_RET_K "(BPF_RET | BPF_K)"
     int SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE
     void *MAP_FAILED
 
     int recvmmsg(int fd, mmsghdr *vec, unsigned int vlen, int flags, timespec *timeout)

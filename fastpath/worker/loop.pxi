@@ -347,7 +347,7 @@ cdef inline u64 worker_gather_auto(worker_t *w, u64 now_ns) noexcept nogil:
     cdef timespec nap
     if apart > WORKER_AUTO_FAR_NS:
         apart = WORKER_AUTO_FAR_NS
-    w.apart_ns += (<i64>apart - w.apart_ns) // WORKER_AUTO_OF
+    w.apart_ns += (<long long>apart - w.apart_ns) // WORKER_AUTO_OF
     w.taken = 0
     w.woken_ns = now_ns
     if few and w.apart_ns * WORKER_AUTO_MORE <= WORKER_AUTO_DELAY_NS:

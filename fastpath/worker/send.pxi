@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: door, engine, packet, raw, transparent, udp; worker: flow, lane,
+# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: copier, door, engine, packet, raw, transparent, udp; worker: flow, lane,
 #        state, tap, work
 # From selections to copies given to the kernel: which way sends each receiver's copies, with one emit and one flush each. Runs of the whole
 # batch are cut once and shared by all receivers. Called by worker/loop.pxi once per batch. Never fails: engines count copies that fail.
@@ -110,6 +110,7 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
     cdef u32 a, way, n
     cdef u32 ported = 0
     cdef u32 framed = 0
+    cdef u32 cloned = 0
     cdef bint split = w.sessions.split == w.sessions.now   # groups are not exporters: only the raw sockets keep the order
     cdef tx_t *tx
     cdef runs_t *runs
@@ -146,8 +147,15 @@ cdef inline void worker_send(worker_t *w, u32 active) noexcept nogil:
         if unlikely(w.taps.open):
             taps_shared(w, work.ported, ported, TX_ENGINE_TRANSPARENT)
         worker_send_left(w, work.ported, ported)
-    if framed:
-        packet_send(&work.shared, &w.packet, w.batch, runs, work.framed, framed, &w.ring)
+    if framed and w.copier.on:
+        cloned = copier_split(&work.shared, w.batch, runs, work.framed, framed)
+        if cloned:
+            copier_send(&work.shared, &w.copier, &w.packet, w.batch, runs, work.framed, cloned, &w.ring)
+            if unlikely(w.taps.open):
+                taps_shared(w, work.framed, cloned, TX_ENGINE_PACKET)
+            worker_send_left(w, work.framed, cloned)
+    if framed > cloned:
+        packet_send(&work.shared, &w.packet, w.batch, runs, work.framed + cloned, framed - cloned, &w.ring)
         if unlikely(w.taps.open):
-            taps_shared(w, work.framed, framed, TX_ENGINE_PACKET)
-        worker_send_left(w, work.framed, framed)
+            taps_shared(w, work.framed + cloned, framed - cloned, TX_ENGINE_PACKET)
+        worker_send_left(w, work.framed + cloned, framed - cloned)

@@ -1,5 +1,5 @@
-# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: engine, lane, lost,
-#        port; worker: work
+# needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: copier, engine, lane,
+#        lost, port; worker: work
 # What a worker owns: its state, and how it reads a clock.
 
 cdef enum:
@@ -78,7 +78,7 @@ ctypedef struct worker_t:
     u64 max_delay_ns                   # wait for more datagrams before a receive, 0 = none
     bint auto_delay                    # wait only while that is worth it
     u32 taken                          # datagrams since the last wake-up
-    i64 apart_ns                       # mean time from one datagram to the next
+    long long apart_ns                 # mean time from one datagram to the next
     u64 woken_ns                       # CLOCK_MONOTONIC of the last receive
     u64 ring_ns                        # the same, of the last look into rings that found something
     u32 again                          # the most urgent of its rings' (rx_ring_t.again)
@@ -93,6 +93,7 @@ ctypedef struct worker_t:
     bint owing                         # members of its pools are owed templates of its domain
     ports_t ports
     tx_port_t packet                   # the packet socket
+    copier_t copier                    # copies of frames are made in the kernel
     lanes_t lanes
     bint moved                         # the domain of the datagram at hand has another alias than before
     u32 *alias                         # of each datagram's domain, 0 = none; where some receiver wants it

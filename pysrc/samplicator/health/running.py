@@ -16,6 +16,7 @@ from samplicator.datapath.flows import Flows
 from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import WorkerThread
 from samplicator.health.receiver import ReceiverState, Standing
+from samplicator.host.copier import Copier
 from samplicator.host.ingress import Ingress
 from samplicator.plan.spec import PlanSpec
 
@@ -47,7 +48,7 @@ class Running:
     by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that needs any on.
     withheld: ports that listeners wait for and that are taken: no worker has a socket of its own there. keep: what the
     sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's user expects it.
-    lock: see above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions.
+    copier: makes the copies of frames, as the first plan wants it. lock: see above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions.
     number: of the plans that the workers have now; larger than generation while sockets are held back.
     gone_latency, gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up from a state
     file, by name, until the first plan runs; drops: of sockets that were handed in, by cookie, likewise.
@@ -60,6 +61,7 @@ class Running:
     batch: int = 0
     max_datagram: int = 0
     max_delay_us: int = -1
+    copier: Copier | None = None
     flows: Flows = field(default_factory=Flows)
     pool_ids: dict[str, int] = field(default_factory=dict)
     pools_made: int = 0

@@ -17,7 +17,7 @@ from typing import Any, Final
 NAME: Final = "libbpf.so.1"
 XDP_FLAGS_SKB_MODE: Final = 2
 XDP_FLAGS_DRV_MODE: Final = 4
-LOG_BYTES: Final = 4096
+LOG_BYTES: Final = 1 << 16
 """Of what the library says of a program that the kernel refuses, the last."""
 LIBRARY_ERRORS: Final = 4000
 """From here on the library's own numbers begin."""

@@ -106,6 +106,7 @@ class _Compiler:
             max_datagram=datapath.max_datagram,
             batch=datapath.batch,
             ring_buffer=datapath.ring_buffer,
+            replicate=datapath.replicate,
             max_delay_us=DELAY_AUTO if datapath.max_delay == "auto" else datapath.max_delay,
             flow_memory=datapath.flow_memory,
             template_life_minutes=datapath.template_life_minutes,

@@ -336,6 +336,7 @@ class PlanSpec:
     max_datagram: int
     batch: int
     ring_buffer: int = 64 << 20
+    replicate: str = "off"
     max_delay_us: int = 0  # DELAY_AUTO: as the worker finds
     flow_memory: int = 64 << 20
     template_life_minutes: int = 120

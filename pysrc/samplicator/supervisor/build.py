@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import socket
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from samplicator.datapath.thread import WorkerThread
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import abilities, listening, ring, sockets
+from samplicator.host.copier import Copier
 from samplicator.host.ingress import Ingress
 from samplicator.host.sources import Source
 from samplicator.plan.sessions import DoorSpec
@@ -31,6 +33,8 @@ from samplicator.supervisor.incoming import Incoming
 from samplicator.supervisor.outgoing import Outgoing
 from samplicator.supervisor.ports import casts_of
 from samplicator.supervisor.refusal import BuildError, check_descriptors, ring_error
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -332,6 +336,7 @@ class Build:
         spec, running = self.spec, self._running
         ports = abilities.source_ports()
         self.workers = running.workers[: spec.workers]
+        copier = self._copier()
         for index in range(len(self.workers), spec.workers):
             packet = self._packet_socket()
             try:
@@ -347,11 +352,23 @@ class Build:
                 if packet is not None:
                     packet.close()
                 raise
+            if copier is not None:
+                worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device)
             thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
             thread.choose_from(ports)
             thread.start()
             self._threads.append(thread)
             self.workers.append(thread)
+
+    def _copier(self) -> Copier | None:
+        """The one of this process, from its start on, if it is wanted and this host can have it."""
+        running = self._running
+        if self.spec.replicate == "copier" and not running.workers and running.copier is None:
+            try:
+                running.copier = Copier()
+            except OSError as error:
+                log.warning('replicate = "copier": %s; copies are made by the workers', error.strerror or error)
+        return running.copier
 
     def _packet_socket(self) -> socket.socket | None:
         """The worker's packet socket. It is opened at the start if permitted, because a receiver may need it later."""

@@ -368,6 +368,8 @@ class Supervisor:
             return 0
         if self._links is not None:
             self._links.close()
+        if self._running.copier is not None:
+            self._running.copier.close()
         return ending.close_all(self._running)
 
     # ------------------------------------------------------------------ from and to another process

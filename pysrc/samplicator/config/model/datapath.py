@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -66,6 +66,12 @@ class Datapath(Table):
         ge=1,
         le=512,
         description="Largest number of datagrams per receive call, 1..512.",
+        json_schema_extra=RESTART,
+    )
+    replicate: Literal["off", "copier"] = Field(
+        "off",
+        description="Who makes the copies of a frame (engine packet, or the frames of auto): off = the workers; copier = "
+        "the kernel, by a BPF program at the loopback device (Linux 6.6, libbpf.so.1, CAP_BPF and CAP_NET_ADMIN).",
         json_schema_extra=RESTART,
     )
     max_delay: Delay = Field(

@@ -1,0 +1,155 @@
+# needs: uapi: copies, net; base: atomics, batch, counters, wire; shape: run; tx: engine, packet, shared
+# The copier: frames of engine `packet` for several receivers leave as one, and a BPF program at the loopback device (bpf/copies.bpf.c)
+# makes a copy of it for each receiver. All is done within the send call: the program counts what became of each copy in memory that this
+# worker reads when the call returns. What cannot be copied so (another family, no checksum, a VLAN tag, over an MTU) is left to the packet
+# socket or the raw ones, for the whole batch, so that the order per exporter and receiver is kept. Called by worker/send.pxi.
+
+cdef enum:
+    COPIER_LEAST = 2                   # receivers: for one the packet socket does as well
+
+ctypedef struct copier_t:
+    bint on
+    u32 number                         # of the worker: which slots of the maps are its own
+    copies_receiver_t *receivers       # COPIES_OF_CALL, in the map's memory
+    copies_counters_t *counters
+    void *mapped[2]                    # the maps' memory, whole
+    sockaddr_ll name                   # the loopback device
+
+
+cdef inline u32 copier_longest(const runs_t *runs, const batch_t *batch) noexcept nogil:
+    """Bytes of the longest datagram of the batch."""
+    cdef u32 group
+    cdef u32 longest = 0
+    for group in range(batch.groups):
+        if runs.group_longest[group] > longest:
+            longest = runs.group_longest[group]
+    return longest
+
+
+cdef inline bint copier_takes(tx_t *tx, u32 family, u32 longest) noexcept nogil:
+    """Whether a receiver's copies of the whole batch can be made so. Brings tx.link_now up to date."""
+    if tx.family != family or not tx.checksum or tx.gave_up & (TX_GAVE_UP_PACKET | TX_GAVE_UP_SEGMENT) or not packet_link(tx):
+        return False
+    longest += wire_overhead(tx.family)
+    return tx.link_now.header_bytes == 14 and longest <= tx.link_now.mtu and longest <= atomic_load32(&tx.mtu)
+
+
+cdef u32 copier_split(shared_t *shared, const batch_t *batch, const runs_t *runs, u32 *ways, u32 n) noexcept nogil:
+    """Puts those ways first whose copies can be made in the kernel; returns how many they are."""
+    cdef u32 family = shared.ways[ways[0]].family
+    cdef u32 longest = copier_longest(runs, batch)
+    cdef u32 a, way
+    cdef u32 taken = 0
+    for a in range(n):
+        way = ways[a]
+        if copier_takes(shared.ways[way], family, longest):
+            ways[a] = ways[taken]
+            ways[taken] = way
+            taken += 1
+    return taken if taken >= COPIER_LEAST else 0
+
+
+cdef inline void copier_address(const tx_t *tx, copies_receiver_t *to) noexcept nogil:
+    to.device = <u32>tx.link_now.name.sll_ifindex
+    memcpy(to.address, tx.address, 4 if tx.family == 4 else 16)
+    to.port = tx.port_be
+    to.ttl = tx.ttl
+    to.set_tos = tx.tos >= 0
+    to.tos = <u8>tx.tos
+    memcpy(to.link, tx.link_now.header, 14)
+
+
+cdef inline void copier_frame(copier_t *copier, tx_t *tx, const batch_t *batch, const runs_t *runs, u32 way, u32 first, u32 count, u32 n,
+                              tx_ring_t *ring) noexcept nogil:
+    """Appends one frame for n receivers, with `count` datagrams from place `first` of the runs' order. tx: one of them."""
+    cdef u32 m = ring.n
+    cdef u8 *link = ring.headers + <size_t>m * TX_HEADER + PACKET_VNET_BYTES
+    cdef copies_call_t call
+    cdef u8 tos = batch.exporter[runs.order[first]].tos
+    packet_frame(tx, batch, runs, way, first, count, ring)
+    memset(&call, 0, sizeof(call))
+    call.token = htonl(COPIES_TOKEN)
+    call.worker = <u16>copier.number
+    call.count = <u16>n
+    call.datagrams = <u16>count
+    call.six = tx.family == 6
+    call.kind = htons(COPIES_KIND)
+    memcpy(link, &call, 14)
+    if tx.family == 4:                 # receivers that keep it have it from here
+        link[15] = tos
+        copier.name.sll_protocol = htons(0x0800)
+    else:
+        link[14] = 0x60 | tos >> 4
+        link[15] = <u8>(tos << 4) | (link[15] & 0x0F)
+        copier.name.sll_protocol = htons(0x86DD)
+    ring.messages[m].msg_hdr.msg_name = &copier.name
+
+
+cdef void copier_flush(shared_t *shared, tx_port_t *port, const runs_t *runs, const u32 *ways, u32 n, tx_ring_t *ring,
+                       u64 *given, u64 *given_bytes, bint *failed) noexcept nogil:
+    """Sends the ring. From the first frame that is not taken on all is left to the receivers' own sockets."""
+    cdef u32 i = 0
+    cdef u32 k, a
+    cdef int got
+    while i < ring.n:
+        if failed[0]:
+            for a in range(n):
+                shared_leave(shared, ways[a], &runs.order[ring.copies[i].first], ring.copies[i].copies)
+            i += 1
+            continue
+        got = port.send(port, &ring.messages[i], ring.n - i)
+        atomics_add(&ring.copies[i].tx.counters.calls, 1)
+        if got > 0:
+            for k in range(i, i + <u32>got):
+                given[0] += ring.copies[k].copies
+                given_bytes[0] += ring.copies[k].bytes
+            i += <u32>got
+        elif got == -EINTR:
+            atomics_add(&ring.copies[i].tx.counters.retries, 1)
+        else:
+            failed[0] = True
+    ring.n = 0
+    ring.vectors_used = 0
+
+
+cdef void copier_call(shared_t *shared, copier_t *copier, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
+                      tx_ring_t *ring) noexcept nogil:
+    """The batch to n ways, COPIES_OF_CALL at most."""
+    cdef copies_counters_t before[64]
+    cdef copies_counters_t *now
+    cdef tx_t *tx
+    cdef u64 given = 0
+    cdef u64 given_bytes = 0
+    cdef u64 sent, no_buffer
+    cdef bint failed = False
+    cdef u32 a, run
+    for a in range(n):
+        copier_address(shared.ways[ways[a]], &copier.receivers[a])
+        before[a] = copier.counters[a]
+    tx = shared.ways[ways[0]]
+    for run in range(runs.n):
+        if ring.n == TX_RING or ring.vectors_used + runs.count[run] + 1 > TX_VECTORS:
+            copier_flush(shared, port, runs, ways, n, ring, &given, &given_bytes, &failed)
+        copier_frame(copier, tx, batch, runs, ways[0], runs.first[run], runs.count[run], n, ring)
+    copier_flush(shared, port, runs, ways, n, ring, &given, &given_bytes, &failed)
+    for a in range(n):
+        tx = shared.ways[ways[a]]
+        now = &copier.counters[a]
+        sent = atomic_load64(&now.sent) - before[a].sent
+        no_buffer = atomic_load64(&now.no_buffer) - before[a].no_buffer
+        if sent + no_buffer > given:   # not by us: nobody else has these slots
+            sent, no_buffer = given, 0
+        tx_settle(tx, sent, atomic_load64(&now.sent_bytes) - before[a].sent_bytes)
+        atomics_add(&tx.counters.failed[REASON_NO_BUFFER_SPACE], no_buffer)
+        atomics_add(&tx.counters.failed[REASON_OTHER], given - sent - no_buffer)
+
+
+cdef void copier_send(shared_t *shared, copier_t *copier, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
+                      tx_ring_t *ring) noexcept nogil:
+    """The batch to n ways, all of them taken by copier_split."""
+    cdef u32 begin = 0
+    cdef u32 step
+    while begin < n:
+        step = n - begin if n - begin < COPIES_OF_CALL else COPIES_OF_CALL
+        copier_call(shared, copier, port, batch, runs, ways + begin, step, ring)
+        begin += step
