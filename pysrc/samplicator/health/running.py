@@ -44,14 +44,15 @@ class CarriedReceiver:
 
 @dataclass(slots=True)
 class Running:
-    """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart. pool_ids:
-    by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that needs any on.
-    withheld: ports that listeners wait for and that are taken: no worker has a socket of its own there. keep: what the
-    sockets hand over with each datagram. strict: a port that is taken ends the start, as samplicate's user expects it.
-    copier: makes the copies of frames, as the first plan wants it. lock: see above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions.
-    number: of the plans that the workers have now; larger than generation while sockets are held back.
-    gone_latency, gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up from a state
-    file, by name, until the first plan runs; drops: of sockets that were handed in, by cookie, likewise.
+    """What runs now. batch, max_datagram and max_delay_us are of the first plan: they hold until a restart.
+    pool_ids: by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that
+    needs any on. withheld: ports that listeners wait for and that are taken: no worker has a socket of its own
+    there. keep: what the sockets hand over with each datagram. strict: a port that is taken ends the start, as
+    samplicate's user expects it. copier: makes the copies of frames, as the first plan wants it. lock: see above.
+    spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions. number: of the
+    plans that the workers have now; larger than generation while sockets are held back. gone_latency,
+    gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up from a state file, by
+    name, until the first plan runs; drops: of sockets that were handed in, by cookie, likewise.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)

@@ -99,6 +99,7 @@ class Library:
             ("bpf_map_delete_elem", number, [number, ctypes.c_char_p]),
             ("bpf_link_create", number, [number, number, number, pointer]),
             ("bpf_prog_test_run_opts", number, [number, pointer]),
+            ("bpf_prog_query", number, [number, number, word, pointer, pointer, pointer]),
             ("libbpf_num_possible_cpus", number, []),
         ):
             function = getattr(self.lib, name)
@@ -128,6 +129,15 @@ def library() -> Library:
     if not _library:
         _library.append(Library())
     return _library[0]
+
+
+def attached(device: int, hook: Hook) -> int:
+    """How many programs are at an interface's hook, ours and others'. Raises OSError."""
+    given = library()
+    many, flags = ctypes.c_uint32(0), ctypes.c_uint32(0)
+    if given.lib.bpf_prog_query(device, hook, 0, ctypes.byref(flags), None, ctypes.byref(many)) != 0:
+        raise given.error(f"bpf: programs at {hook.name.lower()} of interface {device}")
+    return many.value
 
 
 class Map:

@@ -70,8 +70,8 @@ class Datapath(Table):
     )
     replicate: Literal["off", "copier"] = Field(
         "off",
-        description="Who makes the copies of a frame (engine packet, or the frames of auto): off = the workers; copier = "
-        "the kernel, by a BPF program at the loopback device (Linux 6.6, libbpf.so.1, CAP_BPF and CAP_NET_ADMIN).",
+        description="Who makes the copies of a frame (engine packet, or the frames of auto): off = the workers; copier "
+        "= the kernel, by a BPF program at the loopback device (Linux 6.6, libbpf.so.1, CAP_BPF and CAP_NET_ADMIN).",
         json_schema_extra=RESTART,
     )
     max_delay: Delay = Field(
