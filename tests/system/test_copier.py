@@ -7,7 +7,6 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 from samplicator.host import copier, libbpf
@@ -24,7 +23,7 @@ def hooked(lab: Lab) -> int:
 
 
 @pytest.fixture(autouse=True)
-def there_is_such_a_kernel(lab: Lab) -> Iterator[None]:
+def there_is_such_a_kernel(lab: Lab) -> None:
     def try_it() -> None:
         copier.Copier().close()
 
@@ -33,7 +32,6 @@ def there_is_such_a_kernel(lab: Lab) -> Iterator[None]:
     except OSError as error:
         pytest.skip(f"no copier here: {error}")
     assert hooked(lab) == 0
-    yield
 
 
 @pytest.mark.parametrize("engine", ["packet", "auto"])
