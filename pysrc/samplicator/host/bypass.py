@@ -4,7 +4,7 @@ Purpose: the engine that is chosen for the operator ("auto") may send frames onl
 IPsec policy, no rule at the hooks `output` and `postrouting`, no program of the cgroup, no routing by more than the
 address. (The queueing discipline, filters of tc and the hook `egress` of nftables are met by frames, too, see
 net/core/dev.c, __dev_queue_xmit; what a discipline decides by the socket is not.) Invariants: what cannot be seen
-counts as there; nothing here changes anything, and no kernel module is loaded by a question. Called by links.
+counts as there; nothing here changes anything; what the kernel has not loaded is not asked. Called by links.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def watch() -> list[socket.socket]:
         (NFTABLES_GROUP, NETLINK_NETFILTER),
     ):
         with contextlib.suppress(OSError):
-            found.append(events(groups, protocol))
+            if _has(protocol):
+                found.append(events(groups, protocol))
     return found
 
 
@@ -116,7 +117,15 @@ def _seen(kernel: Conversation, what: str) -> None:
         raise OSError(errno.EPERM, f"CAP_NET_ADMIN is needed to see {what}")
 
 
+def _has(protocol: int) -> bool:
+    """Whether the kernel has this part: to ask one that has not would have it loaded."""
+    lines = Path("/proc/self/net/netlink").read_text(encoding="ascii").splitlines()[1:]
+    return any(line.split()[1] == str(protocol) for line in lines)
+
+
 def _policies() -> str:
+    if not _has(NETLINK_XFRM):
+        return ""
     try:
         with Conversation(NETLINK_XFRM) as kernel:
             for kind, body in kernel.ask(XFRM_MSG_GETPOLICY, NLM_F_DUMP, bytes(64)):
@@ -130,6 +139,8 @@ def _policies() -> str:
 
 
 def _nftables() -> str:
+    if not _has(NETLINK_NETFILTER):
+        return ""
     try:
         with Conversation(NETLINK_NETFILTER) as kernel:
             chains = []
