@@ -19,7 +19,10 @@
 
 #include "copies.h"
 
+#define NOBODY 0 /* no interface has this index: what is redirected there is freed (net/core/filter.c, skb_do_redirect) */
+
 static long (*const clone_redirect)(struct __sk_buff *skb, __u32 device, __u64 flags) = (void *)BPF_FUNC_clone_redirect;
+static long (*const redirect)(__u32 device, __u64 flags) = (void *)BPF_FUNC_redirect;
 static long (*const skb_pull_data)(struct __sk_buff *skb, __u32 length) = (void *)BPF_FUNC_skb_pull_data;
 
 /* A worker's slots follow each other; it alone writes the receivers, and reads what is counted, through the maps' memory. */
@@ -148,7 +151,7 @@ int copy_frames(struct __sk_buff *skb)
 	six = call->six;
 	overhead = ETH_HLEN + (six ? 40 : 20) + 8;
 	if (skb->len < overhead || skb_pull_data(skb, overhead))
-		return TC_ACT_SHOT;
+		return (int)redirect(NOBODY, 0);
 	payload = skb->len - overhead;
 	for (__u32 i = 0; i < COPIES_OF_CALL && i < many; i++) {
 		__u32 slot = first + i;
@@ -157,7 +160,7 @@ int copy_frames(struct __sk_buff *skb)
 			break;
 		count(slot, clone_redirect(skb, to->device, 0), datagrams, payload);
 	}
-	return TC_ACT_SHOT; /* the original has done its work */
+	return (int)redirect(NOBODY, 0); /* TC_ACT_SHOT would end the worker's send call with ENOBUFS, and a tcx has no TC_ACT_STOLEN */
 }
 
 char terms[] SECTION("license") = "Apache-2.0"; /* no helper of the kernel that asks for more */

@@ -152,6 +152,8 @@ cdef class Worker:
     def copy_in_kernel(self, int receivers, int counters, int number, int device):
         cdef size_t octets
         cdef int i
+        if COPIES_OF_CALL != COPIER_CALL:
+            raise RuntimeError("bpf/copies.h and tx/copier.pxi differ")
         if self.running or self.w.copier.on:
             raise RuntimeError("said once, before the worker runs")
         if not 0 <= number < <int>COPIES_WORKERS:

@@ -5,6 +5,7 @@
 # socket or the raw ones, for the whole batch, so that the order per exporter and receiver is kept. Called by worker/send.pxi.
 
 cdef enum:
+    COPIER_CALL = 64                   # COPIES_OF_CALL
     COPIER_LEAST = 2                   # receivers: for one the packet socket does as well
 
 ctypedef struct copier_t:
@@ -115,7 +116,7 @@ cdef void copier_flush(shared_t *shared, tx_port_t *port, const runs_t *runs, co
 cdef void copier_call(shared_t *shared, copier_t *copier, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
                       tx_ring_t *ring) noexcept nogil:
     """The batch to n ways, COPIES_OF_CALL at most."""
-    cdef copies_counters_t before[64]
+    cdef copies_counters_t before[COPIER_CALL]
     cdef copies_counters_t *now
     cdef tx_t *tx
     cdef u64 given = 0
