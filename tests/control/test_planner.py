@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from samplicator import _fastpath
 from samplicator.config.legacy.command_line import parse_command_line
 from samplicator.errors import ConfigError
 from samplicator.plan.names import names_of
 from samplicator.plan.planner import compile
-from samplicator.plan.spec import PlanSpec, PoolSpec, ProbeSpec, ResolvedAddress
+from samplicator.plan.spec import DELAY_AUTO, PlanSpec, PoolSpec, ProbeSpec, ResolvedAddress
 from support.hosts import Load, host
 
 LISTENER = '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
@@ -58,6 +59,31 @@ def test_engine_and_why(load: Load, extra: str, engine: str, why: str) -> None:
     assert spec.engine == engine
     assert why in spec.udp.engine_why
     assert "\n" not in spec.udp.engine_why
+
+
+@pytest.mark.parametrize(
+    ("extra", "frames"),
+    [
+        ("spoof = true", True),
+        ('spoof = true\nengine = "transparent"', False),
+        ("spoof = true\nchecksum = false", False),
+    ],
+)
+def test_auto_sends_frames_where_it_can_be_seen_what_they_bypass(load: Load, extra: str, frames: bool) -> None:
+    """Which CAP_NET_ADMIN is needed for."""
+    text = LISTENER + receiver(extra) + RULE
+    spec = plan(load, text, net_admin=True).receivers[0]
+    assert spec.udp.frames is spec.framed is frames
+    assert ("link frames" in spec.udp.engine_why) is frames
+    assert not plan(load, text).receivers[0].framed
+
+
+def test_a_delay_that_the_worker_chooses(load: Load) -> None:
+    assert DELAY_AUTO == _fastpath.DELAY_AUTO
+    text = LISTENER + receiver() + RULE
+    assert plan(load, text).max_delay_us == 0
+    assert plan(load, '[datapath]\nmax_delay = "auto"\n' + text).max_delay_us == DELAY_AUTO
+    assert plan(load, "[datapath]\nmax_delay = 70\n" + text).max_delay_us == 70
 
 
 @pytest.mark.parametrize("extra", ["spoof = true", 'engine = "raw"', 'source = "198.51.100.1"'])
