@@ -141,6 +141,7 @@ RELAYS = {
             like="bare-ring-packet",
         ),
         Relay("copier", "samplicator", (True,), datapath={"replicate": "copier"}),
+        Relay("copier-delay", "samplicator", (True,), datapath={"replicate": "copier", "max_delay": "auto"}),
         Relay("auto-delay", "samplicator", datapath={"max_delay": "auto"}, like="bare-segment"),
         Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}, like="bare-segment-2"),
         Relay("bare-segment-2", "bare", options=("--send", "segment", "--share-port"), processes=2),
@@ -166,7 +167,7 @@ _WORST = (
     Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
 
-_ALL_CPU = ("classic", "auto", "transparent", "copier")
+_ALL_CPU = ("classic", "auto", "packet", "copier")
 
 _SCALE = (
     "classic",

@@ -337,7 +337,8 @@ class _Compiler:
                 return None
         report = partial(self.report, path)
         lacks = partial(self.lack_right, path)
-        engine, why = engines.choose(receiver, address, source, self.capabilities, report, lacks)
+        host = replace(self.capabilities, frames=self.config.datapath.replicate != "off")
+        engine, why = engines.choose(receiver, address, source, host, report, lacks)
         if engine == "udp" and source is not None and not self.capabilities.is_local(source[0]) and not missing:
             missing = f"the source {address_text(source[0])} is not an address of this host now"
             self.warn((*path, "source"), f"{missing}; {UNTIL_THEN}")
@@ -371,7 +372,7 @@ class _Compiler:
             pause_us=receiver.pause_us,
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
             per_session=engines.per_session(receiver, engine, report),
-            frames=engines.frames(receiver, engine, self.capabilities),
+            frames=engines.frames(receiver, engine, host),
         )
         return self.behind(index, delivery, address, missing, pod)
 
