@@ -1,4 +1,4 @@
-# needs: uapi: net; base: atomics, batch, counters; route: plan; tx: engine
+# needs: uapi: net; base: atomics, batch, counters; route: plan; tx: engine; worker: state
 # Counters for Python: copied with relaxed loads, without a lock that a worker takes. base/counters.pxd defines order and names of the fields.
 
 cdef extern from *:

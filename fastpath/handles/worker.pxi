@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch, counters, door, wire; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg, socket; tx:
-#        engine, lane, port; worker: flow, loop, state, tap; handles: flow, memory, plan, snapshot
+# needs: uapi: copies, net; base: atomics, batch, counters, door, wire; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg,
+#        socket; tx: copier, engine, lane, port; worker: flow, loop, state, tap; handles: flow, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
 TAPS = TAP_LIMIT

@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, overlap, recvmmsg, ring, socket;
-#        tx: engine, lane, port; worker: choose, echo, flow, lane, pool, send, state, tap, work
+#        tx: engine, lane, port; worker: choose, echo, flow, gather, lane, pool, send, state, tap, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
 # Python once, Worker.run(), which does not hold the GIL.
@@ -323,39 +323,6 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
             worker_mark(w, socket, RING_NOW)
         else:
             worker_read(w, socket, WORKER_ROUNDS)
-
-
-cdef inline u64 worker_gather(u64 *last_ns, u64 delay_ns, u64 now_ns) noexcept nogil:
-    """Waits for more datagrams to come, as interrupt coalescing does, unless the last came long ago (last_ns, brought up to date); returns the
-    time after it."""
-    cdef timespec nap
-    cdef bint busy = now_ns - last_ns[0] < WORKER_GATHER_IDLE * delay_ns
-    if busy:
-        nap.tv_sec = 0
-        nap.tv_nsec = <long>delay_ns
-        nanosleep(&nap, NULL)
-        now_ns = worker_clock(CLOCK_MONOTONIC)
-    last_ns[0] = now_ns
-    return now_ns
-
-
-cdef inline u64 worker_gather_auto(worker_t *w, u64 now_ns) noexcept nogil:
-    """Waits for more datagrams when they come so close together that several will have come (a wake-up costs more than the copies of a
-    datagram), and not when each wake-up finds many anyway; returns the time after it."""
-    cdef u64 apart = (now_ns - w.woken_ns) // (w.taken if w.taken else 1)
-    cdef bint few = w.taken < WORKER_AUTO_ENOUGH
-    cdef timespec nap
-    if apart > WORKER_AUTO_FAR_NS:
-        apart = WORKER_AUTO_FAR_NS
-    w.apart_ns += (<long long>apart - w.apart_ns) // WORKER_AUTO_OF
-    w.taken = 0
-    w.woken_ns = now_ns
-    if few and w.apart_ns * WORKER_AUTO_MORE <= WORKER_AUTO_DELAY_NS:
-        nap.tv_sec = 0
-        nap.tv_nsec = WORKER_AUTO_DELAY_NS
-        nanosleep(&nap, NULL)
-        return worker_clock(CLOCK_MONOTONIC)
-    return now_ns
 
 
 cdef inline void worker_ports(worker_t *w, u64 now_ns) noexcept nogil:

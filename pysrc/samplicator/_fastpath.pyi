@@ -509,9 +509,8 @@ class Worker:
         flow: Flow | None = None,
     ) -> Worker: ...
     def copy_in_kernel(self, receivers: int, counters: int, number: int, device: int) -> None:
-        """Frames for several receivers leave as one from now on; said once, before run(). receivers, counters: file
-        descriptors of the maps of copies.bpf.c, number: which slots are this worker's, 0..255, device: index of the
-        interface at which the program is. Raises ValueError, OSError (mmap), RuntimeError: too late."""
+        """Frames for several receivers leave as one (tx/copier.pxi). To be called before run(). receivers, counters:
+        descriptors of the maps; number: of the slots, 0..255. Raises ValueError, OSError, RuntimeError."""
 
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

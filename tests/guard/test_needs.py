@@ -20,6 +20,7 @@ FACE = "_fastpath.pyx"
 # From the ground up. A file uses its own room and the rooms of the floors below. Rooms of one floor know nothing of
 # each other.
 FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"bpf"}),
     frozenset({"uapi"}),
     frozenset({"base"}),
     frozenset({"route", "shape", "flow"}),

@@ -305,14 +305,12 @@ class Supervisor:
             return
         from samplicator.host import links  # heavy, and most plans have no such receiver
 
-        if self._links is None:
-            self._links = links.Links()
+        self._links = self._links or links.Links()
         self._links.follow(
             {
-                name: links.Target(
-                    state.spec.udp.address, state.spec.udp.scope_id, state.set_link, careful=state.spec.udp.frames
-                )
+                name: links.Target(udp.address, udp.scope_id, state.set_link, careful=udp.frames)
                 for name, state in states.items()
+                for udp in (state.spec.udp,)
             }
         )
 
