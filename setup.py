@@ -104,21 +104,24 @@ class Build(build_ext):
         )
         for given, made in zip(self.extensions, translated, strict=True):
             given.sources = made.sources
-        self.compile_bpf()
+        self.compile_bpf(Path(self.build_lib))
         self.parallel = self.parallel or len(os.sched_getaffinity(0))
         super().build_extensions()
 
-    def compile_bpf(self) -> None:
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        self.compile_bpf(TOP / "pysrc")
+
+    def compile_bpf(self, library: Path) -> None:
         """The programs for the kernel, where there is a compiler for them; without, samplicator says so when asked."""
         if not shutil.which("clang"):
             print("no clang here: built without BPF programs")
             return
-        library = Path("pysrc") if self.inplace else Path(self.build_lib)
         machine = subprocess.run(["cc", "-dumpmachine"], capture_output=True, text=True, check=True).stdout.strip()
         for source in glob("fastpath/bpf/*.bpf.c"):
             out = library / "samplicator" / "bpf" / Path(source).with_suffix(".o").name
             out.parent.mkdir(parents=True, exist_ok=True)
-            words = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"]
+            words = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
             words += [f"-ffile-prefix-map={TOP}=.", "-fdebug-compilation-dir=.", f"-I/usr/include/{machine}"]
             subprocess.run([*words, "-c", source, "-o", str(out)], check=True)
 

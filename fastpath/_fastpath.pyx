@@ -21,9 +21,8 @@ from base.door cimport (
     door_record_t, door_write,
 )
 from base.counters cimport (
-    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_NEIGHBOR, REASON_REFUSED, RX_FIELD_COUNT,
-    TX_FIELD_COUNT, WORKER_FIELD_COUNT,
-    counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
+    BATCH_BUCKETS, LATENCY_BUCKETS, REASON_LOOP, REASON_MESSAGE_TOO_LONG, REASON_NO_BUFFER_SPACE, REASON_NO_NEIGHBOR, REASON_OTHER,
+    REASON_REFUSED, RX_FIELD_COUNT, TX_FIELD_COUNT, WORKER_FIELD_COUNT, counters_latency, rx_counters_t, tx_counters_t, worker_counters_t,
 )
 from base.hash cimport hash_address, hash_mix
 from flow.alias cimport (

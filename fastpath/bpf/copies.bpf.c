@@ -79,7 +79,7 @@ struct head6 {
 } __attribute__((packed, aligned(2)));
 
 /* Writes what this receiver has of its own over what the one before it had; false: the packet has no such header. */
-INLINE int dress4(struct __sk_buff *skb, const struct copies_receiver *to)
+INLINE int dress4(struct __sk_buff *skb, const struct copies_receiver *to, __u8 tos)
 {
 	struct head4 *head = (void *)(long)skb->data;
 	__u32 before, after;
@@ -94,14 +94,13 @@ INLINE int dress4(struct __sk_buff *skb, const struct copies_receiver *to)
 	head->udp.dest = to->port;
 	if (to->ttl)
 		head->ip.ttl = to->ttl;
-	if (to->set_tos)
-		head->ip.tos = to->tos;
+	head->ip.tos = to->set_tos ? to->tos : tos;
 	head->ip.check = 0;
 	head->ip.check = (__u16)~sum_of((void *)head + ETH_HLEN, 5);
 	return 1;
 }
 
-INLINE int dress6(struct __sk_buff *skb, const struct copies_receiver *to)
+INLINE int dress6(struct __sk_buff *skb, const struct copies_receiver *to, __u8 tos)
 {
 	struct head6 *head = (void *)(long)skb->data;
 	__u32 before, after, first;
@@ -115,11 +114,9 @@ INLINE int dress6(struct __sk_buff *skb, const struct copies_receiver *to)
 	head->udp.dest = to->port;
 	if (to->ttl)
 		head->ip.hop_limit = to->ttl;
-	if (to->set_tos) {
-		__builtin_memcpy(&first, &head->ip, 4);
-		first = (first & ~NET32(0x0ff00000)) | NET32((__u32)to->tos << 20);
-		__builtin_memcpy(&head->ip, &first, 4);
-	}
+	__builtin_memcpy(&first, &head->ip, 4);
+	first = (first & ~NET32(0x0ff00000)) | NET32((__u32)(to->set_tos ? to->tos : tos) << 20);
+	__builtin_memcpy(&head->ip, &first, 4);
 	return 1;
 }
 
@@ -143,12 +140,14 @@ int copy_frames(struct __sk_buff *skb)
 {
 	struct copies_call *call = (void *)(long)skb->data;
 	__u32 first, many, datagrams, payload, overhead, six;
+	__u8 tos;
 	if ((void *)(call + 1) > (void *)(long)skb->data_end || call->kind != NET16(COPIES_KIND) || call->token != NET32(COPIES_TOKEN))
 		return TC_ACT_UNSPEC;
 	first = call->worker * COPIES_OF_CALL;
 	many = call->count;
 	datagrams = call->datagrams;
 	six = call->six;
+	tos = call->tos;
 	overhead = ETH_HLEN + (six ? 40 : 20) + 8;
 	if (skb->len < overhead || skb_pull_data(skb, overhead))
 		return (int)redirect(NOBODY, 0);
@@ -156,7 +155,7 @@ int copy_frames(struct __sk_buff *skb)
 	for (__u32 i = 0; i < COPIES_OF_CALL && i < many; i++) {
 		__u32 slot = first + i;
 		struct copies_receiver *to = map_lookup(&receivers, &slot);
-		if (!to || (six ? !dress6(skb, to) : !dress4(skb, to)))
+		if (!to || (six ? !dress6(skb, to, tos) : !dress4(skb, to, tos)))
 			break;
 		count(slot, clone_redirect(skb, to->device, 0), datagrams, payload);
 	}

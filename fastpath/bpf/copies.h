@@ -4,6 +4,13 @@
 
 #include <linux/types.h>
 
+#ifdef __bpf__
+typedef __u64 copies_u64;
+#else
+#include <stdint.h>
+typedef uint64_t copies_u64; /* what the worker's atomics take */
+#endif
+
 enum {
 	COPIES_OF_CALL = 64,	  /* receivers of one frame; a power of two */
 	COPIES_WORKERS = 256,
@@ -15,14 +22,15 @@ enum {
 	COPIES_XMIT_CN = 2,	  /* NET_XMIT_CN: it took the packet, and has too much */
 };
 
-/* In the place of the link header, 14 bytes: who the packet behind it is for, the first `count` slots of this worker's. */
+/* In the place of the link header, 14 bytes: who the packet behind it is for, the first `count` slots of this worker's. tos: for those
+ * that keep it. */
 struct copies_call {
 	__be32 token;
 	__u16 worker;
 	__u16 count;
 	__u16 datagrams;
 	__u8 six;
-	__u8 spare;
+	__u8 tos;
 	__be16 kind;
 } __attribute__((packed, aligned(2)));
 
@@ -40,7 +48,7 @@ struct copies_receiver {
 
 /* Datagrams and payload bytes. no_buffer: a queue was full. */
 struct copies_counters {
-	__u64 sent, sent_bytes, no_buffer, other;
+	copies_u64 sent, sent_bytes, no_buffer, other;
 };
 
 #endif

@@ -151,15 +151,16 @@ cdef class Worker:
 
     def copy_in_kernel(self, int receivers, int counters, int number, int device):
         cdef size_t octets
-        cdef int i
-        if COPIES_OF_CALL != COPIER_CALL:
+        cdef int i, fd
+        if <u32>COPIES_OF_CALL != <u32>COPIER_CALL:
             raise RuntimeError("bpf/copies.h and tx/copier.pxi differ")
         if self.running or self.w.copier.on:
             raise RuntimeError("said once, before the worker runs")
         if not 0 <= number < <int>COPIES_WORKERS:
             raise ValueError(f"number {number} is not 0..{COPIES_WORKERS - 1}")
         for i, octets in enumerate((COPIES_SLOTS * sizeof(copies_receiver_t), COPIES_SLOTS * sizeof(copies_counters_t))):
-            self.w.copier.mapped[i] = mmap(NULL, octets, PROT_READ | PROT_WRITE, MAP_SHARED, receivers if i == 0 else counters, 0)
+            fd = counters if i else receivers
+            self.w.copier.mapped[i] = mmap(NULL, octets, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
             if self.w.copier.mapped[i] == MAP_FAILED:
                 self.w.copier.mapped[i] = NULL
                 raise OSError(get_errno(), "memory of a BPF map")

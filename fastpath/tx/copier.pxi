@@ -66,7 +66,6 @@ cdef inline void copier_frame(copier_t *copier, tx_t *tx, const batch_t *batch, 
     cdef u32 m = ring.n
     cdef u8 *link = ring.headers + <size_t>m * TX_HEADER + PACKET_VNET_BYTES
     cdef copies_call_t call
-    cdef u8 tos = batch.exporter[runs.order[first]].tos
     packet_frame(tx, batch, runs, way, first, count, ring)
     memset(&call, 0, sizeof(call))
     call.token = htonl(COPIES_TOKEN)
@@ -74,15 +73,10 @@ cdef inline void copier_frame(copier_t *copier, tx_t *tx, const batch_t *batch, 
     call.count = <u16>n
     call.datagrams = <u16>count
     call.six = tx.family == 6
+    call.tos = batch.exporter[runs.order[first]].tos
     call.kind = htons(COPIES_KIND)
     memcpy(link, &call, 14)
-    if tx.family == 4:                 # receivers that keep it have it from here
-        link[15] = tos
-        copier.name.sll_protocol = htons(0x0800)
-    else:
-        link[14] = 0x60 | tos >> 4
-        link[15] = <u8>(tos << 4) | (link[15] & 0x0F)
-        copier.name.sll_protocol = htons(0x86DD)
+    copier.name.sll_protocol = htons(0x0800 if tx.family == 4 else 0x86DD)
     ring.messages[m].msg_hdr.msg_name = &copier.name
 
 

@@ -16,6 +16,7 @@ cdef extern from "bpf/copies.h" nogil:
         u16 count
         u16 datagrams
         u8 six
+        u8 tos
         u16 kind
 
     ctypedef struct copies_receiver_t "struct copies_receiver":

@@ -135,7 +135,7 @@ def test_a_receiver_whose_link_goes_down(lab: Lab) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
-    relay: Relay = lab.samplicator(ONES + config("packet", f"{lab.peer4(1)}:9001"))
+    relay: Relay = lab.samplicator(ONES + config("packet", f"{lab.peer4(1)}:9001"), expected=(0, -signal.SIGKILL))
     assert hooked(lab) == 1
     relay.send_signal(number)
     relay.wait(10)

@@ -227,7 +227,7 @@ def _routing() -> str:
                     continue
                 priority = int.from_bytes(dict(attributes(body, 12)).get(FRA_PRIORITY, bytes(4)), sys.byteorder)
                 if priority not in USUAL_RULES:
-                    return f"routing by rules (ip{'-6' * (family == socket.AF_INET6)} rule, priority {priority})"
+                    return f"routing by rules (ip{' -6' * (family == socket.AF_INET6)} rule, priority {priority})"
     return ""
 
 
