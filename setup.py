@@ -121,7 +121,8 @@ class Build(build_ext):
         for source in glob("fastpath/bpf/*.bpf.c"):
             out = library / "samplicator" / "bpf" / Path(source).with_suffix(".o").name
             out.parent.mkdir(parents=True, exist_ok=True)
-            words = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
+            words = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"]
+            words += ["-fno-strict-aliasing"]
             words += [f"-ffile-prefix-map={TOP}=.", "-fdebug-compilation-dir=.", f"-I/usr/include/{machine}"]
             subprocess.run([*words, "-c", source, "-o", str(out)], check=True)
 

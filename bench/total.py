@@ -4,7 +4,7 @@ What the thread of a relay uses is one part of what it costs: receiving is done 
 engine in the kernel works there alone. So here the receiving device's NAPI runs as a kernel thread on the relay's CPU,
 and what is counted is that thread, ksoftirqd of that CPU and the whole process, per copy that arrived. The collector's
 device drops what it gets by a BPF program, which every relay pays for alike. What else ran on the relay's CPU is said
-(`other_ns`): it must be next to nothing. Called by `run`; knows nothing of tables and medians.
+(`other_ns`, to 20 ms): it must be next to nothing. Called by `run`; knows nothing of tables and medians.
 """
 
 from __future__ import annotations
@@ -71,18 +71,19 @@ def ran_ns(thread: int) -> int:
     return int(Path(f"/proc/{thread}/schedstat").read_text().split()[0])
 
 
-def cpu_ran_ns(cpu: int) -> int:
-    """What all tasks together ran on this CPU: the seventh figure of its line (Documentation/scheduler/sched-stats)."""
-    for line in Path("/proc/schedstat").read_text().splitlines():
+def busy_ns(cpu: int) -> int:
+    """Time that this CPU was not idle, since some moment: to 10 ms (proc(5), stat: idle and iowait)."""
+    now = time.monotonic_ns()
+    for line in Path("/proc/stat").read_text().splitlines():
         words = line.split()
-        if words and words[0] == f"cpu{cpu}":
-            return int(words[7])
-    raise LabError("no /proc/schedstat on this machine")
+        if words[0] == f"cpu{cpu}":
+            return now - (int(words[4]) + int(words[5])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    raise LabError(f"no CPU {cpu}")
 
 
 @dataclass(frozen=True)
 class Spent:
-    """ns of CPU: the receiving device's thread, ksoftirqd and everything on the relay's CPU."""
+    """ns of CPU: the receiving device's thread, ksoftirqd, and all that the relay's CPU did."""
 
     receive: int
     ksoftirqd: int
@@ -143,8 +144,16 @@ class Accounts:
         each = list(struct.iter_unpack("=QQ", raw))
         return sum(packets for packets, _ in each), sum(payload for _, payload in each)
 
+    def settled(self, expected: int) -> tuple[int, int]:
+        """`arrived`, as soon as it is so many bytes, or nothing more comes: softirq may be behind."""
+        end, last = time.monotonic() + 1, (-1, -1)
+        while last[1] < expected and time.monotonic() < end:
+            last = self.arrived()
+            time.sleep(measure.POLL_S)
+        return last
+
     def spent(self) -> Spent:
-        return Spent(ran_ns(self._napi), ran_ns(self._ksoftirqd), cpu_ran_ns(self.lab.relay_cpu))
+        return Spent(ran_ns(self._napi), ran_ns(self._ksoftirqd), busy_ns(self.lab.relay_cpu))
 
     def quiet(self) -> None:
         """Waits until the receiving thread has nothing more to do."""
@@ -210,9 +219,9 @@ def total(lab: Lab, accounts: Accounts, case: Case, relay_name: str) -> dict:
             raise DisturbedError("the receive queue overflowed")
         measure.release(lab, process, sent["bytes"] * case.receivers)
         accounts.quiet()
+        now = accounts.settled(payload + sent["bytes"] * case.receivers)
         spent = accounts.spent() - before
         process_ns = measure.cpu_spent(process, used, process.cpu_ns())["process_ns"]
-        now = accounts.arrived()
         got = figures(spent, process_ns, generator, sent, case, (now[0] - packets, now[1] - payload))
         if got["lost_bytes"]:
             measure.blame(lab, relay, f"{relay_name}: {got['lost_bytes']} payload bytes missing")
@@ -235,9 +244,9 @@ def steady(lab: Lab, accounts: Accounts, case: Case, relay_name: str, rate: floa
         options = [*measure.traffic_options(case), "--rate", f"{rate:.0f}", "--seconds", str(seconds)]
         sent = lab.start_loadgen(case.ipv6, *options, "--tick-us", str(STEADY_GRAIN_US)).result(seconds + 30)
         measure.wait_empty(process, LISTEN_PORT)
+        now = accounts.settled(payload + sent["bytes"] * case.receivers)
         spent, took = accounts.spent() - before, time.monotonic() - start
         process_ns = measure.cpu_spent(process, used, process.cpu_ns())["process_ns"]
-        now = accounts.arrived()
         got = figures(spent, process_ns, 0, sent, case, (now[0] - packets, now[1] - payload))
         if got["lost_bytes"]:
             measure.blame(lab, relay, f"{relay_name}: {got['lost_bytes']} payload bytes missing at a steady rate")
