@@ -1,4 +1,4 @@
-# needs: uapi: copies, net; base: atomics, batch, wire; shape: run; tx: engine, packet, shared
+# needs: uapi: copies, net; base: atomics, batch, counters, wire; shape: run; tx: engine, packet, shared
 # The copier: frames of engine `packet` for several receivers leave as one, and a BPF program at the loopback device (bpf/copies.bpf.c)
 # makes a copy of it for each receiver. All is done within the send call: the program counts what became of each copy in memory that this
 # worker reads when the call returns. What cannot be copied so (another family, no checksum, a VLAN tag, over an MTU) is left to the packet
