@@ -200,8 +200,12 @@ class KernelSession:
             self.tell_abandoned()
         if self._held and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
+            queued = self.unsent_bytes
+            self.wire.drain()  # what failed is told before what has gone is forgotten
+            if self.ended:
+                return
             self.tell_abandoned()
-            most = 2 * self.unsent_bytes
+            most = 2 * queued
             for context, message in list(self._held.items()):
                 if self._held_bytes <= most:
                     break
