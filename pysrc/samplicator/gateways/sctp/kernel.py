@@ -110,9 +110,10 @@ class Wire:
             state, error, streams, _, number = struct.unpack_from("=HHHHi", data, 8)
             self._changed(state, error, number, streams)
         elif kind == linux.SEND_FAILED_EVENT and len(data) >= 32:
-            context, number = struct.unpack_from("=Ii", data, 20)
+            (flags,), (context, number) = struct.unpack_from("=H", data, 2), struct.unpack_from("=Ii", data, 20)
             if (session := self.sessions.get(number)) is not None:
-                session.failed(context)
+                up = all(session is not other for other, _ in self._ending)
+                session.failed(context, counted=up and flags == linux.DATA_SENT)
         elif kind == linux.PARTIAL_DELIVERY_EVENT and len(data) >= 16:
             number = struct.unpack_from("=i", data, 12)[0]
             if (session := self.sessions.get(number)) is not None:

@@ -175,12 +175,16 @@ class KernelSession:
             return bool(news)
         return False
 
-    def failed(self, context: int) -> None:
+    def failed(self, context: int, *, counted: bool = False) -> None:
+        """counted: a part of it was sent before it expired, so tell_abandoned tells it, or has told another for it."""
+        if counted:
+            self.tell_abandoned()
         self._expiring.pop(context, None)
         message = self._held.pop(context, None)
         if message is not None:
             self._held_bytes -= len(message)
-            self.events.given_up(self, message)
+            if not counted:
+                self.events.given_up(self, message)
 
     def tick(self, now: float) -> None:
         if not self.open:
