@@ -17,7 +17,7 @@ LOG := build/build.log
 
 # ---- what a change of which file rebuilds
 
-SOURCES := $(shell find fastpath -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h')
+SOURCES := $(shell find fastpath -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' -o -name '*.c')
 INSIDE_SOURCES := $(wildcard tests/ext/*.pyx tests/ext/*.pxd)
 PYTHON_SOURCES := $(shell find pysrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 
