@@ -75,14 +75,14 @@ from rx.socket cimport (
 from shape.sample cimport sample_keep
 from route.session cimport SESSION_SETS, SESSION_WAYS, session_cache_t, session_find, session_group, session_t, session_take, session_void
 from tx.engine cimport (
-    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_DOOR, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_PACKET,
-    TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
+    TX_CLEAN_FLUSHES, TX_CONTROL, TX_ENGINE_DOOR, TX_ENGINE_PACKET, TX_ENGINE_RAW, TX_ENGINE_TRANSPARENT, TX_ENGINE_UDP, TX_GAVE_UP_COPIER,
+    TX_GAVE_UP_PACKET, TX_GAVE_UP_SEGMENT, TX_GAVE_UP_TRANSPARENT, TX_HEADER, TX_PROBE_NS, TX_REPLAY_ALL, TX_REPLAY_NEW, TX_RING, TX_VECTORS,
     TX_WAITING, TX_WAKING, tx_copy_t, tx_flush, tx_give_up, tx_link_t, tx_port_t, tx_random, tx_refuses_segments, tx_ring_t, tx_send_kernel,
     tx_read_reports, tx_settle, tx_t, tx_try_again,
 )
 from tx.lost cimport lost_note, tx_lost_t
 from uapi.copies cimport (
-    COPIES_KIND, COPIES_OF_CALL, COPIES_SLOTS, COPIES_TOKEN, COPIES_WORKERS, copies_call_t, copies_counters_t, copies_receiver_t,
+    COPIES_KIND, COPIES_OF_CALL, COPIES_SLOTS, COPIES_WORKERS, copies_call_t, copies_counters_t, copies_receiver_t,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, BPF_RET_K, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR,

@@ -22,6 +22,7 @@
 #define NOBODY 0 /* no interface has this index: what is redirected there is freed (net/core/filter.c, skb_do_redirect) */
 
 static long (*const clone_redirect)(struct __sk_buff *skb, __u32 device, __u64 flags) = (void *)BPF_FUNC_clone_redirect;
+static long (*const check_mtu)(void *skb, __u32 device, __u32 *mtu, __s32 more, __u64 flags) = (void *)BPF_FUNC_check_mtu;
 static long (*const redirect)(__u32 device, __u64 flags) = (void *)BPF_FUNC_redirect;
 static long (*const skb_pull_data)(struct __sk_buff *skb, __u32 length) = (void *)BPF_FUNC_skb_pull_data;
 
@@ -33,6 +34,14 @@ struct {
 	TYPE(key, __u32);
 	TYPE(value, struct copies_receiver);
 } receivers SECTION(".maps");
+
+/* Of this process: its frames have it, and no other's. 0: not said yet. */
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, 1);
+	TYPE(key, __u32);
+	TYPE(value, __u32);
+} token SECTION(".maps");
 
 struct {
 	NUMBER(type, BPF_MAP_TYPE_ARRAY);
@@ -125,10 +134,10 @@ INLINE void count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 	struct copies_counters *now = map_lookup(&counters, &slot);
 	if (!now)
 		return;
-	if (!error || error == COPIES_XMIT_CN) {
+	if (!error) {
 		now->sent += datagrams;
 		now->sent_bytes += bytes;
-	} else if (error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP) {
+	} else if (error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN) {
 		now->no_buffer += datagrams;
 	} else {
 		now->other += datagrams;
@@ -140,8 +149,11 @@ int copy_frames(struct __sk_buff *skb)
 {
 	struct copies_call *call = (void *)(long)skb->data;
 	__u32 first, many, datagrams, payload, overhead, six;
+	__u32 zero = 0, *own = map_lookup(&token, &zero);
+	__u32 none = 0;
+	long error;
 	__u8 tos;
-	if ((void *)(call + 1) > (void *)(long)skb->data_end || call->kind != NET16(COPIES_KIND) || call->token != NET32(COPIES_TOKEN))
+	if (!own || !*own || (void *)(call + 1) > (void *)(long)skb->data_end || call->kind != NET16(COPIES_KIND) || call->token != *own)
 		return TC_ACT_UNSPEC;
 	first = call->worker * COPIES_OF_CALL;
 	many = call->count;
@@ -157,7 +169,10 @@ int copy_frames(struct __sk_buff *skb)
 		struct copies_receiver *to = map_lookup(&receivers, &slot);
 		if (!to || (six ? !dress6(skb, to, tos) : !dress4(skb, to, tos)))
 			break;
-		count(slot, clone_redirect(skb, to->device, 0), datagrams, payload);
+		/* A packet socket would be asked for the MTU: of a run, nobody is. */
+		error = datagrams == 1 ? check_mtu(skb, to->device, &none, 0, 0) : 0;
+		count(slot, error ? error : clone_redirect(skb, to->device, 0), datagrams, payload);
+		none = 0;
 	}
 	return (int)redirect(NOBODY, 0); /* TC_ACT_SHOT would end the worker's send call with ENOBUFS, and a tcx has no TC_ACT_STOLEN */
 }

@@ -16,16 +16,15 @@ enum {
 	COPIES_WORKERS = 256,
 	COPIES_SLOTS = COPIES_OF_CALL * COPIES_WORKERS,
 	COPIES_KIND = 0x88b5,	  /* EtherType of local experiments (IEEE 802) */
-	COPIES_TOKEN = 0x73616d70,
 	COPIES_ENOBUFS = 105,
 	COPIES_XMIT_DROP = 1,	  /* NET_XMIT_DROP, include/linux/netdevice.h: the queueing discipline did */
-	COPIES_XMIT_CN = 2,	  /* NET_XMIT_CN: it took the packet, and has too much */
+	COPIES_XMIT_CN = 2,	  /* NET_XMIT_CN: it has too much; an interface that is down says this, too */
 };
 
 /* In the place of the link header, 14 bytes: who the packet behind it is for, the first `count` slots of this worker's. tos: for those
- * that keep it. */
+ * that keep it. token: of the process whose program it is for; several can be at one device. */
 struct copies_call {
-	__be32 token;
+	__u32 token;
 	__u16 worker;
 	__u16 count;
 	__u16 datagrams;

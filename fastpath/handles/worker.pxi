@@ -149,7 +149,7 @@ cdef class Worker:
             raise MemoryError(f"{self.own_octets} bytes for copies of our own")
         self.w.flow = &flow.flow
 
-    def copy_in_kernel(self, int receivers, int counters, int number, int device):
+    def copy_in_kernel(self, int receivers, int counters, int number, int device, u32 token):
         cdef size_t octets
         cdef int i, fd
         if <u32>COPIES_OF_CALL != <u32>COPIER_CALL:
@@ -165,6 +165,7 @@ cdef class Worker:
                 self.w.copier.mapped[i] = NULL
                 raise OSError(get_errno(), "memory of a BPF map")
         self.w.copier.number = number
+        self.w.copier.token = token
         self.w.copier.receivers = <copies_receiver_t *>self.w.copier.mapped[0] + <size_t>number * COPIES_OF_CALL
         self.w.copier.counters = <copies_counters_t *>self.w.copier.mapped[1] + <size_t>number * COPIES_OF_CALL
         self.w.copier.name.sll_family = AF_PACKET

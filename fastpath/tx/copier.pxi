@@ -10,6 +10,7 @@ cdef enum:
 
 ctypedef struct copier_t:
     bint on
+    u32 token                          # of this process's program
     u32 number                         # of the worker: which slots of the maps are its own
     copies_receiver_t *receivers       # COPIES_OF_CALL, in the map's memory
     copies_counters_t *counters
@@ -29,7 +30,7 @@ cdef inline u32 copier_longest(const runs_t *runs, const batch_t *batch) noexcep
 
 cdef inline bint copier_takes(tx_t *tx, u32 family, u32 longest) noexcept nogil:
     """Whether a receiver's copies of the whole batch can be made so. Brings tx.link_now up to date."""
-    if tx.family != family or not tx.checksum or tx.gave_up & (TX_GAVE_UP_PACKET | TX_GAVE_UP_SEGMENT) or not packet_link(tx):
+    if tx.family != family or not tx.checksum or tx.gave_up & (TX_GAVE_UP_COPIER | TX_GAVE_UP_PACKET | TX_GAVE_UP_SEGMENT) or not packet_link(tx):
         return False
     longest += wire_overhead(tx.family)
     return tx.link_now.header_bytes == 14 and longest <= tx.link_now.mtu and longest <= atomic_load32(&tx.mtu)
@@ -68,7 +69,7 @@ cdef inline void copier_frame(copier_t *copier, tx_t *tx, const batch_t *batch, 
     cdef copies_call_t call
     packet_frame(tx, batch, runs, way, first, count, ring)
     memset(&call, 0, sizeof(call))
-    call.token = htonl(COPIES_TOKEN)
+    call.token = copier.token
     call.worker = <u16>copier.number
     call.count = <u16>n
     call.datagrams = <u16>count
@@ -107,6 +108,26 @@ cdef void copier_flush(shared_t *shared, tx_port_t *port, const runs_t *runs, co
     ring.vectors_used = 0
 
 
+cdef void copier_leave(shared_t *shared, const runs_t *runs, const u32 *ways, u32 n, u64 given) noexcept nogil:
+    """Leaves the first `given` datagrams, which the loopback device took for nothing, to the receivers' own sockets: in front of what is left
+    to them already."""
+    cdef u32 a, run, left, way
+    cdef u64 rest
+    cdef u16 behind[BATCH_LIMIT]
+    for a in range(n):
+        way = ways[a]
+        left = shared.left[way]
+        memcpy(behind, &shared.leftovers[<size_t>way * BATCH_LIMIT], left * sizeof(u16))
+        shared.left[way] = 0
+        rest = given
+        for run in range(runs.n):
+            if rest == 0:
+                break
+            shared_leave(shared, way, &runs.order[runs.first[run]], runs.count[run])
+            rest -= runs.count[run]
+        shared_leave(shared, way, behind, left)
+
+
 cdef void copier_call(shared_t *shared, copier_t *copier, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,
                       tx_ring_t *ring) noexcept nogil:
     """The batch to n ways, COPIES_OF_CALL at most."""
@@ -115,7 +136,8 @@ cdef void copier_call(shared_t *shared, copier_t *copier, tx_port_t *port, const
     cdef tx_t *tx
     cdef u64 given = 0
     cdef u64 given_bytes = 0
-    cdef u64 sent, no_buffer
+    cdef u64 sent, no_buffer, other
+    cdef u64 all_of_them = 0
     cdef bint failed = False
     cdef u32 a, run
     for a in range(n):
@@ -128,15 +150,24 @@ cdef void copier_call(shared_t *shared, copier_t *copier, tx_port_t *port, const
         copier_frame(copier, tx, batch, runs, ways[0], runs.first[run], runs.count[run], n, ring)
     copier_flush(shared, port, runs, ways, n, ring, &given, &given_bytes, &failed)
     for a in range(n):
+        now = &copier.counters[a]
+        all_of_them += atomic_load64(&now.sent) + atomic_load64(&now.no_buffer) + atomic_load64(&now.other)
+        all_of_them -= before[a].sent + before[a].no_buffer + before[a].other
+    if unlikely(failed or all_of_them != given * n):
+        for a in range(n):
+            tx_give_up(shared.ways[ways[a]], TX_GAVE_UP_COPIER)
+    if unlikely(all_of_them == 0 and given):           # nobody copied: another program was there first, or ours is gone
+        copier_leave(shared, runs, ways, n, given)
+        return
+    for a in range(n):
         tx = shared.ways[ways[a]]
         now = &copier.counters[a]
         sent = atomic_load64(&now.sent) - before[a].sent
         no_buffer = atomic_load64(&now.no_buffer) - before[a].no_buffer
-        if sent + no_buffer > given:   # not by us: nobody else has these slots
-            sent, no_buffer = given, 0
+        other = given - sent - no_buffer if sent + no_buffer < given else 0
         tx_settle(tx, sent, atomic_load64(&now.sent_bytes) - before[a].sent_bytes)
         atomics_add(&tx.counters.failed[REASON_NO_BUFFER_SPACE], no_buffer)
-        atomics_add(&tx.counters.failed[REASON_OTHER], given - sent - no_buffer)
+        atomics_add(&tx.counters.failed[REASON_OTHER], other)
 
 
 cdef void copier_send(shared_t *shared, copier_t *copier, tx_port_t *port, const batch_t *batch, const runs_t *runs, const u32 *ways, u32 n,

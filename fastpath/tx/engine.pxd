@@ -41,7 +41,8 @@ cdef enum:
     TX_GAVE_UP_SEGMENT = 1         # bits of tx_t.gave_up: what the kernel refused, and is not asked for now
     TX_GAVE_UP_TRANSPARENT = 2
     TX_GAVE_UP_PACKET = 4
-    TX_FEATURES = 3
+    TX_GAVE_UP_COPIER = 8
+    TX_FEATURES = 4
     TX_REPLAY_ALL = 1              # tx_t.replay: templates of all exporters
     TX_REPLAY_NEW = 2              # of those that the plan before did not send there
     TX_WAITING = 1                 # tx_t.waiting: gets no copies
@@ -310,7 +311,7 @@ cdef inline u32 tx_clock_s() noexcept nogil:
 
 cdef inline void tx_give_up(tx_t *tx, u8 feature) noexcept nogil:
     """The kernel refuses a feature (one bit): it is not asked for again for a while, the longer the oftener it refused."""
-    cdef u32 place = feature >> 1
+    cdef u32 place = 3 if feature == TX_GAVE_UP_COPIER else feature >> 1
     cdef u32 now_s
     if tx.gave_up & feature:
         return

@@ -8,7 +8,6 @@ cdef extern from "bpf/copies.h" nogil:
     const u32 COPIES_WORKERS
     const u32 COPIES_SLOTS
     const u16 COPIES_KIND
-    const u32 COPIES_TOKEN
 
     ctypedef struct copies_call_t "struct copies_call":
         u32 token

@@ -54,6 +54,8 @@ GAVE_UP_TRANSPARENT: Final[int]
 """Bit of Tx.gave_up: sending by the exporters' own sockets (EIO, EINVAL, EOPNOTSUPP, EPERM or EACCES of a send)."""
 GAVE_UP_PACKET: Final[int]
 """Bit of Tx.gave_up: sending by the worker's packet socket (the same errors)."""
+GAVE_UP_COPIER: Final[int]
+"""Bit of Tx.gave_up: copies made by the kernel (the loopback device takes no frame, or nobody copies it)."""
 BATCH_MAX: Final[int]
 DELAY_AUTO: Final[int]
 """Most datagrams of one receive call, 512."""
@@ -508,7 +510,7 @@ class Worker:
         max_delay_us: int = 0,
         flow: Flow | None = None,
     ) -> Worker: ...
-    def copy_in_kernel(self, receivers: int, counters: int, number: int, device: int) -> None:
+    def copy_in_kernel(self, receivers: int, counters: int, number: int, device: int, token: int) -> None:
         """Frames for several receivers leave as one (tx/copier.pxi). To be called before run(). receivers, counters:
         descriptors of the maps; number: of the slots, 0..255. Raises ValueError, OSError, RuntimeError."""
 

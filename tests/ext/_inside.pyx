@@ -241,7 +241,7 @@ def later(Tx tx not None, u32 seconds):
 
 
 def given_up_for(Tx tx not None):
-    """For how many seconds each feature was given up last: segment, transparent, packet."""
+    """For how many seconds each feature was given up last: segment, transparent, packet, copier."""
     return tuple([tx.tx.pause_s[place] for place in range(TX_FEATURES)])
 
 

@@ -130,6 +130,7 @@ SLOWER: Final = {
     "segment": "segmented sends",
     "transparent": "sockets on exporters' ports",
     "packet": "link frames",
+    "copier": "copies made by the kernel",
 }
 """What a receiver does without when the kernel refuses it, by its word in `gave_up`."""
 

@@ -17,6 +17,7 @@ FEATURES: Final = {
     "segment": _fastpath.GAVE_UP_SEGMENT,
     "transparent": _fastpath.GAVE_UP_TRANSPARENT,
     "packet": _fastpath.GAVE_UP_PACKET,
+    "copier": _fastpath.GAVE_UP_COPIER,
 }
 """What the kernel can refuse, and the bit of Tx.gave_up that says so."""
 NOTHING_SENT: Final = (0,) * len(TX_FIELDS)

@@ -42,9 +42,13 @@ XFRM_MSG_GETPOLICY, XFRM_MSG_NEWPOLICY, XFRM_POLICY_OUT = 0x15, 0x13, 1
 POLICY_DIRECTION: Final = 160
 """Where struct xfrm_userpolicy_info (include/uapi/linux/xfrm.h) has `dir`."""
 RTM_NEWRULE, RTM_GETRULE, FRA_PRIORITY = 32, 34, 6
+PLAIN: Final = frozenset((FRA_PRIORITY, 14, 15, 21))
+"""Attributes of a rule that asks for nothing: besides its priority FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL."""
+NOT_THERE: Final = (0, errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+"""What the kernel answers when it has no such thing, e.g. nf_tables."""
 USUAL_RULES: Final = (0, 32766, 32767)
 """Priorities of the rules that every host has: local, main, default."""
-RTM_F_FIB_MATCH, RTA_MULTIPATH = 0x2000, 9
+RTM_F_FIB_MATCH, RTA_MULTIPATH, RTA_NH_ID = 0x2000, 9, 30
 RTM_NEWQDISC, RTM_GETQDISC, TCA_KIND, ROOT = 36, 38, 1, 0xFFFFFFFF
 CLASSLESS: Final = ("noqueue", "mq", "pfifo_fast", "pfifo", "bfifo", "fq_codel", "fq", "codel", "sfq", "cake", "fq_pie")
 """Queueing disciplines that do not sort by what only a packet of a UDP socket says (its mark, priority, cgroup)."""
@@ -60,7 +64,9 @@ XT_INFO: Final = struct.Struct("=32sI5I5III")
 XT_ENTRY: Final[dict[int, int]] = {socket.AF_INET: 112, socket.AF_INET6: 168}
 """Bytes of a rule before its target."""
 SO_GET_INFO, SO_GET_ENTRIES = 64, 65
-BPF_PROG_QUERY, INET_EGRESS, EFFECTIVE = 16, 1, 1
+BPF_PROG_QUERY, EFFECTIVE = 16, 1
+SEEING: Final = (1, 10, 11, 14, 15)
+"""enum bpf_attach_type: BPF_CGROUP_INET_EGRESS, INET4_CONNECT, INET6_CONNECT, UDP4_SENDMSG, UDP6_SENDMSG."""
 BPF_CALL: Final = {"x86_64": 321, "aarch64": 280}
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -97,6 +103,7 @@ def queueing(device: int) -> str:
             name = dict(attributes(body, 20)).get(TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
             if index == device and parent == ROOT and name not in CLASSLESS:
                 return f"the queueing discipline {name} may sort by the socket"
+        _seen(kernel, "queueing disciplines")
     return ""
 
 
@@ -107,14 +114,20 @@ def several_hops(address: bytes, scope_id: int) -> bool:
     body += attribute(RTA_DST, address) + (attribute(RTA_OIF, struct.pack("=I", scope_id)) if scope_id else b"")
     with Conversation() as kernel:
         for kind, answer in kernel.ask(RTM_GETROUTE, 0, body):
-            if kind == RTM_NEWROUTE and RTA_MULTIPATH in dict(attributes(answer, RTMSG_BYTES)):
+            if kind == RTM_NEWROUTE and {RTA_MULTIPATH, RTA_NH_ID} & dict(attributes(answer, RTMSG_BYTES)).keys():
                 return True
+        _seen(kernel, "the route")
     return False
 
 
 def _seen(kernel: Conversation, what: str) -> None:
+    """After a question: raises OSError unless all was said."""
     if kernel.refused == errno.EPERM:
         raise OSError(errno.EPERM, f"CAP_NET_ADMIN is needed to see {what}")
+    if kernel.refused not in NOT_THERE:
+        raise OSError(kernel.refused, f"{what}: {os.strerror(kernel.refused)}")
+    if kernel.changed:
+        raise OSError(errno.EAGAIN, f"{what} are being changed")
 
 
 def _has(protocol: int) -> bool:
@@ -155,6 +168,7 @@ def _nftables() -> str:
                     chains.append((body[0], family, hook, found))
             _seen(kernel, "rules of nftables")
             for number, family, hook, found in chains:
+                kernel.refused, kernel.changed = 0, False
                 table, chain = found.get(NFTA_CHAIN_TABLE, b""), found.get(NFTA_CHAIN_NAME, b"")
                 name = f"{family} {_text(table)} {_text(chain)} of nftables (hook {hook})"
                 if int.from_bytes(found.get(NFTA_CHAIN_POLICY, b"\0\0\0\1"), "big") != ACCEPT:
@@ -163,6 +177,7 @@ def _nftables() -> str:
                 rules = kernel.ask(NFT_GETRULE, NLM_F_DUMP, struct.pack("=BBH", number, 0, 0) + wanted)
                 if any(kind == NFT_NEWRULE for kind, _ in rules):
                     return f"chain {name}"
+                _seen(kernel, "rules of nftables")
     except OSError as error:
         if error.errno not in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED):
             raise
@@ -225,9 +240,11 @@ def _routing() -> str:
             for kind, body in kernel.ask(RTM_GETRULE, NLM_F_DUMP, struct.pack("=BBBBBBBBI", family, *bytes(7), 0)):
                 if kind != RTM_NEWRULE or len(body) < 12:
                     continue
-                priority = int.from_bytes(dict(attributes(body, 12)).get(FRA_PRIORITY, bytes(4)), sys.byteorder)
-                if priority not in USUAL_RULES:
+                found = dict(attributes(body, 12))
+                priority = int.from_bytes(found.get(FRA_PRIORITY, bytes(4)), sys.byteorder)
+                if priority not in USUAL_RULES or any(body[1:4]) or not found.keys() <= PLAIN:
                     return f"routing by rules (ip{' -6' * (family == socket.AF_INET6)} rule, priority {priority})"
+            _seen(kernel, "rules of routing")
     return ""
 
 
@@ -245,6 +262,17 @@ class _Query(ctypes.Structure):
     )
 
 
+def _cgroup_folder(path: str) -> Path | None:
+    """Where the cgroup of the second version with this path is mounted; None: nowhere that this process sees."""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        words = line.split()
+        if words[words.index("-") + 1] == "cgroup2" and (path + "/").startswith(words[3].rstrip("/") + "/"):
+            folder = Path(words[4]) / path.removeprefix(words[3].rstrip("/")).lstrip("/")
+            if folder.is_dir():
+                return folder
+    return None
+
+
 def _cgroup() -> str:
     """Programs that see packets of this process's sockets when they leave (systemd: IPAddressDeny=; Cilium)."""
     number = BPF_CALL.get(platform.machine())
@@ -253,19 +281,24 @@ def _cgroup() -> str:
     except FileNotFoundError:  # a kernel without cgroups
         return ""
     path = next((line[3:] for line in lines if line.startswith("0::")), None)
-    folder = Path("/sys/fs/cgroup") / (path or "/").lstrip("/")
-    if path is None or not (folder / "cgroup.controllers").exists():
-        return ""  # no cgroup of the second version, or of another namespace's: then its root is asked nothing
+    if path is None:  # a kernel without cgroups of the second version, which alone have such programs
+        return ""
+    folder = _cgroup_folder(path)
+    if folder is None:
+        return "programs of the cgroup, which cannot be seen here"
     if number is None:
         return "programs of the cgroup cannot be seen on this machine"
     target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        query = _Query(target=target, kind=INET_EGRESS, how=EFFECTIVE)
-        if _libc.syscall(number, BPF_PROG_QUERY, ctypes.byref(query), ctypes.sizeof(query)) != 0:
-            error = ctypes.get_errno()
-            if error in (errno.ENOSYS, errno.EINVAL):  # a kernel without such programs
-                return ""
-            raise OSError(error, f"programs of the cgroup: {os.strerror(error)}")
-        return "a program of the cgroup that sees packets which leave" if query.many else ""
+        for kind in SEEING:
+            query = _Query(target=target, kind=kind, how=EFFECTIVE)
+            if _libc.syscall(number, BPF_PROG_QUERY, ctypes.byref(query), ctypes.sizeof(query)) != 0:
+                error = ctypes.get_errno()
+                if error in (errno.ENOSYS, errno.EINVAL):  # a kernel without such programs
+                    continue
+                raise OSError(error, f"programs of the cgroup: {os.strerror(error)}")
+            if query.many:
+                return "a program of the cgroup that sees packets which leave"
+        return ""
     finally:
         os.close(target)

@@ -97,6 +97,7 @@ class Links:
         self._hops: set[tuple[int, bytes]] = set()
         self._may_probe = True
         self._bypassed = ""
+        self._queueing: dict[int, str] = {}
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
 
@@ -129,7 +130,16 @@ class Links:
                     self._loop(stack.enter_context(IPRoute()), told)
             except Exception:
                 log.exception("link tracking restarted; engine packet keeps the last known next hops")
+                self._be_careful()
                 time.sleep(1.0)
+
+    def _be_careful(self) -> None:
+        """Nobody looks now at what frames would bypass."""
+        with self._lock:
+            targets = self._targets
+        for name, target in targets.items():
+            if target.careful and isinstance(self._known.pop(name, None), Link):
+                target.sink(None, "the kernel cannot be asked now")
 
     def _loop(self, netlink: IPRoute, told: list[socket.socket]) -> None:
         poll = select.poll()
@@ -191,7 +201,7 @@ class Links:
             targets, fresh, self._fresh = self._targets, self._fresh, False
         self._hops = set()
         if any(target.careful for target in targets.values()):
-            self._bypassed = bypass.reason()
+            self._bypassed, self._queueing = bypass.reason(), {}
         known: dict[str, Link | str] = {}
         for name, target in targets.items():
             try:
@@ -221,11 +231,8 @@ class Links:
         if route.get("encap") or route.get("oif") is None:
             raise NoLink("the route leads into a tunnel")
         device = self._device(netlink, route.get("oif"))
-        if target.careful:
-            if bypass.several_hops(target.address, target.scope_id):
-                raise NoLink("the route has several next hops")
-            if why := bypass.queueing(route.get("oif")):
-                raise NoLink(why)
+        if target.careful and (why := self._why_not(target, route.get("oif"))):
+            raise NoLink(why)
         via = route.get("via") or {}
         hop = str(route.get("gateway") or via.get("addr") or text)
         address = self._neighbor(netlink, route.get("oif"), hop)
@@ -234,6 +241,16 @@ class Links:
         kind = b"\x08\x00" if family == socket.AF_INET else b"\x86\xdd"
         mtu = min(device.get("mtu") or 1500, limit or 65535, 65535)
         return Link(route.get("oif"), address + link_address(device) + kind, mtu, str(device.get("ifname")))
+
+    def _why_not(self, target: Target, interface: int) -> str:
+        try:
+            if bypass.several_hops(target.address, target.scope_id):
+                return "the route has several next hops"
+            if interface not in self._queueing:
+                self._queueing[interface] = bypass.queueing(interface)
+            return self._queueing[interface]
+        except OSError as error:
+            return f"what frames would bypass cannot be seen: {error.strerror or error}"
 
     def _device(self, netlink: IPRoute, index: int) -> Any:
         try:

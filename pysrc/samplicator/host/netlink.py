@@ -21,7 +21,7 @@ NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 1, 2
 NETLINK_GET_STRICT_CHK: Final = 12
 """Since Linux 4.20: a dump has only what was asked for; before, the whole table comes and is looked through."""
 RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 24, 26, 28, 30
-NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x300, 0x10
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_VIA = 1, 4, 5, 18
 RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = 1, 2, 3, 4, 5
@@ -39,6 +39,19 @@ def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         yield kind, sequence, data[offset + _HEADER.size : offset + length]
         offset += (length + 3) & ~3
+
+
+def interrupted(data: bytes) -> bool:
+    """Whether a message that was read says that its answer is not whole."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, _, flags, _, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            break
+        if flags & NLM_F_DUMP_INTR:
+            return True
+        offset += (length + 3) & ~3
+    return False
 
 
 def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
@@ -74,12 +87,14 @@ def events(groups: int, protocol: int = NETLINK_ROUTE) -> socket.socket:
 class Conversation:
     """Questions to rtnetlink or to another part of the kernel (protocol), one at a time; a context manager. Raises
     OSError when the kernel cannot be asked. refused: what was wrong with the last question (errno), 0 = nothing.
+    changed: while it was answered, something changed, so that it may be not whole.
     """
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
         self.refused = 0
+        self.changed = False
         try:
             self._socket.settimeout(1.0)
             self._socket.bind((0, 0))
@@ -102,11 +117,13 @@ class Conversation:
         unread is passed over.
         """
         self._sequence += 1
-        self.refused = 0
+        self.refused, self.changed = 0, False
         self._socket.send(message(kind, flags | NLM_F_REQUEST, self._sequence, body))
         while True:
             mine = False
-            for answer, sequence, payload in messages(self._socket.recv(1 << 18)):
+            data = self._socket.recv(1 << 18)
+            self.changed = self.changed or interrupted(data)
+            for answer, sequence, payload in messages(data):
                 if sequence != self._sequence:
                     continue
                 if answer in (NLMSG_ERROR, NLMSG_DONE):

@@ -353,7 +353,10 @@ class Build:
                     packet.close()
                 raise
             if copier is not None:
-                worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device)
+                try:
+                    worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device, copier.token)
+                except (OSError, ValueError) as error:
+                    log.warning('replicate = "copier": worker %d makes its copies itself: %s', index, error)
             thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
             thread.choose_from(ports)
             thread.start()

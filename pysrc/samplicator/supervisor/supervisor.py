@@ -58,11 +58,13 @@ REFUSED: Final = {
     "segment": "the kernel refuses segmented sends (UDP_SEGMENT); datagrams are sent one by one",
     "transparent": "the kernel refuses sockets on exporters' ports; the raw socket sends the copies",
     "packet": "the kernel refuses link frames; the raw socket sends the copies",
+    "copier": "the kernel makes no copies (is lo down, or another BPF program there first?); the worker makes them",
 }
 REGAINED: Final = {
     "segment": "the kernel accepts segmented sends again",
     "transparent": "sockets on exporters' ports send copies again",
     "packet": "copies are sent as link frames again",
+    "copier": "the kernel makes copies again",
 }
 
 
@@ -301,6 +303,8 @@ class Supervisor:
         """Has the next hops of receivers that get frames followed, from the first such receiver on."""
         receivers = self._running.receivers
         states = {n: s for n, s in receivers.items() if s.spec.framed and not s.spec.missing}
+        if self._running.copier is None:  # then "auto" has no frames
+            states = {n: s for n, s in states.items() if not s.spec.udp.frames}
         if not states and self._links is None:
             return
         from samplicator.host import links  # heavy, and most plans have no such receiver

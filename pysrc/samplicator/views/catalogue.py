@@ -213,7 +213,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         (*_R, "feature"),
         "1 while the kernel refuses the feature, so copies are sent in a slower way; samplicator tries again later.",
         "receiver.gave_up",
-        split=(("segment", "segment"), ("transparent", "transparent"), ("packet", "packet")),
+        split=(("segment", "segment"), ("transparent", "transparent"), ("packet", "packet"), ("copier", "copier")),
     ),
     Metric(
         "receiver_mtu_bytes",

@@ -27,7 +27,9 @@ class Receiver(TypedDict):
     counters: Annotated[Mapping[str, int], "Totals; offered = skipped + sent + all that begin with failed_."]
     up: bool
     generation_added: int
-    gave_up: Annotated[list[str], "Features given up because the kernel refuses them: segment, transparent, packet."]
+    gave_up: Annotated[
+        list[str], "Features given up because the kernel refuses them: segment, transparent, packet, copier."
+    ]
     link: Annotated[str, "Engine packet: the next hop, or why the raw socket sends now."]
     mtu: Annotated[int, "Largest IP packet in bytes; longer copies are sent in fragments. 0 = not known."]
     mtu_why: str

@@ -102,6 +102,10 @@ class Wire:
             del address
         return True
 
+    def read_out(self) -> bool:
+        """Reads; whether all was read."""
+        return not self._paused and self.sock.fileno() >= 0 and not self.drain()
+
     def _notified(self, data: bytes) -> None:
         if len(data) < 8:
             return
@@ -113,7 +117,7 @@ class Wire:
             (flags,), (context, number) = struct.unpack_from("=H", data, 2), struct.unpack_from("=Ii", data, 20)
             if (session := self.sessions.get(number)) is not None:
                 up = all(session is not other for other, _ in self._ending)
-                session.failed(context, counted=up and flags == linux.DATA_SENT)
+                session.failed(context, sent=flags == linux.DATA_SENT, up=up)
         elif kind == linux.PARTIAL_DELIVERY_EVENT and len(data) >= 16:
             number = struct.unpack_from("=i", data, 12)[0]
             if (session := self.sessions.get(number)) is not None:

@@ -52,6 +52,7 @@ class KernelSession:
         self._held: dict[int, bytes] = {}
         self._expiring: dict[int, None] = {}  # of these, what may be given up
         self._abandoned = 0
+        self._guessed = 0  # told by their number, and not yet by their context
         self._held_bytes = 0
         self._next_look = 0.0
         self._parts: dict[int, bytearray | None] = {}
@@ -147,6 +148,8 @@ class KernelSession:
     def begin(self, number: int, streams: int) -> None:
         self.number, self._streams, self.open = number, max(streams, 1), True
         self.wire.sessions[number] = self
+        with contextlib.suppress(OSError, struct.error):  # after a restart the kernel goes on counting
+            self._abandoned = self.wire.abandoned(number)
         self.events.opened(self)
 
     def part(self, stream: int, data: bytes, last: bool) -> None:
@@ -170,15 +173,21 @@ class KernelSession:
         with contextlib.suppress(OSError, struct.error):
             before, self._abandoned = self._abandoned, self.wire.abandoned(self.number)
             news = list(itertools.islice(self._expiring, max(self._abandoned - before, 0)))
+            self._guessed += len(news)
             for context in news:
                 self.failed(context)
             return bool(news)
         return False
 
-    def failed(self, context: int, *, counted: bool = False) -> None:
-        """counted: a part of it was sent before it expired, so tell_abandoned tells it, or has told another for it."""
-        if counted:
+    def failed(self, context: int, *, sent: bool = False, up: bool = True) -> None:
+        """sent: it was, at least in part. up: the association is. What expired after it was sent tell_abandoned tells,
+        or it has told another in its place.
+        """
+        may_expire = context in self._expiring
+        if sent and up:
             self.tell_abandoned()
+        counted = sent and may_expire and (up or self._guessed > 0)
+        self._guessed -= counted and self._guessed > 0
         self._expiring.pop(context, None)
         message = self._held.pop(context, None)
         if message is not None:
@@ -205,10 +214,11 @@ class KernelSession:
         if self._held and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
             queued = self.unsent_bytes
-            self.wire.drain()  # what failed is told before what has gone is forgotten
-            if self.ended:
+            if not self.wire.read_out() or self.ended:  # what failed is told before what has gone is forgotten
                 return
             self.tell_abandoned()
+            if not queued:
+                self._guessed = 0  # the stack has forgotten them
             most = 2 * queued
             for context, message in list(self._held.items()):
                 if self._held_bytes <= most:
