@@ -22,7 +22,6 @@
 #define NOBODY 0 /* no interface has this index: what is redirected there is freed (net/core/filter.c, skb_do_redirect) */
 
 static long (*const clone_redirect)(struct __sk_buff *skb, __u32 device, __u64 flags) = (void *)BPF_FUNC_clone_redirect;
-static long (*const check_mtu)(void *skb, __u32 device, __u32 *mtu, __s32 more, __u64 flags) = (void *)BPF_FUNC_check_mtu;
 static long (*const redirect)(__u32 device, __u64 flags) = (void *)BPF_FUNC_redirect;
 static long (*const skb_pull_data)(struct __sk_buff *skb, __u32 length) = (void *)BPF_FUNC_skb_pull_data;
 
@@ -150,8 +149,6 @@ int copy_frames(struct __sk_buff *skb)
 	struct copies_call *call = (void *)(long)skb->data;
 	__u32 first, many, datagrams, payload, overhead, six;
 	__u32 zero = 0, *own = map_lookup(&token, &zero);
-	__u32 none = 0;
-	long error;
 	__u8 tos;
 	if (!own || !*own || (void *)(call + 1) > (void *)(long)skb->data_end || call->kind != NET16(COPIES_KIND) || call->token != *own)
 		return TC_ACT_UNSPEC;
@@ -169,10 +166,7 @@ int copy_frames(struct __sk_buff *skb)
 		struct copies_receiver *to = map_lookup(&receivers, &slot);
 		if (!to || (six ? !dress6(skb, to, tos) : !dress4(skb, to, tos)))
 			break;
-		/* A packet socket would be asked for the MTU: of a run, nobody is. */
-		error = datagrams == 1 ? check_mtu(skb, to->device, &none, 0, 0) : 0;
-		count(slot, error ? error : clone_redirect(skb, to->device, 0), datagrams, payload);
-		none = 0;
+		count(slot, clone_redirect(skb, to->device, 0), datagrams, payload);
 	}
 	return (int)redirect(NOBODY, 0); /* TC_ACT_SHOT would end the worker's send call with ENOBUFS, and a tcx has no TC_ACT_STOLEN */
 }

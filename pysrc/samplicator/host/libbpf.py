@@ -17,10 +17,12 @@ from typing import Any, Final
 NAME: Final = "libbpf.so.1"
 XDP_FLAGS_SKB_MODE: Final = 2
 XDP_FLAGS_DRV_MODE: Final = 4
-LOG_BYTES: Final = 1 << 16
+LOG_BYTES: Final = 2048
 """Of what the library says of a program that the kernel refuses, the last."""
 LIBRARY_ERRORS: Final = 4000
 """From here on the library's own numbers begin."""
+MESSAGE_BYTES: Final = 1 << 24
+"""Of one message of the library: the log of the verifier is one."""
 _WARN: Final = 0
 
 
@@ -108,8 +110,8 @@ class Library:
 
     def _listen(self, level: int, text: bytes, values: int) -> int:
         if level == _WARN:
-            room = ctypes.create_string_buffer(LOG_BYTES)
-            self._format(room, LOG_BYTES, text, values)
+            room = ctypes.create_string_buffer(MESSAGE_BYTES)
+            self._format(room, MESSAGE_BYTES, text, values)
             self.said = (self.said + room.value.decode("utf-8", "replace"))[-LOG_BYTES:]
         return 0
 
