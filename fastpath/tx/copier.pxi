@@ -30,7 +30,9 @@ cdef inline u32 copier_longest(const runs_t *runs, const batch_t *batch) noexcep
 
 cdef inline bint copier_takes(tx_t *tx, u32 family, u32 longest) noexcept nogil:
     """Whether a receiver's copies of the whole batch can be made so. Brings tx.link_now up to date."""
-    if tx.family != family or not tx.checksum or tx.gave_up & (TX_GAVE_UP_COPIER | TX_GAVE_UP_PACKET | TX_GAVE_UP_SEGMENT) or not packet_link(tx):
+    if tx.gave_up & (TX_GAVE_UP_COPIER | TX_GAVE_UP_PACKET | TX_GAVE_UP_SEGMENT):
+        return False
+    if tx.family != family or not tx.checksum or not packet_link(tx):
         return False
     longest += wire_overhead(tx.family)
     return tx.link_now.header_bytes == 14 and longest <= tx.link_now.mtu and longest <= atomic_load32(&tx.mtu)

@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: copier, door, engine, packet, raw, transparent, udp; worker: flow, lane,
-#        state, tap, work
+# needs: uapi: net; base: atomics, batch, counters, wire; shape: run; tx: copier, door, engine, packet, raw, transparent, udp; worker: flow,
+#        lane, state, tap, work
 # From selections to copies given to the kernel: which way sends each receiver's copies, with one emit and one flush each. Runs of the whole
 # batch are cut once and shared by all receivers. Called by worker/loop.pxi once per batch. Never fails: engines count copies that fail.
 

@@ -133,6 +133,50 @@ def test_a_receiver_whose_link_goes_down(lab: Lab) -> None:
     relay.check_laws()
 
 
+def test_programs_of_other_processes_do_not_take_its_frames(lab: Lab) -> None:
+    """As during a take-over, or with two units: one is there before, one comes after."""
+    before = lab.relay.call(copier.Copier)
+    relay = lab.samplicator(ONES + config("packet", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
+    after = lab.relay.call(copier.Copier)
+    lab.closers += [before.close, after.close]
+    assert hooked(lab) == 3
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    acquaint(lab, lab.relay4())
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    held(relay, [exporter], (lab.relay4(), 2055), 0, 50)
+    for tap in taps:
+        in_order(tap.collect(50), [exporter], 50)
+    metrics = relay.check_laws()
+    assert [metrics.value("send_datagrams_total", receiver=name) for name in ("r0", "r1")] == [50, 50]
+    assert [item["gave_up"] for item in relay.api("receivers")] == [[], []]
+
+
+def test_without_the_hook_the_worker_makes_the_copies(lab: Lab) -> None:
+    """Whatever takes the frames before the program has them: nothing is lost, in order, and it is said."""
+    relay = lab.samplicator(ONES + config("packet", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    acquaint(lab, lab.relay4())
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    held(relay, [exporter], (lab.relay4(), 2055), 0, 40)
+    wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 40, "them")
+    lab.relay.run(
+        "nft",
+        "add table netdev t; add chain netdev t c { type filter hook egress device lo priority 0; }; "
+        "add rule netdev t c udp dport 9001 drop",
+    )
+    held(relay, [exporter], (lab.relay4(), 2055), 40, 40)
+    wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 80, "them")
+    held(relay, [exporter], (lab.relay4(), 2055), 80, 40)
+    for tap in taps:
+        in_order(tap.collect(120), [exporter], 120)
+    wait_for(lambda: [item["gave_up"] for item in relay.api("receivers")] == [["copier"], ["copier"]], "it to be said")
+    relay.check_laws()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
     relay: Relay = lab.samplicator(ONES + config("packet", f"{lab.peer4(1)}:9001"), expected=(0, -signal.SIGKILL))

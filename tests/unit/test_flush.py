@@ -255,7 +255,7 @@ def test_runs_refused_in_one_flush_are_one_refusal() -> None:
     way = Way()
     script = [-errno.EIO, *[1] * 10, -errno.EIO]
     way.play(script, [*datagrams(10, 50), *datagrams(10, 90)])
-    assert _inside.given_up_for(way.tx) == (60, 0, 0)
+    assert _inside.given_up_for(way.tx) == (60, 0, 0, 0)
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES])

@@ -64,7 +64,11 @@ XT_INFO: Final = struct.Struct("=32sI5I5III")
 XT_ENTRY: Final[dict[int, int]] = {socket.AF_INET: 112, socket.AF_INET6: 168}
 """Bytes of a rule before its target."""
 SO_GET_INFO, SO_GET_ENTRIES = 64, 65
-BPF_PROG_QUERY, EFFECTIVE = 16, 1
+BPF_PROG_GET_NEXT_ID, BPF_PROG_GET_FD_BY_ID, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_QUERY, EFFECTIVE = 11, 13, 15, 16, 1
+CGROUP_TYPES: Final = (8, 18)
+"""enum bpf_prog_type: CGROUP_SKB, CGROUP_SOCK_ADDR."""
+INFO_BYTES: Final = 80
+"""Of struct bpf_prog_info, more than is asked for."""
 SEEING: Final = (1, 10, 11, 14, 15)
 """enum bpf_attach_type: BPF_CGROUP_INET_EGRESS, INET4_CONNECT, INET6_CONNECT, UDP4_SENDMSG, UDP6_SENDMSG."""
 BPF_CALL: Final = {"x86_64": 321, "aarch64": 280}
@@ -249,7 +253,7 @@ def _routing() -> str:
 
 
 class _Query(ctypes.Structure):
-    """union bpf_attr of BPF_PROG_QUERY."""
+    """union bpf_attr of BPF_PROG_QUERY; and as far as the other questions need it."""
 
     _fields_ = (
         ("target", ctypes.c_uint32),
@@ -262,41 +266,70 @@ class _Query(ctypes.Structure):
     )
 
 
+def _ask_bpf(command: int, query: _Query) -> int:
+    """bpf(2): what it returns. Raises OSError."""
+    found: int = _libc.syscall(BPF_CALL[platform.machine()], command, ctypes.byref(query), ctypes.sizeof(query))
+    if found < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"programs of the cgroup: {os.strerror(number)}")
+    return found
+
+
 def _cgroup_folder(path: str) -> Path | None:
     """Where the cgroup of the second version with this path is mounted; None: nowhere that this process sees."""
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.split()
         if words[words.index("-") + 1] == "cgroup2" and (path + "/").startswith(words[3].rstrip("/") + "/"):
-            folder = Path(words[4]) / path.removeprefix(words[3].rstrip("/")).lstrip("/")
+            folder = Path(words[4], path.removeprefix(words[3].rstrip("/")).lstrip("/"))
             if folder.is_dir():
                 return folder
     return None
 
 
+def _loaded() -> bool:
+    """Whether any program for cgroups is loaded on this machine (CAP_SYS_ADMIN): where no cgroup is to be seen."""
+    number = 0
+    with contextlib.suppress(FileNotFoundError):  # after the last
+        while True:
+            query = _Query(target=number)  # start; the next is put behind it
+            _ask_bpf(BPF_PROG_GET_NEXT_ID, query)
+            number = query.kind
+            program = _ask_bpf(BPF_PROG_GET_FD_BY_ID, _Query(target=number))
+            try:
+                info = ctypes.create_string_buffer(INFO_BYTES)
+                query = _Query(target=program, kind=INFO_BYTES)
+                ctypes.c_uint64.from_buffer(query, 8).value = ctypes.addressof(info)
+                _ask_bpf(BPF_OBJ_GET_INFO_BY_FD, query)
+                if struct.unpack_from("=I", info.raw)[0] in CGROUP_TYPES:
+                    return True
+            finally:
+                os.close(program)
+    return False
+
+
 def _cgroup() -> str:
     """Programs that see packets of this process's sockets when they leave (systemd: IPAddressDeny=; Cilium)."""
-    number = BPF_CALL.get(platform.machine())
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:  # a kernel without cgroups
         return ""
     path = next((line[3:] for line in lines if line.startswith("0::")), None)
-    if path is None:  # a kernel without cgroups of the second version, which alone have such programs
+    if path is None:  # without cgroups of the second version, which alone have such programs
         return ""
+    if platform.machine() not in BPF_CALL:
+        return "programs of the cgroup, which cannot be seen on this machine"
     folder = _cgroup_folder(path)
     if folder is None:
-        return "programs of the cgroup, which cannot be seen here"
-    if number is None:
-        return "programs of the cgroup cannot be seen on this machine"
+        return "programs of the cgroup, perhaps: it cannot be seen here" if _loaded() else ""
     target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for kind in SEEING:
             query = _Query(target=target, kind=kind, how=EFFECTIVE)
-            if _libc.syscall(number, BPF_PROG_QUERY, ctypes.byref(query), ctypes.sizeof(query)) != 0:
-                error = ctypes.get_errno()
-                if error in (errno.ENOSYS, errno.EINVAL):  # a kernel without such programs
-                    continue
-                raise OSError(error, f"programs of the cgroup: {os.strerror(error)}")
+            try:
+                _ask_bpf(BPF_PROG_QUERY, query)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EINVAL):  # a kernel without such programs
+                    raise
             if query.many:
                 return "a program of the cgroup that sees packets which leave"
         return ""
