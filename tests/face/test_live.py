@@ -25,6 +25,7 @@ from samplicator.views.crowd import Crowd
 from samplicator.views.live import EXPORTERS, Live, most
 from samplicator.views.service import ServiceState
 from support.state import FakeView, make_readings, make_state
+from support.work import calls_of
 
 SECOND = 1_000_000_000
 Client = TestClient[Any, Any]
@@ -265,8 +266,8 @@ def test_an_event_is_bounded(receivers: int, name: str) -> None:
 
 
 def test_ten_thousand_exporters_cost_little() -> None:
-    """CPU time of an event, all exporters having sent something. The limit is five percent of one second; the sampler
-    keeps to it by being late (events.SHARE), which must not be needed.
+    """Calls of an event, all exporters having sent something: seven for each of them at most, whatever the machine. (By
+    CPU time the limit is five percent of one second; the sampler keeps to it by being late, events.SHARE.)
     """
     state = a_large_state(64, 10_000)
     live, spent = Live(state), []
@@ -274,8 +275,8 @@ def test_ten_thousand_exporters_cost_little() -> None:
     for _ in range(8):
         for number, row in rows.items():
             rows[number] = row._replace(datagrams=row.datagrams + 1, bytes=row.bytes + 100)
-        spent.append(events.event(live)[0])
-    assert min(spent[1:]) < 0.05, spent
+        spent.append(calls_of(lambda: events.event(live)))
+    assert min(spent[1:]) < 70_000, spent
 
 
 def test_those_that_matter_most_stay() -> None:
