@@ -9,10 +9,12 @@ tests/system/test_witness.py. Invariant: figures of the witness come from its JS
 
 from __future__ import annotations
 
+import fcntl
 import json
 import select
 import signal
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -85,6 +87,11 @@ class Collector:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         lab.closers.insert(0, self.end)
+
+    @property
+    def idle(self) -> bool:
+        """It has read all that is there (FIONREAD: bytes of the next datagram)."""
+        return not any(struct.unpack("=i", fcntl.ioctl(sock, 0x541B, bytes(4)))[0] for sock in self.sockets)
 
     def shrink(self, buffer_bytes: int) -> None:
         for sock in self.sockets:

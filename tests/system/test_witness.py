@@ -177,9 +177,11 @@ def test_each_stage_is_told(scene: Callable[..., Scene]) -> None:
     here.collector.shrink(60_000)
     here.collector.held = True
     here.send(200)
-    time.sleep(0.2)
+    here.relay.at_rest()
     here.collector.held = False
     here.send(10)
+    here.relay.at_rest()
+    wait_for(lambda: here.collector.idle, "the collector to read what it has")
     value = watching.result(1)
     taken = {name: here.collector.read[name] - read[name] for name in names}
     assert {stage: rows(value, stage) for stage in STAGES[:4]} == {stage: {} for stage in STAGES[:4]}
