@@ -370,7 +370,8 @@ class Build:
             try:
                 running.copier = Copier()
             except OSError as error:
-                log.warning('replicate = "copier": %s; copies are made by the workers', error.strerror or error)
+                hint = "; install the unit's drop-in copier.conf" if error.errno in (errno.EPERM, errno.EACCES) else ""
+                log.warning('replicate = "copier": %s; the workers make the copies%s', error.strerror or error, hint)
         return running.copier
 
     def _packet_socket(self) -> socket.socket | None:
