@@ -163,6 +163,7 @@ def test_reload_waits_for_the_verdict() -> None:
 
 def test_what_drop_ins_permit() -> None:
     assert {path.stem: re.findall(r"=((?:CAP|AF)_\w+)", path.read_text()) for path in DROP_INS} == {
+        "copier": ["CAP_BPF"] * 2 + ["AF_PACKET"],
         "keep-sockets": [],
         "low-ports": ["CAP_NET_BIND_SERVICE"] * 2,
         "net-admin": ["CAP_NET_ADMIN"] * 2 + ["AF_PACKET"],
