@@ -129,12 +129,9 @@ def flow_field_list(raw: bytes, ipfix: bool, options: bool) -> tuple[tuple[int, 
 @final
 class Flow:
     """The flow stage's memory of one worker: observation domains, templates, options data, sequences, renumbering.
-    Outlives plans
-    and workers. octets: bound of all of it in bytes (64 MiB). Bounds: exporter_domains 1..65535 and exporter_blocks
-    of one
-    exporter session, domain_items (templates and options data of a domain), idle_ms, template_ms, forget_ms. Raises
-    ValueError,
-    TypeError for an unknown bound, MemoryError."""
+    Outlives plans and workers. octets: bound of all of it in bytes (64 MiB). Bounds: exporter_domains 1..65535 and
+    exporter_blocks of one exporter session, domain_items (templates and options data of a domain), idle_ms,
+    template_ms, forget_ms. Raises ValueError, TypeError for an unknown bound, MemoryError."""
 
     def __new__(cls, octets: int = 67108864, **bounds: int) -> Flow: ...
     @property
@@ -290,33 +287,25 @@ class Tx:
 
     engine: ENGINE_UDP: `fd` is a non-blocking UDP socket connected to the receiver, IP_RECVERR on, ttl/tos set by the
     caller with socket options (0 / -1 = kept from the datagram, done per copy here). ENGINE_RAW: `fd` is a non-
-    blocking
-    raw socket (IPPROTO_RAW), header crafted here. ENGINE_TRANSPARENT: as ENGINE_RAW (same `fd`, no fixed source);
-    runs
-    of an exporter leave by a socket bound to its address where it has earned one. ENGINE_PACKET: the same by the
-    worker's packet socket and link(). By the raw socket leave with these two: batches that not all go to this
-    receiver
-    (freq, rules), batches that are too much for `sessions`, ttl 0, pause_us, and with ENGINE_TRANSPARENT checksum
-    False. ttl 1..255, 0 = the exporter's; tos
-    0..255, -1 = the exporter's; freq 1..2^32-1; pause_us after each copy. mtu: of the path in bytes, decides with
-    every
-    engine what can leave as a segmented send and in ENGINE_RAW what must be fragmented. source: fixed (address, port)
-    written by ENGINE_RAW; None = the exporter's. by_exporter: freq keeps 1/freq of the
-    exporters whole (by address) instead of every freq-th datagram. refresh: templates are replayed after so many
-    copies, so many
-    ms, options data likewise (0 = never), per observation domain. fallback: the Tx that takes exporters of the other
-    address family
-    (unspoofed; without one, copies of theirs are dropped as `other`); shares `counters`.
-    cutter: of an ENGINE_UDP, an ENGINE_RAW with a source and the same counters and `mtu`: what is longer than
-    `mtu` leaves by it in fragments of that size, once cut_from() was called; without one the kernel cuts for the route.
-    alias: copies of NetFlow v9 and IPFIX carry the alias of their exporter's domain (Aliases) instead of the domain.
-    per_session (ENGINE_UDP): each exporter session has a socket of its own, connected and set up like `fd`; sessions
-    without one leave by `fd`, under their alias.
-    ENGINE_DOOR: `fd` is the worker's end of a door (see RxSocket); what finds no room there is no_buffer_space. address
-    (16 bytes) and port name the receiver for pools only; ttl, tos and checksum mean nothing, exporters of both families
-    are taken, and source, pause_us and fallback are refused.
-    nowhere: nothing can be sent to it now: every copy is counted as no_route without asking the kernel.
-    fd -1: a dry plan, never published. Raises ValueError for a value out of range."""
+    blocking raw socket (IPPROTO_RAW), header crafted here. ENGINE_TRANSPARENT: as ENGINE_RAW (same `fd`, no fixed
+    source); runs of an exporter leave by a socket bound to its address where it has earned one. ENGINE_PACKET: the same
+    by the worker's packet socket and link(). By the raw socket leave with these two: batches that not all go to this
+    receiver (freq, rules), batches that are too much for `sessions`, ttl 0, pause_us, and with ENGINE_TRANSPARENT
+    checksum False. ttl 1..255, 0 = the exporter's; tos 0..255, -1 = the exporter's; freq 1..2^32-1; pause_us after each
+    copy. mtu: of the path in bytes, decides with every engine what can leave as a segmented send and in ENGINE_RAW what
+    must be fragmented. source: fixed (address, port) written by ENGINE_RAW; None = the exporter's. by_exporter: freq
+    keeps 1/freq of the exporters whole (by address) instead of every freq-th datagram. refresh: templates are replayed
+    after so many copies, so many ms, options data likewise (0 = never), per observation domain. fallback: the Tx that
+    takes exporters of the other address family (unspoofed; without one, copies of theirs are dropped as `other`);
+    shares `counters`. cutter: of an ENGINE_UDP, an ENGINE_RAW with a source and the same counters and `mtu`: what is
+    longer than `mtu` leaves by it in fragments of that size, once cut_from() was called; without one the kernel cuts
+    for the route. alias: copies of NetFlow v9 and IPFIX carry the alias of their exporter's domain (Aliases) instead of
+    the domain. per_session (ENGINE_UDP): each exporter session has a socket of its own, connected and set up like `fd`;
+    sessions without one leave by `fd`, under their alias. ENGINE_DOOR: `fd` is the worker's end of a door (see
+    RxSocket); what finds no room there is no_buffer_space. address (16 bytes) and port name the receiver for pools
+    only; ttl, tos and checksum mean nothing, exporters of both families are taken, and source, pause_us and fallback
+    are refused. nowhere: nothing can be sent to it now: every copy is counted as no_route without asking the kernel. fd
+    -1: a dry plan, never published. Raises ValueError for a value out of range."""
 
     def __new__(
         cls,
@@ -354,10 +343,8 @@ class Tx:
         a minute, then after twice as long each time, 15 minutes at most. Written by the worker; any thread may read."""
 
     def replay(self) -> None:
-        """Asks for all templates and options data of all exporters whose rules name this receiver, as if their
-        datagrams had
-        come just now (wake the worker if it may be idle). Needs a worker with a Flow; counted in `replays` when
-        done."""
+        """Asks for all templates and options data of all exporters whose rules name this receiver, as if they had come
+        just now (wake the worker if it may be idle). Needs a worker with a Flow; counted in `replays`."""
 
     @property
     def replaying(self) -> bool:
@@ -365,8 +352,7 @@ class Tx:
 
     def link(self, interface: int = 0, header: bytes = b"", mtu: int = 0) -> None:
         """ENGINE_PACKET: the next hop: index of the egress interface (1 or more), link header (destination, source,
-        EtherType: 14 bytes, with VLAN tag 18) and MTU in bytes (68 or more); no arguments: unknown, copies leave by
-        the
+        EtherType: 14 bytes, with VLAN tag 18) and MTU in bytes (68 or more); no arguments: unknown, copies leave by the
         raw socket. May be called while the worker runs, by one thread at a time. Raises ValueError."""
 
     unresolved: bool
@@ -511,8 +497,8 @@ class Worker:
         flow: Flow | None = None,
     ) -> Worker: ...
     def copy_in_kernel(self, receivers: int, counters: int, number: int, device: int, token: int) -> None:
-        """Frames for several receivers leave as one (tx/copier.pxi). To be called before run(). receivers, counters:
-        descriptors of the maps; number: of the slots, 0..255. Raises ValueError, OSError, RuntimeError."""
+        """Frames for several receivers leave as one (tx/copier.pxi), from run() on. receivers, counters: descriptors of
+        maps; number: of the slots, 0..255. token: of the program. Raises ValueError, OSError, RuntimeError."""
 
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

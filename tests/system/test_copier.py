@@ -24,6 +24,8 @@ def hooked(lab: Lab) -> int:
 
 @pytest.fixture(autouse=True)
 def there_is_such_a_kernel(lab: Lab) -> None:
+    assert copier.OBJECT.exists()  # the tests' set-up installs clang
+
     def try_it() -> None:
         copier.Copier().close()
 

@@ -13,6 +13,21 @@ from samplicator.plan.spec import ListenerSpec, PlanSpec, RingSpec
 SPARE_DESCRIPTORS: Final = 64
 """Descriptors kept free for HTTP, files, name look-ups and probes."""
 
+REFUSED: Final = {
+    "segment": "the kernel refuses segmented sends (UDP_SEGMENT); datagrams are sent one by one",
+    "transparent": "the kernel refuses sockets on exporters' ports; the raw socket sends the copies",
+    "packet": "the kernel refuses link frames; the raw socket sends the copies",
+    "copier": "the kernel makes no copies (is lo down, or another BPF program there first?); the worker makes them",
+}
+"""What is said of a feature that was given up, by its word in `gave_up`."""
+REGAINED: Final = {
+    "segment": "the kernel accepts segmented sends again",
+    "transparent": "sockets on exporters' ports send copies again",
+    "packet": "copies are sent as link frames again",
+    "copier": "the kernel makes copies again",
+}
+"""And of one that works again."""
+
 
 class BuildError(OSError):
     """The kernel refused a part of a plan. where: path of that part in the configuration, as ("listener", 0)."""

@@ -40,7 +40,7 @@ from samplicator.supervisor import carry, ending, guard, publish, rings, takeup
 from samplicator.supervisor.build import Build, Step
 from samplicator.supervisor.incoming import contested_ports
 from samplicator.supervisor.ports import withhold_ports
-from samplicator.supervisor.refusal import BuildError
+from samplicator.supervisor.refusal import REFUSED, REGAINED, BuildError
 from samplicator.supervisor.retry import RETRIES, could_open, could_send
 from samplicator.supervisor.taps import Taps
 from samplicator.supervisor.view import View
@@ -54,18 +54,6 @@ SPARED: Final = 10
 """Of so many looks a calm receiver gets one, while no copies leave."""
 WATCH_SECONDS: Final = 2.0
 """How often next hops are looked at, while no copies leave and all is well with them."""
-REFUSED: Final = {
-    "segment": "the kernel refuses segmented sends (UDP_SEGMENT); datagrams are sent one by one",
-    "transparent": "the kernel refuses sockets on exporters' ports; the raw socket sends the copies",
-    "packet": "the kernel refuses link frames; the raw socket sends the copies",
-    "copier": "the kernel makes no copies (is lo down, or another BPF program there first?); the worker makes them",
-}
-REGAINED: Final = {
-    "segment": "the kernel accepts segmented sends again",
-    "transparent": "sockets on exporters' ports send copies again",
-    "packet": "copies are sent as link frames again",
-    "copier": "the kernel makes copies again",
-}
 
 
 class Supervisor:
