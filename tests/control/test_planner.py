@@ -71,7 +71,7 @@ def test_engine_and_why(load: Load, extra: str, engine: str, why: str) -> None:
 )
 def test_auto_sends_frames_where_it_can_be_seen_what_they_bypass(load: Load, extra: str, frames: bool) -> None:
     """Which CAP_NET_ADMIN is needed for."""
-    text = '[datapath]\nreplicate = "copier"\n' + LISTENER + receiver(extra) + RULE
+    text = LISTENER + receiver(extra) + RULE
     spec = plan(load, text, net_admin=True).receivers[0]
     assert spec.udp.frames is spec.framed is frames
     assert ("link frames" in spec.udp.engine_why) is frames

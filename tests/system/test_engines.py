@@ -49,7 +49,7 @@ def test_transparent_runs_keep_source_order_and_bytes(lab: Lab, six: bool) -> No
     to = (lab.relay6() if six else lab.relay4(), 2055)
     places = [f"[{lab.peer6(1)}]:9001", f"[{lab.peer6(2)}]:9001"] if six else [f"{lab.peer4(n)}:9001" for n in (1, 2)]
     pool = "2001:db8:8000::" if six else "198.18.64."
-    relay = lab.samplicator(config("auto", *places))
+    relay = lab.samplicator(config("transparent", *places))
     assert relay.api("receivers")[0]["engine"] == "transparent"
     taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
     exporters = [lab.exporter_socket(f"{pool}{n + 1}", 5000 + n) for n in range(3)]
@@ -70,7 +70,7 @@ def test_transparent_never_takes_a_local_exporters_port(lab: Lab) -> None:
     """An exporter on the relay's own host keeps its traffic: no socket of ours is ever bound to its address, or to all;
     those for its port are bound to nobody's (192.0.0.8, RFC 7600).
     """
-    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001"))
+    relay = lab.samplicator(config("transparent", f"{lab.peer4(1)}:9001"))
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     local = lab.relay.socket(socket.AF_INET)
     local.bind((lab.relay4(), 5555))
@@ -90,7 +90,7 @@ def test_transparent_never_takes_a_local_exporters_port(lab: Lab) -> None:
 
 
 def test_transparent_serves_all_exporters_of_a_port_by_one_socket(lab: Lab) -> None:
-    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001"))
+    relay = lab.samplicator(config("transparent", f"{lab.peer4(1)}:9001"))
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 5000) for n in range(20)]
     acquaint(lab, lab.relay4())

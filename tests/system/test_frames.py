@@ -14,12 +14,7 @@ import pytest
 from samplicator.host import bypass
 from support.lab import Lab, Namespace
 from support.process import wait_for
-from support.runs import acquaint, held, in_order, link, wait_link
-from support.runs import config as plain_config
-
-
-def config(engine: str, place: str) -> str:
-    return '[datapath]\nreplicate = "copier"\n' + plain_config(engine, place)
+from support.runs import acquaint, config, held, in_order, link, wait_link
 
 
 def nft(text: str) -> Callable[[Namespace], object]:

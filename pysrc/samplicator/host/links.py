@@ -24,7 +24,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -34,6 +35,7 @@ from samplicator.host.netlink import events
 from samplicator.plan.spec import HostAddress
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 POLL_SECONDS: Final = 4.0
 """Less than delay_first_probe_time (5 s): a neighbor said to be used so often is probed as soon as it is stale."""
@@ -98,6 +100,7 @@ class Links:
         self._may_probe = True
         self._bypassed = ""
         self._queueing: dict[int, str] = {}
+        self._answers: dict[object, Any] = {}
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
 
@@ -199,7 +202,7 @@ class Links:
         """Computes every link again and gives changes to the sinks."""
         with self._lock:
             targets, fresh, self._fresh = self._targets, self._fresh, False
-        self._hops = set()
+        self._hops, self._answers = set(), {}
         if any(target.careful for target in targets.values()):
             self._bypassed, self._queueing = bypass.reason(), {}
         known: dict[str, Link | str] = {}
@@ -207,7 +210,8 @@ class Links:
             try:
                 if target.careful and self._bypassed:
                     raise NoLink(f"frames would bypass {self._bypassed}")
-                known[name] = self._link(netlink, target)
+                place = target.address, target.scope_id, target.careful
+                known[name] = self._once(place, partial(self._link, netlink, target))
             except NoLink as why:
                 known[name] = str(why)
             now = known[name]
@@ -215,6 +219,18 @@ class Links:
                 target.sink(now if isinstance(now, Link) else None, str(now))
                 log.debug("link of receiver %r: %s", name, now)
         self._known = known
+
+    def _once(self, key: object, ask: Callable[[], T]) -> T:
+        """What ask() returns, or the NoLink that it raises: asked once a look, however many receivers it concerns."""
+        if key not in self._answers:
+            try:
+                self._answers[key] = ask()
+            except NoLink as why:
+                self._answers[key] = why
+        answer: T | NoLink = self._answers[key]
+        if isinstance(answer, NoLink):
+            raise NoLink(str(answer))
+        return answer
 
     # ------------------------------------------------------------------ one link
 
@@ -230,12 +246,12 @@ class Links:
             raise NoLink("the receiver is this host, or a group or broadcast address")
         if route.get("encap") or route.get("oif") is None:
             raise NoLink("the route leads into a tunnel")
-        device = self._device(netlink, route.get("oif"))
+        device = self._once(route.get("oif"), partial(self._device, netlink, route.get("oif")))
         if target.careful and (why := self._why_not(target, route.get("oif"))):
             raise NoLink(why)
         via = route.get("via") or {}
         hop = str(route.get("gateway") or via.get("addr") or text)
-        address = self._neighbor(netlink, route.get("oif"), hop)
+        address = self._once((route.get("oif"), hop), partial(self._neighbor, netlink, route.get("oif"), hop))
         metrics = route.get("metrics")
         limit = metrics.get("mtu") if metrics else None
         kind = b"\x08\x00" if family == socket.AF_INET else b"\x86\xdd"

@@ -337,8 +337,7 @@ class _Compiler:
                 return None
         report = partial(self.report, path)
         lacks = partial(self.lack_right, path)
-        host = replace(self.capabilities, frames=self.config.datapath.replicate != "off")
-        engine, why = engines.choose(receiver, address, source, host, report, lacks)
+        engine, why = engines.choose(receiver, address, source, self.capabilities, report, lacks)
         if engine == "udp" and source is not None and not self.capabilities.is_local(source[0]) and not missing:
             missing = f"the source {address_text(source[0])} is not an address of this host now"
             self.warn((*path, "source"), f"{missing}; {UNTIL_THEN}")
@@ -372,7 +371,7 @@ class _Compiler:
             pause_us=receiver.pause_us,
             mtu=0 if receiver.mtu == "auto" else receiver.mtu,
             per_session=engines.per_session(receiver, engine, report),
-            frames=engines.frames(receiver, engine, host),
+            frames=engines.frames(receiver, engine, self.capabilities),
         )
         return self.behind(index, delivery, address, missing, pod)
 

@@ -291,8 +291,9 @@ class Supervisor:
         """Has the next hops of receivers that get frames followed, from the first such receiver on."""
         receivers = self._running.receivers
         states = {n: s for n, s in receivers.items() if s.spec.framed and not s.spec.missing}
-        if self._running.copier is None:  # then "auto" has no frames
-            states = {n: s for n, s in states.items() if not s.spec.udp.frames}
+        if all(worker.packet is None for worker in self._running.workers):
+            for name in [name for name, state in states.items() if state.spec.udp.frames]:
+                states.pop(name).set_link(None, "packet sockets are not permitted")
         if not states and self._links is None:
             return
         from samplicator.host import links  # heavy, and most plans have no such receiver
