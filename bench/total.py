@@ -23,7 +23,7 @@ from pathlib import Path
 
 import measure
 from lab import LISTEN_PORT, REPO, SOURCE_PORT, TOOLS, DisturbedError, Lab, LabError, run
-from matrix import RELAYS, Case
+from matrix import RELAYS, TRAFFICS, Case
 
 sys.path.insert(0, str(REPO / "pysrc"))
 
@@ -34,7 +34,7 @@ FILL_RATE = 100_000
 FILL_GRAIN_US = 1000
 """Bursts of FILL_RATE * FILL_GRAIN_US datagrams, so that the NAPI thread works in full batches."""
 STEADY_GRAIN_US = 50
-"""One or two datagrams at once at 30,000/s."""
+"""At least: one or two datagrams at once at 30,000/s; where an exporter sends runs, a run at once."""
 QUIET_S = 0.02
 CLONE_NEWNET = 0x40000000
 
@@ -242,7 +242,8 @@ def steady(lab: Lab, accounts: Accounts, case: Case, relay_name: str, rate: floa
         packets, payload = accounts.arrived()
         used, before, start = process.cpu_ns(), accounts.spent(), time.monotonic()
         options = [*measure.traffic_options(case), "--rate", f"{rate:.0f}", "--seconds", str(seconds)]
-        sent = lab.start_loadgen(case.ipv6, *options, "--tick-us", str(STEADY_GRAIN_US)).result(seconds + 30)
+        grain_us = max(STEADY_GRAIN_US, TRAFFICS[case.traffic].run / rate * 1e6)
+        sent = lab.start_loadgen(case.ipv6, *options, "--tick-us", f"{grain_us:.0f}").result(seconds + 30)
         measure.wait_empty(process, LISTEN_PORT)
         now = accounts.settled(payload + sent["bytes"] * case.receivers)
         spent, took = accounts.spent() - before, time.monotonic() - start
