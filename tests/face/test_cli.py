@@ -317,6 +317,15 @@ class _Daemon(ThreadingMixIn, UnixStreamServer):
         super().server_close()
 
 
+BACKUP_IN_USE = {
+    "gateway": "sctp",
+    "side": "out",
+    "name": "nfdump",
+    "sessions": {"connected": 1, "re-establishing": 1},
+    "backups_in_use": 1,
+}
+
+
 def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
     state, readings = make_state(), make_readings()
     return {
@@ -325,6 +334,7 @@ def pages_of(**changes: object) -> dict[str, tuple[int, object]]:
         "/api/v1/listeners": (200, listeners(readings)),
         "/api/v1/pools": (200, pools(readings)),
         "/api/v1/kubernetes": (200, services(make_services())),
+        "/api/v1/gateways": (200, [BACKUP_IN_USE]),
     }
 
 
@@ -344,6 +354,7 @@ def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "k8s://monitoring/collector:flow  collector-0  node-a  siem/0\n" in text
         assert "k8s://monitoring/collector:flow  collector-1  ?       siem/1\n" in text
         assert "  siem: NOT FOLLOWED for 1m: the API server does not answer: Connection refused\n" in text
+        assert "\n  nfdump uses its backup for 1 of 2 sessions\n" in text
         assert "  logs: the Service logs/syslog has no ready pod (1 is not ready)\n" in text
         assert main(["status", "--control", path, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["listeners"][0]["name"] == "netflow"
@@ -491,5 +502,5 @@ def test_columns_line_up() -> None:
     assert table(["name", "n"], [["a", 5], ["longer", 1234]]) == ["name       n", "a          5", "longer  1234"]
     assert table(["name", "n"], []) == ["name  n"]
     assert [duration(s) for s in (0, 59.9, 60, 3600, 90061)] == ["0s", "59s", "1m", "1h", "1d 1h 1m"]
-    rest: dict[str, object] = {"listeners": [], "receivers": [], "pools": [], "kubernetes": []}
+    rest: dict[str, object] = {"listeners": [], "receivers": [], "pools": [], "kubernetes": [], "gateways": []}
     assert status_lines({"status": pages_of()["/api/v1/status"][1], **rest})

@@ -275,3 +275,23 @@ def test_a_collector_with_one_stream_gets_all_on_it(stand: Stand) -> None:
     stand.time.run(0.5)
     assert {stream for _, stream, _ in stand.logs[FIRST].messages} == {0}
     assert len(stand.got(FIRST)) == stand.sent
+
+
+def test_fewer_streams_than_wanted_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(association, "STREAMS_IN", 2)
+    stand = Stand()
+    try:
+        exporter = stand.export(backup=None, streams=3)
+        stand.time.until(lambda: states(exporter)[0] is Status.CONNECTED)
+        stand.flow(exporter, 0.1)
+        stand.time.run(0.5)
+        assert {stream for _, stream, _ in stand.logs[FIRST].messages} == {0, 1}
+        assert len(stand.got(FIRST)) == stand.sent
+        assert [record.getMessage() for record in caplog.records] == [
+            f"the collector {FIRST}:9000 accepts 2 of 3 streams; messages of several streams share one, in which an "
+            "IPFIX collector then sees wrong sequence numbers; write streams = 2, or have it accept more"
+        ]
+    finally:
+        stand.close()

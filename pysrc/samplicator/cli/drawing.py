@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from samplicator.cli.control import control_path
@@ -85,6 +85,18 @@ def unmatched_lines(value: WithoutRule) -> list[str]:
         f"NO RULE MATCHES {many}; these datagrams are not forwarded: {names}",
         "  name them in `from` of a rule, or, to drop them on purpose, of a rule with to = [] and stop = true",
     ]
+
+
+def gateway_lines(gateways: Sequence[Mapping[str, Any]], up: set[str]) -> Iterator[str]:
+    """Backups in use; and receivers (of those that are up) that have no collector, because nothing has failed yet."""
+    for row in gateways:
+        sessions: Mapping[str, int] = row["sessions"]
+        number = sum(sessions.values())
+        if row["backups_in_use"]:
+            yield f"{row['name']} uses its backup for {row['backups_in_use']} of {number} sessions"
+        elif row["side"] == "out" and row["name"] in up and number and not sessions.get("connected"):
+            states = ", ".join(f"{count} {state}" for state, count in sorted(sessions.items()))
+            yield f"{row['name']} has no collector connected; sessions: {states}"
 
 
 def where(row: Mapping[str, Any]) -> str:

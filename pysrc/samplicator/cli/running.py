@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from samplicator.cli.control import NoControl, control_path, get_json, request
-from samplicator.cli.drawing import duration, table, unmatched_lines
+from samplicator.cli.drawing import duration, gateway_lines, table, unmatched_lines
 from samplicator.errors import Unreachable
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def ready(options: Namespace) -> int:
     return 0 if answer == 200 else NOT_READY
 
 
-PAGES: Final = ("status", "listeners", "receivers", "pools", "kubernetes")
+PAGES: Final = ("status", "listeners", "receivers", "pools", "kubernetes", "gateways")
 """What `status` asks for."""
 SLOWER: Final = {
     "segment": "segmented sends",
@@ -219,6 +219,8 @@ def status_lines(value: Mapping[str, Any]) -> list[str]:
         if item["gave_up"]:
             words = ", ".join(SLOWER[feature] for feature in item["gave_up"])
             lines.append(f"  {item['name']}: given up: {words} (the kernel refuses; samplicator tries again later)")
+    working = {item["name"] for item in receivers if item["up"]}
+    lines += [f"  {line}" for line in gateway_lines(value["gateways"], working)]
     return lines
 
 

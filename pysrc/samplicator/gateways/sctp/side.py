@@ -7,6 +7,7 @@ the data before them is. Made by exporting; called by it and by the transport, i
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +16,8 @@ from samplicator.gateways.sctp.backlog import Item
 from samplicator.gateways.sctp.backup import TRANSMISSIONS, Which
 from samplicator.gateways.sctp.export import Collector, Counters, Export
 from samplicator.gateways.transport import Address, Reliability, Session
+
+log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
@@ -58,6 +61,7 @@ class Side:
     probed: bool = False
     settling: bool = False
     last_error: str = ""
+    granted: int = 0
 
     def admits(self, peer: Address) -> str:
         return "this address is only connected to"
@@ -70,6 +74,17 @@ class Side:
 
     def opened(self, session: Session) -> None:
         self.session, self.open, self.last_error = session, True, ""
+        wanted, granted = self.exporter.export.streams, session.streams
+        if granted < wanted and granted != self.granted:
+            log.warning(
+                "the collector %s accepts %d of %d streams; messages of several streams share one, in which an IPFIX "
+                "collector then sees wrong sequence numbers; write streams = %d, or have it accept more",
+                self.collector.place.text,
+                granted,
+                wanted,
+                max(granted, 2),
+            )
+        self.granted = granted
         self.exporter.side_opened(self)
 
     def writable(self, session: Session) -> None:
