@@ -6,11 +6,14 @@ test_the_way_out, and the totals at the end of the property.
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from samplicator.host.copier import Copier
 from support.stand import (
     DOOR,
     LISTENERS,
@@ -43,6 +46,7 @@ EDGES = (
     65507,
 )  # fmt: skip
 families = st.sampled_from((4, 6))
+COPIES_OF_CALL, COPIES_COUNTERS = 64, 32
 
 
 @st.composite
@@ -97,9 +101,10 @@ def bursts(draw: st.DrawFn) -> Burst:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Every case has all five engines, one of them twice."""
-    engines = (UDP, RAW, TRANSPARENT, PACKET, DOOR, draw(st.sampled_from((UDP, RAW, TRANSPARENT, PACKET, DOOR))))
+def cases(draw: st.DrawFn, packets: int = 1) -> Case:
+    """Every case has all five engines, one of them twice. packets: how many receivers have frames at least."""
+    more = draw(st.sampled_from((UDP, RAW, TRANSPARENT, PACKET, DOOR)))
+    engines = (UDP, RAW, TRANSPARENT, *packets * (PACKET,), DOOR, more)
     ways = tuple(draw(receivers(engine)) for engine in engines)
     return Case(
         ways,
@@ -116,12 +121,14 @@ def cases(draw: st.DrawFn) -> Case:
 # ---- the property
 
 
-def play(wire: Wire, case: Case, seen: Counter[str | int]) -> None:
+def play(wire: Wire, case: Case, seen: Counter[str | int], copier: Copier | None = None) -> None:
     """One case from start to end. First some exporters' ports earn their sockets: four batches with a run each."""
     wire.tap.frames.clear()
     with Relay(
         batch=case.batch, sessions=case.sessions, max_datagram=case.max_datagram, packet_fd=wire.packet.fileno()
     ) as relay:
+        if copier is not None:
+            relay.workers[0].copy_in_kernel(copier.receivers, copier.counters, 0, copier.device, copier.token)
         stand = Stand(wire, case, relay)
         stand.make()
         for _ in range(4):
@@ -161,6 +168,46 @@ def test_every_engine_delivers_what_the_oracle_says(offload: bool) -> None:
     for engine in (UDP, TRANSPARENT, PACKET):
         assert (seen[engine] > seen["cases"]) == offload, seen
     assert seen[RAW] == seen[DOOR] == 0
+
+
+def copied(copier: Copier) -> int:
+    """Datagrams that the first worker has had copied: the first number of each of its slots (bpf/copies.h)."""
+    with mmap.mmap(copier.counters, COPIES_OF_CALL * COPIES_COUNTERS, prot=mmap.PROT_READ) as counters:
+        return sum(sent for sent, *_ in struct.iter_unpack("=4Q", counters.read()))
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_copies_made_in_the_kernel_are_what_the_oracle_says(offload: bool) -> None:
+    """Three receivers at least have frames, each with settings of its own; what the program cannot do, others do."""
+    seen: Counter[str | int] = Counter()
+
+    @settings(
+        max_examples=50,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases(packets=3))
+    def all_cases(wire: Wire, copier: Copier, case: Case) -> None:
+        before = copied(copier)
+        play(wire, case, seen, copier)
+        seen["with copies"] += copied(copier) > before
+
+    def run(wire: Wire) -> None:
+        try:
+            copier = Copier()
+        except OSError as error:
+            pytest.skip(f"no copier here: {error}")
+        try:
+            all_cases(wire, copier)
+        finally:
+            copier.close()
+
+    on_a_wire(run, offload=offload)
+    assert seen["with copies"] > 20, seen
+    assert (seen[PACKET] > seen["cases"]) == offload, seen
 
 
 # ---- by hand
