@@ -4,12 +4,15 @@ got by itself, every copy counted, and nothing of it left behind, however the pr
 
 from __future__ import annotations
 
+import itertools
 import signal
 import socket
 import time
 
 import pytest
 from samplicator.host import copier, libbpf
+from support.decoders import PORT, ROWS, Nfacctd, Nfcapd, come, configuration, send, stream
+from support.flows import IPFIX, V9
 from support.lab import Lab, Relay
 from support.process import wait_for
 from support.runs import acquaint, config, held, in_order, payloads, wait_link
@@ -177,6 +180,47 @@ def test_without_the_hook_the_worker_makes_the_copies(lab: Lab) -> None:
         in_order(tap.collect(120), [exporter], 120)
     wait_for(lambda: [item["gave_up"] for item in relay.api("receivers")] == [["copier"], ["copier"]], "it to be said")
     relay.check_laws()
+
+
+@pytest.mark.parametrize("kind", [V9, IPFIX], ids=["netflow9", "ipfix"])
+def test_collectors_decode_all_beside_a_sampled_and_a_late_one(lab: Lab, kind: int) -> None:
+    """Two plain receivers, whose copies the kernel makes; one with freq = 3; one that comes when half has been sent."""
+    half, third, late = 63, PORT + 2, PORT + 3
+    first, second, sampled = Nfcapd(lab), Nfacctd(lab), Nfcapd(lab, third, "sampled", 2)
+
+    def receiver(name: str, where: str, more: str = "") -> str:
+        return f'[[receiver]]\nname = "{name}"\nto = "{where}"\nspoof = true\n{more}\n'
+
+    text = (
+        ONES + configuration(lab).replace("freq = 1\n", "") + receiver("third", f"{lab.peer4(2)}:{third}", "freq = 3")
+    )
+    relay = lab.samplicator(text.replace('"two"]', '"two", "third"]'))
+    acquaint(lab, lab.relay4())
+    for name in ("one", "two", "third"):
+        wait_link(relay, "^r[12], ", name)
+    feed = list(itertools.islice(stream(kind), 2 * half))
+    sock = send(lab, [payload for payload, _ in feed[:half]])
+    come(relay, half)
+    last = Nfcapd(lab, late, "late")
+    text += receiver("late", f"{lab.peer4(1)}:{late}")
+    relay.write(lab.with_service(text.replace('"two"]', '"two", "third", "late"]')))
+    relay.send_signal(signal.SIGHUP)
+    wait_for(lambda: relay.metrics().value("config_generation") == 2, "the new plan")
+    wait_link(relay, "^r1, ", "late")
+    send(lab, [payload for payload, _ in feed[half:]], sock)
+    come(relay, 2 * half)
+    relay.at_rest()
+    data = [not carries for _, carries in feed]
+    assert first.end() == second.end() == (sum(data) * ROWS, 0)
+    assert sampled.end() == (-(-sum(data) // 3) * ROWS, 0)
+    assert last.end() == (sum(data[half:]) * ROWS, 0)
+    metrics = relay.check_laws()
+    calls, copies = (
+        sum(metrics.value(f"send_{what}_total", receiver=name) for name in ("one", "two", "late"))
+        for what in ("calls", "datagrams")
+    )
+    assert calls < 0.7 * copies  # one call serves them all
+    assert metrics.total("receiver_features_given_up") == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
