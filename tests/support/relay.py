@@ -175,7 +175,7 @@ class Relay(Process):
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tail()}") from None
 
-    def at_rest(self, timeout: float = 40.0) -> Metrics:
+    def at_rest(self, timeout: float = 120.0) -> Metrics:
         """A scrape between which and the one before nothing moved: the moment at which the laws must hold exactly."""
         moving = ("receive_datagrams", "send_offered_datagrams", "send_datagrams", "send_errors")
         last: list[Metrics] = []

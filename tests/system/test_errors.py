@@ -9,6 +9,7 @@ import struct
 import pytest
 from support.lab import Lab, Relay
 from support.process import wait_for
+from support.runs import wait_link
 from support.witness import ones_complement_sum
 
 ENGINES = pytest.mark.parametrize("spoof", [False, True], ids=["udp", "raw-spoofed"])
@@ -78,6 +79,8 @@ def test_a_packet_filter_that_drops_is_counted_as_permission(lab: Lab, spoof: bo
     sender.send(5)
     lab.relay.run("nft", "add table inet t; add chain inet t out { type filter hook output priority 0; }")
     lab.relay.run("nft", "add rule inet t out udp dport 9001 drop")
+    if spoof:  # frames pass no such rule, so there are none from the moment on that the kernel tells of it
+        wait_link(relay, "would bypass chain inet t out", "troubled")
     sender.send(20)
     sent, errors = sender.tally("troubled")
     assert (sent, errors) == (5, {"permission": 20})
