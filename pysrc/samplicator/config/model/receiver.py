@@ -122,7 +122,8 @@ class Receiver(Table):
     engine: Literal["auto", "udp", "raw", "transparent", "packet"] = Field(
         "auto",
         description="How copies are sent: udp = a UDP socket; raw = a raw socket; transparent = sockets bound to the "
-        "exporters' ports; packet = link frames, without routing and firewall; auto = the best of the first three.",
+        "exporters' ports; packet = link frames, without routing and firewall; auto = the best of these, frames only "
+        "while they bypass nothing of this host.",
         json_schema_extra=LIVE,
     )
     pause_us: int = Field(
