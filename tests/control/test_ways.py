@@ -11,7 +11,8 @@ import pytest
 from samplicator import _fastpath
 from samplicator.health.reach import Reach
 from samplicator.health.receiver import ReceiverState
-from samplicator.host.links import Link, messages, neighbor_of
+from samplicator.host.links import Link, neighbor_of
+from samplicator.host.netlink import messages
 from samplicator.plan.planner import compile
 from samplicator.supervisor.supervisor import Supervisor
 from support.hosts import Load, free_port, host
@@ -155,8 +156,8 @@ def _can_raw() -> bool:
 def test_netlink_messages_are_taken_apart() -> None:
     body = bytes([2, 0, 0, 0]) + (7).to_bytes(4, "little") + bytes(4) + bytes([8, 0, 1, 0, 192, 0, 2, 1])
     one = (16 + len(body)).to_bytes(4, "little") + bytes([28, 0]) + bytes(10) + body
-    assert messages(one + one) == [(28, body)] * 2
+    assert list(messages(one + one)) == [(28, 0, body)] * 2
     assert neighbor_of(body) == (7, bytes([192, 0, 2, 1]))
-    assert messages(one[:30]) == []
+    assert list(messages(one[:30])) == []
     assert neighbor_of(body[:12]) == (7, b"")
     assert neighbor_of(body[:12] + bytes(4)) == (7, b"")

@@ -155,3 +155,21 @@ def test_a_configured_packet_engine_bypasses_what_it_is_told_to(lab: Lab) -> Non
     lab.relay.run("nft", CHAIN.format("ip", "output", "") + "add rule ip t c udp dport 9001 drop")
     wait_link(relay, "^r1, ")
     assert link(relay).startswith("r1, ")
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
+def test_a_link_address_that_the_operator_has_set_stays(lab: Lab, six: bool) -> None:
+    """Also where nobody answers for it: frames go there, and no look at it makes the kernel forget it."""
+    hop = "2001:db8:9::9" if six else "198.18.200.9"
+    family, prefix = ("-6", "64") if six else ("-4", "24")
+    own = "2001:db8:9::1" if six else "198.18.200.1"
+    lab.relay.ip(family, "addr", "add", f"{own}/{prefix}", "dev", "r1", *(["nodad"] if six else []))
+    lab.relay.ip(family, "neigh", "add", hop, "lladdr", "02:00:00:00:00:99", "dev", "r1", "nud", "permanent")
+    relay = lab.samplicator(config("auto", f"[{hop}]:9001" if six else f"{hop}:9001"))
+    wait_link(relay, "^r1, 02:00:00:00:00:99")
+    for _ in range(3):  # each a look of its own
+        lab.relay.run("nft", CHAIN.format("ip", "output", "") + "add rule ip t c accept")
+        wait_link(relay, "would bypass")
+        lab.relay.run("nft", "delete table ip t")
+        wait_link(relay, "^r1, 02:00:00:00:00:99")
+    assert "PERMANENT" in lab.relay.ip(family, "neigh", "show", hop, "dev", "r1")

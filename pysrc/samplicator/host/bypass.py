@@ -111,16 +111,15 @@ def queueing(device: int) -> str:
     return ""
 
 
-def several_hops(address: bytes, scope_id: int) -> bool:
+def several_hops(kernel: Conversation, address: bytes, scope_id: int) -> bool:
     """Whether the route to an address (4 or 16 bytes) has several next hops, of which the kernel takes one a flow."""
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     body = struct.pack("=BBBBBBBBI", family, 8 * len(address), 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
     body += attribute(RTA_DST, address) + (attribute(RTA_OIF, struct.pack("=I", scope_id)) if scope_id else b"")
-    with Conversation() as kernel:
-        for kind, answer in kernel.ask(RTM_GETROUTE, 0, body):
-            if kind == RTM_NEWROUTE and {RTA_MULTIPATH, RTA_NH_ID} & dict(attributes(answer, RTMSG_BYTES)).keys():
-                return True
-        _seen(kernel, "the route")
+    for kind, answer in kernel.ask(RTM_GETROUTE, 0, body):
+        if kind == RTM_NEWROUTE and {RTA_MULTIPATH, RTA_NH_ID} & dict(attributes(answer, RTMSG_BYTES)).keys():
+            return True
+    _seen(kernel, "the route")
     return False
 
 

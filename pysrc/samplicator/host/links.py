@@ -7,8 +7,8 @@ that a neighbor is used, so this thread does so every few seconds (NTF_USE, incl
 then probes and resolves as it does for traffic of its own; where that is not permitted (CAP_NET_ADMIN) a stale neighbor
 counts as unknown until copies by the raw socket have made the kernel probe it. Invariants: a receiver has a link only
 while a frame for it can be expected to arrive; what cannot be followed (this host itself, multicast, tunnels, devices
-without link addresses) has none. Called by supervisor and sockets. The only importer of pyroute2. It must never send a
-datagram, and never change a route.
+without link addresses) has none. Called by supervisor and sockets. It must never send a datagram, and never change a
+route.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,11 +28,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from samplicator.host import bypass
-from samplicator.host.netlink import events
+from samplicator.host.netlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    RTA_GATEWAY,
+    RTA_VIA,
+    RTM_GETNEIGH,
+    RTM_NEWNEIGH,
+    RTMSG_BYTES,
+    RTN_UNICAST,
+    Conversation,
+    attribute,
+    attributes,
+    events,
+    interface_of,
+    messages,
+)
 from samplicator.plan.spec import HostAddress
 
 log = logging.getLogger(__name__)
@@ -44,15 +57,21 @@ SETTLE_SECONDS: Final = 0.005
 REST: Final = 4
 """Looking takes at most one part in so many of the thread's time, whatever storm of events there is."""
 
-RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+RTM_DELNEIGH: Final = 29
+RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
+IFINFO_BYTES, IFADDR_BYTES = 16, 8
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
+IFA_ADDRESS, IFA_LOCAL = 1, 2
+NDA_DST, NDA_LLADDR = 1, 2
+RTA_METRICS, RTA_ENCAP_TYPE, RTAX_MTU = 8, 21, 2
 # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, include/uapi/linux/rtnetlink.h
 GROUPS: Final = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
-UNICAST: Final = 1
 ETHERNET: Final = 1
 IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
 NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
 NUD_USABLE: Final = NUD_REACHABLE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
 NTF_USE: Final = 1
+NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +87,17 @@ class Link:
 
     def __str__(self) -> str:
         return f"{self.device}, {self.header[:6].hex(':')}, MTU {self.mtu}"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An interface. kind: ARPHRD_*. flags: IFF_*."""
+
+    name: str
+    kind: int
+    flags: int
+    address: bytes
+    mtu: int
 
 
 class NoLink(Exception):
@@ -130,7 +160,7 @@ class Links:
             try:
                 with contextlib.ExitStack() as stack:
                     told = [stack.enter_context(sock) for sock in (events(GROUPS), *bypass.watch())]
-                    self._loop(stack.enter_context(IPRoute()), told)
+                    self._loop(stack.enter_context(Conversation()), told)
             except Exception:
                 log.exception("link tracking restarted; engine packet keeps the last known next hops")
                 self._be_careful()
@@ -144,7 +174,7 @@ class Links:
             if target.careful and isinstance(self._known.pop(name, None), Link):
                 target.sink(None, "the kernel cannot be asked now")
 
-    def _loop(self, netlink: IPRoute, told: list[socket.socket]) -> None:
+    def _loop(self, kernel: Conversation, told: list[socket.socket]) -> None:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         for source in told:
@@ -159,7 +189,7 @@ class Links:
             time.sleep(SETTLE_SECONDS)
             self._concern(told)  # what came with it is looked at now
             begun = time.monotonic()
-            self._look(netlink)
+            self._look(kernel)
             time.sleep((time.monotonic() - begun) * (REST - 1))
             due = time.monotonic() + POLL_SECONDS
 
@@ -190,15 +220,14 @@ class Links:
                     raise
                 found = True  # events were lost
                 continue
-            found = found or any(map(self._is_ours, messages(data)))
+            found = found or any(self._is_ours(kind, body) for kind, _, body in messages(data))
 
-    def _is_ours(self, message: tuple[int, bytes]) -> bool:
-        kind, body = message
+    def _is_ours(self, kind: int, body: bytes) -> bool:
         if kind not in (RTM_NEWNEIGH, RTM_DELNEIGH):
             return True
         return neighbor_of(body) in self._hops
 
-    def _look(self, netlink: IPRoute) -> None:
+    def _look(self, kernel: Conversation) -> None:
         """Computes every link again and gives changes to the sinks."""
         with self._lock:
             targets, fresh, self._fresh = self._targets, self._fresh, False
@@ -211,7 +240,7 @@ class Links:
                 if target.careful and self._bypassed:
                     raise NoLink(f"frames would bypass {self._bypassed}")
                 place = target.address, target.scope_id, target.careful
-                known[name] = self._once(place, partial(self._link, netlink, target))
+                known[name] = self._once(place, partial(self._link, kernel, target))
             except NoLink as why:
                 known[name] = str(why)
             now = known[name]
@@ -234,33 +263,30 @@ class Links:
 
     # ------------------------------------------------------------------ one link
 
-    def _link(self, netlink: IPRoute, target: Target) -> Link:
-        family = socket.AF_INET if len(target.address) == 4 else socket.AF_INET6
-        text = socket.inet_ntop(family, target.address)
-        try:
-            found = netlink.route("get", dst=text, **({"oif": target.scope_id} if target.scope_id else {}))
-            route = next(iter(found))
-        except (NetlinkError, StopIteration) as error:
-            raise NoLink("there is no route") from error
-        if route["type"] != UNICAST:
+    def _link(self, kernel: Conversation, target: Target) -> Link:
+        found = kernel.route(target.address, target.scope_id)
+        if found is None:
+            raise NoLink("there is no route")
+        kind, route = found
+        if kind != RTN_UNICAST:
             raise NoLink("the receiver is this host, or a group or broadcast address")
-        if route.get("encap") or route.get("oif") is None:
+        interface = interface_of(route)
+        if RTA_ENCAP_TYPE in route or not interface:
             raise NoLink("the route leads into a tunnel")
-        device = self._once(route.get("oif"), partial(self._device, netlink, route.get("oif")))
-        if target.careful and (why := self._why_not(target, route.get("oif"))):
+        device = self._once(interface, partial(self._device, kernel, interface))
+        if target.careful and (why := self._why_not(kernel, target, interface)):
             raise NoLink(why)
-        via = route.get("via") or {}
-        hop = str(route.get("gateway") or via.get("addr") or text)
-        address = self._once((route.get("oif"), hop), partial(self._neighbor, netlink, route.get("oif"), hop))
-        metrics = route.get("metrics")
-        limit = metrics.get("mtu") if metrics else None
-        kind = b"\x08\x00" if family == socket.AF_INET else b"\x86\xdd"
-        mtu = min(device.get("mtu") or 1500, limit or 65535, 65535)
-        return Link(route.get("oif"), address + link_address(device) + kind, mtu, str(device.get("ifname")))
+        hop = route.get(RTA_GATEWAY) or route.get(RTA_VIA, b"")[2:] or target.address
+        address = self._once((interface, hop), partial(self._neighbor, kernel, interface, hop))
+        limit = int.from_bytes(dict(attributes(route.get(RTA_METRICS, b""), 0)).get(RTAX_MTU, b""), sys.byteorder)
+        ether_type = b"\x08\x00" if len(target.address) == 4 else b"\x86\xdd"
+        return Link(
+            interface, address + device.address + ether_type, min(device.mtu, limit or 65535, 65535), device.name
+        )
 
-    def _why_not(self, target: Target, interface: int) -> str:
+    def _why_not(self, kernel: Conversation, target: Target, interface: int) -> str:
         try:
-            if bypass.several_hops(target.address, target.scope_id):
+            if bypass.several_hops(kernel, target.address, target.scope_id):
                 return "the route has several next hops"
             if interface not in self._queueing:
                 self._queueing[interface] = bypass.queueing(interface)
@@ -268,85 +294,77 @@ class Links:
         except OSError as error:
             return f"what frames would bypass cannot be seen: {error.strerror or error}"
 
-    def _device(self, netlink: IPRoute, index: int) -> Any:
-        try:
-            device = next(iter(netlink.get_links(index)))
-        except (NetlinkError, StopIteration) as error:
-            raise NoLink(f"interface {index} is gone") from error
-        name = device.get("ifname")
-        if device["flags"] & IFF_LOOPBACK or device["ifi_type"] != ETHERNET or len(link_address(device)) != 6:
-            raise NoLink(f"{name} has no link addresses")
-        if not device["flags"] & IFF_UP or not device["flags"] & IFF_LOWER_UP:
-            raise NoLink(f"{name} is down")
+    def _device(self, kernel: Conversation, index: int) -> Device:
+        device = next(iter(devices(kernel, index).values()), None)
+        if device is None:
+            raise NoLink(f"interface {index} is gone")
+        if device.flags & IFF_LOOPBACK or device.kind != ETHERNET or len(device.address) != 6:
+            raise NoLink(f"{device.name} has no link addresses")
+        if not device.flags & IFF_UP or not device.flags & IFF_LOWER_UP:
+            raise NoLink(f"{device.name} is down")
         return device
 
-    def _neighbor(self, netlink: IPRoute, interface: int, hop: str) -> bytes:
-        """Link address of the next hop; tells the kernel that it is used, which resolves or probes it."""
-        family = socket.AF_INET6 if ":" in hop else socket.AF_INET
-        self._hops.add((interface, socket.inet_pton(family, hop)))
-        if self._may_probe:
-            self._use(netlink, family, interface, hop)
-        try:
-            entry = next(iter(netlink.neigh("get", family=family, dst=hop, ifindex=interface)))
-        except (NetlinkError, StopIteration) as error:
-            raise NoLink(f"the link address of {hop} is not known") from error
-        address = link_address(entry, "lladdr")
-        wanted = NUD_USABLE | (NUD_STALE if self._may_probe else 0)
-        if not entry["state"] & wanted or len(address) != 6:
-            raise NoLink(f"{hop} does not answer, or its link address is not known yet")
+    def _neighbor(self, kernel: Conversation, interface: int, hop: bytes) -> bytes:
+        """Link address of the next hop; tells the kernel that it is used, which resolves or probes it: but not of one
+        that the operator has set, which would be forgotten by that (net/core/neighbour.c, __neigh_update: since Linux
+        5.16 a use takes NUD_PERMANENT away).
+        """
+        family = socket.AF_INET6 if len(hop) == 16 else socket.AF_INET
+        self._hops.add((interface, hop))
+        state, address = 0, b""
+        for kind, body in kernel.ask(RTM_GETNEIGH, 0, ndmsg(family, interface, hop)):
+            if kind == RTM_NEWNEIGH and len(body) >= RTMSG_BYTES:
+                (state,) = struct.unpack_from("=H", body, 8)
+                address = dict(attributes(body, RTMSG_BYTES)).get(NDA_LLADDR, b"")
+        known = not kernel.refused
+        if self._may_probe and not state & (NUD_PERMANENT | NUD_NOARP):
+            use = ndmsg(family, interface, hop, NTF_USE)
+            list(kernel.ask(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, use))
+            # Of what else is refused, e.g. by an interface that has just gone, the next look tells.
+            self._may_probe = kernel.refused not in (errno.EPERM, errno.EACCES)
+        if not known:
+            raise NoLink(f"the link address of {socket.inet_ntop(family, hop)} is not known")
+        usable = NUD_USABLE | (NUD_STALE if self._may_probe else 0)
+        if not state & usable or len(address) != 6:
+            raise NoLink(f"{socket.inet_ntop(family, hop)} does not answer, or its link address is not known yet")
         return address
 
-    def _use(self, netlink: IPRoute, family: int, interface: int, hop: str) -> None:
-        try:
-            netlink.neigh("replace", family=family, dst=hop, ifindex=interface, flags=NTF_USE, state=0)
-        except NetlinkError as error:
-            if error.code in (errno.EPERM, errno.EACCES):
-                self._may_probe = False
-            # anything else: an interface that has just gone; the next look tells
+
+def ndmsg(family: int, interface: int, address: bytes, flags: int = 0) -> bytes:
+    """struct ndmsg (rtnetlink(7)) of a neighbor, and its address."""
+    return struct.pack("=BxHiHBB", family, 0, interface, 0, flags, 0) + attribute(NDA_DST, address)
 
 
-def link_address(message: Any, key: str = "address") -> bytes:
-    """The link address in an answer, b"" when there is none."""
-    return bytes.fromhex((message.get(key) or "").replace(":", ""))
-
-
-def messages(data: bytes) -> list[tuple[int, bytes]]:
-    """(type, payload) of each netlink message (netlink(7))."""
-    found = []
-    while len(data) >= 16:
-        length, kind = struct.unpack_from("=IH", data)
-        if not 16 <= length <= len(data):
-            break
-        found.append((kind, data[16:length]))
-        data = data[(length + 3) & ~3 :]
+def devices(kernel: Conversation, index: int = 0) -> dict[int, Device]:
+    """Interfaces by index; index: this one, if there is one."""
+    found = {}
+    for kind, body in kernel.ask(RTM_GETLINK, 0 if index else NLM_F_DUMP, struct.pack("=BxHiII", 0, 0, index, 0, 0)):
+        if kind == RTM_NEWLINK and len(body) >= IFINFO_BYTES:
+            hardware, number, flags = struct.unpack_from("=HiI", body, 2)
+            said = dict(attributes(body, IFINFO_BYTES))
+            name = said.get(IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+            mtu = int.from_bytes(said.get(IFLA_MTU, b""), sys.byteorder)
+            found[number] = Device(name, hardware, flags, said.get(IFLA_ADDRESS, b""), mtu)
     return found
 
 
 def neighbor_of(body: bytes) -> tuple[int, bytes]:
-    """(interface index, address) that a neighbor message is about: struct ndmsg, then attributes; NDA_DST is 1."""
-    (interface,) = struct.unpack_from("=i", body, 4)
-    offset = 12
-    while offset + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, offset)
-        if length < 4:
-            break
-        if kind == 1:
-            return interface, body[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return interface, b""
+    """(interface index, address) that a neighbor message is about."""
+    (interface,) = struct.unpack_from("=i", body.ljust(RTMSG_BYTES, b"\0"), 4)
+    return interface, dict(attributes(body, RTMSG_BYTES)).get(NDA_DST, b"")
 
 
 def host_addresses() -> tuple[HostAddress, ...]:
     """Every address of this host, sorted. Raises OSError."""
-    with IPRoute() as netlink:
-        names = {link["index"]: link.get("ifname") for link in netlink.get_links()}
-        found = {
-            HostAddress(names[entry["index"]], entry["index"], packed(entry.get("local") or entry.get("address")))
-            for entry in netlink.get_addr()
-            if entry["index"] in names and (entry.get("local") or entry.get("address"))
-        }
+    found = set()
+    with Conversation() as kernel:
+        names = {index: device.name for index, device in devices(kernel).items()}
+        for kind, body in kernel.ask(RTM_GETADDR, NLM_F_DUMP, bytes(IFADDR_BYTES)):
+            if kind != RTM_NEWADDR or len(body) < IFADDR_BYTES:
+                continue
+            (index,) = struct.unpack_from("=I", body, 4)
+            said = dict(attributes(body, IFADDR_BYTES))
+            address = said.get(IFA_LOCAL) or said.get(IFA_ADDRESS)
+            if index in names and address:
+                found.add(HostAddress(names[index], index, address))
     return tuple(sorted(found, key=lambda item: (item.index, len(item.address), item.address)))
-
-
-def packed(text: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)

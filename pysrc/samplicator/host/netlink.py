@@ -1,8 +1,8 @@
 """Netlink: the one parser of the kernel's messages (netlink(7), rtnetlink(7)) and one conversation over it.
 
 Plain questions about routes and neighbors, and the sockets on which the kernel tells of changes. Called by neighbors,
-delivery, changes, bypass and ingress. Invariants: a length in a message is limited to the size of the message. It must
-never change anything in the kernel: ingress writes its own messages.
+links, delivery, changes, bypass and ingress. Invariants: a length in a message is limited to the size of the message.
+It must never change anything in the kernel: ingress and links write such messages themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 1, 2
 NETLINK_GET_STRICT_CHK: Final = 12
 """Since Linux 4.20: a dump has only what was asked for; before, the whole table comes and is looked through."""
 RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 24, 26, 28, 30
-NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x300, 0x10
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_VIA = 1, 4, 5, 18
 RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = 1, 2, 3, 4, 5
