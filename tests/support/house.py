@@ -47,7 +47,6 @@ THIRD_PARTY: dict[str, set[str]] = {
     "pydantic": {"config"},
     "pydantic_core": {"config"},
     "rich": {"demo", "cli"},
-    "pyroute2": {"host"},
     "typing_extensions": {"_fastpath"},
 }
 NEVER: dict[str, set[str]] = {

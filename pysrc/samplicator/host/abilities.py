@@ -14,9 +14,9 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.host import neighbors
+from samplicator.host import links, neighbors
 from samplicator.host.sockets import endpoint, family_of, probe_path
-from samplicator.plan.spec import Capabilities, HostAddress
+from samplicator.plan.spec import Capabilities
 
 CAP_NET_ADMIN: Final = 12
 
@@ -106,16 +106,9 @@ def capabilities() -> Capabilities:
         is_local=is_local,
         cpus=tuple(sorted(os.sched_getaffinity(0))),
         interface_index=interface_index,
-        host_addresses=host_addresses,
+        host_addresses=links.host_addresses,
         group_interface=group_interface,
     )
-
-
-def host_addresses() -> tuple[HostAddress, ...]:
-    """All addresses of this host. Raises OSError."""
-    from samplicator.host import links  # heavy, and only a ring wants to know
-
-    return links.host_addresses()
 
 
 def group_interface(group: bytes) -> int:

@@ -306,8 +306,8 @@ class Links:
 
     def _neighbor(self, kernel: Conversation, interface: int, hop: bytes) -> bytes:
         """Link address of the next hop; tells the kernel that it is used, which resolves or probes it: but not of one
-        that the operator has set, which would be forgotten by that (net/core/neighbour.c, __neigh_update: since Linux
-        5.16 a use takes NUD_PERMANENT away).
+        that the operator has set, which would be forgotten by that (__neigh_update of the kernel: since Linux 5.16 a
+        use takes NUD_PERMANENT away).
         """
         family = socket.AF_INET6 if len(hop) == 16 else socket.AF_INET
         self._hops.add((interface, hop))

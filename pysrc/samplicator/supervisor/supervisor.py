@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from samplicator._fastpath import Plan
 from samplicator.datapath import doors
@@ -30,7 +30,7 @@ from samplicator.health.failover import Failover
 from samplicator.health.reach import Host
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
-from samplicator.host import abilities
+from samplicator.host import abilities, links
 from samplicator.host.neighbors import ASKED_IN_VAIN
 from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
@@ -44,9 +44,6 @@ from samplicator.supervisor.refusal import REFUSED, REGAINED, BuildError
 from samplicator.supervisor.retry import RETRIES, could_open, could_send
 from samplicator.supervisor.taps import Taps
 from samplicator.supervisor.view import View
-
-if TYPE_CHECKING:
-    from samplicator.host.links import Links
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +82,7 @@ class Supervisor:
         self._debris: list[Callable[[], None]] = []
         self._build: Build | None = None  # of the plan that runs
         self._begun: Build | None = None  # of the first plan, see prepare()
-        self._links: Links | None = None
+        self._links: links.Links | None = None
         self._accounts = Accounts()
         self._failover = Failover(self._running)
         self.view = View(self._running, self._failover, self._accounts)
@@ -296,8 +293,6 @@ class Supervisor:
                 states.pop(name).set_link(None, "packet sockets are not permitted")
         if not states and self._links is None:
             return
-        from samplicator.host import links  # heavy, and most plans have no such receiver
-
         self._links = self._links or links.Links()
         self._links.follow(
             {
