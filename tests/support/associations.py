@@ -22,7 +22,7 @@ from samplicator.gateways.transport import Address, Options, Transport
 
 from support.lab import Lab
 from support.namespace import Namespace, run
-from support.process import tool
+from support.process import PATIENCE, tool
 from support.sctp import Log
 
 PORT = 9000
@@ -82,7 +82,9 @@ class Stand:
 
     # ---- time
 
-    def until(self, condition: Callable[[], bool], seconds: float = 60.0, exporter: Exporter | None = None) -> float:
+    def until(
+        self, condition: Callable[[], bool], seconds: float = 60.0 * PATIENCE, exporter: Exporter | None = None
+    ) -> float:
         """Runs the loop until the condition holds; exporter: gets a message every 5 ms meanwhile. Returns how long it
         took.
         """

@@ -85,6 +85,10 @@ def initramfs(kernel: Path, command: list[str], out: Path) -> None:
         wanted = {name: value for name, value in os.environ.items() if name.startswith(("SCTP_", "PYTEST_"))}
         words = [f"export {name}={shlex.quote(value)}" for name, value in wanted.items()]
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        words += [
+            "export TEST_PATIENCE=6",
+            'export PYTEST_ADDOPTS="--timeout=1800 $PYTEST_ADDOPTS"',
+        ]  # no KVM: it is slow
         words += [f"export PATH={path} HOME=/tmp PYTHONDONTWRITEBYTECODE=1", f"cd {shlex.quote(str(Path.cwd()))}"]
         (root / "command").write_text("\n".join([*words, shlex.join(command)]) + "\n")
         (root / "init").write_text(INIT)
@@ -95,7 +99,7 @@ def initramfs(kernel: Path, command: list[str], out: Path) -> None:
         out.write_bytes(packed.stdout)
 
 
-def run(kernel: Path, command: list[str], seconds: float = 900) -> int:
+def run(kernel: Path, command: list[str], seconds: float = 7200) -> int:
     """Exit status of the command in the guest, -1: it did not get so far, or took too long. What the guest says is
     printed as it comes.
     """

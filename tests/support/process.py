@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
+"""How many times as long as elsewhere things may take here, e.g. in a guest without KVM."""
 
 PACKAGES = {
     "nfcapd": "nfdump", "nfacctd": "pmacct", "nft": "nftables", "ip": "iproute2", "tc": "iproute2",
@@ -53,7 +55,10 @@ def bench_tool(name: str) -> str:
 
 
 def wait_for(probe: Callable[[], T], what: str, timeout: float = 30.0, interval: float = 0.02) -> T:
-    """Polls until `probe` returns something true and hands that back; fails with `what` after `timeout` seconds."""
+    """Polls until `probe` returns something true and hands that back; fails with `what` after `timeout` seconds, or as
+    many times that as the machine is slow.
+    """
+    timeout *= PATIENCE
     end = time.monotonic() + timeout
     while True:
         value = probe()

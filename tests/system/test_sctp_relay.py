@@ -24,7 +24,7 @@ from support.decoders import Nfacctd, Nfcapd
 from support.flows import IPFIX, V9, a_set, template, withdrawal
 from support.lab import Lab
 from support.namespace import run
-from support.process import command, wait_for
+from support.process import PATIENCE, command, wait_for
 from support.relay import Relay
 from support.sctp import Log
 
@@ -62,7 +62,7 @@ class Peers:
     def send(self, session: Session, message: bytes, stream: int = 0) -> None:
         self.until(lambda: session.send(message, stream))
 
-    def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> float:
+    def until(self, condition: Callable[[], bool], seconds: float = 30.0 * PATIENCE) -> float:
         """Returns how long it took."""
         begun = time.monotonic()
 
