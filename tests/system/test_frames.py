@@ -150,6 +150,23 @@ def test_a_route_with_several_next_hops(lab: Lab) -> None:
     wait_link(relay, "^r2, ")
 
 
+def test_a_route_by_the_source(lab: Lab) -> None:
+    """Of IPv6; the route of IPv4 beside it is not concerned."""
+    text = config("auto", f"[{lab.peer6(1)}]:9001", f"{lab.peer4(1)}:9001")
+    relay = lab.samplicator(text)
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r1, ", name)
+    route = "2001:db8:77::/48", "from", "2001:db8:8000::/48", "via", lab.peer6(2)
+    try:
+        lab.relay.ip("-6", "route", "add", *route)
+    except AssertionError as error:
+        pytest.skip(f"this kernel has no routes by source: {error}")
+    wait_link(relay, "would bypass a route of IPv6 by the source", "r0")
+    wait_link(relay, "^r1, ", "r1")
+    lab.relay.ip("-6", "route", "del", *route)
+    wait_link(relay, "^r1, ", "r0")
+
+
 def test_a_configured_packet_engine_bypasses_what_it_is_told_to(lab: Lab) -> None:
     relay = lab.samplicator(config("packet", f"{lab.peer4(1)}:9001"))
     lab.relay.run("nft", CHAIN.format("ip", "output", "") + "add rule ip t c udp dport 9001 drop")

@@ -49,6 +49,8 @@ NOT_THERE: Final = (0, errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNO
 USUAL_RULES: Final = (0, 32766, 32767)
 """Priorities of the rules that every host has: local, main, default."""
 RTM_F_FIB_MATCH, RTA_MULTIPATH, RTA_NH_ID = 0x2000, 9, 30
+ROUTES_MOST: Final = 5000
+"""A table of a router with all routes of the Internet is not looked through every few seconds."""
 RTM_NEWQDISC, RTM_GETQDISC, TCA_KIND, ROOT = 36, 38, 1, 0xFFFFFFFF
 CLASSLESS: Final = ("noqueue", "mq", "pfifo_fast", "pfifo", "bfifo", "fq_codel", "fq", "codel", "sfq", "cake", "fq_pie")
 """Queueing disciplines that do not sort by what only a packet of a UDP socket says (its mark, priority, cgroup)."""
@@ -121,6 +123,21 @@ def several_hops(kernel: Conversation, address: bytes, scope_id: int) -> bool:
             return True
     _seen(kernel, "the route")
     return False
+
+
+def by_source() -> str:
+    """What routes of IPv6 that ask for the source (ip -6 route add ... from ...) would do to some exporters' packets;
+    frames follow the route of the destination alone.
+    """
+    asked = struct.pack("=BBBBBBBBI", socket.AF_INET6, *bytes(7), 0)
+    with Conversation() as kernel:  # one of its own: it may end in the middle of an answer
+        for many, (kind, body) in enumerate(kernel.ask(RTM_GETROUTE, NLM_F_DUMP, asked)):
+            if kind == RTM_NEWROUTE and len(body) >= RTMSG_BYTES and body[2]:
+                return "a route of IPv6 by the source"
+            if many == ROUTES_MOST:
+                return f"perhaps a route of IPv6 by the source: there are more than {ROUTES_MOST} routes"
+        _seen(kernel, "routes of IPv6")
+    return ""
 
 
 def _seen(kernel: Conversation, what: str) -> None:

@@ -288,6 +288,8 @@ class Links:
         try:
             if bypass.several_hops(kernel, target.address, target.scope_id):
                 return "the route has several next hops"
+            if len(target.address) == 16 and (why := self._once("by source", bypass.by_source)):
+                return f"frames would bypass {why}"
             if interface not in self._queueing:
                 self._queueing[interface] = bypass.queueing(interface)
             return self._queueing[interface]
