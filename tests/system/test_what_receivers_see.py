@@ -109,7 +109,7 @@ def spoofing(lab: Lab, *listen: str, workers: int = 1) -> str:
     text = f"[datapath]\nworkers = {workers}\n"
     for number, where in enumerate(listen):
         text += f'[[listener]]\nname = "in{number}"\nlisten = ["{where}"]\n'
-    text += f'[[receiver]]\nname = "r0"\nto = "{lab.peer4(1)}:9001"\nspoof = true\n'
+    text += f'[[receiver]]\nname = "r0"\nto = "{lab.peer4(1)}:9001"\nspoof = true\nengine = "transparent"\n'
     return lab.with_service(text + '[[rule]]\nto = ["r0"]\n')
 
 
