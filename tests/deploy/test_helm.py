@@ -46,6 +46,7 @@ SAME: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         [],
         {**CREATE, "config": SPOOF, "spoof": True, "takeOver": {"enabled": True}},
     ),
+    "copier": ("spoof", ["copier"], {**CREATE, "config": SPOOF, "spoof": True, "copier": True}),
     "node tuning": ("no-spoof", ["node-tuning"], {**CREATE, "nodeTuning": {"enabled": True}}),
     "PodMonitor": ("no-spoof", ["podmonitor"], {**CREATE, "podMonitor": {"enabled": True}}),
     "TLS and users": (

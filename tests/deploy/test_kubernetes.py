@@ -48,7 +48,7 @@ def validate(text: str, file: Path, *, unknown_kinds: int = 0) -> None:
 
 def test_what_ships() -> None:
     assert {"spoof", "no-spoof"} <= set(OVERLAYS)
-    assert {"node-tuning", "podmonitor", "take-over", "k8s-receivers", "web-config"} <= set(COMPONENTS)
+    assert {"node-tuning", "podmonitor", "take-over", "k8s-receivers", "web-config", "copier"} <= set(COMPONENTS)
 
 
 def test_yamllint() -> None:
