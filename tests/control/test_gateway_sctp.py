@@ -120,17 +120,20 @@ def test_who_is_not_allowed_gets_no_association(stage: Stage) -> None:
 
 
 def test_a_worker_that_does_not_read_makes_the_exporter_wait(stage: Stage) -> None:
-    """Nothing is lost on the way: the small queue of a door, the associations and the queue before them hold it."""
+    """Nothing is lost on the way: the small queue of a door, the associations and the queue before them hold it. (Of
+    more records than `buffer_limit` the oldest would be dropped.)
+    """
     inside = stage.listener("in", at(PORT), queue_bytes=1 << 18)
     stage.listening()
     outside = stage.receiver("out", to(PORT))
     put(outside, TEACH)
     found = read(inside, 1)  # only then the flood: what waits for an association is bounded, the oldest is dropped
-    sent, count = 0, 20_000
+    sent, count, each = 0, 20_000, 3
+    assert count * each <= HOW.buffer_limit
     while sent < count:
-        burst = [Datagram(EXPORTER, 2055, data(20 * n, 20)) for n in range(sent, min(sent + 200, count))]
+        burst = [Datagram(EXPORTER, 2055, data(each * n, each)) for n in range(sent, min(sent + 200, count))]
         sent += outside.write(burst)
         if len(found) < sent // 2:
             found += inside.read()
     wait_until(lambda: found.extend(inside.read()) or len(found) > count, "all", 200)  # type: ignore[func-returns-value]
-    assert [one.payload for one in found] == [TEACH, *(data(20 * n, 20) for n in range(count))]
+    assert [one.payload for one in found] == [TEACH, *(data(each * n, each) for n in range(count))]
