@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from samplicator.service.taking import Refused, Taker
 from samplicator.service.talk import FDS, LONGEST, Declined, Ended, Garbled, Silent, Talk, Token, close_all, may_take
 
 
@@ -146,3 +147,13 @@ def test_who_may_take() -> None:
     assert may_take(os.geteuid())
     assert may_take(0)
     assert not may_take(os.geteuid() + 1)
+
+
+def test_what_was_said_before_hanging_up_is_heard() -> None:
+    """The other process goes on: it must not be taken for one that has ended."""
+    ours, theirs = socket.socketpair()
+    other, token = Talk(theirs), Token.new()
+    other.send("no", why="it is tired of waiting")
+    other.close()
+    with pytest.raises(Refused, match=r"does not hand over: .*tired of waiting"):
+        Taker(Talk(ours), token, 0, "x").ask()

@@ -60,7 +60,8 @@ class Peers:
         return found
 
     def send(self, session: Session, message: bytes, stream: int = 0) -> None:
-        self.until(lambda: session.send(message, stream))
+        self.until(lambda: bool(session.send(message, stream) or session.why))
+        assert not session.why
 
     def until(self, condition: Callable[[], bool], seconds: float = 30.0 * PATIENCE) -> float:
         """Returns how long it took."""

@@ -26,7 +26,7 @@ from samplicator.service.talk import Declined, Ended, Garbled, Silent, Talk, Tok
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 5.0
-PREPARING_SECONDS: Final = 30.0
+PREPARING_SECONDS: Final = 120.0
 """How long the new process may take to prepare, which costs nothing but that no other process can take over."""
 SILENT_SECONDS: Final = 1.0
 """How long the new process may be silent during the pause. The kernel holds what arrives meanwhile."""

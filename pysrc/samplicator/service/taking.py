@@ -154,7 +154,8 @@ class Taker:
 
     def _ask(self, handed: Handed) -> None:
         """Raises what Talk raises."""
-        self._talk.send("pause")
+        with contextlib.suppress(Ended):  # it may have said why before it hung up: that is still to be read
+            self._talk.send("pause")
         while True:
             message, fds = self._talk.receive(ANSWER_SECONDS, fds=talk.FDS)
             match message:
@@ -237,7 +238,10 @@ def _find(path: str) -> Taker | None:
         raise
     conversation = Talk(sock)
     try:
-        conversation.send("hello", protocol=talk.PROTOCOL, version=__version__, pid=os.getpid(), network=talk.network())
+        with contextlib.suppress(Ended):  # as for "pause"
+            conversation.send(
+                "hello", protocol=talk.PROTOCOL, version=__version__, pid=os.getpid(), network=talk.network()
+            )
         welcome, fds = conversation.expect("welcome", ANSWER_SECONDS, fds=1)
     except BaseException:
         conversation.close()
