@@ -11,7 +11,8 @@ import pytest
 from samplicator import _fastpath
 from samplicator.health.reach import Reach
 from samplicator.health.receiver import ReceiverState
-from samplicator.host.links import Link, neighbor_of
+from samplicator.host.interfaces import neighbor_of
+from samplicator.host.links import Link
 from samplicator.host.netlink import messages
 from samplicator.plan.planner import compile
 from samplicator.supervisor.supervisor import Supervisor

@@ -29,12 +29,19 @@ def load(tmp_path: Path) -> Load:
     return from_text
 
 
-def host(*local: str, net_raw: bool = True, net_admin: bool = False, cpus: tuple[int, ...] = (0, 1)) -> Capabilities:
+def host(
+    *local: str,
+    net_raw: bool = True,
+    net_admin: bool = False,
+    frames: bool = False,
+    cpus: tuple[int, ...] = (0, 1),
+) -> Capabilities:
     """A host with these addresses (and all of 127/8, and the unspecified ones)."""
     packed = {socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text) for text in local}
     return Capabilities(
         net_raw=net_raw,
         net_admin=net_admin,
+        frames=frames,
         is_local=lambda address: address in packed or not any(address) or (len(address) == 4 and address[0] == 127),
         cpus=cpus,
         interface_index=lambda name: {"lo": 1, "eth1": 2}.get(name, 0),

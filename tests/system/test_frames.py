@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -190,3 +191,51 @@ def test_a_link_address_that_the_operator_has_set_stays(lab: Lab, six: bool) -> 
         lab.relay.run("nft", "delete table ip t")
         wait_link(relay, "^r1, 02:00:00:00:00:99")
     assert "PERMANENT" in lab.relay.ip(family, "neigh", "show", hop, "dev", "r1")
+
+
+@pytest.mark.parametrize("words", [("managed",), ("extern_learn", "nud", "reachable")], ids=["managed", "extern_learn"])
+def test_marks_of_a_neighbor_stay(lab: Lab, words: tuple[str, ...]) -> None:
+    """By which the kernel, or another program, keeps it."""
+    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001"))
+    wait_link(relay, "^r1, ")
+    mac = lab.relay.ip("neigh", "show", lab.peer4(1), "dev", "r1").split()[2]
+    given = words if words[0] == "managed" else ("lladdr", mac, *words)
+    lab.relay.ip("neigh", "replace", lab.peer4(1), "dev", "r1", *given)
+    for _ in range(2):  # each a look of its own
+        lab.relay.run("nft", CHAIN.format("ip", "output", "") + "add rule ip t c accept")
+        wait_link(relay, "would bypass")
+        lab.relay.run("nft", "delete table ip t")
+        wait_link(relay, "^r1, ")
+    time.sleep(5)  # longer than from one use to the next
+    assert words[0] in lab.relay.ip("neigh", "show", lab.peer4(1), "dev", "r1")
+
+
+def test_a_link_that_is_no_use_hinders_no_other(lab: Lab) -> None:
+    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    lab.relay.ip("route", "add", lab.peer4(1), "dev", "r1", "mtu", "60")
+    wait_link(relay, "less than 68 bytes", "r0")
+    lab.relay.ip("link", "set", "r2", "mtu", "1400")
+    wait_link(relay, "^r2, .*MTU 1400", "r1")
+    lab.relay.ip("route", "del", lab.peer4(1), "dev", "r1")
+    wait_link(relay, "^r1, ", "r0")
+    assert "Traceback" not in relay.stderr()
+
+
+def test_a_route_by_the_tos(lab: Lab) -> None:
+    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001"))
+    wait_link(relay, "^r1, ")
+    lab.relay.ip("route", "add", "203.0.113.0/24", "tos", "0x10", "via", lab.peer4(2))
+    wait_link(relay, "would bypass a route by the TOS")
+    lab.relay.ip("route", "del", "203.0.113.0/24", "tos", "0x10")
+    wait_link(relay, "^r1, ")
+
+
+def test_ipsec_that_blocks_what_it_has_no_policy_for(lab: Lab) -> None:
+    assert lab.relay.call(bypass.reason) == ""
+    try:
+        lab.relay.ip("xfrm", "policy", "setdefault", "out", "block")
+    except AssertionError as error:
+        pytest.skip(f"this kernel has no IPsec: {error}")
+    assert "is to block" in lab.relay.call(bypass.reason)

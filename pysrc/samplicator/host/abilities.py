@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from samplicator.host import links, neighbors
+from samplicator.host import interfaces, neighbors
 from samplicator.host.sockets import endpoint, family_of, probe_path
 from samplicator.plan.spec import Capabilities
 
@@ -22,8 +22,9 @@ CAP_NET_ADMIN: Final = 12
 
 
 def rings_take_runs() -> bool:
-    """Whether a packet ring can hold what was coalesced for a socket: its virtio-net header has a word for it since
-    Linux 6.2 (virtio_net_hdr_from_skb(), include/linux/virtio_net.h). Before, the ring drops it.
+    """Whether a packet ring can hold what was coalesced for a socket, and a packet socket can send a run: the
+    virtio-net header has a word for it since Linux 6.2 (include/linux/virtio_net.h). Before, the ring drops it, and the
+    socket refuses it.
     """
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return found is not None and (int(found[1]), int(found[2])) >= (6, 2)
@@ -103,10 +104,11 @@ def capabilities() -> Capabilities:
     return Capabilities(
         net_raw=net_raw,
         net_admin=bool(_effective() >> CAP_NET_ADMIN & 1),
+        frames=rings_take_runs(),
         is_local=is_local,
         cpus=tuple(sorted(os.sched_getaffinity(0))),
         interface_index=interface_index,
-        host_addresses=links.host_addresses,
+        host_addresses=interfaces.host_addresses,
         group_interface=group_interface,
     )
 

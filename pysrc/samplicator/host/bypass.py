@@ -39,6 +39,7 @@ from samplicator.host.netlink import (
 RTMGRP_TC, RTMGRP_IPV6_RULE = 0x8, 1 << 18
 XFRMGRP_POLICY, NFTABLES_GROUP = 8, 1 << 6
 XFRM_MSG_GETPOLICY, XFRM_MSG_NEWPOLICY, XFRM_POLICY_OUT = 0x15, 0x13, 1
+XFRM_MSG_GETDEFAULT, XFRM_DEFAULT_BYTES, XFRM_USERPOLICY_BLOCK = 0x28, 3, 1
 POLICY_DIRECTION: Final = 160
 """Where struct xfrm_userpolicy_info (include/uapi/linux/xfrm.h) has `dir`."""
 RTM_NEWRULE, RTM_GETRULE, FRA_PRIORITY = 32, 34, 6
@@ -51,8 +52,9 @@ USUAL_RULES: Final = (0, 32766, 32767)
 RTM_F_FIB_MATCH, RTA_MULTIPATH, RTA_NH_ID = 0x2000, 9, 30
 ROUTES_MOST: Final = 5000
 """A table of a router with all routes of the Internet is not looked through every few seconds."""
-RTM_NEWQDISC, RTM_GETQDISC, TCA_KIND, ROOT = 36, 38, 1, 0xFFFFFFFF
-CLASSLESS: Final = ("noqueue", "mq", "pfifo_fast", "pfifo", "bfifo", "fq_codel", "fq", "codel", "sfq", "cake", "fq_pie")
+RTM_NEWQDISC, RTM_GETQDISC, TCA_KIND = 36, 38, 1
+CLASSLESS: Final = ("noqueue", "mq", "pfifo_fast", "pfifo", "bfifo", "fq_codel", "fq", "codel", "sfq", "cake", "fq_pie",
+                    "ingress", "clsact")  # fmt: skip
 """Queueing disciplines that do not sort by what only a packet of a UDP socket says (its mark, priority, cgroup)."""
 NFT_GETCHAIN, NFT_NEWCHAIN, NFT_GETRULE, NFT_NEWRULE = 0xA04, 0xA03, 0xA07, 0xA06
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_HOOK_HOOKNUM = 1, 3, 4, 5, 1
@@ -74,6 +76,9 @@ INFO_BYTES: Final = 80
 SEEING: Final = (1, 10, 11, 14, 15)
 """enum bpf_attach_type: BPF_CGROUP_INET_EGRESS, INET4_CONNECT, INET6_CONNECT, UDP4_SENDMSG, UDP6_SENDMSG."""
 BPF_CALL: Final = {"x86_64": 321, "aarch64": 280}
+NF_TABLES: Final = "nf_tables"
+_absent: Final = set[str]()
+"""Parts that the kernel has not, and has looked for: it would at each question, with modprobe(8)."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -91,23 +96,28 @@ def watch() -> list[socket.socket]:
     return found
 
 
+def present() -> tuple[bool, ...]:
+    """Which of the parts that watch() asks of the kernel there are now: they can come later."""
+    return tuple(_has(protocol) for protocol in (NETLINK_XFRM, NETLINK_NETFILTER))
+
+
 def reason() -> str:
     """What a frame would not meet on this host, for people; "" = nothing."""
     try:
-        return _policies() or _nftables() or _xtables() or _routing() or _cgroup()
+        return _policies() or _nftables() or _xtables() or _ipvs() or _routing() or _cgroup()
     except OSError as error:
         return f"what frames would bypass cannot be seen: {error.strerror or error}"
 
 
 def queueing(device: int) -> str:
-    """The same of an interface's queueing discipline."""
+    """The same of an interface's queueing disciplines, those below another one among them."""
     with Conversation() as kernel:
         for kind, body in kernel.ask(RTM_GETQDISC, NLM_F_DUMP, struct.pack("=BxHiIII", 0, 0, device, 0, 0, 0)):
             if kind != RTM_NEWQDISC or len(body) < 20:
                 continue
-            index, _, parent = struct.unpack_from("=iII", body, 4)
+            (index,) = struct.unpack_from("=i", body, 4)
             name = dict(attributes(body, 20)).get(TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
-            if index == device and parent == ROOT and name not in CLASSLESS:
+            if index == device and name not in CLASSLESS:
                 return f"the queueing discipline {name} may sort by the socket"
         _seen(kernel, "queueing disciplines")
     return ""
@@ -125,18 +135,20 @@ def several_hops(kernel: Conversation, address: bytes, scope_id: int) -> bool:
     return False
 
 
-def by_source() -> str:
-    """What routes of IPv6 that ask for the source (ip -6 route add ... from ...) would do to some exporters' packets;
-    frames follow the route of the destination alone.
+def by_more(family: int) -> str:
+    """What routes that ask for more than the destination would do to some packets, while frames follow the one for all:
+    of IPv6 the source (ip -6 route add ... from ...), of IPv4 the TOS.
     """
-    asked = struct.pack("=BBBBBBBBI", socket.AF_INET6, *bytes(7), 0)
+    six = family == socket.AF_INET6
+    what = "a route of IPv6 by the source" if six else "a route by the TOS"
+    asked = struct.pack("=BBBBBBBBI", family, *bytes(7), 0)
     with Conversation() as kernel:  # one of its own: it may end in the middle of an answer
         for many, (kind, body) in enumerate(kernel.ask(RTM_GETROUTE, NLM_F_DUMP, asked)):
-            if kind == RTM_NEWROUTE and len(body) >= RTMSG_BYTES and body[2]:
-                return "a route of IPv6 by the source"
+            if kind == RTM_NEWROUTE and len(body) >= RTMSG_BYTES and body[2 if six else 3]:
+                return what
             if many == ROUTES_MOST:
-                return f"perhaps a route of IPv6 by the source: there are more than {ROUTES_MOST} routes"
-        _seen(kernel, "routes of IPv6")
+                return f"perhaps {what}: there are more than {ROUTES_MOST} routes"
+        _seen(kernel, "routes")
     return ""
 
 
@@ -165,6 +177,10 @@ def _policies() -> str:
                 if kind == XFRM_MSG_NEWPOLICY and body[POLICY_DIRECTION : POLICY_DIRECTION + 1] == b"\1":
                     return "an IPsec policy for packets that leave"
             _seen(kernel, "IPsec policies")
+            for kind, body in kernel.ask(XFRM_MSG_GETDEFAULT, 0, bytes(XFRM_DEFAULT_BYTES)):
+                if kind == XFRM_MSG_GETDEFAULT and body[2:3] == bytes([XFRM_USERPOLICY_BLOCK]):
+                    return "the IPsec policy for packets that leave without one, which is to block them"
+            _seen(kernel, "the IPsec policy for packets without one")
     except OSError as error:
         if error.errno not in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED):  # a kernel without IPsec
             raise
@@ -172,7 +188,7 @@ def _policies() -> str:
 
 
 def _nftables() -> str:
-    if not _has(NETLINK_NETFILTER):
+    if not _has(NETLINK_NETFILTER) or (NF_TABLES in _absent and not Path("/sys/module", NF_TABLES).exists()):
         return ""
     try:
         with Conversation(NETLINK_NETFILTER) as kernel:
@@ -186,6 +202,8 @@ def _nftables() -> str:
                 hook = HOOKS.get(int.from_bytes(where, "big"))
                 if hook is not None:
                     chains.append((body[0], family, hook, found))
+            if kernel.refused == errno.EINVAL:
+                _absent.add(NF_TABLES)
             _seen(kernel, "rules of nftables")
             for number, family, hook, found in chains:
                 kernel.refused, kernel.changed = 0, False
@@ -252,6 +270,14 @@ def _ask(sock: socket.socket, level: int, option: int, buffer: ctypes.Array[ctyp
     if _libc.getsockopt(sock.fileno(), level, option, buffer, ctypes.byref(length)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"rules of iptables: {os.strerror(number)}")
+
+
+def _ipvs() -> str:
+    """Services of IPVS take packets that leave, too. The first three lines of the file are its head."""
+    with contextlib.suppress(FileNotFoundError):
+        if len(Path("/proc/self/net/ip_vs").read_text(encoding="ascii", errors="replace").splitlines()) > 3:
+            return "services of IPVS"
+    return ""
 
 
 def _routing() -> str:

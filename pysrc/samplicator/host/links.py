@@ -1,4 +1,4 @@
-"""Links: the next hop of frames for a receiver: egress interface, link addresses, MTU; and the addresses of this host.
+"""Links: the next hop of frames for a receiver: egress interface, link addresses, MTU.
 
 Purpose: follows route, neighbor and interface of every receiver that gets frames (engine `packet`, or the choice of
 "auto") through rtnetlink(7), in its own thread. Where "auto" chose, there is a link only while frames bypass nothing.
@@ -19,7 +19,6 @@ import logging
 import os
 import select
 import socket
-import struct
 import sys
 import threading
 import time
@@ -29,9 +28,9 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from samplicator.host import bypass
+from samplicator.host.interfaces import Device, Neighbor, devices, ndmsg, neighbor_of
 from samplicator.host.netlink import (
     NLM_F_ACK,
-    NLM_F_DUMP,
     RTA_GATEWAY,
     RTA_VIA,
     RTM_GETNEIGH,
@@ -39,13 +38,11 @@ from samplicator.host.netlink import (
     RTMSG_BYTES,
     RTN_UNICAST,
     Conversation,
-    attribute,
     attributes,
     events,
     interface_of,
     messages,
 )
-from samplicator.plan.spec import HostAddress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,19 +55,17 @@ REST: Final = 4
 """Looking takes at most one part in so many of the thread's time, whatever storm of events there is."""
 
 RTM_DELNEIGH: Final = 29
-RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
-IFINFO_BYTES, IFADDR_BYTES = 16, 8
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
-IFA_ADDRESS, IFA_LOCAL = 1, 2
-NDA_DST, NDA_LLADDR = 1, 2
 RTA_METRICS, RTA_ENCAP_TYPE, RTAX_MTU = 8, 21, 2
-# RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, include/uapi/linux/rtnetlink.h
-GROUPS: Final = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
+# RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, and RTNLGRP_NEXTHOP as a bit,
+# include/uapi/linux/rtnetlink.h
+GROUPS: Final = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 31
+LEAST_MTU: Final = 68
+"""RFC 791, section 3.2."""
 ETHERNET: Final = 1
 IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
 NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
 NUD_USABLE: Final = NUD_REACHABLE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
-NTF_USE: Final = 1
+NTF_USE, NTF_EXT_LEARNED = 0x1, 0x10
 NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
 
 
@@ -87,17 +82,6 @@ class Link:
 
     def __str__(self) -> str:
         return f"{self.device}, {self.header[:6].hex(':')}, MTU {self.mtu}"
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """An interface. kind: ARPHRD_*. flags: IFF_*."""
-
-    name: str
-    kind: int
-    flags: int
-    address: bytes
-    mtu: int
 
 
 class NoLink(Exception):
@@ -126,10 +110,11 @@ class Links:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ended = False
         self._known: dict[str, Link | str] = {}
-        self._hops: set[tuple[int, bytes]] = set()
+        self._hops: dict[tuple[int, bytes], bytes] = {}
         self._may_probe = True
+        self._uses = True
+        self._present = bypass.present()
         self._bypassed = ""
-        self._queueing: dict[int, str] = {}
         self._answers: dict[object, Any] = {}
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
@@ -159,39 +144,58 @@ class Links:
         while not self._ended:
             try:
                 with contextlib.ExitStack() as stack:
+                    self._present = bypass.present()
                     told = [stack.enter_context(sock) for sock in (events(GROUPS), *bypass.watch())]
                     self._loop(stack.enter_context(Conversation()), told)
             except Exception:
                 log.exception("link tracking restarted; engine packet keeps the last known next hops")
-                self._be_careful()
+                self._withdraw("the kernel cannot be asked now")
+                self._fresh = True
                 time.sleep(1.0)
 
-    def _be_careful(self) -> None:
-        """Nobody looks now at what frames would bypass."""
+    def _withdraw(self, why: str) -> None:
+        """No frames where it is not known now what they bypass, or where they go."""
         with self._lock:
             targets = self._targets
         for name, target in targets.items():
-            if target.careful and isinstance(self._known.pop(name, None), Link):
-                target.sink(None, "the kernel cannot be asked now")
+            if target.careful and isinstance(self._known.get(name), Link):
+                self._tell(name, target, why)
+
+    def _tell(self, name: str, target: Target, now: Link | str) -> None:
+        self._known[name] = now
+        log.debug("link of receiver %r: %s", name, now)
+        try:
+            target.sink(now if isinstance(now, Link) else None, str(now))
+        except Exception:
+            log.exception("receiver %r does not take its link %s", name, now)
 
     def _loop(self, kernel: Conversation, told: list[socket.socket]) -> None:
+        """Returns when there is more to be told than when it began."""
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         for source in told:
             poll.register(source, select.POLLIN)
-        due = 0.0
+        due = rested = 0.0
+        wanted = True
         while not self._ended:
-            ready = poll.poll(max(0.0, due - time.monotonic()) * 1000)
+            ready = poll.poll(max(0.0, (rested if wanted else due) - time.monotonic()) * 1000)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
-            if ready and not self._fresh and not self._concern(told) and time.monotonic() < due:
+            if ready and self._concern(told):
+                wanted = True
+                if time.monotonic() < rested:
+                    self._withdraw("something has changed, and is looked at in a moment")
+            now = time.monotonic()
+            if not self._fresh and (now < rested or (not wanted and now < due)):
                 continue
             time.sleep(SETTLE_SECONDS)
             self._concern(told)  # what came with it is looked at now
-            begun = time.monotonic()
-            self._look(kernel)
-            time.sleep((time.monotonic() - begun) * (REST - 1))
-            due = time.monotonic() + POLL_SECONDS
+            begun = time.thread_time()
+            self._look(kernel, uses=now >= due)
+            wanted, rested = False, time.monotonic() + (time.thread_time() - begun) * (REST - 1)
+            due = time.monotonic() + POLL_SECONDS if now >= due else due
+            if bypass.present() != self._present:
+                return
 
     def _concern(self, told: list[socket.socket]) -> bool:
         """Whether anything that the kernel told may have changed a link."""
@@ -223,31 +227,34 @@ class Links:
             found = found or any(self._is_ours(kind, body) for kind, _, body in messages(data))
 
     def _is_ours(self, kind: int, body: bytes) -> bool:
+        """A neighbor that is confirmed is no change."""
         if kind not in (RTM_NEWNEIGH, RTM_DELNEIGH):
             return True
-        return neighbor_of(body) in self._hops
+        hop = neighbor_of(body)
+        if hop not in self._hops:
+            return False
+        said = Neighbor.of(body)
+        return kind == RTM_DELNEIGH or not said.state & NUD_USABLE or said.address != self._hops[hop]
 
-    def _look(self, kernel: Conversation) -> None:
-        """Computes every link again and gives changes to the sinks."""
+    def _look(self, kernel: Conversation, *, uses: bool) -> None:
+        """Computes every link again and gives changes to the sinks. uses: tells the kernel that neighbors are used."""
         with self._lock:
             targets, fresh, self._fresh = self._targets, self._fresh, False
-        self._hops, self._answers = set(), {}
+        self._hops, self._answers, self._uses = {}, {}, uses or fresh
         if any(target.careful for target in targets.values()):
-            self._bypassed, self._queueing = bypass.reason(), {}
-        known: dict[str, Link | str] = {}
+            self._bypassed = bypass.reason()
         for name, target in targets.items():
+            now: Link | str
             try:
                 if target.careful and self._bypassed:
                     raise NoLink(f"frames would bypass {self._bypassed}")
                 place = target.address, target.scope_id, target.careful
-                known[name] = self._once(place, partial(self._link, kernel, target))
+                now = self._once(place, partial(self._link, kernel, target))
             except NoLink as why:
-                known[name] = str(why)
-            now = known[name]
+                now = str(why)
             if fresh or self._known.get(name) != now:
-                target.sink(now if isinstance(now, Link) else None, str(now))
-                log.debug("link of receiver %r: %s", name, now)
-        self._known = known
+                self._tell(name, target, now)
+        self._known = {name: known for name, known in self._known.items() if name in targets}
 
     def _once(self, key: object, ask: Callable[[], T]) -> T:
         """What ask() returns, or the NoLink that it raises: asked once a look, however many receivers it concerns."""
@@ -279,6 +286,8 @@ class Links:
         hop = route.get(RTA_GATEWAY) or route.get(RTA_VIA, b"")[2:] or target.address
         address = self._once((interface, hop), partial(self._neighbor, kernel, interface, hop))
         limit = int.from_bytes(dict(attributes(route.get(RTA_METRICS, b""), 0)).get(RTAX_MTU, b""), sys.byteorder)
+        if min(device.mtu, limit or 65535) < LEAST_MTU:
+            raise NoLink(f"packets have less than {LEAST_MTU} bytes there")
         ether_type = b"\x08\x00" if len(target.address) == 4 else b"\x86\xdd"
         return Link(
             interface, address + device.address + ether_type, min(device.mtu, limit or 65535, 65535), device.name
@@ -288,13 +297,26 @@ class Links:
         try:
             if bypass.several_hops(kernel, target.address, target.scope_id):
                 return "the route has several next hops"
-            if len(target.address) == 16 and (why := self._once("by source", bypass.by_source)):
+            family = socket.AF_INET if len(target.address) == 4 else socket.AF_INET6
+            if why := self._once(("by more", family), partial(bypass.by_more, family)):
                 return f"frames would bypass {why}"
-            if interface not in self._queueing:
-                self._queueing[interface] = bypass.queueing(interface)
-            return self._queueing[interface]
+            return self._once(("queueing", interface), partial(self._queueing, kernel, interface))
         except OSError as error:
             return f"what frames would bypass cannot be seen: {error.strerror or error}"
+
+    def _queueing(self, kernel: Conversation, interface: int) -> str:
+        """What bypass.queueing says of the interface and of those that it sends by."""
+        every = devices(kernel)
+        todo, seen = [interface], set[int]()
+        while todo:
+            index = todo.pop()
+            if index in seen or index not in every:
+                continue
+            seen.add(index)
+            if why := bypass.queueing(index):
+                return why
+            todo += [every[index].below, *(number for number, device in every.items() if device.master == index)]
+        return ""
 
     def _device(self, kernel: Conversation, index: int) -> Device:
         device = next(iter(devices(kernel, index).values()), None)
@@ -308,65 +330,23 @@ class Links:
 
     def _neighbor(self, kernel: Conversation, interface: int, hop: bytes) -> bytes:
         """Link address of the next hop; tells the kernel that it is used, which resolves or probes it: but not of one
-        that the operator has set, which would be forgotten by that (__neigh_update of the kernel: since Linux 5.16 a
-        use takes NUD_PERMANENT away).
+        that the operator or another program keeps (Neighbor.kept), which would be forgotten by that.
         """
         family = socket.AF_INET6 if len(hop) == 16 else socket.AF_INET
-        self._hops.add((interface, hop))
-        state, address = 0, b""
+        self._hops[interface, hop] = b""
+        found = None
         for kind, body in kernel.ask(RTM_GETNEIGH, 0, ndmsg(family, interface, hop)):
             if kind == RTM_NEWNEIGH and len(body) >= RTMSG_BYTES:
-                (state,) = struct.unpack_from("=H", body, 8)
-                address = dict(attributes(body, RTMSG_BYTES)).get(NDA_LLADDR, b"")
-        known = not kernel.refused
-        if self._may_probe and not state & (NUD_PERMANENT | NUD_NOARP):
-            use = ndmsg(family, interface, hop, NTF_USE)
+                found = Neighbor.of(body)
+        if self._uses and self._may_probe and not (found is not None and found.kept):
+            use = ndmsg(family, interface, hop, NTF_USE | (found.flags & NTF_EXT_LEARNED if found is not None else 0))
             list(kernel.ask(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, use))
             # Of what else is refused, e.g. by an interface that has just gone, the next look tells.
             self._may_probe = kernel.refused not in (errno.EPERM, errno.EACCES)
-        if not known:
+        if found is None:
             raise NoLink(f"the link address of {socket.inet_ntop(family, hop)} is not known")
         usable = NUD_USABLE | (NUD_STALE if self._may_probe else 0)
-        if not state & usable or len(address) != 6:
+        if not found.state & usable or len(found.address) != 6:
             raise NoLink(f"{socket.inet_ntop(family, hop)} does not answer, or its link address is not known yet")
-        return address
-
-
-def ndmsg(family: int, interface: int, address: bytes, flags: int = 0) -> bytes:
-    """struct ndmsg (rtnetlink(7)) of a neighbor, and its address."""
-    return struct.pack("=BxHiHBB", family, 0, interface, 0, flags, 0) + attribute(NDA_DST, address)
-
-
-def devices(kernel: Conversation, index: int = 0) -> dict[int, Device]:
-    """Interfaces by index; index: this one, if there is one."""
-    found = {}
-    for kind, body in kernel.ask(RTM_GETLINK, 0 if index else NLM_F_DUMP, struct.pack("=BxHiII", 0, 0, index, 0, 0)):
-        if kind == RTM_NEWLINK and len(body) >= IFINFO_BYTES:
-            hardware, number, flags = struct.unpack_from("=HiI", body, 2)
-            said = dict(attributes(body, IFINFO_BYTES))
-            name = said.get(IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-            mtu = int.from_bytes(said.get(IFLA_MTU, b""), sys.byteorder)
-            found[number] = Device(name, hardware, flags, said.get(IFLA_ADDRESS, b""), mtu)
-    return found
-
-
-def neighbor_of(body: bytes) -> tuple[int, bytes]:
-    """(interface index, address) that a neighbor message is about."""
-    (interface,) = struct.unpack_from("=i", body.ljust(RTMSG_BYTES, b"\0"), 4)
-    return interface, dict(attributes(body, RTMSG_BYTES)).get(NDA_DST, b"")
-
-
-def host_addresses() -> tuple[HostAddress, ...]:
-    """Every address of this host, sorted. Raises OSError."""
-    found = set()
-    with Conversation() as kernel:
-        names = {index: device.name for index, device in devices(kernel).items()}
-        for kind, body in kernel.ask(RTM_GETADDR, NLM_F_DUMP, bytes(IFADDR_BYTES)):
-            if kind != RTM_NEWADDR or len(body) < IFADDR_BYTES:
-                continue
-            (index,) = struct.unpack_from("=I", body, 4)
-            said = dict(attributes(body, IFADDR_BYTES))
-            address = said.get(IFA_LOCAL) or said.get(IFA_ADDRESS)
-            if index in names and address:
-                found.add(HostAddress(names[index], index, address))
-    return tuple(sorted(found, key=lambda item: (item.index, len(item.address), item.address)))
+        self._hops[interface, hop] = found.address
+        return found.address

@@ -116,7 +116,7 @@ class Conversation:
         """(type, payload) of each message of the answer, errors left out. What a question before this one has left
         unread is passed over.
         """
-        self._sequence += 1
+        self._sequence = self._sequence + 1 & 0xFFFFFFFF
         self.refused, self.changed = 0, False
         self._socket.send(message(kind, flags | NLM_F_REQUEST, self._sequence, body))
         while True:

@@ -116,7 +116,7 @@ def frames(receiver: Receiver, engine: str, host: Capabilities) -> bool:
     """Whether copies of the engine that "auto" chose leave as frames while that is safe: what frames bypass is seen
     only with CAP_NET_ADMIN.
     """
-    return receiver.engine == "auto" and engine == "transparent" and host.net_admin
+    return receiver.engine == "auto" and engine == "transparent" and host.net_admin and host.frames
 
 
 def spoofing_choice(receiver: Receiver, address: ResolvedAddress, host: Capabilities) -> tuple[str, str]:

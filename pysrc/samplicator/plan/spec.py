@@ -68,15 +68,16 @@ def _no_addresses() -> tuple[HostAddress, ...]:
 class Capabilities:
     """What this process may do and what the planner must know of the host.
 
-    net_raw: raw sockets can be opened. net_admin: buffer limits can be passed, ingress rules made. is_local(address):
-    the address is one of this host. cpus: the CPUs this process may run on. host_addresses(): all of this host, sorted;
-    asked only for listeners that receive by ring. interface_index(name): 0 = there is none now. group_interface(group):
-    index of the interface that the route to a multicast group leads to, 0 = none, or unknown. pods(port, family): of a
-    Kubernetes Service.
+    net_raw: raw sockets can be opened. net_admin: buffer limits can be passed, ingress rules made. frames: packet
+    sockets take runs. is_local(address): the address is one of this host. cpus: the CPUs this process may run on.
+    host_addresses(): all of this host, sorted; asked only for listeners that receive by ring. interface_index(name): 0
+    = there is none now. group_interface(group): index of the interface that the route to a multicast group leads to, 0
+    = none, or unknown. pods(port, family): of a Kubernetes Service.
     """
 
     net_raw: bool
     net_admin: bool = False
+    frames: bool = False
     is_local: Callable[[bytes], bool] = field(default=_nothing_is_local, compare=False)
     cpus: tuple[int, ...] = (0,)
     interface_index: Callable[[str], int] = field(default=_no_interface_is_missing, compare=False)

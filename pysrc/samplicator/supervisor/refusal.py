@@ -16,7 +16,7 @@ SPARE_DESCRIPTORS: Final = 64
 REFUSED: Final = {
     "segment": "the kernel refuses segmented sends (UDP_SEGMENT); datagrams are sent one by one",
     "transparent": "the kernel refuses sockets on exporters' ports; the raw socket sends the copies",
-    "packet": "the kernel refuses link frames; the raw socket sends the copies",
+    "packet": "the kernel refuses link frames; other sockets send the copies",
     "copier": "the kernel makes no copies (is lo down, or another BPF program there first?); the worker makes them",
 }
 """What is said of a feature that was given up, by its word in `gave_up`."""
