@@ -167,7 +167,7 @@ _WORST = (
     Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
 
-_ALL_CPU = ("classic", "auto", "packet", "copier")
+_ALL_CPU = ("classic", "transparent", "auto", "auto-delay", "copier")
 
 _SCALE = (
     "classic",

@@ -63,7 +63,6 @@ def lawful_tx(start: int) -> dict[str, int]:
 DOWN: dict[str, Any] = {
     "state": "unreachable",
     "state_why": "there is no route to the receiver",
-    "state_since_unix": time.time() - 61.0,
     "standby_for": "nfdump",
     "takeovers": 2,
 }
@@ -100,7 +99,7 @@ def make_readings(*, zero: bool = False) -> Readings:
             counters=dict.fromkeys(_fastpath.TX_FIELDS, 0) if zero else lawful_tx(start),
             up=start == 3000,
             generation_added=1,
-            **({} if start == 3000 else DOWN),
+            **({} if start == 3000 else {**DOWN, "state_since_unix": time.time() - 61.0}),
         )
         for name, start, address, source, engine in (
             ("nfdump", 3000, "192.0.2.10", "spoof", "raw"),
