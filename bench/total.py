@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import measure
 from lab import LISTEN_PORT, REPO, SOURCE_PORT, TOOLS, DisturbedError, Lab, LabError, run
-from matrix import RELAYS, TRAFFICS, Case
+from matrix import RELAYS, TRAFFICS, Case, Relay
 
 sys.path.insert(0, str(REPO / "pysrc"))
 
@@ -152,8 +153,24 @@ class Accounts:
             time.sleep(measure.POLL_S)
         return last
 
+    def dropped(self) -> int:
+        """Packets that did not fit between the exporter's device and the relay's: no relay has seen them."""
+        found = 0
+        for namespace, device, way in ((self.lab.exporter, "e0", "tx"), (self.lab.relay, "r0", "rx")):
+            (said,) = json.loads(run("ip", "-n", namespace, "-j", "-s", "link", "show", device))
+            found += said["stats64"][way]["dropped"]
+        return found
+
     def spent(self) -> Spent:
         return Spent(ran_ns(self._napi), ran_ns(self._ksoftirqd), busy_ns(self.lab.relay_cpu))
+
+    def blame(self, relay: Relay, dropped_before: int, what: str) -> None:
+        """Raises for bytes that are missing: DisturbedError if they never came to the relay (a generator that was held
+        up catches up in a burst that the device's ring does not hold).
+        """
+        if lost := self.dropped() - dropped_before:
+            raise DisturbedError(f"{what}; {lost} packets were dropped before the relay's device")
+        measure.blame(self.lab, relay, what)
 
     def quiet(self) -> None:
         """Waits until the receiving thread has nothing more to do."""
@@ -210,6 +227,7 @@ def total(lab: Lab, accounts: Accounts, case: Case, relay_name: str) -> dict:
         measure.warm_up(lab, case, process)
         accounts.quiet()
         packets, payload = accounts.arrived()
+        dropped = accounts.dropped()
         drops = process.udp_queue(LISTEN_PORT)[2]
         process.signal(signal.SIGSTOP)
         used, before = process.cpu_ns(), accounts.spent()
@@ -224,7 +242,7 @@ def total(lab: Lab, accounts: Accounts, case: Case, relay_name: str) -> dict:
         process_ns = measure.cpu_spent(process, used, process.cpu_ns())["process_ns"]
         got = figures(spent, process_ns, generator, sent, case, (now[0] - packets, now[1] - payload))
         if got["lost_bytes"]:
-            measure.blame(lab, relay, f"{relay_name}: {got['lost_bytes']} payload bytes missing")
+            accounts.blame(relay, dropped, f"{relay_name}: {got['lost_bytes']} payload bytes missing")
     finally:
         process.stop()
     return got
@@ -240,6 +258,7 @@ def steady(lab: Lab, accounts: Accounts, case: Case, relay_name: str, rate: floa
         measure.warm_up(lab, case, process)
         accounts.quiet()
         packets, payload = accounts.arrived()
+        dropped = accounts.dropped()
         used, before, start = process.cpu_ns(), accounts.spent(), time.monotonic()
         options = [*measure.traffic_options(case), "--rate", f"{rate:.0f}", "--seconds", str(seconds)]
         grain_us = max(STEADY_GRAIN_US, TRAFFICS[case.traffic].run / rate * 1e6)
@@ -250,7 +269,8 @@ def steady(lab: Lab, accounts: Accounts, case: Case, relay_name: str, rate: floa
         process_ns = measure.cpu_spent(process, used, process.cpu_ns())["process_ns"]
         got = figures(spent, process_ns, 0, sent, case, (now[0] - packets, now[1] - payload))
         if got["lost_bytes"]:
-            measure.blame(lab, relay, f"{relay_name}: {got['lost_bytes']} payload bytes missing at a steady rate")
+            what = f"{relay_name}: {got['lost_bytes']} payload bytes missing at a steady rate"
+            accounts.blame(relay, dropped, what)
     finally:
         process.stop()
     return {**got, "rate": sent["rate"], "busy": round(got["total_ns"] * 1e-9 / took, 3)}
