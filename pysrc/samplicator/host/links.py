@@ -51,6 +51,8 @@ POLL_SECONDS: Final = 4.0
 """Less than delay_first_probe_time (5 s): a neighbor said to be used so often is probed as soon as it is stale."""
 SETTLE_SECONDS: Final = 0.005
 """After an event: more of the same come with it."""
+LEASE_SECONDS: Final = 20.0
+"""How long frames go on while nobody looks. More than one look and its rest take with thousands of receivers."""
 REST: Final = 4
 """Looking takes at most one part in so many of the thread's time, whatever storm of events there is."""
 
@@ -116,6 +118,8 @@ class Links:
         self._present = bypass.present()
         self._bypassed = ""
         self._answers: dict[object, Any] = {}
+        self._looked = time.monotonic()
+        self._telling = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
 
@@ -125,6 +129,14 @@ class Links:
             self._targets = dict(targets)
             self._fresh = True
         self._wake()
+
+    def lapse(self) -> None:
+        """To be called once in a while by any thread: frames whose link nobody has looked at for long have an end. The
+        kernel may hold up this class's own thread, however short its patience, while another process has its lock on
+        all interfaces (rtnl).
+        """
+        if time.monotonic() - self._looked > LEASE_SECONDS:
+            self._withdraw(f"the kernel has not answered for {LEASE_SECONDS:.0f} s")
 
     def close(self) -> None:
         self._ended = True
@@ -162,12 +174,13 @@ class Links:
                 self._tell(name, target, why)
 
     def _tell(self, name: str, target: Target, now: Link | str) -> None:
-        self._known[name] = now
-        log.debug("link of receiver %r: %s", name, now)
-        try:
-            target.sink(now if isinstance(now, Link) else None, str(now))
-        except Exception:
-            log.exception("receiver %r does not take its link %s", name, now)
+        with self._telling:
+            self._known[name] = now
+            log.debug("link of receiver %r: %s", name, now)
+            try:
+                target.sink(now if isinstance(now, Link) else None, str(now))
+            except Exception:
+                log.exception("receiver %r does not take its link %s", name, now)
 
     def _loop(self, kernel: Conversation, told: list[socket.socket]) -> None:
         """Returns when there is more to be told than when it began."""
@@ -254,7 +267,9 @@ class Links:
                 now = str(why)
             if fresh or self._known.get(name) != now:
                 self._tell(name, target, now)
-        self._known = {name: known for name, known in self._known.items() if name in targets}
+        with self._telling:
+            self._known = {name: known for name, known in self._known.items() if name in targets}
+        self._looked = time.monotonic()
 
     def _once(self, key: object, ask: Callable[[], T]) -> T:
         """What ask() returns, or the NoLink that it raises: asked once a look, however many receivers it concerns."""

@@ -448,6 +448,8 @@ class Supervisor:
             now = time.monotonic()
             self._follow(self._those(list(self._running.receivers.values()), lambda state: state.refresh(now)))
             self.taps.tidy()
+            if self._links is not None:
+                self._links.lapse()
             ports = abilities.source_ports()
             for worker in self._running.workers:
                 worker.choose_from(ports)
