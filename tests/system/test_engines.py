@@ -142,8 +142,8 @@ def test_packet_steps_down_while_the_neighbor_is_gone(lab: Lab) -> None:
     exporter = lab.exporter_socket("198.18.64.1", 5000)
     wait_link(relay, "^r1, ")
     lab.collectors[0].ip("link", "set", "e0", "arp", "off")
-    lab.relay.ip("neigh", "flush", "dev", "r1")
-    wait_link(relay, "does not answer")
+    lab.relay.ip("neigh", "del", lab.peer4(1), "dev", "r1")  # the laboratory has set it
+    wait_link(relay, "does not answer", timeout=30)
     held(relay, [exporter], (lab.relay4(), 2055), 0, 5)
     assert wait_for(hook.count, "copies by the raw socket")
     lab.collectors[0].ip("link", "set", "e0", "arp", "on")

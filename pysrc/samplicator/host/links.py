@@ -353,7 +353,7 @@ class Links:
         for kind, body in kernel.ask(RTM_GETNEIGH, 0, ndmsg(family, interface, hop)):
             if kind == RTM_NEWNEIGH and len(body) >= RTMSG_BYTES:
                 found = Neighbor.of(body)
-        if self._uses and self._may_probe and not (found is not None and found.kept):
+        if self._may_probe and (found is None or (self._uses and not found.kept)):
             use = ndmsg(family, interface, hop, NTF_USE | (found.flags & NTF_EXT_LEARNED if found is not None else 0))
             list(kernel.ask(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, use))
             # Of what else is refused, e.g. by an interface that has just gone, the next look tells.
