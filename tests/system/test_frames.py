@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import time
 from collections.abc import Callable
 
 import pytest
@@ -196,8 +195,9 @@ def test_a_link_address_that_the_operator_has_set_stays(lab: Lab, six: bool) -> 
 @pytest.mark.parametrize("words", [("managed",), ("extern_learn", "nud", "reachable")], ids=["managed", "extern_learn"])
 def test_marks_of_a_neighbor_stay(lab: Lab, words: tuple[str, ...]) -> None:
     """By which the kernel, or another program, keeps it."""
-    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001"))
-    wait_link(relay, "^r1, ")
+    relay = lab.samplicator(config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
     mac = lab.relay.ip("neigh", "show", lab.peer4(1), "dev", "r1").split()[2]
     given = words if words[0] == "managed" else ("lladdr", mac, *words)
     lab.relay.ip("neigh", "replace", lab.peer4(1), "dev", "r1", *given)
@@ -206,7 +206,10 @@ def test_marks_of_a_neighbor_stay(lab: Lab, words: tuple[str, ...]) -> None:
         wait_link(relay, "would bypass")
         lab.relay.run("nft", "delete table ip t")
         wait_link(relay, "^r1, ")
-    time.sleep(5)  # longer than from one use to the next
+    other = lab.relay.ip("neigh", "show", lab.peer4(2), "dev", "r2").split()[2]
+    lab.relay.ip("neigh", "replace", lab.peer4(2), "lladdr", other, "dev", "r2", "nud", "stale")
+    stale = lambda: "STALE" in lab.relay.ip("neigh", "show", lab.peer4(2), "dev", "r2")  # noqa: E731
+    wait_for(lambda: not stale(), "a use of the other neighbor", 30)
     assert words[0] in lab.relay.ip("neigh", "show", lab.peer4(1), "dev", "r1")
 
 

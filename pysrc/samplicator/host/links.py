@@ -115,7 +115,7 @@ class Links:
         self._hops: dict[tuple[int, bytes], bytes] = {}
         self._may_probe = True
         self._uses = True
-        self._present = bypass.present()
+        self._present: tuple[bool, ...] = ()
         self._bypassed = ""
         self._answers: dict[object, Any] = {}
         self._looked = time.monotonic()
@@ -322,6 +322,8 @@ class Links:
     def _queueing(self, kernel: Conversation, interface: int) -> str:
         """What bypass.queueing says of the interface and of those that it sends by."""
         every = devices(kernel)
+        if kernel.refused or kernel.changed or interface not in every:
+            raise OSError(kernel.refused or errno.EAGAIN, "the interfaces are being changed")
         todo, seen = [interface], set[int]()
         while todo:
             index = todo.pop()
