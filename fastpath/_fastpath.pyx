@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from base.atomics cimport (
-    ATOMIC_STORES_IN_ORDER, atomic_change32, atomic_exchange, atomic_fence, atomic_fence_load32, atomic_fence_release, atomic_load32,
+    ATOMIC_STORES_IN_ORDER, atomic_change32, atomic_change64, atomic_exchange, atomic_fence, atomic_fence_load32, atomic_fence_release, atomic_load32,
     atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release,
     atomic_store64, atomic_store64_release, atomics_add,
 )
@@ -30,7 +30,7 @@ from flow.alias cimport (
 )
 from route.echo cimport (
     ECHO_ASK, ECHO_ASKING_NS, ECHO_HOLD, ECHO_IDLE, ECHO_SOURCES, ECHO_STORM, echo_answer, echo_came, echo_end, echo_held_t,
-    echo_hold, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_suspects, echo_t,
+    echo_hold, echo_hurries, echo_is, echo_keep, echo_key, echo_miss, echo_next_way, echo_returns, echo_source, echo_suspects, echo_t,
 )
 from flow.carry cimport (
     FLOW_CARRY_STATES, flow_carried_t, flow_carry_item, flow_carry_read, flow_carry_rows, flow_carry_set, flow_carry_sound, flow_carry_state,
@@ -84,11 +84,15 @@ from tx.lost cimport lost_note, tx_lost_t
 from uapi.copies cimport (
     COPIES_KIND, COPIES_OF_CALL, COPIES_SLOTS, COPIES_WORKERS, copies_call_t, copies_counters_t, copies_receiver_t,
 )
+from uapi.offload cimport (
+    BPF_NOEXIST, BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, OFFLOAD_ON, OFFLOAD_RECEIVERS, OFFLOAD_SESSIONS,
+    OFFLOAD_SETS, OFFLOAD_WORKERS, bpf_map_set, offload_key_t, offload_record_t, offload_session_t, offload_set_t,
+)
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, BPF_RET_K, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR,
     CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EACCES, EADDRINUSE, EAFNOSUPPORT, EAGAIN, ECONNRESET,
     EDESTADDRREQ, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, ENOBUFS, ENOMEM,
-    EPERM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLIN, IP_MTU_DISCOVER, IP_MULTICAST_TTL, IP_PKTINFO,
+    EPERM, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLET, EPOLLIN, IP_MTU_DISCOVER, IP_MULTICAST_TTL, IP_PKTINFO,
     IP_PMTUDISC_DONT, IP_RECVERR, IP_TOS, IP_TRANSPARENT, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_MTU_DISCOVER,
     IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_PMTUDISC_DONT, IPV6_RECVERR, IPV6_TCLASS, IPV6_TRANSPARENT, IPV6_UNICAST_HOPS,
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, PR_SET_TIMERSLACK,
@@ -119,6 +123,7 @@ include "tx/port.pxi"
 include "tx/transparent.pxi"
 include "tx/packet.pxi"
 include "tx/copier.pxi"
+include "tx/offload.pxi"
 include "tx/lane.pxi"
 include "tx/door.pxi"
 include "worker/work.pxi"
@@ -130,6 +135,7 @@ include "worker/lane.pxi"
 include "worker/pool.pxi"
 include "worker/choose.pxi"
 include "worker/echo.pxi"
+include "worker/offload.pxi"
 include "worker/gather.pxi"
 include "worker/loop.pxi"
 include "handles/memory.pxi"

@@ -22,14 +22,14 @@ cdef enum:
     REASON_LOOP = 7            # the receiver sends its copies back to us, or is us
     REASON_COUNT = 8
 
-    RX_FIELD_COUNT = 11
+    RX_FIELD_COUNT = 13
     TX_FIELD_COUNT = 8 + REASON_COUNT
     WORKER_FIELD_COUNT = 9
     BATCH_BUCKETS = 11         # <= 1, 2, 4, ... 512, +Inf
     LATENCY_BUCKETS = 17       # 10 us .. 1 s in 1-2.5-5 steps, +Inf
 
 ctypedef struct rx_counters_t:
-    u64 datagrams              # read from the socket
+    u64 datagrams              # read from the socket, or copied by the kernel before they came there
     u64 bytes                  # UDP payload bytes of them
     u64 truncated              # longer than max_datagram: counted and dropped
     u64 truncated_bytes        # UDP payload bytes of those
@@ -40,6 +40,8 @@ ctypedef struct rx_counters_t:
     u64 errors_intr
     u64 errors_nomem
     u64 errors_other
+    u64 offloaded              # of the matched: copied by the kernel where they came in, not read from a socket
+    u64 unseen                 # of those: not seen by the flow stage, the ring buffer being full
     u64 batches[BATCH_BUCKETS]
 
 ctypedef struct tx_counters_t:

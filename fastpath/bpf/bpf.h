@@ -9,6 +9,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NUMBER(field, value) int(*field)[value]
 #define TYPE(field, type) typeof(type) *field
+#define EACH(field, type) typeof(type) *field[]
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define NET16(x) ((__be16)__builtin_bswap16((__u16)(x)))

@@ -18,6 +18,7 @@
 #include <linux/udp.h>
 
 #include "copies.h"
+#include "heads.h"
 
 #define NOBODY 0 /* no interface has this index: what is redirected there is freed (net/core/filter.c, skb_do_redirect) */
 
@@ -50,41 +51,11 @@ struct {
 	TYPE(value, struct copies_counters);
 } counters SECTION(".maps");
 
-/* One's complement sums of 16 bit words in network order, as they lie in memory. */
-INLINE __u32 folded(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
-INLINE __u32 sum_of(const void *octets, int n)
-{
-	const __u32 *words = octets;
-	__u64 sum = 0;
-	for (int i = 0; i < n; i++)
-		sum += words[i];
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return folded((__u32)(sum & 0xffff) + (__u32)(sum >> 16));
-}
-
 /* A checksum field that holds a sum (not its complement), with `from` in it replaced by `to`. */
 INLINE __u16 resum(__u16 field, __u32 from, __u32 to)
 {
 	return (__u16)folded((__u32)field + to + (~from & 0xffff));
 }
-
-struct head4 {
-	struct ethhdr link;
-	struct iphdr ip;
-	struct udphdr udp;
-} __attribute__((packed, aligned(2)));
-
-struct head6 {
-	struct ethhdr link;
-	struct ipv6hdr ip;
-	struct udphdr udp;
-} __attribute__((packed, aligned(2)));
 
 /* Writes what this receiver has of its own over what the one before it had; false: the packet has no such header. */
 INLINE int dress4(struct __sk_buff *skb, const struct copies_receiver *to, __u8 tos)

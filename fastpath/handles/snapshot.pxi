@@ -7,7 +7,7 @@ cdef extern from *:
 CYTHON_VERSION = ".".join([str((CYTHON_HEX_VERSION >> shift) & 0xFF) for shift in (24, 16, 8)])
 REASONS = ("no_route", "no_neighbor", "message_too_long", "no_buffer_space", "refused", "permission", "other", "loop")
 RX_FIELDS = ("datagrams", "bytes", "truncated", "truncated_bytes", "unmatched", "denied", "matched",
-             "errors_again", "errors_intr", "errors_nomem", "errors_other")
+             "errors_again", "errors_intr", "errors_nomem", "errors_other", "offloaded", "unseen")
 TX_FIELDS = ("offered", "skipped", "sent", "sent_bytes", "calls", "retries", *[f"failed_{reason}" for reason in REASONS], "replays",
              "shared_port")
 WORKER_FIELDS = ("cpu_ns", "busy_ns", "wakeups", "stalls", "heartbeat_ns", "sessions", "session_misses", "session_evictions",

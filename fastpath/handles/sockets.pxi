@@ -163,6 +163,10 @@ cdef class RxSocket:
         """Whether its datagrams go through the flow stage; any thread may call it while the worker runs."""
         atomic_store32(&self.socket.flow, 1 if on else 0)
 
+    def set_offload(self, bint on):
+        """Whether the kernel may copy its sessions' datagrams where they come in; any thread may call it while the worker runs."""
+        atomic_store32(&self.socket.offloads, 1 if on else 0)
+
     def rest(self, *, bint empty=False):
         atomic_store32_release(&self.socket.rest, RX_EMPTY if empty else RX_REST)
 

@@ -58,6 +58,7 @@ ctypedef struct rx_socket_t:
     rx_counters_t *counters
     bint polled                    # epoll tells the worker about it; else the worker looks itself
     u32 flow                       # its datagrams go through the flow stage
+    u32 offloads                   # the kernel may copy its sessions' datagrams where they come in
     bint stamps                    # SO_TIMESTAMPNS was on when the worker got the socket
     bint stamped                   # it is on now
     u32 unstamped                  # batches still to go without

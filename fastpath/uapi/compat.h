@@ -4,6 +4,7 @@
 #define SAMPLICATOR_COMPAT_H
 
 #include <errno.h>
+#include <linux/bpf.h>
 #include <linux/errqueue.h>
 #include <linux/filter.h>
 #include <linux/if_packet.h>
@@ -96,6 +97,17 @@ static inline int thread_schedule_get(struct thread_schedule *now) {
     return (int)syscall(SYS_sched_getattr, 0, now, THREAD_SCHEDULE_BYTES, 0);
 }
 static inline int thread_schedule_set(struct thread_schedule *wanted) { return (int)syscall(SYS_sched_setattr, 0, wanted, 0); }
+
+/* bpf(2) on one element of a map, which libc does not declare. value NULL: it is deleted. */
+static inline int bpf_map_set(int map, const void *key, const void *value, uint64_t flags) {
+    union bpf_attr what;
+    memset(&what, 0, sizeof(what));
+    what.map_fd = (uint32_t)map;
+    what.key = (uint64_t)(uintptr_t)key;
+    what.value = (uint64_t)(uintptr_t)value;
+    what.flags = flags;
+    return (int)syscall(SYS_bpf, value ? BPF_MAP_UPDATE_ELEM : BPF_MAP_DELETE_ELEM, &what, sizeof(what));
+}
 
 static inline int smp_errno(void) { return errno; }
 

@@ -1,7 +1,13 @@
-# needs: uapi: net; base: atomics, batch, counters; flow: observe; route: echo, match, plan, session; tx: engine; worker: echo, flow, lane,
+# needs: uapi: net; base: atomics, batch, counters; flow: observe; route: echo, match, plan, session; tx: engine, offload; worker: echo, flow, lane,
 #        pool, send, state, tap, work
 # Which ways the datagrams of a batch take: their routes, the results of the flow stage, and the selections that worker/send.pxi sends. Called
 # by worker/loop.pxi once per batch, and by worker/echo.pxi. It must never look at a payload itself.
+
+
+cdef inline void worker_forget_routes(worker_t *w) noexcept nogil:
+    """The memo of routes begins anew: their numbers are others."""
+    if w.offload.on:
+        offload_stop_all(&w.offload, worker_clock(CLOCK_MONOTONIC))
 
 
 cdef inline u32 worker_route(worker_t *w, u32 d) noexcept nogil:
@@ -15,6 +21,7 @@ cdef inline u32 worker_route(worker_t *w, u32 d) noexcept nogil:
         route = match_route(&w.work.routing, exporter.address, exporter.family, batch.listener, &forgot)
         if forgot:
             session_void(&w.sessions)
+            worker_forget_routes(w)
         session_take(&w.sessions, session, exporter.address, exporter.port_be, <u16>batch.listener, route)
     session_group(&w.sessions, session, batch, d)
     return session.route

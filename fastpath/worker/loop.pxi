@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, overlap, recvmmsg, ring, socket;
-#        tx: engine, lane, port; worker: choose, echo, flow, gather, lane, pool, send, state, tap, work
+#        tx: engine, lane, offload, port; worker: choose, echo, flow, gather, lane, offload, pool, send, state, tap, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
 # Python once, Worker.run(), which does not hold the GIL.
@@ -74,7 +74,11 @@ cdef inline int worker_receive(worker_t *w, rx_socket_t *socket) noexcept nogil:
         got = rx_receive(socket, &w.arena, w.batch)
     if got:
         w.taken += <u32>got
+        if w.offload.on:
+            worker_offload_read(w)
         worker_batch(w, socket)
+        if w.offload.on and socket.kind == RX_SOCKET:
+            worker_offload(w, socket)
     if socket.kind == RX_RING:
         ring_release(socket)
     return got
@@ -275,6 +279,8 @@ cdef void worker_adopt(worker_t *w) noexcept nogil:
     if w.echo.state:
         worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
     w.echo.before = w.echo.next = 0
+    if w.offload.on:
+        worker_offload_adopt(w, new)
     worker_take_over(w, old, new)
     w.work = new
     worker_mark_all(w)
@@ -317,6 +323,8 @@ cdef void worker_events(worker_t *w, int n) noexcept nogil:
             w.replaying = w.resting = True  # perhaps: the next pass looks
             worker_mark_all(w)             # a doorbell may have been another worker's
             continue
+        if socket == <rx_socket_t *>&w.offload:
+            continue                       # each pass looks there
         if unlikely(w.events[i].events & EPOLLERR):
             worker_forget_error(socket)
         if socket.kind == RX_RING:
@@ -345,18 +353,26 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
             worker_rest(w)
         deadline = atomic_load64(&w.stop_deadline_ns)
         if deadline:
+            if w.offload.on and w.work != NULL:
+                offload_stop_all(&w.offload, worker_clock(CLOCK_MONOTONIC))
             if w.work != NULL:
                 worker_drain(w, NULL, deadline)
                 if w.echo.state:
                     worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
+            if w.offload.on and w.work != NULL:
+                worker_offload_look(w, worker_clock(CLOCK_MONOTONIC))
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             taps_flush(w)
             return
         timeout_ms = 1 if w.replaying or w.again or w.echo.state else WORKER_UNPOLLED_MS if w.unpolled else WORKER_IDLE_MS
+        if w.offload.used and timeout_ms > WORKER_OFFLOAD_MS:
+            timeout_ms = WORKER_OFFLOAD_MS
         if w.again == RING_NOW or w.resting:
             timeout_ms = 0
         n = epoll_wait(w.epoll, w.events, WORKER_EVENTS, timeout_ms)
         start = worker_clock(CLOCK_MONOTONIC)
+        if w.offload.on and w.work != NULL:
+            worker_offload_look(w, start)
         if unlikely(w.unpolled):
             worker_look(w)
         if n > 0 and w.auto_delay:

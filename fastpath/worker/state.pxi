@@ -1,5 +1,5 @@
 # needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: copier, engine, lane,
-#        lost, port; worker: work
+#        lost, offload, port; worker: work
 # What a worker owns: its state, and how it reads a clock.
 
 cdef enum:
@@ -94,6 +94,7 @@ ctypedef struct worker_t:
     ports_t ports
     tx_port_t packet                   # the packet socket
     copier_t copier                    # copies of frames are made in the kernel
+    offload_t offload                  # copies are made where datagrams come in
     lanes_t lanes
     bint moved                         # the domain of the datagram at hand has another alias than before
     u32 *alias                         # of each datagram's domain, 0 = none; where some receiver wants it

@@ -246,6 +246,9 @@ class RxSocket:
     def set_flow(self, on: bool) -> None:
         """Whether its datagrams go through the flow stage, from the next batch on; while the worker runs, too."""
 
+    def set_offload(self, on: bool) -> None:
+        """Whether the kernel may copy its sessions' datagrams where they come in; while the worker runs, too."""
+
     def rest(self, *, empty: bool = False) -> None:
         """Asks the worker to read it no more, after the batch at hand; empty: after it was read until nothing waited in
         it. Any thread may ask; then wake the worker.
@@ -499,6 +502,17 @@ class Worker:
     def copy_in_kernel(self, receivers: int, counters: int, number: int, device: int, token: int) -> None:
         """Frames for several receivers leave as one (tx/copier.pxi), from run() on. receivers, counters: descriptors of
         maps; number: of the slots, 0..255. token: of the program. Raises ValueError, OSError, RuntimeError."""
+
+    def offload(
+        self, maps: Sequence[int], ring: int, ring_bytes: int, number: int, workers: int
+    ) -> None:
+        """The kernel may copy sessions' datagrams where they come in (tx/offload.pxi), from run() on. maps: descriptors
+        of keys, sessions, sets, receivers and counters, made for so many workers; ring: of this worker's ring buffer of
+        ring_bytes (a power of two); number: of the worker. Raises ValueError, OSError, RuntimeError.
+        """
+
+    def offload_rest(self, on: bool) -> None:
+        """Whether no session is to be offloaded, from the next pass on; any thread may call it."""
 
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

@@ -87,12 +87,12 @@ class Host:
         self.lab.relay.ip("neigh", "replace", self.lab.peer4(1), "lladdr", address, "dev", "r1", "nud", "stale")
 
 
-@pytest.mark.parametrize("replicate", ["off", "copier"])
+@pytest.mark.parametrize("replicate", ["off", "copier", "tcx"])
 @pytest.mark.parametrize(
     "changes", [32, *(pytest.param(250, id=f"250-{n}", marks=pytest.mark.deploy_heavy) for n in range(4))]
 )
 def test_nothing_is_lost_or_repeated_while_ways_change(lab: Lab, changes: int, replicate: str) -> None:
-    if replicate == "copier":
+    if replicate != "off":
         try:
             lab.relay.call(lambda: copier.Copier().close())
         except OSError as error:

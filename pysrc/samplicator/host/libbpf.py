@@ -24,6 +24,7 @@ LIBRARY_ERRORS: Final = 4000
 MESSAGE_BYTES: Final = 1 << 24
 """Of one message of the library: the log of the verifier is one."""
 _WARN: Final = 0
+_RING_BUFFER: Final = 27  # enum bpf_map_type
 
 
 class Hook(enum.IntEnum):
@@ -99,6 +100,7 @@ class Library:
             ("bpf_map_lookup_elem", number, [number, ctypes.c_char_p, pointer]),
             ("bpf_map_update_elem", number, [number, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64]),
             ("bpf_map_delete_elem", number, [number, ctypes.c_char_p]),
+            ("bpf_map_create", number, [number, ctypes.c_char_p, word, word, word, pointer]),
             ("bpf_link_create", number, [number, number, number, pointer]),
             ("bpf_prog_test_run_opts", number, [number, pointer]),
             ("bpf_prog_query", number, [number, number, word, pointer, pointer, pointer]),
@@ -140,6 +142,15 @@ def attached(device: int, hook: Hook) -> int:
     if given.lib.bpf_prog_query(device, hook, 0, ctypes.byref(flags), None, ctypes.byref(many)) != 0:
         raise given.error(f"bpf: programs at {hook.name.lower()} of interface {device}")
     return many.value
+
+
+def ring_buffer(octets: int) -> int:
+    """Descriptor of a map of type BPF_MAP_TYPE_RINGBUF with so many bytes, a power of two of pages. Raises OSError."""
+    given = library()
+    fd: int = given.lib.bpf_map_create(_RING_BUFFER, b"ring", 0, 0, octets, None)
+    if fd < 0:
+        raise given.error("bpf: a ring buffer")
+    return fd
 
 
 class Map:

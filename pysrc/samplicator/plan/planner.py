@@ -236,13 +236,15 @@ class _Compiler:
         """The listeners with their rings, those that are to have some."""
         wants = [self.config.listener[listener.index].receive for listener in listeners]
         able = self.capabilities.net_raw and self.capabilities.net_admin
-        if any(want != "recvmmsg" for want in wants) and able:
+        offloads = self.config.datapath.replicate == "tcx" and self.capabilities.net_admin
+        if (any(want != "recvmmsg" for want in wants) and able) or offloads:
             self.host = self.capabilities.host_addresses()
         indexes = {item.interface: item.index for item in self.host}
         specs = []
         for listener, want in zip(listeners, wants, strict=True):
             if want == "recvmmsg":
-                specs.append(listener)
+                gates = self.rings_of(listener, listeners, indexes) if offloads else ()
+                specs.append(replace(listener, gates=gates))
                 continue
             path: Path = ("listener", listener.index, "receive")
             why = NEEDS
@@ -251,11 +253,9 @@ class _Compiler:
                 why = (
                     "no interface of this host has an address that this listener listens at; name one with `interface`"
                 )
-                there = [s for s in listener.sockets if s.index or not s.device]
-                for socket in there:
-                    indexes.setdefault(socket.device, socket.index)
-                others = [s for other in listeners if other is not listener for s in other.sockets]
-                rings = rings_of(there, others, self.host, indexes)
+                rings = self.rings_of(listener, listeners, indexes)
+            if rings and offloads:
+                self.warn(path, 'a packet ring takes all datagrams before replicate = "tcx" can; it wants recvmmsg here')
             if rings:
                 names = ", ".join(ring.interface for ring in rings)
                 why = "configured" if want == "ring" else "auto"
@@ -276,6 +276,16 @@ class _Compiler:
                 )
             )
         return tuple(specs)
+
+    def rings_of(
+        self, listener: ListenerSpec, listeners: Sequence[ListenerSpec], indexes: dict[str, int]
+    ) -> tuple[RingSpec, ...]:
+        """Where a listener's datagrams come in. indexes: of interfaces; those of its own sockets are added."""
+        there = [s for s in listener.sockets if s.index or not s.device]
+        for socket in there:
+            indexes.setdefault(socket.device, socket.index)
+        others = [s for other in listeners if other is not listener for s in other.sockets]
+        return rings_of(there, others, self.host, indexes)
 
     # ------------------------------------------------------------------ receivers
 

@@ -138,7 +138,8 @@ class ListenerSpec:
     """A listener: its index in the plan, its name (the metric label) and its intakes: the sockets, rings (one per
     interface) and doors that its datagrams come in by. receive: how, "recvmmsg" | "ring" | "door", receive_why: one
     sentence for people; ring_required: without them the plan cannot run. flow: its datagrams go through the flow stage.
-    unresolved: HOST:PORT of places to listen at whose name does not resolve now.
+    unresolved: HOST:PORT of places to listen at whose name does not resolve now. gates: where its datagrams come in, if
+    the kernel may copy them there.
     """
 
     index: int
@@ -149,6 +150,7 @@ class ListenerSpec:
     ring_required: bool = True
     flow: bool = True
     unresolved: tuple[str, ...] = ()
+    gates: tuple[RingSpec, ...] = ()
 
     @property
     def sockets(self) -> tuple[SocketSpec, ...]:

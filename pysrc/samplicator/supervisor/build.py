@@ -26,6 +26,7 @@ from samplicator.health.running import Running
 from samplicator.host import abilities, listening, ring, sockets
 from samplicator.host.copier import Copier
 from samplicator.host.ingress import Ingress
+from samplicator.host.offload import Offload
 from samplicator.host.sources import Source
 from samplicator.plan.sessions import DoorSpec
 from samplicator.plan.spec import ListenerSpec, PlanSpec, RingSpec
@@ -336,7 +337,7 @@ class Build:
         spec, running = self.spec, self._running
         ports = abilities.source_ports()
         self.workers = running.workers[: spec.workers]
-        copier = self._copier()
+        copier, offload = self._copier(), self._offload()
         for index in range(len(self.workers), spec.workers):
             packet = self._packet_socket()
             try:
@@ -357,6 +358,12 @@ class Build:
                     worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device, copier.token)
                 except (OSError, ValueError) as error:
                     log.warning('replicate = "copier": worker %d makes its copies itself: %s', index, error)
+            if offload is not None and index < offload.workers:
+                try:
+                    ring, octets = offload.rings[index], offload.ring_bytes
+                    worker.offload(offload.maps, ring, octets, index, offload.workers)
+                except OSError as error:
+                    log.warning('replicate = "tcx": worker %d reads all datagrams itself: %s', index, error)
             thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
             thread.choose_from(ports)
             thread.start()
@@ -366,13 +373,26 @@ class Build:
     def _copier(self) -> Copier | None:
         """The one of this process, from its start on, if it is wanted and this host can have it."""
         running = self._running
-        if self.spec.replicate == "copier" and not running.workers and running.copier is None:
+        if self.spec.replicate in ("copier", "tcx") and not running.workers and running.copier is None:
             try:
                 running.copier = Copier()
             except OSError as error:
-                hint = "; install the unit's drop-in copier.conf" if error.errno in (errno.EPERM, errno.EACCES) else ""
-                log.warning('replicate = "copier": %s; the workers make the copies%s', error.strerror or error, hint)
+                self._no_replicate(error, "the workers make the copies")
         return running.copier
+
+    def _offload(self) -> Offload | None:
+        """As _copier()."""
+        running = self._running
+        if self.spec.replicate == "tcx" and not running.workers and running.offload is None:
+            try:
+                running.offload = Offload(self.spec.workers, self.spec.ring_buffer)
+            except OSError as error:
+                self._no_replicate(error, "all datagrams come to the workers")
+        return running.offload
+
+    def _no_replicate(self, error: OSError, instead: str) -> None:
+        hint = "; install the unit's drop-in copier.conf" if error.errno in (errno.EPERM, errno.EACCES) else ""
+        log.warning('replicate = "%s": %s; %s%s', self.spec.replicate, error.strerror or error, instead, hint)
 
     def _packet_socket(self) -> socket.socket | None:
         """The worker's packet socket. It is opened at the start if permitted, because a receiver may need it later."""

@@ -46,7 +46,7 @@ _NS = 1e-9
 
 CATALOGUE: Final[tuple[Metric, ...]] = (
     # ---- received
-    Metric("receive_datagrams_total", "counter", _L, "Datagrams read from the listener's sockets.", "rx.datagrams"),
+    Metric("receive_datagrams_total", "counter", _L, "Datagrams that came to the listener.", "rx.datagrams"),
     Metric("receive_bytes_total", "counter", _L, "UDP payload bytes of the datagrams read.", "rx.bytes"),
     Metric(
         "receive_matched_datagrams_total",
@@ -54,6 +54,20 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         _L,
         "Datagrams that a rule sends to at least one receiver, before sampling.",
         "rx.matched",
+    ),
+    Metric(
+        "receive_offloaded_datagrams_total",
+        "counter",
+        _L,
+        "Of the matched datagrams, those that the kernel copied where they came in (replicate tcx): no socket had them.",
+        "rx.offloaded",
+    ),
+    Metric(
+        "receive_unseen_datagrams_total",
+        "counter",
+        _L,
+        "Of the offloaded datagrams, those that were forwarded unseen: templates, losses and loops are not looked for.",
+        "rx.unseen",
     ),
     Metric(
         "receive_truncated_datagrams_total",

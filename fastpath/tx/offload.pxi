@@ -1,0 +1,195 @@
+# needs: uapi: copies, net, offload; base: atomics, batch, counters, hash; rx: socket
+# Ingress offload: what a worker knows of the sessions and sets of receivers that it has entered in the maps of bpf/offload.bpf.c, which copies
+# their datagrams where they come in. Pure bookkeeping over shared memory: which session has which place, when it is on, what is counted.
+# Called by worker/offload.pxi. It must never decide whose copies the kernel makes.
+#
+# A session's place here is its number there, too: it goes to another session only when nothing came for OFFLOAD_IDLE_NS, so that no run of
+# the program has the number in hand. So does a set that has been stopped.
+
+cdef enum:
+    OFFLOAD_WAYS = 8                   # places that a session can have
+    OFFLOAD_EARN = 4                   # batches with datagrams of a session before it is entered, or turned on again
+    OFFLOAD_EARN_MOST = 1024           # the same, of a session that is turned off again and again
+    OFFLOAD_FREE = 0                   # offload_use_t.state
+    OFFLOAD_USED = 1
+    OFFLOAD_LEAVING = 2
+    OFFLOAD_NONE = 0xFFFFFFFF
+
+cdef u64 OFFLOAD_IDLE_NS = 10000000000 # CLOCK_MONOTONIC
+cdef u64 OFFLOAD_SHORT_NS = 2000000000 # a session that was on for less than that earns it twice as slowly the next time
+cdef u64 OFFLOAD_PAUSE_NS = 1000000000 # after copies failed
+
+ctypedef struct offload_known_t:       # a session
+    u8 address[16]
+    u16 port_be                        # 0 = the place was never used: UDP has no such sender that could be answered
+    u16 listener
+    u16 earned                         # batches
+    u16 need
+    u64 seen_ns
+    u64 on_ns                          # when it was turned on last, 0 = it is not entered in the kernel's map
+
+ctypedef struct offload_use_t:         # a set of receivers
+    u32 state
+    u32 route                          # of the running plan
+    u8 family
+    u32 count
+    u64 left_ns                        # when it was stopped
+    rx_socket_t *socket                # by which its sessions' datagrams came, NULL = it has left the plan
+    rx_counters_t *counters            # NULL then
+    u32 ways[64]                       # OFFLOAD_RECEIVERS, as all of these
+    u32 versions[64]                   # of the links
+    tx_counters_t *receivers[64]       # NULL = the receiver has left the plan
+    copies_counters_t copied[64]       # what of the kernel's counters is in ours
+    offload_set_t taken                # the same
+
+ctypedef struct offload_t:
+    bint on
+    u32 asked                          # 1: nothing is offloaded; the control plane writes it
+    u32 number                         # of the worker
+    int keys                           # descriptors of maps
+    int ring
+    offload_session_t *sessions        # OFFLOAD_SESSIONS: this worker's, as all of these
+    offload_set_t *sets
+    copies_receiver_t *receivers
+    copies_counters_t *counters
+    u64 *consumer                      # of the ring buffer
+    u64 *producer
+    const u8 *data
+    u64 mask
+    offload_known_t *known
+    offload_use_t *uses
+    u32 used                           # sets that are not free
+    u64 pause_ns                       # CLOCK_MONOTONIC until which no session is turned on
+    u8 met[BATCH_LIMIT]                # sessions (groups) of the batch that were looked at
+    void *mapped[6]                    # memory of maps, whole
+    size_t mapped_bytes[6]
+
+
+cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *exporter, u16 listener, u64 now_ns) noexcept nogil:
+    """The session's place, or one that it may have: one whose session is silent, and out of the kernel's map by then; NULL: there is none."""
+    cdef u32 h = hash_address(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
+    cdef offload_known_t *place = &o.known[((h ^ (h >> 15)) & (OFFLOAD_SESSIONS // OFFLOAD_WAYS - 1)) * OFFLOAD_WAYS]
+    cdef offload_known_t *oldest = NULL
+    cdef offload_key_t key
+    cdef u32 i
+    for i in range(<u32>OFFLOAD_WAYS):
+        if place[i].port_be == exporter.port_be and place[i].listener == listener and memcmp(place[i].address, exporter.address, 16) == 0:
+            return &place[i]
+        if oldest == NULL or place[i].seen_ns < oldest.seen_ns:
+            oldest = &place[i]
+    if oldest.port_be and (now_ns < oldest.seen_ns or now_ns - oldest.seen_ns < OFFLOAD_IDLE_NS):
+        return NULL
+    if oldest.on_ns:
+        offload_key(oldest, &key)
+        bpf_map_set(o.keys, &key, NULL, 0)
+    memset(oldest, 0, sizeof(offload_known_t))
+    memcpy(oldest.address, exporter.address, 16)
+    oldest.port_be = exporter.port_be
+    oldest.listener = listener
+    oldest.need = OFFLOAD_EARN
+    return oldest
+
+
+cdef inline void offload_key(const offload_known_t *known, offload_key_t *key) noexcept nogil:
+    memcpy(key.address, known.address, 16)
+    key.port = known.port_be
+    key.listener = known.listener
+
+
+cdef inline u32 offload_place(const offload_t *o, const offload_known_t *known) noexcept nogil:
+    return <u32>(known - o.known)
+
+
+cdef inline bint offload_enter(offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
+    """Has the program note when the session's datagrams pass. False: the map is full, or another worker has entered the session."""
+    cdef offload_key_t key
+    cdef u32 number = offload_place(o, known)
+    atomic_store64(&o.sessions[number].word, 0)
+    offload_key(known, &key)
+    number += o.number * OFFLOAD_SESSIONS
+    if bpf_map_set(o.keys, &key, &number, BPF_NOEXIST) != 0:
+        return False
+    known.on_ns = now_ns
+    return True
+
+
+cdef inline bint offload_turn_on(offload_t *o, offload_known_t *known, u32 use, u64 arrival_ns, u64 now_ns) noexcept nogil:
+    """From now on the kernel copies, if the datagram that arrived then is the last that has passed."""
+    cdef offload_session_t *session = &o.sessions[offload_place(o, known)]
+    cdef u64 passed = arrival_ns & ~<u64>OFFLOAD_ON
+    if atomic_load64_acquire(&session.word) != passed:
+        return False
+    session.set = o.number * OFFLOAD_SETS + use
+    if not atomic_change64(&session.word, passed, passed | OFFLOAD_ON):
+        return False
+    known.on_ns = now_ns
+    known.earned = 0
+    return True
+
+
+cdef inline void offload_turn_off(offload_t *o, offload_known_t *known) noexcept nogil:
+    """The datagrams pass again, and the session has to earn it anew, the slowest way."""
+    cdef offload_session_t *session = &o.sessions[offload_place(o, known)]
+    cdef u64 word = atomic_load64_acquire(&session.word)
+    if word & OFFLOAD_ON:
+        atomic_change64(&session.word, word, word & ~<u64>OFFLOAD_ON)
+    known.need = OFFLOAD_EARN_MOST
+    known.earned = 0
+
+
+cdef inline bint offload_earns(offload_known_t *known, u64 now_ns) noexcept nogil:
+    """A batch has datagrams of the session, which is off; whether it may be on. One that does not stay on earns it ever more slowly."""
+    if known.earned == 0 and known.on_ns:
+        if now_ns - known.on_ns > OFFLOAD_SHORT_NS:
+            known.need = OFFLOAD_EARN
+        elif known.need < OFFLOAD_EARN_MOST:
+            known.need *= 2
+    known.earned += known.earned < known.need
+    return known.earned == known.need
+
+
+cdef inline void offload_stop(offload_t *o, u32 use, u64 now_ns) noexcept nogil:
+    """No session of the set is copied any more."""
+    if o.uses[use].state == OFFLOAD_USED:
+        atomic_store32_release(&o.sets[use].on, 0)
+        o.uses[use].state = OFFLOAD_LEAVING
+        o.uses[use].left_ns = now_ns
+
+
+cdef inline void offload_stop_all(offload_t *o, u64 now_ns) noexcept nogil:
+    cdef u32 use
+    for use in range(OFFLOAD_SETS):
+        offload_stop(o, use, now_ns)
+
+
+cdef inline u32 offload_free(offload_t *o) noexcept nogil:
+    """A set that nobody uses; OFFLOAD_NONE: there is none. Its counters go on from where they are."""
+    cdef u32 use
+    for use in range(OFFLOAD_SETS):
+        if o.uses[use].state == OFFLOAD_FREE:
+            return use
+    return <u32>OFFLOAD_NONE
+
+
+cdef inline u64 offload_more(const u64 *now, u64 *known) noexcept nogil:
+    """By how much the kernel's counter is ahead of what is known of it; it is known then."""
+    cdef u64 value = atomic_load64(now)
+    cdef u64 more = value - known[0]
+    known[0] = value
+    return more
+
+
+cdef inline const offload_record_t *offload_next(offload_t *o, u64 *position, u64 end, u32 *length) noexcept nogil:
+    """The next record before `end` (bytes, as the producer counts), and its length; NULL: there is none yet."""
+    cdef const u8 *head
+    cdef u32 word
+    while position[0] < end:
+        head = o.data + (position[0] & o.mask)
+        word = atomic_load32_acquire(<const u32 *>head)
+        if word & BPF_RINGBUF_BUSY_BIT:
+            return NULL
+        length[0] = word & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)
+        position[0] += (<u64>length[0] + BPF_RINGBUF_HDR_SZ + 7) & ~<u64>7
+        if not word & BPF_RINGBUF_DISCARD_BIT:
+            return <const offload_record_t *>(head + BPF_RINGBUF_HDR_SZ)
+    return NULL
