@@ -25,6 +25,8 @@ ctypedef struct offload_known_t:       # a session
     u16 listener
     u16 earned                         # batches
     u16 need
+    u32 made                           # of the set that it was turned on with
+    u32 use
     u64 seen_ns
     u64 on_ns                          # when it was turned on last, 0 = it is not entered in the kernel's map
 
@@ -33,6 +35,7 @@ ctypedef struct offload_use_t:         # a set of receivers
     u32 route                          # of the running plan
     u8 family
     u32 count
+    u32 made                           # number of the set, of all that were made
     u64 left_ns                        # when it was stopped
     rx_socket_t *socket                # by which its sessions' datagrams came, NULL = it has left the plan
     rx_counters_t *counters            # NULL then
@@ -59,6 +62,7 @@ ctypedef struct offload_t:
     offload_known_t *known
     offload_use_t *uses
     u32 used                           # sets that are not free
+    u32 made                           # sets so far
     u64 pause_ns                       # CLOCK_MONOTONIC until which no session is turned on
     u8 met[BATCH_LIMIT]                # sessions (groups) of the batch that were looked at
     void *mapped[6]                    # memory of maps, whole
@@ -124,6 +128,8 @@ cdef inline bint offload_turn_on(offload_t *o, offload_known_t *known, u32 use, 
         return False
     known.on_ns = now_ns
     known.earned = 0
+    known.use = use
+    known.made = o.uses[use].made
     return True
 
 
@@ -137,10 +143,12 @@ cdef inline void offload_turn_off(offload_t *o, offload_known_t *known) noexcept
     known.earned = 0
 
 
-cdef inline bint offload_earns(offload_known_t *known, u64 now_ns) noexcept nogil:
-    """A batch has datagrams of the session, which is off; whether it may be on. One that does not stay on earns it ever more slowly."""
+cdef inline bint offload_earns(const offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
+    """A batch has datagrams of the session, which is off; whether it may be on. One that does not stay on though its set does earns it ever
+    more slowly."""
+    cdef const offload_use_t *u = &o.uses[known.use]
     if known.earned == 0 and known.on_ns:
-        if now_ns - known.on_ns > OFFLOAD_SHORT_NS:
+        if now_ns - known.on_ns > OFFLOAD_SHORT_NS or u.state != OFFLOAD_USED or u.made != known.made:
             known.need = OFFLOAD_EARN
         elif known.need < OFFLOAD_EARN_MOST:
             known.need *= 2

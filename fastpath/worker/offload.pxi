@@ -51,6 +51,8 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, const rx_socket_t 
     u.state = OFFLOAD_USED
     u.route = route
     u.family = family
+    o.made += 1
+    u.made = o.made
     u.count = r.count
     u.socket = <rx_socket_t *>socket
     u.counters = socket.counters
@@ -95,7 +97,7 @@ cdef void worker_offload_consider(worker_t *w, const rx_socket_t *socket, u32 d,
     if known == NULL:
         return
     known.seen_ns = now_ns
-    if not offload_earns(known, now_ns):
+    if not offload_earns(o, known, now_ns):
         return
     session = session_find(&w.sessions, exporter.address, exporter.port_be, <u16>w.batch.listener, &hit)
     if not hit or session.route < <u32>PLAN_ROUTE_FIRST or worker_is_receiver(w, exporter):
