@@ -220,8 +220,8 @@ cdef class Worker:
         o.mapped[index] = mapped
         o.mapped_bytes[index] = octets
 
-    def offload_rest(self, bint on):
-        atomic_store32(&self.w.offload.asked, 1 if on else 0)
+    def offload_again(self):
+        atomic_store32(&self.w.offload.asked, self.w.offload.asked + 1)
         self._wake()
 
     cdef _make_epoll(self):

@@ -17,6 +17,7 @@ cdef enum:
 
 cdef u64 OFFLOAD_IDLE_NS = 10000000000 # CLOCK_MONOTONIC
 cdef u64 OFFLOAD_SHORT_NS = 2000000000 # a session that was on for less than that earns it twice as slowly the next time
+cdef u64 OFFLOAD_REVIEW_NS = 60000000000 # a session on for so long passes once, so that this host's rules are asked again
 cdef u64 OFFLOAD_PAUSE_NS = 1000000000 # after copies failed
 
 ctypedef struct offload_known_t:       # a session
@@ -47,7 +48,8 @@ ctypedef struct offload_use_t:         # a set of receivers
 
 ctypedef struct offload_t:
     bint on
-    u32 asked                          # 1: nothing is offloaded; the control plane writes it
+    u32 asked                          # another number: what is offloaded has to come through the host again; the control plane writes it
+    u32 heard                          # the last one
     u32 number                         # of the worker
     int keys                           # descriptors of maps
     int ring
@@ -134,13 +136,18 @@ cdef inline bint offload_turn_on(offload_t *o, offload_known_t *known, u32 use, 
 
 
 cdef inline void offload_turn_off(offload_t *o, offload_known_t *known) noexcept nogil:
-    """The datagrams pass again, and the session has to earn it anew, the slowest way."""
+    """The datagrams pass again."""
     cdef offload_session_t *session = &o.sessions[offload_place(o, known)]
     cdef u64 word = atomic_load64_acquire(&session.word)
     if word & OFFLOAD_ON:
         atomic_change64(&session.word, word, word & ~<u64>OFFLOAD_ON)
-    known.need = OFFLOAD_EARN_MOST
-    known.earned = 0
+
+
+cdef inline void offload_review(offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
+    """One that has been on for long is turned off, and on again by the next datagram that comes to the socket."""
+    if known.on_ns and now_ns - known.on_ns > OFFLOAD_REVIEW_NS and known.earned == 0:
+        offload_turn_off(o, known)
+        known.earned = known.need - 1
 
 
 cdef inline bint offload_earns(const offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:

@@ -117,7 +117,7 @@ cdef void worker_offload(worker_t *w, const rx_socket_t *socket) noexcept nogil:
     cdef offload_t *o = &w.offload
     cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
     cdef u32 d = w.batch.n
-    if (now_ns < o.pause_ns or atomic_load32(&o.asked) or w.taps.open or w.echo.state or w.sessions.split == w.sessions.now
+    if (now_ns < o.pause_ns or w.taps.open or w.echo.state or w.sessions.split == w.sessions.now
             or not socket.offloads):
         return
     memset(o.met, 0, w.batch.groups)
@@ -184,6 +184,7 @@ cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u3
         return
     known = &o.known[place]
     known.seen_ns = now_ns
+    offload_review(o, known, now_ns)
     memset(&exporter, 0, sizeof(exporter))
     memcpy(exporter.address, record.address, 16)
     exporter.port_be = record.port
@@ -198,6 +199,8 @@ cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u3
             flow_observe(w.flow, &exporter, record.listener, True, p, n, &seen)
         if unlikely(echo_returns(&w.echo, p, n, &exporter)) and echo_hurries(&w.echo, p, n, &exporter):
             offload_turn_off(o, known)
+            known.need = OFFLOAD_EARN_MOST
+            known.earned = 0
         p += n
         left -= n
         if left == 0:
@@ -231,7 +234,9 @@ cdef void worker_offload_look(worker_t *w, u64 now_ns) noexcept nogil:
     cdef offload_t *o = &w.offload
     cdef offload_use_t *u
     cdef u32 use
-    cdef bint rests = atomic_load32(&o.asked) or w.taps.open
+    cdef u32 asked = atomic_load32(&o.asked)
+    cdef bint rests = asked != o.heard or w.taps.open
+    o.heard = asked
     for use in range(OFFLOAD_SETS if o.used else 0):
         u = &o.uses[use]
         if u.state == OFFLOAD_FREE:

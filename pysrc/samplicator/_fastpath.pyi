@@ -503,16 +503,15 @@ class Worker:
         """Frames for several receivers leave as one (tx/copier.pxi), from run() on. receivers, counters: descriptors of
         maps; number: of the slots, 0..255. token: of the program. Raises ValueError, OSError, RuntimeError."""
 
-    def offload(
-        self, maps: Sequence[int], ring: int, ring_bytes: int, number: int, workers: int
-    ) -> None:
+    def offload(self, maps: Sequence[int], ring: int, ring_bytes: int, number: int, workers: int) -> None:
         """The kernel may copy sessions' datagrams where they come in (tx/offload.pxi), from run() on. maps: descriptors
         of keys, sessions, sets, receivers and counters, made for so many workers; ring: of this worker's ring buffer of
         ring_bytes (a power of two); number: of the worker. Raises ValueError, OSError, RuntimeError.
         """
 
-    def offload_rest(self, on: bool) -> None:
-        """Whether no session is to be offloaded, from the next pass on; any thread may call it."""
+    def offload_again(self) -> None:
+        """All sessions that are offloaded have to come through this host's stack again, from the next pass on. One
+        thread at a time."""
 
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

@@ -4,6 +4,7 @@ byte what the worker would have sent, in order, every copy counted, and nothing 
 
 from __future__ import annotations
 
+import itertools
 import signal
 import socket
 import time
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 import pytest
 from samplicator.host import libbpf, offload
+from support.decoders import PORT, ROWS, Nfacctd, Nfcapd, come, configuration, send, stream
+from support.flows import IPFIX, V9
 from support.lab import Lab, Relay
 from support.process import wait_for
 from support.runs import acquaint, config, in_order, payloads, wait_link
@@ -93,3 +96,122 @@ def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
     begun = time.monotonic()
     wait_for(lambda: hooked(lab) == 0, "the hook to go", 5)
     assert time.monotonic() - begun < 1
+
+
+def lone(lab: Lab, extra: str = "", more: str = "") -> Relay:
+    """A relay with two receivers whose links are known."""
+    relay = lab.samplicator(
+        f'[datapath]\nreplicate = "tcx"\n{extra}' + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001") + more
+    )
+    acquaint(lab, lab.relay4())
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    return relay
+
+
+def test_what_the_kernel_cannot_copy_comes_to_the_socket(lab: Lab) -> None:
+    """Fragments, what is over the MTU, nothing at all: every byte of it, once, to both."""
+    relay = lone(lab)
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    pour(relay, [exporter], to, 0, 20)
+    before = offloaded(relay)
+    assert before
+    sizes = [0, 1, 17, 1471, 1472, 1473, 9000, 3, 1472, 65000, 200]
+    for number, size in enumerate(sizes):
+        exporter.sendto(bytes([number]) * size, to)
+        wait_for(lambda n=21 + number: relay.metrics().value("receive_datagrams_total") == n, "it")
+    assert before < offloaded(relay) < before + len(sizes)
+    for tap in taps:
+        seen = tap.collect(20 + len(sizes))
+        assert [one.payload for one in seen[20:]] == [bytes([n]) * size for n, size in enumerate(sizes)]
+        assert {one.checksum for one in seen} == {"good"}
+    relay.check_laws()
+
+
+def test_a_rule_of_the_firewall_that_comes_later_holds(lab: Lab) -> None:
+    """The exporter's datagrams have to come through the firewall again when its rules have changed."""
+    relay = lone(lab)
+    tap = lab.tap(1, lambda seen: seen.port == 9001)
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    pour(relay, [exporter], to, 0, 20)
+    assert offloaded(relay)
+    lab.relay.run(
+        "nft",
+        "add table ip t; add chain ip t c { type filter hook input priority 0; }; "
+        "add rule ip t c ip saddr 198.18.64.1 udp dport 2055 counter name x drop".replace(" counter name x", " counter"),
+    )
+    wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 20, "nothing")
+
+    def dropped() -> bool:
+        exporter.sendto(b"stranger", to)
+        return "packets 0 " not in lab.relay.run("nft", "list table ip t")
+
+    wait_for(dropped, "the rule to be asked")
+    count = relay.metrics().value("receive_datagrams_total")
+    for _ in range(20):
+        exporter.sendto(b"stranger", to)
+    lab.relay.run("nft", "delete table ip t")
+    wait_for(lambda: relay.check_laws().value("receive_datagrams_total") == count, "nothing more")
+    assert len(tap.collect(int(count))) == count
+
+
+def test_what_nobody_sees_is_forwarded_and_counted(lab: Lab) -> None:
+    """The worker stands still, and the ring buffer is small: every copy leaves, and what was not seen is said."""
+    relay = lone(lab, 'ring_buffer = "64KiB"\n')
+    sinks = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    pour(relay, [exporter], to, 0, 20)
+    before = offloaded(relay)
+    relay.send_signal(signal.SIGSTOP)
+    for number in range(20, 520):
+        exporter.sendto(payloads(0, number, 1)[0], to)
+    for sink in sinks:  # while it stands still
+        in_order(sink.collect(520), [exporter], 520)
+    relay.send_signal(signal.SIGCONT)
+    wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 520, "them to be counted")
+    metrics = relay.check_laws()
+    assert offloaded(relay) == before + 500
+    unseen = metrics.value("receive_unseen_datagrams_total")
+    assert 300 < unseen < 500
+    assert [metrics.value("send_datagrams_total", receiver=name) for name in ("r0", "r1")] == [520, 520]
+    (here,) = relay.api("ledger")["here"]
+    assert (here["offloaded"], here["unseen"]) == (before + 500, unseen)
+
+
+@pytest.mark.parametrize("freq", [1, 3])
+@pytest.mark.parametrize("kind", [V9, IPFIX], ids=["netflow9", "ipfix"])
+def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq: int) -> None:
+    """A receiver that comes when half was sent, and takes all: the kernel goes on; or samples: the worker does."""
+    half, late = 63, PORT + 3
+    first, second = Nfcapd(lab), Nfacctd(lab)
+    text = TCX + configuration(lab).replace("freq = 1\n", "")
+    relay = lab.samplicator(text)
+    acquaint(lab, lab.relay4())
+    for name in ("one", "two"):
+        wait_link(relay, "^r[12], ", name)
+    feed = list(itertools.islice(stream(kind), 2 * half))
+    sock = None
+    for number, (payload, _) in enumerate(feed[:half]):
+        sock = send(lab, [payload], sock)
+        come(relay, number + 1)
+    seen = offloaded(relay)
+    assert seen > half // 2
+    last = Nfcapd(lab, late, "late")
+    text += f'[[receiver]]\nname = "late"\nto = "{lab.peer4(1)}:{late}"\nspoof = true\nfreq = {freq}\n'
+    relay.write(lab.with_service(text.replace('"two"]', '"two", "late"]')))
+    relay.send_signal(signal.SIGHUP)
+    wait_for(lambda: relay.metrics().value("config_generation") == 2, "the new plan")
+    wait_link(relay, "^r1, ", "late")
+    for number, (payload, _) in enumerate(feed[half:]):
+        send(lab, [payload], sock)
+        come(relay, half + number + 1)
+    relay.at_rest()
+    assert (offloaded(relay) > seen) == (freq == 1)
+    data = [not carries for _, carries in feed]
+    assert first.end() == second.end() == (sum(data) * ROWS, 0)
+    assert last.end() == (-(-sum(data[half:]) // freq) * ROWS, 0)
+    relay.check_laws()

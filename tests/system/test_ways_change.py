@@ -128,4 +128,3 @@ def test_nothing_is_lost_or_repeated_while_ways_change(lab: Lab, changes: int, r
         assert wrong == dict.fromkeys(wrong, 0)
         assert got["received"] == sent
     metrics = relay.check_laws()
-    print('OFF', metrics.value('receive_offloaded_datagrams_total'), metrics.value('receive_datagrams_total'), metrics.value('receive_unseen_datagrams_total'))

@@ -87,6 +87,12 @@ def ledger_lines(value: Ledger) -> list[str]:
     ]
     head = ["  listener", "kernel drops", "read", "- truncated", "- denied", "- unmatched", "= matched"]
     lines += ["", "in samplicator, in datagrams", *table(head, rows)]
+    for here in value["here"]:
+        if here.get("offloaded"):
+            unseen = f", {here['unseen']} of them unseen" if here["unseen"] else ""
+            lines.append(
+                f"  {here['listener']}: {here['offloaded']} were copied by the kernel where they came in{unseen}"
+            )
     rows = [
         [f"  {after['receiver']}", after["offered"], after["skipped"], sum(after["failed"].values()), after["sent"]]
         for after in value["after"]

@@ -105,7 +105,9 @@ class Target:
 class Links:
     """Follows a set of receivers. follow() and close() may be called by any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, ruled: Callable[[], None] = lambda: None) -> None:
+        """ruled: called from the thread when rules of this host (firewall, IPsec) have changed."""
+        self._ruled = ruled
         self._targets: Mapping[str, Target] = {}
         self._fresh = False
         self._lock = threading.Lock()
@@ -212,7 +214,7 @@ class Links:
 
     def _concern(self, told: list[socket.socket]) -> bool:
         """Whether anything that the kernel told may have changed a link."""
-        found = self._concerns(told[0])
+        found, ruled = self._concerns(told[0]), False
         for other in told[1:]:
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -221,7 +223,9 @@ class Links:
                     except OSError as error:
                         if error.errno != errno.ENOBUFS:
                             raise
-                    found = True
+                    found = ruled = True
+        if ruled:
+            self._ruled()
         return found
 
     def _concerns(self, told: socket.socket) -> bool:

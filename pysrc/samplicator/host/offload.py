@@ -39,7 +39,9 @@ class TooManyPlaces(ValueError):
 def places_of(gate: RingSpec) -> Iterator[bytes]:
     """The keys (struct offload_place) of all that a listener is reached at by one interface. Raises TooManyPlaces."""
     many = sum(
-        (len(match.addresses) + len(match.groups)) * (high - low + 1) for match in gate.matches for low, high in match.ports
+        (len(match.addresses) + len(match.groups)) * (high - low + 1)
+        for match in gate.matches
+        for low, high in match.ports
     )
     if many > PLACES:
         raise TooManyPlaces(f"{many} addresses and ports on {gate.interface}, and the program knows {PLACES}")
@@ -152,4 +154,6 @@ class Offload:
         if not wanted:
             return set()
         with Conversation() as kernel:
-            return {index for index, device in devices(kernel).items() if index in wanted and device.kind == ARPHRD_ETHER}
+            return {
+                index for index, device in devices(kernel).items() if index in wanted and device.kind == ARPHRD_ETHER
+            }

@@ -10,7 +10,7 @@ compiled module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -244,7 +244,8 @@ class _Compiler:
         for listener, want in zip(listeners, wants, strict=True):
             if want == "recvmmsg":
                 gates = self.rings_of(listener, listeners, indexes) if offloads else ()
-                specs.append(replace(listener, gates=gates))
+                why = f"tcx: the kernel copies on {', '.join(gate.interface for gate in gates)}, before the firewall"
+                specs.append(replace(listener, gates=gates, receive_why=why if gates else listener.receive_why))
                 continue
             path: Path = ("listener", listener.index, "receive")
             why = NEEDS
@@ -255,7 +256,9 @@ class _Compiler:
                 )
                 rings = self.rings_of(listener, listeners, indexes)
             if rings and offloads:
-                self.warn(path, 'a packet ring takes all datagrams before replicate = "tcx" can; it wants recvmmsg here')
+                self.warn(
+                    path, 'a packet ring takes all datagrams before replicate = "tcx" can; it wants recvmmsg here'
+                )
             if rings:
                 names = ", ".join(ring.interface for ring in rings)
                 why = "configured" if want == "ring" else "auto"

@@ -294,7 +294,7 @@ class Supervisor:
                 states.pop(name).set_link(None, "packet sockets are not permitted")
         if not states and self._links is None:
             return
-        self._links = self._links or links.Links()
+        self._links = self._links or links.Links(partial(gates.again, self._running))
         self._links.follow(
             {
                 name: links.Target(udp.address, udp.scope_id, state.set_link, careful=udp.frames)

@@ -43,6 +43,8 @@ class Here(TypedDict):
     unmatched: int
     denied: int
     matched: int
+    offloaded: Annotated[int, "Of the matched: copied by the kernel where they came in."]
+    unseen: Annotated[int, "Of the offloaded: not seen by samplicator, so what their exporters lost is not known."]
 
 
 class After(TypedDict):
@@ -113,6 +115,8 @@ class LedgerSum:
                     "unmatched": item.counters["unmatched"],
                     "denied": item.counters["denied"],
                     "matched": item.counters["matched"],
+                    "offloaded": item.counters["offloaded"],
+                    "unseen": item.counters["unseen"],
                 }
                 for item in readings.listeners
             ],
