@@ -305,7 +305,7 @@ INLINE int copy(struct __sk_buff *skb, const struct found *is, __u32 session, st
 INLINE int fits(struct __sk_buff *skb, const struct found *is, const struct offload_set *set)
 {
 	__u32 whole = is->head + is->length;
-	if (is->packet > set->limit || skb->len < whole)
+	if (is->packet > set->limit)
 		return 0;
 	return skb->len == whole || (!is->segment && !skb_change_tail(skb, whole, 0));
 }
@@ -328,6 +328,8 @@ int offload_ingress(struct __sk_buff *skb)
 	} else {
 		return TC_ACT_UNSPEC;
 	}
+	if (skb->len < is.head + is.length)
+		return TC_ACT_UNSPEC; /* cut off: nobody takes it */
 	is.place.device = skb->ifindex;
 	is.place.group = skb->pkt_type == 2;
 	listener = map_lookup(&places, &is.place);
