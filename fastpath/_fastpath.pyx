@@ -86,7 +86,7 @@ from uapi.copies cimport (
 )
 from uapi.offload cimport (
     BPF_NOEXIST, BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, OFFLOAD_ON, OFFLOAD_RECEIVERS, OFFLOAD_SESSIONS,
-    OFFLOAD_SETS, OFFLOAD_WORKERS, bpf_map_set, offload_key_t, offload_record_t, offload_session_t, offload_set_t,
+    OFFLOAD_SETS, OFFLOAD_WORKERS, bpf_map_set, offload_key_t, offload_off, offload_on, offload_record_t, offload_session_t, offload_set_t,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, BPF_RET_K, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR,
@@ -123,10 +123,10 @@ include "tx/port.pxi"
 include "tx/transparent.pxi"
 include "tx/packet.pxi"
 include "tx/copier.pxi"
-include "tx/offload.pxi"
 include "tx/lane.pxi"
 include "tx/door.pxi"
 include "worker/work.pxi"
+include "worker/offload.pxi"
 include "worker/state.pxi"
 include "worker/tap.pxi"
 include "worker/send.pxi"
@@ -135,7 +135,7 @@ include "worker/lane.pxi"
 include "worker/pool.pxi"
 include "worker/choose.pxi"
 include "worker/echo.pxi"
-include "worker/offload.pxi"
+include "worker/ingress.pxi"
 include "worker/gather.pxi"
 include "worker/loop.pxi"
 include "handles/memory.pxi"
@@ -147,4 +147,5 @@ include "handles/flow.pxi"
 include "handles/carry.pxi"
 include "handles/alias.pxi"
 include "handles/plan.pxi"
+include "handles/kernel.pxi"
 include "handles/worker.pxi"

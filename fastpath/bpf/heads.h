@@ -27,6 +27,14 @@ INLINE __u32 sum_of(const void *octets, int n)
 	return folded((__u32)(sum & 0xffff) + (__u32)(sum >> 16));
 }
 
+/* An IPv4 address in IPv4-mapped form. */
+INLINE void map4(__u8 *to, __be32 address)
+{
+	__builtin_memset(to, 0, 10);
+	to[10] = to[11] = 0xff;
+	__builtin_memcpy(to + 12, &address, 4);
+}
+
 struct head4 {
 	struct ethhdr link;
 	struct iphdr ip;

@@ -2,14 +2,16 @@
  *
  * `offload_ingress` is where packets of an Ethernet device come in, behind its packet sockets and before netfilter. Of a session that is on
  * it makes a copy for each receiver of the session's set, shows the datagram to the worker (a ring buffer) and drops it. Whatever else comes
- * passes: what no session is entered for, fragments, options, VLAN tags, what is over an MTU. A datagram that cannot be copied turns its
- * session off, so that all that follows comes behind it.
+ * passes: what no session is entered for, what comes by another place than the session's (interface, address and port), fragments, options,
+ * VLAN tags, what has no checksum or is over an MTU. A datagram of the session that cannot be copied turns it off, so that all that follows
+ * comes behind it; so does a copy that fails, for all sessions of the set.
  *
- * Order. A session is off, and `word` says when the last datagram came that passed, until the worker has read and sent just that one and
- * turns it on: compare and exchange fails if another one has passed meanwhile. It is turned off at any moment: what is copied then has
- * left before the next one of the same receive queue is looked at.
+ * Order. A session is off, and `word` says when and by which place the last datagram came that passed, until the worker has read and sent
+ * just that one and turns it on: compare and exchange fails if another one has passed meanwhile. Two of one moment count as unknown. It is
+ * turned off at any moment: what is copied then has left before the next one of the same receive queue is looked at.
  *
- * Checksums are kept right by the kernel's helpers, whatever the device has computed of them; one of 0 stays 0; a wrong one stays wrong.
+ * Checksums are kept right by the kernel's helpers, whatever the device has computed of them; a wrong one stays wrong. Headers are changed
+ * by helpers only: a program that writes to packets itself has the head of each packet copied while somebody captures.
  * Needs no helper under GPL. Linux 6.6 has all of it. */
 #include "bpf.h"
 
@@ -26,8 +28,10 @@
 #define TRIES 4
 
 static long (*const clone_redirect)(struct __sk_buff *skb, __u32 device, __u64 flags) = (void *)BPF_FUNC_clone_redirect;
-static long (*const skb_pull_data)(struct __sk_buff *skb, __u32 length) = (void *)BPF_FUNC_skb_pull_data;
 static long (*const skb_change_tail)(struct __sk_buff *skb, __u32 length, __u64 flags) = (void *)BPF_FUNC_skb_change_tail;
+static long (*const skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 length, __u64 flags) = (void *)BPF_FUNC_skb_store_bytes;
+static long (*const loop)(__u32 times, void *function, void *with, __u64 flags) = (void *)BPF_FUNC_loop;
+static __u32 (*const random32)(void) = (void *)BPF_FUNC_get_prandom_u32;
 static long (*const skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 length) = (void *)BPF_FUNC_skb_load_bytes;
 static long (*const l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to, __u64 flags) = (void *)BPF_FUNC_l4_csum_replace;
 static __s64 (*const csum_diff)(__be32 *from, __u32 from_size, __be32 *to, __u32 to_size, __wsum seed) = (void *)BPF_FUNC_csum_diff;
@@ -40,7 +44,7 @@ struct {
 	NUMBER(type, BPF_MAP_TYPE_HASH);
 	NUMBER(max_entries, OFFLOAD_PLACES);
 	TYPE(key, struct offload_place);
-	TYPE(value, __u32); /* slot of the listener */
+	TYPE(value, struct offload_listener);
 } places SECTION(".maps");
 
 struct {
@@ -95,150 +99,162 @@ struct {
 	EACH(values, struct ring);
 } rings SECTION(".maps");
 
-/* What is known of a packet that can be a session's. */
+/* What is known of a packet that can be a session's. head: as it came; a copy's is made of it. */
 struct found {
 	struct offload_place place;
 	struct offload_key key;
-	__u32 head;	/* bytes before the payload */
+	__u8 pad[2] __attribute__((aligned(8))); /* so that IP is aligned behind it */
+	__u8 head[sizeof(struct head6)];
+	__u32 size;	/* of the head */
 	__u32 length;	/* bytes of the payload */
 	__u32 packet;	/* bytes of its longest IP packet, when it is segmented */
 	__u32 segment;	/* bytes of the payload of its segments, 0 = it is one datagram */
-	__u8 six, ttl, tos;
+	__u8 six, whole; /* whole: it can be copied */
 };
 
-INLINE void map4(__u8 *to, __be32 address)
+/* Ports of a UDP header elsewhere than usual. */
+INLINE int ports_at(struct __sk_buff *skb, struct found *out, __u32 offset)
 {
-	__builtin_memset(to, 0, 10);
-	to[10] = to[11] = 0xff;
-	__builtin_memcpy(to + 12, &address, 4);
+	__be16 ports[2];
+	if (skb_load_bytes(skb, offset, ports, 4))
+		return 0;
+	out->key.port = ports[0];
+	out->place.port = ports[1];
+	return 1;
 }
 
-/* Reads the headers of a whole UDP datagram without IP options; 0: it is none, or says something strange of its length. */
+/* Reads the headers of a UDP datagram, or of the fragment that it begins in; 0: it is none, or says something strange of its length. */
 INLINE int read4(struct __sk_buff *skb, struct found *out)
 {
-	struct head4 *head = (void *)(long)skb->data;
-	__u32 length;
-	if ((void *)(head + 1) > (void *)(long)skb->data_end)
+	struct head4 *head = (void *)out->head;
+	__u32 length, ip_bytes;
+	if (skb_load_bytes(skb, 0, out->head, sizeof(*head)))
 		return 0;
-	if (*(__u8 *)&head->ip != 0x45 || head->ip.protocol != IPPROTO_UDP || head->ip.frag_off & NET16(0x3fff))
-		return 0;
-	length = NET16(head->ip.tot_len);
-	if (length < 28 || NET16(head->udp.len) != length - 20 || sum_of((void *)head + ETH_HLEN, 5) != 0xffff)
+	ip_bytes = (*(__u8 *)&head->ip & 15) * 4;
+	if (*(__u8 *)&head->ip >> 4 != 4 || ip_bytes < 20 || head->ip.protocol != IPPROTO_UDP || head->ip.frag_off & NET16(0x1fff))
 		return 0;
 	map4(out->key.address, head->ip.saddr);
 	map4(out->place.address, head->ip.daddr);
+	if (ip_bytes != 20 || head->ip.frag_off & NET16(0x2000))
+		return ports_at(skb, out, ETH_HLEN + ip_bytes);
+	length = NET16(head->ip.tot_len);
+	if (length < 28 || NET16(head->udp.len) != length - 20 || sum_of(out->head + ETH_HLEN, 5) != 0xffff)
+		return 0;
 	out->key.port = head->udp.source;
 	out->place.port = head->udp.dest;
 	out->length = length - 28;
-	out->head = sizeof(*head);
-	out->ttl = head->ip.ttl;
-	out->tos = head->ip.tos;
+	out->size = sizeof(*head);
+	out->whole = head->udp.check != 0;
 	return 1;
 }
 
 INLINE int read6(struct __sk_buff *skb, struct found *out)
 {
-	struct head6 *head = (void *)(long)skb->data;
-	const __u8 *ip;
+	struct head6 *head = (void *)out->head;
 	__u32 length;
-	if ((void *)(head + 1) > (void *)(long)skb->data_end)
+	if (skb_load_bytes(skb, 0, out->head, sizeof(*head)))
 		return 0;
-	ip = (void *)head + ETH_HLEN;
-	if (ip[0] >> 4 != 6 || head->ip.nexthdr != IPPROTO_UDP || !head->udp.check)
+	if (out->head[ETH_HLEN] >> 4 != 6 || (head->ip.nexthdr != IPPROTO_UDP && head->ip.nexthdr != IPPROTO_FRAGMENT))
 		return 0;
-	length = NET16(head->ip.payload_len);
-	if (length < 8 || NET16(head->udp.len) != length)
-		return 0;
-	__builtin_memcpy(out->key.address, ip + 8, 16);
-	__builtin_memcpy(out->place.address, ip + 24, 16);
+	__builtin_memcpy(out->key.address, out->head + ETH_HLEN + 8, 16);
+	__builtin_memcpy(out->place.address, out->head + ETH_HLEN + 24, 16);
 	if (!*(__u64 *)out->key.address && *(__u32 *)(out->key.address + 8) == NET32(0xffff))
 		return 0; /* looks like IPv4 */
+	out->six = 1;
+	if (head->ip.nexthdr == IPPROTO_FRAGMENT) /* where UDP stands: next header, reserved, offset and flags */
+		return out->head[ETH_HLEN + 40] == IPPROTO_UDP && !(head->udp.dest & NET16(0xfff8))
+		       && ports_at(skb, out, ETH_HLEN + 48);
+	length = NET16(head->ip.payload_len);
+	if (length < 8 || NET16(head->udp.len) != length || !head->udp.check)
+		return 0;
 	out->key.port = head->udp.source;
 	out->place.port = head->udp.dest;
 	out->length = length - 8;
-	out->head = sizeof(*head);
-	out->six = 1;
-	out->ttl = head->ip.hop_limit;
-	out->tos = (__u8)(ip[0] << 4 | ip[1] >> 4);
+	out->size = sizeof(*head);
+	out->whole = 1;
 	return 1;
 }
 
-/* Writes what this receiver has of its own over what the one before it had; 0: it cannot. */
-INLINE int dress4(struct __sk_buff *skb, const struct copies_receiver *to, __u8 ttl, __u8 tos)
+/* Makes the packet what this receiver gets, whatever the one before it got; 0: it cannot. before: address and port that it has now. */
+INLINE int dress4(struct __sk_buff *skb, const struct found *is, const struct copies_receiver *to, __be32 *before, __be16 *port)
 {
 	const __u32 sum = ETH_HLEN + 20 + 6;
-	struct head4 *head = (void *)(long)skb->data;
-	__be32 address;
-	__be16 port;
-	if ((void *)(head + 1) > (void *)(long)skb->data_end)
+	const struct head4 *came = (void *)is->head;
+	struct {
+		__u16 pad;
+		struct head4 head;
+	} __attribute__((aligned(8))) made = {0, *came};
+	struct head4 *head = &made.head;
+	if (l4_csum_replace(skb, sum, *before, to->address[0], BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0 | 4))
 		return 0;
-	address = head->ip.daddr;
-	port = head->udp.dest;
-	if (l4_csum_replace(skb, sum, address, to->address[0], BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0 | 4)
-	    || l4_csum_replace(skb, sum, port, to->port, BPF_F_MARK_MANGLED_0 | 2))
+	*before = to->address[0];
+	if (l4_csum_replace(skb, sum, *port, to->port, BPF_F_MARK_MANGLED_0 | 2))
 		return 0;
-	head = (void *)(long)skb->data;
-	if ((void *)(head + 1) > (void *)(long)skb->data_end)
-		return 0;
+	*port = to->port;
 	__builtin_memcpy(&head->link, to->link, ETH_HLEN);
 	head->ip.daddr = to->address[0];
 	head->udp.dest = to->port;
-	head->ip.ttl = to->ttl ? to->ttl : ttl;
-	head->ip.tos = to->set_tos ? to->tos : tos;
+	head->ip.ttl = to->ttl ? to->ttl : came->ip.ttl;
+	head->ip.tos = to->set_tos ? to->tos : came->ip.tos;
+	head->ip.id = (__be16)(random32() | 1);
 	head->ip.frag_off = 0;
 	head->ip.check = 0;
 	head->ip.check = (__u16)~sum_of((void *)head + ETH_HLEN, 5);
-	return 1;
+	return !skb_store_bytes(skb, 0, head, sum, 0);
 }
 
-INLINE int dress6(struct __sk_buff *skb, const struct copies_receiver *to, __u8 ttl, __u8 tos)
+INLINE int dress6(struct __sk_buff *skb, const struct found *is, const struct copies_receiver *to, __be32 *before, __be16 *port)
 {
 	const __u32 sum = ETH_HLEN + 40 + 6;
-	struct head6 *head = (void *)(long)skb->data;
-	__be32 before[4], after[4], first;
-	__be16 port;
-	if ((void *)(head + 1) > (void *)(long)skb->data_end)
-		return 0;
-	__builtin_memcpy(before, &head->ip.daddr, 16);
+	const struct head6 *came = (void *)is->head;
+	struct {
+		__u16 pad;
+		struct head6 head;
+	} __attribute__((aligned(8))) made = {0, *came};
+	struct head6 *head = &made.head;
+	__be32 after[4], first;
+	__u8 tos = (__u8)(is->head[ETH_HLEN] << 4 | is->head[ETH_HLEN + 1] >> 4);
 	__builtin_memcpy(after, to->address, 16);
-	port = head->udp.dest;
-	if (l4_csum_replace(skb, sum, 0, (__u64)csum_diff(before, 16, after, 16, 0), BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0)
-	    || l4_csum_replace(skb, sum, port, to->port, BPF_F_MARK_MANGLED_0 | 2))
+	if (l4_csum_replace(skb, sum, 0, (__u64)csum_diff(before, 16, after, 16, 0), BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0))
 		return 0;
-	head = (void *)(long)skb->data;
-	if ((void *)(head + 1) > (void *)(long)skb->data_end)
+	__builtin_memcpy(before, after, 16);
+	if (l4_csum_replace(skb, sum, *port, to->port, BPF_F_MARK_MANGLED_0 | 2))
 		return 0;
+	*port = to->port;
 	__builtin_memcpy(&head->link, to->link, ETH_HLEN);
 	__builtin_memcpy(&head->ip.daddr, after, 16);
 	head->udp.dest = to->port;
-	head->ip.hop_limit = to->ttl ? to->ttl : ttl;
+	head->ip.hop_limit = to->ttl ? to->ttl : came->ip.hop_limit;
 	first = NET32(6u << 28 | (__u32)(to->set_tos ? to->tos : tos) << 20);
 	__builtin_memcpy(&head->ip, &first, 4);
-	return 1;
+	return !skb_store_bytes(skb, 0, head, sum, 0);
 }
 
-INLINE void count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
+/* Counts what became of a copy; 0: it failed. */
+INLINE int count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 {
 	struct copies_counters *now = map_lookup(&counters, &slot);
 	if (!now)
-		return;
+		return 0;
 	if (!error) {
 		__sync_fetch_and_add(&now->sent, datagrams);
 		__sync_fetch_and_add(&now->sent_bytes, bytes);
-	} else if (error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN) {
-		__sync_fetch_and_add(&now->no_buffer, datagrams);
-	} else {
-		__sync_fetch_and_add(&now->other, datagrams);
+		return 1;
 	}
+	if (error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN)
+		__sync_fetch_and_add(&now->no_buffer, datagrams);
+	else
+		__sync_fetch_and_add(&now->other, datagrams);
+	return 0;
 }
 
 /* A reservation has a size that is known beforehand: the next one of these. 0: there is no room. */
-#define SHOW(size)                                                                                                                         \
-	if (length <= (size)) {                                                                                                            \
-		record = ringbuf_reserve(ring, sizeof(*record) + (size), 0);                                                              \
+#define SHOW(room)                                                                                                                         \
+	if (length <= (room)) {                                                                                                            \
+		record = ringbuf_reserve(ring, sizeof(*record) + (room), 0);                                                              \
 		if (!record)                                                                                                               \
 			return 0;                                                                                                          \
-		if (length && skb_load_bytes(skb, is->head, record->payload, length)) {                                                    \
+		if (length && skb_load_bytes(skb, is->size, record->payload, length)) {                                                    \
 			ringbuf_discard(record, 0);                                                                                        \
 			return 0;                                                                                                          \
 		}                                                                                                                          \
@@ -267,8 +283,8 @@ filled:
 	record->port = is->key.port;
 	record->listener = is->key.listener;
 	record->six = is->six;
-	record->ttl = is->ttl;
-	record->tos = is->tos;
+	record->ttl = is->six ? ((const struct head6 *)is->head)->ip.hop_limit : ((const struct head4 *)is->head)->ip.ttl;
+	record->tos = is->six ? (__u8)(is->head[ETH_HLEN] << 4 | is->head[ETH_HLEN + 1] >> 4) : is->head[ETH_HLEN + 1];
 	record->spare = 0;
 	record->length = length;
 	record->segment = is->segment;
@@ -280,84 +296,104 @@ filled:
 	return 1;
 }
 
+/* The copies of one packet, under way. before, port: the destination that the packet has now. */
+struct copying {
+	struct __sk_buff *skb;
+	const struct found *is;
+	struct offload_set *set;
+	__u32 first, datagrams;
+	__be32 before[4];
+	__be16 port;
+};
+
+/* The copy for one receiver of the set. (A function that the kernel calls: as a loop it is too much for its verifier.) */
+static long copy_for(__u32 i, struct copying *now)
+{
+	__u32 slot = now->first + i;
+	struct copies_receiver *to = map_lookup(&receivers, &slot);
+	long error = -1;
+	if (to && (now->is->six ? dress6(now->skb, now->is, to, now->before, &now->port) : dress4(now->skb, now->is, to, now->before, &now->port)))
+		error = clone_redirect(now->skb, to->device, 0);
+	if (!count(slot, error, now->datagrams, now->is->length))
+		now->set->on = 0; /* the worker waits for room, and has other ways */
+	return 0;
+}
+
 INLINE int copy(struct __sk_buff *skb, const struct found *is, __u32 session, struct offload_set *set, __u32 number, __u64 arrival)
 {
-	__u32 datagrams = is->segment ? (is->length + is->segment - 1) / is->segment : 1;
-	__u32 first = number * OFFLOAD_RECEIVERS, many = set->count;
-	__sync_fetch_and_add(&set->taken, datagrams);
+	__u32 many = set->count;
+	struct copying now = {.skb = skb, .is = is, .set = set, .first = number * OFFLOAD_RECEIVERS, .port = is->place.port};
+	now.datagrams = is->segment ? (is->length + is->segment - 1) / is->segment : 1;
+	if (is->six)
+		__builtin_memcpy(now.before, is->place.address, 16);
+	else
+		__builtin_memcpy(now.before, is->place.address + 12, 4);
+	__sync_fetch_and_add(&set->taken, now.datagrams);
 	__sync_fetch_and_add(&set->taken_bytes, is->length);
-	for (__u32 i = 0; i < OFFLOAD_RECEIVERS && i < many; i++) {
-		__u32 slot = first + i;
-		struct copies_receiver *to = map_lookup(&receivers, &slot);
-		long error = -1;
-		if (to && (is->six ? dress6(skb, to, is->ttl, is->tos) : dress4(skb, to, is->ttl, is->tos)))
-			error = clone_redirect(skb, to->device, 0);
-		count(slot, error, datagrams, is->length);
-	}
-	if (!show(skb, is, session, number, set->ring, arrival)) {
-		__sync_fetch_and_add(&set->unseen, datagrams);
-		__sync_fetch_and_add(&set->unseen_bytes, is->length);
-	}
+	loop(many < OFFLOAD_RECEIVERS ? many : OFFLOAD_RECEIVERS, copy_for, &now, 0);
+	if (!show(skb, is, session, number, set->ring, arrival))
+		__sync_fetch_and_add(&set->unseen, now.datagrams);
 	return TC_ACT_SHOT;
 }
 
-/* Whether the whole packet can be copied for the set; it has no bytes behind its end then. */
+/* Whether the packet can be copied for the set; it has no bytes behind its end then. */
 INLINE int fits(struct __sk_buff *skb, const struct found *is, const struct offload_set *set)
 {
-	__u32 whole = is->head + is->length;
-	if (is->packet > set->limit)
+	__u32 bytes = is->size + is->length;
+	if (!is->whole || is->packet > set->limit)
 		return 0;
-	return skb->len == whole || (!is->segment && !skb_change_tail(skb, whole, 0));
+	if (is->segment) /* of another kind are datagrams that are fragments (UFO) */
+		return skb->len == bytes && skb->gso_segs == (is->length + is->segment - 1) / is->segment;
+	return skb->len == bytes || !skb_change_tail(skb, bytes, 0);
 }
 
 SECTION("tc")
 int offload_ingress(struct __sk_buff *skb)
 {
 	struct found is = {};
+	struct offload_listener *listener;
 	struct offload_session *session;
-	__u32 *listener, *number, set_number;
-	__u64 word, arrival;
-	if (skb->vlan_present || (skb->pkt_type != 0 && skb->pkt_type != 2))
+	__u32 *number, key;
+	__u64 word, passed, place;
+	if (skb->vlan_present || skb->pkt_type != 0)
 		return TC_ACT_UNSPEC;
-	if (skb->protocol == NET16(ETH_P_IP)) {
-		if (!read4(skb, &is) && (skb_pull_data(skb, sizeof(struct head4)) || !read4(skb, &is)))
-			return TC_ACT_UNSPEC;
-	} else if (skb->protocol == NET16(ETH_P_IPV6)) {
-		if (!read6(skb, &is) && (skb_pull_data(skb, sizeof(struct head6)) || !read6(skb, &is)))
-			return TC_ACT_UNSPEC;
-	} else {
+	if (skb->protocol == NET16(ETH_P_IP) ? !read4(skb, &is) : skb->protocol != NET16(ETH_P_IPV6) || !read6(skb, &is))
 		return TC_ACT_UNSPEC;
-	}
-	if (skb->len < is.head + is.length)
+	if (skb->len < is.size + is.length)
 		return TC_ACT_UNSPEC; /* cut off: nobody takes it */
 	is.place.device = skb->ifindex;
-	is.place.group = skb->pkt_type == 2;
 	listener = map_lookup(&places, &is.place);
 	if (!listener)
 		return TC_ACT_UNSPEC;
-	is.key.listener = (__u16)*listener;
+	is.key.listener = listener->listener;
+	place = (__u64)listener->number << 1;
 	number = map_lookup(&keys, &is.key);
 	if (!number)
 		return TC_ACT_UNSPEC;
-	set_number = *number;
-	session = map_lookup(&sessions, &set_number);
+	key = *number;
+	session = map_lookup(&sessions, &key);
 	if (!session)
 		return TC_ACT_UNSPEC;
 	is.segment = skb->gso_size;
-	is.packet = (is.segment && is.segment < is.length ? is.head - ETH_HLEN + is.segment : is.head - ETH_HLEN + is.length);
-	arrival = skb->tstamp;
+	is.packet = is.size - ETH_HLEN + (is.segment && is.segment < is.length ? is.segment : is.length);
 	for (int i = 0; i < TRIES; i++) {
 		word = *(volatile __u64 *)&session->word;
 		if (word & OFFLOAD_ON) {
-			struct offload_set *set;
-			__u32 chosen = *(volatile __u32 *)&session->set;
-			set = map_lookup(&sets, &chosen);
-			if (set && *(volatile __u32 *)&set->on && fits(skb, &is, set))
-				return copy(skb, &is, *number, set, chosen, arrival);
+			__u32 chosen = (__u32)(word >> OFFLOAD_REST) & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
+			struct offload_set *set = map_lookup(&sets, &chosen);
+			if ((word & OFFLOAD_PLACE) != place)
+				return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
+			if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE
+			    && fits(skb, &is, set))
+				return copy(skb, &is, key, set, chosen, skb->tstamp);
 		}
-		if (__sync_val_compare_and_swap(&session->word, word, arrival & ~(__u64)OFFLOAD_ON) == word)
-			break;
+		passed = offload_off(skb->tstamp, place);
+		if (passed == word)
+			passed = offload_off(0, place);
+		if (__sync_val_compare_and_swap(&session->word, word, passed) == word)
+			return TC_ACT_UNSPEC;
 	}
+	__sync_lock_test_and_set(&session->word, offload_off(0, place));
 	return TC_ACT_UNSPEC;
 }
 

@@ -11,15 +11,24 @@ enum {
 	OFFLOAD_SESSIONS = 65536,	/* exporter sessions that a worker has */
 	OFFLOAD_WORKERS = COPIES_WORKERS,
 	OFFLOAD_PLACES = 4096,		/* interface, address and port that some listener listens at */
-	OFFLOAD_ON = 1,			/* bit of `word` */
+	OFFLOAD_ON = 1,			/* bit of `word`; 12 bits behind it are the place, the rest is ... */
+	OFFLOAD_PLACE = 0x1ffe,
+	OFFLOAD_REST = 13, /* ... the time, or the set (13 bits) and its `made` */
+	OFFLOAD_MADE = 26,
 };
 
-/* Where a listener listens. IPv4 addresses are in IPv4-mapped form. group: the address is one of multicast. */
+/* Where a listener is reached by an interface. IPv4 addresses are in IPv4-mapped form. */
 struct offload_place {
 	__u32 device;
 	__u8 address[16];
 	__be16 port;
-	__u16 group;
+	__u16 spare;
+};
+
+/* number: of the place, 1..4095. */
+struct offload_listener {
+	__u16 listener;
+	__u16 number;
 };
 
 struct offload_key {
@@ -28,20 +37,29 @@ struct offload_key {
 	__u16 listener;
 };
 
-/* word: when the last datagram came that the kernel let pass to the sockets, or with OFFLOAD_ON: that it passes none. Nanoseconds of
- * CLOCK_REALTIME, without the last bit. The program and one worker write it, both only by compare and exchange. */
+/* word, off: when the last datagram came that passed to the sockets (nanoseconds of CLOCK_REALTIME, the lower 51 bits; 0: nobody knows),
+ * and by which place. On: none that comes by this place passes; who gets them. All of it changes at one moment, by compare and exchange. */
 struct offload_session {
 	copies_u64 word;
-	__u32 set; /* written while the session is off */
-	__u32 spare;
 };
 
-/* taken: datagrams that were copied; unseen: those of them that the ring buffer had no room for. on: 0 stops all sessions of the set, for
- * good. limit: bytes of the longest IP packet. The slots of its receivers and their counters begin at OFFLOAD_RECEIVERS times its own. */
+/* taken: datagrams that were copied; unseen: those of them that the ring buffer had no room for. made: 1, 2 ...: of all sets of a worker,
+ * which this one is; a session of another one is off. on: 0 stops all sessions of the set, for good. limit: bytes of the longest IP packet.
+ * ring: number of the worker. The slots of its receivers and their counters begin at OFFLOAD_RECEIVERS times its own number. */
 struct offload_set {
-	copies_u64 taken, taken_bytes, unseen, unseen_bytes;
-	__u32 on, count, limit, ring; /* ring: number of the worker */
+	copies_u64 taken, taken_bytes, unseen, made;
+	__u32 on, count, limit, ring;
 };
+
+static inline copies_u64 offload_off(copies_u64 arrival_ns, copies_u64 place)
+{
+	return arrival_ns << OFFLOAD_REST | (place & OFFLOAD_PLACE);
+}
+
+static inline copies_u64 offload_on(copies_u64 made, copies_u64 set, copies_u64 place)
+{
+	return made << OFFLOAD_MADE | set << OFFLOAD_REST | (place & OFFLOAD_PLACE) | OFFLOAD_ON;
+}
 
 /* A datagram that was copied, or a run of them with `segment` bytes each (the last may be shorter). */
 struct offload_record {

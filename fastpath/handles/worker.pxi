@@ -1,5 +1,5 @@
-# needs: uapi: copies, net, offload; base: atomics, batch, counters, door, wire; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg,
-#        socket; tx: copier, engine, lane, offload, port; worker: flow, loop, state, tap; handles: flow, memory, plan, snapshot
+# needs: uapi: net, offload; base: atomics, batch, counters, door, wire; flow: scan; route: plan, pool, session; shape: run; rx: recvmmsg,
+#        socket; tx: engine, lane, port; worker: flow, loop, offload, state, tap; handles: flow, kernel, memory, plan, snapshot
 # The Python handle of a worker: makes everything the loop needs, runs it, publishes plans to it, reads its counters. Cold code.
 
 TAPS = TAP_LIMIT
@@ -150,75 +150,16 @@ cdef class Worker:
         self.w.flow = &flow.flow
 
     def copy_in_kernel(self, int receivers, int counters, int number, int device, u32 token):
-        cdef size_t octets
-        cdef int i, fd
-        if <u32>COPIES_OF_CALL != <u32>COPIER_CALL:
-            raise RuntimeError("bpf/copies.h and tx/copier.pxi differ")
         if self.running or self.w.copier.on:
             raise RuntimeError("said once, before the worker runs")
-        if not 0 <= number < <int>COPIES_WORKERS:
-            raise ValueError(f"number {number} is not 0..{COPIES_WORKERS - 1}")
-        for i, octets in enumerate((COPIES_SLOTS * sizeof(copies_receiver_t), COPIES_SLOTS * sizeof(copies_counters_t))):
-            fd = counters if i else receivers
-            self.w.copier.mapped[i] = mmap(NULL, octets, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-            if self.w.copier.mapped[i] == MAP_FAILED:
-                self.w.copier.mapped[i] = NULL
-                raise OSError(get_errno(), "memory of a BPF map")
-        self.w.copier.number = number
-        self.w.copier.token = token
-        self.w.copier.receivers = <copies_receiver_t *>self.w.copier.mapped[0] + <size_t>number * COPIES_OF_CALL
-        self.w.copier.counters = <copies_counters_t *>self.w.copier.mapped[1] + <size_t>number * COPIES_OF_CALL
-        self.w.copier.name.sll_family = AF_PACKET
-        self.w.copier.name.sll_ifindex = device
-        self.w.copier.on = True
+        kernel_copies(&self.w.copier, receivers, counters, number, device, token)
 
     def offload(self, maps, int ring, size_t ring_bytes, int number, int workers):
-        cdef offload_t *o = &self.w.offload
-        cdef epoll_event event
-        cdef int keys, sessions, sets, receivers, counters
-        cdef size_t many
-        if self.running or o.on:
+        if self.running or self.w.offload.on:
             raise RuntimeError("said once, before the worker runs")
-        if not 0 <= number < workers <= <int>OFFLOAD_WORKERS:
-            raise ValueError(f"number {number} of {workers} is not 0..{OFFLOAD_WORKERS - 1}")
-        if ring_bytes < 4096 or ring_bytes & (ring_bytes - 1):
-            raise ValueError(f"a ring buffer of {ring_bytes} bytes is not a power of two from 4096 on")
-        keys, sessions, sets, receivers, counters = maps
-        many = <size_t>workers * OFFLOAD_SETS * OFFLOAD_RECEIVERS
-        self._map(0, sessions, <size_t>workers * OFFLOAD_SESSIONS * sizeof(offload_session_t), 0)
-        self._map(1, sets, <size_t>workers * OFFLOAD_SETS * sizeof(offload_set_t), 0)
-        self._map(2, receivers, many * sizeof(copies_receiver_t), 0)
-        self._map(3, counters, many * sizeof(copies_counters_t), 0)
-        self._map(4, ring, 4096, 0)
-        self._map(5, ring, 4096 + 2 * ring_bytes, 4096)
-        o.number = number
-        o.keys = keys
-        o.ring = ring
-        o.sessions = <offload_session_t *>o.mapped[0] + <size_t>number * OFFLOAD_SESSIONS
-        o.sets = <offload_set_t *>o.mapped[1] + <size_t>number * OFFLOAD_SETS
-        o.receivers = <copies_receiver_t *>o.mapped[2] + <size_t>number * OFFLOAD_SETS * OFFLOAD_RECEIVERS
-        o.counters = <copies_counters_t *>o.mapped[3] + <size_t>number * OFFLOAD_SETS * OFFLOAD_RECEIVERS
-        o.consumer = <u64 *>o.mapped[4]
-        o.producer = <u64 *>o.mapped[5]
-        o.data = <const u8 *>o.mapped[5] + 4096
-        o.mask = ring_bytes - 1
-        o.known = <offload_known_t *>memory_arena(&self.arena, OFFLOAD_SESSIONS, sizeof(offload_known_t))
-        o.uses = <offload_use_t *>memory_arena(&self.arena, OFFLOAD_SETS, sizeof(offload_use_t))
-        event.events = EPOLLIN | EPOLLET
-        event.data.ptr = o
-        if epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, ring, &event) < 0:
-            raise OSError(get_errno(), "epoll and the ring buffer of a BPF program")
-        o.on = True
-
-    cdef _map(self, u32 index, int fd, size_t octets, long offset):
-        """One of the mappings. Only the consumer's page of a ring buffer may be written."""
-        cdef offload_t *o = &self.w.offload
-        cdef int protection = PROT_READ if offset else PROT_READ | PROT_WRITE
-        cdef void *mapped = mmap(NULL, octets, protection, MAP_SHARED, fd, offset)
-        if mapped == MAP_FAILED:
-            raise OSError(get_errno(), "memory of a BPF map")
-        o.mapped[index] = mapped
-        o.mapped_bytes[index] = octets
+        self.w.offload.known = <offload_known_t *>memory_arena(&self.arena, OFFLOAD_SESSIONS, sizeof(offload_known_t))
+        self.w.offload.uses = <offload_use_t *>memory_arena(&self.arena, OFFLOAD_SETS, sizeof(offload_use_t))
+        kernel_offload(&self.w.offload, self.w.epoll, maps, ring, ring_bytes, number, workers)
 
     def offload_again(self):
         atomic_store32(&self.w.offload.asked, self.w.offload.asked + 1)
@@ -234,7 +175,6 @@ cdef class Worker:
             raise OSError(get_errno(), "epoll and eventfd of a worker")
 
     def __dealloc__(self):
-        cdef u32 i
         if self.w == NULL:
             return
         if self.w.epoll >= 0:
@@ -245,13 +185,7 @@ cdef class Worker:
         lanes_end(&self.w.lanes)
         if self.w.arena.bytes != NULL:
             munmap(self.w.arena.bytes, self.w.arena.mapped_bytes)
-        for i in range(6):
-            if self.w.offload.mapped[i] != NULL:
-                munmap(self.w.offload.mapped[i], self.w.offload.mapped_bytes[i])
-        if self.w.copier.mapped[0] != NULL:
-            munmap(self.w.copier.mapped[0], COPIES_SLOTS * sizeof(copies_receiver_t))
-        if self.w.copier.mapped[1] != NULL:
-            munmap(self.w.copier.mapped[1], COPIES_SLOTS * sizeof(copies_counters_t))
+        kernel_end(&self.w.copier, &self.w.offload)
         if self.w.own_bytes != NULL:
             munmap(self.w.own_bytes, self.own_octets)
         memory_free(self.arena)

@@ -199,8 +199,14 @@ cdef inline bint echo_rests(echo_t *e, u64 key) noexcept nogil:
 cdef inline bint echo_hurries(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter) noexcept nogil:
     """Whether what is to be looked at came so fast that a test would begin with the next of it."""
     cdef u64 key = echo_key(p, n, exporter)
-    cdef const echo_mark_t *mark = echo_mark(e, key)
-    return mark.returns >= ECHO_RETURNS and (e.now_ns - mark.since_ns) // mark.returns <= ECHO_FAST_NS and not echo_rests(e, key)
+    cdef echo_mark_t *mark = echo_mark(e, key)
+    if mark.returns < ECHO_RETURNS:
+        return False
+    if (e.now_ns - mark.since_ns) // mark.returns <= ECHO_FAST_NS and not echo_rests(e, key):
+        return True
+    mark.since_ns = e.now_ns
+    mark.returns = 0
+    return False
 
 
 cdef inline bint echo_suspects(echo_t *e, const u8 *p, u32 n, const exporter_t *exporter, bint receiver) noexcept nogil:

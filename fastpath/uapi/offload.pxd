@@ -9,7 +9,10 @@ cdef extern from "bpf/offload.h" nogil:
     const u32 OFFLOAD_RECEIVERS
     const u32 OFFLOAD_SESSIONS
     const u32 OFFLOAD_WORKERS
-    const u32 OFFLOAD_ON
+    const u64 OFFLOAD_ON
+    const u64 OFFLOAD_PLACE
+    u64 offload_off(u64 arrival_ns, u64 place)
+    u64 offload_on(u64 made, u64 set, u64 place)
 
     ctypedef struct offload_key_t "struct offload_key":
         u8 address[16]
@@ -18,13 +21,12 @@ cdef extern from "bpf/offload.h" nogil:
 
     ctypedef struct offload_session_t "struct offload_session":
         u64 word
-        u32 set
 
     ctypedef struct offload_set_t "struct offload_set":
         u64 taken
         u64 taken_bytes
         u64 unseen
-        u64 unseen_bytes
+        u64 made
         u32 on
         u32 count
         u32 limit

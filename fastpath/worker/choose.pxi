@@ -1,5 +1,5 @@
-# needs: uapi: net; base: atomics, batch, counters; flow: observe; route: echo, match, plan, session; tx: engine, offload; worker: echo, flow, lane,
-#        pool, send, state, tap, work
+# needs: uapi: net; base: atomics, batch, counters; flow: observe; route: echo, match, plan, session; tx: engine; worker: echo, flow, lane,
+#        offload, pool, send, state, tap, work
 # Which ways the datagrams of a batch take: their routes, the results of the flow stage, and the selections that worker/send.pxi sends. Called
 # by worker/loop.pxi once per batch, and by worker/echo.pxi. It must never look at a payload itself.
 

@@ -1,278 +1,233 @@
-# needs: uapi: copies, net, offload; base: atomics, batch, counters; flow: observe, scan; route: echo, plan, session; rx: socket;
-#        tx: copier, engine, offload, packet; worker: echo, send, state, work
-# Which sessions the kernel copies (tx/offload.pxi, bpf/offload.bpf.c), and what becomes of their datagrams here: the flow stage and the search
-# for echoes see them, the counters have them, nothing is sent. A session is offloaded only while every receiver of its route takes its
-# datagrams as they are, as frames. Called by worker/loop.pxi. It must never send.
+# needs: uapi: copies, net, offload; base: atomics, batch, counters, hash; rx: socket
+# Ingress offload: what a worker knows of the sessions and sets of receivers that it has entered in the maps of bpf/offload.bpf.c, which copies
+# their datagrams where they come in. Pure bookkeeping over shared memory: which session has which place, when it is on, what is counted.
+# Called by worker/ingress.pxi. It must never decide whose copies the kernel makes.
+#
+# A session's place here is its number there, too: it goes to another session only when nothing came for OFFLOAD_IDLE_NS, so that no run of
+# the program has the number in hand. So does a set that has been stopped; sessions that still name it are off, since it is made anew.
 
 cdef enum:
-    WORKER_OFFLOAD_MS = 10             # how long what the kernel copied waits to be seen, at most
+    OFFLOAD_OF_SET = 64                # OFFLOAD_RECEIVERS
+    OFFLOAD_WAYS = 8                   # places that a session can have
+    OFFLOAD_EARN = 4                   # batches with datagrams of a session before it is entered, or turned on again
+    OFFLOAD_EARN_MOST = 1024           # the same, of a session that is turned off again and again
+    OFFLOAD_FREE = 0                   # offload_use_t.state
+    OFFLOAD_USED = 1
+    OFFLOAD_LEAVING = 2
+    OFFLOAD_NONE = 0xFFFFFFFF
+
+cdef u64 OFFLOAD_IDLE_NS = 10000000000 # CLOCK_MONOTONIC
+cdef u64 OFFLOAD_SHORT_NS = 2000000000 # a session that was on for less than that earns it twice as slowly the next time
+cdef u64 OFFLOAD_REVIEW_NS = 60000000000 # a session on for so long passes once, so that this host's rules are asked again
+cdef u64 OFFLOAD_PAUSE_NS = 1000000000 # of a route, after copies failed
+cdef u64 OFFLOAD_UNUSED_NS = 60000000000   # a set of which nothing comes is given up
+cdef u64 OFFLOAD_OLD_NS = 1000000000   # older than that no record is: the clock was set
+
+ctypedef struct offload_known_t:       # a session
+    u8 address[16]
+    u16 port_be                        # 0 = the place was never used: UDP has no such sender that could be answered
+    u16 listener
+    u16 earned                         # batches
+    u16 need
+    u64 made                           # of the set that it was turned on with
+    u32 use
+    u64 seen_ns
+    u64 on_ns                          # when it was turned on last, 0 = it is not entered in the kernel's map
+
+ctypedef struct offload_use_t:         # a set of receivers
+    u32 state
+    u32 route                          # of the running plan
+    u8 family
+    u32 count
+    bint failed                        # a copy did
+    bint settled                       # nothing was taken since it was counted
+    u64 made                           # number of the set, of all that were made
+    u64 active_ns                      # when something was taken last
+    u64 left_ns                        # when it was stopped
+    rx_socket_t *socket                # by which its sessions' datagrams came, NULL = it has left the plan
+    rx_counters_t *counters            # NULL then
+    u32 ways[OFFLOAD_OF_SET]
+    u32 mtus[OFFLOAD_OF_SET]
+    u32 versions[OFFLOAD_OF_SET]                   # of the links
+    tx_counters_t *receivers[OFFLOAD_OF_SET]   # NULL = the receiver has left the plan
+    copies_counters_t copied[OFFLOAD_OF_SET]   # what of the kernel's counters is in ours
+    offload_set_t taken                # the same
+
+ctypedef struct offload_t:
+    bint on
+    u32 asked                          # another number: what is offloaded has to come through the host again; the control plane writes it
+    u32 heard                          # the last one
+    u32 number                         # of the worker
+    int keys                           # descriptors of maps
+    int ring
+    offload_session_t *sessions        # OFFLOAD_SESSIONS: this worker's, as all of these
+    offload_set_t *sets
+    copies_receiver_t *receivers
+    copies_counters_t *counters
+    u64 *consumer                      # of the ring buffer
+    u64 *producer
+    const u8 *data
+    u64 mask
+    offload_known_t *known
+    offload_use_t *uses
+    u32 used                           # sets that are not free
+    u64 made                           # sets so far
+    u8 met[BATCH_LIMIT]                # sessions (groups) of the batch that were looked at
+    void *mapped[6]                    # memory of maps, whole
+    size_t mapped_bytes[6]
 
 
-cdef inline bint worker_is_plain(worker_t *w, tx_t *tx, u8 family) noexcept nogil:
-    """Whether a receiver's copies are the exporter's datagrams under other headers, and leave as frames."""
-    if tx.engine < TX_ENGINE_TRANSPARENT or tx.family != family or not tx.checksum or tx.freq > 1 or tx.pause_us:
-        return False
-    if tx.alias or tx.per_session or tx.numbered or tx.refreshes or tx.gave_up & (TX_GAVE_UP_PACKET | TX_GAVE_UP_COPIER):
-        return False
-    if (atomic_load32(&tx.waiting) or atomic_load32(&tx.looped) or atomic_load32(&tx.unresolved) or atomic_load32(&tx.down)
-            or atomic_load32(&tx.refusing)):
-        return False
-    return True
+cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *exporter, u16 listener, u64 now_ns) noexcept nogil:
+    """The session's place, or one that it may have: one whose session is silent, and out of the kernel's map by then; NULL: there is none."""
+    cdef u32 h = hash_address(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
+    cdef offload_known_t *place = &o.known[((h ^ (h >> 15)) & (OFFLOAD_SESSIONS // OFFLOAD_WAYS - 1)) * OFFLOAD_WAYS]
+    cdef offload_known_t *oldest = NULL
+    cdef u32 i
+    for i in range(<u32>OFFLOAD_WAYS):
+        if place[i].port_be == exporter.port_be and place[i].listener == listener and memcmp(place[i].address, exporter.address, 16) == 0:
+            return &place[i]
+        if oldest == NULL or place[i].seen_ns < oldest.seen_ns:
+            oldest = &place[i]
+    if oldest.port_be and (now_ns < oldest.seen_ns or now_ns - oldest.seen_ns < OFFLOAD_IDLE_NS):
+        return NULL
+    offload_leave(o, oldest)
+    memset(oldest, 0, sizeof(offload_known_t))
+    memcpy(oldest.address, exporter.address, 16)
+    oldest.port_be = exporter.port_be
+    oldest.listener = listener
+    oldest.need = OFFLOAD_EARN
+    return oldest
 
 
-cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, const rx_socket_t *socket, u8 family) noexcept nogil:
-    """Makes a free set that of a route; False: some receiver wants more than a copy."""
-    cdef offload_t *o = &w.offload
-    cdef offload_use_t *u = &o.uses[use]
-    cdef offload_set_t *made = &o.sets[use]
-    cdef const route_t *r = &w.work.routing.routes[route]
-    cdef copies_receiver_t *to = &o.receivers[use * OFFLOAD_RECEIVERS]
-    cdef u32 limit = RX_SLOT
-    cdef u32 k, way
-    cdef tx_t *tx
-    if not 0 < r.count <= OFFLOAD_RECEIVERS:
-        return False
-    for k in range(r.count):
-        way = w.work.routing.route_table[r.first + k]
-        if way >= w.work.routing.way_count:
-            return False               # a pool
-        tx = w.work.ways[way]
-        u.ways[k] = way
-        u.receivers[k] = tx.counters
-        u.versions[k] = atomic_load32_acquire(&tx.link_version)
-        if not worker_is_plain(w, tx, family) or not packet_link(tx) or tx.link_now.header_bytes != 14:
-            return False
-        limit = tx.link_now.mtu if tx.link_now.mtu < limit else limit
-        limit = atomic_load32(&tx.mtu) if atomic_load32(&tx.mtu) < limit else limit
-        copier_address(tx, &to[k])
-    made.count = r.count
-    made.limit = limit
-    made.ring = o.number
-    u.state = OFFLOAD_USED
-    u.route = route
-    u.family = family
-    o.made += 1
-    u.made = o.made
-    u.count = r.count
-    u.socket = <rx_socket_t *>socket
-    u.counters = socket.counters
-    o.used += 1
-    atomic_store32_release(&made.on, 1)
-    return True
+cdef inline void offload_key(const offload_known_t *known, offload_key_t *key) noexcept nogil:
+    memcpy(key.address, known.address, 16)
+    key.port = known.port_be
+    key.listener = known.listener
 
 
-cdef u32 worker_offload_set(worker_t *w, u32 route, const rx_socket_t *socket, u8 family) noexcept nogil:
-    """The set of a route; OFFLOAD_NONE: it has none, and can have none now."""
-    cdef offload_t *o = &w.offload
+cdef inline u32 offload_place(const offload_t *o, const offload_known_t *known) noexcept nogil:
+    return <u32>(known - o.known)
+
+
+cdef inline void offload_leave(offload_t *o, offload_known_t *known) noexcept nogil:
+    """Takes the session out of the kernel's map."""
+    cdef offload_key_t key
+    if known.on_ns:
+        offload_key(known, &key)
+        bpf_map_set(o.keys, &key, NULL, 0)
+        atomic_store64(&o.sessions[offload_place(o, known)].word, 0)
+        known.on_ns = 0
+
+
+cdef void offload_leave_all(offload_t *o) noexcept nogil:
+    """When the worker ends: the places of its sessions can be another worker's."""
+    cdef u32 place
+    for place in range(OFFLOAD_SESSIONS):
+        offload_leave(o, &o.known[place])
+
+
+cdef inline void offload_enter(offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
+    """Has the program note when the session's datagrams pass; if the map is full, or another worker has entered the session, much later."""
+    cdef offload_key_t key
+    cdef u32 number = offload_place(o, known)
+    atomic_store64(&o.sessions[number].word, 0)
+    offload_key(known, &key)
+    number += o.number * OFFLOAD_SESSIONS
+    if bpf_map_set(o.keys, &key, &number, BPF_NOEXIST) == 0:
+        known.on_ns = now_ns
+    else:
+        known.earned = 0
+        known.need = OFFLOAD_EARN_MOST
+
+
+cdef inline u64 offload_passed(offload_t *o, const offload_known_t *known, u64 arrival_ns) noexcept nogil:
+    """The session's word, if the datagram that arrived then is the last that has passed; 0: it is not, or nobody knows."""
+    cdef u64 word = atomic_load64_acquire(&o.sessions[offload_place(o, known)].word)
+    if word & OFFLOAD_ON or word != offload_off(arrival_ns, word) or offload_off(arrival_ns, 0) == 0:
+        return 0
+    return word
+
+
+cdef inline void offload_turn_on(offload_t *o, offload_known_t *known, u32 use, u64 passed, u64 now_ns) noexcept nogil:
+    """From now on the kernel copies what comes by the place of the last datagram that has passed, if it still is the last."""
+    cdef u64 word = offload_on(o.uses[use].made, o.number * OFFLOAD_SETS + use, passed)
+    if atomic_change64(&o.sessions[offload_place(o, known)].word, passed, word):
+        known.on_ns = now_ns
+        known.earned = 0
+        known.use = use
+        known.made = o.uses[use].made
+
+
+cdef inline void offload_turn_off(offload_t *o, offload_known_t *known) noexcept nogil:
+    """The datagrams pass again."""
+    cdef offload_session_t *session = &o.sessions[offload_place(o, known)]
+    cdef u64 word = atomic_load64_acquire(&session.word)
+    if word & OFFLOAD_ON:
+        atomic_change64(&session.word, word, 0)
+
+
+cdef inline void offload_review(offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
+    """One that has been on for long is turned off, and on again by the next datagram that comes to the socket."""
+    if known.on_ns and now_ns - known.on_ns > OFFLOAD_REVIEW_NS and known.earned == 0:
+        offload_turn_off(o, known)
+        known.earned = known.need - 1
+
+
+cdef inline bint offload_earns(const offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
+    """A batch has datagrams of the session, which is off; whether it may be on. One that does not stay on though its set does earns it ever
+    more slowly."""
+    cdef const offload_use_t *u = &o.uses[known.use]
+    if known.earned == 0 and known.on_ns:
+        if now_ns - known.on_ns > OFFLOAD_SHORT_NS or u.state != OFFLOAD_USED or u.made != known.made:
+            known.need = OFFLOAD_EARN
+        elif known.need < OFFLOAD_EARN_MOST:
+            known.need *= 2
+    known.earned += known.earned < known.need
+    return known.earned == known.need
+
+
+cdef inline void offload_stop(offload_t *o, u32 use, u64 now_ns) noexcept nogil:
+    """No session of the set is copied any more."""
+    if o.uses[use].state == OFFLOAD_USED:
+        atomic_store32_release(&o.sets[use].on, 0)
+        o.uses[use].state = OFFLOAD_LEAVING
+        o.uses[use].left_ns = now_ns
+
+
+cdef inline void offload_stop_all(offload_t *o, u64 now_ns) noexcept nogil:
     cdef u32 use
     for use in range(OFFLOAD_SETS):
-        if (o.uses[use].state == OFFLOAD_USED and o.uses[use].route == route and o.uses[use].socket == socket
-                and o.uses[use].family == family):
+        offload_stop(o, use, now_ns)
+
+
+cdef inline u32 offload_free(offload_t *o) noexcept nogil:
+    """A set that nobody uses; OFFLOAD_NONE: there is none. Its counters go on from where they are."""
+    cdef u32 use
+    for use in range(OFFLOAD_SETS):
+        if o.uses[use].state == OFFLOAD_FREE:
             return use
-    use = offload_free(o)
-    if use == <u32>OFFLOAD_NONE or not worker_offload_use(w, use, route, socket, family):
-        return <u32>OFFLOAD_NONE
-    return use
+    return <u32>OFFLOAD_NONE
 
 
-cdef inline bint worker_offload_stays(worker_t *w, const offload_use_t *u) noexcept nogil:
-    """Whether all receivers of a set are as they were."""
-    cdef u32 k
-    cdef tx_t *tx
-    for k in range(u.count):
-        tx = w.work.ways[u.ways[k]]
-        if atomic_load32_acquire(&tx.link_version) != u.versions[k] or not worker_is_plain(w, tx, u.family):
-            return False
-    return True
+cdef inline u64 offload_more(const u64 *now, u64 *known) noexcept nogil:
+    """By how much the kernel's counter is ahead of what is known of it; it is known then."""
+    cdef u64 value = atomic_load64(now)
+    cdef u64 more = value - known[0]
+    known[0] = value
+    return more
 
 
-cdef void worker_offload_consider(worker_t *w, const rx_socket_t *socket, u32 d, u64 now_ns) noexcept nogil:
-    """Datagram d is the last of its session in a batch that has been sent: perhaps the kernel can go on from here."""
-    cdef offload_t *o = &w.offload
-    cdef const exporter_t *exporter = &w.batch.exporter[d]
-    cdef offload_known_t *known = offload_find(o, exporter, <u16>w.batch.listener, now_ns)
-    cdef session_t *session
-    cdef bint hit
-    cdef u32 use
-    if known == NULL:
-        return
-    known.seen_ns = now_ns
-    if not offload_earns(o, known, now_ns):
-        return
-    session = session_find(&w.sessions, exporter.address, exporter.port_be, <u16>w.batch.listener, &hit)
-    if not hit or session.route < <u32>PLAN_ROUTE_FIRST or worker_is_receiver(w, exporter):
-        known.earned = 0
-        return
-    use = worker_offload_set(w, session.route, socket, exporter.family)
-    if use == <u32>OFFLOAD_NONE:
-        known.earned = 0
-    elif known.on_ns == 0:
-        offload_enter(o, known, now_ns)
-    else:
-        offload_turn_on(o, known, use, w.batch.arrival_ns[d], now_ns)
-
-
-cdef void worker_offload(worker_t *w, const rx_socket_t *socket) noexcept nogil:
-    """A batch of a socket has been sent."""
-    cdef offload_t *o = &w.offload
-    cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
-    cdef u32 d = w.batch.n
-    if (now_ns < o.pause_ns or w.taps.open or w.echo.state or w.sessions.split == w.sessions.now
-            or not socket.offloads):
-        return
-    memset(o.met, 0, w.batch.groups)
-    while d:
-        d -= 1
-        if o.met[w.batch.group[d]]:
-            continue
-        o.met[w.batch.group[d]] = 1
-        if w.batch.arrival_ns[d]:
-            worker_offload_consider(w, socket, d, now_ns)
-
-
-cdef void worker_offload_count(worker_t *w, u32 use) noexcept nogil:
-    """What the kernel has done for a set goes into the counters."""
-    cdef offload_t *o = &w.offload
-    cdef offload_use_t *u = &o.uses[use]
-    cdef const copies_counters_t *now = &o.counters[use * OFFLOAD_RECEIVERS]
-    cdef rx_counters_t *c = u.counters
-    cdef u64 taken = offload_more(&o.sets[use].taken, &u.taken.taken)
-    cdef u64 octets = offload_more(&o.sets[use].taken_bytes, &u.taken.taken_bytes)
-    cdef u64 unseen = offload_more(&o.sets[use].unseen, &u.taken.unseen)
-    cdef u64 sent, sent_bytes, no_buffer, other
-    cdef u32 k
-    cdef tx_t *tx
-    if c != NULL and taken:
-        atomics_add(&c.datagrams, taken)
-        atomics_add(&c.bytes, octets)
-        atomics_add(&c.matched, taken)
-        atomics_add(&c.offloaded, taken)
-        atomics_add(&c.unseen, unseen)
-    for k in range(u.count):
-        sent_bytes = offload_more(&now[k].sent_bytes, &u.copied[k].sent_bytes)
-        sent = offload_more(&now[k].sent, &u.copied[k].sent)
-        no_buffer = offload_more(&now[k].no_buffer, &u.copied[k].no_buffer)
-        other = offload_more(&now[k].other, &u.copied[k].other)
-        if u.receivers[k] == NULL or not sent + no_buffer + other:
-            continue
-        atomics_add(&u.receivers[k].offered, sent + no_buffer + other)
-        atomics_add(&u.receivers[k].failed[REASON_NO_BUFFER_SPACE], no_buffer)
-        atomics_add(&u.receivers[k].failed[REASON_OTHER], other)
-        if u.state == OFFLOAD_USED:
-            tx_settle(w.work.ways[u.ways[k]], sent, sent_bytes)
-        else:
-            atomics_add(&u.receivers[k].sent, sent)
-            atomics_add(&u.receivers[k].sent_bytes, sent_bytes)
-        if no_buffer or other:         # the worker waits for room, and has other ways
-            o.pause_ns = worker_clock(CLOCK_MONOTONIC) + OFFLOAD_PAUSE_NS
-            offload_stop(o, use, worker_clock(CLOCK_MONOTONIC))
-
-
-cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u32 length, u64 now_ns, u64 real_ns) noexcept nogil:
-    """Shows the datagrams of a record to the flow stage and to the search for echoes."""
-    cdef offload_t *o = &w.offload
-    cdef const u8 *p = <const u8 *>record + sizeof(offload_record_t)
-    cdef u32 use = record.set - o.number * OFFLOAD_SETS
-    cdef u32 place = record.session - o.number * OFFLOAD_SESSIONS
-    cdef offload_known_t *known
-    cdef exporter_t exporter
-    cdef flow_seen_t seen
-    cdef u32 left = record.length
-    cdef u32 n
-    cdef bint observed
-    if length < sizeof(offload_record_t) + left or use >= OFFLOAD_SETS or place >= OFFLOAD_SESSIONS:
-        return
-    known = &o.known[place]
-    known.seen_ns = now_ns
-    offload_review(o, known, now_ns)
-    memset(&exporter, 0, sizeof(exporter))
-    memcpy(exporter.address, record.address, 16)
-    exporter.port_be = record.port
-    exporter.family = 6 if record.six else 4
-    exporter.ttl = record.ttl
-    exporter.tos = record.tos
-    observed = w.flow != NULL and o.uses[use].socket != NULL and atomic_load32(&o.uses[use].socket.flow)
-    w.echo.now_ns = now_ns - (real_ns - record.arrival_ns if record.arrival_ns < real_ns else 0)
-    while True:
-        n = record.segment if record.segment and record.segment < left else left
-        if observed:
-            flow_observe(w.flow, &exporter, record.listener, True, p, n, &seen)
-        if unlikely(echo_returns(&w.echo, p, n, &exporter)) and echo_hurries(&w.echo, p, n, &exporter):
-            offload_turn_off(o, known)
-            known.need = OFFLOAD_EARN_MOST
-            known.earned = 0
-        p += n
-        left -= n
-        if left == 0:
-            break
-
-
-cdef void worker_offload_read(worker_t *w) noexcept nogil:
-    """Sees what the kernel has copied so far. Whoever has read a socket calls this before it goes on: what the socket had came later."""
-    cdef offload_t *o = &w.offload
-    cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
-    cdef u64 real_ns = worker_clock(CLOCK_REALTIME)
-    cdef u64 position = o.consumer[0]
-    cdef u64 end = atomic_load64_acquire(o.producer)
-    cdef u32 length
-    cdef const offload_record_t *record
-    if position == end:
-        return
-    if w.flow != NULL:
-        flow_tick(w.flow, now_ns)
-    while True:
-        record = offload_next(o, &position, end, &length)
-        if record == NULL:
-            break
-        worker_offload_observe(w, record, length, now_ns, real_ns)
-        atomic_store64_release(o.consumer, position)
-    atomic_store64_release(o.consumer, position)
-
-
-cdef void worker_offload_look(worker_t *w, u64 now_ns) noexcept nogil:
-    """Once a pass: stops the sets whose receivers have changed, counts, sees what was copied, and frees what was stopped long ago."""
-    cdef offload_t *o = &w.offload
-    cdef offload_use_t *u
-    cdef u32 use
-    cdef u32 asked = atomic_load32(&o.asked)
-    cdef bint rests = asked != o.heard or w.taps.open
-    o.heard = asked
-    for use in range(OFFLOAD_SETS if o.used else 0):
-        u = &o.uses[use]
-        if u.state == OFFLOAD_FREE:
-            continue
-        if u.state == OFFLOAD_USED and (rests or not worker_offload_stays(w, u)):
-            offload_stop(o, use, now_ns)
-        worker_offload_count(w, use)
-        if u.state == OFFLOAD_LEAVING and now_ns - u.left_ns > OFFLOAD_IDLE_NS:
-            u.state = OFFLOAD_FREE
-            o.used -= 1
-    worker_offload_read(w)
-
-
-cdef void worker_offload_adopt(worker_t *w, work_t *new) noexcept nogil:
-    """Before another plan runs: its routes are others. What the kernel still counts for the sets goes to whom the new plan knows, too."""
-    cdef offload_t *o = &w.offload
-    cdef offload_use_t *u
-    cdef u32 use, i, k
-    cdef bint stays
-    offload_stop_all(o, worker_clock(CLOCK_MONOTONIC))
-    worker_offload_read(w)
-    for use in range(OFFLOAD_SETS if o.used else 0):
-        u = &o.uses[use]
-        if u.state == OFFLOAD_FREE:
-            continue
-        worker_offload_count(w, use)
-        stays = False
-        for i in range(new.socket_count):
-            if u.socket != NULL and new.sockets[i] == u.socket:
-                stays = True
-        if not stays:
-            u.socket = NULL
-            u.counters = NULL
-        for k in range(u.count):
-            stays = False
-            for i in range(new.routing.way_count):
-                stays = stays or new.ways[i].counters == u.receivers[k]
-            if not stays:
-                u.receivers[k] = NULL
+cdef inline const offload_record_t *offload_next(offload_t *o, u64 *position, u64 end, u32 *length) noexcept nogil:
+    """The next record before `end` (bytes, as the producer counts), and its length; NULL: there is none yet."""
+    cdef const u8 *head
+    cdef u32 word
+    while position[0] < end:
+        head = o.data + (position[0] & o.mask)
+        word = atomic_load32_acquire(<const u32 *>head)
+        if word & BPF_RINGBUF_BUSY_BIT:
+            return NULL
+        length[0] = word & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)
+        position[0] += (<u64>length[0] + BPF_RINGBUF_HDR_SZ + 7) & ~<u64>7
+        if not word & BPF_RINGBUF_DISCARD_BIT:
+            return <const offload_record_t *>(head + BPF_RINGBUF_HDR_SZ)
+    return NULL

@@ -1,5 +1,5 @@
 # needs: uapi: net; base: batch, counters; flow: scan, state; route: echo, pool, session; shape: run; rx: socket; tx: copier, engine, lane,
-#        lost, offload, port; worker: work
+#        lost, port; worker: offload, work
 # What a worker owns: its state, and how it reads a clock.
 
 cdef enum:

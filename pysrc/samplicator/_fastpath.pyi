@@ -247,7 +247,7 @@ class RxSocket:
         """Whether its datagrams go through the flow stage, from the next batch on; while the worker runs, too."""
 
     def set_offload(self, on: bool) -> None:
-        """Whether the kernel may copy its sessions' datagrams where they come in; while the worker runs, too."""
+        """Whether the kernel may copy its sessions' datagrams; while the worker runs, too."""
 
     def rest(self, *, empty: bool = False) -> None:
         """Asks the worker to read it no more, after the batch at hand; empty: after it was read until nothing waited in
@@ -504,14 +504,11 @@ class Worker:
         maps; number: of the slots, 0..255. token: of the program. Raises ValueError, OSError, RuntimeError."""
 
     def offload(self, maps: Sequence[int], ring: int, ring_bytes: int, number: int, workers: int) -> None:
-        """The kernel may copy sessions' datagrams where they come in (tx/offload.pxi), from run() on. maps: descriptors
-        of keys, sessions, sets, receivers and counters, made for so many workers; ring: of this worker's ring buffer of
-        ring_bytes (a power of two); number: of the worker. Raises ValueError, OSError, RuntimeError.
-        """
+        """The kernel may copy sessions where they come in, from run() on. maps: descriptors, as Offload.maps, for so
+        many workers; ring, ring_bytes: of this one. Raises ValueError, OSError."""
 
     def offload_again(self) -> None:
-        """All sessions that are offloaded have to come through this host's stack again, from the next pass on. One
-        thread at a time."""
+        """What is offloaded has to come through this host again, from the next pass on. One thread at a time."""
 
     def run(self) -> None:
         """The loop, without the GIL, until stop(). Call from the thread that is to be the worker, after a first

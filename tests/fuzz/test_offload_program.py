@@ -19,14 +19,18 @@ from hypothesis import strategies as st
 from samplicator.host import offload
 from samplicator.host.libbpf import Objects, ring_buffer
 
-SESSION, SET = struct.Struct("=QII"), struct.Struct("=4Q4I")  # as in bpf/offload.h
+SESSION, SET = struct.Struct("=Q"), struct.Struct("=4Q4I")  # as in bpf/offload.h
 RECEIVER, COUNTERS = struct.Struct("=I16s2sBBB14sx"), struct.Struct("=4Q")  # as in bpf/copies.h
 RECORD = struct.Struct("=16s2sHBBBxIIIIQ")
-PLACE, KEY = struct.Struct("=I16s2sH"), struct.Struct("=16s2sH")
+PLACE, KEY = struct.Struct("=I16s2sxx"), struct.Struct("=16s2sH")
 UNSPEC, SHOT = 0xFFFFFFFF, 2
 NO_DEVICE, LO = 0x7FFFFFFF, 1
 RING_BYTES = 1 << 20
 LISTENER, NUMBER, CHOSEN, LIMIT = 3, 77, 5, 1400
+HERE, MADE = 4095, (1 << 38) - 2
+ON, OFF = MADE << 26 | CHOSEN << 13 | HERE << 1 | 1, 1000 << 13
+PASSED = HERE << 1
+"""Of a run for a test nobody knows when the packet came."""
 PORT, SOURCE = b"\x08\x07", b"\x13\x88"
 FROM = {4: socket.inet_aton("198.18.1.1"), 6: socket.inet_pton(socket.AF_INET6, "2001:db8:1::1")}
 TO = {4: socket.inet_aton("198.18.0.1"), 6: socket.inet_pton(socket.AF_INET6, "2001:db8::1")}
@@ -54,7 +58,7 @@ class Program:
         self.consumer = mmap.mmap(ring, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self.shared = mmap.mmap(ring, 4096 + 2 * RING_BYTES, prot=mmap.PROT_READ, offset=4096)
         for family in (4, 6):
-            self.maps["places"].put(PLACE.pack(LO, full(TO[family]), PORT, 0), word(LISTENER))
+            self.maps["places"].put(PLACE.pack(LO, full(TO[family]), PORT), struct.pack("=HH", LISTENER, HERE))
             self.maps["keys"].put(KEY.pack(full(FROM[family]), SOURCE, LISTENER), word(NUMBER))
 
     def close(self) -> None:
@@ -77,11 +81,19 @@ class Program:
         struct.pack_into("=Q", self.consumer, 0, position)
         return found
 
-    def state(self) -> tuple[int, ...]:
-        return SESSION.unpack(self.maps["sessions"].get(word(NUMBER)) or b"")
+    def set(self, state: int, *, live: bool = True, many: int = 1, made: int = MADE) -> None:
+        """The session's word, and its set."""
+        self.maps["sets"].put(word(CHOSEN), SET.pack(*self.taken(), made, live, many, LIMIT, 0))
+        self.maps["sessions"].put(word(NUMBER), SESSION.pack(state))
+
+    def state(self) -> int:
+        return int(SESSION.unpack(self.maps["sessions"].get(word(NUMBER)) or b"")[0])
+
+    def live(self) -> bool:
+        return bool(SET.unpack(self.maps["sets"].get(word(CHOSEN)) or b"")[4])
 
     def taken(self) -> tuple[int, ...]:
-        return SET.unpack(self.maps["sets"].get(word(CHOSEN)) or b"")[:4]
+        return SET.unpack(self.maps["sets"].get(word(CHOSEN)) or b"")[:3]
 
     def counted(self) -> list[tuple[int, ...]]:
         first = CHOSEN * offload.RECEIVERS
@@ -191,24 +203,21 @@ def test_a_session(
     for n, receiver in enumerate(everyone):
         program.maps["receivers"].put(word(CHOSEN * offload.RECEIVERS + n), receiver.value())
     taken, counted = program.taken(), program.counted()
-    program.maps["sets"].put(word(CHOSEN), SET.pack(*taken, live, many, LIMIT, 0))
-    program.maps["sessions"].put(word(NUMBER), SESSION.pack(1000 + on, CHOSEN, 0))
+    program.set(ON if on else OFF, live=live, many=many)
     padded = frame + bytes(max(0, 60 - len(frame)))
     verdict, after = program.made.run(offload.PROGRAM, padded)
-    copied = on and live and len(frame) - 14 <= LIMIT
+    copied = on and live and len(frame) - 14 <= LIMIT and (checksum or family == 6)
     now = program.counted()
     if not copied:
         assert (verdict, after) == (UNSPEC, padded)
-        assert program.state()[0] == 0  # passed: of a run for a test nobody knows when it came
+        assert program.state() == PASSED
         assert (program.taken(), now, program.shown()) == (taken, counted, [])
         return
     assert verdict == SHOT
-    assert program.state()[0] == 1001
+    assert (program.state(), program.live()) == (ON, False)  # the copies fail: there is no such interface
     assert program.taken() == (taken[0] + 1, taken[1] + len(payload), *taken[2:])
     assert [a[3] - b[3] for a, b in zip(now, counted, strict=True)] == [1] * many + [0] * (4 - many)
     judge(after, everyone[-1], payload, ttl, tos)
-    if not checksum and family == 4:
-        assert after[40:42] == b"\0\0"
     (record,) = program.shown()
     head = RECORD.unpack_from(record)
     assert head == (
@@ -217,13 +226,12 @@ def test_a_session(
     assert record[RECORD.size : RECORD.size + len(payload)] == payload
 
 
-def passes(program: Program, frame: bytes) -> None:
-    """What is no whole datagram of the session passes as it is, and changes nothing."""
-    program.maps["sets"].put(word(CHOSEN), SET.pack(*program.taken(), 1, 1, LIMIT, 0))
-    program.maps["sessions"].put(word(NUMBER), SESSION.pack(1001, CHOSEN, 0))
+def passes(program: Program, frame: bytes, state: int = ON) -> None:
+    """It passes as it is; state: of the session then."""
+    program.set(ON)
     before = program.taken(), program.counted()
     assert program.made.run(offload.PROGRAM, frame) == (UNSPEC, frame)
-    assert program.state()[0] == 1001
+    assert program.state() == state
     assert ((program.taken(), program.counted()), program.shown()) == (before, [])
 
 
@@ -246,19 +254,53 @@ def test_every_field_of_the_headers(program: Program, family: int) -> None:
     frame = datagram(family, b"payload", 64, 0)
     udp = 54 if family == 6 else 34
     free = {*range(udp + 6, udp + 8), *range(6, 12)}  # checksum, and whose link address it came from
-    free |= {14, 15, 16, 17, 21} if family == 6 else {15, 18, 19, 20, 22, 24, 25}
+    free |= {14, 15, 16, 17, 21} if family == 6 else {14, 15, 18, 19, 20, 21, 22, 24, 25}
     for place in range(udp + 8):
         if place not in free:
             passes(program, frame[:place] + bytes([frame[place] ^ 1]) + frame[place + 1 :])
-    version = 14
-    passes(program, frame[:version] + b"\x55" + frame[version + 1 :])
-    for more in (b"\x20\x00", b"\x00\x01"):  # fragments, their checksum right
-        if family == 4:
-            head = frame[14:20] + more + frame[22:24] + b"\0\0" + frame[26:34]
-            head = head[:10] + struct.pack("!H", 0xFFFF - folded(words(head))) + head[12:]
-            passes(program, frame[:14] + head + frame[34:])
+    for version in (b"\x55", b"\x44", b"\x00"):
+        passes(program, frame[:14] + version + frame[15:])
     for cut in range(udp, len(frame)):  # the kernel runs no test with less than an IP header
         passes(program, frame[:cut])
+
+
+def fragment(family: int, offset: int, more: bool) -> bytes:
+    """A part of a datagram of the session: its first has the ports. RFC 791; RFC 8200, section 4.5."""
+    frame = datagram(family, b"payload" * 8, 64, 0)
+    place = offset << (3 if family == 6 else 0) | more << (0 if family == 6 else 13)
+    if family == 6:
+        part = bytes([socket.IPPROTO_UDP, 0]) + struct.pack("!HI", place, 77) + frame[54:]
+        return frame[:18] + struct.pack("!HB", len(part), 44) + frame[21:54] + part
+    head = frame[14:20] + struct.pack("!H", place) + frame[22:24] + b"\0\0" + frame[26:34]
+    head = head[:10] + struct.pack("!H", 0xFFFF - folded(words(head))) + head[12:]
+    return frame[:14] + head + frame[34:]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_cannot_be_copied_turns_the_session_off(program: Program, family: int) -> None:
+    """The first fragment, a header with options; not a fragment without ports, which is nobody's."""
+    passes(program, fragment(family, 0, True), PASSED)
+    passes(program, fragment(family, 3, True))
+    passes(program, fragment(family, 3, False))
+    if family == 4:
+        frame = datagram(4, b"payload", 64, 0)
+        passes(program, frame[:14] + b"\x46" + frame[15:34] + b"\x01\x01\x01\x01" + frame[34:], PASSED)
+
+
+def test_another_place_and_another_set(program: Program) -> None:
+    """A session is on for one place; and only for the set that it was turned on with."""
+    frame = datagram(4, b"payload", 64, 0)
+    passes_by = ON ^ (HERE ^ 1) << 1
+    program.set(passes_by)
+    assert program.made.run(offload.PROGRAM, frame) == (UNSPEC, frame)
+    assert program.state() == passes_by
+    program.set(ON, made=MADE - 1)
+    assert program.made.run(offload.PROGRAM, frame) == (UNSPEC, frame)
+    assert program.state() == PASSED
+    program.set(PASSED)  # two of one moment
+    assert program.made.run(offload.PROGRAM, frame) == (UNSPEC, frame)
+    assert program.state() == PASSED
+    assert program.shown() == []
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -268,8 +310,7 @@ def test_the_corpus_of_the_other_targets(program: Program, family: int) -> None:
     for path in CORPUS:
         data = path.read_bytes()[: LIMIT - 48]
         program.maps["receivers"].put(word(CHOSEN * offload.RECEIVERS), Receiver(0, family == 6).value())
-        program.maps["sets"].put(word(CHOSEN), SET.pack(*program.taken(), 1, 1, LIMIT, 0))
-        program.maps["sessions"].put(word(NUMBER), SESSION.pack(1001, CHOSEN, 0))
+        program.set(ON)
         verdict, after = program.made.run(offload.PROGRAM, datagram(family, data, 9, 8))
         assert verdict == SHOT
         judge(after, Receiver(0, family == 6), data, 9, 8)

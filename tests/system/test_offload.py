@@ -98,11 +98,9 @@ def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
     assert time.monotonic() - begun < 1
 
 
-def lone(lab: Lab, extra: str = "", more: str = "") -> Relay:
+def lone(lab: Lab, extra: str = "") -> Relay:
     """A relay with two receivers whose links are known."""
-    relay = lab.samplicator(
-        f'[datapath]\nreplicate = "tcx"\n{extra}' + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001") + more
-    )
+    relay = lab.samplicator(TCX + extra + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
     acquaint(lab, lab.relay4())
     for name in ("r0", "r1"):
         wait_link(relay, "^r[12], ", name)
@@ -141,7 +139,9 @@ def test_a_rule_of_the_firewall_that_comes_later_holds(lab: Lab) -> None:
     lab.relay.run(
         "nft",
         "add table ip t; add chain ip t c { type filter hook input priority 0; }; "
-        "add rule ip t c ip saddr 198.18.64.1 udp dport 2055 counter name x drop".replace(" counter name x", " counter"),
+        "add rule ip t c ip saddr 198.18.64.1 udp dport 2055 counter name x drop".replace(
+            " counter name x", " counter"
+        ),
     )
     wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 20, "nothing")
 

@@ -17,8 +17,8 @@ from samplicator.datapath.intakes import ListenerState
 from samplicator.datapath.thread import WorkerThread
 from samplicator.health.receiver import ReceiverState, Standing
 from samplicator.host.copier import Copier
-from samplicator.host.offload import Offload
 from samplicator.host.ingress import Ingress
+from samplicator.host.offload import Offload
 from samplicator.plan.spec import PlanSpec
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Running:
     pool_ids: by name, kept while the pool exists; pools_made: the last of them. aliases: from the first plan that
     needs any on. withheld: ports that listeners wait for and that are taken: no worker has a socket of its own
     there. keep: what the sockets hand over with each datagram. strict: a port that is taken ends the start, as
-    samplicate's user expects it. copier, offload: make copies in the kernel, as the first plan wants it. lock: see above.
-    spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions. number: of the
+    samplicate's user expects it. copier, offload: make copies in the kernel, as the first plan wants it. lock: see
+    above. spec, plan, generation, started_unix: of the newest plan; plan is one worker's, for questions. number: of the
     plans that the workers have now; larger than generation while sockets are held back. gone_latency,
     gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up from a state file, by
     name, until the first plan runs; drops: of sockets that were handed in, by cookie, likewise.

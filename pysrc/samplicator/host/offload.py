@@ -13,6 +13,7 @@ import errno
 import os
 import struct
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ PROGRAM: Final = "offload_ingress"
 SESSIONS: Final = 65536
 SETS: Final = 32
 RECEIVERS: Final = 64
-PLACES: Final = 4096
+PLACES: Final = 4095
 ARPHRD_ETHER: Final = 1
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
@@ -37,21 +38,18 @@ class TooManyPlaces(ValueError):
 
 
 def places_of(gate: RingSpec) -> Iterator[bytes]:
-    """The keys (struct offload_place) of all that a listener is reached at by one interface. Raises TooManyPlaces."""
-    many = sum(
-        (len(match.addresses) + len(match.groups)) * (high - low + 1)
-        for match in gate.matches
-        for low, high in match.ports
-    )
+    """The keys (struct offload_place) of all that a listener is reached at by one interface, but for multicast groups,
+    which others here may be in. Raises TooManyPlaces.
+    """
+    many = sum(len(match.addresses) * (high - low + 1) for match in gate.matches for low, high in match.ports)
     if many > PLACES:
         raise TooManyPlaces(f"{many} addresses and ports on {gate.interface}, and the program knows {PLACES}")
     for match in gate.matches:
-        for group, addresses in enumerate((match.addresses, match.groups)):
-            for address in addresses:
-                full = address if len(address) == 16 else _MAPPED + address
-                for low, high in match.ports:
-                    for port in range(low, high + 1):
-                        yield struct.pack("=I16s2sH", gate.index, full, port.to_bytes(2), group)
+        for address in match.addresses:
+            full = address if len(address) == 16 else _MAPPED + address
+            for low, high in match.ports:
+                for port in range(low, high + 1):
+                    yield struct.pack("=I16s2sxx", gate.index, full, port.to_bytes(2))
 
 
 class Offload:
@@ -70,7 +68,8 @@ class Offload:
         self.workers = workers
         self.ring_bytes = 1 << max(12, min(30, ring_bytes.bit_length() - 1))
         self.interfaces: tuple[str, ...] = ()
-        self._places: dict[bytes, bytes] = {}
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._free = deque(range(1, PLACES + 1))
         self._links: dict[int, Link] = {}
         self.rings: list[int] = []
         many = {
@@ -98,7 +97,7 @@ class Offload:
         """From now on the program is at these interfaces, and knows these listeners (by slot) and no others. Returns
         listeners that it does not know, and why.
         """
-        wanted: dict[bytes, bytes] = {}
+        wanted: dict[bytes, int] = {}
         without: dict[int, str] = {}
         ethernet = self._ethernet({gate.index for _, gate in gates})
         indexes: dict[int, str] = {}
@@ -106,24 +105,13 @@ class Offload:
             if gate.index not in ethernet:
                 continue
             try:
-                wanted |= dict.fromkeys(places_of(gate), slot.to_bytes(4, sys.byteorder))
+                wanted |= dict.fromkeys(places_of(gate), slot)
                 indexes[gate.index] = gate.interface
             except TooManyPlaces as error:
                 without[slot] = str(error)
         for index in self._links.keys() - indexes.keys():
             self._links.pop(index).close()
-        known = self._objects.maps["places"]
-        for place in self._places.keys() - wanted.keys():
-            known.delete(place)
-            del self._places[place]
-        for place, slot_bytes in wanted.items():
-            if self._places.get(place) == slot_bytes:
-                continue
-            try:
-                known.put(place, slot_bytes)
-                self._places[place] = slot_bytes
-            except OSError:
-                without[int.from_bytes(slot_bytes, sys.byteorder)] = f"the program knows {PLACES} addresses and ports"
+        without |= self._know(wanted)
         for index, name in indexes.items():
             if index not in self._links:
                 try:
@@ -132,6 +120,23 @@ class Offload:
                     without |= {slot: f"{name}: {error.strerror}" for slot, gate in gates if gate.index == index}
         self.interfaces = tuple(sorted(name for index, name in indexes.items() if index in self._links))
         return without
+
+    def _know(self, wanted: Mapping[bytes, int]) -> dict[int, str]:
+        """Has the program know these places, of listeners by slot, and no others. Each has a number, which is another
+        one's much later: a session may still be on for the one before.
+        """
+        known = self._objects.maps["places"]
+        for place in [place for place, (slot, _) in self._places.items() if wanted.get(place) != slot]:
+            known.delete(place)
+            self._free.append(self._places.pop(place)[1])
+        for place, slot in wanted.items():
+            if place in self._places:
+                continue
+            if not self._free:
+                return dict.fromkeys(set(wanted.values()), f"the program knows {PLACES} addresses and ports at most")
+            known.put(place, struct.pack("=HH", slot, self._free[0]))
+            self._places[place] = slot, self._free.popleft()
+        return {}
 
     def leave(self) -> None:
         """Is at no interface any more: what comes passes to the sockets."""

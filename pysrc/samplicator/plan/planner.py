@@ -10,7 +10,7 @@ compiled module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -24,7 +24,7 @@ from samplicator.plan import apart, doors, engines
 from samplicator.plan.loops import LOCAL, Delivery, loops_into
 from samplicator.plan.names import FAMILIES, source_names_of
 from samplicator.plan.pods import Pod
-from samplicator.plan.rings import NEEDS, rings_of
+from samplicator.plan.rings import NEEDS, listener_rings
 from samplicator.plan.rules import needed, places, pool_specs, rule_specs
 from samplicator.plan.sessions import Door, DoorSpec
 from samplicator.plan.spec import (
@@ -243,7 +243,7 @@ class _Compiler:
         specs = []
         for listener, want in zip(listeners, wants, strict=True):
             if want == "recvmmsg":
-                gates = self.rings_of(listener, listeners, indexes) if offloads else ()
+                gates = listener_rings(listener, listeners, self.host, indexes) if offloads else ()
                 why = f"tcx: the kernel copies on {', '.join(gate.interface for gate in gates)}, before the firewall"
                 specs.append(replace(listener, gates=gates, receive_why=why if gates else listener.receive_why))
                 continue
@@ -254,11 +254,9 @@ class _Compiler:
                 why = (
                     "no interface of this host has an address that this listener listens at; name one with `interface`"
                 )
-                rings = self.rings_of(listener, listeners, indexes)
+                rings = listener_rings(listener, listeners, self.host, indexes)
             if rings and offloads:
-                self.warn(
-                    path, 'a packet ring takes all datagrams before replicate = "tcx" can; it wants recvmmsg here'
-                )
+                self.warn(path, 'the packet ring takes all datagrams before replicate = "tcx" can')
             if rings:
                 names = ", ".join(ring.interface for ring in rings)
                 why = "configured" if want == "ring" else "auto"
@@ -279,16 +277,6 @@ class _Compiler:
                 )
             )
         return tuple(specs)
-
-    def rings_of(
-        self, listener: ListenerSpec, listeners: Sequence[ListenerSpec], indexes: dict[str, int]
-    ) -> tuple[RingSpec, ...]:
-        """Where a listener's datagrams come in. indexes: of interfaces; those of its own sockets are added."""
-        there = [s for s in listener.sockets if s.index or not s.device]
-        for socket in there:
-            indexes.setdefault(socket.device, socket.index)
-        others = [s for other in listeners if other is not listener for s in other.sockets]
-        return rings_of(there, others, self.host, indexes)
 
     # ------------------------------------------------------------------ receivers
 

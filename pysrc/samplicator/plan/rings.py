@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from samplicator.config.address import address_bytes
-from samplicator.plan.spec import HostAddress, RingMatch, RingSpec, SocketSpec
+from samplicator.plan.spec import HostAddress, ListenerSpec, RingMatch, RingSpec, SocketSpec
 
 LOOPBACK = "lo"
 NEEDS = (
@@ -46,6 +46,17 @@ def rings_of(
         )
         for interface, found in sorted(ports.items())
     )
+
+
+def listener_rings(
+    listener: ListenerSpec, listeners: Sequence[ListenerSpec], host: Sequence[HostAddress], indexes: dict[str, int]
+) -> tuple[RingSpec, ...]:
+    """rings_of a listener among others. indexes: of interfaces; those of its own sockets are added."""
+    there = [s for s in listener.sockets if s.index or not s.device]
+    for socket in there:
+        indexes.setdefault(socket.device, socket.index)
+    others = [s for other in listeners if other is not listener for s in other.sockets]
+    return rings_of(there, others, host, indexes)
 
 
 def _families(socket: SocketSpec) -> tuple[int, ...]:

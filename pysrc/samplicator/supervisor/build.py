@@ -24,12 +24,11 @@ from samplicator.datapath.thread import WorkerThread
 from samplicator.health.receiver import ReceiverState
 from samplicator.health.running import Running
 from samplicator.host import abilities, listening, ring, sockets
-from samplicator.host.copier import Copier
 from samplicator.host.ingress import Ingress
-from samplicator.host.offload import Offload
 from samplicator.host.sources import Source
 from samplicator.plan.sessions import DoorSpec
 from samplicator.plan.spec import ListenerSpec, PlanSpec, RingSpec
+from samplicator.supervisor import replicate
 from samplicator.supervisor.incoming import Incoming
 from samplicator.supervisor.outgoing import Outgoing
 from samplicator.supervisor.ports import casts_of
@@ -337,7 +336,7 @@ class Build:
         spec, running = self.spec, self._running
         ports = abilities.source_ports()
         self.workers = running.workers[: spec.workers]
-        copier, offload = self._copier(), self._offload()
+        replicate.begin(running, spec)
         for index in range(len(self.workers), spec.workers):
             packet = self._packet_socket()
             try:
@@ -353,46 +352,12 @@ class Build:
                 if packet is not None:
                     packet.close()
                 raise
-            if copier is not None:
-                try:
-                    worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device, copier.token)
-                except (OSError, ValueError) as error:
-                    log.warning('replicate = "copier": worker %d makes its copies itself: %s', index, error)
-            if offload is not None and index < offload.workers:
-                try:
-                    ring, octets = offload.rings[index], offload.ring_bytes
-                    worker.offload(offload.maps, ring, octets, index, offload.workers)
-                except OSError as error:
-                    log.warning('replicate = "tcx": worker %d reads all datagrams itself: %s', index, error)
+            replicate.serve(running, worker, index)
             thread = WorkerThread(index, worker, spec.cpus[index % len(spec.cpus)] if spec.cpus else None, packet)
             thread.choose_from(ports)
             thread.start()
             self._threads.append(thread)
             self.workers.append(thread)
-
-    def _copier(self) -> Copier | None:
-        """The one of this process, from its start on, if it is wanted and this host can have it."""
-        running = self._running
-        if self.spec.replicate in ("copier", "tcx") and not running.workers and running.copier is None:
-            try:
-                running.copier = Copier()
-            except OSError as error:
-                self._no_replicate(error, "the workers make the copies")
-        return running.copier
-
-    def _offload(self) -> Offload | None:
-        """As _copier()."""
-        running = self._running
-        if self.spec.replicate == "tcx" and not running.workers and running.offload is None:
-            try:
-                running.offload = Offload(self.spec.workers, self.spec.ring_buffer)
-            except OSError as error:
-                self._no_replicate(error, "all datagrams come to the workers")
-        return running.offload
-
-    def _no_replicate(self, error: OSError, instead: str) -> None:
-        hint = "; install the unit's drop-in copier.conf" if error.errno in (errno.EPERM, errno.EACCES) else ""
-        log.warning('replicate = "%s": %s; %s%s', self.spec.replicate, error.strerror or error, instead, hint)
 
     def _packet_socket(self) -> socket.socket | None:
         """The worker's packet socket. It is opened at the start if permitted, because a receiver may need it later."""

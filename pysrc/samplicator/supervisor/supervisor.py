@@ -36,7 +36,7 @@ from samplicator.host.sources import Opened, Source
 from samplicator.logs import RateGate
 from samplicator.plan.rules import routes, widened
 from samplicator.plan.spec import PlanSpec, Udp
-from samplicator.supervisor import carry, ending, gates, guard, publish, rings, takeup
+from samplicator.supervisor import carry, ending, guard, publish, replicate, rings, takeup
 from samplicator.supervisor.build import Build, Step
 from samplicator.supervisor.incoming import contested_ports
 from samplicator.supervisor.ports import withhold_ports
@@ -179,7 +179,7 @@ class Supervisor:
             publish.wake(build.workers)
         rings.to_rings(self._running, build.ring_parts())
         self._follow_links()
-        gates.follow(self._running)
+        replicate.follow(self._running)
         while self._debris:
             self._debris.pop()()
         build.incoming.close_unused()
@@ -294,7 +294,7 @@ class Supervisor:
                 states.pop(name).set_link(None, "packet sockets are not permitted")
         if not states and self._links is None:
             return
-        self._links = self._links or links.Links(partial(gates.again, self._running))
+        self._links = self._links or links.Links(partial(replicate.again, self._running))
         self._links.follow(
             {
                 name: links.Target(udp.address, udp.scope_id, state.set_link, careful=udp.frames)
@@ -351,16 +351,12 @@ class Supervisor:
 
     def _stop(self, timeout: float) -> int:
         """Returns the bytes that wait in sockets, rings and doors when the workers have ended."""
-        if self._running.offload is not None:
-            self._running.offload.leave()
+        replicate.leave(self._running)
         if not ending.end_workers(self._running, timeout):
             return 0
         if self._links is not None:
             self._links.close()
-        if self._running.copier is not None:
-            self._running.copier.close()
-        if self._running.offload is not None:
-            self._running.offload.close()
+        replicate.close(self._running)
         return ending.close_all(self._running)
 
     # ------------------------------------------------------------------ from and to another process

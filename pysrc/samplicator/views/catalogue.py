@@ -56,19 +56,9 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         "rx.matched",
     ),
     Metric(
-        "receive_offloaded_datagrams_total",
-        "counter",
-        _L,
-        "Of the matched datagrams, those that the kernel copied where they came in (replicate tcx): no socket had them.",
-        "rx.offloaded",
+        "receive_offloaded_datagrams_total", "counter", _L, "Copied by the kernel where they came in.", "rx.offloaded"
     ),
-    Metric(
-        "receive_unseen_datagrams_total",
-        "counter",
-        _L,
-        "Of the offloaded datagrams, those that were forwarded unseen: templates, losses and loops are not looked for.",
-        "rx.unseen",
-    ),
+    Metric("receive_unseen_datagrams_total", "counter", _L, "Offloaded, and seen by no worker.", "rx.unseen"),
     Metric(
         "receive_truncated_datagrams_total",
         "counter",

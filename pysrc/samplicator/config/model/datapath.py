@@ -71,8 +71,8 @@ class Datapath(Table):
     replicate: Literal["off", "copier", "tcx"] = Field(
         "off",
         description="Who makes the copies of a frame (engine packet, or the frames of auto): off = the workers; copier "
-        "= the kernel, by a BPF program at the loopback device (Linux 6.6, libbpf.so.1, CAP_BPF and CAP_NET_ADMIN); tcx = "
-        "the same, and of sessions whose receivers all take every datagram as it is, where they come in.",
+        "= the kernel, by a BPF program at the loopback device (Linux 6.6, libbpf.so.1, CAP_BPF and CAP_NET_ADMIN); "
+        "tcx = the same, and of sessions whose receivers all take every datagram as it is, where they come in.",
         json_schema_extra=RESTART,
     )
     max_delay: Delay = Field(

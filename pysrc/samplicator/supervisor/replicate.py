@@ -1,0 +1,98 @@
+"""Replicate: what makes copies in the kernel, as the first plan wants it, and where: at the loopback device for frames
+(copier), and at the interfaces that listeners are reached by for whole sessions (tcx).
+
+Called by Build and Supervisor, under the supervisor's lock, but for again(). What cannot be had is logged and shown;
+the workers make the copies then.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Final
+
+from samplicator._fastpath import Worker
+from samplicator.health.running import Running
+from samplicator.host.copier import Copier
+from samplicator.host.offload import Offload
+from samplicator.plan.spec import PlanSpec
+
+log = logging.getLogger(__name__)
+
+NOT: Final = 'replicate = "tcx" is not used'
+
+
+def begin(running: Running, spec: PlanSpec) -> None:
+    """Has this process's programs loaded, from its start on, if they are wanted and this host can have them."""
+    if running.workers or spec.replicate == "off":
+        return
+    try:
+        running.copier = running.copier or Copier()
+    except OSError as error:
+        _lacks(spec, error, "the workers make the copies")
+    try:
+        if spec.replicate == "tcx":
+            running.offload = running.offload or Offload(spec.workers, spec.ring_buffer)
+    except OSError as error:
+        _lacks(spec, error, "all datagrams come to the sockets")
+
+
+def _lacks(spec: PlanSpec, error: OSError, instead: str) -> None:
+    hint = "; install the unit's drop-in copier.conf" if error.errno in (errno.EPERM, errno.EACCES) else ""
+    log.warning('replicate = "%s": %s; %s%s', spec.replicate, error.strerror or error, instead, hint)
+
+
+def serve(running: Running, worker: Worker, index: int) -> None:
+    """A worker that does not run yet gets its part of them."""
+    copier, offload = running.copier, running.offload
+    try:
+        if copier is not None:
+            worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device, copier.token)
+        if offload is not None and index < offload.workers:
+            worker.offload(offload.maps, offload.rings[index], offload.ring_bytes, index, offload.workers)
+    except (OSError, ValueError) as error:
+        log.warning("replicate: worker %d makes its copies itself: %s", index, error)
+
+
+def follow(running: Running) -> None:
+    """When a plan runs: the program of ingress offload is where its listeners are reached."""
+    offload, spec = running.offload, running.spec
+    if spec is None or not any(wanted.gates for wanted in spec.listeners):
+        if offload is not None:
+            offload.follow(())
+        return
+    states = [(running.listeners[wanted.name], wanted) for wanted in spec.listeners if wanted.gates]
+    without = {state.slot: "the kernel cannot do it" for state, _ in states}
+    if offload is not None:
+        try:
+            without = dict(offload.follow([(state.slot, gate) for state, wanted in states for gate in wanted.gates]))
+        except OSError as error:
+            without = {state.slot: error.strerror or str(error) for state, _ in states}
+    for state, wanted in states:
+        why = without.get(state.slot)
+        for intake in state.sockets():
+            intake.rx.set_offload(why is None)
+        if why is not None:
+            before, state.receive_why = state.receive_why, f"{NOT}: {why}"
+            if offload is not None and before != state.receive_why:
+                log.warning("listener %r: %s", wanted.name, state.receive_why)
+
+
+def again(running: Running) -> None:
+    """Rules of this host have changed: what the kernel copies has to come through them again. Called by any thread."""
+    if running.offload is not None:
+        for worker in list(running.workers):
+            worker.worker.offload_again()
+
+
+def leave(running: Running) -> None:
+    """Before the workers end: all datagrams come to the sockets."""
+    if running.offload is not None:
+        running.offload.leave()
+
+
+def close(running: Running) -> None:
+    """When the workers have ended."""
+    for part in (running.copier, running.offload):
+        if part is not None:
+            part.close()
