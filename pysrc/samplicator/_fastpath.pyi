@@ -515,8 +515,7 @@ class Worker:
         publish()."""
 
     def publish(self, plan: Plan) -> None:
-        """Hands the worker its next plan; adopted at a batch boundary (see generation). Sockets that are not in the
-        new
+        """Hands the worker its next plan; adopted at a batch boundary (see generation). Sockets that are not in the new
         plan are drained under the old one first. The worker itself keeps the reference of the plan it runs and of the
         one published."""
 
