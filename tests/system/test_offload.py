@@ -8,7 +8,7 @@ import itertools
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from samplicator.host import libbpf, offload
@@ -214,4 +214,87 @@ def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq
     data = [not carries for _, carries in feed]
     assert first.end() == second.end() == (sum(data) * ROWS, 0)
     assert last.end() == (-(-sum(data[half:]) // freq) * ROWS, 0)
+    relay.check_laws()
+
+
+def test_large_and_small_datagrams_by_turns(lab: Lab) -> None:
+    """What is fragmented comes to the socket, and all that follows it comes behind it."""
+    relay = lone(lab)
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    pour(relay, [exporter], to, 0, 20)
+    assert offloaded(relay)
+    sizes = [3000 if number % 5 == 0 else 200 for number in range(50)]
+    for number, size in enumerate(sizes):
+        exporter.sendto(bytes([number]) * size, to)
+    for tap in taps:
+        seen = tap.collect(20 + len(sizes))
+        assert [one.payload for one in seen[20:]] == [bytes([n]) * size for n, size in enumerate(sizes)]
+    relay.check_laws()
+
+
+def test_another_way_in_is_not_open_for_the_session(lab: Lab) -> None:
+    """What this host does not take by another interface (strict reverse path, RFC 3704) is not copied there either."""
+    relay = lone(lab)
+    tap = lab.tap(1, lambda seen: seen.port == 9001)
+    lab.relay.sysctl(ipv4__conf__r2__rp_filter=1)
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    pour(relay, [exporter], (lab.relay4(), 2055), 0, 20)
+    before = offloaded(relay)
+    assert before
+    lab.collectors[1].ip("route", "add", "local", "198.18.64.1", "dev", "lo")
+    forger = lab.collectors[1].socket(socket.AF_INET)
+    lab.closers.append(forger.close)
+    forger.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND
+    forger.bind(("198.18.64.1", 5000))
+    for _ in range(5):
+        forger.sendto(b"forged", (lab.relay4(2), 2055))
+    pour(relay, [exporter], (lab.relay4(), 2055), 20, 20)
+    assert offloaded(relay) == before + 20
+    in_order(tap.collect(40), [exporter], 40)
+    relay.check_laws()
+
+
+def test_workers_that_go_and_come(lab: Lab) -> None:
+    """What the kernel counted for a worker that has gone is not counted again, and its sessions are others' now."""
+    text = config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001")
+    relay = lab.samplicator(f"{TCX}workers = 2\n{text}")
+    acquaint(lab, lab.relay4())
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 5000 + n) for n in range(8)]
+    to = (lab.relay4(), 2055)
+    pour(relay, exporters, to, 0, 20)
+    for part, workers in enumerate((1, 2)):
+        assert offloaded(relay) > 80 * (part + 1)
+        before = relay.metrics().value("config_generation")
+        relay.write(lab.with_service(f"{TCX}workers = {workers}\n{text}"))
+        relay.send_signal(signal.SIGHUP)
+        wait_for(lambda n=before: relay.metrics().value("config_generation") > n, "the new plan")
+        pour(relay, exporters, to, 20 * (part + 1), 20)
+    for tap in taps:
+        in_order(tap.collect(480), exporters, 60)
+    metrics = relay.check_laws()
+    assert [metrics.value("send_datagrams_total", receiver=name) for name in ("r0", "r1")] == [480, 480]
+
+
+def test_a_run_that_is_longer_than_a_batch(make_lab: Callable[..., Lab]) -> None:
+    """It came as one packet, and the worker takes it in pieces: the kernel goes on behind its end."""
+    lab = make_lab(offload=True)
+    text = config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001")
+    relay = lab.samplicator(f"{TCX}batch = 4\n{text}")
+    acquaint(lab, lab.relay4())
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    collector = lab.collector_socket(1, 9001)
+    exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 5000 + n) for n in range(8)]
+    for index, exporter in enumerate(exporters):
+        exporter.setsockopt(socket.SOL_UDP, 103, len(payloads(0, 0, 1)[0]))  # UDP_SEGMENT
+        for number in range(0, 600, 40):
+            exporter.sendto(b"".join(payloads(index, number, 40)), (lab.relay4(), 2055))
+        wait_for(lambda n=600 * (index + 1): relay.metrics().value("receive_datagrams_total") == n, "them")
+        assert [collector.recv(65536) for _ in range(600)] == payloads(index, 0, 600)
+    assert offloaded(relay)
     relay.check_laws()
