@@ -26,6 +26,8 @@
 #include "offload.h"
 
 #define TRIES 4
+#define EXTENSIONS 4 /* headers of IPv6 before UDP */
+#define MOMENT 1000  /* ns: datagrams that came so close may have got one time, on a coarse clock */
 
 static long (*const clone_redirect)(struct __sk_buff *skb, __u32 device, __u64 flags) = (void *)BPF_FUNC_clone_redirect;
 static long (*const skb_change_tail)(struct __sk_buff *skb, __u32 length, __u64 flags) = (void *)BPF_FUNC_skb_change_tail;
@@ -138,14 +140,38 @@ INLINE int read4(struct __sk_buff *skb, struct found *out)
 	if (ip_bytes != 20 || head->ip.frag_off & NET16(0x2000))
 		return ports_at(skb, out, ETH_HLEN + ip_bytes);
 	length = NET16(head->ip.tot_len);
-	if (length < 28 || NET16(head->udp.len) != length - 20 || sum_of(out->head + ETH_HLEN, 5) != 0xffff)
+	if (length < 28 || NET16(head->udp.len) > length - 20 || sum_of(out->head + ETH_HLEN, 5) != 0xffff)
 		return 0;
 	out->key.port = head->udp.source;
 	out->place.port = head->udp.dest;
 	out->length = length - 28;
 	out->size = sizeof(*head);
-	out->whole = head->udp.check != 0;
+	out->whole = head->udp.check != 0 && NET16(head->udp.len) == length - 20;
 	return 1;
+}
+
+/* The ports of a UDP header behind extension headers (RFC 8200, section 4), if this is where the datagram begins. */
+INLINE int ports_behind(struct __sk_buff *skb, struct found *out, __u8 kind)
+{
+	__u32 offset = ETH_HLEN + 40;
+	for (int i = 0; i < EXTENSIONS; i++) {
+		__u8 head[4];
+		if (kind == IPPROTO_UDP)
+			return ports_at(skb, out, offset);
+		if (skb_load_bytes(skb, offset, head, 4))
+			return 0;
+		if (kind == IPPROTO_FRAGMENT) {
+			if (head[2] || head[3] & 0xf8)
+				return 0;
+			offset += 8;
+		} else if (kind == IPPROTO_HOPOPTS || kind == IPPROTO_ROUTING || kind == IPPROTO_DSTOPTS) {
+			offset += (head[1] + 1) * 8;
+		} else {
+			return 0;
+		}
+		kind = head[0];
+	}
+	return 0;
 }
 
 INLINE int read6(struct __sk_buff *skb, struct found *out)
@@ -154,24 +180,23 @@ INLINE int read6(struct __sk_buff *skb, struct found *out)
 	__u32 length;
 	if (skb_load_bytes(skb, 0, out->head, sizeof(*head)))
 		return 0;
-	if (out->head[ETH_HLEN] >> 4 != 6 || (head->ip.nexthdr != IPPROTO_UDP && head->ip.nexthdr != IPPROTO_FRAGMENT))
+	if (out->head[ETH_HLEN] >> 4 != 6)
 		return 0;
 	__builtin_memcpy(out->key.address, out->head + ETH_HLEN + 8, 16);
 	__builtin_memcpy(out->place.address, out->head + ETH_HLEN + 24, 16);
 	if (!*(__u64 *)out->key.address && *(__u32 *)(out->key.address + 8) == NET32(0xffff))
 		return 0; /* looks like IPv4 */
 	out->six = 1;
-	if (head->ip.nexthdr == IPPROTO_FRAGMENT) /* where UDP stands: next header, reserved, offset and flags */
-		return out->head[ETH_HLEN + 40] == IPPROTO_UDP && !(head->udp.dest & NET16(0xfff8))
-		       && ports_at(skb, out, ETH_HLEN + 48);
+	if (head->ip.nexthdr != IPPROTO_UDP)
+		return ports_behind(skb, out, head->ip.nexthdr);
 	length = NET16(head->ip.payload_len);
-	if (length < 8 || NET16(head->udp.len) != length || !head->udp.check)
+	if (length < 8 || NET16(head->udp.len) > length || !head->udp.check)
 		return 0;
 	out->key.port = head->udp.source;
 	out->place.port = head->udp.dest;
 	out->length = length - 8;
 	out->size = sizeof(*head);
-	out->whole = 1;
+	out->whole = NET16(head->udp.len) == length;
 	return 1;
 }
 
@@ -355,12 +380,13 @@ int offload_ingress(struct __sk_buff *skb)
 	struct offload_session *session;
 	__u32 *number, key;
 	__u64 word, passed, place;
-	if (skb->vlan_present || skb->pkt_type != 0)
+	if (skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
 		return TC_ACT_UNSPEC;
 	if (skb->protocol == NET16(ETH_P_IP) ? !read4(skb, &is) : skb->protocol != NET16(ETH_P_IPV6) || !read6(skb, &is))
 		return TC_ACT_UNSPEC;
 	if (skb->len < is.size + is.length)
 		return TC_ACT_UNSPEC; /* cut off: nobody takes it */
+	is.whole = is.whole && !skb->vlan_present; /* a tag that has a priority only */
 	is.place.device = skb->ifindex;
 	listener = map_lookup(&places, &is.place);
 	if (!listener)
@@ -381,15 +407,16 @@ int offload_ingress(struct __sk_buff *skb)
 		if (word & OFFLOAD_ON) {
 			__u32 chosen = (__u32)(word >> OFFLOAD_REST) & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
 			struct offload_set *set = map_lookup(&sets, &chosen);
-			if ((word & OFFLOAD_PLACE) != place)
-				return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
-			if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE
-			    && fits(skb, &is, set))
-				return copy(skb, &is, key, set, chosen, skb->tstamp);
+			if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE) {
+				if ((word & OFFLOAD_PLACE) != place)
+					return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
+				if (fits(skb, &is, set))
+					return copy(skb, &is, key, set, chosen, skb->tstamp);
+			}
 		}
 		passed = offload_off(skb->tstamp, place);
-		if (passed == word)
-			passed = offload_off(0, place);
+		if (!(word & OFFLOAD_ON) && word - passed < (__u64)MOMENT << OFFLOAD_REST)
+			passed = offload_off((word >> OFFLOAD_REST) + 1, place); /* no datagram has this time: the worker knows none of them */
 		if (__sync_val_compare_and_swap(&session->word, word, passed) == word)
 			return TC_ACT_UNSPEC;
 	}

@@ -35,7 +35,7 @@ cdef kernel_offload_map(offload_t *o, u32 index, int fd, size_t octets, long off
 
 cdef kernel_offload(offload_t *o, int epoll, maps, int ring, size_t ring_bytes, int number, int workers):
     cdef epoll_event event
-    cdef int keys, sessions, sets, receivers, counters
+    cdef int keys, sessions, sets, receivers, counters, rings
     cdef u32 i
     cdef size_t many = <size_t>workers * OFFLOAD_SETS * OFFLOAD_RECEIVERS
     cdef size_t first = <size_t>number * OFFLOAD_SETS * OFFLOAD_RECEIVERS
@@ -45,7 +45,7 @@ cdef kernel_offload(offload_t *o, int epoll, maps, int ring, size_t ring_bytes, 
         raise ValueError(f"number {number} of {workers} is not 0..{OFFLOAD_WORKERS - 1}")
     if ring_bytes < 4096 or ring_bytes & (ring_bytes - 1):
         raise ValueError(f"a ring buffer of {ring_bytes} bytes is not a power of two from 4096 on")
-    keys, sessions, sets, receivers, counters = maps
+    keys, sessions, sets, receivers, counters, rings = maps
     kernel_offload_map(o, 0, sessions, <size_t>workers * OFFLOAD_SESSIONS * sizeof(offload_session_t))
     kernel_offload_map(o, 1, sets, <size_t>workers * OFFLOAD_SETS * sizeof(offload_set_t))
     kernel_offload_map(o, 2, receivers, many * sizeof(copies_receiver_t))
@@ -54,6 +54,7 @@ cdef kernel_offload(offload_t *o, int epoll, maps, int ring, size_t ring_bytes, 
     kernel_offload_map(o, 5, ring, 4096 + 2 * ring_bytes, 4096)
     o.number = number
     o.keys = keys
+    o.rings = rings
     o.ring = ring
     o.sessions = <offload_session_t *>o.mapped[0] + <size_t>number * OFFLOAD_SESSIONS
     o.sets = <offload_set_t *>o.mapped[1] + <size_t>number * OFFLOAD_SETS

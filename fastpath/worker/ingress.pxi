@@ -65,6 +65,74 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, rx_socket_t *socke
     return True
 
 
+cdef void worker_offload_sent(worker_t *w, offload_use_t *u, u32 k, const copies_counters_t *now) noexcept nogil:
+    """What the kernel has done for one receiver of a set goes into its counters."""
+    cdef u64 octets = offload_more(&now.sent_bytes, &u.copied[k].sent_bytes)
+    cdef u64 sent = offload_more(&now.sent, &u.copied[k].sent)
+    cdef u64 no_buffer = offload_more(&now.no_buffer, &u.copied[k].no_buffer)
+    cdef u64 other = offload_more(&now.other, &u.copied[k].other)
+    u.failed = u.failed or no_buffer + other
+    if u.receivers[k] == NULL or not sent + no_buffer + other:
+        return
+    atomics_add(&u.receivers[k].offered, sent + no_buffer + other)
+    atomics_add(&u.receivers[k].failed[REASON_NO_BUFFER_SPACE], no_buffer)
+    atomics_add(&u.receivers[k].failed[REASON_OTHER], other)
+    if u.state == OFFLOAD_USED:
+        tx_settle(w.work.ways[u.ways[k]], sent, octets)
+    else:
+        atomics_add(&u.receivers[k].sent, sent)
+        atomics_add(&u.receivers[k].sent_bytes, octets)
+
+
+cdef void worker_offload_count(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
+    """What the kernel has done for a set goes into the counters: once more than it has taken anything, since it counts copies later."""
+    cdef offload_t *o = &w.offload
+    cdef offload_use_t *u = &o.uses[use]
+    cdef rx_counters_t *c = u.counters
+    cdef u64 taken = offload_more(&o.sets[use].taken, &u.taken.taken)
+    cdef u64 octets, unseen
+    cdef u32 k
+    if taken == 0 and u.settled:
+        return
+    octets = offload_more(&o.sets[use].taken_bytes, &u.taken.taken_bytes)
+    unseen = offload_more(&o.sets[use].unseen, &u.taken.unseen)
+    u.settled = taken == 0 and now_ns - u.active_ns > OFFLOAD_COUNT_NS
+    u.active_ns = now_ns if taken else u.active_ns
+    if c != NULL:
+        atomics_add(&c.datagrams, taken)
+        atomics_add(&c.bytes, octets)
+        atomics_add(&c.matched, taken)
+        atomics_add(&c.offloaded, taken)
+        atomics_add(&c.unseen, unseen)
+    for k in range(u.count):
+        worker_offload_sent(w, u, k, &o.counters[use * OFFLOAD_RECEIVERS + k])
+
+
+cdef void worker_offload_end(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
+    """A set that has left is free; all of it is counted by then."""
+    cdef offload_use_t *u = &w.offload.uses[use]
+    u.settled = False
+    worker_offload_count(w, use, now_ns)
+    u.state = OFFLOAD_FREE
+    u.socket = NULL
+    u.counters = NULL
+    w.offload.used -= 1
+
+
+cdef u32 worker_offload_free(worker_t *w, u64 now_ns) noexcept nogil:
+    """A free set: if there is none, those that have left are waited for, once a second at most."""
+    cdef offload_t *o = &w.offload
+    cdef u32 use = offload_free(o)
+    if use != <u32>OFFLOAD_NONE or now_ns - o.waited_ns < OFFLOAD_PAUSE_NS:
+        return use
+    o.waited_ns = now_ns
+    offload_wait(o)
+    for use in range(OFFLOAD_SETS):
+        if o.uses[use].state == OFFLOAD_LEAVING:
+            worker_offload_end(w, use, now_ns)
+    return offload_free(o)
+
+
 cdef u32 worker_offload_set(worker_t *w, u32 route, rx_socket_t *socket, u8 family, u64 now_ns) noexcept nogil:
     """The set of a route; OFFLOAD_NONE: it has none, and can have none now."""
     cdef offload_t *o = &w.offload
@@ -78,7 +146,7 @@ cdef u32 worker_offload_set(worker_t *w, u32 route, rx_socket_t *socket, u8 fami
             return use
         if u.failed and now_ns - u.left_ns < OFFLOAD_PAUSE_NS:
             return <u32>OFFLOAD_NONE
-    use = offload_free(o)
+    use = worker_offload_free(w, now_ns)
     if use == <u32>OFFLOAD_NONE or not worker_offload_use(w, use, route, socket, family, now_ns):
         return <u32>OFFLOAD_NONE
     return use
@@ -108,6 +176,10 @@ cdef void worker_offload_consider(worker_t *w, rx_socket_t *socket, u32 d, u64 n
         return
     known.seen_ns = now_ns
     if not offload_earns(o, known, now_ns):
+        return
+    if known.on_ns and offload_is_on(o, known):        # by another place than the one that it is on for
+        offload_turn_off(o, known)
+        known.earned = 0
         return
     if known.on_ns:
         passed = offload_passed(o, known, w.batch.arrival_ns[d])
@@ -143,49 +215,6 @@ cdef void worker_offload(worker_t *w, rx_socket_t *socket) noexcept nogil:
             worker_offload_consider(w, socket, d, now_ns)
 
 
-cdef void worker_offload_sent(worker_t *w, offload_use_t *u, u32 k, const copies_counters_t *now) noexcept nogil:
-    """What the kernel has done for one receiver of a set goes into its counters."""
-    cdef u64 octets = offload_more(&now.sent_bytes, &u.copied[k].sent_bytes)
-    cdef u64 sent = offload_more(&now.sent, &u.copied[k].sent)
-    cdef u64 no_buffer = offload_more(&now.no_buffer, &u.copied[k].no_buffer)
-    cdef u64 other = offload_more(&now.other, &u.copied[k].other)
-    u.failed = u.failed or no_buffer + other
-    if u.receivers[k] == NULL or not sent + no_buffer + other:
-        return
-    atomics_add(&u.receivers[k].offered, sent + no_buffer + other)
-    atomics_add(&u.receivers[k].failed[REASON_NO_BUFFER_SPACE], no_buffer)
-    atomics_add(&u.receivers[k].failed[REASON_OTHER], other)
-    if u.state == OFFLOAD_USED:
-        tx_settle(w.work.ways[u.ways[k]], sent, octets)
-    else:
-        atomics_add(&u.receivers[k].sent, sent)
-        atomics_add(&u.receivers[k].sent_bytes, octets)
-
-
-cdef void worker_offload_count(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
-    """What the kernel has done for a set goes into the counters: once more than it has taken anything, since it counts copies later."""
-    cdef offload_t *o = &w.offload
-    cdef offload_use_t *u = &o.uses[use]
-    cdef rx_counters_t *c = u.counters
-    cdef u64 taken = offload_more(&o.sets[use].taken, &u.taken.taken)
-    cdef u64 octets, unseen
-    cdef u32 k
-    if taken == 0 and u.settled:
-        return
-    octets = offload_more(&o.sets[use].taken_bytes, &u.taken.taken_bytes)
-    unseen = offload_more(&o.sets[use].unseen, &u.taken.unseen)
-    u.settled = taken == 0
-    u.active_ns = now_ns if taken else u.active_ns
-    if c != NULL:
-        atomics_add(&c.datagrams, taken)
-        atomics_add(&c.bytes, octets)
-        atomics_add(&c.matched, taken)
-        atomics_add(&c.offloaded, taken)
-        atomics_add(&c.unseen, unseen)
-    for k in range(u.count):
-        worker_offload_sent(w, u, k, &o.counters[use * OFFLOAD_RECEIVERS + k])
-
-
 cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u32 length, u64 now_ns, u64 real_ns) noexcept nogil:
     """Shows the datagrams of a record to the flow stage and to the search for echoes."""
     cdef offload_t *o = &w.offload
@@ -203,7 +232,6 @@ cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u3
         return
     known = &o.known[place]
     known.seen_ns = now_ns
-    offload_review(o, known, now_ns)
     memset(&exporter, 0, sizeof(exporter))
     memcpy(exporter.address, record.address, 16)
     exporter.port_be = record.port
@@ -220,7 +248,7 @@ cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u3
         if unlikely(echo_returns(&w.echo, p, n, &exporter)) and echo_hurries(&w.echo, p, n, &exporter):
             offload_turn_off(o, known)
             known.need = OFFLOAD_EARN_MOST
-            known.earned = 0
+            known.earned = 1
         p += n
         left -= n
         if left == 0:
@@ -261,14 +289,13 @@ cdef void worker_offload_look(worker_t *w, u64 now_ns) noexcept nogil:
         u = &o.uses[use]
         if u.state == OFFLOAD_FREE:
             continue
+        u.failed = u.failed or (u.state == OFFLOAD_USED and not atomic_load32(&o.sets[use].on))
         worker_offload_count(w, use, now_ns)
         if u.state == OFFLOAD_USED and (rests or u.failed or now_ns - u.active_ns > OFFLOAD_UNUSED_NS or not worker_offload_stays(w, u)):
             offload_stop(o, use, now_ns)
         if u.state == OFFLOAD_LEAVING and now_ns - u.left_ns > OFFLOAD_IDLE_NS:
-            u.state = OFFLOAD_FREE
-            u.socket = NULL
-            u.counters = NULL
-            o.used -= 1
+            worker_offload_end(w, use, now_ns)
+    offload_look(o, now_ns)
     worker_offload_read(w)
 
 
@@ -278,7 +305,8 @@ cdef void worker_offload_adopt(worker_t *w, work_t *new) noexcept nogil:
     cdef offload_use_t *u
     cdef u32 use, i, k
     cdef bint stays
-    offload_stop_all(o, worker_clock(CLOCK_MONOTONIC))
+    if offload_stop_all(o, worker_clock(CLOCK_MONOTONIC)):
+        offload_wait(o)
     worker_offload_read(w)
     for use in range(OFFLOAD_SETS if o.used else 0):
         u = &o.uses[use]

@@ -354,7 +354,8 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
         deadline = atomic_load64(&w.stop_deadline_ns)
         if deadline:
             if w.offload.on and w.work != NULL:
-                offload_stop_all(&w.offload, worker_clock(CLOCK_MONOTONIC))
+                if offload_stop_all(&w.offload, worker_clock(CLOCK_MONOTONIC)):
+                    offload_wait(&w.offload)
             if w.work != NULL:
                 worker_drain(w, NULL, deadline)
                 if w.echo.state:

@@ -11,12 +11,16 @@ cdef enum:
     OFFLOAD_WAYS = 8                   # places that a session can have
     OFFLOAD_EARN = 4                   # batches with datagrams of a session before it is entered, or turned on again
     OFFLOAD_EARN_MOST = 1024           # the same, of a session that is turned off again and again
+    OFFLOAD_EARN_LATE = 64             # the same, of one that another worker has entered
+    OFFLOAD_SWEEP = 64                 # places looked at ...
     OFFLOAD_FREE = 0                   # offload_use_t.state
     OFFLOAD_USED = 1
     OFFLOAD_LEAVING = 2
     OFFLOAD_NONE = 0xFFFFFFFF
 
 cdef u64 OFFLOAD_IDLE_NS = 10000000000 # CLOCK_MONOTONIC
+cdef u64 OFFLOAD_SWEEP_NS = 10000000   # ... so often
+cdef u64 OFFLOAD_COUNT_NS = 1000000000 # so long after it took something the program has counted its copies
 cdef u64 OFFLOAD_SHORT_NS = 2000000000 # a session that was on for less than that earns it twice as slowly the next time
 cdef u64 OFFLOAD_REVIEW_NS = 60000000000 # a session on for so long passes once, so that this host's rules are asked again
 cdef u64 OFFLOAD_PAUSE_NS = 1000000000 # of a route, after copies failed
@@ -25,13 +29,13 @@ cdef u64 OFFLOAD_OLD_NS = 1000000000   # older than that no record is: the clock
 
 ctypedef struct offload_known_t:       # a session
     u8 address[16]
-    u16 port_be                        # 0 = the place was never used: UDP has no such sender that could be answered
+    u16 port_be
     u16 listener
     u16 earned                         # batches
     u16 need
     u64 made                           # of the set that it was turned on with
     u32 use
-    u64 seen_ns
+    u64 seen_ns                        # CLOCK_MONOTONIC, 0 = the place was never used
     u64 on_ns                          # when it was turned on last, 0 = it is not entered in the kernel's map
 
 ctypedef struct offload_use_t:         # a set of receivers
@@ -59,7 +63,11 @@ ctypedef struct offload_t:
     u32 heard                          # the last one
     u32 number                         # of the worker
     int keys                           # descriptors of maps
+    int rings
     int ring
+    u32 sweep                          # the place that is looked at next
+    u64 swept_ns
+    u64 waited_ns                      # CLOCK_MONOTONIC of the last wait for the program, for want of a free set
     offload_session_t *sessions        # OFFLOAD_SESSIONS: this worker's, as all of these
     offload_set_t *sets
     copies_receiver_t *receivers
@@ -84,11 +92,12 @@ cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *export
     cdef offload_known_t *oldest = NULL
     cdef u32 i
     for i in range(<u32>OFFLOAD_WAYS):
-        if place[i].port_be == exporter.port_be and place[i].listener == listener and memcmp(place[i].address, exporter.address, 16) == 0:
+        if (place[i].port_be == exporter.port_be and place[i].listener == listener and place[i].seen_ns
+                and memcmp(place[i].address, exporter.address, 16) == 0):
             return &place[i]
         if oldest == NULL or place[i].seen_ns < oldest.seen_ns:
             oldest = &place[i]
-    if oldest.port_be and (now_ns < oldest.seen_ns or now_ns - oldest.seen_ns < OFFLOAD_IDLE_NS):
+    if oldest.seen_ns and (now_ns < oldest.seen_ns or now_ns - oldest.seen_ns < OFFLOAD_IDLE_NS):
         return NULL
     offload_leave(o, oldest)
     memset(oldest, 0, sizeof(offload_known_t))
@@ -137,7 +146,7 @@ cdef inline void offload_enter(offload_t *o, offload_known_t *known, u64 now_ns)
         known.on_ns = now_ns
     else:
         known.earned = 0
-        known.need = OFFLOAD_EARN_MOST
+        known.need = OFFLOAD_EARN_LATE
 
 
 cdef inline u64 offload_passed(offload_t *o, const offload_known_t *known, u64 arrival_ns) noexcept nogil:
@@ -166,11 +175,28 @@ cdef inline void offload_turn_off(offload_t *o, offload_known_t *known) noexcept
         atomic_change64(&session.word, word, 0)
 
 
-cdef inline void offload_review(offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
-    """One that has been on for long is turned off, and on again by the next datagram that comes to the socket."""
-    if known.on_ns and now_ns - known.on_ns > OFFLOAD_REVIEW_NS and known.earned == 0:
-        offload_turn_off(o, known)
-        known.earned = known.need - 1
+cdef inline bint offload_is_on(const offload_t *o, const offload_known_t *known) noexcept nogil:
+    return (atomic_load64(&o.sessions[offload_place(o, known)].word) & OFFLOAD_ON) != 0
+
+
+cdef void offload_look(offload_t *o, u64 now_ns) noexcept nogil:
+    """At some places: a session that has been on for long is turned off, and on again by the next datagram that comes to the socket; one that
+    nothing comes of leaves the kernel's map."""
+    cdef offload_known_t *known
+    cdef u32 i
+    if now_ns - o.swept_ns < OFFLOAD_SWEEP_NS:
+        return
+    o.swept_ns = now_ns
+    for i in range(<u32>OFFLOAD_SWEEP):
+        known = &o.known[o.sweep]
+        o.sweep = (o.sweep + 1) % OFFLOAD_SESSIONS
+        if known.on_ns == 0:
+            continue
+        if now_ns - known.seen_ns > OFFLOAD_REVIEW_NS:
+            offload_leave(o, known)
+        elif now_ns - known.on_ns > OFFLOAD_REVIEW_NS and offload_is_on(o, known):
+            offload_turn_off(o, known)
+            known.earned = known.need - 1
 
 
 cdef inline bint offload_earns(const offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
@@ -194,19 +220,29 @@ cdef inline void offload_stop(offload_t *o, u32 use, u64 now_ns) noexcept nogil:
         o.uses[use].left_ns = now_ns
 
 
-cdef inline void offload_stop_all(offload_t *o, u64 now_ns) noexcept nogil:
+cdef inline bint offload_stop_all(offload_t *o, u64 now_ns) noexcept nogil:
+    """Whether there was one."""
     cdef u32 use
+    cdef bint found = False
     for use in range(OFFLOAD_SETS):
+        found = found or o.uses[use].state == OFFLOAD_USED
         offload_stop(o, use, now_ns)
+    return found
 
 
 cdef inline u32 offload_free(offload_t *o) noexcept nogil:
-    """A set that nobody uses; OFFLOAD_NONE: there is none. Its counters go on from where they are."""
+    """A set that nobody uses; OFFLOAD_NONE: there is none."""
     cdef u32 use
     for use in range(OFFLOAD_SETS):
         if o.uses[use].state == OFFLOAD_FREE:
             return use
     return <u32>OFFLOAD_NONE
+
+
+cdef inline void offload_wait(offload_t *o) noexcept nogil:
+    """Until every run of the program that has begun is over: the kernel waits for them when a map of maps is written (maybe_wait_bpf_programs(),
+    kernel/bpf/syscall.c). Takes some ms."""
+    bpf_map_set(o.rings, &o.number, &o.ring, 0)
 
 
 cdef inline u64 offload_more(const u64 *now, u64 *known) noexcept nogil:

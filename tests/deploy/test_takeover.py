@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from samplicator.host import offload
 from support.lab import Lab, Relay
 from support.takeover import Chain, Flows, Scraper, configuration, load, more
 from support.telemetry import ROWS
@@ -20,9 +21,9 @@ def templates(relay: Relay) -> set[tuple[str, str]]:
     return {(row["exporter"], str([(each["id"], each["fields"]) for each in row["templates"]])) for row in rows}
 
 
-def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
+def chain(lab: Lab, receive: str, times: int, rate: int, replicate: str = "off") -> None:
     """The proof. What it saw goes to standard error, for people."""
-    text = configuration(lab, receive=receive)
+    text = configuration(lab, receive=receive, replicate=replicate)
     relays = Chain(lab, text)
     if receive == "ring":
         assert relays.relay.api("listeners")[0]["receive"] == "ring"
@@ -54,6 +55,7 @@ def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
     assert (got["lost"], got["repeated"], got["reordered"], got["corrupt"]) == (0, 0, 0, 0)
     assert metrics.value("receive_datagrams_total", listener="in") == got["received"] + flows.sent
     assert metrics.value("receive_kernel_drops_total", listener="in") == 0
+    assert (metrics.value("receive_offloaded_datagrams_total", listener="in") > 0) == (replicate == "tcx")
     assert scraper.failures == []
     assert relays.relay.api("listeners")[0]["receive"] == receive
     assert templates(relays.relay) == known
@@ -76,6 +78,15 @@ def chain(lab: Lab, receive: str, times: int, rate: int) -> None:
 @pytest.mark.parametrize("receive", ["recvmmsg", pytest.param("ring", marks=pytest.mark.deploy_heavy)])
 def test_three_times_in_a_row(lab: Lab, receive: str) -> None:
     chain(lab, receive, 3, 3000)
+
+
+def test_three_times_in_a_row_while_the_kernel_copies(lab: Lab) -> None:
+    """The numbered datagrams, whose receiver takes them as they are."""
+    try:
+        lab.relay.call(lambda: offload.Offload(1, 4096).close())
+    except OSError as error:
+        pytest.skip(f"no ingress offload here: {error}")
+    chain(lab, "recvmmsg", 3, 3000, "tcx")
 
 
 @pytest.mark.deploy_heavy

@@ -28,7 +28,7 @@ NO_DEVICE, LO = 0x7FFFFFFF, 1
 RING_BYTES = 1 << 20
 LISTENER, NUMBER, CHOSEN, LIMIT = 3, 77, 5, 1400
 HERE, MADE = 4095, (1 << 38) - 2
-ON, OFF = MADE << 26 | CHOSEN << 13 | HERE << 1 | 1, 1000 << 13
+ON, OFF = MADE << 26 | CHOSEN << 13 | HERE << 1 | 1, 5000 << 13
 PASSED = HERE << 1
 """Of a run for a test nobody knows when the packet came."""
 PORT, SOURCE = b"\x08\x07", b"\x13\x88"
@@ -257,7 +257,8 @@ def test_every_field_of_the_headers(program: Program, family: int) -> None:
     free |= {14, 15, 16, 17, 21} if family == 6 else {14, 15, 18, 19, 20, 21, 22, 24, 25}
     for place in range(udp + 8):
         if place not in free:
-            passes(program, frame[:place] + bytes([frame[place] ^ 1]) + frame[place + 1 :])
+            state = PASSED if place == udp + 5 else ON  # a shorter UDP: the stack takes it
+            passes(program, frame[:place] + bytes([frame[place] ^ 1]) + frame[place + 1 :], state)
     for version in (b"\x55", b"\x44", b"\x00"):
         passes(program, frame[:14] + version + frame[15:])
     for cut in range(udp, len(frame)):  # the kernel runs no test with less than an IP header
@@ -282,8 +283,14 @@ def test_what_cannot_be_copied_turns_the_session_off(program: Program, family: i
     passes(program, fragment(family, 0, True), PASSED)
     passes(program, fragment(family, 3, True))
     passes(program, fragment(family, 3, False))
-    if family == 4:
-        frame = datagram(4, b"payload", 64, 0)
+    frame = datagram(family, b"payload", 64, 0)
+    if family == 6:
+        for kind in (0, 43, 60):
+            more = bytes([socket.IPPROTO_UDP, 1]) + bytes(14)
+            length = struct.pack("!H", len(more) + len(frame) - 54)
+            passes(program, frame[:18] + length + bytes([kind]) + frame[21:54] + more + frame[54:], PASSED)
+        passes(program, frame[:20] + bytes([0]) + frame[21:54] + bytes([59, 0]) + bytes(6) + frame[54:])
+    else:
         passes(program, frame[:14] + b"\x46" + frame[15:34] + b"\x01\x01\x01\x01" + frame[34:], PASSED)
 
 
@@ -297,9 +304,13 @@ def test_another_place_and_another_set(program: Program) -> None:
     program.set(ON, made=MADE - 1)
     assert program.made.run(offload.PROGRAM, frame) == (UNSPEC, frame)
     assert program.state() == PASSED
-    program.set(PASSED)  # two of one moment
+    program.set(passes_by, made=MADE - 1)  # nor for ever for a place that is gone
     assert program.made.run(offload.PROGRAM, frame) == (UNSPEC, frame)
     assert program.state() == PASSED
+    for moment in (0, 1, 2, 999):  # several of one moment: none of them is known to be the last
+        program.set(moment << 13 | PASSED)
+        assert program.made.run(offload.PROGRAM, frame) == (UNSPEC, frame)
+        assert program.state() == (moment + 1) << 13 | PASSED
     assert program.shown() == []
 
 

@@ -27,7 +27,9 @@ unspoofed copies with domains of their own.
 """
 
 
-def configuration(lab: Lab, *, receive: str = "recvmmsg", workers: int = 2, listen: str = "", more: str = "") -> str:
+def configuration(
+    lab: Lab, *, receive: str = "recvmmsg", replicate: str = "off", workers: int = 2, listen: str = "", more: str = ""
+) -> str:
     listen = listen or '"0.0.0.0:2055", "[::]:2055"'
     return f"""[service]
 http = "127.0.0.1:9420"
@@ -35,6 +37,7 @@ control = "{lab.directory}/control.sock"
 state_file = "{lab.directory}/state"
 [datapath]
 workers = {workers}
+replicate = "{replicate}"
 [[listener]]
 name = "in"
 listen = [{listen}]

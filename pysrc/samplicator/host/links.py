@@ -57,6 +57,7 @@ REST: Final = 4
 """Looking takes at most one part in so many of the thread's time, whatever storm of events there is."""
 
 RTM_DELNEIGH: Final = 29
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTA_METRICS, RTA_ENCAP_TYPE, RTAX_MTU = 8, 21, 2
 # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, and RTNLGRP_NEXTHOP as a bit,
 # include/uapi/linux/rtnetlink.h
@@ -214,7 +215,7 @@ class Links:
 
     def _concern(self, told: list[socket.socket]) -> bool:
         """Whether anything that the kernel told may have changed a link."""
-        found, ruled = self._concerns(told[0]), False
+        found, ruled = self._concerns(told[0])
         for other in told[1:]:
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -228,20 +229,22 @@ class Links:
             self._ruled()
         return found
 
-    def _concerns(self, told: socket.socket) -> bool:
-        """Empties the event socket; whether anything in it may have changed a link."""
-        found = False
+    def _concerns(self, told: socket.socket) -> tuple[bool, bool]:
+        """Empties the event socket; whether anything in it may have changed a link, and whether a routing rule did."""
+        found = ruled = False
         while True:
             try:
                 data = told.recv(65536)
             except BlockingIOError:
-                return found
+                return found, ruled
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                found = True  # events were lost
+                found = ruled = True  # events were lost
                 continue
-            found = found or any(self._is_ours(kind, body) for kind, _, body in messages(data))
+            for kind, _, body in messages(data):
+                found = found or self._is_ours(kind, body)
+                ruled = ruled or kind in (RTM_NEWRULE, RTM_DELRULE)
 
     def _is_ours(self, kind: int, body: bytes) -> bool:
         """A neighbor that is confirmed is no change."""

@@ -30,6 +30,10 @@ SETS: Final = 32
 RECEIVERS: Final = 64
 PLACES: Final = 4095
 ARPHRD_ETHER: Final = 1
+MAPS: Final = ("keys", "sessions", "sets", "receivers", "counters", "rings")
+LEAST_BYTES: Final = 1 << 20
+"""Of a ring buffer: many times the longest run.
+"""
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 
@@ -58,15 +62,15 @@ class Offload:
     """
 
     def __init__(self, workers: int, ring_bytes: int) -> None:
-        """ring_bytes: a power of two from 4096 on is made of it. Raises OSError, with what is missing: the compiled
-        program, libbpf, a right, a kernel that has the hook.
+        """ring_bytes: a power of two from LEAST_BYTES on is made of it. Raises OSError, with what is missing: the
+        compiled program, libbpf, a right, a kernel that has the hook.
         """
         try:
             image = OBJECT.read_bytes()
         except FileNotFoundError:
             raise OSError(errno.ENOENT, "samplicator was built without clang, so it has no BPF program") from None
         self.workers = workers
-        self.ring_bytes = 1 << max(12, min(30, ring_bytes.bit_length() - 1))
+        self.ring_bytes = 1 << (min(max(ring_bytes, LEAST_BYTES), 1 << 30).bit_length() - 1)
         self.interfaces: tuple[str, ...] = ()
         self._places: dict[bytes, tuple[int, int]] = {}
         self._free = deque(range(1, PLACES + 1))
@@ -91,7 +95,7 @@ class Offload:
 
     @property
     def maps(self) -> tuple[int, ...]:
-        return tuple(self._objects.maps[name].fd for name in ("keys", "sessions", "sets", "receivers", "counters"))
+        return tuple(self._objects.maps[name].fd for name in MAPS)
 
     def follow(self, gates: Sequence[tuple[int, RingSpec]]) -> Mapping[int, str]:
         """From now on the program is at these interfaces, and knows these listeners (by slot) and no others. Returns

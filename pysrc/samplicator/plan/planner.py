@@ -244,8 +244,7 @@ class _Compiler:
         for listener, want in zip(listeners, wants, strict=True):
             if want == "recvmmsg":
                 gates = listener_rings(listener, listeners, self.host, indexes) if offloads else ()
-                why = f"tcx: the kernel copies on {', '.join(gate.interface for gate in gates)}, before the firewall"
-                specs.append(replace(listener, gates=gates, receive_why=why if gates else listener.receive_why))
+                specs.append(replace(listener, gates=gates))
                 continue
             path: Path = ("listener", listener.index, "receive")
             why = NEEDS

@@ -34,6 +34,7 @@ def begin(running: Running, spec: PlanSpec) -> None:
         if spec.replicate == "tcx":
             running.offload = running.offload or Offload(spec.workers, spec.ring_buffer)
     except OSError as error:
+        running.no_offload = error.strerror or str(error)
         _lacks(spec, error, "all datagrams come to the sockets")
 
 
@@ -48,7 +49,9 @@ def serve(running: Running, worker: Worker, index: int) -> None:
     try:
         if copier is not None:
             worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device, copier.token)
-        if offload is not None and index < offload.workers:
+        if offload is not None and index >= offload.workers:
+            log.warning('replicate = "tcx": worker %d reads all its datagrams until samplicator is restarted', index)
+        elif offload is not None:
             worker.offload(offload.maps, offload.rings[index], offload.ring_bytes, index, offload.workers)
     except (OSError, ValueError) as error:
         log.warning("replicate: worker %d makes its copies itself: %s", index, error)
@@ -62,7 +65,7 @@ def follow(running: Running) -> None:
             offload.follow(())
         return
     states = [(running.listeners[wanted.name], wanted) for wanted in spec.listeners if wanted.gates]
-    without = {state.slot: "the kernel cannot do it" for state, _ in states}
+    without = {state.slot: running.no_offload for state, _ in states}
     if offload is not None:
         try:
             without = dict(offload.follow([(state.slot, gate) for state, wanted in states for gate in wanted.gates]))
@@ -70,12 +73,16 @@ def follow(running: Running) -> None:
             without = {state.slot: error.strerror or str(error) for state, _ in states}
     for state, wanted in states:
         why = without.get(state.slot)
+        at = offload.interfaces if offload is not None else ()
+        served = ", ".join(gate.interface for gate in wanted.gates if gate.interface in at)
+        if why is None and not served:
+            why = "none of its interfaces carries Ethernet frames"
         for intake in state.sockets():
             intake.rx.set_offload(why is None)
-        if why is not None:
-            before, state.receive_why = state.receive_why, f"{NOT}: {why}"
-            if offload is not None and before != state.receive_why:
-                log.warning("listener %r: %s", wanted.name, state.receive_why)
+        before = state.receive_why
+        state.receive_why = f"{NOT}: {why}" if why else f"tcx: the kernel copies on {served}, before the firewall"
+        if why and offload is not None and before != state.receive_why:
+            log.warning("listener %r: %s", wanted.name, state.receive_why)
 
 
 def again(running: Running) -> None:
