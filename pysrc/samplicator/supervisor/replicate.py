@@ -60,7 +60,12 @@ def serve(running: Running, worker: Worker, index: int) -> None:
 def follow(running: Running) -> None:
     """When a plan runs: the program of ingress offload is where its listeners are reached."""
     offload, spec = running.offload, running.spec
-    if spec is None or not any(wanted.gates for wanted in spec.listeners):
+    if spec is None:
+        return
+    for wanted in spec.listeners:
+        for intake in running.listeners[wanted.name].sockets() if not wanted.gates else ():
+            intake.rx.set_offload(False)
+    if not any(wanted.gates for wanted in spec.listeners):
         if offload is not None:
             offload.follow(())
         return
