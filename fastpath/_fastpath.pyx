@@ -11,8 +11,8 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 from base.atomics cimport (
-    ATOMIC_STORES_IN_ORDER, atomic_change32, atomic_change64, atomic_exchange, atomic_fence, atomic_fence_load32, atomic_fence_release, atomic_load32,
-    atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release,
+    ATOMIC_STORES_IN_ORDER, atomic_change32, atomic_change64, atomic_exchange, atomic_fence, atomic_fence_load32, atomic_fence_release,
+    atomic_load32, atomic_load32_acquire, atomic_load64, atomic_load64_acquire, atomic_load_acquire, atomic_store32, atomic_store32_release,
     atomic_store64, atomic_store64_release, atomics_add,
 )
 from base.batch cimport BATCH_LIMIT, batch_note_cut, batch_t, exporter_t

@@ -1,8 +1,8 @@
 # needs: uapi: copies, net, offload; base: atomics, batch, counters, wire; flow: observe, scan; route: echo, plan, session; rx: recvmmsg,
 #        socket; tx: copier, engine, packet; worker: echo, offload, state, work
-# Which sessions the kernel copies (worker/offload.pxi, bpf/offload.bpf.c), and what becomes of their datagrams here: the flow stage and the search
-# for echoes see them, the counters have them, nothing is sent. A session is offloaded only while every receiver of its route takes its
-# datagrams as they are, as frames. Called by worker/loop.pxi. It must never send.
+# Which sessions the kernel copies (worker/offload.pxi, bpf/offload.bpf.c), and what becomes of their datagrams here: the flow stage and the
+# search for echoes see them, the counters have them, nothing is sent. A session is offloaded only while every receiver of its route takes
+# its datagrams as they are, as frames. Called by worker/loop.pxi. It must never send.
 
 cdef enum:
     WORKER_OFFLOAD_MS = 10             # how long what the kernel copied waits to be seen, at most

@@ -18,12 +18,12 @@ cdef enum:
     OFFLOAD_LEAVING = 2
     OFFLOAD_NONE = 0xFFFFFFFF
 
-cdef u64 OFFLOAD_IDLE_NS = 10000000000 # CLOCK_MONOTONIC
+cdef u64 OFFLOAD_IDLE_NS = 10000000000  # CLOCK_MONOTONIC
 cdef u64 OFFLOAD_SWEEP_NS = 10000000   # ... so often
-cdef u64 OFFLOAD_COUNT_NS = 1000000000 # so long after it took something the program has counted its copies
-cdef u64 OFFLOAD_SHORT_NS = 2000000000 # a session that was on for less than that earns it twice as slowly the next time
-cdef u64 OFFLOAD_REVIEW_NS = 60000000000 # a session on for so long passes once, so that this host's rules are asked again
-cdef u64 OFFLOAD_PAUSE_NS = 1000000000 # of a route, after copies failed
+cdef u64 OFFLOAD_COUNT_NS = 1000000000  # so long after it took something the program has counted its copies
+cdef u64 OFFLOAD_SHORT_NS = 2000000000  # a session that was on for less than that earns it twice as slowly the next time
+cdef u64 OFFLOAD_REVIEW_NS = 60000000000  # a session on for so long passes once, so that this host's rules are asked again
+cdef u64 OFFLOAD_PAUSE_NS = 1000000000  # of a route, after copies failed
 cdef u64 OFFLOAD_UNUSED_NS = 60000000000   # a set of which nothing comes is given up
 cdef u64 OFFLOAD_OLD_NS = 1000000000   # older than that no record is: the clock was set
 
@@ -240,8 +240,8 @@ cdef inline u32 offload_free(offload_t *o) noexcept nogil:
 
 
 cdef inline void offload_wait(offload_t *o) noexcept nogil:
-    """Until every run of the program that has begun is over: the kernel waits for them when a map of maps is written (maybe_wait_bpf_programs(),
-    kernel/bpf/syscall.c). Takes some ms."""
+    """Until every run of the program that has begun is over: the kernel waits for them when a map of maps is written
+    (maybe_wait_bpf_programs(), kernel/bpf/syscall.c). Takes some ms."""
     bpf_map_set(o.rings, &o.number, &o.ring, 0)
 
 
