@@ -17,7 +17,8 @@
 
 #include <linux/pkt_cls.h>
 
-#include "read.h"
+#define load_bytes ((helper_load_bytes)BPF_FUNC_skb_load_bytes)
+#include "show.h"
 
 #define TRIES 4
 #define MOMENT 1000  /* ns: datagrams that came so close may have got one time, on a coarse clock */
@@ -29,69 +30,6 @@ static long (*const loop)(__u32 times, void *function, void *with, __u64 flags) 
 static __u32 (*const random32)(void) = (void *)BPF_FUNC_get_prandom_u32;
 static long (*const l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to, __u64 flags) = (void *)BPF_FUNC_l4_csum_replace;
 static __s64 (*const csum_diff)(__be32 *from, __u32 from_size, __be32 *to, __u32 to_size, __wsum seed) = (void *)BPF_FUNC_csum_diff;
-static void *(*const ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)BPF_FUNC_ringbuf_reserve;
-static void (*const ringbuf_submit)(void *data, __u64 flags) = (void *)BPF_FUNC_ringbuf_submit;
-static void (*const ringbuf_discard)(void *data, __u64 flags) = (void *)BPF_FUNC_ringbuf_discard;
-static __u64 (*const ringbuf_query)(void *ring, __u64 flags) = (void *)BPF_FUNC_ringbuf_query;
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(max_entries, OFFLOAD_PLACES);
-	TYPE(key, struct offload_place);
-	TYPE(value, struct offload_listener);
-} places SECTION(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(max_entries, OFFLOAD_SESSIONS);
-	TYPE(key, struct offload_key);
-	TYPE(value, __u32); /* number of the session */
-} keys SECTION(".maps");
-
-/* A worker's sessions, sets and slots follow each other; the maps have as many of them as there are workers. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY);
-	NUMBER(max_entries, OFFLOAD_SESSIONS);
-	NUMBER(map_flags, BPF_F_MMAPABLE);
-	TYPE(key, __u32);
-	TYPE(value, struct offload_session);
-} sessions SECTION(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY);
-	NUMBER(max_entries, OFFLOAD_SETS);
-	NUMBER(map_flags, BPF_F_MMAPABLE);
-	TYPE(key, __u32);
-	TYPE(value, struct offload_set);
-} sets SECTION(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY);
-	NUMBER(max_entries, OFFLOAD_SETS * OFFLOAD_RECEIVERS);
-	NUMBER(map_flags, BPF_F_MMAPABLE);
-	TYPE(key, __u32);
-	TYPE(value, struct copies_receiver);
-} receivers SECTION(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY);
-	NUMBER(max_entries, OFFLOAD_SETS * OFFLOAD_RECEIVERS);
-	NUMBER(map_flags, BPF_F_MMAPABLE);
-	TYPE(key, __u32);
-	TYPE(value, struct copies_counters);
-} counters SECTION(".maps");
-
-struct ring {
-	NUMBER(type, BPF_MAP_TYPE_RINGBUF);
-	NUMBER(max_entries, 4096);
-};
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	NUMBER(max_entries, OFFLOAD_WORKERS);
-	TYPE(key, __u32);
-	EACH(values, struct ring);
-} rings SECTION(".maps");
 
 /* Makes the packet what this receiver gets, whatever the one before it got; 0: it cannot. before: address and port that it has now. */
 INLINE int dress4(struct __sk_buff *skb, const struct found *is, const struct copies_receiver *to, __be32 *before, __be16 *port)
@@ -166,54 +104,6 @@ INLINE int count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 	return 0;
 }
 
-/* A reservation has a size that is known beforehand: the next one of these. 0: there is no room. */
-#define SHOW(room)                                                                                                                         \
-	if (length <= (room)) {                                                                                                            \
-		record = ringbuf_reserve(ring, sizeof(*record) + (room), 0);                                                              \
-		if (!record)                                                                                                               \
-			return 0;                                                                                                          \
-		if (length && skb_load_bytes(skb, is->size, record->payload, length)) {                                                    \
-			ringbuf_discard(record, 0);                                                                                        \
-			return 0;                                                                                                          \
-		}                                                                                                                          \
-		goto filled;                                                                                                               \
-	}
-
-INLINE int show(struct __sk_buff *skb, const struct found *is, __u32 session, __u32 number, __u32 worker, __u64 arrival)
-{
-	struct offload_record *record;
-	void *ring = map_lookup(&rings, &worker);
-	__u32 length = is->length & 0xffff;
-	__u64 waits;
-	if (!ring)
-		return 0;
-	SHOW(128)
-	SHOW(256)
-	SHOW(512)
-	SHOW(1024)
-	SHOW(1536)
-	SHOW(4096)
-	SHOW(16384)
-	SHOW(65536)
-	return 0;
-filled:
-	__builtin_memcpy(record->address, is->key.address, 16);
-	record->port = is->key.port;
-	record->listener = is->key.listener;
-	record->six = is->six;
-	record->ttl = is->six ? ((const struct head6 *)is->head)->ip.hop_limit : ((const struct head4 *)is->head)->ip.ttl;
-	record->tos = is->six ? (__u8)(is->head[ETH_HLEN] << 4 | is->head[ETH_HLEN + 1] >> 4) : is->head[ETH_HLEN + 1];
-	record->spare = 0;
-	record->length = length;
-	record->segment = is->segment;
-	record->session = session;
-	record->set = number;
-	record->arrival_ns = arrival;
-	waits = ringbuf_query(ring, BPF_RB_AVAIL_DATA);
-	ringbuf_submit(record, waits > ringbuf_query(ring, BPF_RB_RING_SIZE) / 4 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
-	return 1;
-}
-
 /* The copies of one packet, under way. before, port: the destination that the packet has now. */
 struct copying {
 	struct __sk_buff *skb;
@@ -237,7 +127,7 @@ static long copy_for(__u32 i, struct copying *now)
 	return 0;
 }
 
-INLINE int copy(struct __sk_buff *skb, const struct found *is, __u32 session, struct offload_set *set, __u32 number, __u64 arrival)
+INLINE void copy(struct __sk_buff *skb, const struct found *is, __u32 session, struct offload_set *set, __u32 number, __u64 arrival)
 {
 	__u32 many = set->count;
 	struct copying now = {.skb = skb, .is = is, .set = set, .first = number * OFFLOAD_RECEIVERS, .port = is->place.port};
@@ -251,7 +141,6 @@ INLINE int copy(struct __sk_buff *skb, const struct found *is, __u32 session, st
 	loop(many < OFFLOAD_RECEIVERS ? many : OFFLOAD_RECEIVERS, copy_for, &now, 0);
 	if (!show(skb, is, session, number, set->ring, arrival))
 		__sync_fetch_and_add(&set->unseen, now.datagrams);
-	return TC_ACT_SHOT;
 }
 
 /* Whether the packet can be copied for the set; it has no bytes behind its end then. */
@@ -265,6 +154,13 @@ INLINE int fits(struct __sk_buff *skb, const struct found *is, const struct offl
 	return skb->len == bytes || !skb_change_tail(skb, bytes, 0);
 }
 
+/* The number that express.bpf.c has given the packet; 0: none. */
+INLINE __u64 tag_of(const struct __sk_buff *skb)
+{
+	const __u64 *there = (void *)(long)skb->data_meta;
+	return (void *)(there + 1) <= (void *)(long)skb->data ? *there : 0;
+}
+
 SECTION("tc")
 int offload_ingress(struct __sk_buff *skb)
 {
@@ -272,7 +168,7 @@ int offload_ingress(struct __sk_buff *skb)
 	struct offload_listener *listener;
 	struct offload_session *session;
 	__u32 *number, key;
-	__u64 word, passed, place;
+	__u64 word, passed, place, express;
 	if (skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
 		return TC_ACT_UNSPEC;
 	if (skb->protocol == NET16(ETH_P_IP) ? !read4(skb, &is) : skb->protocol != NET16(ETH_P_IPV6) || !read6(skb, &is))
@@ -303,8 +199,13 @@ int offload_ingress(struct __sk_buff *skb)
 			if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE) {
 				if ((word & OFFLOAD_PLACE) != place)
 					return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
-				if (fits(skb, &is, set))
-					return copy(skb, &is, key, set, chosen, skb->tstamp);
+				express = word & OFFLOAD_EXPRESS ? *(volatile __u64 *)&session->express : 0;
+				if (!(express & 1) && fits(skb, &is, set)) {
+					copy(skb, &is, key, set, chosen, skb->tstamp);
+					if (express && tag_of(skb) == express)
+						__sync_val_compare_and_swap(&session->express, express, express | 1);
+					return TC_ACT_SHOT;
+				}
 			}
 		}
 		passed = offload_off(skb->tstamp, place);

@@ -1,4 +1,4 @@
-/* What offload.bpf.c and the worker have in common: values of the maps, and what a record of the ring buffer begins with. Host order, but
+/* What offload.bpf.c, express.bpf.c and the worker have in common: values of the maps, and what a record of the ring buffer begins with. Host order, but
  * for what is on a wire. */
 #ifndef SAMPLICATOR_OFFLOAD_H
 #define SAMPLICATOR_OFFLOAD_H
@@ -13,8 +13,11 @@ enum {
 	OFFLOAD_PLACES = 4096,		/* interface, address and port that some listener listens at */
 	OFFLOAD_ON = 1,			/* bit of `word`; 12 bits behind it are the place, the rest is ... */
 	OFFLOAD_PLACE = 0x1ffe,
-	OFFLOAD_REST = 13, /* ... the time, or the set (13 bits) and its `made` */
-	OFFLOAD_MADE = 26,
+	OFFLOAD_REST = 13, /* ... the time, or the set (13 bits), whether XDP may have it, and the set's `made` */
+	OFFLOAD_EXPRESS = 1 << 26,
+	OFFLOAD_MADE = 27,
+	OFFLOAD_EXPRESS_PLACES = 2048,	/* places from here on are at interfaces where the XDP program is */
+	OFFLOAD_OUTPUTS = 64,		/* interfaces that it can send by */
 };
 
 /* Where a listener is reached by an interface. IPv4 addresses are in IPv4-mapped form. */
@@ -38,9 +41,10 @@ struct offload_key {
 };
 
 /* word, off: when the last datagram came that passed to the sockets (nanoseconds of CLOCK_REALTIME, the lower 51 bits; 0: nobody knows),
- * and by which place. On: none that comes by this place passes; who gets them. All of it changes at one moment, by compare and exchange. */
+ * and by which place. On: none that comes by this place passes; who gets them. All of it changes at one moment, by compare and exchange.
+ * express: of a session that XDP may have, twice how many have passed XDP since, and 1 more while XDP copies it (express.bpf.c). */
 struct offload_session {
-	copies_u64 word;
+	copies_u64 word, express;
 };
 
 /* taken: datagrams that were copied; unseen: those of them that the ring buffer had no room for. made: 1, 2 ...: of all sets of a worker,
@@ -56,9 +60,9 @@ static inline copies_u64 offload_off(copies_u64 arrival_ns, copies_u64 place)
 	return arrival_ns << OFFLOAD_REST | (place & OFFLOAD_PLACE);
 }
 
-static inline copies_u64 offload_on(copies_u64 made, copies_u64 set, copies_u64 place)
+static inline copies_u64 offload_on(copies_u64 made, copies_u64 set, copies_u64 place, copies_u64 express)
 {
-	return made << OFFLOAD_MADE | set << OFFLOAD_REST | (place & OFFLOAD_PLACE) | OFFLOAD_ON;
+	return made << OFFLOAD_MADE | express | set << OFFLOAD_REST | (place & OFFLOAD_PLACE) | OFFLOAD_ON;
 }
 
 /* A datagram that was copied, or a run of them with `segment` bytes each (the last may be shorter). */

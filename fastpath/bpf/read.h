@@ -1,4 +1,5 @@
-/* How offload.bpf.c reads the headers of a packet: by the helper only, so that it needs not be in one piece. Called by it. */
+/* How the programs of ingress offload read the headers of a packet: by the helper only, so that it needs not be in one piece. Called by the .bpf.c files, which
+ * say which helper that is: `load_bytes`. */
 #ifndef SAMPLICATOR_READ_H
 #define SAMPLICATOR_READ_H
 
@@ -9,7 +10,7 @@
 
 #define EXTENSIONS 4 /* headers of IPv6 before UDP */
 
-static long (*const skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 length) = (void *)BPF_FUNC_skb_load_bytes;
+typedef long (*const helper_load_bytes)(const void *packet, __u32 offset, void *to, __u32 length);
 
 /* What is known of a packet that can be a session's. head: as it came; a copy's is made of it. */
 struct found {
@@ -25,10 +26,10 @@ struct found {
 };
 
 /* Ports of a UDP header elsewhere than usual. */
-INLINE int ports_at(struct __sk_buff *skb, struct found *out, __u32 offset)
+INLINE int ports_at(const void *packet, struct found *out, __u32 offset)
 {
 	__be16 ports[2];
-	if (skb_load_bytes(skb, offset, ports, 4))
+	if (load_bytes(packet, offset, ports, 4))
 		return 0;
 	out->key.port = ports[0];
 	out->place.port = ports[1];
@@ -36,11 +37,11 @@ INLINE int ports_at(struct __sk_buff *skb, struct found *out, __u32 offset)
 }
 
 /* Reads the headers of a UDP datagram, or of the fragment that it begins in; 0: it is none, or says something strange of its length. */
-INLINE int read4(struct __sk_buff *skb, struct found *out)
+INLINE int read4(const void *packet, struct found *out)
 {
 	struct head4 *head = (void *)out->head;
 	__u32 length, ip_bytes;
-	if (skb_load_bytes(skb, 0, out->head, sizeof(*head)))
+	if (load_bytes(packet, 0, out->head, sizeof(*head)))
 		return 0;
 	ip_bytes = (*(__u8 *)&head->ip & 15) * 4;
 	if (*(__u8 *)&head->ip >> 4 != 4 || ip_bytes < 20 || head->ip.protocol != IPPROTO_UDP || head->ip.frag_off & NET16(0x1fff))
@@ -48,7 +49,7 @@ INLINE int read4(struct __sk_buff *skb, struct found *out)
 	map4(out->key.address, head->ip.saddr);
 	map4(out->place.address, head->ip.daddr);
 	if (ip_bytes != 20 || head->ip.frag_off & NET16(0x2000))
-		return ports_at(skb, out, ETH_HLEN + ip_bytes);
+		return ports_at(packet, out, ETH_HLEN + ip_bytes);
 	length = NET16(head->ip.tot_len);
 	if (length < 28 || NET16(head->udp.len) > length - 20 || sum_of(out->head + ETH_HLEN, 5) != 0xffff)
 		return 0;
@@ -61,14 +62,14 @@ INLINE int read4(struct __sk_buff *skb, struct found *out)
 }
 
 /* The ports of a UDP header behind extension headers (RFC 8200, section 4), if this is where the datagram begins. */
-INLINE int ports_behind(struct __sk_buff *skb, struct found *out, __u8 kind)
+INLINE int ports_behind(const void *packet, struct found *out, __u8 kind)
 {
 	__u32 offset = ETH_HLEN + 40;
 	for (int i = 0; i < EXTENSIONS; i++) {
 		__u8 head[4];
 		if (kind == IPPROTO_UDP)
-			return ports_at(skb, out, offset);
-		if (skb_load_bytes(skb, offset, head, 4))
+			return ports_at(packet, out, offset);
+		if (load_bytes(packet, offset, head, 4))
 			return 0;
 		if (kind == IPPROTO_FRAGMENT) {
 			if (head[2] || head[3] & 0xf8)
@@ -84,11 +85,11 @@ INLINE int ports_behind(struct __sk_buff *skb, struct found *out, __u8 kind)
 	return 0;
 }
 
-INLINE int read6(struct __sk_buff *skb, struct found *out)
+INLINE int read6(const void *packet, struct found *out)
 {
 	struct head6 *head = (void *)out->head;
 	__u32 length;
-	if (skb_load_bytes(skb, 0, out->head, sizeof(*head)))
+	if (load_bytes(packet, 0, out->head, sizeof(*head)))
 		return 0;
 	if (out->head[ETH_HLEN] >> 4 != 6)
 		return 0;
@@ -98,7 +99,7 @@ INLINE int read6(struct __sk_buff *skb, struct found *out)
 		return 0; /* looks like IPv4 */
 	out->six = 1;
 	if (head->ip.nexthdr != IPPROTO_UDP)
-		return ports_behind(skb, out, head->ip.nexthdr);
+		return ports_behind(packet, out, head->ip.nexthdr);
 	length = NET16(head->ip.payload_len);
 	if (length < 8 || NET16(head->udp.len) > length || !head->udp.check)
 		return 0;

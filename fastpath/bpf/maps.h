@@ -1,0 +1,68 @@
+/* The maps of ingress offload: the programs that copy sessions' datagrams where they come in have them in common, and the worker fills them.
+ * Called by the .bpf.c files; who loads a second file gives it the maps of the first one. */
+#ifndef SAMPLICATOR_MAPS_H
+#define SAMPLICATOR_MAPS_H
+
+#include "bpf.h"
+#include "offload.h"
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_HASH);
+	NUMBER(max_entries, OFFLOAD_PLACES);
+	TYPE(key, struct offload_place);
+	TYPE(value, struct offload_listener);
+} places SECTION(".maps");
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_HASH);
+	NUMBER(max_entries, OFFLOAD_SESSIONS);
+	TYPE(key, struct offload_key);
+	TYPE(value, __u32); /* number of the session */
+} keys SECTION(".maps");
+
+/* A worker's sessions, sets and slots follow each other; the maps have as many of them as there are workers. */
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, OFFLOAD_SESSIONS);
+	NUMBER(map_flags, BPF_F_MMAPABLE);
+	TYPE(key, __u32);
+	TYPE(value, struct offload_session);
+} sessions SECTION(".maps");
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, OFFLOAD_SETS);
+	NUMBER(map_flags, BPF_F_MMAPABLE);
+	TYPE(key, __u32);
+	TYPE(value, struct offload_set);
+} sets SECTION(".maps");
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, OFFLOAD_SETS * OFFLOAD_RECEIVERS);
+	NUMBER(map_flags, BPF_F_MMAPABLE);
+	TYPE(key, __u32);
+	TYPE(value, struct copies_receiver);
+} receivers SECTION(".maps");
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, OFFLOAD_SETS * OFFLOAD_RECEIVERS);
+	NUMBER(map_flags, BPF_F_MMAPABLE);
+	TYPE(key, __u32);
+	TYPE(value, struct copies_counters);
+} counters SECTION(".maps");
+
+struct ring {
+	NUMBER(type, BPF_MAP_TYPE_RINGBUF);
+	NUMBER(max_entries, 4096);
+};
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	NUMBER(max_entries, OFFLOAD_WORKERS);
+	TYPE(key, __u32);
+	EACH(values, struct ring);
+} rings SECTION(".maps");
+
+#endif
