@@ -15,6 +15,7 @@
 #define load_bytes ((helper_load_bytes)BPF_FUNC_xdp_load_bytes)
 #include "show.h"
 
+#define TRIES 4
 #define BULK 16		/* frames that leave a device at once: DEV_MAP_BULK_SIZE, include/net/xdp.h */
 
 static long (*const adjust_meta)(struct xdp_md *xdp, int delta) = (void *)BPF_FUNC_xdp_adjust_meta;
@@ -75,11 +76,24 @@ struct {
 	TYPE(value, struct express_bulk);
 } bulks SECTION(".maps");
 
+/* What came of a set that has no limit, which is for trying: receivers by number. */
+struct express_trial {
+	__u32 count;
+	__u32 at[OFFLOAD_RECEIVERS];
+};
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, 1);
+	TYPE(key, __u32);
+	TYPE(value, struct express_trial);
+} trial SECTION(".maps");
+
 struct outputs {
 	NUMBER(type, BPF_MAP_TYPE_DEVMAP);
 	NUMBER(max_entries, OFFLOAD_RECEIVERS);
-	TYPE(key, __u32);
-	TYPE(value, struct bpf_devmap_val);
+	NUMBER(key_size, sizeof(__u32));
+	NUMBER(value_size, sizeof(struct bpf_devmap_val));
 };
 
 /* Of each set. */
@@ -150,7 +164,7 @@ int express_ingress(struct xdp_md *xdp)
 	struct offload_session *session;
 	struct offload_set *set;
 	__u32 *number, key, chosen;
-	__u64 word, express, place;
+	__u64 word, express = 0, place;
 	if ((void *)(link + 1) > (void *)(long)xdp->data_end)
 		return XDP_PASS;
 	if (link->h_proto != NET16(ETH_P_IP) && link->h_proto != NET16(ETH_P_IPV6))
@@ -179,18 +193,22 @@ int express_ingress(struct xdp_md *xdp)
 	word = *(volatile __u64 *)&session->word;
 	if (!(word & OFFLOAD_ON) || !(word & OFFLOAD_EXPRESS) || (word & OFFLOAD_PLACE) != place)
 		return XDP_PASS;
-	express = *(volatile __u64 *)&session->express;
-	if (!(express & 1)) {
-		if (__sync_val_compare_and_swap(&session->express, express, express + 2) == express)
+	for (int i = 0; i < TRIES; i++) {
+		express = *(volatile __u64 *)&session->express;
+		if (express & 1)
+			break;
+		if (__sync_val_compare_and_swap(&session->express, express, express + 2) == express) {
 			tag(xdp, express + 2);
-		else
-			__sync_fetch_and_add(&session->express, 2); /* on two CPUs at once: nobody has that number */
-		return XDP_PASS;
+			return XDP_PASS;
+		}
 	}
+	if (!(express & 1))
+		goto off;
 	chosen = (__u32)(word >> OFFLOAD_REST) & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
 	set = map_lookup(&sets, &chosen);
 	if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE && fits(xdp, &is, set))
 		return broadcast(xdp, &is, key, set, chosen);
+off:
 	__sync_val_compare_and_swap(&session->word, word, offload_off(0, place));
 	return XDP_PASS;
 }
@@ -232,11 +250,19 @@ INLINE void dress6(struct head6 *head, const struct copies_receiver *to)
 	__builtin_memcpy(&head->ip, &first, 4);
 }
 
+INLINE void try_at(__u32 at)
+{
+	__u32 zero = 0;
+	struct express_trial *now = map_lookup(&trial, &zero);
+	if (now && now->count < OFFLOAD_RECEIVERS)
+		now->at[now->count++ & (OFFLOAD_RECEIVERS - 1)] = at;
+}
+
 /* The receiver that is next in turn at this device; 0: there is none. */
 INLINE const struct copies_receiver *next_of(const struct express_mark *mark, __u32 device, __u32 *slot)
 {
 	struct express_turn *turn = map_lookup(&turns, &device);
-	__u32 chosen = mark->set & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
+	__u32 chosen = mark->set;
 	struct offload_set *set = map_lookup(&sets, &chosen);
 	if (!turn || !set)
 		return 0;
@@ -252,10 +278,30 @@ INLINE const struct copies_receiver *next_of(const struct express_mark *mark, __
 		turn->next = at + 1;
 		*slot = chosen * OFFLOAD_RECEIVERS + at;
 		to = map_lookup(&receivers, slot);
-		if (to && to->device == device)
+		if (!to || to->device != device)
+			continue;
+		if (set->limit)
 			return to;
+		try_at(at);
+		return 0;
 	}
 	return 0;
+}
+
+/* Broadcasts a frame that has only a mark. */
+SECTION("xdp")
+int express_try(struct xdp_md *xdp)
+{
+	struct express_mark *mark = (void *)(long)xdp->data;
+	__u32 zero = 0, number;
+	__u64 *sequence = map_lookup(&sequences, &zero);
+	void *outputs;
+	if ((void *)(mark + 1) > (void *)(long)xdp->data_end || !sequence)
+		return XDP_DROP;
+	mark->sequence = ++*sequence;
+	number = mark->set;
+	outputs = map_lookup(&broadcasts, &number);
+	return outputs ? (int)redirect_map(outputs, 0, BPF_F_BROADCAST) : XDP_DROP;
 }
 
 SECTION("xdp/devmap")

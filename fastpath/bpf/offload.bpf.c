@@ -90,6 +90,7 @@ INLINE int dress6(struct __sk_buff *skb, const struct found *is, const struct co
 INLINE int count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 {
 	struct copies_counters *now = map_lookup(&counters, &slot);
+	int full;
 	if (!now)
 		return 0;
 	if (!error) {
@@ -97,10 +98,9 @@ INLINE int count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 		__sync_fetch_and_add(&now->sent_bytes, bytes);
 		return 1;
 	}
-	if (error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN)
-		__sync_fetch_and_add(&now->no_buffer, datagrams);
-	else
-		__sync_fetch_and_add(&now->other, datagrams);
+	full = error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN;
+	__sync_fetch_and_add(&now->no_buffer, full ? datagrams : 0); /* no pointer that hangs on a condition: the verifier */
+	__sync_fetch_and_add(&now->other, full ? 0 : datagrams);
 	return 0;
 }
 
@@ -167,7 +167,8 @@ int offload_ingress(struct __sk_buff *skb)
 	struct found is = {};
 	struct offload_listener *listener;
 	struct offload_session *session;
-	__u32 *number, key;
+	__u32 *number, key, chosen;
+	struct offload_set *set;
 	__u64 word, passed, place, express;
 	if (skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
 		return TC_ACT_UNSPEC;
@@ -194,18 +195,14 @@ int offload_ingress(struct __sk_buff *skb)
 	for (int i = 0; i < TRIES; i++) {
 		word = *(volatile __u64 *)&session->word;
 		if (word & OFFLOAD_ON) {
-			__u32 chosen = (__u32)(word >> OFFLOAD_REST) & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
-			struct offload_set *set = map_lookup(&sets, &chosen);
+			chosen = (__u32)(word >> OFFLOAD_REST) & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
+			set = map_lookup(&sets, &chosen);
 			if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE) {
 				if ((word & OFFLOAD_PLACE) != place)
 					return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
 				express = word & OFFLOAD_EXPRESS ? *(volatile __u64 *)&session->express : 0;
-				if (!(express & 1) && fits(skb, &is, set)) {
-					copy(skb, &is, key, set, chosen, skb->tstamp);
-					if (express && tag_of(skb) == express)
-						__sync_val_compare_and_swap(&session->express, express, express | 1);
-					return TC_ACT_SHOT;
-				}
+				if (!(express & 1) && fits(skb, &is, set))
+					goto copied;
 			}
 		}
 		passed = offload_off(skb->tstamp, place);
@@ -216,6 +213,11 @@ int offload_ingress(struct __sk_buff *skb)
 	}
 	__sync_lock_test_and_set(&session->word, offload_off(0, place));
 	return TC_ACT_UNSPEC;
+copied:
+	copy(skb, &is, key, set, chosen, skb->tstamp);
+	if (express && tag_of(skb) == express)
+		__sync_val_compare_and_swap(&session->express, express, express | 1);
+	return TC_ACT_SHOT;
 }
 
 char terms[] SECTION("license") = "Apache-2.0"; /* no helper of the kernel that asks for more */

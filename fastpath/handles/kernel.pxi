@@ -39,7 +39,7 @@ cdef kernel_offload(offload_t *o, int epoll, maps, int ring, size_t ring_bytes, 
     cdef u32 i
     cdef size_t many = <size_t>workers * OFFLOAD_SETS * OFFLOAD_RECEIVERS
     cdef size_t first = <size_t>number * OFFLOAD_SETS * OFFLOAD_RECEIVERS
-    if <u32>OFFLOAD_RECEIVERS != <u32>OFFLOAD_OF_SET:
+    if <u32>OFFLOAD_RECEIVERS != <u32>OFFLOAD_OF_SET or <u32>OFFLOAD_OUTPUTS != <u32>OFFLOAD_OUT:
         raise RuntimeError("bpf/offload.h and worker/offload.pxi differ")
     if not 0 <= number < workers <= <int>OFFLOAD_WORKERS:
         raise ValueError(f"number {number} of {workers} is not 0..{OFFLOAD_WORKERS - 1}")

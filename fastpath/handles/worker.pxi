@@ -161,6 +161,22 @@ cdef class Worker:
         self.w.offload.uses = <offload_use_t *>memory_arena(&self.arena, OFFLOAD_SETS, sizeof(offload_use_t))
         kernel_offload(&self.w.offload, self.w.epoll, maps, ring, ring_bytes, number, workers)
 
+    def express(self, broadcasts, int copy):
+        cdef int *given
+        if self.running or not self.w.offload.on or self.w.offload.broadcasts != NULL or len(broadcasts) != OFFLOAD_SETS:
+            raise RuntimeError("said once, after offload() and before the worker runs, of all sets")
+        given = <int *>memory_arena(&self.arena, OFFLOAD_SETS, sizeof(int))
+        for use in range(OFFLOAD_SETS):
+            given[use] = broadcasts[use]
+        self.w.offload.copy = copy
+        self.w.offload.broadcasts = given
+
+    def express_outputs(self, devices):
+        cdef u32 i
+        cdef u32 many = len(devices)
+        for i in range(<u32>OFFLOAD_OUT):
+            atomic_store32(&self.w.offload.outputs[i], <u32>devices[i] if i < many else 0)
+
     def offload_again(self):
         atomic_store32(&self.w.offload.asked, self.w.offload.asked + 1)
         self._wake()

@@ -11,8 +11,11 @@ cdef extern from "bpf/offload.h" nogil:
     const u32 OFFLOAD_WORKERS
     const u64 OFFLOAD_ON
     const u64 OFFLOAD_PLACE
+    const u64 OFFLOAD_EXPRESS
+    const u64 OFFLOAD_EXPRESS_PLACES
+    const u32 OFFLOAD_OUTPUTS
     u64 offload_off(u64 arrival_ns, u64 place)
-    u64 offload_on(u64 made, u64 set, u64 place)
+    u64 offload_on(u64 made, u64 set, u64 place, u64 express)
 
     ctypedef struct offload_key_t "struct offload_key":
         u8 address[16]
@@ -21,6 +24,7 @@ cdef extern from "bpf/offload.h" nogil:
 
     ctypedef struct offload_session_t "struct offload_session":
         u64 word
+        u64 express
 
     ctypedef struct offload_set_t "struct offload_set":
         u64 taken

@@ -49,6 +49,11 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, rx_socket_t *socke
     o.made += 1
     o.used += 1
     u.made = o.made
+    u.first = u.taken.taken
+    u.due = 0
+    for k in range(r.count):
+        u.before[k] = offload_told(u, k)
+    u.express = o.broadcasts != NULL and offload_broadcast(o, use, to, r.count)
     u.state = OFFLOAD_USED
     u.failed = u.settled = False
     u.route = route
@@ -106,6 +111,28 @@ cdef void worker_offload_count(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
         atomics_add(&c.unseen, unseen)
     for k in range(u.count):
         worker_offload_sent(w, u, k, &o.counters[use * OFFLOAD_RECEIVERS + k])
+    if u.express:
+        worker_offload_miss(w, u, u.settled, now_ns)
+
+
+cdef void worker_offload_miss(worker_t *w, offload_use_t *u, bint over, u64 now_ns) noexcept nogil:
+    """Copies that the kernel does not know of, though it has taken the datagrams long enough ago: the set has failed. over: nothing of it is
+    under way any more, so they are counted."""
+    cdef u64 taken = u.taken.taken - u.first
+    cdef u64 told
+    cdef u32 k
+    if not over and now_ns - u.due_ns < OFFLOAD_DUE_NS:
+        return
+    for k in range(u.count):
+        told = offload_told(u, k) - u.before[k]
+        u.failed = u.failed or told < u.due
+        if over and told < taken:
+            u.before[k] -= taken - told
+            if u.receivers[k] != NULL:
+                atomics_add(&u.receivers[k].offered, taken - told)
+                atomics_add(&u.receivers[k].failed[REASON_NO_BUFFER_SPACE], taken - told)
+    u.due = taken
+    u.due_ns = now_ns
 
 
 cdef void worker_offload_end(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
@@ -213,6 +240,34 @@ cdef void worker_offload(worker_t *w, rx_socket_t *socket) noexcept nogil:
         o.met[w.batch.group[d]] = 1
         if w.batch.arrival_ns[d]:
             worker_offload_consider(w, socket, d, now_ns)
+
+
+cdef bint worker_offload_hurries(worker_t *w, u64 now_ns) noexcept nogil:
+    """Whether the batch has a session of which XDP may have broadcast frames that have not left."""
+    cdef offload_t *o = &w.offload
+    cdef offload_known_t *known
+    cdef bint found = False
+    cdef u32 d = w.batch.n
+    memset(o.met, 0, w.batch.groups)
+    while d:
+        d -= 1
+        if o.met[w.batch.group[d]]:
+            continue
+        o.met[w.batch.group[d]] = 1
+        known = offload_known(o, &w.batch.exporter[d], <u16>w.batch.listener)
+        if known == NULL or not known.express or offload_is_on(o, known) and atomic_load32(&o.sets[known.use].on):
+            continue
+        if now_ns - known.on_ns < OFFLOAD_SHORT_NS:
+            known.slow_ns = now_ns + OFFLOAD_REVIEW_NS
+        found = found or not offload_left(o, known)
+        offload_unexpress(o, known)
+    return found
+
+
+cdef inline void worker_offload_await(worker_t *w, const rx_socket_t *socket) noexcept nogil:
+    """Before a batch is sent: what XDP has broadcast of its sessions leaves before it."""
+    if unlikely(w.offload.expresses) and socket.kind == RX_SOCKET and worker_offload_hurries(w, worker_clock(CLOCK_MONOTONIC)):
+        offload_wait(&w.offload)
 
 
 cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u32 length, u64 now_ns, u64 real_ns) noexcept nogil:

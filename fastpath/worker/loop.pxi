@@ -37,6 +37,7 @@ cdef void worker_batch(worker_t *w, const rx_socket_t *socket) noexcept nogil:
         active = worker_choose(w, socket.counters, True)
     else:
         active = worker_choose(w, socket.counters, False)
+    worker_offload_await(w, socket)
     worker_send(w, active)
     worker_latency(w)
     worker_clear(w, active)

@@ -8,6 +8,7 @@
 
 cdef enum:
     OFFLOAD_OF_SET = 64                # OFFLOAD_RECEIVERS
+    OFFLOAD_OUT = 64                   # OFFLOAD_OUTPUTS
     OFFLOAD_WAYS = 8                   # places that a session can have
     OFFLOAD_EARN = 4                   # batches with datagrams of a session before it is entered, or turned on again
     OFFLOAD_EARN_MOST = 1024           # the same, of a session that is turned off again and again
@@ -25,6 +26,7 @@ cdef u64 OFFLOAD_SHORT_NS = 2000000000  # a session that was on for less than th
 cdef u64 OFFLOAD_REVIEW_NS = 60000000000  # a session on for so long passes once, so that this host's rules are asked again
 cdef u64 OFFLOAD_PAUSE_NS = 1000000000  # of a route, after copies failed
 cdef u64 OFFLOAD_UNUSED_NS = 60000000000   # a set of which nothing comes is given up
+cdef u64 OFFLOAD_DUE_NS = 20000000     # longer no copy that was broadcast is under way
 cdef u64 OFFLOAD_OLD_NS = 1000000000   # older than that no record is: the clock was set
 
 ctypedef struct offload_known_t:       # a session
@@ -35,8 +37,10 @@ ctypedef struct offload_known_t:       # a session
     u16 need
     u64 made                           # of the set that it was turned on with
     u32 use
+    bint express                       # XDP may have it, or had it: what it has broadcast may not have left
     u64 seen_ns                        # CLOCK_MONOTONIC, 0 = the place was never used
     u64 on_ns                          # when it was turned on last, 0 = it is not entered in the kernel's map
+    u64 slow_ns                        # XDP may have it from then on
 
 ctypedef struct offload_use_t:         # a set of receivers
     u32 state
@@ -56,6 +60,12 @@ ctypedef struct offload_use_t:         # a set of receivers
     tx_counters_t *receivers[OFFLOAD_OF_SET]   # NULL = the receiver has left the plan
     copies_counters_t copied[OFFLOAD_OF_SET]   # what of the kernel's counters is in ours
     offload_set_t taken                # the same
+    bint express                       # there is an entry for each receiver in its device map
+    u32 entries                        # that the device map has
+    u64 first                          # datagrams that the kernel had taken before it was made, and copies ...
+    u64 before[OFFLOAD_OF_SET]         # ... of which it knew what became
+    u64 due                            # so many it has to know of at the next look
+    u64 due_ns
 
 ctypedef struct offload_t:
     bint on
@@ -80,32 +90,60 @@ ctypedef struct offload_t:
     offload_use_t *uses
     u32 used                           # sets that are not free
     u64 made                           # sets so far
+    const int *broadcasts              # descriptors of the sets' device maps, NULL = no XDP
+    int copy                           # of the program that makes copies of what is broadcast
+    u32 outputs[OFFLOAD_OUT]           # interfaces that XDP can send by, 0 = none; the control plane writes them
+    u32 expresses                      # sessions that XDP may have, or had
     u8 met[BATCH_LIMIT]                # sessions (groups) of the batch that were looked at
     void *mapped[6]                    # memory of maps, whole
     size_t mapped_bytes[6]
 
 
-cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *exporter, u16 listener, u64 now_ns) noexcept nogil:
-    """The session's place, or one that it may have: one whose session is silent, and out of the kernel's map by then; NULL: there is none."""
+cdef inline offload_known_t *offload_places(offload_t *o, const exporter_t *exporter, u16 listener) noexcept nogil:
+    """The first of OFFLOAD_WAYS places that the session can have."""
     cdef u32 h = hash_address(exporter.address) ^ (<u32>exporter.port_be * <u32>0x9E3779B1) ^ (<u32>listener * <u32>0x85EBCA77)
-    cdef offload_known_t *place = &o.known[((h ^ (h >> 15)) & (OFFLOAD_SESSIONS // OFFLOAD_WAYS - 1)) * OFFLOAD_WAYS]
-    cdef offload_known_t *oldest = NULL
+    return &o.known[((h ^ (h >> 15)) & (OFFLOAD_SESSIONS // OFFLOAD_WAYS - 1)) * OFFLOAD_WAYS]
+
+
+cdef inline offload_known_t *offload_known(offload_t *o, const exporter_t *exporter, u16 listener) noexcept nogil:
+    """The session's place; NULL: it has none."""
+    cdef offload_known_t *place = offload_places(o, exporter, listener)
     cdef u32 i
     for i in range(<u32>OFFLOAD_WAYS):
         if (place[i].port_be == exporter.port_be and place[i].listener == listener and place[i].seen_ns
                 and memcmp(place[i].address, exporter.address, 16) == 0):
             return &place[i]
-        if oldest == NULL or place[i].seen_ns < oldest.seen_ns:
+    return NULL
+
+
+cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *exporter, u16 listener, u64 now_ns) noexcept nogil:
+    """The session's place, or one that it may have: one whose session is silent, and out of the kernel's map by then; NULL: there is none."""
+    cdef offload_known_t *place = offload_known(o, exporter, listener)
+    cdef offload_known_t *oldest
+    cdef u32 i
+    if place != NULL:
+        return place
+    place = offload_places(o, exporter, listener)
+    oldest = place
+    for i in range(<u32>OFFLOAD_WAYS):
+        if place[i].seen_ns < oldest.seen_ns:
             oldest = &place[i]
     if oldest.seen_ns and (now_ns < oldest.seen_ns or now_ns - oldest.seen_ns < OFFLOAD_IDLE_NS):
         return NULL
     offload_leave(o, oldest)
+    offload_unexpress(o, oldest)
     memset(oldest, 0, sizeof(offload_known_t))
     memcpy(oldest.address, exporter.address, 16)
     oldest.port_be = exporter.port_be
     oldest.listener = listener
     oldest.need = OFFLOAD_EARN
     return oldest
+
+
+cdef inline void offload_unexpress(offload_t *o, offload_known_t *known) noexcept nogil:
+    """What XDP has broadcast of the session has left."""
+    o.expresses -= known.express
+    known.express = False
 
 
 cdef inline void offload_key(const offload_known_t *known, offload_key_t *key) noexcept nogil:
@@ -158,13 +196,23 @@ cdef inline u64 offload_passed(offload_t *o, const offload_known_t *known, u64 a
 
 
 cdef inline void offload_turn_on(offload_t *o, offload_known_t *known, u32 use, u64 passed, u64 now_ns) noexcept nogil:
-    """From now on the kernel copies what comes by the place of the last datagram that has passed, if it still is the last."""
-    cdef u64 word = offload_on(o.uses[use].made, o.number * OFFLOAD_SETS + use, passed)
-    if atomic_change64(&o.sessions[offload_place(o, known)].word, passed, word):
+    """From now on the kernel copies what comes by the place of the last datagram that has passed, if it still is the last; XDP does as soon as
+    nothing waits between it and the other program."""
+    cdef offload_session_t *session = &o.sessions[offload_place(o, known)]
+    cdef bint express = o.uses[use].express and (passed & OFFLOAD_PLACE) >> 1 >= OFFLOAD_EXPRESS_PLACES and now_ns >= known.slow_ns
+    cdef u64 made = o.uses[use].made
+    cdef u64 flag = OFFLOAD_EXPRESS if express else 0
+    cdef u64 word = offload_on(made, o.number * OFFLOAD_SETS + use, passed, flag)
+    cdef u64 number = atomic_load64(&session.express)
+    while express and not atomic_change64(&session.express, number, (number | 1) + 1):     # numbers are given once only
+        number = atomic_load64(&session.express)
+    if atomic_change64(&session.word, passed, word):
         known.on_ns = now_ns
         known.earned = 0
         known.use = use
-        known.made = o.uses[use].made
+        known.made = made
+        o.expresses += express and not known.express
+        known.express = known.express or express
 
 
 cdef inline void offload_turn_off(offload_t *o, offload_known_t *known) noexcept nogil:
@@ -251,6 +299,54 @@ cdef inline u64 offload_more(const u64 *now, u64 *known) noexcept nogil:
     cdef u64 more = value - known[0]
     known[0] = value
     return more
+
+
+cdef inline u64 offload_told(const offload_use_t *u, u32 k) noexcept nogil:
+    """Copies for one receiver of a set of which is known what became."""
+    return u.copied[k].sent + u.copied[k].no_buffer + u.copied[k].other
+
+
+cdef inline bint offload_left(const offload_t *o, const offload_known_t *known) noexcept nogil:
+    """Whether nothing is under way of all that was broadcast for the session's set: what was taken until now has become something."""
+    cdef const offload_use_t *u = &o.uses[known.use]
+    cdef u64 taken = atomic_load64_acquire(&o.sets[known.use].taken)
+    cdef const copies_counters_t *now
+    cdef u32 k
+    if u.made != known.made:
+        return True                    # it was made anew since
+    for k in range(u.count):
+        now = &o.counters[known.use * OFFLOAD_RECEIVERS + k]
+        if atomic_load64(&now.sent) + atomic_load64(&now.no_buffer) + atomic_load64(&now.other) - u.before[k] != taken - u.first:
+            return False
+    atomic_fence()
+    return atomic_load64(&o.sets[known.use].taken) == taken
+
+
+cdef inline bint offload_sends_by(const offload_t *o, u32 device) noexcept nogil:
+    cdef u32 i
+    for i in range(<u32>OFFLOAD_OUT):
+        if atomic_load32(&o.outputs[i]) == device:
+            return True
+    return False
+
+
+cdef bint offload_broadcast(offload_t *o, u32 use, const copies_receiver_t *to, u32 count) noexcept nogil:
+    """Fills the set's device map; False: XDP cannot send by all of these interfaces."""
+    cdef u32 value[2]
+    cdef u32 k
+    for k in range(count):
+        if not offload_sends_by(o, to[k].device):
+            return False
+    while o.uses[use].entries:
+        o.uses[use].entries -= 1
+        bpf_map_set(o.broadcasts[use], &o.uses[use].entries, NULL, 0)
+    for k in range(count):
+        value[0] = to[k].device
+        value[1] = <u32>o.copy
+        if bpf_map_set(o.broadcasts[use], &k, value, 0) < 0:
+            return False
+        o.uses[use].entries = k + 1
+    return True
 
 
 cdef inline const offload_record_t *offload_next(offload_t *o, u64 *position, u64 end, u32 *length) noexcept nogil:

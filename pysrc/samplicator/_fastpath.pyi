@@ -507,6 +507,13 @@ class Worker:
         """The kernel may copy sessions where they come in, from run() on. maps: descriptors, as Offload.maps, for so
         many workers; ring, ring_bytes: of this one. Raises ValueError, OSError."""
 
+    def express(self, broadcasts: Sequence[int], copy: int) -> None:
+        """XDP may copy them, too. broadcasts: descriptors of the device maps of this worker's sets; copy: of the
+        program that is run for each copy. After offload(). Raises RuntimeError."""
+
+    def express_outputs(self, devices: Sequence[int]) -> None:
+        """Indexes of the interfaces that XDP can send by, 64 at most. Whatever thread."""
+
     def offload_again(self) -> None:
         """What is offloaded has to come through this host again, from the next pass on. One thread at a time."""
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from samplicator.host import offload
 from samplicator.host.libbpf import Objects, ring_buffer
 
-SESSION, SET = struct.Struct("=Q"), struct.Struct("=4Q4I")  # as in bpf/offload.h
+SESSION, SET = struct.Struct("=Q8x"), struct.Struct("=4Q4I")  # as in bpf/offload.h
 RECEIVER, COUNTERS = struct.Struct("=I16s2sBBB14sx"), struct.Struct("=4Q")  # as in bpf/copies.h
 RECORD = struct.Struct("=16s2sHBBBxIIIIQ")
 PLACE, KEY = struct.Struct("=I16s2sxx"), struct.Struct("=16s2sH")
@@ -27,8 +27,8 @@ UNSPEC, SHOT = 0xFFFFFFFF, 2
 NO_DEVICE, LO = 0x7FFFFFFF, 1
 RING_BYTES = 1 << 20
 LISTENER, NUMBER, CHOSEN, LIMIT = 3, 77, 5, 1400
-HERE, MADE = 4095, (1 << 38) - 2
-ON, OFF = MADE << 26 | CHOSEN << 13 | HERE << 1 | 1, 5000 << 13
+HERE, MADE = 4095, (1 << 37) - 2
+ON, OFF = MADE << 27 | CHOSEN << 13 | HERE << 1 | 1, 5000 << 13
 PASSED = HERE << 1
 """Of a run for a test nobody knows when the packet came."""
 PORT, SOURCE = b"\x08\x07", b"\x13\x88"

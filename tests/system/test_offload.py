@@ -1,5 +1,5 @@
-"""replicate = "tcx": sessions whose receivers all take every datagram as it is are copied where they come in. Byte for
-byte what the worker would have sent, in order, every copy counted, and nothing left behind.
+"""replicate = "tcx" and "xdp": sessions whose receivers all take every datagram as it is are copied where they come
+in. Byte for byte what the worker would have sent, in order, every copy counted, and nothing left behind.
 """
 
 from __future__ import annotations
@@ -19,12 +19,23 @@ from support.lab import Lab, Relay
 from support.process import wait_for
 from support.runs import acquaint, config, in_order, payloads, wait_link
 
-TCX = '[datapath]\nreplicate = "tcx"\n'
-
 
 def hooked(lab: Lab, device: str = "r0") -> int:
     """Programs where packets come in to an interface of the relay."""
     return lab.relay.call(lambda: libbpf.attached(socket.if_nametoindex(device), libbpf.Hook.TCX_INGRESS))
+
+
+@pytest.fixture(params=["tcx", "xdp"])
+def mode(request: pytest.FixtureRequest, lab: Lab) -> str:
+    """The beginning of a configuration. XDP is at the relay's interfaces when the collectors' take frames in runs."""
+    if request.param == "xdp":
+        give_way(lab)
+    return f'[datapath]\nreplicate = "{request.param}"\n'
+
+
+def give_way(lab: Lab) -> None:
+    for collector in lab.collectors:
+        collector.run("ethtool", "-K", "e0", "gro", "on")
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +66,11 @@ def pour(relay: Relay, exporters: Sequence[socket.socket], to: tuple[str, int], 
 
 
 @pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
-def test_copies_are_what_the_worker_would_send(lab: Lab, six: bool) -> None:
+def test_copies_are_what_the_worker_would_send(lab: Lab, six: bool, mode: str) -> None:
     to = (lab.relay6() if six else lab.relay4(), 2055)
     peer = (lambda n: f"[{lab.peer6(n)}]") if six else lab.peer4
     wanted = {9001: (1, 9, 184), 9002: (1, 255, 0), 9003: (2, 64, None)}
-    text = TCX + '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055", "[::]:2055"]\n'
+    text = mode + '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055", "[::]:2055"]\n'
     for port, (host, ttl, tos) in wanted.items():
         text += f'[[receiver]]\nname = "r{port}"\nto = "{peer(host)}:{port}"\nspoof = true\n'
         text += f"ttl = {ttl}\ntos = {tos}\n" if tos is not None else f'ttl = {ttl}\ntos = "keep"\n'
@@ -89,8 +100,8 @@ def test_copies_are_what_the_worker_would_send(lab: Lab, six: bool) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
-    relay: Relay = lab.samplicator(TCX + config("auto", f"{lab.peer4(1)}:9001"), expected=(0, -signal.SIGKILL))
+def test_nothing_is_left_behind(lab: Lab, number: signal.Signals, mode: str) -> None:
+    relay: Relay = lab.samplicator(mode + config("auto", f"{lab.peer4(1)}:9001"), expected=(0, -signal.SIGKILL))
     assert hooked(lab) == 1
     relay.send_signal(number)
     relay.wait(10)
@@ -99,18 +110,18 @@ def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
     assert time.monotonic() - begun < 1
 
 
-def lone(lab: Lab, extra: str = "") -> Relay:
+def lone(lab: Lab, mode: str, extra: str = "") -> Relay:
     """A relay with two receivers whose links are known."""
-    relay = lab.samplicator(TCX + extra + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
+    relay = lab.samplicator(mode + extra + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
     acquaint(lab, lab.relay4())
     for name in ("r0", "r1"):
         wait_link(relay, "^r[12], ", name)
     return relay
 
 
-def test_what_the_kernel_cannot_copy_comes_to_the_socket(lab: Lab) -> None:
+def test_what_the_kernel_cannot_copy_comes_to_the_socket(lab: Lab, mode: str) -> None:
     """Fragments, what is over the MTU, nothing at all: every byte of it, once, to both."""
-    relay = lone(lab)
+    relay = lone(lab, mode)
     taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
     exporter = lab.exporter_socket("198.18.64.1", 5000)
     to = (lab.relay4(), 2055)
@@ -129,9 +140,9 @@ def test_what_the_kernel_cannot_copy_comes_to_the_socket(lab: Lab) -> None:
     relay.check_laws()
 
 
-def test_a_rule_of_the_firewall_that_comes_later_holds(lab: Lab) -> None:
+def test_a_rule_of_the_firewall_that_comes_later_holds(lab: Lab, mode: str) -> None:
     """The exporter's datagrams have to come through the firewall again when its rules have changed."""
-    relay = lone(lab)
+    relay = lone(lab, mode)
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     exporter = lab.exporter_socket("198.18.64.1", 5000)
     to = (lab.relay4(), 2055)
@@ -167,9 +178,9 @@ def test_a_rule_of_the_firewall_that_comes_later_holds(lab: Lab) -> None:
     relay.check_laws()
 
 
-def test_what_nobody_sees_is_forwarded_and_counted(lab: Lab) -> None:
+def test_what_nobody_sees_is_forwarded_and_counted(lab: Lab, mode: str) -> None:
     """The worker stands still, and the ring buffer is small: every copy leaves, and what was not seen is said."""
-    relay = lone(lab, 'ring_buffer = "1MiB"\n')
+    relay = lone(lab, mode, 'ring_buffer = "1MiB"\n')
     sinks = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
     exporter = lab.exporter_socket("198.18.64.1", 5000)
     to = (lab.relay4(), 2055)
@@ -196,11 +207,11 @@ def test_what_nobody_sees_is_forwarded_and_counted(lab: Lab) -> None:
 
 @pytest.mark.parametrize("freq", [1, 3])
 @pytest.mark.parametrize("kind", [V9, IPFIX], ids=["netflow9", "ipfix"])
-def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq: int) -> None:
+def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq: int, mode: str) -> None:
     """A receiver that comes when half was sent, and takes all: the kernel goes on; or samples: the worker does."""
     half, late = 63, PORT + 3
     first, second = Nfcapd(lab), Nfacctd(lab)
-    text = TCX + configuration(lab).replace("freq = 1\n", "")
+    text = mode + configuration(lab).replace("freq = 1\n", "")
     relay = lab.samplicator(text)
     acquaint(lab, lab.relay4())
     for name in ("one", "two"):
@@ -229,9 +240,9 @@ def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq
     relay.check_laws()
 
 
-def test_large_and_small_datagrams_by_turns(lab: Lab) -> None:
+def test_large_and_small_datagrams_by_turns(lab: Lab, mode: str) -> None:
     """What is fragmented comes to the socket, and all that follows it comes behind it."""
-    relay = lone(lab)
+    relay = lone(lab, mode)
     taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
     exporter = lab.exporter_socket("198.18.64.1", 5000)
     to = (lab.relay4(), 2055)
@@ -246,9 +257,9 @@ def test_large_and_small_datagrams_by_turns(lab: Lab) -> None:
     relay.check_laws()
 
 
-def test_another_way_in_is_not_open_for_the_session(lab: Lab) -> None:
+def test_another_way_in_is_not_open_for_the_session(lab: Lab, mode: str) -> None:
     """What this host does not take by another interface (strict reverse path, RFC 3704) is not copied there either."""
-    relay = lone(lab)
+    relay = lone(lab, mode)
     tap = lab.tap(1, lambda seen: seen.port == 9001)
     lab.relay.sysctl(ipv4__conf__r2__rp_filter=1)
     exporter = lab.exporter_socket("198.18.64.1", 5000)
@@ -268,10 +279,10 @@ def test_another_way_in_is_not_open_for_the_session(lab: Lab) -> None:
     relay.check_laws()
 
 
-def test_workers_that_go_and_come(lab: Lab) -> None:
+def test_workers_that_go_and_come(lab: Lab, mode: str) -> None:
     """What the kernel counted for a worker that has gone is not counted again, and its sessions are others' now."""
     text = config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001")
-    relay = lab.samplicator(f"{TCX}workers = 2\n{text}")
+    relay = lab.samplicator(f"{mode}workers = 2\n{text}")
     acquaint(lab, lab.relay4())
     for name in ("r0", "r1"):
         wait_link(relay, "^r[12], ", name)
@@ -283,7 +294,7 @@ def test_workers_that_go_and_come(lab: Lab) -> None:
     for part, workers in enumerate((1, 2)):
         count = offloaded(relay)
         before = relay.metrics().value("config_generation")
-        relay.write(lab.with_service(f"{TCX}workers = {workers}\n{text}"))
+        relay.write(lab.with_service(f"{mode}workers = {workers}\n{text}"))
         relay.send_signal(signal.SIGHUP)
         wait_for(lambda n=before: relay.metrics().value("config_generation") > n, "the new plan")
         pour(relay, exporters, to, 20 * (part + 1), 20)
@@ -294,11 +305,11 @@ def test_workers_that_go_and_come(lab: Lab) -> None:
     assert [metrics.value("send_datagrams_total", receiver=name) for name in ("r0", "r1")] == [480, 480]
 
 
-def test_a_run_that_is_longer_than_a_batch(make_lab: Callable[..., Lab]) -> None:
+def test_a_run_that_is_longer_than_a_batch(make_lab: Callable[..., Lab], mode: str) -> None:
     """It came as one packet, and the worker takes it in pieces: the kernel goes on behind its end."""
     lab = make_lab(offload=True)
     text = config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001")
-    relay = lab.samplicator(f"{TCX}batch = 4\n{text}")
+    relay = lab.samplicator(f"{mode}batch = 4\n{text}")
     acquaint(lab, lab.relay4())
     for name in ("r0", "r1"):
         wait_link(relay, "^r[12], ", name)

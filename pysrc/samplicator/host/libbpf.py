@@ -24,7 +24,9 @@ LIBRARY_ERRORS: Final = 4000
 MESSAGE_BYTES: Final = 1 << 24
 """Of one message of the library: the log of the verifier is one."""
 _WARN: Final = 0
-_RING_BUFFER: Final = 27  # enum bpf_map_type
+_DEVMAP: Final = 14  # enum bpf_map_type
+_RING_BUFFER: Final = 27
+_LIVE_FRAMES: Final = 2  # BPF_F_TEST_XDP_LIVE_FRAMES
 
 
 class Hook(enum.IntEnum):
@@ -97,11 +99,13 @@ class Library:
             ("bpf_map__key_size", word, [pointer]),
             ("bpf_map__value_size", word, [pointer]),
             ("bpf_map__set_max_entries", number, [pointer, word]),
+            ("bpf_map__reuse_fd", number, [pointer, number]),
             ("bpf_map_lookup_elem", number, [number, ctypes.c_char_p, pointer]),
             ("bpf_map_update_elem", number, [number, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64]),
             ("bpf_map_delete_elem", number, [number, ctypes.c_char_p]),
             ("bpf_map_create", number, [number, ctypes.c_char_p, word, word, word, pointer]),
             ("bpf_link_create", number, [number, number, number, pointer]),
+            ("bpf_raw_tracepoint_open", number, [ctypes.c_char_p, number]),
             ("bpf_prog_test_run_opts", number, [number, pointer]),
             ("bpf_prog_query", number, [number, number, word, pointer, pointer, pointer]),
             ("libbpf_num_possible_cpus", number, []),
@@ -153,10 +157,27 @@ def ring_buffer(octets: int) -> int:
     return fd
 
 
+def device_map(entries: int) -> int:
+    """Descriptor of a map of type BPF_MAP_TYPE_DEVMAP, of interfaces and a program each. Raises OSError."""
+    given = library()
+    fd: int = given.lib.bpf_map_create(_DEVMAP, b"devices", 4, 8, entries, None)
+    if fd < 0:
+        raise given.error("bpf: a map of interfaces")
+    return fd
+
+
+def put(fd: int, key: bytes, value: bytes) -> None:
+    """Into a map that is a descriptor only; both have its sizes. Raises OSError."""
+    given = library()
+    if given.lib.bpf_map_update_elem(fd, key, value, 0) != 0:
+        raise given.error("bpf: update of a map")
+
+
 class Map:
     """Keys and values as bytes, of the sizes that the program says.
 
-    Of a map with a value for each CPU, `get` gives them all, one after the other, each padded to eight bytes.
+    Of a map with a value for each CPU, `get` gives them all, one after the other, each padded to eight bytes. room: how
+    many bytes that is.
     """
 
     def __init__(self, library: Library, handle: int) -> None:
@@ -166,11 +187,11 @@ class Map:
         self.key_size: int = lib.bpf_map__key_size(handle)
         self.value_size: int = lib.bpf_map__value_size(handle)
         per_cpu = lib.bpf_map__type(handle) in (5, 6, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
-        self._room = (self.value_size + 7) // 8 * 8 * library.cpus if per_cpu else self.value_size
+        self.room = (self.value_size + 7) // 8 * 8 * library.cpus if per_cpu else self.value_size
 
     def get(self, key: bytes) -> bytes | None:
         """None: there is no such key. Raises OSError."""
-        room = ctypes.create_string_buffer(self._room)
+        room = ctypes.create_string_buffer(self.room)
         if self._lib.bpf_map_lookup_elem(self.fd, self._key(key), room) == 0:
             return room.raw
         if ctypes.get_errno() == errno.ENOENT:
@@ -179,8 +200,8 @@ class Map:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Raises OSError: E2BIG or ENOSPC when there is no room."""
-        if len(value) != self._room:
-            raise ValueError(f"the map has values of {self._room} bytes, not {len(value)}")
+        if len(value) != self.room:
+            raise ValueError(f"the map has values of {self.room} bytes, not {len(value)}")
         if self._lib.bpf_map_update_elem(self.fd, self._key(key), value, 0) != 0:
             raise self._error("bpf: update of a map")
 
@@ -209,9 +230,16 @@ class Link:
 class Objects:
     """What is in one compiled file: programs (fd by name) and maps (by name)."""
 
-    def __init__(self, image: bytes, programs: Iterable[str], entries: Mapping[str, int] = {}) -> None:
+    def __init__(
+        self,
+        image: bytes,
+        programs: Iterable[str],
+        entries: Mapping[str, int] = {},
+        shared: Mapping[str, Map] = {},
+    ) -> None:
         """image: an ELF file of clang's. programs: those that are loaded; the kernel never sees the others. entries:
-        how many a map may have, if not what the file says. Raises OSError: refused, with what the verifier says.
+        how many a map may have, if not what the file says. shared: maps that there are already, by their name here.
+        Raises OSError: refused, with what the verifier says.
         """
         self._library = library()
         lib = self._library.lib
@@ -228,6 +256,9 @@ class Objects:
             found = {lib.bpf_map__name(one).decode(): one for one in self._each("bpf_object__next_map")}
             for name, many in entries.items():
                 lib.bpf_map__set_max_entries(found[name], many)
+            for name, there in shared.items():
+                if lib.bpf_map__reuse_fd(found[name], there.fd) != 0:
+                    raise self._library.error(f"bpf: the map {name} of another program")
             if lib.bpf_object__load(self._handle) != 0:
                 raise self._library.error("bpf: the kernel refuses the program")
             self.programs: dict[str, int] = {name: lib.bpf_program__fd(every[name]) for name in wanted}
@@ -250,6 +281,21 @@ class Objects:
         if fd < 0:
             raise self._library.error(f"bpf: {hook.name.lower()} of interface {device}")
         return Link(fd)
+
+    def attach_raw(self, program: str, tracepoint: str) -> Link:
+        """A program at a tracepoint of the kernel. Raises OSError."""
+        fd = self._library.lib.bpf_raw_tracepoint_open(tracepoint.encode(), self.programs[program])
+        if fd < 0:
+            raise self._library.error(f"bpf: tracepoint {tracepoint}")
+        return Link(fd)
+
+    def run_live(self, program: str, frame: bytes) -> None:
+        """Has the kernel do what an XDP program says of this frame, once. Linux 5.18. Raises OSError."""
+        options = _RunOptions(
+            size=ctypes.sizeof(_RunOptions), data_in=frame, data_size_in=len(frame), repeat=1, flags=_LIVE_FRAMES
+        )
+        if self._library.lib.bpf_prog_test_run_opts(self.programs[program], ctypes.byref(options)) != 0:
+            raise self._library.error("bpf: a run for a test")
 
     def run(self, program: str, packet: bytes, room: int = 0) -> tuple[int, bytes]:
         """BPF_PROG_TEST_RUN: what the program returns for this packet, and the packet afterwards, of `room` bytes at

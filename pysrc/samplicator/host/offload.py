@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from samplicator.host.interfaces import devices
+from samplicator.host.express import Express
+from samplicator.host.interfaces import Device, devices
 from samplicator.host.libbpf import Hook, Link, Objects, ring_buffer
 from samplicator.host.netlink import Conversation
 from samplicator.plan.spec import RingSpec
@@ -29,6 +30,9 @@ SESSIONS: Final = 65536
 SETS: Final = 32
 RECEIVERS: Final = 64
 PLACES: Final = 4095
+EXPRESS_PLACES: Final = 2048
+"""Numbers of places from here on are for interfaces where XDP is.
+"""
 ARPHRD_ETHER: Final = 1
 MAPS: Final = ("keys", "sessions", "sets", "receivers", "counters", "rings")
 LEAST_BYTES: Final = 1 << 20
@@ -58,10 +62,10 @@ def places_of(gate: RingSpec) -> Iterator[bytes]:
 
 class Offload:
     """workers: how many it serves; ring_bytes: of each one's ring buffer. maps, rings: descriptors, see Worker.offload.
-    interfaces: names of those that it is at.
+    interfaces: names of those that it is at. express: has XDP copy, too; no_express: why it does not, at some or all.
     """
 
-    def __init__(self, workers: int, ring_bytes: int) -> None:
+    def __init__(self, workers: int, ring_bytes: int, *, express: bool = False) -> None:
         """ring_bytes: a power of two from LEAST_BYTES on is made of it. Raises OSError, with what is missing: the
         compiled program, libbpf, a right, a kernel that has the hook.
         """
@@ -73,14 +77,18 @@ class Offload:
         self.ring_bytes = 1 << (min(max(ring_bytes, LEAST_BYTES), 1 << 30).bit_length() - 1)
         self.interfaces: tuple[str, ...] = ()
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._free = deque(range(1, PLACES + 1))
+        self._free = {False: deque(range(1, EXPRESS_PLACES)), True: deque(range(EXPRESS_PLACES, PLACES + 1))}
+        if not express:
+            self._free[False] += self._free.pop(True)
+        self.express: Express | None = None
+        self.no_express: tuple[str, ...] = ()
         self._links: dict[int, Link] = {}
         self.rings: list[int] = []
         many = {
             "keys": SESSIONS * workers,
             "sessions": SESSIONS * workers,
-            "sets": SETS * workers,
-            "receivers": SETS * RECEIVERS * workers,
+            "sets": SETS * workers + 1,
+            "receivers": SETS * RECEIVERS * workers + RECEIVERS,
             "counters": SETS * RECEIVERS * workers,
         }
         self._objects = Objects(image, [PROGRAM], many)
@@ -89,9 +97,21 @@ class Offload:
                 self.rings.append(ring_buffer(self.ring_bytes))
                 ring = self.rings[number].to_bytes(4, sys.byteorder)
                 self._objects.maps["rings"].put(number.to_bytes(4, sys.byteorder), ring)
+            if express:
+                self._begin_express()
         except BaseException:
             self.close()
             raise
+
+    def _begin_express(self) -> None:
+        try:
+            self.express = Express(self._objects.maps, SETS * self.workers, RECEIVERS)
+        except OSError as error:
+            self.no_express = (error.strerror or str(error),)
+
+    def broadcasts(self, number: int) -> Sequence[int]:
+        """Of the sets of a worker, see Worker.express."""
+        return self.express.broadcasts[number * SETS : (number + 1) * SETS] if self.express is not None else ()
 
     @property
     def maps(self) -> tuple[int, ...]:
@@ -103,7 +123,7 @@ class Offload:
         """
         wanted: dict[bytes, int] = {}
         without: dict[int, str] = {}
-        ethernet = self._ethernet({gate.index for _, gate in gates})
+        ethernet = self._ethernet() if gates else {}
         indexes: dict[int, str] = {}
         for slot, gate in gates:
             if gate.index not in ethernet:
@@ -115,7 +135,8 @@ class Offload:
                 without[slot] = str(error)
         for index in self._links.keys() - indexes.keys():
             self._links.pop(index).close()
-        without |= self._know(wanted)
+        by_express = self._express_at({index: ethernet[index] for index in indexes}, ethernet)
+        without |= self._know(wanted, by_express)
         for index, name in indexes.items():
             if index not in self._links:
                 try:
@@ -125,25 +146,43 @@ class Offload:
         self.interfaces = tuple(sorted(name for index, name in indexes.items() if index in self._links))
         return without
 
-    def _know(self, wanted: Mapping[bytes, int]) -> dict[int, str]:
+    def _express_at(self, wanted: Mapping[int, Device], every: Mapping[int, Device]) -> set[int]:
+        """Has XDP be at these interfaces; returns those where it is."""
+        if self.express is None:
+            return set()
+        without = self.express.follow(wanted, every)
+        self.no_express = tuple(without.values())
+        if wanted and not self.express.outputs:
+            self.no_express += ("no interface can send what XDP broadcasts",)
+        return set(self.express.interfaces)
+
+    def _know(self, wanted: Mapping[bytes, int], by_express: set[int]) -> dict[int, str]:
         """Has the program know these places, of listeners by slot, and no others. Each has a number, which is another
         one's much later: a session may still be on for the one before.
         """
         known = self._objects.maps["places"]
-        for place in [place for place, (slot, _) in self._places.items() if wanted.get(place) != slot]:
-            known.delete(place)
-            self._free.append(self._places.pop(place)[1])
+        sort = {place: int.from_bytes(place[:4], sys.byteorder) in by_express for place in self._places.keys() | wanted}
+        for place in list(self._places):
+            slot, number = self._places[place]
+            was = self.express is not None and number >= EXPRESS_PLACES
+            if wanted.get(place) != slot or sort[place] != was:
+                known.delete(place)
+                self._free[was].append(number)
+                del self._places[place]
         for place, slot in wanted.items():
             if place in self._places:
                 continue
-            if not self._free:
+            free = self._free[sort[place]]
+            if not free:
                 return dict.fromkeys(set(wanted.values()), f"the program knows {PLACES} addresses and ports at most")
-            known.put(place, struct.pack("=HH", slot, self._free[0]))
-            self._places[place] = slot, self._free.popleft()
+            known.put(place, struct.pack("=HH", slot, free[0]))
+            self._places[place] = slot, free.popleft()
         return {}
 
     def leave(self) -> None:
         """Is at no interface any more: what comes passes to the sockets."""
+        if self.express is not None:
+            self.express.leave()
         for link in self._links.values():
             link.close()
         self._links = {}
@@ -156,13 +195,11 @@ class Offload:
             with contextlib.suppress(OSError):
                 os.close(ring)
         self.rings = []
+        if self.express is not None:
+            self.express.close()
         self._objects.close()
 
-    def _ethernet(self, wanted: set[int]) -> set[int]:
-        """Those of these interfaces that carry Ethernet frames."""
-        if not wanted:
-            return set()
+    def _ethernet(self) -> dict[int, Device]:
+        """The interfaces that carry Ethernet frames."""
         with Conversation() as kernel:
-            return {
-                index for index, device in devices(kernel).items() if index in wanted and device.kind == ARPHRD_ETHER
-            }
+            return {index: device for index, device in devices(kernel).items() if device.kind == ARPHRD_ETHER}

@@ -236,7 +236,7 @@ class _Compiler:
         """The listeners with their rings, those that are to have some."""
         wants = [self.config.listener[listener.index].receive for listener in listeners]
         able = self.capabilities.net_raw and self.capabilities.net_admin
-        offloads = self.config.datapath.replicate == "tcx" and self.capabilities.net_admin
+        offloads = self.config.datapath.replicate in ("tcx", "xdp") and self.capabilities.net_admin
         if (any(want != "recvmmsg" for want in wants) and able) or offloads:
             self.host = self.capabilities.host_addresses()
         indexes = {item.interface: item.index for item in self.host}
@@ -255,7 +255,10 @@ class _Compiler:
                 )
                 rings = listener_rings(listener, listeners, self.host, indexes)
             if rings and offloads:
-                self.warn(path, 'the packet ring takes all datagrams before replicate = "tcx" can')
+                self.warn(
+                    path,
+                    f'the packet ring takes all datagrams before replicate = "{self.config.datapath.replicate}" can',
+                )
             if rings:
                 names = ", ".join(ring.interface for ring in rings)
                 why = "configured" if want == "ring" else "auto"

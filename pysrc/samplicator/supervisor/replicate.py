@@ -19,7 +19,7 @@ from samplicator.plan.spec import PlanSpec
 
 log = logging.getLogger(__name__)
 
-NOT: Final = 'replicate = "tcx" is not used'
+NOT: Final = 'replicate = "{}" is not used'
 
 
 def begin(running: Running, spec: PlanSpec) -> None:
@@ -31,8 +31,9 @@ def begin(running: Running, spec: PlanSpec) -> None:
     except OSError as error:
         _lacks(spec, error, "the workers make the copies")
     try:
-        if spec.replicate == "tcx":
-            running.offload = running.offload or Offload(spec.workers, spec.ring_buffer)
+        if spec.replicate in ("tcx", "xdp"):
+            express = spec.replicate == "xdp"
+            running.offload = running.offload or Offload(spec.workers, spec.ring_buffer, express=express)
     except OSError as error:
         running.no_offload = error.strerror or str(error)
         _lacks(spec, error, "all datagrams come to the sockets")
@@ -50,9 +51,12 @@ def serve(running: Running, worker: Worker, index: int) -> None:
         if copier is not None:
             worker.copy_in_kernel(copier.receivers, copier.counters, index, copier.device, copier.token)
         if offload is not None and index >= offload.workers:
-            log.warning('replicate = "tcx": worker %d reads all its datagrams until samplicator is restarted', index)
+            log.warning("replicate: worker %d reads all its datagrams until samplicator is restarted", index)
         elif offload is not None:
             worker.offload(offload.maps, offload.rings[index], offload.ring_bytes, index, offload.workers)
+            if offload.express is not None:
+                worker.express(offload.broadcasts(index), offload.express.copy)
+                worker.express_outputs(offload.express.outputs)
     except (OSError, ValueError) as error:
         log.warning("replicate: worker %d makes its copies itself: %s", index, error)
 
@@ -69,6 +73,7 @@ def follow(running: Running) -> None:
         if offload is not None:
             offload.follow(())
         return
+    before_outputs = offload.express.outputs if offload is not None and offload.express is not None else ()
     states = [(running.listeners[wanted.name], wanted) for wanted in spec.listeners if wanted.gates]
     without = {state.slot: running.no_offload for state, _ in states}
     if offload is not None:
@@ -76,6 +81,7 @@ def follow(running: Running) -> None:
             without = dict(offload.follow([(state.slot, gate) for state, wanted in states for gate in wanted.gates]))
         except OSError as error:
             without = {state.slot: error.strerror or str(error) for state, _ in states}
+    _follow_express(running, before_outputs)
     for state, wanted in states:
         why = without.get(state.slot)
         at = offload.interfaces if offload is not None else ()
@@ -85,9 +91,33 @@ def follow(running: Running) -> None:
         for intake in state.sockets():
             intake.rx.set_offload(why is None)
         before = state.receive_why
-        state.receive_why = f"{NOT}: {why}" if why else f"tcx: the kernel copies on {served}, before the firewall"
+        how = f"{_kind(running)}: the kernel copies on {served}, before the firewall"
+        state.receive_why = f"{NOT.format(spec.replicate)}: {why}" if why else how
         if why and offload is not None and before != state.receive_why:
             log.warning("listener %r: %s", wanted.name, state.receive_why)
+
+
+def _kind(running: Running) -> str:
+    """What copies: XDP where it can, tcx beside it."""
+    offload = running.offload
+    if offload is None or offload.express is None or not offload.express.interfaces or not offload.express.outputs:
+        return "tcx"
+    return "xdp and tcx" if offload.no_express else "xdp"
+
+
+def _follow_express(running: Running, before: tuple[int, ...]) -> None:
+    """XDP may send by other interfaces than before."""
+    offload, spec = running.offload, running.spec
+    if offload is None or spec is None or spec.replicate != "xdp":
+        return
+    if offload.express is not None:
+        for worker in list(running.workers):
+            worker.worker.express_outputs(offload.express.outputs)
+            if set(before) - set(offload.express.outputs):
+                worker.worker.offload_again()
+    if offload.no_express != running.no_express and offload.no_express:
+        log.warning('replicate = "xdp": %s; tcx copies there', "; ".join(offload.no_express))
+    running.no_express = offload.no_express
 
 
 def again(running: Running) -> None:

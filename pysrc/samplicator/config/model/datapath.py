@@ -68,11 +68,12 @@ class Datapath(Table):
         description="Largest number of datagrams per receive call, 1..512.",
         json_schema_extra=RESTART,
     )
-    replicate: Literal["off", "copier", "tcx"] = Field(
+    replicate: Literal["off", "copier", "tcx", "xdp"] = Field(
         "off",
         description="Who makes the copies of a frame (engine packet, or the frames of auto): off = the workers; copier "
         "= the kernel, by a BPF program at the loopback device (Linux 6.6, libbpf.so.1, CAP_BPF and CAP_NET_ADMIN); "
-        "tcx = the same, and of sessions whose receivers all take every datagram as it is, where they come in.",
+        "tcx = the same, and of sessions whose receivers all take every datagram as it is, where they come in; "
+        "xdp = tcx, but by XDP where the drivers of the interfaces can.",
         json_schema_extra=RESTART,
     )
     max_delay: Delay = Field(

@@ -1,0 +1,177 @@
+"""replicate = "xdp": what tests/system/test_offload.py shows, and that XDP does it: a packet socket at the relay's
+interface sees nothing of what XDP has copied. Where it cannot, tcx does, and a line says so.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from collections.abc import Callable, Sequence
+
+import pytest
+from samplicator.host import express, libbpf, offload
+from support.lab import Lab, Relay
+from support.process import wait_for
+from support.runs import acquaint, config, in_order, payloads, wait_link
+
+XDP = '[datapath]\nreplicate = "xdp"\n'
+
+
+@pytest.fixture(autouse=True)
+def there_is_such_a_kernel(lab: Lab) -> None:
+    assert express.OBJECT.exists()  # the tests' set-up installs clang
+
+    def try_it() -> tuple[str, ...]:
+        made = offload.Offload(1, 4096, express=True)
+        made.close()
+        return made.no_express
+
+    try:
+        why = lab.relay.call(try_it)
+    except OSError as error:
+        pytest.skip(f"no ingress offload here: {error}")
+    if why:
+        pytest.skip(f"no XDP here: {why}")
+
+
+def runs(lab: Lab) -> None:
+    """The collectors' interfaces take what XDP sends: veth(4) does when they have GRO."""
+    for collector in lab.collectors:
+        collector.run("ethtool", "-K", "e0", "gro", "on")
+
+
+def lone(lab: Lab, extra: str = "") -> Relay:
+    relay = lab.samplicator(XDP + extra + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
+    acquaint(lab, lab.relay4())
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    return relay
+
+
+def pour(relay: Relay, exporters: Sequence[socket.socket], to: tuple[str, int], start: int, count: int) -> None:
+    """Datagrams start to start + count of each exporter; each is counted before the next."""
+    for number in range(start, start + count):
+        for index, exporter in enumerate(exporters):
+            exporter.sendto(payloads(index, number, 1)[0], to)
+        total = len(exporters) * (number + 1)
+        wait_for(lambda n=total: relay.metrics().value("receive_datagrams_total") == n, "them")
+
+
+def why(relay: Relay) -> str:
+    return str(relay.api("listeners")[0]["receive_why"])
+
+
+def offloaded(relay: Relay) -> int:
+    return int(relay.metrics().value("receive_offloaded_datagrams_total"))
+
+
+def test_no_packet_is_made_of_what_is_copied(lab: Lab) -> None:
+    runs(lab)
+    relay = lone(lab)
+    assert why(relay).startswith("xdp: the kernel copies on r0")
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    came = lab.tap(0, lambda seen: seen.port == 2055)
+    exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 5000 + n) for n in range(3)]
+    to = (lab.relay4(), 2055)
+    pour(relay, exporters, to, 0, 20)
+    first = len(came.drain())
+    assert 0 < first < 60
+    pour(relay, exporters, to, 20, 50)
+    assert len(came.drain()) == first
+    assert offloaded(relay) > 150
+    for tap in taps:
+        in_order(tap.collect(210), exporters, 70)
+    metrics = relay.check_laws()
+    assert [metrics.value("send_datagrams_total", receiver=name) for name in ("r0", "r1")] == [210, 210]
+    assert metrics.value("receive_unseen_datagrams_total") == 0
+
+
+def test_where_no_interface_can_send_so_tcx_copies(lab: Lab) -> None:
+    relay = lone(lab)
+    assert why(relay).startswith("tcx: the kernel copies on r0")
+    assert "no interface can send what XDP broadcasts; tcx copies there" in relay.stderr()
+    tap = lab.tap(2, lambda seen: seen.port == 9001)
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    pour(relay, [exporter], (lab.relay4(), 2055), 0, 40)
+    assert offloaded(relay) > 20
+    in_order(tap.collect(40), [exporter], 40)
+    relay.check_laws()
+
+
+def test_a_program_of_others_stays(lab: Lab) -> None:
+    """One XDP program is at an interface natively, and somebody else's was there first."""
+    runs(lab)
+    other: list[tuple[offload.Offload, libbpf.Link]] = []
+
+    def be_there() -> None:
+        made = offload.Offload(1, 4096, express=True)
+        assert made.express is not None
+        index = socket.if_nametoindex("r0")
+        other.append((made, made.express.attach(index)))
+
+    lab.relay.call(be_there)
+    try:
+        relay = lone(lab)
+        assert why(relay).startswith("tcx: the kernel copies on r0")
+        assert re.search(r"r0: .*; tcx copies there", relay.stderr())
+        exporter = lab.exporter_socket("198.18.64.1", 5000)
+        pour(relay, [exporter], (lab.relay4(), 2055), 0, 40)
+        assert offloaded(relay) > 20
+        relay.check_laws()
+    finally:
+        for made, link in other:
+            link.close()
+            made.close()
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
+def test_checksums_that_a_device_was_to_make(make_lab: Callable[..., Lab], six: bool) -> None:
+    """A host beside us has left them to its device, and XDP is not told: such datagrams are not for it."""
+    lab = make_lab(offload=True)
+    runs(lab)
+    to = (lab.relay6() if six else lab.relay4(), 2055)
+    peers = [f"[{lab.peer6(n)}]:9001" if six else f"{lab.peer4(n)}:9001" for n in (1, 2)]
+    relay = lab.samplicator(XDP + config("auto", *peers))
+    acquaint(lab, to[0])
+    for name in ("r0", "r1"):
+        wait_link(relay, "^r[12], ", name)
+    collectors = [lab.collector_socket(n, 9001, six=six) for n in (1, 2)]
+    exporter = lab.exporter_socket("2001:db8:8000::1" if six else "198.18.64.1", 5000)
+    pour(relay, [exporter], to, 0, 60)
+    assert offloaded(relay) > 20
+    for collector in collectors:  # which looks at the checksums
+        assert [collector.recv(65536) for _ in range(60)] == payloads(0, 0, 60)
+    relay.check_laws()
+
+
+def test_what_a_device_does_not_take_is_counted(lab: Lab) -> None:
+    """Bursts that are too long for the collectors' interfaces: what was sent has arrived, the rest has a reason."""
+    runs(lab)
+    relay = lone(lab)
+    sinks = [lab.sink(n, f"{lab.peer4(n)}:9001") for n in (1, 2)]
+    load = lab.load(
+        "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.0", "--exporters", 4, "--source-port", 50_000,
+        "--seconds", 5, "--rate", 40_000, "--size", "64-400", "--run", 1,
+    )  # fmt: skip
+    sent = load.result(60)["sent"]
+    relay.at_rest()
+    metrics = relay.check_laws()
+    taken = metrics.value("receive_datagrams_total")
+    assert 0 < taken <= sent
+    for name, sink in zip(("r0", "r1"), sinks, strict=True):
+        got = lab.tally(sink)
+        assert {key: got[key] for key in ("repeated", "reordered", "corrupt")} == {
+            "repeated": 0, "reordered": 0, "corrupt": 0,
+        }  # fmt: skip
+        assert metrics.value("send_datagrams_total", receiver=name) == got["received"] + got["sink_drops"]
+        assert metrics.value("send_offered_datagrams_total", receiver=name) == taken
+
+
+def test_the_hook_goes_with_the_process(lab: Lab) -> None:
+    runs(lab)
+    relay = lab.samplicator(XDP + config("auto", f"{lab.peer4(1)}:9001"), expected=(-signal.SIGKILL,))
+    assert "xdp" in lab.relay.run("ip", "link", "show", "r0")
+    relay.send_signal(signal.SIGKILL)
+    relay.wait(10)
+    wait_for(lambda: "xdp" not in lab.relay.run("ip", "link", "show", "r0"), "the hook to go", 5)
