@@ -102,16 +102,16 @@ INLINE int dress6(struct __sk_buff *skb, const struct copies_receiver *to, __u8 
 INLINE void count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 {
 	struct copies_counters *now = map_lookup(&counters, &slot);
+	int full = error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN;
 	if (!now)
 		return;
 	if (!error) {
 		now->sent += datagrams;
 		now->sent_bytes += bytes;
-	} else if (error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN) {
-		now->no_buffer += datagrams;
-	} else {
-		now->other += datagrams;
+		return;
 	}
+	__sync_fetch_and_add(&now->no_buffer, full ? datagrams : 0); /* no pointer that hangs on a condition, without CAP_PERFMON */
+	__sync_fetch_and_add(&now->other, full ? 0 : datagrams);
 }
 
 SECTION("tc")
