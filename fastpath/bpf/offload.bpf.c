@@ -99,7 +99,7 @@ INLINE int count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 		return 1;
 	}
 	full = error == -COPIES_ENOBUFS || error == COPIES_XMIT_DROP || error == COPIES_XMIT_CN;
-	__sync_fetch_and_add(&now->no_buffer, full ? datagrams : 0); /* no pointer that hangs on a condition: the verifier */
+	__sync_fetch_and_add(&now->no_buffer, full ? datagrams : 0); /* no pointer that hangs on a condition, without CAP_PERFMON */
 	__sync_fetch_and_add(&now->other, full ? 0 : datagrams);
 	return 0;
 }
@@ -214,8 +214,9 @@ int offload_ingress(struct __sk_buff *skb)
 	__sync_lock_test_and_set(&session->word, offload_off(0, place));
 	return TC_ACT_UNSPEC;
 copied:
+	passed = express ? tag_of(skb) : 0; /* its metadata is lost when it is changed */
 	copy(skb, &is, key, set, chosen, skb->tstamp);
-	if (express && tag_of(skb) == express)
+	if (express && passed == express)
 		__sync_val_compare_and_swap(&session->express, express, express | 1);
 	return TC_ACT_SHOT;
 }
