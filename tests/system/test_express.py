@@ -113,7 +113,7 @@ def test_a_program_of_others_stays(lab: Lab) -> None:
     lab.relay.call(be_there)
     try:
         relay = lone(lab)
-        assert why(relay).startswith("tcx: the kernel copies on r0")
+        assert why(relay).startswith("xdp and tcx: the kernel copies on r0")
         assert re.search(r"r0: .*; tcx copies there", relay.stderr())
         exporter = lab.exporter_socket("198.18.64.1", 5000)
         pour(relay, [exporter], (lab.relay4(), 2055), 0, 40)
