@@ -87,7 +87,7 @@ class Host:
         self.lab.relay.ip("neigh", "replace", self.lab.peer4(1), "lladdr", address, "dev", "r1", "nud", "stale")
 
 
-@pytest.mark.parametrize("replicate", ["off", "copier", "tcx"])
+@pytest.mark.parametrize("replicate", ["off", "copier", "tcx", "xdp"])
 @pytest.mark.parametrize(
     "changes", [32, *(pytest.param(250, id=f"250-{n}", marks=pytest.mark.deploy_heavy) for n in range(4))]
 )
@@ -97,6 +97,8 @@ def test_nothing_is_lost_or_repeated_while_ways_change(lab: Lab, changes: int, r
             lab.relay.call(lambda: copier.Copier().close())
         except OSError as error:
             pytest.skip(f"no copier here: {error}")
+    for collector in lab.collectors if replicate == "xdp" else ():
+        collector.run("ethtool", "-K", "e0", "gro", "on")
     relay = lab.samplicator(config(lab, replicate, "none"))
     acquaint(lab, lab.relay4())
     for name in ("one", "two"):
