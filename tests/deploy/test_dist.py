@@ -100,7 +100,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     ours = {str(path.relative_to("pysrc")) for path in files() if path.parts[0] == "pysrc"}
     compiled = {name for name in names if name.endswith(".so")}
-    programs = {"samplicator/bpf/copies.bpf.o", "samplicator/bpf/offload.bpf.o"}
+    programs = {f"samplicator/bpf/{name}.bpf.o" for name in ("copies", "express", "offload")}
     assert {re.sub(r"\..*", "", name) for name in compiled} == {"samplicator/_fastpath"}, "the tests' extension, too?"
     assert {"samplicator/py.typed", "samplicator/_fastpath.pyi"} <= names
     about = {name for name in names if name.startswith(NAME)}

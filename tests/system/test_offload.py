@@ -27,7 +27,7 @@ def hooked(lab: Lab, device: str = "r0") -> int:
 
 @pytest.fixture(params=["tcx", "xdp"])
 def mode(request: pytest.FixtureRequest, lab: Lab) -> str:
-    """The beginning of a configuration. XDP copies at the relay's interfaces when the collectors' take frames in runs."""
+    """The beginning of a configuration. XDP can send to collectors whose interfaces have GRO."""
     if request.param == "xdp":
         give_way(lab)
     return f'[datapath]\nreplicate = "{request.param}"\n'

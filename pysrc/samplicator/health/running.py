@@ -50,10 +50,11 @@ class Running:
     needs any on. withheld: ports that listeners wait for and that are taken: no worker has a socket of its own
     there. keep: what the sockets hand over with each datagram. strict: a port that is taken ends the start, as
     samplicate's user expects it. copier, offload: make copies in the kernel, as the first plan wants it;
-    no_offload: why not; no_express: what XDP lacks. lock: see above. spec, plan, generation, started_unix: of the
-    newest plan; plan is one worker's, for questions. number: of the plans that the workers have now; larger than generation while sockets are
-    held back. gone_latency, gone_latency_sum_ns: of workers that have ended. carried: receivers that were taken up
-    from a state file, by name, until the first plan runs; drops: of sockets that were handed in, by cookie, likewise.
+    no_offload: why not; no_express: what XDP lacks, and express_tried when. lock: see above. spec, plan,
+    generation, started_unix: of the newest plan; plan is one worker's, for questions. number: of the plans that the
+    workers have now; larger than generation while sockets are held back. gone_latency, gone_latency_sum_ns: of
+    workers that have ended. carried: receivers that were taken up from a state file, by name, until the first plan
+    runs; drops: of sockets that were handed in, by cookie, likewise.
     """
 
     listeners: dict[str, ListenerState] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Running:
     offload: Offload | None = None
     no_offload: str = "it needs a restart"
     no_express: tuple[str, ...] = ()
+    express_tried: float = 0.0
     flows: Flows = field(default_factory=Flows)
     pool_ids: dict[str, int] = field(default_factory=dict)
     pools_made: int = 0

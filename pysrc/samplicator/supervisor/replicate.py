@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from typing import Final
 
 from samplicator._fastpath import Worker
@@ -19,6 +20,7 @@ from samplicator.plan.spec import PlanSpec
 
 log = logging.getLogger(__name__)
 
+EXPRESS_SECONDS: Final = 10.0
 NOT: Final = 'replicate = "{}" is not used'
 
 
@@ -110,6 +112,7 @@ def _follow_express(running: Running, before: tuple[int, ...]) -> None:
     offload, spec = running.offload, running.spec
     if offload is None or spec is None or spec.replicate != "xdp":
         return
+    running.express_tried = time.monotonic()
     if offload.express is not None:
         for worker in list(running.workers):
             worker.worker.express_outputs(offload.express.outputs)
@@ -118,6 +121,13 @@ def _follow_express(running: Running, before: tuple[int, ...]) -> None:
     if offload.no_express != running.no_express and offload.no_express:
         log.warning('replicate = "xdp": %s; tcx copies there', "; ".join(offload.no_express))
     running.no_express = offload.no_express
+
+
+def tidy(running: Running, now: float) -> None:
+    """Every few seconds: XDP is tried again, at interfaces where another program was before, or that could not send."""
+    offload = running.offload
+    if offload is not None and offload.express is not None and now - running.express_tried > EXPRESS_SECONDS:
+        follow(running)
 
 
 def again(running: Running) -> None:

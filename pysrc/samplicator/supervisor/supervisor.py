@@ -449,6 +449,7 @@ class Supervisor:
             now = time.monotonic()
             self._follow(self._those(list(self._running.receivers.values()), lambda state: state.refresh(now)))
             self.taps.tidy()
+            replicate.tidy(self._running, now)
             if self._links is not None:
                 self._links.lapse()
             ports = abilities.source_ports()
