@@ -14,6 +14,11 @@ from support.process import tool
 LOAD = {
     "copier": ("from samplicator.host.copier import Copier; Copier().close()", "bpf,net_admin"),
     "tcx": ("from samplicator.host.offload import Offload; Offload(2, 1 << 20).close()", "bpf,net_admin"),
+    "xdp": (
+        "from samplicator.host.offload import Offload; made = Offload(2, 1 << 20, express=True); made.close(); "
+        "import sys; sys.exit(bool(made.no_express))",
+        "bpf,net_admin,perfmon",
+    ),
 }
 
 

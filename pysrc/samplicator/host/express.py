@@ -65,6 +65,15 @@ class Express:
             raise
 
     @property
+    def maps(self) -> Mapping[str, Map]:
+        """By name."""
+        return self._objects.maps
+
+    def run(self, program: str, frame: bytes) -> tuple[int, bytes]:
+        """For tests: see Objects.run."""
+        return self._objects.run(program, frame)
+
+    @property
     def interfaces(self) -> tuple[int, ...]:
         """Indexes of those that it is at."""
         return tuple(self._links)
