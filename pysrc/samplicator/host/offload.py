@@ -107,7 +107,8 @@ class Offload:
         try:
             self.express = Express(self._objects.maps, SETS * self.workers, RECEIVERS)
         except OSError as error:
-            self.no_express = (error.strerror or str(error),)
+            hint = "; install the unit's drop-in xdp.conf" if error.errno in (errno.EPERM, errno.EACCES) else ""
+            self.no_express = (f"{error.strerror or error}{hint}",)
 
     def broadcasts(self, number: int) -> Sequence[int]:
         """Of the sets of a worker, see Worker.express."""
