@@ -143,6 +143,7 @@ RELAYS = {
         Relay("copier", "samplicator", (True,), datapath={"replicate": "copier"}),
         Relay("copier-delay", "samplicator", (True,), datapath={"replicate": "copier", "max_delay": "auto"}),
         Relay("tcx", "samplicator", (True,), datapath={"replicate": "tcx"}),
+        Relay("xdp", "samplicator", (True,), datapath={"replicate": "xdp"}, frames=True),
         Relay("auto-delay", "samplicator", datapath={"max_delay": "auto"}, like="bare-segment"),
         Relay("auto-2-workers", "samplicator", datapath={"workers": 2, "cpus": []}, like="bare-segment-2"),
         Relay("bare-segment-2", "bare", options=("--send", "segment", "--share-port"), processes=2),
@@ -168,7 +169,7 @@ _WORST = (
     Case("worst", False, 4, ("classic", "udp", "bare-plain", "bare-segment"), 80000),
 )
 
-_ALL_CPU = ("classic", "transparent", "auto", "auto-delay", "copier", "tcx")
+_ALL_CPU = ("classic", "transparent", "auto", "auto-delay", "copier", "tcx", "xdp")
 
 _SCALE = (
     "classic",

@@ -154,24 +154,23 @@ cdef class Worker:
             raise RuntimeError("said once, before the worker runs")
         kernel_copies(&self.w.copier, receivers, counters, number, device, token)
 
-    def offload(self, maps, int ring, size_t ring_bytes, int number, int workers):
+    def offload(self, maps, int ring, size_t octets, int number, int of, xdp):
+        cdef int *given
         if self.running or self.w.offload.on:
             raise RuntimeError("said once, before the worker runs")
+        if len(xdp) not in (0, 1 + OFFLOAD_SETS):
+            raise ValueError(f"{len(xdp)} are not a program and a device map for each of {OFFLOAD_SETS} sets")
         self.w.offload.known = <offload_known_t *>memory_arena(&self.arena, OFFLOAD_SESSIONS, sizeof(offload_known_t))
         self.w.offload.uses = <offload_use_t *>memory_arena(&self.arena, OFFLOAD_SETS, sizeof(offload_use_t))
-        kernel_offload(&self.w.offload, self.w.epoll, maps, ring, ring_bytes, number, workers)
+        if xdp:
+            given = <int *>memory_arena(&self.arena, OFFLOAD_SETS, sizeof(int))
+            for use in range(OFFLOAD_SETS):
+                given[use] = xdp[1 + use]
+            self.w.offload.copy = xdp[0]
+            self.w.offload.broadcasts = given
+        kernel_offload(&self.w.offload, self.w.epoll, maps, ring, octets, number, of)
 
-    def express(self, broadcasts, int copy):
-        cdef int *given
-        if self.running or not self.w.offload.on or self.w.offload.broadcasts != NULL or len(broadcasts) != OFFLOAD_SETS:
-            raise RuntimeError("said once, after offload() and before the worker runs, of all sets")
-        given = <int *>memory_arena(&self.arena, OFFLOAD_SETS, sizeof(int))
-        for use in range(OFFLOAD_SETS):
-            given[use] = broadcasts[use]
-        self.w.offload.copy = copy
-        self.w.offload.broadcasts = given
-
-    def express_outputs(self, devices):
+    def offload_outputs(self, devices):
         cdef u32 i
         cdef u32 many = len(devices)
         for i in range(<u32>OFFLOAD_OUT):

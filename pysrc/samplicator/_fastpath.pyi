@@ -500,18 +500,12 @@ class Worker:
         flow: Flow | None = None,
     ) -> Worker: ...
     def copy_in_kernel(self, receivers: int, counters: int, number: int, device: int, token: int) -> None:
-        """Frames for several receivers leave as one (tx/copier.pxi), from run() on. receivers, counters: descriptors of
-        maps; number: of the slots, 0..255. token: of the program. Raises ValueError, OSError, RuntimeError."""
+        """Frames for several receivers leave as one, from run() on. number: 0..255. Raises ValueError, OSError."""
 
-    def offload(self, maps: Sequence[int], ring: int, ring_bytes: int, number: int, workers: int) -> None:
-        """The kernel may copy sessions where they come in, from run() on. maps: descriptors, as Offload.maps, for so
-        many workers; ring, ring_bytes: of this one. Raises ValueError, OSError."""
+    def offload(self, maps: Sequence[int], ring: int, octets: int, number: int, of: int, xdp: Sequence[int]) -> None:
+        """The kernel may copy sessions where they come in (host/offload), from run() on. Raises ValueError, OSError."""
 
-    def express(self, broadcasts: Sequence[int], copy: int) -> None:
-        """XDP may copy them, too. broadcasts: descriptors of the device maps of this worker's sets; copy: of the
-        program that is run for each copy. After offload(). Raises RuntimeError."""
-
-    def express_outputs(self, devices: Sequence[int]) -> None:
+    def offload_outputs(self, devices: Sequence[int]) -> None:
         """Indexes of the interfaces that XDP can send by, 64 at most. Whatever thread."""
 
     def offload_again(self) -> None:
@@ -523,8 +517,7 @@ class Worker:
 
     def publish(self, plan: Plan) -> None:
         """Hands the worker its next plan; adopted at a batch boundary (see generation). Sockets that are not in the new
-        plan are drained under the old one first. The worker itself keeps the reference of the plan it runs and of the
-        one published."""
+        plan are drained under the old one first. The worker keeps references of the plans it runs and has got."""
 
     @property
     def generation(self) -> int:

@@ -111,8 +111,10 @@ class Offload:
             self.no_express = (f"{error.strerror or error}{hint}",)
 
     def broadcasts(self, number: int) -> Sequence[int]:
-        """Of the sets of a worker, see Worker.express."""
-        return self.express.broadcasts[number * SETS : (number + 1) * SETS] if self.express is not None else ()
+        """XDP's program for each copy, and device maps of the sets of a worker; nothing: there is no XDP."""
+        if self.express is None:
+            return ()
+        return (self.express.copy, *self.express.broadcasts[number * SETS : (number + 1) * SETS])
 
     @property
     def maps(self) -> tuple[int, ...]:

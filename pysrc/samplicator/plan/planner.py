@@ -255,10 +255,7 @@ class _Compiler:
                 )
                 rings = listener_rings(listener, listeners, self.host, indexes)
             if rings and offloads:
-                self.warn(
-                    path,
-                    f'the packet ring takes all datagrams before replicate = "{self.config.datapath.replicate}" can',
-                )
+                self.warn(path, "the packet ring takes all datagrams before the kernel can copy them (replicate)")
             if rings:
                 names = ", ".join(ring.interface for ring in rings)
                 why = "configured" if want == "ring" else "auto"

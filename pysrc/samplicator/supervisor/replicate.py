@@ -55,10 +55,9 @@ def serve(running: Running, worker: Worker, index: int) -> None:
         if offload is not None and index >= offload.workers:
             log.warning("replicate: worker %d reads all its datagrams until samplicator is restarted", index)
         elif offload is not None:
-            worker.offload(offload.maps, offload.rings[index], offload.ring_bytes, index, offload.workers)
-            if offload.express is not None:
-                worker.express(offload.broadcasts(index), offload.express.copy)
-                worker.express_outputs(offload.express.outputs)
+            ring, octets, xdp = offload.rings[index], offload.ring_bytes, offload.broadcasts(index)
+            worker.offload(offload.maps, ring, octets, index, offload.workers, xdp)
+            worker.offload_outputs(offload.express.outputs if offload.express is not None else ())
     except (OSError, ValueError) as error:
         log.warning("replicate: worker %d makes its copies itself: %s", index, error)
 
@@ -115,7 +114,7 @@ def _follow_express(running: Running, before: tuple[int, ...]) -> None:
     running.express_tried = time.monotonic()
     if offload.express is not None:
         for worker in list(running.workers):
-            worker.worker.express_outputs(offload.express.outputs)
+            worker.worker.offload_outputs(offload.express.outputs)
             if set(before) - set(offload.express.outputs):
                 worker.worker.offload_again()
     if offload.no_express != running.no_express and offload.no_express:
