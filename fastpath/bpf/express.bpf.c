@@ -116,10 +116,12 @@ INLINE int half_summed(const struct found *is)
 	return check == sum || (check == 0xffff && sum == 0);
 }
 
-/* Whether the frame can be copied for the set; it has no bytes behind its end then. */
+/* Whether the frame can be copied for the set; it has no bytes behind its end then, but for those that the shortest frame needs. */
 INLINE int fits(struct xdp_md *xdp, const struct found *is, const struct offload_set *set)
 {
 	__u32 bytes = is->size + is->length, came = xdp->data_end - xdp->data;
+	if (bytes < ETH_ZLEN)
+		bytes = came < ETH_ZLEN ? came : ETH_ZLEN;
 	if (!is->whole || is->packet > set->limit || half_summed(is))
 		return 0;
 	return came == bytes || !adjust_tail(xdp, (int)bytes - (int)came);
@@ -310,7 +312,7 @@ int express_copy(struct xdp_md *xdp)
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
 	struct head4 *four = data;
 	struct head6 *six = data;
-	__u32 zero = 0, slot = 0, size;
+	__u32 zero = 0, slot = 0, octets;
 	struct express_bulk *bulk = map_lookup(&bulks, &zero);
 	const struct copies_receiver *to;
 	if ((void *)(four + 1) > end || !bulk)
@@ -320,16 +322,16 @@ int express_copy(struct xdp_md *xdp)
 		return XDP_DROP;
 	if (four->link.h_proto == NET16(ETH_P_IP)) {
 		dress4(four, to);
-		size = sizeof(*four);
+		octets = NET16(four->udp.len) - sizeof(struct udphdr);
 	} else {
 		if ((void *)(six + 1) > end)
 			return XDP_DROP;
 		dress6(six, to);
-		size = sizeof(*six);
+		octets = NET16(six->udp.len) - sizeof(struct udphdr);
 	}
 	__builtin_memcpy(data, to->link, ETH_HLEN);
 	bulk->slot[bulk->count & (BULK - 1)] = slot;
-	bulk->bytes[bulk->count & (BULK - 1)] = (__u32)(end - data) - size;
+	bulk->bytes[bulk->count & (BULK - 1)] = octets;
 	bulk->count++;
 	return XDP_PASS;
 }

@@ -68,6 +68,7 @@ cdef kernel_offload(offload_t *o, int epoll, maps, int ring, size_t ring_bytes, 
         o.sets[i].on = 0
         o.made = max(o.made, o.sets[i].made)
         o.uses[i].taken = o.sets[i]
+        o.uses[i].entries = OFFLOAD_OF_SET             # for all that is known
         memcpy(o.uses[i].copied, &o.counters[i * OFFLOAD_RECEIVERS], sizeof(o.uses[i].copied))
     event.events = EPOLLIN | EPOLLET
     event.data.ptr = o

@@ -1,5 +1,5 @@
 # needs: uapi: copies, net, offload; base: atomics, batch, counters, wire; flow: observe, scan; route: echo, plan, session; rx: recvmmsg,
-#        socket; tx: copier, engine, packet; worker: echo, offload, state, work
+#        socket; tx: copier, engine, packet; worker: echo, express, offload, state, work
 # Which sessions the kernel copies (worker/offload.pxi, bpf/offload.bpf.c), and what becomes of their datagrams here: the flow stage and the
 # search for echoes see them, the counters have them, nothing is sent. A session is offloaded only while every receiver of its route takes
 # its datagrams as they are, as frames. Called by worker/loop.pxi. It must never send.
@@ -51,9 +51,10 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, rx_socket_t *socke
     u.made = o.made
     u.first = u.taken.taken
     u.due = 0
+    u.even_ns = now_ns
     for k in range(r.count):
         u.before[k] = offload_told(u, k)
-    u.express = o.broadcasts != NULL and offload_broadcast(o, use, to, r.count)
+    u.express = o.broadcasts != NULL and now_ns >= o.slow_ns and offload_broadcast(o, use, to, r.count)
     u.state = OFFLOAD_USED
     u.failed = u.settled = False
     u.route = route
@@ -112,27 +113,7 @@ cdef void worker_offload_count(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
     for k in range(u.count):
         worker_offload_sent(w, u, k, &o.counters[use * OFFLOAD_RECEIVERS + k])
     if u.express:
-        worker_offload_miss(w, u, u.settled, now_ns)
-
-
-cdef void worker_offload_miss(worker_t *w, offload_use_t *u, bint over, u64 now_ns) noexcept nogil:
-    """Copies that the kernel does not know of, though it has taken the datagrams long enough ago: the set has failed. over: nothing of it is
-    under way any more, so they are counted."""
-    cdef u64 taken = u.taken.taken - u.first
-    cdef u64 told
-    cdef u32 k
-    if not over and now_ns - u.due_ns < OFFLOAD_DUE_NS:
-        return
-    for k in range(u.count):
-        told = offload_told(u, k) - u.before[k]
-        u.failed = u.failed or told < u.due
-        if over and told < taken:
-            u.before[k] -= taken - told
-            if u.receivers[k] != NULL:
-                atomics_add(&u.receivers[k].offered, taken - told)
-                atomics_add(&u.receivers[k].failed[REASON_NO_BUFFER_SPACE], taken - told)
-    u.due = taken
-    u.due_ns = now_ns
+        worker_offload_judge(w, u, now_ns)
 
 
 cdef void worker_offload_end(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
@@ -140,6 +121,7 @@ cdef void worker_offload_end(worker_t *w, u32 use, u64 now_ns) noexcept nogil:
     cdef offload_use_t *u = &w.offload.uses[use]
     u.settled = False
     worker_offload_count(w, use, now_ns)
+    worker_offload_missed(w, u)
     u.state = OFFLOAD_FREE
     u.socket = NULL
     u.counters = NULL
@@ -153,7 +135,7 @@ cdef u32 worker_offload_free(worker_t *w, u64 now_ns) noexcept nogil:
     if use != <u32>OFFLOAD_NONE or now_ns - o.waited_ns < OFFLOAD_PAUSE_NS:
         return use
     o.waited_ns = now_ns
-    offload_wait(o)
+    offload_wait(o, now_ns)
     for use in range(OFFLOAD_SETS):
         if o.uses[use].state == OFFLOAD_LEAVING:
             worker_offload_end(w, use, now_ns)
@@ -205,7 +187,7 @@ cdef void worker_offload_consider(worker_t *w, rx_socket_t *socket, u32 d, u64 n
     if not offload_earns(o, known, now_ns):
         return
     if known.on_ns and offload_is_on(o, known):        # by another place than the one that it is on for
-        offload_turn_off(o, known)
+        offload_turn_off(o, known, now_ns)
         known.earned = 0
         return
     if known.on_ns:
@@ -242,34 +224,6 @@ cdef void worker_offload(worker_t *w, rx_socket_t *socket) noexcept nogil:
             worker_offload_consider(w, socket, d, now_ns)
 
 
-cdef bint worker_offload_hurries(worker_t *w, u64 now_ns) noexcept nogil:
-    """Whether the batch has a session of which XDP may have broadcast frames that have not left."""
-    cdef offload_t *o = &w.offload
-    cdef offload_known_t *known
-    cdef bint found = False
-    cdef u32 d = w.batch.n
-    memset(o.met, 0, w.batch.groups)
-    while d:
-        d -= 1
-        if o.met[w.batch.group[d]]:
-            continue
-        o.met[w.batch.group[d]] = 1
-        known = offload_known(o, &w.batch.exporter[d], <u16>w.batch.listener)
-        if known == NULL or not known.express or offload_is_on(o, known) and atomic_load32(&o.sets[known.use].on):
-            continue
-        if now_ns - known.on_ns < OFFLOAD_SHORT_NS:
-            known.slow_ns = now_ns + OFFLOAD_REVIEW_NS
-        found = found or not offload_left(o, known)
-        offload_unexpress(o, known)
-    return found
-
-
-cdef inline void worker_offload_await(worker_t *w, const rx_socket_t *socket) noexcept nogil:
-    """Before a batch is sent: what XDP has broadcast of its sessions leaves before it."""
-    if unlikely(w.offload.expresses) and socket.kind == RX_SOCKET and worker_offload_hurries(w, worker_clock(CLOCK_MONOTONIC)):
-        offload_wait(&w.offload)
-
-
 cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u32 length, u64 now_ns, u64 real_ns) noexcept nogil:
     """Shows the datagrams of a record to the flow stage and to the search for echoes."""
     cdef offload_t *o = &w.offload
@@ -301,7 +255,7 @@ cdef void worker_offload_observe(worker_t *w, const offload_record_t *record, u3
         if observed:
             flow_observe(w.flow, &exporter, record.listener, True, p, n, &seen)
         if unlikely(echo_returns(&w.echo, p, n, &exporter)) and echo_hurries(&w.echo, p, n, &exporter):
-            offload_turn_off(o, known)
+            offload_turn_off(o, known, now_ns)
             known.need = OFFLOAD_EARN_MOST
             known.earned = 1
         p += n
@@ -347,11 +301,21 @@ cdef void worker_offload_look(worker_t *w, u64 now_ns) noexcept nogil:
         u.failed = u.failed or (u.state == OFFLOAD_USED and not atomic_load32(&o.sets[use].on))
         worker_offload_count(w, use, now_ns)
         if u.state == OFFLOAD_USED and (rests or u.failed or now_ns - u.active_ns > OFFLOAD_UNUSED_NS or not worker_offload_stays(w, u)):
+            worker_express_failed(o, u, now_ns)
             offload_stop(o, use, now_ns)
         if u.state == OFFLOAD_LEAVING and now_ns - u.left_ns > OFFLOAD_IDLE_NS:
             worker_offload_end(w, use, now_ns)
     offload_look(o, now_ns)
+    worker_express_review(w, now_ns)
     worker_offload_read(w)
+
+
+cdef void worker_offload_stop(worker_t *w) noexcept nogil:
+    """Nothing of this worker's is copied any more, and all that was has left."""
+    cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
+    offload_stop_all(&w.offload, now_ns)
+    if w.offload.used:
+        offload_wait(&w.offload, now_ns)
 
 
 cdef void worker_offload_adopt(worker_t *w, work_t *new) noexcept nogil:
@@ -360,14 +324,14 @@ cdef void worker_offload_adopt(worker_t *w, work_t *new) noexcept nogil:
     cdef offload_use_t *u
     cdef u32 use, i, k
     cdef bint stays
-    if offload_stop_all(o, worker_clock(CLOCK_MONOTONIC)):
-        offload_wait(o)
+    worker_offload_stop(w)
     worker_offload_read(w)
     for use in range(OFFLOAD_SETS if o.used else 0):
         u = &o.uses[use]
         if u.state == OFFLOAD_FREE:
             continue
         worker_offload_count(w, use, worker_clock(CLOCK_MONOTONIC))
+        worker_offload_missed(w, u)
         stays = False
         for i in range(new.socket_count):
             if u.socket != NULL and new.sockets[i] == u.socket:

@@ -26,7 +26,6 @@ cdef u64 OFFLOAD_SHORT_NS = 2000000000  # a session that was on for less than th
 cdef u64 OFFLOAD_REVIEW_NS = 60000000000  # a session on for so long passes once, so that this host's rules are asked again
 cdef u64 OFFLOAD_PAUSE_NS = 1000000000  # of a route, after copies failed
 cdef u64 OFFLOAD_UNUSED_NS = 60000000000   # a set of which nothing comes is given up
-cdef u64 OFFLOAD_DUE_NS = 20000000     # longer no copy that was broadcast is under way
 cdef u64 OFFLOAD_OLD_NS = 1000000000   # older than that no record is: the clock was set
 
 ctypedef struct offload_known_t:       # a session
@@ -40,6 +39,7 @@ ctypedef struct offload_known_t:       # a session
     bint express                       # XDP may have it, or had it: what it has broadcast may not have left
     u64 seen_ns                        # CLOCK_MONOTONIC, 0 = the place was never used
     u64 on_ns                          # when it was turned on last, 0 = it is not entered in the kernel's map
+    u64 off_ns                         # when this worker turned it off last
     u64 slow_ns                        # XDP may have it from then on
 
 ctypedef struct offload_use_t:         # a set of receivers
@@ -64,8 +64,9 @@ ctypedef struct offload_use_t:         # a set of receivers
     u32 entries                        # that the device map has
     u64 first                          # datagrams that the kernel had taken before it was made, and copies ...
     u64 before[OFFLOAD_OF_SET]         # ... of which it knew what became
-    u64 due                            # so many it has to know of at the next look
-    u64 due_ns
+    u64 due                            # so many it has to know of at the next look ...
+    u64 due_ns                         # ... which is a while after this
+    u64 even_ns                        # when nothing was under way last
 
 ctypedef struct offload_t:
     bint on
@@ -94,6 +95,12 @@ ctypedef struct offload_t:
     int copy                           # of the program that makes copies of what is broadcast
     u32 outputs[OFFLOAD_OUT]           # interfaces that XDP can send by, 0 = none; the control plane writes them
     u32 expresses                      # sessions that XDP may have, or had
+    u64 grace_ns                       # what was broadcast before that has left
+    u64 slow_ns                        # XDP may have sessions from then on
+    u64 pause_ns                       # how long it may not when it fails
+    u64 counted_ns                     # waits for what XDP has broadcast ...
+    u32 waits                          # ... since then
+    u64 reviewed_ns
     u8 met[BATCH_LIMIT]                # sessions (groups) of the batch that were looked at
     void *mapped[6]                    # memory of maps, whole
     size_t mapped_bytes[6]
@@ -129,6 +136,10 @@ cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *export
         if place[i].seen_ns < oldest.seen_ns:
             oldest = &place[i]
     if oldest.seen_ns and (now_ns < oldest.seen_ns or now_ns - oldest.seen_ns < OFFLOAD_IDLE_NS):
+        return NULL
+    if offload_is_on(o, oldest):       # nothing of it was seen, but it may be copied: its place is free when that is over
+        offload_leave(o, oldest)
+        oldest.seen_ns = now_ns
         return NULL
     offload_leave(o, oldest)
     offload_unexpress(o, oldest)
@@ -199,7 +210,8 @@ cdef inline void offload_turn_on(offload_t *o, offload_known_t *known, u32 use, 
     """From now on the kernel copies what comes by the place of the last datagram that has passed, if it still is the last; XDP does as soon as
     nothing waits between it and the other program."""
     cdef offload_session_t *session = &o.sessions[offload_place(o, known)]
-    cdef bint express = o.uses[use].express and (passed & OFFLOAD_PLACE) >> 1 >= OFFLOAD_EXPRESS_PLACES and now_ns >= known.slow_ns
+    cdef bint express = o.uses[use].express and (passed & OFFLOAD_PLACE) >> 1 >= OFFLOAD_EXPRESS_PLACES and now_ns >= known.slow_ns \
+        and now_ns >= o.slow_ns
     cdef u64 made = o.uses[use].made
     cdef u64 flag = OFFLOAD_EXPRESS if express else 0
     cdef u64 word = offload_on(made, o.number * OFFLOAD_SETS + use, passed, flag)
@@ -215,12 +227,13 @@ cdef inline void offload_turn_on(offload_t *o, offload_known_t *known, u32 use, 
         known.express = known.express or express
 
 
-cdef inline void offload_turn_off(offload_t *o, offload_known_t *known) noexcept nogil:
+cdef inline void offload_turn_off(offload_t *o, offload_known_t *known, u64 now_ns) noexcept nogil:
     """The datagrams pass again."""
     cdef offload_session_t *session = &o.sessions[offload_place(o, known)]
     cdef u64 word = atomic_load64_acquire(&session.word)
     if word & OFFLOAD_ON:
         atomic_change64(&session.word, word, 0)
+        known.off_ns = now_ns
 
 
 cdef inline bint offload_is_on(const offload_t *o, const offload_known_t *known) noexcept nogil:
@@ -242,8 +255,8 @@ cdef void offload_look(offload_t *o, u64 now_ns) noexcept nogil:
             continue
         if now_ns - known.seen_ns > OFFLOAD_REVIEW_NS:
             offload_leave(o, known)
-        elif now_ns - known.on_ns > OFFLOAD_REVIEW_NS and offload_is_on(o, known):
-            offload_turn_off(o, known)
+        elif now_ns - known.on_ns > OFFLOAD_REVIEW_NS and not known.express and offload_is_on(o, known):
+            offload_turn_off(o, known, now_ns)
             known.earned = known.need - 1
 
 
@@ -287,10 +300,11 @@ cdef inline u32 offload_free(offload_t *o) noexcept nogil:
     return <u32>OFFLOAD_NONE
 
 
-cdef inline void offload_wait(offload_t *o) noexcept nogil:
-    """Until every run of the program that has begun is over: the kernel waits for them when a map of maps is written
-    (maybe_wait_bpf_programs(), kernel/bpf/syscall.c). Takes some ms."""
-    bpf_map_set(o.rings, &o.number, &o.ring, 0)
+cdef inline void offload_wait(offload_t *o, u64 now_ns) noexcept nogil:
+    """Until every run of the program that has begun is over, and what it has broadcast has left: the kernel waits for them when a map of
+    maps is written (maybe_wait_bpf_programs(), kernel/bpf/syscall.c). Takes some ms."""
+    if bpf_map_set(o.rings, &o.number, &o.ring, 0) == 0:
+        o.grace_ns = now_ns
 
 
 cdef inline u64 offload_more(const u64 *now, u64 *known) noexcept nogil:
@@ -299,54 +313,6 @@ cdef inline u64 offload_more(const u64 *now, u64 *known) noexcept nogil:
     cdef u64 more = value - known[0]
     known[0] = value
     return more
-
-
-cdef inline u64 offload_told(const offload_use_t *u, u32 k) noexcept nogil:
-    """Copies for one receiver of a set of which is known what became."""
-    return u.copied[k].sent + u.copied[k].no_buffer + u.copied[k].other
-
-
-cdef inline bint offload_left(const offload_t *o, const offload_known_t *known) noexcept nogil:
-    """Whether nothing is under way of all that was broadcast for the session's set: what was taken until now has become something."""
-    cdef const offload_use_t *u = &o.uses[known.use]
-    cdef u64 taken = atomic_load64_acquire(&o.sets[known.use].taken)
-    cdef const copies_counters_t *now
-    cdef u32 k
-    if u.made != known.made:
-        return True                    # it was made anew since
-    for k in range(u.count):
-        now = &o.counters[known.use * OFFLOAD_RECEIVERS + k]
-        if atomic_load64(&now.sent) + atomic_load64(&now.no_buffer) + atomic_load64(&now.other) - u.before[k] != taken - u.first:
-            return False
-    atomic_fence()
-    return atomic_load64(&o.sets[known.use].taken) == taken
-
-
-cdef inline bint offload_sends_by(const offload_t *o, u32 device) noexcept nogil:
-    cdef u32 i
-    for i in range(<u32>OFFLOAD_OUT):
-        if atomic_load32(&o.outputs[i]) == device:
-            return True
-    return False
-
-
-cdef bint offload_broadcast(offload_t *o, u32 use, const copies_receiver_t *to, u32 count) noexcept nogil:
-    """Fills the set's device map; False: XDP cannot send by all of these interfaces."""
-    cdef u32 value[2]
-    cdef u32 k
-    for k in range(count):
-        if not offload_sends_by(o, to[k].device):
-            return False
-    while o.uses[use].entries:
-        o.uses[use].entries -= 1
-        bpf_map_set(o.broadcasts[use], &o.uses[use].entries, NULL, 0)
-    for k in range(count):
-        value[0] = to[k].device
-        value[1] = <u32>o.copy
-        if bpf_map_set(o.broadcasts[use], &k, value, 0) < 0:
-            return False
-        o.uses[use].entries = k + 1
-    return True
 
 
 cdef inline const offload_record_t *offload_next(offload_t *o, u64 *position, u64 end, u32 *length) noexcept nogil:

@@ -97,25 +97,28 @@ def passes(xdp: Xdp, frame: bytes, state: int = ON, count: int = COUNT | 1) -> N
     st.integers(0, 255),
     st.sampled_from(("express", "waits", "tcx", "off", "stopped", "another set")),
     st.booleans(),
+    st.sampled_from((b"", b"trailer")),
 )
-@example(4, b"", 1, 0, "express", True)
-@example(4, bytes(LIMIT - 28), 1, 0, "express", True)
-@example(4, bytes(LIMIT - 27), 1, 0, "express", True)
-@example(6, bytes(LIMIT - 48), 1, 0, "express", True)
-@example(6, bytes(LIMIT - 47), 1, 0, "express", True)
-def test_a_session(xdp: Xdp, family: int, payload: bytes, ttl: int, tos: int, how: str, checksum: bool) -> None:
+@example(4, b"", 1, 0, "express", True, b"")
+@example(4, bytes(LIMIT - 28), 1, 0, "express", True, b"")
+@example(4, bytes(LIMIT - 27), 1, 0, "express", True, b"")
+@example(6, bytes(LIMIT - 48), 1, 0, "express", True, b"")
+@example(6, bytes(LIMIT - 47), 1, 0, "express", True, b"")
+def test_a_session(
+    xdp: Xdp, family: int, payload: bytes, ttl: int, tos: int, how: str, checksum: bool, trailer: bytes
+) -> None:
     frame = datagram(family, payload, ttl, tos, checksum=checksum)
     words = {"tcx": ON & ~EXPRESS, "off": 5000 << 13, "another set": ON + (1 << 27)}
     count = COUNT | (how != "waits")
     begun = words.get(how, ON)
     taken = xdp.tcx.taken()
     xdp.set(begun, count, live=how != "stopped")
-    padded = frame + bytes(max(0, 60 - len(frame)))
-    verdict, after = xdp.run(padded)
+    padded = frame + bytes(max(0, 60 - len(frame)))  # and a trailer: such bytes go
+    verdict, after = xdp.run(padded + trailer)
     fits = len(frame) - 14 <= LIMIT and (checksum or family == 6)
     if how == "express" and fits:
         assert verdict == REDIRECT
-        assert after[8:12] + after[12:] == word(CHOSEN) + frame[12:]  # and no bytes behind its end
+        assert after[8:12] + after[12:] == word(CHOSEN) + padded[12:]
         assert xdp.state() == (ON, count)
         assert xdp.tcx.taken() == (taken[0] + 1, taken[1] + len(payload), *taken[2:])
         (record,) = xdp.tcx.shown()
@@ -126,7 +129,7 @@ def test_a_session(xdp: Xdp, family: int, payload: bytes, ttl: int, tos: int, ho
         assert record[RECORD.size : RECORD.size + len(payload)] == payload
         return
     tag = struct.pack("=Q", COUNT + 2) if how == "waits" else b""  # a test gives the metadata, too
-    assert (verdict, after) == (PASS, tag + padded)
+    assert (verdict, after) == (PASS, tag + padded + trailer)
     assert (xdp.tcx.taken(), xdp.tcx.shown()) == (taken, [])
     if how == "waits":
         assert xdp.state() == (ON, COUNT + 2)
@@ -187,6 +190,7 @@ def test_the_corpus(xdp: Xdp) -> None:
         for family in (4, 6):
             xdp.set(ON, COUNT | 1)
             verdict, after = xdp.run(datagram(family, payload, 64, 0))
-            assert (verdict, after[42 + 20 * (family == 6) :]) == (REDIRECT, payload)
+            start = 42 + 20 * (family == 6)
+            assert (verdict, after[start : start + len(payload)]) == (REDIRECT, payload)
             (record,) = xdp.tcx.shown()
             assert record[RECORD.size : RECORD.size + len(payload)] == payload

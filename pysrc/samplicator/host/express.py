@@ -32,6 +32,7 @@ TRIES: Final = 3
 PATTERN: Final = (True, False, True, True, False, True)
 """Of the receivers of a set that an interface is tried with: whose copies leave by it."""
 IFF_UP: Final = 1
+REALTIME: Final = Path("/sys/kernel/realtime")
 _TURN: Final = struct.Struct("=QQ")
 _TRIAL: Final = struct.Struct("=I64I")
 
@@ -87,6 +88,11 @@ class Express:
             self._links.pop(index).close()
             self._objects.maps["devices"].delete(_word(index))
         for index, device in wanted.items():
+            if why := _unfit(index, every):
+                without[index] = f"{device.name}: {why}"
+                if index in self._links:
+                    self._links.pop(index).close()
+                continue
             self._objects.maps["devices"].put(_word(index), device.address[:6].ljust(8, b"\0"))
             if index in self._links:
                 continue
@@ -95,7 +101,8 @@ class Express:
             except OSError as error:
                 without[index] = f"{device.name}: {error.strerror}"
                 self._objects.maps["devices"].delete(_word(index))
-        self._send_by([index for index, device in every.items() if device.flags & IFF_UP][:OUTPUTS])
+        able = [index for index, device in every.items() if device.flags & IFF_UP and not _unfit(index, every)]
+        self._send_by(sorted(able, key=lambda index: index not in self.outputs)[:OUTPUTS])
         return without
 
     def attach(self, index: int) -> Link:
@@ -103,19 +110,17 @@ class Express:
         return self._objects.attach(INGRESS, index, Hook.XDP, XDP_FLAGS_DRV_MODE)
 
     def _send_by(self, wanted: list[int]) -> None:
+        """Those that it sends by already are not tried again: what is under way needs them."""
         turns = self._objects.maps["turns"]
         for index in set(self.outputs) - set(wanted):
             turns.delete(_word(index))
-        can = []
-        for index in wanted:
-            if index not in self.outputs:
-                turns.put(_word(index), _TURN.pack(0, 0) * (turns.room // _TURN.size))
-            try:
+        can = [index for index in wanted if index in self.outputs]
+        for index in (index for index in wanted if index not in self.outputs):
+            turns.put(_word(index), _TURN.pack(0, 0) * (turns.room // _TURN.size))
+            with contextlib.suppress(OSError):
                 if all(self._try(index) for _ in range(TRIES)):
                     can.append(index)
                     continue
-            except OSError:
-                pass
             turns.delete(_word(index))
         self.outputs = tuple(can)
 
@@ -149,6 +154,17 @@ class Express:
                 os.close(fd)
         self.broadcasts = []
         self._objects.close()
+
+
+def _unfit(index: int, every: Mapping[int, Device]) -> str:
+    """Why XDP cannot be right at an interface, though it might be there; "": it can."""
+    if any(device.below == index for device in every.values()):
+        return "there are VLANs on it, whose tags XDP may not see"
+    if any(device.master == index for device in every.values()):
+        return "it is made of other interfaces"
+    if REALTIME.exists() and REALTIME.read_text().strip() == "1":
+        return "the kernel is PREEMPT_RT"
+    return ""
 
 
 def _word(number: int) -> bytes:

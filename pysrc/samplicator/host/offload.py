@@ -76,10 +76,8 @@ class Offload:
         self.workers = workers
         self.ring_bytes = 1 << (min(max(ring_bytes, LEAST_BYTES), 1 << 30).bit_length() - 1)
         self.interfaces: tuple[str, ...] = ()
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._places: dict[bytes, tuple[int, int, bool]] = {}
         self._free = {False: deque(range(1, EXPRESS_PLACES)), True: deque(range(EXPRESS_PLACES, PLACES + 1))}
-        if not express:
-            self._free[False] += self._free.pop(True)
         self.express: Express | None = None
         self.no_express: tuple[str, ...] = ()
         self._links: dict[int, Link] = {}
@@ -95,13 +93,17 @@ class Offload:
         try:
             for number in range(workers):
                 self.rings.append(ring_buffer(self.ring_bytes))
-                ring = self.rings[number].to_bytes(4, sys.byteorder)
-                self._objects.maps["rings"].put(number.to_bytes(4, sys.byteorder), ring)
+                self._show_by(number)
             if express:
                 self._begin_express()
         except BaseException:
             self.close()
             raise
+
+    def _show_by(self, number: int) -> None:
+        """Has the program show a worker what it copies."""
+        ring = self.rings[number].to_bytes(4, sys.byteorder)
+        self._objects.maps["rings"].put(number.to_bytes(4, sys.byteorder), ring)
 
     def _begin_express(self) -> None:
         try:
@@ -136,9 +138,9 @@ class Offload:
                 indexes[gate.index] = gate.interface
             except TooManyPlaces as error:
                 without[slot] = str(error)
+        by_express = self._express_at({index: ethernet[index] for index in indexes}, ethernet)
         for index in self._links.keys() - indexes.keys():
             self._links.pop(index).close()
-        by_express = self._express_at({index: ethernet[index] for index in indexes}, ethernet)
         without |= self._know(wanted, by_express)
         for index, name in indexes.items():
             if index not in self._links:
@@ -153,8 +155,15 @@ class Offload:
         """Has XDP be at these interfaces; returns those where it is."""
         if self.express is None:
             return set()
-        without = self.express.follow(wanted, every)
+        before = set(self.express.interfaces)
+        try:
+            without = self.express.follow(wanted, every)
+        except OSError as error:
+            self.express.leave()
+            without = {0: error.strerror or str(error)}
         self.no_express = tuple(without.values())
+        if before - set(self.express.interfaces):
+            self._show_by(0)  # as in leave()
         if wanted and not self.express.outputs:
             self.no_express += ("no interface can send what XDP broadcasts",)
         return set(self.express.interfaces)
@@ -164,28 +173,28 @@ class Offload:
         one's much later: a session may still be on for the one before.
         """
         known = self._objects.maps["places"]
-        sort = {place: int.from_bytes(place[:4], sys.byteorder) in by_express for place in self._places.keys() | wanted}
+        here = {place: int.from_bytes(place[:4], sys.byteorder) in by_express for place in self._places.keys() | wanted}
         for place in list(self._places):
-            slot, number = self._places[place]
-            was = self.express is not None and number >= EXPRESS_PLACES
-            if wanted.get(place) != slot or sort[place] != was:
+            slot, number, express = self._places[place]
+            if (wanted.get(place), here[place]) != (slot, express):
                 known.delete(place)
-                self._free[was].append(number)
+                self._free[number >= EXPRESS_PLACES].append(number)
                 del self._places[place]
         for place, slot in wanted.items():
             if place in self._places:
                 continue
-            free = self._free[sort[place]]
+            free = self._free[here[place]] or self._free[not here[place]]  # of the other kind: XDP leaves it to tcx
             if not free:
                 return dict.fromkeys(set(wanted.values()), f"the program knows {PLACES} addresses and ports at most")
             known.put(place, struct.pack("=HH", slot, free[0]))
-            self._places[place] = slot, free.popleft()
+            self._places[place] = slot, free.popleft(), here[place]
         return {}
 
     def leave(self) -> None:
         """Is at no interface any more: what comes passes to the sockets."""
-        if self.express is not None:
+        if self.express is not None and self.express.interfaces:
             self.express.leave()
+            self._show_by(0)  # the kernel waits for what has begun: what comes later meets the other program
         for link in self._links.values():
             link.close()
         self._links = {}
