@@ -1,4 +1,4 @@
-# needs: uapi: copies, net, offload; base: atomics, batch, counters; rx: socket; worker: offload, state
+# needs: uapi: copies, net, offload; base: atomics, counters; rx: socket; worker: offload, state
 # Sessions that XDP copies (bpf/express.bpf.c). What differs from those that tcx copies: a frame is broadcast and leaves a little later, so
 # whoever sends what came behind it waits for that; and a copy can vanish, so what the kernel has taken is compared with what became of it.
 # Called by worker/ingress.pxi and worker/loop.pxi. It must never send.
