@@ -86,7 +86,8 @@ from uapi.copies cimport (
 )
 from uapi.offload cimport (
     BPF_NOEXIST, BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, OFFLOAD_EXPRESS, OFFLOAD_EXPRESS_PLACES,
-    OFFLOAD_ON, OFFLOAD_OUTPUTS, OFFLOAD_PLACE, OFFLOAD_RECEIVERS, OFFLOAD_SESSIONS, OFFLOAD_SETS, OFFLOAD_WORKERS, bpf_map_set, offload_key_t, offload_off, offload_on, offload_record_t, offload_session_t, offload_set_t,
+    OFFLOAD_ON, OFFLOAD_OUTPUTS, OFFLOAD_PLACE, OFFLOAD_RECEIVERS, OFFLOAD_SESSIONS, OFFLOAD_SETS, OFFLOAD_WORKERS, bpf_map_set,
+    offload_key_t, offload_off, offload_on, offload_record_t, offload_session_t, offload_set_t,
 )
 from uapi.net cimport (
     AF_INET, AF_INET6, AF_PACKET, BPF_RET_K, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, CMSG_DATA, CMSG_FIRSTHDR,
