@@ -506,7 +506,7 @@ def test_a_thousand_associations(lab: Lab, peers: Peers) -> None:
     assert each < 100
     collector = model.Collector()
     sink.settimeout(10)
-    for _ in range(2000):
+    while collector.records < 1000:  # templates can have been sent again meanwhile, by the minute
         payload, source = sink.recvfrom(65535)
         collector.take(source, payload)
     assert (collector.records, collector.sequence_errors, collector.unknown_sets) == (1000, 0, 0)
