@@ -144,9 +144,9 @@ cdef bint worker_express_under_way(worker_t *w, offload_known_t *known, u64 now_
         known.off_ns = now_ns
         if now_ns - known.on_ns < OFFLOAD_SHORT_NS:
             known.slow_ns = now_ns + OFFLOAD_REVIEW_NS
-    if u.made != known.made or (u.state == OFFLOAD_LEAVING and u.left_ns < o.grace_ns):
+    if u.made != known.made or (u.state == OFFLOAD_LEAVING and u.left_ns <= o.grace_ns):
         return False
-    return not (known.off_ns > known.on_ns and known.off_ns < o.grace_ns) and not offload_left(o, known)
+    return not (known.off_ns > known.on_ns and known.off_ns <= o.grace_ns) and not offload_left(o, known)
 
 
 cdef bint worker_express_met(worker_t *w, u64 now_ns) noexcept nogil:
