@@ -169,6 +169,7 @@ def test_what_drop_ins_permit() -> None:
         "net-admin": ["CAP_NET_ADMIN"] * 2 + ["AF_PACKET"],
         "packet": ["AF_PACKET"],
         "web-config": [],
+        "xdp": ["CAP_PERFMON"] * 2,
     }
 
 
