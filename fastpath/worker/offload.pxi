@@ -5,11 +5,14 @@
 #
 # A session's place here is its number there, too: it goes to another session only when nothing came for OFFLOAD_IDLE_NS, so that no run of
 # the program has the number in hand. So does a set that has been stopped; sessions that still name it are off, since it is made anew.
+# One that came once and was never entered has no number there, and holds a place by chance only: else a storm of forged sessions would keep
+# all newcomers out.
 
 cdef enum:
     OFFLOAD_OF_SET = 64                # OFFLOAD_RECEIVERS
     OFFLOAD_OUT = 64                   # OFFLOAD_OUTPUTS
     OFFLOAD_WAYS = 8                   # places that a session can have
+    OFFLOAD_CHANCE = 4                 # newcomers that find no free place, for one that takes that of a session which came once
     OFFLOAD_EARN = 4                   # batches with datagrams of a session before it is entered, or turned on again
     OFFLOAD_EARN_MOST = 1024           # the same, of a session that is turned off again and again
     OFFLOAD_EARN_LATE = 64             # the same, of one that another worker has entered
@@ -36,6 +39,7 @@ ctypedef struct offload_known_t:       # a session
     u16 need
     u64 made                           # of the set that it was turned on with
     u32 use
+    bint entered                       # the program has had its number
     bint express                       # XDP may have it, or had it: what it has broadcast may not have left
     u64 seen_ns                        # CLOCK_MONOTONIC, 0 = the place was never used
     u64 on_ns                          # when it was turned on last, 0 = it is not entered in the kernel's map
@@ -78,6 +82,7 @@ ctypedef struct offload_t:
     int ring
     u32 sweep                          # the place that is looked at next
     u64 swept_ns
+    u32 refused                        # newcomers that found no free place
     u64 waited_ns                      # CLOCK_MONOTONIC of the last wait for the program, for want of a free set
     offload_session_t *sessions        # OFFLOAD_SESSIONS: this worker's, as all of these
     offload_set_t *sets
@@ -124,9 +129,11 @@ cdef inline offload_known_t *offload_known(offload_t *o, const exporter_t *expor
 
 
 cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *exporter, u16 listener, u64 now_ns) noexcept nogil:
-    """The session's place, or one that it may have: one whose session is silent, and out of the kernel's map by then; NULL: there is none."""
+    """The session's place, or one that it may have: one whose session is silent, and out of the kernel's map by then, or now and then one of
+    those that came once; NULL: there is none."""
     cdef offload_known_t *place = offload_known(o, exporter, listener)
     cdef offload_known_t *oldest
+    cdef offload_known_t *once = NULL
     cdef u32 i
     if place != NULL:
         return place
@@ -135,8 +142,13 @@ cdef inline offload_known_t *offload_find(offload_t *o, const exporter_t *export
     for i in range(<u32>OFFLOAD_WAYS):
         if place[i].seen_ns < oldest.seen_ns:
             oldest = &place[i]
+        if not place[i].entered and place[i].earned < 2 and (once == NULL or place[i].seen_ns < once.seen_ns):
+            once = &place[i]
     if oldest.seen_ns and (now_ns < oldest.seen_ns or now_ns - oldest.seen_ns < OFFLOAD_IDLE_NS):
-        return NULL
+        o.refused += 1
+        if once == NULL or o.refused % OFFLOAD_CHANCE:  # always: sessions that are too many would drive each other out for ever
+            return NULL
+        oldest = once
     if offload_is_on(o, oldest):       # nothing of it was seen, but it may be copied: its place is free when that is over
         offload_leave(o, oldest)
         oldest.seen_ns = now_ns
@@ -189,6 +201,7 @@ cdef inline void offload_enter(offload_t *o, offload_known_t *known, u64 now_ns)
     cdef offload_key_t key
     cdef u32 number = offload_place(o, known)
     atomic_store64(&o.sessions[number].word, 0)
+    known.entered = True
     offload_key(known, &key)
     number += o.number * OFFLOAD_SESSIONS
     if bpf_map_set(o.keys, &key, &number, BPF_NOEXIST) == 0:
