@@ -7,8 +7,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from samplicator.host import offload
 from support.lab import Lab, Relay
+from support.offload import give_way, skip_without
 from support.takeover import Chain, Flows, Scraper, configuration, load, more
 from support.telemetry import ROWS
 
@@ -83,12 +83,9 @@ def test_three_times_in_a_row(lab: Lab, receive: str) -> None:
 @pytest.mark.parametrize("replicate", ["tcx", "xdp"])
 def test_three_times_in_a_row_while_the_kernel_copies(lab: Lab, replicate: str) -> None:
     """The numbered datagrams, whose receiver takes them as they are."""
-    for collector in lab.collectors if replicate == "xdp" else ():
-        collector.run("ethtool", "-K", "e0", "gro", "on")
-    try:
-        lab.relay.call(lambda: offload.Offload(1, 4096).close())
-    except OSError as error:
-        pytest.skip(f"no ingress offload here: {error}")
+    skip_without(lab, express=replicate == "xdp")
+    if replicate == "xdp":
+        give_way(lab)
     chain(lab, "recvmmsg", 3, 3000, replicate)
 
 

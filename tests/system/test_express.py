@@ -7,11 +7,12 @@ from __future__ import annotations
 import re
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
-from samplicator.host import express, libbpf, offload
+from samplicator.host import libbpf, offload
 from support.lab import Lab, Relay
+from support.offload import give_way, lone, offloaded, pour, skip_without
 from support.process import wait_for
 from support.runs import acquaint, config, in_order, payloads, wait_link
 
@@ -20,55 +21,16 @@ XDP = '[datapath]\nreplicate = "xdp"\n'
 
 @pytest.fixture(autouse=True)
 def there_is_such_a_kernel(lab: Lab) -> None:
-    assert express.OBJECT.exists()  # the tests' set-up installs clang
-
-    def try_it() -> tuple[str, ...]:
-        made = offload.Offload(1, 4096, express=True)
-        made.close()
-        return made.no_express
-
-    try:
-        why = lab.relay.call(try_it)
-    except OSError as error:
-        pytest.skip(f"no ingress offload here: {error}")
-    if why:
-        pytest.skip(f"no XDP here: {why}")
-
-
-def runs(lab: Lab) -> None:
-    """The collectors' interfaces take what XDP sends: veth(4) does when they have GRO."""
-    for collector in lab.collectors:
-        collector.run("ethtool", "-K", "e0", "gro", "on")
-
-
-def lone(lab: Lab, extra: str = "") -> Relay:
-    relay = lab.samplicator(XDP + extra + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
-    acquaint(lab, lab.relay4())
-    for name in ("r0", "r1"):
-        wait_link(relay, "^r[12], ", name)
-    return relay
-
-
-def pour(relay: Relay, exporters: Sequence[socket.socket], to: tuple[str, int], start: int, count: int) -> None:
-    """Datagrams start to start + count of each exporter; each is counted before the next."""
-    for number in range(start, start + count):
-        for index, exporter in enumerate(exporters):
-            exporter.sendto(payloads(index, number, 1)[0], to)
-        total = len(exporters) * (number + 1)
-        wait_for(lambda n=total: relay.metrics().value("receive_datagrams_total") == n, "them")
+    skip_without(lab, express=True)
 
 
 def why(relay: Relay) -> str:
     return str(relay.api("listeners")[0]["receive_why"])
 
 
-def offloaded(relay: Relay) -> int:
-    return int(relay.metrics().value("receive_offloaded_datagrams_total"))
-
-
 def test_no_packet_is_made_of_what_is_copied(lab: Lab) -> None:
-    runs(lab)
-    relay = lone(lab)
+    give_way(lab)
+    relay = lone(lab, XDP)
     assert why(relay).startswith("xdp: the kernel copies on r0")
     taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
     came = lab.tap(0, lambda seen: seen.port == 2055)
@@ -88,7 +50,7 @@ def test_no_packet_is_made_of_what_is_copied(lab: Lab) -> None:
 
 
 def test_where_no_interface_can_send_so_tcx_copies(lab: Lab) -> None:
-    relay = lone(lab)
+    relay = lone(lab, XDP)
     assert why(relay).startswith("tcx: the kernel copies on r0")
     assert "no interface can send what XDP broadcasts; tcx copies there" in relay.stderr()
     tap = lab.tap(2, lambda seen: seen.port == 9001)
@@ -101,7 +63,7 @@ def test_where_no_interface_can_send_so_tcx_copies(lab: Lab) -> None:
 
 def test_a_program_of_others_stays(lab: Lab) -> None:
     """One XDP program is at an interface natively, and somebody else's was there first."""
-    runs(lab)
+    give_way(lab)
     other: list[tuple[offload.Offload, libbpf.Link]] = []
 
     def be_there() -> None:
@@ -112,7 +74,7 @@ def test_a_program_of_others_stays(lab: Lab) -> None:
 
     lab.relay.call(be_there)
     try:
-        relay = lone(lab)
+        relay = lone(lab, XDP)
         assert why(relay).startswith("xdp and tcx: the kernel copies on r0")
         assert re.search(r"r0: .*; tcx copies there", relay.stderr())
         exporter = lab.exporter_socket("198.18.64.1", 5000)
@@ -129,7 +91,7 @@ def test_a_program_of_others_stays(lab: Lab) -> None:
 def test_checksums_that_a_device_was_to_make(make_lab: Callable[..., Lab], six: bool) -> None:
     """A host beside us has left them to its device, and XDP is not told: such datagrams are not for it."""
     lab = make_lab(offload=True)
-    runs(lab)
+    give_way(lab)
     to = (lab.relay6() if six else lab.relay4(), 2055)
     peers = [f"[{lab.peer6(n)}]:9001" if six else f"{lab.peer4(n)}:9001" for n in (1, 2)]
     relay = lab.samplicator(XDP + config("auto", *peers))
@@ -147,8 +109,8 @@ def test_checksums_that_a_device_was_to_make(make_lab: Callable[..., Lab], six: 
 
 def test_what_was_sent_has_arrived(lab: Lab) -> None:
     """Under load: as many as the interfaces took, by their count, come to the collectors; each copy counts once."""
-    runs(lab)
-    relay = lone(lab)
+    give_way(lab)
+    relay = lone(lab, XDP)
     sinks = [lab.sink(n, f"{lab.peer4(n)}:9001") for n in (1, 2)]
     load = lab.load(
         "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.0", "--exporters", 4, "--source-port", 50_000,
@@ -169,7 +131,7 @@ def test_what_was_sent_has_arrived(lab: Lab) -> None:
 
 
 def test_the_hook_goes_with_the_process(lab: Lab) -> None:
-    runs(lab)
+    give_way(lab)
     relay = lab.samplicator(XDP + config("auto", f"{lab.peer4(1)}:9001"), expected=(-signal.SIGKILL,))
     assert "xdp" in lab.relay.run("ip", "link", "show", "r0")
     relay.send_signal(signal.SIGKILL)

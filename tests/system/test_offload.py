@@ -9,15 +9,17 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
-from samplicator.host import libbpf, offload
+from samplicator.host import libbpf
 from support.decoders import PORT, ROWS, Nfacctd, Nfcapd, come, configuration, send, stream
 from support.flows import IPFIX, V9
 from support.lab import Lab, Relay
+from support.offload import give_way, lone, offloaded, pour, skip_without
 from support.process import wait_for
 from support.runs import acquaint, config, in_order, payloads, wait_link
+from support.taps import tap as api_tap
 
 
 def hooked(lab: Lab, device: str = "r0") -> int:
@@ -33,36 +35,10 @@ def mode(request: pytest.FixtureRequest, lab: Lab) -> str:
     return f'[datapath]\nreplicate = "{request.param}"\n'
 
 
-def give_way(lab: Lab) -> None:
-    for collector in lab.collectors:
-        collector.run("ethtool", "-K", "e0", "gro", "on")
-
-
 @pytest.fixture(autouse=True)
 def there_is_such_a_kernel(lab: Lab) -> None:
-    assert offload.OBJECT.exists()  # the tests' set-up installs clang
-
-    def try_it() -> None:
-        offload.Offload(1, 4096).close()
-
-    try:
-        lab.relay.call(try_it)
-    except OSError as error:
-        pytest.skip(f"no ingress offload here: {error}")
+    skip_without(lab)
     assert hooked(lab) == 0
-
-
-def offloaded(relay: Relay) -> int:
-    return int(relay.metrics().value("receive_offloaded_datagrams_total"))
-
-
-def pour(relay: Relay, exporters: Sequence[socket.socket], to: tuple[str, int], start: int, count: int) -> None:
-    """Datagrams start to start + count of each exporter; those that come to the sockets are read before the next."""
-    for number in range(start, start + count):
-        for index, exporter in enumerate(exporters):
-            exporter.sendto(payloads(index, number, 1)[0], to)
-        total = len(exporters) * (number + 1)
-        wait_for(lambda n=total: relay.metrics().value("receive_datagrams_total") == n, "them")
 
 
 @pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
@@ -108,15 +84,6 @@ def test_nothing_is_left_behind(lab: Lab, number: signal.Signals, mode: str) -> 
     begun = time.monotonic()
     wait_for(lambda: hooked(lab) == 0, "the hook to go", 5)
     assert time.monotonic() - begun < 1
-
-
-def lone(lab: Lab, mode: str, extra: str = "") -> Relay:
-    """A relay with two receivers whose links are known."""
-    relay = lab.samplicator(mode + extra + config("auto", f"{lab.peer4(1)}:9001", f"{lab.peer4(2)}:9001"))
-    acquaint(lab, lab.relay4())
-    for name in ("r0", "r1"):
-        wait_link(relay, "^r[12], ", name)
-    return relay
 
 
 def test_what_the_kernel_cannot_copy_comes_to_the_socket(lab: Lab, mode: str) -> None:
@@ -205,16 +172,29 @@ def test_what_nobody_sees_is_forwarded_and_counted(lab: Lab, mode: str) -> None:
     assert (here["offloaded"], here["unseen"]) == (before + 3000, unseen)
 
 
-@pytest.mark.parametrize("freq", [1, 3])
+@pytest.mark.parametrize(("third", "late"), [(0, 1), (0, 3), (3, 1)], ids=["plain", "late-samples", "third-samples"])
 @pytest.mark.parametrize("kind", [V9, IPFIX], ids=["netflow9", "ipfix"])
-def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq: int, mode: str) -> None:
-    """A receiver that comes when half was sent, and takes all: the kernel goes on; or samples: the worker does."""
-    half, late = 63, PORT + 3
-    first, second = Nfcapd(lab), Nfacctd(lab)
+def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, third: int, late: int, mode: str) -> None:
+    """A receiver that comes when half was sent, and takes all: the kernel goes on; or one that samples, late or from
+    the start: the worker makes the copies. third, late: freq; 0 = there is none.
+    """
+    half, ports = 63, {"third": PORT + 2, "late": PORT + 3}
+    collectors: list[Nfcapd | Nfacctd] = [Nfcapd(lab), Nfacctd(lab)]
+    names = ["one", "two"]
     text = mode + configuration(lab).replace("freq = 1\n", "")
+
+    def add(text: str, name: str, freq: int) -> str:
+        before = str(names).replace("'", '"')
+        names.append(name)
+        collectors.append(Nfcapd(lab, ports[name], name))
+        text += f'[[receiver]]\nname = "{name}"\nto = "{lab.peer4(1)}:{ports[name]}"\nspoof = true\nfreq = {freq}\n'
+        return text.replace(before, str(names).replace("'", '"'))
+
+    if third:
+        text = add(text, "third", third)
     relay = lab.samplicator(text)
     acquaint(lab, lab.relay4())
-    for name in ("one", "two"):
+    for name in names:
         wait_link(relay, "^r[12], ", name)
     feed = list(itertools.islice(stream(kind), 2 * half))
     sock = None
@@ -222,10 +202,9 @@ def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq
         sock = send(lab, [payload], sock)
         come(relay, number + 1)
     seen = offloaded(relay)
-    assert seen > half // 2
-    last = Nfcapd(lab, late, "late")
-    text += f'[[receiver]]\nname = "late"\nto = "{lab.peer4(1)}:{late}"\nspoof = true\nfreq = {freq}\n'
-    relay.write(lab.with_service(text.replace('"two"]', '"two", "late"]')))
+    assert (seen > half // 2) == (third == 0)
+    text = add(text, "late", late)
+    relay.write(lab.with_service(text))
     relay.send_signal(signal.SIGHUP)
     wait_for(lambda: relay.metrics().value("config_generation") == 2, "the new plan")
     wait_link(relay, "^r1, ", "late")
@@ -233,10 +212,35 @@ def test_collectors_decode_all_when_another_comes_late(lab: Lab, kind: int, freq
         send(lab, [payload], sock)
         come(relay, half + number + 1)
     relay.at_rest()
-    assert (offloaded(relay) > seen) == (freq == 1)
+    assert (offloaded(relay) > seen) == (third == 0 and late == 1)
     data = [not carries for _, carries in feed]
-    assert first.end() == second.end() == (sum(data) * ROWS, 0)
-    assert last.end() == (-(-sum(data[half:]) // freq) * ROWS, 0)
+    assert collectors[0].end() == collectors[1].end() == (sum(data) * ROWS, 0)
+    assert collectors[-1].end() == (-(-sum(data[half:]) // late) * ROWS, 0)
+    if third:
+        assert collectors[2].end() == (-(-sum(data) // third) * ROWS, 0)
+    relay.check_laws()
+
+
+def test_a_tap_sees_all_while_it_is_open(lab: Lab, mode: str) -> None:
+    """The worker makes the copies meanwhile, and the kernel again when the tap has been closed."""
+    relay = lone(lab, mode)
+    sinks = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    pour(relay, [exporter], to, 0, 20)
+    before = offloaded(relay)
+    assert before
+    with api_tap(relay.control_path, rate=10000) as shown:
+        pour(relay, [exporter], to, 20, 30)
+        assert [event["payload"] for event in shown.wait(30, "in")] == payloads(0, 20, 30)
+        sent = shown.wait(60, "sent")
+        for name in ("r0", "r1"):
+            assert [event["payload"] for event in sent if event["receiver"] == name] == payloads(0, 20, 30)
+        assert offloaded(relay) == before
+    pour(relay, [exporter], to, 50, 30)
+    assert offloaded(relay) > before
+    for sink in sinks:
+        in_order(sink.collect(80), [exporter], 80)
     relay.check_laws()
 
 

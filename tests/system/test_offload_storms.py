@@ -1,5 +1,5 @@
-"""replicate = "tcx" in a storm: many sessions, and far more forged ones that come once each. What is on stays on, who
-comes later gets a place, nothing is lost, and neither the kernel's maps nor the process grow.
+"""replicate = "tcx" and "xdp" in a storm: many sessions, and far more forged ones that come once each. What is on stays
+on, who comes later gets a place, nothing is lost, and neither the kernel's maps nor the process grow.
 
 Forged datagrams have an address and port of their own each, so none of them is offloaded: what the listener `in` counts
 as offloaded is of the exporter under test alone. A receiver that only it has counts how many of it came.
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from samplicator.host import offload
 from support.lab import Lab, Relay
+from support.offload import give_way, skip_without
 from support.pace import Pace
 from support.process import Process, wait_for
 from support.runs import acquaint, in_order, payloads, wait_link
@@ -36,17 +37,17 @@ WORKER_BOUND = 131_072 * 32 + offload.SESSIONS * (80 + 16)
 """
 
 
-@pytest.fixture(autouse=True)
-def there_is_such_a_kernel(lab: Lab) -> None:
-    try:
-        lab.relay.call(lambda: offload.Offload(1, 4096).close())
-    except OSError as error:
-        pytest.skip(f"no ingress offload here: {error}")
+@pytest.fixture(params=["tcx", "xdp"])
+def mode(request: pytest.FixtureRequest, lab: Lab) -> str:
+    skip_without(lab, express=request.param == "xdp")
+    if request.param == "xdp":
+        give_way(lab)
+    return str(request.param)
 
 
-def begin(lab: Lab, workers: int, own: str) -> tuple[Relay, list[Process]]:
+def begin(lab: Lab, mode: str, workers: int, own: str) -> tuple[Relay, list[Process]]:
     """A relay and its collectors: `one` and `two` get all that comes, `own` what comes from these addresses, too."""
-    text = f'[datapath]\nreplicate = "tcx"\nworkers = {workers}\nbatch = {BATCH}\nflow_memory = {FLOW_BYTES}\n'
+    text = f'[datapath]\nreplicate = "{mode}"\nworkers = {workers}\nbatch = {BATCH}\nflow_memory = {FLOW_BYTES}\n'
     for name, port in (("in", 2055), ("many", 2056)):
         text += f'[[listener]]\nname = "{name}"\nlisten = ["0.0.0.0:{port}"]\n'
     for name, host, port in (("one", 1, 9001), ("two", 2, 9002), ("own", 1, 9003)):
@@ -176,9 +177,9 @@ def delivered(lab: Lab, sinks: Sequence[Process], counts: Sequence[int]) -> None
     ],
 )
 def test_who_is_offloaded_stays_so_in_a_storm_of_forged_ones(
-    lab: Lab, sessions: int, forged: int, workers: int
+    lab: Lab, mode: str, sessions: int, forged: int, workers: int
 ) -> None:
-    relay, sinks = begin(lab, workers, STEADY)
+    relay, sinks = begin(lab, mode, workers, STEADY)
     rate = max(2_000, sessions // 4)  # a session has its place while it is not silent for 10 s
     loads = [
         load(lab, 2055, "--source-base", STEADY, "--source-port", 4000, "--rate", STEADY_RATE, "--seconds", 280),
@@ -219,9 +220,9 @@ def test_who_is_offloaded_stays_so_in_a_storm_of_forged_ones(
 
 
 @pytest.mark.slow
-def test_who_comes_when_forged_ones_have_all_places_is_offloaded_soon(lab: Lab) -> None:
+def test_who_comes_when_forged_ones_have_all_places_is_offloaded_soon(lab: Lab, mode: str) -> None:
     """They came once, and would hold their places for 10 s. An exporter with a new port is such a newcomer, too."""
-    relay, sinks = begin(lab, 1, "198.18.64.0/24")
+    relay, sinks = begin(lab, mode, 1, "198.18.64.0/24")
     tap = lab.tap(1, lambda seen: seen.port == 9003)
     sent = forge(lab, [relay, *sinks], ADDRESSES, 50_000, relay.metrics)
     begun = time.monotonic()
