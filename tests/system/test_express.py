@@ -130,6 +130,54 @@ def test_what_was_sent_has_arrived(lab: Lab) -> None:
         assert metrics.value("send_offered_datagrams_total", receiver=name) == taken
 
 
+def failed(relay: Relay, name: str) -> int:
+    return int(relay.metrics().value("send_failed_datagrams_total", receiver=name, reason="no_buffer_space"))
+
+
+def test_what_an_interface_refuses_is_counted(lab: Lab) -> None:
+    """The other end takes frames no more: those that were under way have failed, and tcx goes on."""
+    give_way(lab)
+    relay = lone(lab, XDP)
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    pour(relay, [exporter], to, 0, 20)
+    assert offloaded(relay)
+    lab.collectors[0].run("ethtool", "-K", "e0", "gro", "off")
+    pour(relay, [exporter], to, 20, 40)
+    wait_for(lambda: relay.metrics().value("send_offered_datagrams_total", receiver="r0") == 60, "all to be counted")
+    lost = failed(relay, "r0")
+    assert 0 < lost < 40
+    metrics = relay.check_laws()
+    assert metrics.value("send_datagrams_total", receiver="r0") == 60 - lost
+    assert len(taps[0].collect(60 - lost)) == 60 - lost
+    in_order(taps[1].collect(60), [exporter], 60)
+
+
+def test_what_vanishes_is_counted(lab: Lab) -> None:
+    """What the device map leaves out, as it does frames that are too long for an interface, nobody counts."""
+    give_way(lab)
+    relay = lone(lab, XDP)
+    taps = [lab.tap(n, lambda seen: seen.port == 9001) for n in (1, 2)]
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    pour(relay, [exporter], to, 0, 20)
+    before = offloaded(relay)
+    assert before
+    relay.send_signal(signal.SIGSTOP)  # it does not know yet
+    lab.relay.ip("link", "set", "r1", "mtu", "600")
+    for _ in range(10):
+        exporter.sendto(bytes(1200), to)
+    taps[1].collect(30)
+    relay.send_signal(signal.SIGCONT)
+    wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 30, "them to be counted")
+    assert offloaded(relay) == before + 10
+    wait_for(lambda: failed(relay, "r0") == 10, "what is missing to be found")
+    metrics = relay.check_laws()
+    assert [metrics.value("send_datagrams_total", receiver=name) for name in ("r0", "r1")] == [20, 30]
+    in_order(taps[0].collect(20), [exporter], 20)
+
+
 def test_the_hook_goes_with_the_process(lab: Lab) -> None:
     give_way(lab)
     relay = lab.samplicator(XDP + config("auto", f"{lab.peer4(1)}:9001"), expected=(-signal.SIGKILL,))
