@@ -10,6 +10,9 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 
+# Python keeps what it has compiled: else each of the daemons that the tests start compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 V := .venv
 BIN := $(CURDIR)/$(V)/bin
 STAMPS := $(V)/stamps

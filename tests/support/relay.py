@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import re
 import signal
 import socket
 from collections.abc import Sequence
@@ -24,17 +25,33 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """One scrape. Label values select; a missing series is a failure, not a zero."""
+    """One scrape. Label values select; a missing series is a failure, not a zero. Only what is asked for is read."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.samples: dict[str, list[tuple[dict[str, str], float]]] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                self.samples.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
+        self._lines: dict[str, list[str]] = {}
+        self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                self._lines.setdefault(re.split("[{ ]", line, maxsplit=1)[0], []).append(line)
+
+    @property
+    def samples(self) -> dict[str, list[tuple[dict[str, str], float]]]:
+        """All of it, by name."""
+        return {name: self._read(name) for name in self._lines}
+
+    def _read(self, name: str) -> list[tuple[dict[str, str], float]]:
+        if name not in self._samples:
+            text = "".join(f"{line}\n" for line in self._lines.get(name, ()))
+            self._samples[name] = [
+                (dict(sample.labels), sample.value)
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            ]
+        return self._samples[name]
 
     def select(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
-        rows = self.samples.get("samplicator_" + name, [])
+        rows = self._read("samplicator_" + name)
         return [row for row in rows if all(row[0].get(key) == value for key, value in labels.items())]
 
     def value(self, name: str, **labels: str) -> int:
