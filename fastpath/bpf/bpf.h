@@ -7,6 +7,9 @@
 
 #define SECTION(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+/* Before a loop: without CAP_PERFMON the kernel's verifier follows both ways of each branch, the end of a loop never comes, and it says "The
+ * sequence of 8193 jumps is too complex". What compilers unroll by themselves differs. */
+#define UNROLLED _Pragma("clang loop unroll(full)")
 #define NUMBER(field, value) int(*field)[value]
 #define TYPE(field, type) typeof(type) *field
 #define EACH(field, type) typeof(type) *field[]

@@ -20,6 +20,7 @@ INLINE __u32 sum_of(const void *octets, int n)
 {
 	const __u32 *words = octets;
 	__u64 sum = 0;
+	UNROLLED
 	for (int i = 0; i < n; i++)
 		sum += words[i];
 	sum = (sum & 0xffffffff) + (sum >> 32);

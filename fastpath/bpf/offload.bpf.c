@@ -192,6 +192,7 @@ int offload_ingress(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	is.segment = skb->gso_size;
 	is.packet = is.size - ETH_HLEN + (is.segment && is.segment < is.length ? is.segment : is.length);
+	UNROLLED
 	for (int i = 0; i < TRIES; i++) {
 		word = *(volatile __u64 *)&session->word;
 		if (word & OFFLOAD_ON) {

@@ -65,6 +65,7 @@ INLINE int read4(const void *packet, struct found *out)
 INLINE int ports_behind(const void *packet, struct found *out, __u8 kind)
 {
 	__u32 offset = ETH_HLEN + 40;
+	UNROLLED
 	for (int i = 0; i < EXTENSIONS; i++) {
 		__u8 head[4];
 		if (kind == IPPROTO_UDP)

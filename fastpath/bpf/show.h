@@ -10,6 +10,12 @@ static void (*const ringbuf_submit)(void *data, __u64 flags) = (void *)BPF_FUNC_
 static void (*const ringbuf_discard)(void *data, __u64 flags) = (void *)BPF_FUNC_ringbuf_discard;
 static __u64 (*const ringbuf_query)(void *ring, __u64 flags) = (void *)BPF_FUNC_ringbuf_query;
 
+/* One of the IP header. Read before it is known which are wanted: a pointer that hangs on a condition the kernel does not take without CAP_PERFMON. */
+INLINE __u8 octet(const struct found *is, __u32 at)
+{
+	return *(const volatile __u8 *)(is->head + ETH_HLEN + at);
+}
+
 /* A reservation has a size that is known beforehand: the next one of these. 0: there is no room. */
 #define SHOW(room)                                                                                                                         \
 	if (length <= (room)) {                                                                                                            \
@@ -28,6 +34,7 @@ INLINE int show(const void *packet, const struct found *is, __u32 session, __u32
 	struct offload_record *record;
 	void *ring = map_lookup(&rings, &worker);
 	__u32 length = is->length & 0xffff;
+	__u8 first = octet(is, 0), second = octet(is, 1), ttl6 = octet(is, 7), ttl4 = octet(is, 8);
 	__u64 waits;
 	if (!ring)
 		return 0;
@@ -45,8 +52,8 @@ filled:
 	record->port = is->key.port;
 	record->listener = is->key.listener;
 	record->six = is->six;
-	record->ttl = is->six ? ((const struct head6 *)is->head)->ip.hop_limit : ((const struct head4 *)is->head)->ip.ttl;
-	record->tos = is->six ? (__u8)(is->head[ETH_HLEN] << 4 | is->head[ETH_HLEN + 1] >> 4) : is->head[ETH_HLEN + 1];
+	record->ttl = is->six ? ttl6 : ttl4;
+	record->tos = is->six ? (__u8)(first << 4 | second >> 4) : second;
 	record->spare = 0;
 	record->length = length;
 	record->segment = is->segment;

@@ -303,7 +303,14 @@ def test_a_collector_and_its_backup(lab: Lab, peers: Peers) -> None:
     assert relay.metrics().value("receiver_sctp_fail_overs_total", gateway="sctp", receiver="core") == 1
     for number in (0, 1):
         peers.cut(number, "meta l4proto { sctp, udp } drop")
-    flows(lambda: states(relay) == ["re-establishing", "re-establishing"])
+    few = flow.sequence + 200  # they fit, however long it takes
+
+    def both_down() -> bool:
+        if flow.sequence < few:
+            flow.data()
+        return states(relay) == ["re-establishing", "re-establishing"]
+
+    peers.until(both_down)
     for _ in range(300):
         for _ in range(10):
             flow.data()
