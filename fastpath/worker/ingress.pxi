@@ -313,9 +313,19 @@ cdef void worker_offload_look(worker_t *w, u64 now_ns) noexcept nogil:
 cdef void worker_offload_stop(worker_t *w) noexcept nogil:
     """Nothing of this worker's is copied any more, and all that was has left."""
     cdef u64 now_ns = worker_clock(CLOCK_MONOTONIC)
+    if not w.offload.on:
+        return
     offload_stop_all(&w.offload, now_ns)
     if w.offload.used:
         offload_wait(&w.offload, now_ns)
+
+
+cdef void worker_offload_leave(worker_t *w) noexcept nogil:
+    """The worker ends: counts for the last time."""
+    if w.offload.on and w.work != NULL:
+        worker_offload_look(w, worker_clock(CLOCK_MONOTONIC))
+        worker_offload_missed_all(w)
+        offload_leave_all(&w.offload)
 
 
 cdef void worker_offload_adopt(worker_t *w, work_t *new) noexcept nogil:

@@ -1,5 +1,5 @@
 # needs: uapi: net; base: atomics, counters; flow: observe, renumber; route: plan, pool, session; rx: door, overlap, recvmmsg, ring, socket;
-#        tx: engine, lane, port; worker: choose, echo, express, flow, gather, ingress, lane, offload, pool, send, state, tap, work
+#        tx: engine, lane, port; worker: choose, echo, express, flow, gather, ingress, lane, pool, send, state, tap, work
 # The worker: one thread, its sockets in one epoll, its plan, its batch. The whole life of a datagram is worker_batch(). Invariants: nothing
 # is allocated after Worker() is made; no datagram, receiver or kernel error ends the loop; a plan is adopted between batches only. Called by
 # Python once, Worker.run(), which does not hold the GIL.
@@ -349,21 +349,19 @@ cdef void worker_loop(worker_t *w) noexcept nogil:
     while True:
         worker_adopt(w)
         if unlikely(taps_wanted(w)):
+            if taps_changed(w):
+                worker_offload_stop(w)         # a tap that is open sees all
             taps_look(w)
         if unlikely(w.resting):
             worker_rest(w)
         deadline = atomic_load64(&w.stop_deadline_ns)
         if deadline:
-            if w.offload.on and w.work != NULL:
-                worker_offload_stop(w)
+            worker_offload_stop(w)
             if w.work != NULL:
                 worker_drain(w, NULL, deadline)
                 if w.echo.state:
                     worker_echo_end(w, worker_clock(CLOCK_MONOTONIC), False)
-            if w.offload.on and w.work != NULL:
-                worker_offload_look(w, worker_clock(CLOCK_MONOTONIC))
-                worker_offload_missed_all(w)
-                offload_leave_all(&w.offload)
+            worker_offload_leave(w)
             worker_beat(w, worker_clock(CLOCK_MONOTONIC))
             taps_flush(w)
             return

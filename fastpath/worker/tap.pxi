@@ -110,9 +110,14 @@ cdef void taps_look(worker_t *w) noexcept nogil:
     atomic_store32_release(&w.taps.served, asked)
 
 
+cdef inline bint taps_changed(worker_t *w) noexcept nogil:
+    """Whether taps are to be opened or closed."""
+    return w.taps.served != atomic_load32(&w.taps.asked)
+
+
 cdef inline bint taps_wanted(worker_t *w) noexcept nogil:
     """Whether there is anything to do for taps between batches."""
-    return w.taps.open or w.taps.served != atomic_load32(&w.taps.asked)
+    return w.taps.open or taps_changed(w)
 
 
 cdef void taps_told(worker_t *w, const exporter_t *exporter, u64 arrival_ns, u32 listener, u32 verdict, const u8 *data, u32 length,

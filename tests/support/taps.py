@@ -36,7 +36,7 @@ class TapClient:
         assert self._answer.headers["Content-Type"] == "application/x-ndjson"
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        wait_for(lambda: self.lines, "the tap to be open")
+        wait_for(lambda: self.lines, "the tap to be open", interval=0.0005)
         assert self.lines[0]["event"] == "open"
 
     def _read(self) -> None:

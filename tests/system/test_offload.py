@@ -244,6 +244,21 @@ def test_a_tap_sees_all_while_it_is_open(lab: Lab, mode: str) -> None:
     relay.check_laws()
 
 
+def test_a_tap_is_open_when_it_says_so(lab: Lab, mode: str) -> None:
+    """What comes right behind its first line is not copied by the kernel any more."""
+    relay = lone(lab, mode)
+    exporter = lab.exporter_socket("198.18.64.1", 5000)
+    to = (lab.relay4(), 2055)
+    for turn in range(10):
+        before = offloaded(relay)
+        pour(relay, [exporter], to, 11 * turn, 10)
+        assert offloaded(relay) > before
+        with api_tap(relay.control_path, rate=10000) as shown:
+            pour(relay, [exporter], to, 11 * turn + 10, 1)
+            assert [event["payload"] for event in shown.wait(1, "in")] == payloads(0, 11 * turn + 10, 1)
+    relay.check_laws()
+
+
 def test_large_and_small_datagrams_by_turns(lab: Lab, mode: str) -> None:
     """What is fragmented comes to the socket, and all that follows it comes behind it."""
     relay = lone(lab, mode)
