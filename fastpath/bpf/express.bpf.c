@@ -4,7 +4,9 @@
  * device map that has an entry for each receiver of the set. `express_copy` is run for each of these frames when it leaves, and makes it the
  * next receiver's: those of one frame come in the map's order at each device (`turns`), which the control plane tries out before it lets a
  * device be used. `express_flushed` is told how many of them the device has taken, and counts: so a copy counts once, sent or failed. What
- * has been broadcast and is not counted there had no memory, or its device cannot take it; the worker finds out and counts that.
+ * has been broadcast and is not counted there had no memory, or its device cannot take it; the worker finds out and counts that. All copies of
+ * a poll come to the device's queue before it takes any: so no more are made in one poll than the shortest queue is sure to hold
+ * (`express_polled` is told when it ends).
  *
  * Order. XDP decides before the other program does, and packets wait between them. So a session is on in the other program first, and its
  * frames pass here with a number each, in `express` and in the packet's metadata: when the other one has copied just the last that passed,
@@ -127,6 +129,15 @@ INLINE int fits(struct xdp_md *xdp, const struct found *is, const struct offload
 	return came == bytes || !adjust_tail(xdp, (int)bytes - (int)came);
 }
 
+/* A frame of a session has come: perhaps the first one of a poll. */
+INLINE void begin(void)
+{
+	__u32 zero = 0;
+	struct offload_poll *poll = map_lookup(&polls, &zero);
+	if (poll && poll->over)
+		poll->copies = poll->over = 0;
+}
+
 INLINE int broadcast(struct xdp_md *xdp, const struct found *is, __u32 session, struct offload_set *set, __u32 number)
 {
 	__u32 zero = 0;
@@ -191,6 +202,7 @@ int express_ingress(struct xdp_md *xdp)
 	session = map_lookup(&sessions, &key);
 	if (!session)
 		return XDP_PASS;
+	begin();
 	is.packet = is.size - ETH_HLEN + is.length;
 	word = *(volatile __u64 *)&session->word;
 	if (!(word & OFFLOAD_ON) || !(word & OFFLOAD_EXPRESS) || (word & OFFLOAD_PLACE) != place)
@@ -208,7 +220,7 @@ int express_ingress(struct xdp_md *xdp)
 		goto off;
 	chosen = (__u32)(word >> OFFLOAD_REST) & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
 	set = map_lookup(&sets, &chosen);
-	if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE && fits(xdp, &is, set))
+	if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE && fits(xdp, &is, set) && has_room(set))
 		return broadcast(xdp, &is, key, set, chosen);
 off:
 	__sync_val_compare_and_swap(&session->word, word, offload_off(0, place));
@@ -334,6 +346,18 @@ int express_copy(struct xdp_md *xdp)
 	bulk->bytes[bulk->count & (BULK - 1)] = octets;
 	bulk->count++;
 	return XDP_PASS;
+}
+
+/* A device was polled: what was broadcast meanwhile has been given to the devices. */
+SECTION("raw_tracepoint/napi_poll")
+int express_polled(struct bpf_raw_tracepoint_args *given)
+{
+	__u32 zero = 0;
+	(void)given;
+	struct offload_poll *poll = map_lookup(&polls, &zero);
+	if (poll)
+		poll->over = 1;
+	return 0;
 }
 
 /* Frames were given to a device: arguments are the device that they came from, the device, how many it took, how many it did not, why. */

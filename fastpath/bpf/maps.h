@@ -53,6 +53,13 @@ struct {
 	TYPE(value, struct copies_counters);
 } counters SECTION(".maps");
 
+struct {
+	NUMBER(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	NUMBER(max_entries, 1);
+	TYPE(key, __u32);
+	TYPE(value, struct offload_poll);
+} polls SECTION(".maps");
+
 struct ring {
 	NUMBER(type, BPF_MAP_TYPE_RINGBUF);
 	NUMBER(max_entries, 4096);
@@ -64,5 +71,19 @@ struct {
 	TYPE(key, __u32);
 	EACH(values, struct ring);
 } rings SECTION(".maps");
+
+/* Whether the device that the set's copies leave by surely has room for them: it is given what a poll has made when that is over, or has taken
+ * nothing from its queue until then. */
+INLINE int has_room(const struct offload_set *set)
+{
+	__u32 zero = 0;
+	struct offload_poll *poll = map_lookup(&polls, &zero);
+	if (!set->room)
+		return 1;
+	if (!poll || poll->copies + set->count > set->room)
+		return 0;
+	poll->copies += set->count;
+	return 1;
+}
 
 #endif

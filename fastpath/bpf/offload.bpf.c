@@ -4,7 +4,8 @@
  * it makes a copy for each receiver of the session's set, shows the datagram to the worker (a ring buffer) and drops it. Whatever else comes
  * passes: what no session is entered for, what comes by another place than the session's (interface, address and port), fragments, options,
  * VLAN tags, what has no checksum or is over an MTU. A datagram of the session that cannot be copied turns it off, so that all that follows
- * comes behind it; so does a copy that fails, for all sessions of the set.
+ * comes behind it; so does a copy that fails, for all sessions of the set. Where XDP copies too, so does one that the sending devices may
+ * have no room for.
  *
  * Order. A session is off, and `word` says when and by which place the last datagram came that passed, until the worker has read and sent
  * just that one and turns it on: compare and exchange fails if another one has passed meanwhile. Two of one moment count as unknown. It is
@@ -202,7 +203,7 @@ int offload_ingress(struct __sk_buff *skb)
 				if ((word & OFFLOAD_PLACE) != place)
 					return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
 				express = word & OFFLOAD_EXPRESS ? *(volatile __u64 *)&session->express : 0;
-				if (!(express & 1) && fits(skb, &is, set))
+				if (!(express & 1) && fits(skb, &is, set) && (place >> 1 < OFFLOAD_EXPRESS_PLACES || has_room(set)))
 					goto copied;
 			}
 		}

@@ -173,8 +173,9 @@ cdef class Worker:
     def offload_outputs(self, devices):
         cdef u32 i
         cdef u32 many = len(devices)
+        cdef list each = list(devices.items())
         for i in range(<u32>OFFLOAD_OUT):
-            atomic_store32(&self.w.offload.outputs[i], <u32>devices[i] if i < many else 0)
+            atomic_store64(&self.w.offload.outputs[i], <u64>each[i][1] << 32 | <u64>each[i][0] if i < many else 0)
 
     def offload_again(self):
         atomic_store32(&self.w.offload.asked, self.w.offload.asked + 1)

@@ -35,6 +35,7 @@ cdef extern from "bpf/offload.h" nogil:
         u32 count
         u32 limit
         u32 ring
+        u32 room
 
     ctypedef struct offload_record_t "struct offload_record":
         u8 address[16]

@@ -31,21 +31,26 @@ cdef inline bint offload_left(const offload_t *o, const offload_known_t *known) 
     return atomic_load64(&o.sets[known.use].taken) == taken
 
 
-cdef inline bint offload_sends_by(const offload_t *o, u32 device) noexcept nogil:
+cdef inline u32 offload_room(const offload_t *o, u32 device) noexcept nogil:
+    """How many copies XDP can send by the interface in one poll."""
+    cdef u64 output
     cdef u32 i
     for i in range(<u32>OFFLOAD_OUT):
-        if atomic_load32(&o.outputs[i]) == device:
-            return True
-    return False
+        output = atomic_load64(&o.outputs[i])
+        if <u32>output == device:
+            return <u32>(output >> 32)
+    return 0
 
 
 cdef bint offload_broadcast(offload_t *o, u32 use, const copies_receiver_t *to, u32 count) noexcept nogil:
     """Fills the set's device map; False: XDP cannot send by all of these interfaces."""
     cdef u32 value[2]
     cdef u32 k
+    cdef u32 room = 0xFFFFFFFF
     for k in range(count):
-        if not offload_sends_by(o, to[k].device):
-            return False
+        room = min(room, offload_room(o, to[k].device))
+    if room < count:
+        return False
     while o.uses[use].entries:
         o.uses[use].entries -= 1
         bpf_map_set(o.broadcasts[use], &o.uses[use].entries, NULL, 0)
@@ -55,6 +60,7 @@ cdef bint offload_broadcast(offload_t *o, u32 use, const copies_receiver_t *to, 
         if bpf_map_set(o.broadcasts[use], &k, value, 0) < 0:
             return False
         o.uses[use].entries = k + 1
+    o.sets[use].room = room
     return True
 
 

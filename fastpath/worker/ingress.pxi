@@ -54,6 +54,7 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, rx_socket_t *socke
     u.even_ns = now_ns
     for k in range(r.count):
         u.before[k] = offload_told(u, k)
+    made.room = 0
     u.express = o.broadcasts != NULL and now_ns >= o.slow_ns and offload_broadcast(o, use, to, r.count)
     u.state = OFFLOAD_USED
     u.failed = u.settled = False

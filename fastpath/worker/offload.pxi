@@ -98,7 +98,7 @@ ctypedef struct offload_t:
     u64 made                           # sets so far
     const int *broadcasts              # descriptors of the sets' device maps, NULL = no XDP
     int copy                           # of the program that makes copies of what is broadcast
-    u32 outputs[OFFLOAD_OUT]           # interfaces that XDP can send by, 0 = none; the control plane writes them
+    u64 outputs[OFFLOAD_OUT]           # interfaces that XDP can send by, and above 32 bits what their rings hold; the control plane writes
     u32 expresses                      # sessions that XDP may have, or had
     u64 grace_ns                       # what was broadcast before that has left
     u64 slow_ns                        # XDP may have sessions from then on

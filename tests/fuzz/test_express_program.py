@@ -139,6 +139,32 @@ def test_a_session(
         assert xdp.state() == (UNKNOWN, count)
 
 
+def has_made(xdp: Xdp, copies: int) -> None:
+    """So many were made in this poll, on each CPU; the set's receivers have room for three."""
+    polls = xdp.tcx.maps["polls"]
+    polls.put(word(0), struct.pack("=II", copies, 0) * (polls.room // 8))
+    room = SET.pack(*xdp.tcx.taken(), MADE, 1, 1, LIMIT, 0)[:-8] + struct.pack("=II", 3, 0)
+    xdp.tcx.maps["sets"].put(word(CHOSEN), room)
+
+
+def test_a_poll_makes_no_more_copies_than_there_is_room_for(xdp: Xdp) -> None:
+    frame = datagram(4, bytes(100), 64, 0)
+    for before in (0, 2):
+        xdp.set(ON, COUNT | 1)
+        has_made(xdp, before)
+        assert xdp.run(frame)[0] == REDIRECT
+        assert len(xdp.tcx.shown()) == 1
+    for _ in range(100):  # another device may be polled just then, and a poll is over with that
+        xdp.set(ON, COUNT | 1)
+        has_made(xdp, 3)
+        verdict, _after = xdp.run(frame)
+        if verdict == PASS:
+            break
+        xdp.tcx.shown()
+    assert (verdict, xdp.state()) == (PASS, (UNKNOWN, COUNT | 1))
+    xdp.set(ON, COUNT | 1)
+
+
 @settings(
     max_examples=300,
     deadline=None,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from samplicator.host import offload
 from samplicator.host.libbpf import Objects, ring_buffer
 
-SESSION, SET = struct.Struct("=Q8x"), struct.Struct("=4Q4I")  # as in bpf/offload.h
+SESSION, SET = struct.Struct("=Q8x"), struct.Struct("=4Q4I8x")  # as in bpf/offload.h
 RECEIVER, COUNTERS = struct.Struct("=I16s2sBBB14sx"), struct.Struct("=4Q")  # as in bpf/copies.h
 RECORD = struct.Struct("=16s2sHBBBxIIIIQ")
 PLACE, KEY = struct.Struct("=I16s2sxx"), struct.Struct("=16s2sH")

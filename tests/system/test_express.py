@@ -14,8 +14,9 @@ from samplicator.host import libbpf, offload
 from support.lab import Lab, Relay
 from support.offload import give_way, lone, offloaded, pour, skip_without
 from support.process import wait_for
-from support.runs import acquaint, config, in_order, payloads, wait_link
+from support.runs import SIZE, acquaint, config, in_order, payloads, wait_link
 
+UDP_SEGMENT = 103
 XDP = '[datapath]\nreplicate = "xdp"\n'
 
 
@@ -128,6 +129,41 @@ def test_what_was_sent_has_arrived(lab: Lab) -> None:
         }  # fmt: skip
         assert metrics.value("send_datagrams_total", receiver=name) == got["received"] + got["sink_drops"]
         assert metrics.value("send_offered_datagrams_total", receiver=name) == taken
+
+
+def wait_received(relay: Relay, count: int) -> None:
+    wait_for(lambda: relay.metrics().value("receive_datagrams_total") == count, f"{count} datagrams to be counted")
+
+
+def test_a_burst_for_many_receivers_by_one_interface(lab: Lab) -> None:
+    """All that one poll has made comes to the sending interface before it takes any (veth: 256 at most): 60 datagrams
+    come at once, for six receivers, and it refuses none of the 360 copies.
+    """
+    give_way(lab)
+    ports = range(9001, 9007)
+    relay = lab.samplicator(XDP + config("auto", *(f"{lab.peer4(1)}:{port}" for port in ports)))
+    acquaint(lab, lab.relay4())
+    for number in range(len(ports)):
+        wait_link(relay, "^r[12], ", f"r{number}")
+    exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 5000) for n in range(5)]
+    to = (lab.relay4(), 2055)
+    total = 0
+    for n, exporter in enumerate(exporters):
+        before = offloaded(relay)
+        for number in range(20):
+            exporter.sendto(payloads(n, number, 1)[0], to)
+            total += 1
+            wait_received(relay, total)
+        assert offloaded(relay) > before
+        exporter.setsockopt(socket.SOL_UDP, UDP_SEGMENT, SIZE)
+        exporter.sendto(b"".join(payloads(n, 20, 60)), to)
+        total += 60
+        wait_received(relay, total)
+    relay.check_laws()
+    assert [failed(relay, f"r{number}") for number in range(len(ports))] == [0] * len(ports)
+    said = re.findall(r"xdp_xmit(_errors)?: (\d+)", str(lab.relay.run("ethtool", "-S", "r1")))
+    assert {int(many) for errors, many in said if errors} == {0}
+    assert sum(int(many) for errors, many in said if not errors) > 6 * 40 * len(exporters) // 2
 
 
 def failed(relay: Relay, name: str) -> int:

@@ -10,8 +10,11 @@ copied.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import os
+import socket
 import struct
 import sys
 from collections.abc import Mapping
@@ -25,13 +28,20 @@ OBJECT: Final = Path(__file__).parent.parent / "bpf" / "express.bpf.o"
 INGRESS: Final = "express_ingress"
 COPY: Final = "express_copy"
 FLUSHED: Final = "express_flushed"
+POLLED: Final = "express_polled"
 TRY: Final = "express_try"
 OUTPUTS: Final = 64
-SHARED: Final = ("places", "keys", "sessions", "sets", "receivers", "counters", "rings")
+SHARED: Final = ("places", "keys", "sessions", "sets", "receivers", "counters", "rings", "polls")
 TRIES: Final = 3
 PATTERN: Final = (True, False, True, True, False, True)
 """Of the receivers of a set that an interface is tried with: whose copies leave by it."""
 IFF_UP: Final = 1
+SIOCETHTOOL: Final = 0x8946
+ETHTOOL_GRINGPARAM: Final = 0x10
+RINGPARAM: Final = struct.Struct("=9I")
+ROOM: Final = 240
+"""Of veth (drivers/net/veth.c: VETH_RING_SIZE 256, of which up to 16 are made free a little later, linux/ptr_ring.h).
+"""
 REALTIME: Final = Path("/sys/kernel/realtime")
 _TURN: Final = struct.Struct("=QQ")
 _TRIAL: Final = struct.Struct("=I64I")
@@ -39,7 +49,8 @@ _TRIAL: Final = struct.Struct("=I64I")
 
 class Express:
     """programs are loaded and nothing is hooked, but for the count of what devices take. broadcasts: a device map for
-    each set, and one for trying. outputs: indexes of the interfaces that it can send by.
+    each set, and one for trying. outputs: of the interfaces that it can send by, indexes, and how many copies their
+    queues are sure to hold.
     """
 
     def __init__(self, maps: Mapping[str, Map], sets: int, receivers: int) -> None:
@@ -48,19 +59,20 @@ class Express:
             image = OBJECT.read_bytes()
         except FileNotFoundError:
             raise OSError(errno.ENOENT, "samplicator was built without clang, so it has no BPF program") from None
-        self.outputs: tuple[int, ...] = ()
+        self.outputs: dict[int, int] = {}
         self.broadcasts: list[int] = []
         self._sets, self._receivers = sets, receivers
         self._links: dict[int, Link] = {}
-        self._count: Link | None = None
+        self._told: list[Link] = []
         shared = {name: maps[name] for name in SHARED}
-        self._objects = Objects(image, [INGRESS, COPY, FLUSHED, TRY], {"broadcasts": sets + 1}, shared)
+        self._objects = Objects(image, [INGRESS, COPY, FLUSHED, POLLED, TRY], {"broadcasts": sets + 1}, shared)
         self.copy = self._objects.programs[COPY]
         try:
             for number in range(sets + 1):
                 self.broadcasts.append(device_map(receivers))
                 self._objects.maps["broadcasts"].put(_word(number), _word(self.broadcasts[number]))
-            self._count = self._objects.attach_raw(FLUSHED, "xdp_devmap_xmit")
+            for program, tracepoint in ((FLUSHED, "xdp_devmap_xmit"), (POLLED, "napi_poll")):
+                self._told.append(self._objects.attach_raw(program, tracepoint))
         except BaseException:
             self.close()
             raise
@@ -102,17 +114,18 @@ class Express:
                 without[index] = f"{device.name}: {error.strerror}"
                 self._objects.maps["devices"].delete(_word(index))
         able = [index for index, device in every.items() if device.flags & IFF_UP and not _unfit(index, every)]
-        self._send_by(sorted(able, key=lambda index: index not in self.outputs)[:OUTPUTS])
+        able = sorted(able, key=lambda index: index not in self.outputs)[:OUTPUTS]
+        self._send_by({index: room(every[index].name) for index in able})
         return without
 
     def attach(self, index: int) -> Link:
         """The program at an interface, natively. Raises OSError: the driver has no XDP, or another program is there."""
         return self._objects.attach(INGRESS, index, Hook.XDP, XDP_FLAGS_DRV_MODE)
 
-    def _send_by(self, wanted: list[int]) -> None:
+    def _send_by(self, wanted: Mapping[int, int]) -> None:
         """Those that it sends by already are not tried again: what is under way needs them."""
         turns = self._objects.maps["turns"]
-        for index in set(self.outputs) - set(wanted):
+        for index in self.outputs.keys() - wanted.keys():
             turns.delete(_word(index))
         can = [index for index in wanted if index in self.outputs]
         for index in (index for index in wanted if index not in self.outputs):
@@ -122,12 +135,12 @@ class Express:
                     can.append(index)
                     continue
             turns.delete(_word(index))
-        self.outputs = tuple(can)
+        self.outputs = {index: wanted[index] for index in can}
 
     def _try(self, index: int) -> bool:
         """Whether the copies of a frame that is broadcast by an interface come in their order. None of them leaves."""
         maps = self._objects.maps
-        maps["sets"].put(_word(self._sets), struct.pack("=4Q4I", 0, 0, 0, 1, 1, len(PATTERN), 0, 0))
+        maps["sets"].put(_word(self._sets), struct.pack("=4Q4I8x", 0, 0, 0, 1, 1, len(PATTERN), 0, 0))
         for number, here in enumerate(PATTERN):
             slot = self._sets * self._receivers + number
             maps["receivers"].put(_word(slot), struct.pack("=I36x", index if here else 0))
@@ -147,13 +160,27 @@ class Express:
     def close(self) -> None:
         """When no worker uses the maps any more."""
         self.leave()
-        if self._count is not None:
-            self._count.close()
+        for link in self._told:
+            link.close()
         for fd in self.broadcasts:
             with contextlib.suppress(OSError):
                 os.close(fd)
         self.broadcasts = []
         self._objects.close()
+
+
+def room(name: str) -> int:
+    """Copies that the queue of an interface is sure to hold: half of what it is said to be (ETHTOOL_GRINGPARAM,
+    linux/ethtool.h), as what was sent before may still be there; ROOM if nothing is said.
+    """
+    said = ctypes.create_string_buffer(struct.pack("=I", ETHTOOL_GRINGPARAM), RINGPARAM.size)
+    asked = struct.pack("@16sP8x", name.encode()[:15], ctypes.addressof(said))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, SIOCETHTOOL, asked)
+    except OSError:
+        return ROOM
+    return RINGPARAM.unpack(said.raw)[8] // 2 or ROOM
 
 
 def _unfit(index: int, every: Mapping[int, Device]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from samplicator._fastpath import Worker
@@ -57,7 +58,7 @@ def serve(running: Running, worker: Worker, index: int) -> None:
         elif offload is not None:
             ring, octets, xdp = offload.rings[index], offload.ring_bytes, offload.broadcasts(index)
             worker.offload(offload.maps, ring, octets, index, offload.workers, xdp)
-            worker.offload_outputs(offload.express.outputs if offload.express is not None else ())
+            worker.offload_outputs(offload.express.outputs if offload.express is not None else {})
     except (OSError, ValueError) as error:
         log.warning("replicate: worker %d makes its copies itself: %s", index, error)
 
@@ -74,7 +75,7 @@ def follow(running: Running) -> None:
         if offload is not None:
             offload.follow(())
         return
-    before_outputs = offload.express.outputs if offload is not None and offload.express is not None else ()
+    before_outputs = offload.express.outputs if offload is not None and offload.express is not None else {}
     states = [(running.listeners[wanted.name], wanted) for wanted in spec.listeners if wanted.gates]
     without = {state.slot: running.no_offload for state, _ in states}
     if offload is not None:
@@ -106,7 +107,7 @@ def _kind(running: Running) -> str:
     return "xdp and tcx" if offload.no_express else "xdp"
 
 
-def _follow_express(running: Running, before: tuple[int, ...]) -> None:
+def _follow_express(running: Running, before: Mapping[int, int]) -> None:
     """XDP may send by other interfaces than before."""
     offload, spec = running.offload, running.spec
     if offload is None or spec is None or spec.replicate != "xdp":
@@ -115,7 +116,7 @@ def _follow_express(running: Running, before: tuple[int, ...]) -> None:
     if offload.express is not None:
         for worker in list(running.workers):
             worker.worker.offload_outputs(offload.express.outputs)
-            if set(before) - set(offload.express.outputs):
+            if before.items() - offload.express.outputs.items():
                 worker.worker.offload_again()
     if offload.no_express != running.no_express and offload.no_express:
         log.warning('replicate = "xdp": %s; tcx copies there', "; ".join(offload.no_express))
