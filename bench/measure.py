@@ -22,6 +22,7 @@ RECEIVE_BUFFER = 512 << 20  # a drain's whole fill
 RECEIVE_BUFFER_PACED = 64 << 20  # samplicator's default: loss must not hide in a queue of seconds
 POLL_S = 0.002
 SETTLE_S = 0.1
+PROBES_BYTES = 4096  # more than a relay's own probes of its receivers are in three seconds
 
 
 # -- starting a relay --
@@ -224,13 +225,13 @@ def release(lab: Lab, relay: Process, expected: int) -> dict:
     samples: list[tuple[float, int, dict[int, int] | None]] = []
     start = time.monotonic()
     relay.signal(signal.SIGCONT)
-    last_change, seen = start, base
+    last_change, before_that = start, base
     while True:
         time.sleep(POLL_S)
-        now, arrived = time.monotonic(), lab.witness.device_bytes("c0")
-        samples.append((now, arrived, None if shared and arrived - base < expected else relay.cpu_ns()))
-        if arrived != seen:
-            seen, last_change = arrived, now
+        now, seen = time.monotonic(), lab.witness.device_bytes("c0")
+        samples.append((now, seen, None if shared and seen - base < expected else relay.cpu_ns()))
+        if seen - before_that >= PROBES_BYTES:
+            before_that, last_change = seen, now
         done = seen - base >= expected and relay.udp_queue(LISTEN_PORT)[1] == 0
         if now - last_change > (SETTLE_S if done else 3) or not relay.alive():
             break

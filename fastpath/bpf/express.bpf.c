@@ -220,7 +220,7 @@ int express_ingress(struct xdp_md *xdp)
 		goto off;
 	chosen = (__u32)(word >> OFFLOAD_REST) & (OFFLOAD_SETS * OFFLOAD_WORKERS - 1);
 	set = map_lookup(&sets, &chosen);
-	if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE && fits(xdp, &is, set) && has_room(set))
+	if (set && *(volatile __u32 *)&set->on && set->made << OFFLOAD_MADE >> OFFLOAD_MADE == word >> OFFLOAD_MADE && fits(xdp, &is, set) && has_room(set, 1))
 		return broadcast(xdp, &is, key, set, chosen);
 off:
 	__sync_val_compare_and_swap(&session->word, word, offload_off(0, place));

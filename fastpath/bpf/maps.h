@@ -74,15 +74,15 @@ struct {
 
 /* Whether the device that the set's copies leave by surely has room for them: it is given what a poll has made when that is over, or has taken
  * nothing from its queue until then. */
-INLINE int has_room(const struct offload_set *set)
+INLINE int has_room(const struct offload_set *set, __u32 datagrams)
 {
-	__u32 zero = 0;
+	__u32 zero = 0, more = set->count * datagrams;
 	struct offload_poll *poll = map_lookup(&polls, &zero);
 	if (!set->room)
 		return 1;
-	if (!poll || poll->copies + set->count > set->room)
+	if (!poll || poll->copies + more > set->room)
 		return 0;
-	poll->copies += set->count;
+	poll->copies += more;
 	return 1;
 }
 

@@ -105,6 +105,12 @@ INLINE int count(__u32 slot, long error, __u32 datagrams, __u32 bytes)
 	return 0;
 }
 
+/* More than one: a run, which the sending device may have to cut up again. */
+INLINE __u32 datagrams_of(const struct found *is)
+{
+	return is->segment ? (is->length + is->segment - 1) / is->segment : 1;
+}
+
 /* The copies of one packet, under way. before, port: the destination that the packet has now. */
 struct copying {
 	struct __sk_buff *skb;
@@ -132,7 +138,7 @@ INLINE void copy(struct __sk_buff *skb, const struct found *is, __u32 session, s
 {
 	__u32 many = set->count;
 	struct copying now = {.skb = skb, .is = is, .set = set, .first = number * OFFLOAD_RECEIVERS, .port = is->place.port};
-	now.datagrams = is->segment ? (is->length + is->segment - 1) / is->segment : 1;
+	now.datagrams = datagrams_of(is);
 	if (is->six)
 		__builtin_memcpy(now.before, is->place.address, 16);
 	else
@@ -151,7 +157,7 @@ INLINE int fits(struct __sk_buff *skb, const struct found *is, const struct offl
 	if (!is->whole || is->packet > set->limit)
 		return 0;
 	if (is->segment) /* of another kind are datagrams that are fragments (UFO) */
-		return skb->len == bytes && skb->gso_segs == (is->length + is->segment - 1) / is->segment;
+		return skb->len == bytes && skb->gso_segs == datagrams_of(is);
 	return skb->len == bytes || !skb_change_tail(skb, bytes, 0);
 }
 
@@ -203,7 +209,7 @@ int offload_ingress(struct __sk_buff *skb)
 				if ((word & OFFLOAD_PLACE) != place)
 					return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
 				express = word & OFFLOAD_EXPRESS ? *(volatile __u64 *)&session->express : 0;
-				if (!(express & 1) && fits(skb, &is, set) && (place >> 1 < OFFLOAD_EXPRESS_PLACES || has_room(set)))
+				if (!(express & 1) && fits(skb, &is, set) && (place >> 1 < OFFLOAD_EXPRESS_PLACES || has_room(set, datagrams_of(&is))))
 					goto copied;
 			}
 		}
