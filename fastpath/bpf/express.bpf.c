@@ -18,6 +18,7 @@
 #include "show.h"
 
 #define TRIES 4
+#define POLLED 64	/* packets of one poll at most: NAPI_POLL_WEIGHT, include/linux/netdevice.h */
 #define BULK 16		/* frames that leave a device at once: DEV_MAP_BULK_SIZE, include/net/xdp.h */
 
 static long (*const adjust_meta)(struct xdp_md *xdp, int delta) = (void *)BPF_FUNC_xdp_adjust_meta;
@@ -129,15 +130,6 @@ INLINE int fits(struct xdp_md *xdp, const struct found *is, const struct offload
 	return came == bytes || !adjust_tail(xdp, (int)bytes - (int)came);
 }
 
-/* A frame of a session has come: perhaps the first one of a poll. */
-INLINE void begin(void)
-{
-	__u32 zero = 0;
-	struct offload_poll *poll = map_lookup(&polls, &zero);
-	if (poll && poll->over)
-		poll->copies = poll->over = 0;
-}
-
 INLINE int broadcast(struct xdp_md *xdp, const struct found *is, __u32 session, struct offload_set *set, __u32 number)
 {
 	__u32 zero = 0;
@@ -202,7 +194,6 @@ int express_ingress(struct xdp_md *xdp)
 	session = map_lookup(&sessions, &key);
 	if (!session)
 		return XDP_PASS;
-	begin();
 	is.packet = is.size - ETH_HLEN + is.length;
 	word = *(volatile __u64 *)&session->word;
 	if (!(word & OFFLOAD_ON) || !(word & OFFLOAD_EXPRESS) || (word & OFFLOAD_PLACE) != place)
@@ -348,15 +339,20 @@ int express_copy(struct xdp_md *xdp)
 	return XDP_PASS;
 }
 
-/* A device was polled: what was broadcast meanwhile has been given to the devices. */
+/* A device was polled, and `work` packets came, POLLED at most: the end of the poll that has made copies, or the other end of a device has taken
+ * so many of them, or all. */
 SECTION("raw_tracepoint/napi_poll")
 int express_polled(struct bpf_raw_tracepoint_args *given)
 {
-	__u32 zero = 0;
-	(void)given;
+	__u32 zero = 0, work = (__u32)given->args[1];
 	struct offload_poll *poll = map_lookup(&polls, &zero);
-	if (poll)
-		poll->over = 1;
+	if (!poll)
+		return 0;
+	if (poll->fresh ? !poll->slow : work < POLLED || work > poll->copies)
+		poll->copies = 0;
+	else if (!poll->fresh)
+		poll->copies -= work;
+	poll->fresh = 0;
 	return 0;
 }
 

@@ -83,6 +83,8 @@ INLINE int has_room(const struct offload_set *set, __u32 datagrams)
 	if (!poll || poll->copies + more > set->room)
 		return 0;
 	poll->copies += more;
+	poll->fresh = 1;
+	poll->slow = set->slow;
 	return 1;
 }
 

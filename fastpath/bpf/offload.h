@@ -49,15 +49,16 @@ struct offload_session {
 
 /* taken: datagrams that were copied; unseen: those of them that the ring buffer had no room for. made: 1, 2 ...: of all sets of a worker,
  * which this one is; a session of another one is off. on: 0 stops all sessions of the set, for good. limit: bytes of the longest IP packet.
- * ring: number of the worker. room: so many copies may be made in one poll of a device, 0 = it does not matter. The slots of its receivers and their counters begin at OFFLOAD_RECEIVERS times its own number. */
+ * ring: number of the worker. room: so many copies may be made in one poll of a device, 0 = it does not matter; slow: what they are put into is
+ * emptied by this CPU, poll by poll. The slots of its receivers and their counters begin at OFFLOAD_RECEIVERS times its own number. */
 struct offload_set {
 	copies_u64 taken, taken_bytes, unseen, made;
-	__u32 on, count, limit, ring, room, spare;
+	__u32 on, count, limit, ring, room, slow;
 };
 
-/* Of a CPU: copies made in a device's poll; whether it is over. What it has put aside comes to the other program a little later, and counts. */
+/* Of a CPU: copies made that may still be in the way; whether there was one since a device's poll ended last, and for a set that is `slow`. */
 struct offload_poll {
-	__u32 copies, over;
+	__u32 copies, fresh, slow;
 };
 
 static inline copies_u64 offload_off(copies_u64 arrival_ns, copies_u64 place)

@@ -36,6 +36,7 @@ cdef extern from "bpf/offload.h" nogil:
         u32 limit
         u32 ring
         u32 room
+        u32 slow
 
     ctypedef struct offload_record_t "struct offload_record":
         u8 address[16]

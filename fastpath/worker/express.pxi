@@ -32,7 +32,7 @@ cdef inline bint offload_left(const offload_t *o, const offload_known_t *known) 
 
 
 cdef inline u32 offload_room(const offload_t *o, u32 device) noexcept nogil:
-    """How many copies XDP can send by the interface in one poll."""
+    """How many copies XDP can send by the interface in one poll; with OFFLOAD_SLOW."""
     cdef u64 output
     cdef u32 i
     for i in range(<u32>OFFLOAD_OUT):
@@ -46,9 +46,13 @@ cdef bint offload_broadcast(offload_t *o, u32 use, const copies_receiver_t *to, 
     """Fills the set's device map; False: XDP cannot send by all of these interfaces."""
     cdef u32 value[2]
     cdef u32 k
-    cdef u32 room = 0xFFFFFFFF
+    cdef u32 room = ~OFFLOAD_SLOW
+    cdef u32 slow = 0
+    cdef u32 one
     for k in range(count):
-        room = min(room, offload_room(o, to[k].device))
+        one = offload_room(o, to[k].device)
+        slow |= one & OFFLOAD_SLOW
+        room = min(room, one & ~OFFLOAD_SLOW)
     if room < count:
         return False
     while o.uses[use].entries:
@@ -61,6 +65,7 @@ cdef bint offload_broadcast(offload_t *o, u32 use, const copies_receiver_t *to, 
             return False
         o.uses[use].entries = k + 1
     o.sets[use].room = room
+    o.sets[use].slow = slow
     return True
 
 

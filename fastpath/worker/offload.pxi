@@ -22,6 +22,8 @@ cdef enum:
     OFFLOAD_LEAVING = 2
     OFFLOAD_NONE = 0xFFFFFFFF
 
+cdef u32 OFFLOAD_SLOW = <u32>1 << 31   # bit of a room: a CPU of this host empties the queue
+
 cdef u64 OFFLOAD_IDLE_NS = 10000000000  # CLOCK_MONOTONIC
 cdef u64 OFFLOAD_SWEEP_NS = 10000000   # ... so often
 cdef u64 OFFLOAD_COUNT_NS = 1000000000  # so long after it took something the program has counted its copies

@@ -142,7 +142,7 @@ def test_a_session(
 def has_made(xdp: Xdp, copies: int) -> None:
     """So many were made in this poll, on each CPU; the set's receivers have room for three."""
     polls = xdp.tcx.maps["polls"]
-    polls.put(word(0), struct.pack("=II", copies, 0) * (polls.room // 8))
+    polls.put(word(0), (struct.pack("=III", copies, 0, 0) + bytes(4)) * (polls.room // 16))
     room = SET.pack(*xdp.tcx.taken(), MADE, 1, 1, LIMIT, 0)[:-8] + struct.pack("=II", 3, 0)
     xdp.tcx.maps["sets"].put(word(CHOSEN), room)
 

@@ -39,6 +39,9 @@ IFF_UP: Final = 1
 SIOCETHTOOL: Final = 0x8946
 ETHTOOL_GRINGPARAM: Final = 0x10
 RINGPARAM: Final = struct.Struct("=9I")
+SLOW: Final = 1 << 31
+"""Bit of what `room` says: a CPU of this host empties the queue, when it comes to that.
+"""
 ROOM: Final = 240
 """Of veth (drivers/net/veth.c: VETH_RING_SIZE 256, of which up to 16 are made free a little later, linux/ptr_ring.h).
 """
@@ -171,7 +174,7 @@ class Express:
 
 def room(name: str) -> int:
     """Copies that the queue of an interface is sure to hold: half of what it is said to be (ETHTOOL_GRINGPARAM,
-    linux/ethtool.h), as what was sent before may still be there; ROOM if nothing is said.
+    linux/ethtool.h), as what was sent before may still be there; ROOM and SLOW if nothing is said.
     """
     said = ctypes.create_string_buffer(struct.pack("=I", ETHTOOL_GRINGPARAM), RINGPARAM.size)
     asked = struct.pack("@16sP8x", name.encode()[:15], ctypes.addressof(said))
@@ -179,8 +182,8 @@ def room(name: str) -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             fcntl.ioctl(any_socket, SIOCETHTOOL, asked)
     except OSError:
-        return ROOM
-    return RINGPARAM.unpack(said.raw)[8] // 2 or ROOM
+        return ROOM | SLOW
+    return RINGPARAM.unpack(said.raw)[8] // 2 or ROOM | SLOW
 
 
 def _unfit(index: int, every: Mapping[int, Device]) -> str:
