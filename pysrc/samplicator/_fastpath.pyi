@@ -506,7 +506,7 @@ class Worker:
         """The kernel may copy sessions where they come in (host/offload), from run() on. Raises ValueError, OSError."""
 
     def offload_outputs(self, devices: Mapping[int, int]) -> None:
-        """Interfaces that XDP can send by, 64 at most: by index, copies that the ring of each holds. Whatever thread."""
+        """Interfaces that XDP can send by, 64 at most: by index, copies that each ring holds. Whatever thread."""
 
     def offload_again(self) -> None:
         """What is offloaded has to come through this host again, from the next pass on. One thread at a time."""
