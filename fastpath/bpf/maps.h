@@ -72,19 +72,32 @@ struct {
 	EACH(values, struct ring);
 } rings SECTION(".maps");
 
-/* Whether the device that the set's copies leave by surely has room for them: it is given what a poll has made when that is over, or has taken
- * nothing from its queue until then. */
+static __u64 (*const ktime_get_ns)(void) = (void *)BPF_FUNC_ktime_get_ns;
+
+#define POLL_NS 5000000		/* a poll is over by then, and its copies have left, unless this CPU has to see to it */
+#define SLOW_NS 200000000	/* by then it has, or nobody tells us */
+
+/* Whether the devices that the set's copies leave by have room for them, as far as can be told: a device is given what a poll has made when that
+ * is over, or has taken nothing from its queue until then. A device that several CPUs send by may have less. */
 INLINE int has_room(const struct offload_set *set, __u32 datagrams)
 {
 	__u32 zero = 0, more = set->count * datagrams;
 	struct offload_poll *poll = map_lookup(&polls, &zero);
+	__u64 now;
 	if (!set->room)
 		return 1;
-	if (!poll || poll->copies + more > set->room)
+	if (!poll)
+		return 0;
+	now = ktime_get_ns();
+	if (!poll->copies || now - poll->since_ns > (poll->slow ? SLOW_NS : POLL_NS)) {
+		poll->copies = poll->slow = 0;
+		poll->since_ns = now;
+	}
+	if (poll->copies + more > set->room)
 		return 0;
 	poll->copies += more;
+	poll->slow |= set->slow;
 	poll->fresh = 1;
-	poll->slow = set->slow;
 	return 1;
 }
 

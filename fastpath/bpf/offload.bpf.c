@@ -209,7 +209,7 @@ int offload_ingress(struct __sk_buff *skb)
 				if ((word & OFFLOAD_PLACE) != place)
 					return TC_ACT_UNSPEC; /* between places there is no order, and nobody has said that this one is open */
 				express = word & OFFLOAD_EXPRESS ? *(volatile __u64 *)&session->express : 0;
-				if (!(express & 1) && fits(skb, &is, set) && (place >> 1 < OFFLOAD_EXPRESS_PLACES || has_room(set, datagrams_of(&is))))
+				if (!(express & 1) && fits(skb, &is, set))
 					goto copied;
 			}
 		}
@@ -219,9 +219,12 @@ int offload_ingress(struct __sk_buff *skb)
 		if (__sync_val_compare_and_swap(&session->word, word, passed) == word)
 			return TC_ACT_UNSPEC;
 	}
+unknown:
 	__sync_lock_test_and_set(&session->word, offload_off(0, place));
 	return TC_ACT_UNSPEC;
 copied:
+	if (place >> 1 >= OFFLOAD_EXPRESS_PLACES && set->slow && !has_room(set, datagrams_of(&is)))
+		goto unknown;
 	passed = express ? tag_of(skb) : 0; /* its metadata is lost when it is changed */
 	copy(skb, &is, key, set, chosen, skb->tstamp);
 	if (express && passed == express)

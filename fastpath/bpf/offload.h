@@ -56,9 +56,11 @@ struct offload_set {
 	__u32 on, count, limit, ring, room, slow;
 };
 
-/* Of a CPU: copies made that may still be in the way; whether there was one since a device's poll ended last, and for a set that is `slow`. */
+/* Of a CPU: copies made that may still be in the way, since when (CLOCK_MONOTONIC); whether there was one since a device's poll ended last, and one
+ * of them for a set that is `slow`. */
 struct offload_poll {
-	__u32 copies, fresh, slow;
+	__u32 copies, fresh, slow, spare;
+	copies_u64 since_ns;
 };
 
 static inline copies_u64 offload_off(copies_u64 arrival_ns, copies_u64 place)

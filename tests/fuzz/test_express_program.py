@@ -6,6 +6,7 @@ they are, with a number while XDP waits for the session, and what cannot be copi
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -142,7 +143,8 @@ def test_a_session(
 def has_made(xdp: Xdp, copies: int) -> None:
     """So many were made in this poll, on each CPU; the set's receivers have room for three."""
     polls = xdp.tcx.maps["polls"]
-    polls.put(word(0), (struct.pack("=III", copies, 0, 0) + bytes(4)) * (polls.room // 16))
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    polls.put(word(0), struct.pack("=4IQ", copies, 0, 0, 0, now) * (polls.room // 24))
     room = SET.pack(*xdp.tcx.taken(), MADE, 1, 1, LIMIT, 0)[:-8] + struct.pack("=II", 3, 0)
     xdp.tcx.maps["sets"].put(word(CHOSEN), room)
 

@@ -37,7 +37,8 @@ PATTERN: Final = (True, False, True, True, False, True)
 """Of the receivers of a set that an interface is tried with: whose copies leave by it."""
 IFF_UP: Final = 1
 SIOCETHTOOL: Final = 0x8946
-ETHTOOL_GRINGPARAM: Final = 0x10
+ETHTOOL_GDRVINFO, ETHTOOL_GRINGPARAM = 0x3, 0x10
+DRVINFO_BYTES: Final = 196
 RINGPARAM: Final = struct.Struct("=9I")
 SLOW: Final = 1 << 31
 """Bit of what `room` says: a CPU of this host empties the queue, when it comes to that.
@@ -173,17 +174,25 @@ class Express:
 
 
 def room(name: str) -> int:
-    """Copies that the queue of an interface is sure to hold: half of what it is said to be (ETHTOOL_GRINGPARAM,
-    linux/ethtool.h), as what was sent before may still be there; ROOM and SLOW if nothing is said.
+    """Copies that the queue of an interface is sure to hold: half of what it is said to be, as what was sent before may
+    still be there (ETHTOOL_GRINGPARAM, ETHTOOL_GDRVINFO, linux/ethtool.h); ROOM if nothing is said, for veth with SLOW.
     """
-    said = ctypes.create_string_buffer(struct.pack("=I", ETHTOOL_GRINGPARAM), RINGPARAM.size)
-    asked = struct.pack("@16sP8x", name.encode()[:15], ctypes.addressof(said))
+    driver = _ask(name, ETHTOOL_GDRVINFO, DRVINFO_BYTES)[4:36].rstrip(b"\0")
+    ring = _ask(name, ETHTOOL_GRINGPARAM, RINGPARAM.size)
+    room = (RINGPARAM.unpack(ring)[8] // 2 if ring else 0) or ROOM
+    return room | SLOW if driver == b"veth" else room
+
+
+def _ask(name: str, what: int, octets: int) -> bytes:
+    """What the driver says (netdevice(7), struct ifreq); nothing: it does not."""
+    said = ctypes.create_string_buffer(struct.pack("=I", what), octets)
+    asked = struct.pack("@16sP16x", name.encode()[:15], ctypes.addressof(said))
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             fcntl.ioctl(any_socket, SIOCETHTOOL, asked)
     except OSError:
-        return ROOM | SLOW
-    return RINGPARAM.unpack(said.raw)[8] // 2 or ROOM | SLOW
+        return b""
+    return said.raw
 
 
 def _unfit(index: int, every: Mapping[int, Device]) -> str:
