@@ -5,8 +5,8 @@
  * next receiver's: those of one frame come in the map's order at each device (`turns`), which the control plane tries out before it lets a
  * device be used. `express_flushed` is told how many of them the device has taken, and counts: so a copy counts once, sent or failed. What
  * has been broadcast and is not counted there had no memory, or its device cannot take it; the worker finds out and counts that. All copies of
- * a poll come to the device's queue before it takes any: so no more are made in one poll than the shortest queue is sure to hold
- * (`express_polled` is told when it ends).
+ * a poll come to the sending device's ring before it takes any: so no more are made in one poll than the shortest ring has room for
+ * (has_room()); `express_polled` is told when a poll ends.
  *
  * Order. XDP decides before the other program does, and packets wait between them. So a session is on in the other program first, and its
  * frames pass here with a number each, in `express` and in the packet's metadata: when the other one has copied just the last that passed,
@@ -348,10 +348,10 @@ int express_polled(struct bpf_raw_tracepoint_args *given)
 	struct offload_poll *poll = map_lookup(&polls, &zero);
 	if (!poll)
 		return 0;
-	if (poll->fresh ? !poll->slow : work < POLLED || work > poll->copies)
-		poll->copies = 0;
-	else if (!poll->fresh)
-		poll->copies -= work;
+	if (poll->fresh)
+		poll->copies = poll->slow ? poll->copies : 0;
+	else
+		poll->copies = work < POLLED || work > poll->copies ? 0 : poll->copies - work;
 	poll->fresh = 0;
 	return 0;
 }

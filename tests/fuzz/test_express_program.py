@@ -5,6 +5,7 @@ they are, with a number while XDP waits for the session, and what cannot be copi
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from samplicator.host import express
 
-SESSION = struct.Struct("=QQ")  # as in bpf/offload.h
+SESSION, POLL = struct.Struct("=QQ"), struct.Struct("=4IQ")  # as in bpf/offload.h
 PASS, REDIRECT = 2, 4
 EXPRESS = 1 << 26
 ON, UNKNOWN = MADE << 27 | EXPRESS | CHOSEN << 13 | HERE << 1 | 1, HERE << 1
@@ -144,9 +145,36 @@ def has_made(xdp: Xdp, copies: int) -> None:
     """So many were made in this poll, on each CPU; the set's receivers have room for three."""
     polls = xdp.tcx.maps["polls"]
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    polls.put(word(0), struct.pack("=4IQ", copies, 0, 0, 0, now) * (polls.room // 24))
+    polls.put(word(0), POLL.pack(copies, 0, 0, 0, now) * (polls.room // POLL.size))
     room = SET.pack(*xdp.tcx.taken(), MADE, 1, 1, LIMIT, 0)[:-8] + struct.pack("=II", 3, 0)
     xdp.tcx.maps["sets"].put(word(CHOSEN), room)
+
+
+@pytest.mark.parametrize(
+    ("copies", "fresh", "slow", "work", "left"),
+    [
+        (100, 1, 0, 64, 0),  # the poll that made them: a NIC takes them now ...
+        (100, 1, 1, 5, 100),  # ... and veth later
+        (100, 0, 1, 64, 36),  # its other end has taken a poll of them ...
+        (100, 0, 1, 63, 0),  # ... or all
+        (40, 0, 1, 64, 0),
+    ],
+)
+def test_what_a_poll_gives_back(xdp: Xdp, copies: int, fresh: int, slow: int, work: int, left: int) -> None:
+    polls = xdp.tcx.maps["polls"]
+    mine = os.sched_getaffinity(0)
+    cpu = min(mine)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        for _ in range(100):  # a device may be polled just then, and is told, too
+            polls.put(word(0), POLL.pack(copies, fresh, slow, 0, 1) * (polls.room // POLL.size))
+            xdp.made.tell(express.POLLED, 0, work, 64)
+            found = POLL.unpack_from(polls.get(word(0)) or b"", cpu * POLL.size)
+            if found == (left, 0, slow, 0, 1):
+                break
+        assert found == (left, 0, slow, 0, 1)
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def test_a_poll_makes_no_more_copies_than_there_is_room_for(xdp: Xdp) -> None:

@@ -90,6 +90,10 @@ class Express:
         """For tests: see Objects.run."""
         return self._objects.run(program, frame)
 
+    def tell(self, program: str, *arguments: int) -> None:
+        """For tests: see Objects.tell."""
+        self._objects.tell(program, *arguments)
+
     @property
     def interfaces(self) -> tuple[int, ...]:
         """Indexes of those that it is at."""
@@ -174,13 +178,14 @@ class Express:
 
 
 def room(name: str) -> int:
-    """Copies that the queue of an interface is sure to hold: half of what it is said to be, as what was sent before may
-    still be there (ETHTOOL_GRINGPARAM, ETHTOOL_GDRVINFO, linux/ethtool.h); ROOM if nothing is said, for veth with SLOW.
+    """Copies that the ring of an interface has room for, 1..2**31 - 1: half of its size, because what was sent before
+    may still be there; ROOM if the driver does not say; with the bit SLOW for veth (ETHTOOL_GRINGPARAM,
+    ETHTOOL_GDRVINFO, linux/ethtool.h).
     """
     driver = _ask(name, ETHTOOL_GDRVINFO, DRVINFO_BYTES)[4:36].rstrip(b"\0")
     ring = _ask(name, ETHTOOL_GRINGPARAM, RINGPARAM.size)
-    room = (RINGPARAM.unpack(ring)[8] // 2 if ring else 0) or ROOM
-    return room | SLOW if driver == b"veth" else room
+    copies = (RINGPARAM.unpack(ring)[8] // 2 if ring else 0) or ROOM
+    return copies | SLOW if driver == b"veth" else copies
 
 
 def _ask(name: str, what: int, octets: int) -> bytes:

@@ -289,6 +289,13 @@ class Objects:
             raise self._library.error(f"bpf: tracepoint {tracepoint}")
         return Link(fd)
 
+    def tell(self, program: str, *arguments: int) -> None:
+        """For tests: runs a program of a tracepoint once, with these arguments. Linux 5.10. Raises OSError."""
+        given = bytes((ctypes.c_uint64 * len(arguments))(*arguments))
+        options = _RunOptions(size=ctypes.sizeof(_RunOptions), ctx_in=given, ctx_size_in=len(given))
+        if self._library.lib.bpf_prog_test_run_opts(self.programs[program], ctypes.byref(options)) != 0:
+            raise self._library.error("bpf: a run for a test")
+
     def run_live(self, program: str, frame: bytes) -> None:
         """Has the kernel do what an XDP program says of this frame, once. Linux 5.18. Raises OSError."""
         options = _RunOptions(
