@@ -55,6 +55,11 @@ class Account:
     def take(self, totals: Sequence[int], sight: Sight, now: float) -> None:
         """What was accepted since the last look is held back as far as the next hop had no address then."""
         copies, octets = totals[SENT] - self.sent, totals[SENT_BYTES] - self.octets
+        answers = sight.state == Answering.YES == self.sight.state or sight.state == Answering.ABSENT
+        if not self.held and (answers or not copies):  # nearly always: there are many receivers
+            self.sent, self.octets, self.calls = totals[SENT], totals[SENT_BYTES], totals[CALLS]
+            self.at, self.sight = now, sight
+            return
         before, gap = self.sight, max(now - self.at, TICK_SECONDS)
         if before.hop != sight.hop:  # it is another way now: what the old one kept is not seen any more
             self.lose(self.held)
@@ -102,6 +107,8 @@ class Account:
 
     def shown(self, totals: Sequence[int]) -> tuple[int, ...]:
         """Counters of the datapath as of the last look, corrected."""
+        if not self.held and not self.lost:
+            return tuple(totals)
         values = list(totals)
         values[OFFERED] -= self.held
         values[SENT] -= self.held + self.lost
@@ -122,8 +129,6 @@ def settle(accounts: Iterable[Account]) -> None:
     for account in accounts:
         if account.held:
             holders.setdefault(account.sight.hop, []).append(account)
-        else:
-            account.settle()
     for group in holders.values():
         wanted = sum(account.kernel_bytes for account in group)
         for account in group:

@@ -36,16 +36,16 @@ class Accounts:
         with self._lock:
             totals = [state.totals() for state in states]
             try:
+                here = {s.spec.name: s.spec.network for s in states}
                 gone = self._neighbors.look(
-                    {s.spec.name: (udp.address, udp.scope_id) for s in states if (udp := s.spec.network) is not None}
+                    {name: (udp.address, udp.scope_id) for name, udp in here.items() if udp is not None}
                 )
             except (OSError, struct.error) as error:
                 if self._gate.add(("neighbors",), 1, time.monotonic()):
                     log.warning("the neighbor table cannot be read now: %s", error)
                 gone, sights = None, {}
             else:
-                nowhere = {s.spec.name: NOWHERE for s in states if s.spec.network is None}
-                sights = {**self._neighbors.sights, **nowhere}
+                sights = {**self._neighbors.sights, **{name: NOWHERE for name, udp in here.items() if udp is None}}
             now = time.monotonic()
             accounts = [state.standing.account for state in states]
             for state, account, counted in zip(states, accounts, totals, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from samplicator.config.address import address_text
 from samplicator.datapath import counters as fields
@@ -105,7 +105,7 @@ class ReceiverState:
     given_up_logged: int = 0
     asked: dict[int, tuple[float, int]] = field(default_factory=dict)
     calm: bool = False
-    where: tuple[ReceiverSpec, dict[str, Any]] | None = None
+    where: tuple[ReceiverSpec, tuple[str, str, int, str, str]] | None = None
 
     @property
     def up(self) -> bool:
@@ -353,46 +353,44 @@ class ReceiverState:
 
     def read(self, totals: Sequence[int] | None = None) -> ReceiverReading:
         """totals: the counters to show, None = as the datapath has them now."""
-        spec, standing, gave_up = self.spec, self.standing, self.gave_up
+        spec, standing, path, gave_up = self.spec, self.standing, self.path, self.gave_up
         if self.where is None or self.where[0] is not spec:
-            self.where = (
-                spec,
-                _where(spec),
-            )  # texts of addresses: kept, because a scrape asks for those of all receivers
+            # texts of addresses: kept, because a scrape asks for those of all receivers
+            self.where = spec, _where(spec)
+        host, address, port, source, engine_why = self.where[1]
         return ReceiverReading(
-            name=spec.name,
-            **self.where[1],
-            engine=spec.engine,
-            counters=dict(zip(fields.TX_FIELDS, self.totals() if totals is None else totals, strict=True)),
-            up=self.up,
-            generation_added=self.generation_added,
-            gave_up=tuple(name for name, bit in fields.FEATURES.items() if gave_up & bit) if gave_up else (),
-            link=self.path.link_words,
-            mtu=self.path.mtu,
-            mtu_why=self.path.mtu_why,
-            state=standing.state,
-            state_why=standing.why,
-            state_since_unix=wall_ns(int(standing.since * 1e9)) / 1e9,
-            standby_for=spec.standby_for,
-            waiting=standing.waiting,
-            takeovers=standing.takeovers,
-            written=spec.written,
+            spec.name,
+            host,
+            address,
+            port,
+            source,
+            spec.engine,
+            engine_why,
+            dict(zip(fields.TX_FIELDS, self.totals() if totals is None else totals, strict=True)),
+            standing.state == UP,
+            self.generation_added,
+            tuple(name for name, bit in fields.FEATURES.items() if gave_up & bit) if gave_up else (),
+            path.link_words,
+            path.mtu,
+            path.mtu_why,
+            standing.state,
+            standing.why,
+            wall_ns(int(standing.since * 1e9)) / 1e9,
+            spec.standby_for,
+            standing.waiting,
+            standing.takeovers,
+            spec.written,
         )
 
 
-def _where(spec: ReceiverSpec) -> dict[str, Any]:
-    """How a receiver is delivered, as the reading has it."""
+def _where(spec: ReceiverSpec) -> tuple[str, str, int, str, str]:
+    """How a receiver is delivered, as the reading has it: host, address, port, source, engine_why."""
     if isinstance(door := spec.delivery, Door):
         host, address = door.place if door.port else door.gateway, door.known_as
-        return {"host": host, "address": address, "port": door.port, "source": "beside", "engine_why": "configured"}
+        return host, address, door.port, "beside", "configured"
     udp = spec.udp
-    return {
-        "host": udp.host,
-        "address": udp.host if spec.unresolved else address_text(udp.address),
-        "port": udp.port,
-        "source": "spoof" if udp.spoof else "own",
-        "engine_why": udp.engine_why,
-    }
+    address = udp.host if spec.unresolved else address_text(udp.address)
+    return udp.host, address, udp.port, "spoof" if udp.spoof else "own", udp.engine_why
 
 
 def ids(states: Sequence[ReceiverState], worker: int) -> dict[int, str]:
