@@ -17,14 +17,16 @@ from support.process import wait_for
 from support.relay import Relay
 from support.runs import acquaint, wait_link
 
-RATE, EXPORTERS = 20_000, 8
+EXPORTERS = 8
 OTHERS = {
     "none": "",
-    "plain": "spoof = true",
-    "sampled": "spoof = true\nfreq = 3",
-    "zero": "spoof = true\nchecksum = false",
-    "own": "",
+    "plain": 'probe = "off"\nspoof = true',
+    "sampled": 'probe = "off"\nspoof = true\nfreq = 3',
+    "zero": 'probe = "off"\nspoof = true\nchecksum = false',
+    "own": 'probe = "off"',
+    "refusing": "spoof = true",
 }
+"""Nobody is there: the one that is looked after is found to refuse, and gets no more until it is another."""
 RULE = (
     "add table ip t; add chain ip t c { type filter hook output priority 0; }; "
     "add rule ip t c udp dport 9001-9003 accept"
@@ -34,11 +36,12 @@ RULE = (
 def config(lab: Lab, replicate: str, other: str) -> str:
     text = f'[datapath]\nworkers = 2\nreceive_buffer = "256MiB"\nreplicate = "{replicate}"\n'
     text += '[[listener]]\nname = "in"\nlisten = ["0.0.0.0:2055"]\n'
-    rows = {"one": (1, 9001, "spoof = true"), "two": (2, 9002, "spoof = true"), "other": (2, 9003, OTHERS[other])}
+    stays = 'probe = "off"\nspoof = true'
+    rows = {"one": (1, 9001, stays), "two": (2, 9002, stays), "other": (3, 9003, OTHERS[other])}
     if other == "none":
         del rows["other"]
     for name, (host, port, extra) in rows.items():
-        text += f'[[receiver]]\nname = "{name}"\nto = "{lab.peer4(host)}:{port}"\nprobe = "off"\n{extra}\n'
+        text += f'[[receiver]]\nname = "{name}"\nto = "{lab.peer4(host)}:{port}"\n{extra}\n'
     return lab.with_service(text + f"[[rule]]\nto = {list(rows)}\n".replace("'", '"'))
 
 
@@ -77,6 +80,12 @@ class Host:
         self.lab.relay.ip("link", "set", "r1", "mtu", "1500")
         wait_link(self.relay, "MTU 1500", "one", 60)
 
+    def down(self) -> None:
+        self.lab.relay.ip("link", "set", "r3", "down")
+
+    def up(self) -> None:
+        self.lab.relay.ip("link", "set", "r3", "up")
+
     def fixed(self) -> None:
         words = self.lab.relay.ip("neigh", "show", self.lab.peer4(1), "dev", "r1").split()
         address = words[words.index("lladdr") + 1]
@@ -90,9 +99,16 @@ class Host:
 
 @pytest.mark.parametrize("replicate", ["off", "copier", "tcx", "xdp"])
 @pytest.mark.parametrize(
-    "changes", [32, *(pytest.param(250, id=f"250-{n}", marks=pytest.mark.deploy_heavy) for n in range(4))]
+    ("changes", "rate"),
+    [
+        pytest.param(36, 20_000, id="36"),
+        *(pytest.param(250, 50_000, id=f"250-{n}", marks=pytest.mark.deploy_heavy) for n in range(4)),
+    ],
 )
-def test_nothing_is_lost_or_repeated_while_ways_change(lab: Lab, changes: int, replicate: str) -> None:
+def test_nothing_is_lost_or_repeated_while_ways_change(
+    make_lab: Callable[..., Lab], changes: int, rate: int, replicate: str
+) -> None:
+    lab = make_lab(collectors=3)
     if replicate != "off":
         try:
             lab.relay.call(lambda: copier.Copier().close())
@@ -109,14 +125,14 @@ def test_nothing_is_lost_or_repeated_while_ways_change(lab: Lab, changes: int, r
     sinks = [lab.sink(n, f"{lab.peer4(n)}:{9000 + n}") for n in (1, 2)]
     load = lab.load(
         "--to", f"{lab.relay4()}:2055", "--source-base", "198.18.64.0", "--exporters", EXPORTERS,
-        "--source-port", 50_000, "--seconds", 270, "--rate", RATE, "--size", "64-400", "--run", 1,
+        "--source-port", 50_000, "--seconds", 270, "--rate", rate, "--size", "64-400", "--run", 1,
         "--catch-up-ms", 50,
     )  # fmt: skip
     pace = Pace(load, [relay, *sinks])
     host = Host(lab, relay, replicate)
     steps: list[Callable[[], None]] = [
-        host.firewall, host.comes, host.no_firewall, host.goes, host.large, host.comes, host.fixed, host.small,
-        host.firewall, host.goes, host.no_firewall, host.learnt, host.comes, host.goes,
+        host.firewall, host.comes, host.no_firewall, host.down, host.goes, host.up, host.large, host.comes, host.fixed,
+        host.down, host.small, host.up, host.firewall, host.goes, host.no_firewall, host.learnt, host.comes, host.goes,
     ]  # fmt: skip
     for step in itertools.islice(itertools.cycle(steps), changes):
         before = relay.metrics().value("send_datagrams_total", receiver="one")
