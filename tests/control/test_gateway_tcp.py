@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 from samplicator.config.address import parse_source
-from samplicator.gateways import line, outlet, place, stream
+from samplicator.gateways import hub, line, outlet, place, stream
 from samplicator.gateways.door import Datagram, Door
 from samplicator.gateways.transport import Address, Ear, Events, Options, Reliability, Session
 from samplicator.plan.sessions import Door as Delivery
@@ -404,6 +404,32 @@ def test_a_new_door_of_a_worker_waits_for_the_old_one(stage: Stage, monkeypatch:
     again = stage.receiver("out", to(collector.port))
     put(again, TEACH)
     wait_until(lambda: len(collector.connections) == 2, "a session of its own")
+    collector.close()
+
+
+def test_while_the_loop_is_busy_what_is_shown_stays(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counters do not end and begin again, and that no sessions were listed does not mean that there are none."""
+    collector = Collector()
+    door = stage.receiver("out", to(collector.port))
+    put(door, TEACH)
+    wait_until(lambda: len(collector.messages()) == 1, "the first")
+    before = stage.hub.readings()
+    assert [(reading.name, reading.counters["messages"]) for reading in before] == [("out", 1)]
+    monkeypatch.setattr(hub, "SHOWN_SECONDS", 0.05)
+    monkeypatch.setattr(hub, "SESSIONS_SECONDS", 0.05)
+    stop, go_on = threading.Event(), threading.Event()
+    stage.thread.call(lambda: (stop.set(), go_on.wait(30)))
+    assert stop.wait(10)
+    assert stage.hub.readings() == before
+    with pytest.raises(TimeoutError, match="gateway tcp did not say"):
+        stage.hub.sessions()
+    go_on.set()
+    monkeypatch.undo()
+    assert len(stage.hub.sessions()) == 1
+    put(door, data(0))
+    wait_until(lambda: stage.counters("out")["messages"] == 2, "the next to be shown")
+    door.close()
+    wait_until(lambda: not stage.hub.readings(), "the end")
     collector.close()
 
 

@@ -208,6 +208,20 @@ def test_templates_have_names() -> None:
     with_client(make_state(), body)
 
 
+def test_sessions_that_could_not_be_listed_in_time() -> None:
+    def busy() -> list[Any]:
+        raise TimeoutError("gateway sctp did not say")
+
+    async def body(client: Client) -> None:
+        for path in ("/api/v1/sessions", "/api/v1/sctp"):
+            answer = await client.get(path)
+            assert (answer.status, await answer.json()) == (503, {"error": "gateway sctp did not say"})
+
+    state = make_state()
+    state.sessions = busy
+    with_client(state, body)
+
+
 class Large:
     """Three exporters of 400 templates of 40 fields each."""
 

@@ -31,6 +31,9 @@ LOOK_SECONDS: Final = 0.1
 DEAFEN_SECONDS: Final = 1.0
 REPLAY_SECONDS: Final = 5.0
 """A receiver is replayed to at most so often; each replay is for all exporters."""
+SHOWN_SECONDS: Final = 1.0
+SESSIONS_SECONDS: Final = 10.0
+"""How long the thread of the loop, which may be busy, is waited for by those who look."""
 
 
 class Hub:
@@ -54,6 +57,7 @@ class Hub:
         self._replayed: dict[str, float] = {}
         self._runs: dict[str, DoorSpec] = {}  # of each listener; the supervisor's
         self._ended = False
+        self._shown: list[GatewayReading] = []
         thread.call(self._look)
 
     # ------------------------------------------------------------------ from the supervisor, any thread
@@ -199,21 +203,28 @@ class Hub:
     # ------------------------------------------------------------------ what is shown, any thread
 
     def readings(self) -> list[GatewayReading]:
-        """One of each listener, one of each receiver."""
-        found: list[list[GatewayReading]] = []
-        self._thread.wait(lambda: found.append(self._read()), 1.0)
-        return found[0] if found else []
+        """One of each listener, one of each receiver; the last ones while the loop is too busy to say. To show none
+        would be no answer but a lie: whoever watches would see counters and states end, and begin again.
+        """
+
+        def read() -> None:
+            self._shown = self._read()
+
+        self._thread.wait(read, SHOWN_SECONDS)
+        return self._shown
 
     def sessions(self) -> list[TransportSessionReading]:
-        """Those that are open, or are to be."""
+        """Those that are open, or are to be. Raises TimeoutError: the loop is too busy to say."""
         found: list[list[TransportSessionReading]] = []
 
         def read() -> None:
             incoming = [session for place in self._places.values() for session in place.readings()]
             found.append(incoming + [session for outlet in self._outlets.values() for session in outlet.readings()])
 
-        self._thread.wait(read, 1.0)
-        return found[0] if found else []
+        self._thread.wait(read, SESSIONS_SECONDS)
+        if not found:
+            raise TimeoutError(f"gateway {self.name} did not say what its sessions are in {SESSIONS_SECONDS:g} s")
+        return found[0]
 
     def _read(self) -> list[GatewayReading]:
         found = []

@@ -83,8 +83,8 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = as_json({"error": error.reason}, status=error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
-    except TimeoutError:
-        response = as_json({"error": f"the daemon had no answer in {limit or 0:g} s"}, status=503)
+    except TimeoutError as error:
+        response = as_json({"error": str(error) or f"the daemon had no answer in {limit or 0:g} s"}, status=503)
     except Exception:
         log.exception("request %s %s failed", request.method, request.path)
         response = as_json({"error": "internal error; the log of the daemon shows the cause"}, status=500)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
@@ -26,6 +27,9 @@ from samplicator.views.receivers import receivers as receiver_rows
 from samplicator.views.sctp import page as sctp_page
 from samplicator.views.status import configuration
 from samplicator.views.status import status as status_of
+
+if TYPE_CHECKING:
+    from samplicator.readings import TransportSessionReading
 
 HEADERS = {"Server": "samplicator", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 """What every answer carries."""
@@ -96,13 +100,20 @@ async def gateways(request: web.Request) -> web.Response:
 
 async def session_page(request: web.Request) -> web.Response:
     first, limit = query.number(request.query), query.limit(request.query)
-    return as_json(session_rows(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit))
+    return as_json(session_rows(await _sessions(request), first, limit))
 
 
 async def sctp(request: web.Request) -> web.Response:
     first, limit = query.number(request.query), query.limit(request.query)
     receiver = query.associated(request.query)
-    return as_json(sctp_page(await asyncio.to_thread(request.app[SHARED].state.sessions), first, limit, receiver))
+    return as_json(sctp_page(await _sessions(request), first, limit, receiver))
+
+
+async def _sessions(request: web.Request) -> list[TransportSessionReading]:
+    """Raises TimeoutError."""
+    shared = request.app[SHARED]
+    async with shared.listings:
+        return list(await asyncio.to_thread(shared.state.sessions))
 
 
 async def config(request: web.Request) -> web.Response:
