@@ -137,7 +137,7 @@ cdef class Tx:
     def fd(self):
         return self.tx.port.fd
 
-    def link(self, int interface=0, bytes header=b"", int mtu=0):
+    def link(self, int interface=0, bytes header=b"", int mtu=0, bint cuts=False):
         cdef tx_link_t link
         cdef const u8 *octets = header
         memset(&link, 0, sizeof(link))
@@ -148,6 +148,7 @@ cdef class Tx:
                 raise ValueError(f"mtu {mtu} is below 68")
             link.usable = 1
             link.mtu = mtu
+            link.cuts = cuts
             link.header_bytes = len(header)
             memcpy(link.header, octets, len(header))
             link.name.sll_family = AF_PACKET

@@ -28,11 +28,14 @@ cdef inline u32 copier_longest(const runs_t *runs, const batch_t *batch) noexcep
     return longest
 
 
-cdef inline bint copier_takes(tx_t *tx, u32 family, u32 longest) noexcept nogil:
-    """Whether a receiver's copies of the whole batch can be made so. Brings tx.link_now up to date."""
+cdef inline bint copier_takes(tx_t *tx, u32 family, u32 longest, bint singles) noexcept nogil:
+    """Whether a receiver's copies of the whole batch can be made so. singles: there are no runs in it. Where an interface cuts runs up, the
+    pieces of all receivers would come to it at once, and of those that it has no room for nobody is told. Brings tx.link_now up to date."""
     if tx.gave_up & (TX_GAVE_UP_COPIER | TX_GAVE_UP_PACKET | TX_GAVE_UP_SEGMENT):
         return False
     if tx.family != family or not tx.checksum or not packet_link(tx):
+        return False
+    if tx.link_now.cuts and not singles:
         return False
     longest += wire_overhead(tx.family)
     return tx.link_now.header_bytes == 14 and longest <= tx.link_now.mtu and longest <= atomic_load32(&tx.mtu)
@@ -42,11 +45,16 @@ cdef u32 copier_split(shared_t *shared, const batch_t *batch, const runs_t *runs
     """Puts those ways first whose copies can be made in the kernel; returns how many they are."""
     cdef u32 family = shared.ways[ways[0]].family
     cdef u32 longest = copier_longest(runs, batch)
-    cdef u32 a, way
+    cdef bint singles = True
+    cdef u32 a, way, run
     cdef u32 taken = 0
+    for run in range(runs.n):
+        if runs.count[run] > 1:
+            singles = False
+            break
     for a in range(n):
         way = ways[a]
-        if copier_takes(shared.ways[way], family, longest):
+        if copier_takes(shared.ways[way], family, longest, singles):
             ways[a] = ways[taken]
             ways[taken] = way
             taken += 1

@@ -88,6 +88,7 @@ ctypedef struct tx_link_t:         # where a frame for a receiver goes
     u32 usable                     # 0: no link address now, or the receiver is local
     u32 mtu                        # of the egress interface, bytes
     u32 header_bytes               # 14, with a VLAN tag 18
+    u32 cuts                       # whether runs are cut up at the interface, whose pieces can get lost untold
     u8 header[20]                  # destination, source, (tag,) EtherType
     sockaddr_ll name
 

@@ -29,6 +29,7 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, rx_socket_t *socke
     cdef copies_receiver_t *to = &o.receivers[use * OFFLOAD_RECEIVERS]
     cdef u32 limit = w.arena.max_datagram + wire_overhead(family)
     cdef u32 k, way
+    cdef u32 cuts = 0
     cdef tx_t *tx
     if not 0 < r.count <= OFFLOAD_RECEIVERS:
         return False
@@ -43,9 +44,14 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, rx_socket_t *socke
         u.mtus[k] = atomic_load32(&tx.mtu)
         if not worker_is_plain(tx, family) or not packet_link(tx) or tx.link_now.header_bytes != 14:
             return False
+        cuts |= tx.link_now.cuts
         limit = tx.link_now.mtu if tx.link_now.mtu < limit else limit
         limit = u.mtus[k] if u.mtus[k] < limit else limit
         copier_address(tx, &to[k])
+    made.room = 0
+    u.express = o.broadcasts != NULL and now_ns >= o.slow_ns and offload_broadcast(o, use, to, r.count)
+    if cuts and not u.express:         # what GRO put together would be cut up, see tx/copier.pxi; XDP has one datagram at a time
+        return False
     o.made += 1
     o.used += 1
     u.made = o.made
@@ -54,8 +60,6 @@ cdef bint worker_offload_use(worker_t *w, u32 use, u32 route, rx_socket_t *socke
     u.even_ns = now_ns
     for k in range(r.count):
         u.before[k] = offload_told(u, k)
-    made.room = 0
-    u.express = o.broadcasts != NULL and now_ns >= o.slow_ns and offload_broadcast(o, use, to, r.count)
     u.state = OFFLOAD_USED
     u.failed = u.settled = False
     u.route = route

@@ -353,10 +353,10 @@ class Tx:
     def replaying(self) -> bool:
         """Whether a replay asked for is not finished."""
 
-    def link(self, interface: int = 0, header: bytes = b"", mtu: int = 0) -> None:
+    def link(self, interface: int = 0, header: bytes = b"", mtu: int = 0, cuts: bool = False) -> None:
         """ENGINE_PACKET: the next hop: index of the egress interface (1 or more), link header (destination, source,
-        EtherType: 14 bytes, with VLAN tag 18) and MTU in bytes (68 or more); no arguments: unknown, copies leave by the
-        raw socket. May be called while the worker runs, by one thread at a time. Raises ValueError."""
+        EtherType: 14 bytes, with VLAN tag 18), MTU in bytes (68 or more), whether it cuts runs up (see host/links); no
+        arguments: unknown, copies leave by the raw socket. One thread at a time, any time. Raises ValueError."""
 
     unresolved: bool
     """Whether the next hop is known not to answer (netlink): copies are then counted as no_neighbor, but for one every

@@ -10,7 +10,8 @@ import threading
 from typing import Any
 
 import pytest
-from samplicator.host import links
+from samplicator.host import links, offload
+from samplicator.host.ethtool import takes_runs
 from samplicator.host.netlink import Conversation
 from support.worker import in_namespace, ip, wait_until
 
@@ -106,3 +107,40 @@ def test_a_sink_that_fails_hinders_no_other(caplog: pytest.LogCaptureFixture) ->
 
     in_namespace(run)
     assert "receiver 'bad' does not take its link" in caplog.text
+
+
+def test_whether_runs_are_cut_up_is_followed() -> None:
+    """By an interface that takes none, as a veth whose other end has an XDP program, and has no queue in front."""
+
+    def run() -> None:
+        heard = Heard()
+        made = followed(heard, careful=False)
+
+        def cuts(wanted: bool) -> None:
+            wait_until(lambda: (link := heard.told[-1][0]) is not None and link.cuts == wanted, f"cuts: {wanted}")
+            assert ("cuts runs up" in heard.told[-1][1]) == wanted
+
+        cuts(False)
+        try:
+            program = offload.Offload(1, 4096, express=True)
+        except OSError as error:
+            made.close()
+            pytest.skip(f"no XDP here: {error}")
+        assert program.express is not None
+        for _ in range(2):
+            hook = program.express.attach(socket.if_nametoindex("b0"))
+            cuts(True)
+            subprocess.run(["tc", "qdisc", "add", "dev", "a0", "root", "pfifo"], check=True)
+            cuts(False)
+            subprocess.run(["tc", "qdisc", "del", "dev", "a0", "root"], check=True)
+            cuts(True)
+            hook.close()
+            cuts(False)
+        program.close()
+        made.close()
+
+    in_namespace(run)
+
+
+def test_what_cannot_be_asked_takes_no_runs() -> None:
+    assert not takes_runs("nope")

@@ -10,7 +10,7 @@ import socket
 import time
 
 import pytest
-from samplicator.host import copier, libbpf
+from samplicator.host import copier, libbpf, offload
 from support.decoders import PORT, ROWS, Nfacctd, Nfcapd, come, configuration, send, stream
 from support.flows import IPFIX, V9
 from support.lab import Lab, Relay
@@ -74,6 +74,42 @@ def test_copies_of_runs_and_single_datagrams(lab: Lab, six: bool, engine: str) -
         assert metrics.value("send_bytes_total", receiver=f"r{port}") == 3 * 263 * len(payloads(0, 0, 1)[0])
     calls = sum(metrics.value("send_calls_total", receiver=f"r{port}") for port in wanted)
     assert calls < 100  # one call serves them all
+
+
+def test_what_an_interface_would_cut_up_is_not_lost_untold(lab: Lab) -> None:
+    """A veth whose other end has an XDP program takes no runs: the kernel cuts them up, and of the pieces of 16 copies,
+    made at once, its ring (256) has room for half.
+    """
+    collector = lab.collectors[0]
+    other: list[tuple[offload.Offload, libbpf.Link]] = []
+
+    def be_there() -> None:
+        made = offload.Offload(1, 4096, express=True)
+        assert made.express is not None
+        other.append((made, made.express.attach(socket.if_nametoindex("e0"))))
+
+    try:
+        collector.call(be_there)
+    except OSError as error:
+        pytest.skip(f"no XDP here: {error}")
+    try:
+        relay = lab.samplicator(ONES + config("auto", *[f"{lab.peer4(1)}:{9001 + n}" for n in range(16)]))
+        exporters = [lab.exporter_socket(f"198.18.64.{n + 1}", 5000 + n) for n in range(3)]
+        acquaint(lab, lab.relay4())
+        for n in range(16):
+            wait_link(relay, "^r1, ", f"r{n}")
+        tap = lab.tap(1, lambda seen: 9001 <= seen.port <= 9016)
+        held(relay, exporters, (lab.relay4(), 2055), 0, 100)
+        wait_for(lambda: relay.metrics().value("receive_datagrams_total") == 300, "them")
+        seen = tap.collect(16 * 300)
+        for port in range(9001, 9017):
+            in_order([one for one in seen if one.port == port], exporters, 100)
+        metrics = relay.check_laws()
+        assert {metrics.value("send_datagrams_total", receiver=f"r{n}") for n in range(16)} == {300}
+    finally:
+        for made, link in other:
+            link.close()
+            made.close()
 
 
 def test_what_does_not_fit_leaves_in_fragments_and_in_order(lab: Lab) -> None:

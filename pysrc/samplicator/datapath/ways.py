@@ -78,7 +78,7 @@ class Way:
         if link is None:
             self.tx.link()
         else:
-            self.tx.link(link.interface, link.header, link.mtu)
+            self.tx.link(link.interface, link.header, link.mtu, link.cuts)
 
     def set_waiting(self, waiting: bool) -> None:
         """Whether a standby is to get no copies; to be called before a plan that names a new way is published."""
@@ -224,7 +224,7 @@ class Path:
                 alias=spec.unique and not spec.udp.spoof,  # a spoofed copy tells its exporter by its address
             )
             if spec.framed and self.link is not None:
-                tx.link(self.link.interface, self.link.header, self.link.mtu)
+                tx.link(self.link.interface, self.link.header, self.link.mtu, self.link.cuts)
             way = Way(tx, None, [sock], [] if sockets.connect(sock, spec.udp) else [sock])
             if fallback is not None:
                 way.fallback = fallback.tx

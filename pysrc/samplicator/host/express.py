@@ -10,17 +10,15 @@ copied.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import os
-import socket
 import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from samplicator.host.ethtool import ask
 from samplicator.host.interfaces import Device
 from samplicator.host.libbpf import XDP_FLAGS_DRV_MODE, Hook, Link, Map, Objects, device_map, put
 
@@ -36,7 +34,6 @@ TRIES: Final = 3
 PATTERN: Final = (True, False, True, True, False, True)
 """Of the receivers of a set that an interface is tried with: whose copies leave by it."""
 IFF_UP: Final = 1
-SIOCETHTOOL: Final = 0x8946
 ETHTOOL_GDRVINFO, ETHTOOL_GRINGPARAM = 0x3, 0x10
 DRVINFO_BYTES: Final = 196
 RINGPARAM: Final = struct.Struct("=9I")
@@ -182,22 +179,10 @@ def room(name: str) -> int:
     may still be there; ROOM if the driver does not say; with the bit SLOW for veth (ETHTOOL_GRINGPARAM,
     ETHTOOL_GDRVINFO, linux/ethtool.h).
     """
-    driver = _ask(name, ETHTOOL_GDRVINFO, DRVINFO_BYTES)[4:36].rstrip(b"\0")
-    ring = _ask(name, ETHTOOL_GRINGPARAM, RINGPARAM.size)
+    driver = ask(name, ETHTOOL_GDRVINFO, DRVINFO_BYTES)[4:36].rstrip(b"\0")
+    ring = ask(name, ETHTOOL_GRINGPARAM, RINGPARAM.size)
     copies = (RINGPARAM.unpack(ring)[8] // 2 if ring else 0) or ROOM
     return copies | SLOW if driver == b"veth" else copies
-
-
-def _ask(name: str, what: int, octets: int) -> bytes:
-    """What the driver says (netdevice(7), struct ifreq); nothing: it does not."""
-    said = ctypes.create_string_buffer(struct.pack("=I", what), octets)
-    asked = struct.pack("@16sP16x", name.encode()[:15], ctypes.addressof(said))
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            fcntl.ioctl(any_socket, SIOCETHTOOL, asked)
-    except OSError:
-        return b""
-    return said.raw
 
 
 def _unfit(index: int, every: Mapping[int, Device]) -> str:

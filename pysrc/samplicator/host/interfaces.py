@@ -18,7 +18,7 @@ from samplicator.plan.spec import HostAddress
 
 RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
 IFINFO_BYTES, IFADDR_BYTES = 16, 8
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINK_NETNSID = 1, 3, 4, 5, 10, 37
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_QDISC, IFLA_MASTER, IFLA_LINK_NETNSID = 1, 3, 4, 5, 6, 10, 37
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 NDA_DST, NDA_LLADDR, NDA_FLAGS_EXT = 1, 2, 15
 NUD_NOARP, NUD_PERMANENT, NTF_EXT_MANAGED = 0x40, 0x80, 0x1
@@ -28,7 +28,7 @@ TRIES: Final = 5
 @dataclass(frozen=True, slots=True)
 class Device:
     """An interface. kind: ARPHRD_*. flags: IFF_*. below: the interface that it is on (of a VLAN), master: that it is a
-    part of (of a bond or a bridge), by index, 0 = none.
+    part of (of a bond or a bridge), by index, 0 = none. queue: its queueing discipline, "noqueue" = none.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Device:
     mtu: int
     below: int = 0
     master: int = 0
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def devices(kernel: Conversation, index: int = 0) -> dict[int, Device]:
                 mtu,
                 int.from_bytes(below, sys.byteorder),
                 int.from_bytes(said.get(IFLA_MASTER, b""), sys.byteorder),
+                said.get(IFLA_QDISC, b"").rstrip(b"\0").decode("ascii", "replace"),
             )
     return found
 

@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from samplicator.host import bypass
+from samplicator.host.ethtool import takes_runs
 from samplicator.host.interfaces import Device, Neighbor, devices, ndmsg, neighbor_of
 from samplicator.host.netlink import (
     NLM_F_ACK,
@@ -75,16 +76,20 @@ NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
 @dataclass(frozen=True, slots=True)
 class Link:
     """The next hop of a receiver. interface: index of the egress interface. header: destination, source, EtherType.
-    mtu: of interface and route, bytes. device: name of the interface.
+    mtu: of interface and route, bytes. device: name of the interface. cuts: the kernel cuts runs up there and puts the
+    pieces where they may not find room, with nothing that waits in front: what does not is lost, and a sender is told
+    of the last piece only (__dev_queue_xmit of the kernel).
     """
 
     interface: int
     header: bytes
     mtu: int
     device: str
+    cuts: bool = False
 
     def __str__(self) -> str:
-        return f"{self.device}, {self.header[:6].hex(':')}, MTU {self.mtu}"
+        more = ", cuts runs up" if self.cuts else ""
+        return f"{self.device}, {self.header[:6].hex(':')}, MTU {self.mtu}{more}"
 
 
 class NoLink(Exception):
@@ -311,9 +316,9 @@ class Links:
         if min(device.mtu, limit or 65535) < LEAST_MTU:
             raise NoLink(f"packets have less than {LEAST_MTU} bytes there")
         ether_type = b"\x08\x00" if len(target.address) == 4 else b"\x86\xdd"
-        return Link(
-            interface, address + device.address + ether_type, min(device.mtu, limit or 65535, 65535), device.name
-        )
+        cuts = device.queue == "noqueue" and not self._once(("runs", interface), partial(takes_runs, device.name))
+        mtu = min(device.mtu, limit or 65535, 65535)
+        return Link(interface, address + device.address + ether_type, mtu, device.name, cuts)
 
     def _why_not(self, kernel: Conversation, target: Target, interface: int) -> str:
         try:
