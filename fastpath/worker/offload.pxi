@@ -257,20 +257,22 @@ cdef inline bint offload_is_on(const offload_t *o, const offload_known_t *known)
 
 cdef void offload_look(offload_t *o, u64 now_ns) noexcept nogil:
     """At some places: a session that has been on for long is turned off, and on again by the next datagram that comes to the socket; one that
-    nothing comes of leaves the kernel's map."""
+    nothing comes of leaves the kernel's map. How long differs by the place: many that came together would all be off at once."""
     cdef offload_known_t *known
+    cdef u64 due_ns
     cdef u32 i
     if now_ns - o.swept_ns < OFFLOAD_SWEEP_NS:
         return
     o.swept_ns = now_ns
     for i in range(<u32>OFFLOAD_SWEEP):
         known = &o.known[o.sweep]
+        due_ns = OFFLOAD_REVIEW_NS // 4 + o.sweep * (OFFLOAD_REVIEW_NS // 4 * 3 // OFFLOAD_SESSIONS)
         o.sweep = (o.sweep + 1) % OFFLOAD_SESSIONS
         if known.on_ns == 0:
             continue
         if now_ns - known.seen_ns > OFFLOAD_REVIEW_NS:
             offload_leave(o, known)
-        elif now_ns - known.on_ns > OFFLOAD_REVIEW_NS and not known.express and offload_is_on(o, known):
+        elif now_ns - known.on_ns > due_ns and not known.express and offload_is_on(o, known):
             offload_turn_off(o, known, now_ns)
             known.earned = known.need - 1
 
