@@ -164,7 +164,7 @@ def _seen(kernel: Conversation, what: str) -> None:
 
 def _has(protocol: int) -> bool:
     """Whether the kernel has this part: to ask one that has not would have it loaded."""
-    lines = Path("/proc/self/net/netlink").read_text(encoding="ascii").splitlines()[1:]
+    lines = Path("/proc/thread-self/net/netlink").read_text(encoding="ascii").splitlines()[1:]
     return any(line.split()[1] == str(protocol) for line in lines)
 
 
@@ -229,8 +229,8 @@ def _text(name: bytes) -> str:
 def _xtables() -> str:
     """iptables-legacy. A table that is named there exists: the question loads no module."""
     for family, names, level in (
-        (socket.AF_INET, "/proc/self/net/ip_tables_names", socket.IPPROTO_IP),
-        (socket.AF_INET6, "/proc/self/net/ip6_tables_names", socket.IPPROTO_IPV6),
+        (socket.AF_INET, "/proc/thread-self/net/ip_tables_names", socket.IPPROTO_IP),
+        (socket.AF_INET6, "/proc/thread-self/net/ip6_tables_names", socket.IPPROTO_IPV6),
     ):
         try:
             tables = Path(names).read_text(encoding="ascii").split()
@@ -275,7 +275,7 @@ def _ask(sock: socket.socket, level: int, option: int, buffer: ctypes.Array[ctyp
 def _ipvs() -> str:
     """Services of IPVS take packets that leave, too. The first three lines of the file are its head."""
     with contextlib.suppress(FileNotFoundError):
-        if len(Path("/proc/self/net/ip_vs").read_text(encoding="ascii", errors="replace").splitlines()) > 3:
+        if len(Path("/proc/thread-self/net/ip_vs").read_text(encoding="ascii", errors="replace").splitlines()) > 3:
             return "services of IPVS"
     return ""
 
